@@ -1,0 +1,4 @@
+from .export import ExportTeacherHook
+from .schedule import NonFiniteLossHook, SelfSupScheduleHook
+
+__all__ = ['ExportTeacherHook', 'NonFiniteLossHook', 'SelfSupScheduleHook']

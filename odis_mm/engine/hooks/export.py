@@ -1,0 +1,51 @@
+"""Writes the teacher's backbone beside every checkpoint."""
+import os
+import os.path as osp
+
+from mmengine.dist import master_only
+from mmengine.hooks import Hook
+from mmpretrain.registry import HOOKS
+
+from ...transfer import save_backbone
+from ...version import __version__
+from .schedule import _unwrap
+
+
+@HOOKS.register_module()
+class ExportTeacherHook(Hook):
+    """``epoch_10.pth`` gets a ``epoch_10_backbone.pth`` that detectors load: tensors only, under ``backbone.*``.
+
+    It follows what the checkpoint hook reports as written. When that hook removes an old checkpoint of this run
+    (``max_keep_ckpts``), the export beside it goes too.
+    """
+
+    priority = 'LOWEST'  # after the checkpoint hook (VERY_LOW)
+
+    def __init__(self):
+        self._exports = {}
+
+    def after_train_epoch(self, runner) -> None:
+        self._export(runner)
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        self._export(runner)
+
+    def after_train(self, runner) -> None:
+        self._export(runner)
+
+    @master_only
+    def _export(self, runner) -> None:
+        checkpoint = runner.message_hub.runtime_info.get('last_ckpt')
+        if not checkpoint or checkpoint in self._exports or not osp.isfile(checkpoint):
+            return
+        path = f'{osp.splitext(checkpoint)[0]}_backbone.pth'
+        model = _unwrap(runner.model)
+        save_backbone(path, model.teacher_backbone_state(), dict(
+            method=type(model).__name__, epoch=runner.epoch, iteration=runner.iter, odis_mm=__version__,
+            config=osp.basename(runner.cfg.filename) if getattr(runner.cfg, 'filename', None) else ''))
+        runner.logger.info(f'teacher backbone exported to {path}')
+        self._exports[checkpoint] = path
+        for old in [c for c in self._exports if not osp.isfile(c)]:
+            exported = self._exports.pop(old)
+            if osp.isfile(exported):
+                os.remove(exported)

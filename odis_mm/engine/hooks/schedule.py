@@ -1,0 +1,85 @@
+"""Drives a teacher-student model: schedules before each iteration, teacher and centers after each optimizer step."""
+import math
+from typing import Optional
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmpretrain.registry import HOOKS
+
+from ..schedules import cosine
+
+
+@HOOKS.register_module()
+class SelfSupScheduleHook(Hook):
+    """Per-iteration schedules, prototype freeze, and the call that moves the teacher.
+
+    The teacher and the centers follow torch's own optimizer-step hook and not the iteration: with gradient accumulation they move
+    once per optimizer step, and not at all in a step which the fp16 loss scaler skips.
+
+    Args:
+        weight_decay_end: Weight decay follows a cosine from the optimizer's value to this one (iBOT: 0.04 -> 0.4), in the
+            groups that have any; None: constant.
+        freeze_prototypes_epochs: So many first epochs give the prototype layer no gradient (DINO, iBOT: 1).
+    """
+
+    def __init__(self, weight_decay_end: Optional[float] = None, freeze_prototypes_epochs: float = 0):
+        self.weight_decay_end = weight_decay_end
+        self.freeze_prototypes_epochs = freeze_prototypes_epochs
+        self._handles = []
+
+    def before_train(self, runner) -> None:
+        model = _unwrap(runner.model)
+        if not hasattr(model, 'set_progress'):
+            raise TypeError(f'SelfSupScheduleHook drives TeacherStudent models, not {type(model).__name__}: '
+                            'remove it from custom_hooks.')
+        optimizer = runner.optim_wrapper.optimizer
+        iters_per_epoch = len(runner.train_dataloader)
+        freeze_until = self.freeze_prototypes_epochs * iters_per_epoch
+
+        def before_step(*_):
+            if runner.iter < freeze_until:
+                for parameter in model.prototype_parameters():
+                    parameter.grad = None  # after clipping, as in DINO: the norm counts them
+
+        self._handles = [optimizer.register_step_pre_hook(before_step),
+                         optimizer.register_step_post_hook(lambda *_: model.after_optimizer_step())]
+        self._decayed = [(g, g.setdefault('initial_weight_decay', g['weight_decay']))
+                         for g in optimizer.param_groups if g.get('initial_weight_decay', g['weight_decay']) > 0]
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        _unwrap(runner.model).set_progress(runner.iter, runner.max_iters, len(runner.train_dataloader))
+        if self.weight_decay_end is not None:
+            for group, start in self._decayed:
+                group['weight_decay'] = cosine(start, self.weight_decay_end, runner.iter, runner.max_iters)
+
+    def after_train(self, runner) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+@HOOKS.register_module()
+class NonFiniteLossHook(Hook):
+    """Ends a run whose loss is no longer a number, before a checkpoint of it can be written.
+
+    Raises:
+        FloatingPointError: naming the first non-finite term, the iteration, the images and the last good checkpoint.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs: Optional[dict] = None) -> None:
+        loss = (outputs or {}).get('loss')
+        if loss is None or math.isfinite(float(loss)):
+            return
+        terms = [k for k, v in outputs.items() if k != 'loss' and not torch.isfinite(torch.as_tensor(v)).all()] or ['loss']
+        samples = data_batch.get('data_samples') if isinstance(data_batch, dict) else None
+        images = samples['img_id'].tolist()[:16] if isinstance(samples, dict) and 'img_id' in samples else 'unknown'
+        last = runner.message_hub.get_info('last_ckpt') if 'last_ckpt' in runner.message_hub.runtime_info else None
+        raise FloatingPointError(
+            f'{terms[0]} is not finite at iteration {runner.iter + 1} (image ids {images}); last good checkpoint: {last or "none"}. '
+            'Resume from it with --amp bf16 instead of fp16, half the learning rate, or a smaller clip_grad.max_norm.')
+
+
+def _unwrap(model):
+    return model.module if is_model_wrapper(model) else model

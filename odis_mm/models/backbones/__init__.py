@@ -1,0 +1,3 @@
+from .object_vit import ObjectViT
+
+__all__ = ['ObjectViT']

@@ -1,0 +1,42 @@
+"""uint8 views to normalised tensors on the device."""
+from typing import Sequence
+
+import torch
+from mmengine.model import BaseDataPreprocessor
+from mmpretrain.registry import MODELS
+
+
+@MODELS.register_module()
+class ViewPreprocessor(BaseDataPreprocessor):
+    """Moves a collated batch of views to the device and normalises there.
+
+    Args:
+        mean: Per channel (RGB), in 0..255.
+        std: Per channel, in 0..255.
+        non_blocking: Copy without waiting (pinned memory).
+    """
+
+    def __init__(self, mean: Sequence[float] = (123.675, 116.28, 103.53), std: Sequence[float] = (58.395, 57.12, 57.375),
+                 non_blocking: bool = True):
+        super().__init__(non_blocking=non_blocking)
+        self.register_buffer('mean', torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer('std', torch.tensor(std).view(-1, 1, 1), persistent=False)
+
+    def forward(self, data: dict, training: bool = False) -> dict:
+        """``inputs``: uint8 [n, 3, H, W] or a list of such, one per resolution, to float32; ``data_samples`` is moved along.
+
+        The positions and weights of the masked patches are found here, while the masks still lie in host memory: on the device, an
+        index of unknown length would stall the queue.
+        """
+        samples = data.get('data_samples')
+        if training and isinstance(samples, dict) and 'mim_mask' in samples:
+            mask = samples['mim_mask']  # [G*B, N]
+            where = mask.flatten().nonzero().flatten()
+            weight = 1 / (mask.sum(1, keepdim=True).clamp(min=1) * len(mask))
+            data = {**data, 'data_samples': {
+                **samples, 'mim_index': where, 'mim_weight': weight.expand_as(mask).flatten()[where]}}
+        data = self.cast_data(data)
+        inputs = data['inputs']
+        views = inputs if isinstance(inputs, (list, tuple)) else [inputs]
+        views = [(x.float() - self.mean) / self.std for x in views]
+        return {**data, 'inputs': views if isinstance(inputs, (list, tuple)) else views[0]}

@@ -1,0 +1,3 @@
+from .distillation import Center, DistillationHead
+
+__all__ = ['Center', 'DistillationHead']

@@ -1,0 +1,99 @@
+"""Self-distillation head: centered, sharpened teacher distributions and the losses against them."""
+from typing import Optional, Union
+
+import torch
+from mmengine.dist import all_reduce
+from mmengine.model import BaseModule
+from mmpretrain.registry import MODELS
+from torch import Tensor
+
+from ...engine.schedules import linear
+from ..losses import pairwise_cross_entropy, patch_cross_entropy
+
+PATCH_CENTERS = ('masked', 'all')
+
+
+class Center(BaseModule):
+    """Running mean of the teacher's logits over the GLOBAL batch: c <- m c + (1-m) mean (DINO eq. 4).
+
+    :meth:`observe` only sums; :meth:`step` moves the center, once per optimizer step whatever the number of accumulated
+    batches and ranks.
+    """
+
+    def __init__(self, num_prototypes: int, momentum: float):
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer('value', torch.zeros(num_prototypes))
+        # the last entry counts the rows; not part of a checkpoint: steps and checkpoints coincide
+        self.register_buffer('pending', torch.zeros(num_prototypes + 1), persistent=False)
+
+    @torch.no_grad()
+    def observe(self, logits: Tensor) -> None:
+        """Adds logits [..., K]."""
+        rows = logits.detach().float().flatten(0, -2)
+        self.observe_mean(rows.sum(0), len(rows))
+
+    @torch.no_grad()
+    def observe_mean(self, total: Tensor, rows: int) -> None:
+        """Adds the sum [K] of ``rows`` logits."""
+        self.pending[:-1] += total
+        self.pending[-1] += rows
+
+    @torch.no_grad()
+    def step(self) -> None:
+        all_reduce(self.pending)
+        rows = self.pending[-1]
+        moved = torch.lerp(self.pending[:-1] / rows.clamp(min=1), self.value, self.momentum)
+        self.value.copy_(torch.where(rows > 0, moved, self.value))  # no masked patch anywhere: the center stays
+        self.pending.zero_()
+
+
+@MODELS.register_module()
+class DistillationHead(BaseModule):
+    """Owns the centers, the temperatures and the losses of the DINO family (DINO, iBOT, ODIS).
+
+    Args:
+        num_prototypes: K.
+        student_temp: 0.1 (iBOT).
+        teacher_temp: A number, or dict(start, end, warmup_epochs): linear, then constant (iBOT: 0.04 -> 0.07 in 30 epochs).
+        center_momentum: 0.9 (iBOT).
+        patch_center: What the patch center averages: 'masked', the teacher patches that the loss uses (DINOv2's practice: all others need no
+            projection), or 'all' patches (iBOT's definition).
+    """
+
+    def __init__(self, num_prototypes: int, student_temp: float = 0.1,
+                 teacher_temp: Union[float, dict] = dict(start=0.04, end=0.07, warmup_epochs=30),
+                 center_momentum: float = 0.9, patch_center: str = 'masked', init_cfg=None):
+        super().__init__(init_cfg)
+        if patch_center not in PATCH_CENTERS:
+            raise ValueError(f'head.patch_center is {patch_center!r}; use one of {PATCH_CENTERS}.')
+        self.student_temp = student_temp
+        self.teacher_temp_cfg = teacher_temp if isinstance(teacher_temp, dict) else dict(
+            start=teacher_temp, end=teacher_temp, warmup_epochs=0)
+        self.teacher_temp = self.teacher_temp_cfg['start']
+        self.patch_center_of_all = patch_center == 'all'
+        self.token_center = Center(num_prototypes, center_momentum)
+        self.patch_center = Center(num_prototypes, center_momentum)
+
+    def set_epoch(self, epoch: float) -> None:
+        """Teacher temperature at a fractional epoch."""
+        cfg = self.teacher_temp_cfg
+        self.teacher_temp = linear(cfg['start'], cfg['end'], epoch, cfg['warmup_epochs'])
+
+    def step(self) -> None:
+        """Moves the centers; called after each optimizer step."""
+        self.token_center.step()
+        self.patch_center.step()
+
+    @torch.no_grad()
+    def targets(self, logits: Tensor, center: Center) -> Tensor:
+        """Teacher logits [..., K] to probabilities softmax((logits - c)/tau_t), in float32."""
+        return torch.softmax((logits.float() - center.value) / self.teacher_temp, dim=-1)
+
+    def token_loss(self, student_logits: Tensor, targets: Tensor, visible: Optional[Tensor] = None) -> Tensor:
+        """See :func:`pairwise_cross_entropy`; student [V, B, k, K], targets [G, B, k, K], visible bool [B, V]."""
+        return pairwise_cross_entropy(targets, student_logits, self.student_temp, visible)
+
+    def patch_loss(self, student_logits: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
+        """See :func:`patch_cross_entropy`; student and targets [M, K], weight [M]."""
+        return patch_cross_entropy(targets, student_logits, self.student_temp, weight)

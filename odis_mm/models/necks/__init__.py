@@ -1,0 +1,3 @@
+from .projection import ProjectionNeck, PrototypeLayer
+
+__all__ = ['ProjectionNeck', 'PrototypeLayer']

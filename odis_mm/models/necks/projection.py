@@ -1,0 +1,74 @@
+"""Projection neck with prototypes: from tokens to logits."""
+from typing import List
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModule
+from mmpretrain.registry import MODELS
+from torch import Tensor, nn
+
+
+class PrototypeLayer(nn.Module):
+    """Weight-normalised linear layer: logit_k = g_k <z, v_k/|v_k|>.
+
+    The two factors are plain parameters rather than torch's parametrisation, so that a deep-copied teacher has the same
+    names as its student (an EMA by name is silently incomplete otherwise).
+
+    Args:
+        in_features: Width of z.
+        num_prototypes: K.
+        norm_trainable: Learn g; frozen at 1 otherwise (METHODS: learned for ViT-S, frozen for B and L).
+    """
+
+    def __init__(self, in_features: int, num_prototypes: int, norm_trainable: bool = True):
+        super().__init__()
+        self.weight_v = nn.Parameter(nn.init.trunc_normal_(torch.empty(num_prototypes, in_features), std=.02))
+        self.weight_g = nn.Parameter(self.weight_v.new_ones(num_prototypes, 1), requires_grad=norm_trainable)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """[..., in_features] -> [..., K]."""
+        return F.linear(z, self.weight_g * F.normalize(self.weight_v, dim=-1))
+
+
+@MODELS.register_module()
+class ProjectionNeck(BaseModule):
+    """Linear-GELU-Linear-GELU-Linear, l2-normalisation, prototypes; shared by [OBJ]/[CLS] and patch tokens (iBOT, DINO).
+
+    Args:
+        in_channels: D, the backbone's width.
+        hidden_channels: Width of the hidden layers (iBOT: 2048).
+        bottleneck_channels: Width of the normalised vector (iBOT: 256).
+        num_prototypes: K (iBOT: 8192).
+        norm_trainable: See :class:`PrototypeLayer`.
+    """
+
+    def __init__(self, in_channels: int, hidden_channels: int = 2048, bottleneck_channels: int = 256,
+                 num_prototypes: int = 8192, norm_trainable: bool = True, init_cfg=None):
+        super().__init__(init_cfg)
+        self.mlp = nn.Sequential(
+            nn.Linear(in_channels, hidden_channels), nn.GELU(),
+            nn.Linear(hidden_channels, hidden_channels), nn.GELU(),
+            nn.Linear(hidden_channels, bottleneck_channels))
+        self.prototypes = PrototypeLayer(bottleneck_channels, num_prototypes, norm_trainable)
+        self.num_prototypes = num_prototypes
+
+    def init_weights(self) -> None:
+        super().init_weights()
+        for module in self.mlp:
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=.02)
+                nn.init.zeros_(module.bias)
+        nn.init.trunc_normal_(self.prototypes.weight_v, std=.02)
+
+    def prototype_parameters(self) -> List[nn.Parameter]:
+        """The parameters that get no gradient in the first epoch."""
+        return [p for p in self.prototypes.parameters() if p.requires_grad]
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Tokens [..., D] to unit vectors [..., bottleneck]."""
+        z = self.mlp(tokens)
+        return F.normalize(z.float(), dim=-1).to(z.dtype)  # the eps of the norm vanishes in half precision
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens [..., D] to logits [..., K]."""
+        return self.prototypes(self.embed(tokens))

@@ -1,0 +1,4 @@
+from .base import TeacherStudent
+from .odis import ODIS
+
+__all__ = ['ODIS', 'TeacherStudent']

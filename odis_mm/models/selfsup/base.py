@@ -1,0 +1,119 @@
+"""What ODIS, GTSA and ALFM share: a student, its EMA teacher, the teacher's update and its export."""
+import copy
+from abc import abstractmethod
+from typing import Dict, List, Optional, Tuple
+
+import torch
+from mmengine.model import ModuleDict
+from mmpretrain.models import BaseSelfSupervisor
+from mmpretrain.registry import MODELS
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ...engine.schedules import cosine
+
+
+class TeacherStudent(BaseSelfSupervisor):
+    """Student = backbone + neck, trained; teacher = the same modules, theta_t <- m theta_t + (1-m) theta_s after each optimizer step.
+
+    The teacher is what is evaluated and exported. It runs without drop path and dropout, and its buffers are its own: they are
+    never overwritten with the student's.
+
+    Args:
+        backbone: Config of the student's backbone.
+        neck: Config of the student's neck.
+        head: Config of the head; it owns the loss and whatever the loss remembers.
+        momentum: dict(start, end) of m in the papers' convention (near 1), on a cosine over all iterations (iBOT: 0.996 -> 1).
+        data_preprocessor: Config; default ``ViewPreprocessor``.
+    """
+
+    def __init__(self, backbone: dict, neck: dict, head: dict, momentum: dict = dict(start=0.996, end=1.),
+                 data_preprocessor: Optional[dict] = None, init_cfg: Optional[dict] = None):
+        preprocessor = data_preprocessor or {}
+        if isinstance(preprocessor, dict):
+            preprocessor = MODELS.build({'type': 'ViewPreprocessor', **preprocessor})
+        super().__init__(backbone=backbone, neck=neck, head=head, data_preprocessor=preprocessor, init_cfg=init_cfg)
+        if not 0 <= momentum['start'] <= momentum['end'] <= 1:
+            raise ValueError(f'model.momentum must rise from start to end within [0, 1] (the teacher keeps this share), got {momentum}.')
+        self.momentum_cfg = momentum
+        self.momentum = momentum['start']
+        self.teacher = ModuleDict(dict(backbone=copy.deepcopy(self.backbone), neck=copy.deepcopy(self.neck)))
+        self.teacher.requires_grad_(False)
+        self._ema_pairs: Optional[Tuple[List[Tensor], List[Tensor]]] = None
+        self._progress_known = False
+        self.train(self.training)
+
+    def init_weights(self) -> None:
+        """Initialises the student and copies it, parameters and buffers, to the teacher."""
+        super().init_weights()
+        for name in ('backbone', 'neck'):
+            self.teacher[name].load_state_dict(getattr(self, name).state_dict())
+
+    def train(self, mode: bool = True):
+        """The teacher stays in evaluation mode, but for batch norms, which need statistics of what they see."""
+        super().train(mode)
+        if hasattr(self, 'teacher'):
+            self.teacher.eval()
+            for module in self.teacher.modules():
+                if isinstance(module, _BatchNorm):
+                    module.train(mode)
+        return self
+
+    def set_progress(self, iteration: int, max_iters: int, iters_per_epoch: int) -> None:
+        """Sets what follows a schedule; called before each iteration (``SelfSupScheduleHook``)."""
+        self._progress_known = True
+        self.momentum = cosine(self.momentum_cfg['start'], self.momentum_cfg['end'], iteration, max_iters)
+        if hasattr(self.head, 'set_epoch'):
+            self.head.set_epoch(iteration / iters_per_epoch)
+
+    def after_optimizer_step(self) -> None:
+        """Moves what follows the student: the teacher, and the head's running values (centers)."""
+        self.update_teacher()
+        if hasattr(self.head, 'step'):
+            self.head.step()
+
+    @torch.no_grad()
+    def update_teacher(self) -> None:
+        """One EMA step over all parameters at once."""
+        if self._ema_pairs is None:
+            self._ema_pairs = self._pair_parameters()
+        torch._foreach_lerp_(*self._ema_pairs, 1 - self.momentum)
+
+    def _pair_parameters(self) -> Tuple[List[Tensor], List[Tensor]]:
+        teacher, student = [], []
+        for name in ('backbone', 'neck'):
+            ours = dict(getattr(self, name).named_parameters())
+            for key, value in self.teacher[name].named_parameters():
+                teacher.append(value)
+                student.append(ours.pop(key))
+            if ours:
+                raise RuntimeError(f'the teacher lacks the student parameters {sorted(ours)} of the {name}.')
+        return teacher, student
+
+    def _apply(self, fn, *args, **kwargs):  # .to(device) may replace the tensors of the pairs
+        self._ema_pairs = None
+        return super()._apply(fn, *args, **kwargs)
+
+    def prototype_parameters(self) -> List[nn.Parameter]:
+        """Student parameters without a gradient in the first epochs; empty for a neck without prototypes."""
+        return self.neck.prototype_parameters() if hasattr(self.neck, 'prototype_parameters') else []
+
+    def teacher_backbone_state(self) -> Dict[str, Tensor]:
+        """The tensors to export, under ``backbone.*``."""
+        return {f'backbone.{key}': value.detach().cpu() for key, value in self.teacher['backbone'].state_dict().items()}
+
+    def loss(self, inputs: List[Tensor], data_samples: dict) -> Dict[str, Tensor]:
+        """The method's losses for a collated batch (see ``collate_views``).
+
+        Raises:
+            RuntimeError: if nothing drives the schedules and the teacher: it would never move.
+        """
+        if not self._progress_known:
+            raise RuntimeError(
+                f'{type(self).__name__} is trained without its schedules, so its teacher would never move: add '
+                "dict(type='SelfSupScheduleHook') to custom_hooks (or call set_progress and after_optimizer_step yourself).")
+        return self.compute_losses(inputs, data_samples)
+
+    @abstractmethod
+    def compute_losses(self, inputs: List[Tensor], data_samples: dict) -> Dict[str, Tensor]:
+        """The method itself: keys that contain ``loss`` are summed and minimised, others are logged."""

@@ -1,0 +1,119 @@
+#!/usr/bin/env bash
+# Makes the environment that odis_mm is tested in; idempotent: a second call verifies and returns in seconds.
+#
+#   bash tools/install_env.sh            -> .venv in the checkout
+#   ODIS_MM_VENV=/path/to/venv bash ...  -> that environment instead (made if it is not there)
+#
+# PYTHON           interpreter that makes the environment (default: the first of python3.11/3.12/3.10/python3 that is >= 3.10)
+# ODIS_MM_FAMILY   onedl (default, the maintained forks) or openmmlab (upstream 2023-24 releases). Never both.
+# MAX_JOBS         parallel compilers of the mmcv build (default: number of cores)
+# The last line printed is the path of the environment's python.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+ROOT=$PWD
+VENV=${ODIS_MM_VENV:-$ROOT/.venv}
+FAMILY=${ODIS_MM_FAMILY:-onedl}
+TORCH=2.10.0 TORCHVISION=0.25.0          # torch >= 2.14 needs C++20, which mmcv's sources do not compile under
+START=$SECONDS
+LOG=$VENV/odis_mm_install.log
+
+say() { printf '[install %4ds] %s\n' $((SECONDS - START)) "$*" >&2; }
+die() { printf '[install] ERROR: %s\n' "$*" >&2; exit 1; }
+
+case $FAMILY in
+  onedl)     MMENGINE=onedl-mmengine==0.10.12 MMCV=onedl-mmcv==2.3.6 MMPRETRAIN=onedl-mmpretrain==1.3.6 MMDET=onedl-mmdetection==3.5.1
+             OTHER='mmengine mmcv mmcv-full mmcv-lite mmpretrain mmdet' ;;
+  openmmlab) MMENGINE=mmengine==0.10.7 MMCV=mmcv==2.1.0 MMPRETRAIN=mmpretrain==1.2.0 MMDET=mmdet==3.3.0
+             OTHER='onedl-mmengine onedl-mmcv onedl-mmpretrain onedl-mmdetection mmcv-full mmcv-lite' ;;
+  *) die "ODIS_MM_FAMILY is '$FAMILY'; use onedl or openmmlab." ;;
+esac
+
+if [ ! -x "$VENV/bin/python" ]; then
+  if [ -z "${PYTHON:-}" ]; then
+    for p in python3.11 python3.12 python3.10 python3; do
+      if "$p" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; then PYTHON=$p; break; fi
+    done
+  fi
+  [ -n "${PYTHON:-}" ] || die "no Python 3.10, 3.11 or 3.12 on the PATH; install one or name it: PYTHON=/path/to/python3.11 bash tools/install_env.sh"
+  say "making the environment $VENV with $("$PYTHON" --version)"
+  "$PYTHON" -m venv "$VENV" || die "could not make $VENV (is it writable, is python3-venv installed?)"
+fi
+PY=$VENV/bin/python
+
+# One probe of what is there: a line "NAME VERSION" per distribution, without importing any.
+installed() { "$PY" - "$@" <<'P'
+import sys
+from importlib import metadata
+for spec in sys.argv[1:]:
+    name, _, want = spec.partition('==')
+    try:
+        have = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        sys.exit(1)
+    if want and have.split('+')[0] != want:
+        sys.exit(1)
+P
+}
+
+# mmcv can report a successful installation though mmcv._ext is missing, or was compiled for another torch: run an op.
+ops_work() { "$PY" - >>"$LOG" 2>&1 <<'P'
+import torch
+from mmcv.ops import nms
+_, keep = nms(torch.tensor([[0., 0, 4, 4], [0, 0, 4, 4.1], [9, 9, 12, 12]]), torch.tensor([.9, .8, .7]), 0.5)
+assert keep.tolist() == [0, 2], keep
+P
+}
+
+pip_install() { "$PY" -m pip install --disable-pip-version-check "$@" >>"$LOG" 2>&1 || { tail -n 25 "$LOG" >&2; die "pip install $* failed (above: the end of $LOG)"; }; }
+
+build_ops() { # $*: more pip options. pip is silent while ninja compiles for minutes: show ninja's own [done/total].
+  local progress="$VENV/odis_mm_ops.log" pid; : >"$progress"
+  MMCV_WITH_OPS=1 "$PY" -m pip install --disable-pip-version-check --no-build-isolation -v "$@" "$MMCV" >"$progress" 2>&1 &
+  pid=$!
+  while kill -0 $pid 2>/dev/null; do
+    sleep 15
+    say "  mmcv ops: $(grep -oE '^ *\[[0-9]+/[0-9]+\]' "$progress" | tail -n 1 | tr -d ' ' || true) $(tail -n 1 "$progress" | cut -c1-70)"
+  done
+  wait $pid || { tail -n 30 "$progress" >&2; die "the build of $MMCV failed (above: the end of $progress); it needs g++ and ~3 GB of memory per compiler, try MAX_JOBS=1"; }
+}
+
+for dist in $OTHER; do
+  if installed "$dist" 2>/dev/null; then
+    die "$VENV holds '$dist', which shares its import name with the $FAMILY family. Run '$PY -m pip uninstall -y $dist', or keep it with ODIS_MM_FAMILY=$([ "$FAMILY" = onedl ] && echo openmmlab || echo onedl)."
+  fi
+done
+
+EXTRAS='timm pycocotools opencv-python-headless matplotlib tensorboard scipy scikit-learn pytest'
+STAMP=$VENV/odis_mm_install.stamp
+KEY=$(cat "$0" setup.cfg pyproject.toml | cksum)-$FAMILY-$ROOT
+if [ "$(cat "$STAMP" 2>/dev/null)" = "$KEY" ] && installed "$MMCV" "$MMENGINE" "$MMPRETRAIN" "$MMDET" && ops_work; then
+  say "environment $VENV is complete, nothing to do"
+else
+  say "setting up $VENV: torch (2-5 min, 7 GB), mmcv ops (10 min on 2 cores, seconds from pip's cache), the rest (1 min). Log: $LOG"
+  if ! installed torch==$TORCH torchvision==$TORCHVISION; then
+    say "1/4 torch $TORCH, torchvision $TORCHVISION"
+    pip_install torch==$TORCH torchvision==$TORCHVISION
+  fi
+  say "2/4 build tools"
+  # venv's own setuptools (65) cannot read mmcv's licence field, >= 80 breaks its build, >= 82 has no pkg_resources
+  pip_install 'setuptools>=77,<80' wheel ninja psutil
+  pip_install "$MMENGINE"
+  if ! { installed "$MMCV" && ops_work; }; then
+    say "3/4 $MMCV with its compiled ops"
+    build_ops
+    if ! ops_work; then
+      tail -n 1 "$LOG" >&2
+      say "  the cached build does not run on this torch: compiling afresh"
+      build_ops --no-cache-dir --force-reinstall --no-deps
+      ops_work || { tail -n 5 "$LOG" >&2; die "mmcv is installed but its ops do not run (last lines of $LOG above)"; }
+    fi
+  fi
+  say "3/4 mmcv ops verified (nms ran)"
+  say "4/4 mmpretrain, mmdet, timm, pycocotools, this package"
+  pip_install --no-build-isolation "$MMCV" "$MMPRETRAIN" "$MMDET" $EXTRAS torch==$TORCH torchvision==$TORCHVISION 'setuptools>=77,<80'
+  pip_install --no-build-isolation --no-deps -e .
+  ops_work || { tail -n 5 "$LOG" >&2; die "mmcv's ops stopped working after the installation (last lines of $LOG above)"; }
+  printf '%s' "$KEY" >"$STAMP"
+  say "environment ready"
+fi
+echo "$PY"
