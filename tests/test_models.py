@@ -20,6 +20,7 @@ def make_vit(type_='ObjectViT', **kwargs):
     torch.manual_seed(0)
     vit = MODELS.build({**dict(type=type_, arch=ARCH, img_size=32, patch_size=8, out_type='raw'), **kwargs})
     vit.init_weights()
+    vit.eval()  # returns None in mmpretrain
     return vit
 
 
@@ -62,7 +63,7 @@ def test_same_parameters_as_the_stock_vit():
 
 @pytest.mark.parametrize('size', [(32, 32), (48, 24)])
 def test_all_ones_mask_is_the_stock_vit(size):
-    ours, stock = make_vit().eval(), make_vit('VisionTransformer').eval()
+    ours, stock = make_vit(), make_vit('VisionTransformer')
     stock.load_state_dict(ours.state_dict())
     images = torch.randn(2, 3, *size)
     expected = stock(images)[-1]
@@ -94,7 +95,7 @@ def brute_force(vit, images, object_mask):
 @pytest.mark.parametrize('options', [{}, dict(cls_beside_object=True), dict(num_object_tokens=3),
                                      dict(num_object_tokens=2, cls_beside_object=True)])
 def test_masked_rows_equal_brute_force(options):
-    vit = make_vit(**options).eval()
+    vit = make_vit(**options)
     mask = torch.rand(3, 16) < .4
     mask[1] = False  # an object that no patch shows: [OBJ] sees itself alone, and nothing is NaN
     images = torch.randn(3, 3, 32, 32)
@@ -102,7 +103,7 @@ def test_masked_rows_equal_brute_force(options):
 
 
 def test_mask_restricts_the_object_row_only():
-    vit = make_vit(arch={**ARCH, 'num_layers': 1}).eval()
+    vit = make_vit(arch={**ARCH, 'num_layers': 1})
     images, mask = torch.randn(1, 3, 32, 32), torch.zeros(1, 16, dtype=torch.bool)
     mask[0, :5] = True
     changed = images.clone()
@@ -128,7 +129,7 @@ def test_activation_checkpointing_changes_nothing():
 
 
 def test_mask_token_replaces_patches():
-    vit = make_vit().eval()
+    vit = make_vit()
     where = torch.zeros(1, 16, dtype=torch.bool)
     where[0, 3] = True
     images = torch.randn(1, 3, 32, 32)
