@@ -1,0 +1,165 @@
+"""Reading checkpoint files without running code from them, and writing files that are whole or not there."""
+import errno
+import os
+import pickle
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Dict, Optional, Union
+
+import torch
+from torch import Tensor
+
+PathLike = Union[str, os.PathLike]
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message says which file, why, and what to do."""
+
+
+class CheckpointWriteError(OSError):
+    """A file that could not be written; whatever stood under its name is untouched."""
+
+
+def read_checkpoint(path: PathLike) -> Dict[str, Tensor]:
+    """The tensors of a checkpoint, by name, on the CPU. Nothing in the file is executed.
+
+    Args:
+        path: A ``.safetensors`` file or anything ``torch.load(weights_only=True)`` reads; a mapping under ``state_dict`` or ``model``
+            is taken as the weights, otherwise the tensors of the file's top level.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, no checkpoint, holds objects that only code could restore, or no tensor.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f'checkpoint {path} does not exist; check the path (it is relative to {Path.cwd()} unless absolute).')
+    if path.stat().st_size == 0:
+        raise CheckpointError(f'checkpoint {path} is empty (0 bytes): its writing was interrupted; take an earlier one.')
+    content = _read_safetensors(path) if path.suffix == '.safetensors' else _read_torch(path)
+    if isinstance(content, Mapping):
+        for key in ('state_dict', 'model'):
+            if isinstance(content.get(key), Mapping):
+                content = content[key]
+                break
+        content = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    if not isinstance(content, dict) or not content:
+        raise CheckpointError(f"checkpoint {path} holds no tensors by name, neither at its top level nor under 'state_dict' or 'model'.")
+    return content
+
+
+def _read_torch(path: Path):
+    try:
+        return torch.load(path, map_location='cpu', weights_only=True)
+    except PermissionError as error:
+        raise CheckpointError(f'checkpoint {path} cannot be read: no permission.') from error
+    except pickle.UnpicklingError as error:
+        wanted = _unsafe_global(str(error))
+        if wanted:
+            raise CheckpointError(
+                f'checkpoint {path} is refused: restoring it would run code from the file ({wanted}); save its state_dict alone, '
+                'tensors by name, and pass that.') from error
+        raise CheckpointError(f'{path} is truncated or no checkpoint: {_first_sentence(error)}.') from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+        raise CheckpointError(f'{path} is truncated or no checkpoint: {_first_sentence(error)}.') from error
+
+
+def _read_safetensors(path: Path) -> Dict[str, Tensor]:
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise CheckpointError(f'{path} needs the package safetensors: pip install safetensors.') from error
+    try:
+        return load_file(path)
+    except Exception as error:  # safetensors raises a class of its own
+        raise CheckpointError(f'{path} is truncated or no safetensors file: {_first_sentence(error)}.') from error
+
+
+def _unsafe_global(message: str) -> Optional[str]:
+    """The name that torch's restricted unpickler refused, if that is what its message is about."""
+    for line in message.splitlines():
+        if 'Unsupported global' in line or 'Unsupported class' in line or 'Unsupported operand' in line:
+            words = line.replace('GLOBAL ', '').split(': ')[-1].split(' was ')[0].split(' not ')[0]
+            return words.strip().rstrip('.')[:120]
+        if 'only the following' in line or 'not in the list of allowed' in line or 'Trying to call' in line or 'Trying to load' in line:
+            return line.split('Please')[0].strip().rstrip('.')[:160]
+    return None
+
+
+def _first_sentence(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return text[0].split('. ')[0].rstrip('.')[:200] if text else type(error).__name__
+
+
+def save_backbone(path: PathLike, state_dict: Dict[str, Tensor], meta: Optional[dict] = None) -> None:
+    """Write a backbone as the file that detectors take: tensors under ``backbone.*`` and plain values, nothing else.
+
+    Args:
+        path: Where to; the folder must exist. The file appears under this name only when it is complete.
+        state_dict: Tensors, named as in the module or already under ``backbone.``; saved contiguous, on the CPU.
+        meta: Plain values (str, int, float, bool, None, and lists or dicts of them) that say where the weights come from.
+
+    Raises:
+        CheckpointError: nothing to save, an entry that is no tensor, or a ``meta`` that is not plain.
+        CheckpointWriteError: see :func:`atomic_save`.
+    """
+    if not state_dict:
+        raise CheckpointError(f'{path} is not written: there is no tensor to save.')
+    tensors = {}
+    for name, value in state_dict.items():
+        if not isinstance(value, Tensor):
+            raise CheckpointError(f"{path} is not written: '{name}' is a {type(value).__name__}, not a tensor.")
+        name = name if name.startswith('backbone.') else f'backbone.{name}'
+        # a copy: a view would be saved with the whole storage behind it
+        tensors[name] = value.detach().to('cpu', copy=True).contiguous()
+    meta = {} if meta is None else meta
+    if not _is_plain(meta):
+        raise CheckpointError(f'{path} is not written: meta must hold plain values only (str, int, float, bool, None, lists, dicts).')
+    atomic_save(dict(state_dict=tensors, meta=meta), path)
+
+
+def _is_plain(value) -> bool:
+    if isinstance(value, dict):
+        return all(type(k) in (str, int) and _is_plain(v) for k, v in value.items())
+    if type(value) in (list, tuple):
+        return all(map(_is_plain, value))
+    return value is None or type(value) in (str, int, float, bool)
+
+
+def atomic_save(content, path: PathLike) -> None:
+    """``torch.save`` to a temporary name in the same folder, flushed to the disk, then renamed over ``path``.
+
+    An interruption at any moment leaves the old file or the new one, never a half.
+
+    Raises:
+        CheckpointWriteError: no such folder, no permission, or the disk is full; the temporary file is removed.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f'.{path.name}.', suffix='.tmp', dir=path.parent)
+        with os.fdopen(handle, 'wb') as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's 0600 would hide the file from the group
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch's zip writer turns some write errors into RuntimeError
+        cause = error if isinstance(error, OSError) else error.__context__
+        raise CheckpointWriteError(f'could not save {path}: {_write_reason(cause, path)} Nothing that was there is changed.') from error
+    finally:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def _write_reason(error: Optional[BaseException], path: Path) -> str:
+    code = getattr(error, 'errno', None)
+    if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return 'the disk (or your quota) is full; free some space.'
+    if code in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f'no permission to write into {path.parent}; choose another folder with --work-dir.'
+    if code in (errno.ENOENT, errno.ENOTDIR):
+        return f'the folder {path.parent} does not exist.'
+    return f'writing failed ({_first_sentence(error) if error else "unknown reason"}), most often a full disk.'

@@ -1,0 +1,172 @@
+"""Loading a backbone so that one can rely on it: every tensor finds its place, or there is an error that says which and why."""
+import os
+import re
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Dict, List, Sequence, Tuple, Union
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from .checkpoint import CheckpointError, PathLike, read_checkpoint
+from .positions import resize_positions
+
+# where a backbone stands in a file, best first: the teacher is what gets evaluated, so it is preferred to the student beside it
+PREFIXES = ('teacher.backbone.', 'backbone.', '')
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of the tensors of a file, and of those of the module.
+
+    Attributes:
+        source: File name, or 'state dict'.
+        prefix: Where the backbone stood in the file ('' if at the top).
+        matched: Module tensors that now equal the file's.
+        expected_missing: Module tensors that kept their initial value, as allowed.
+        unexpected: Backbone tensors of the file that found no place, as allowed.
+        resized: Of the matched ones, those resampled on the way: name -> (shape in the file, shape in the module).
+        outside: How many tensors of the file belong to other parts of the model (heads, optimizer-side copies).
+    """
+    source: str
+    prefix: str
+    matched: Tuple[str, ...]
+    expected_missing: Tuple[str, ...]
+    unexpected: Tuple[str, ...]
+    resized: Dict[str, Tuple[tuple, tuple]]
+    outside: int
+
+    def __str__(self) -> str:
+        parts = [f'{len(self.matched)} matched', f'{len(self.expected_missing)} expected-missing', f'{len(self.unexpected)} unexpected']
+        for kind in ('expected_missing', 'unexpected'):
+            names = getattr(self, kind)
+            if names:
+                parts.append(f'{kind.replace("_", "-")}: {_some(names)}')
+        for name, (before, after) in self.resized.items():
+            parts.append(f'{name} resized {list(before)} -> {list(after)}')
+        where = f' ({self.prefix}*)' if self.prefix else ''
+        return f'{self.source}{where}: ' + ', '.join(parts)
+
+
+def load_backbone(module: nn.Module, source: Union[PathLike, Dict[str, Tensor]], *, strict: bool = True,
+                  allow_missing: Sequence[str] = (), allow_unexpected: Sequence[str] = (), logger='current') -> Report:
+    """Copy the backbone found in ``source`` into ``module`` and prove that it arrived.
+
+    The backbone is looked for under ``teacher.backbone.``, ``backbone.`` and at the top level, in this order. Position embeddings are
+    resampled to the module's patch grid with an explicit size.
+
+    Args:
+        module: A backbone, such as ``mmpretrain.VisionTransformer``.
+        source: A checkpoint file (see :func:`read_checkpoint`) or tensors by name.
+        strict: Raise if a backbone tensor finds no place or a module tensor stays unfilled. False only reports them.
+        allow_missing: Names (shell patterns) that the file need not have.
+        allow_unexpected: Names (shell patterns) in the file that the module need not have.
+        logger: Where the one report line goes: an mmengine logger or its name; None prints.
+
+    Raises:
+        CheckpointError: (a ValueError) the file cannot be read, belongs to another architecture, holds NaN or Inf, or, if strict,
+            does not fit name for name. The module is unchanged in every case.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        name, state = str(source), read_checkpoint(source)
+    else:
+        name, state = 'state dict', dict(source)
+    prefix, found = _find_backbone(state, module, name)
+    own = module.state_dict()
+    _check_architecture(found, own, module, name)
+
+    resized = {}
+    if 'pos_embed' in found and 'pos_embed' in own and found['pos_embed'].shape != own['pos_embed'].shape:
+        before = tuple(found['pos_embed'].shape)
+        found['pos_embed'] = _fit_positions(found['pos_embed'], module, name)
+        resized['pos_embed'] = (before, tuple(found['pos_embed'].shape))
+    wrong = [f'{k} {list(found[k].shape)} (the module has {list(own[k].shape)})' for k in found if k in own and found[k].shape != own[k].shape]
+    if wrong:
+        raise CheckpointError(f'{name} does not fit {type(module).__name__}: {_some(wrong)}; use the settings it was trained with.')
+    bad = [k for k, v in found.items() if v.is_floating_point() and not torch.isfinite(v).all()]
+    if bad:
+        raise CheckpointError(f'{name} holds NaN or Inf in {_some(bad)}: that training diverged; take an earlier checkpoint.')
+
+    matched = [k for k in found if k in own]
+    homeless, unfilled = [k for k in found if k not in own], [k for k in own if k not in found]
+    if strict:
+        _require_fit(name, module, [k for k in homeless if not _any_match(k, allow_unexpected)],
+                     [k for k in unfilled if not _any_match(k, allow_missing)])
+    module.load_state_dict({k: found[k] for k in matched}, strict=False)
+    now = module.state_dict()
+    lost = [k for k in matched if not torch.equal(now[k].cpu(), found[k].to(now[k].dtype))]
+    if lost:  # a state-dict hook of the module changed them on the way
+        raise CheckpointError(f'{name} was loaded but {_some(lost)} differ from the file afterwards: a hook of {type(module).__name__} changes them.')
+    report = Report(name, prefix, tuple(matched), tuple(unfilled), tuple(homeless), resized, len(state) - len(found))
+    print_log(f'backbone <- {report}', logger=logger)
+    return report
+
+
+def _find_backbone(state: Dict[str, Tensor], module: nn.Module, name: str) -> Tuple[str, Dict[str, Tensor]]:
+    if all(key.startswith('module.') for key in state):  # saved from a DistributedDataParallel wrapper
+        state = {key[len('module.'):]: value for key, value in state.items()}
+    for prefix in PREFIXES:
+        found = {key[len(prefix):]: value for key, value in state.items() if key.startswith(prefix)}
+        if found and (prefix or any(key in found for key in module.state_dict())):
+            return prefix, found
+    raise CheckpointError(f'{name} holds no backbone of the kind {type(module).__name__}: its tensors are named {_some(list(state))}.')
+
+
+def describe_vit(state: Dict[str, Tensor]) -> Dict[str, object]:
+    """Width, depth, patch size, MLP width and input channels of a plain ViT, read off its tensors (mmpretrain names); {} if it is none."""
+    patch = state.get('patch_embed.projection.weight')
+    blocks = {int(m.group(1)) for m in (re.match(r'layers\.(\d+)\.', key) for key in state) if m}
+    if patch is None or patch.ndim != 4 or not blocks:
+        return {}
+    described = {'width': patch.shape[0], 'depth': max(blocks) + 1, 'patch size': patch.shape[2], 'input channels': patch.shape[1]}
+    mlp = state.get('layers.0.ffn.layers.0.0.weight')
+    if mlp is not None:
+        described['MLP width'] = mlp.shape[0]
+    return described
+
+
+def _check_architecture(found: Dict[str, Tensor], own: Dict[str, Tensor], module: nn.Module, name: str) -> None:
+    theirs, ours = describe_vit(found), describe_vit(own)
+    if not ours:
+        return
+    if not theirs:
+        raise CheckpointError(f'{name} holds no plain ViT in mmpretrain names (its tensors are named {_some(list(found))}), '
+                              f'but {type(module).__name__} needs one.')
+    differ = [f'{key} {theirs[key]} instead of {ours[key]}' for key in ours if key in theirs and theirs[key] != ours[key]]
+    if differ:
+        raise CheckpointError(f'{name} is of another architecture than the module: {", ".join(differ)}; '
+                              'take the config of the same architecture, or another checkpoint.')
+
+
+def _fit_positions(pos_embed: Tensor, module: nn.Module, name: str) -> Tensor:
+    grid = getattr(module, 'patch_resolution', None)
+    if grid is None or pos_embed.ndim != 3 or pos_embed.shape[2] != module.pos_embed.shape[2]:
+        raise CheckpointError(f'{name}: its pos_embed {list(pos_embed.shape)} cannot be brought to {list(module.pos_embed.shape)} '
+                              f'of {type(module).__name__}.')
+    extra = module.pos_embed.shape[1] - grid[0] * grid[1]
+    try:
+        return resize_positions(pos_embed, tuple(grid), extra, getattr(module, 'interpolate_mode', 'bicubic'))
+    except ValueError as error:
+        raise CheckpointError(f'{name} does not fit {type(module).__name__}: {error}.') from error
+
+
+def _require_fit(name: str, module: nn.Module, homeless: List[str], unfilled: List[str]) -> None:
+    faults = []
+    if homeless:
+        faults.append(f'{len(homeless)} backbone tensor(s) of the file find no place ({_some(homeless)})')
+    if unfilled:
+        faults.append(f'{len(unfilled)} tensor(s) of the module are not in the file ({_some(unfilled)})')
+    if faults:
+        hint = '; set final_norm=True on the backbone' if {'ln1.weight', 'ln1.bias'} & set(homeless) else ''
+        raise CheckpointError(f'{name} does not fit {type(module).__name__}: {" and ".join(faults)}{hint}.')
+
+
+def _any_match(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _some(names: Sequence[str], limit: int = 4) -> str:
+    """A list that stays one readable line: the first few names, and how many more."""
+    more = f' and {len(names) - limit} more' if len(names) > limit else ''
+    return ', '.join(names[:limit]) + more

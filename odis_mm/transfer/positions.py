@@ -1,0 +1,63 @@
+"""Position embeddings of a ViT on another patch grid."""
+from typing import Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Grid = Tuple[int, int]
+
+
+def split_tokens(length: int, expected_extra: int) -> Optional[Tuple[int, int]]:
+    """How many of ``length`` slots belong to leading tokens if the rest is a square grid.
+
+    The count that the module expects is preferred, then the smallest that works (up to 8).
+
+    Returns:
+        (leading slots, side of the grid), or None if no such split exists.
+    """
+    for extra in (expected_extra, *range(9)):
+        side = round(max(length - extra, 0)**.5)
+        if side > 0 and side * side == length - extra:
+            return extra, side
+    return None
+
+
+def resize_positions(pos_embed: Tensor, grid: Grid, extra: int, mode: str = 'bicubic', source_grid: Optional[Grid] = None) -> Tensor:
+    """Bring a position embedding to ``grid`` rows and columns, leading-token slots handled apart.
+
+    Resampling is given the target *size*, never a scale factor: a rounded factor shifts positions or misses the grid by one.
+    Mode and alignment are those of mmpretrain's forward pass at another image size, so resizing here or there is the same.
+
+    Args:
+        pos_embed: [1, L, D], L = leading slots + patches.
+        grid: Target (rows, columns).
+        extra: Leading slots of the target. A slot that the file lacks becomes zero: nothing is added to that token. Slots that the
+            target lacks are dropped only when it has none at all: which of several to keep cannot be known.
+        source_grid: (rows, columns) of ``pos_embed``; None: a square is deduced.
+
+    Returns:
+        [1, extra + rows * columns, D], in the dtype of the input.
+
+    Raises:
+        ValueError: the source is not a square grid, or its leading slots do not fit.
+    """
+    length = pos_embed.shape[1]
+    if source_grid is None:
+        split = split_tokens(length, extra)
+        if split is None:
+            raise ValueError(f'its {length} position slots are not a square patch grid plus a few tokens')
+        source_extra, source_grid = split[0], (split[1], split[1])
+    else:
+        source_extra = length - source_grid[0] * source_grid[1]
+    if source_extra > extra > 0:
+        raise ValueError(f'its position embedding has {source_extra} leading token slots and the module {extra}')
+    tokens, patches = pos_embed[:, :source_extra], pos_embed[:, source_extra:]
+    tokens = tokens[:, :extra]
+    if extra > source_extra:
+        tokens = torch.cat((tokens, tokens.new_zeros(1, extra - source_extra, tokens.shape[2])), dim=1)
+    if tuple(grid) != tuple(source_grid):
+        plane = patches.reshape(1, *source_grid, -1).permute(0, 3, 1, 2)
+        plane = F.interpolate(plane.float(), size=tuple(grid), mode=mode, align_corners=False)
+        patches = plane.flatten(2).transpose(1, 2).to(pos_embed.dtype)
+    return torch.cat((tokens, patches), dim=1)
