@@ -315,7 +315,7 @@ def _replace(target: Path, parameters: dict, processes: int):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description='Render the demo set (nothing is done if it is there) and print its folder.')
+    parser = argparse.ArgumentParser(description='Render the demo set unless it is there, and print its folder.')
     parser.add_argument('--root', help=f'default: $ODIS_DEMO_ROOT or {DEFAULT_ROOT}')
     for name, default in DEFAULTS.items():
         parser.add_argument(f'--{name.replace("_", "-")}', type=int, default=default, help=f'default: {default}')

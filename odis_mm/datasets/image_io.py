@@ -1,0 +1,95 @@
+"""Reading images: one decode each, and a clear refusal instead of half an image."""
+from pathlib import Path
+
+import cv2
+import numpy as np
+from mmcv.transforms import BaseTransform
+from mmpretrain.registry import TRANSFORMS
+
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
+
+
+def _jpeg_ends(data: bytes) -> bool:
+    """Whether a JPEG has its end marker. libjpeg paints what is missing grey, and OpenCV 4 passes that on."""
+    at = 2
+    while data[at:at + 1] == b'\xff' and at + 4 <= len(data):  # skip the head: a preview in it has its own end marker
+        if data[at + 1] == 0xFF:  # fill byte
+            at += 1
+        elif data[at + 1] == 0xDA:
+            return data.rfind(b'\xff\xd9') > at
+        else:
+            at += 2 + int.from_bytes(data[at + 2:at + 4], 'big')
+    return False
+
+
+def read_image(path) -> np.ndarray:
+    """Decodes an image file once, as RGB uint8 [H, W, 3].
+
+    Greyscale is repeated over the channels, alpha dropped, 16 bits reduced to 8. An EXIF orientation is NOT applied:
+    the pixels are those that are stored, which is what the sizes, boxes and masks of COCO refer to. (mmcv's
+    `LoadImageFromFile`, and so a stock mmdet pipeline, applies it unless `color_type='color_ignore_orientation'`.)
+
+    Raises:
+        FileNotFoundError, OSError: there is no such file, or it can't be read.
+        ValueError: it is empty, truncated, or no image.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(f'image {path} does not exist; check data_root and data_prefix, or remove it from '
+                                'the annotations or the list.') from None
+    except OSError as error:
+        raise OSError(f'image {path} could not be read ({error.strerror}); check the file and its '
+                      'permissions.') from error
+    if not data:
+        raise ValueError(f'image {path} is empty (0 bytes); fetch it again or remove it from the data.')
+    if data[:2] == b'\xff\xd8' and not _jpeg_ends(data):
+        raise ValueError(f'image {path} is a truncated JPEG ({len(data)} bytes, no end marker); fetch it again or '
+                         'remove it from the data.')
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error:
+        image = None
+    if image is None:
+        raise ValueError(f'image {path} can not be decoded: it is damaged or no image; fetch it again or remove it '
+                         'from the data.')
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def clip_boxes(boxes: np.ndarray, height, width) -> np.ndarray:
+    """Boxes (float [n, 4], xyxy) cut at the image's border; height and width may be arrays [n]."""
+    limit = np.stack(np.broadcast_arrays(width, height, width, height), -1)
+    return np.minimum(np.maximum(boxes, 0), limit)
+
+
+def has_extent(boxes: np.ndarray) -> np.ndarray:
+    """Which boxes (xyxy) are at least one pixel wide and high: bool [n]. Inverted ones and NaN are not."""
+    return (boxes[:, 2] - boxes[:, 0] >= 1) & (boxes[:, 3] - boxes[:, 1] >= 1)
+
+
+@TRANSFORMS.register_module()
+class LoadObjectImage(BaseTransform):
+    """Reads `img_path` into `img` (RGB uint8 [H, W, 3]) and fills `height` and `width`.
+
+    Where the annotations told no image size, the boxes are clipped, and those outside dropped, here.
+
+    Raises:
+        ValueError: the file's size is not the one of the annotations, and what `read_image` raises.
+    """
+
+    def transform(self, results: dict) -> dict:
+        img = read_image(results['img_path'])
+        size = img.shape[:2]
+        told = results.get('height'), results.get('width')
+        if None in told:
+            boxes = clip_boxes(results['bboxes'], *size)
+            keep = has_extent(boxes)
+            results['bboxes'], results['labels'] = boxes[keep], results['labels'][keep]
+            if results['masks'] is not None:
+                results['masks'] = [mask for mask, kept in zip(results['masks'], keep) if kept]
+        elif told != size:
+            hint = ' (an EXIF orientation is not applied: store the pixels upright)' if told == size[::-1] else ''
+            raise ValueError(f'image {results["img_path"]} is {size[1]} x {size[0]} pixels but its annotation says '
+                             f'{told[1]} x {told[0]}{hint}; use the images that the boxes were made on.')
+        results['img'], results['height'], results['width'] = img, *size
+        return results

@@ -1,0 +1,303 @@
+"""Images with objects: COCO-style files, plain folders and lists, ImageNet folders with a file of boxes."""
+import inspect
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+from mmengine.dataset import BaseDataset
+from mmengine.logging import print_log
+from mmpretrain.registry import DATASETS, TRANSFORMS
+
+from .image_io import IMAGE_SUFFIXES, clip_boxes, has_extent
+
+
+@DATASETS.register_module()
+class ObjectDataset(BaseDataset):
+    """Images, each with its objects: boxes, masks if there are any, and labels (for frozen metrics only).
+
+    What it reads follows from `ann_file`:
+
+    - a `.json` in COCO style (`images`, `annotations`): boxes; polygons or RLE where present. `file_name` is relative
+      to the image folder, so boxes for ImageNet's folders (`n01440764/x.JPEG`) come the same way;
+    - a `.json` dict {path relative to the image folder: [[x1, y1, x2, y2], ...]}: boxes in pixels;
+    - any other file: a list, one path a line, of images without objects;
+    - nothing: every image below the image folder, without objects.
+
+    The image folder is `data_root/data_prefix`; `ann_file` is relative to `data_root` too unless absolute.
+
+    An index here is a draw, epoch * len(dataset) + index. Each has its own generator, from (seed, epoch, index), so
+    that views depend neither on the number of workers nor on their order. An image that can't be read raises.
+
+    Args:
+        data_prefix: folder of the images, or dict(img_path=folder) as elsewhere in OpenMMLab.
+        seed: of the views and of the subset, >= 0.
+        data_fraction: share of the images to use, in (0, 1]; a smaller subset of a seed is part of its larger ones.
+        with_masks: keep the masks; without, COCO train2017 takes a fifth of the memory.
+        with_crowd: keep regions of many objects (`iscrowd`).
+        keep_empty: keep images without objects; the whole image is their object then.
+        metainfo, indices, serialize_data, lazy_init: as in mmengine's BaseDataset.
+
+    Raises:
+        FileNotFoundError: a file or folder is missing.
+        ValueError: a file can't be understood or holds nothing to use.
+    """
+
+    def __init__(self, data_root='', ann_file='', data_prefix='', pipeline=(), seed: int = 0,
+                 data_fraction: float = 1.0, with_masks: bool = True, with_crowd: bool = False, keep_empty: bool = True,
+                 metainfo=None, indices=None, serialize_data: bool = True, lazy_init: bool = False, **unknown):
+        if unknown:
+            known = [name for name in inspect.signature(ObjectDataset).parameters if name != 'unknown']
+            raise TypeError(f'ObjectDataset has no option {", ".join(map(repr, unknown))}; its options are '
+                            f'{", ".join(known)}.')
+        if not 0 < data_fraction <= 1:
+            raise ValueError(f'data_fraction must be above 0 and at most 1, got {data_fraction}.')
+        if not isinstance(seed, int) or seed < 0:
+            raise ValueError(f'seed must be an integer >= 0, got {seed!r}.')
+        if not isinstance(data_prefix, dict):
+            data_prefix = dict(img_path=os.fspath(data_prefix))
+        if set(data_prefix) != {'img_path'}:
+            raise ValueError(f'data_prefix must be a folder or dict(img_path=folder), got {dict(data_prefix)}.')
+        self.seed, self.data_fraction = seed, data_fraction
+        self.with_masks, self.with_crowd, self.keep_empty = with_masks, with_crowd, keep_empty
+        self.counts = {}
+        super().__init__(
+            ann_file=os.fspath(ann_file), data_root=os.fspath(data_root), data_prefix=data_prefix,
+            # mmengine would look for the transforms in the default scope's registry, whichever that is
+            pipeline=[TRANSFORMS.build(step) if isinstance(step, dict) else step for step in pipeline],
+            metainfo=metainfo, indices=indices, serialize_data=serialize_data, lazy_init=lazy_init)
+
+    def __getitem__(self, draw: int):
+        epoch, index = divmod(int(draw), len(self))
+        if epoch < 0:
+            raise IndexError(f'a draw is epoch * len(dataset) + index and so never negative, got {draw}.')
+        return self.prepare_data(index, epoch)
+
+    def __iter__(self):  # Python's own would go on through the epochs for ever
+        return (self[index] for index in range(len(self)))
+
+    def prepare_data(self, idx: int, epoch: int = 0):
+        results = self.get_data_info(idx)
+        results['epoch'], results['rng'] = epoch, np.random.default_rng((self.seed, epoch, idx))
+        return self.pipeline(results)
+
+    def load_data_list(self) -> list:
+        folder = self.data_prefix['img_path'] or '.'
+        if not os.path.isdir(folder):
+            raise FileNotFoundError(f'image folder {folder} does not exist; check data_root and data_prefix (the '
+                                    'shipped configs take their roots from COCO_ROOT and IMAGENET_ROOT).')
+        if self.ann_file and not os.path.isfile(self.ann_file):
+            raise FileNotFoundError(f'annotation file {self.ann_file} does not exist; check data_root and ann_file '
+                                    '(the shipped configs take their roots from COCO_ROOT and IMAGENET_ROOT).')
+        if not self.ann_file:
+            data = _without_objects(_walk(folder), folder)
+        elif self.ann_file.lower().endswith('.json'):
+            content = _read_json(self.ann_file)
+            coco_style = 'images' in content or 'annotations' in content
+            columns = (_coco_columns if coco_style else _box_columns)(content, self.ann_file)
+            self._metainfo.setdefault('classes', columns['classes'])
+            data, self.counts = _group(columns, folder, self.ann_file, self.with_masks, self.with_crowd)
+            told = ', '.join(f'{count} {what}' for what, count in self.counts.items() if count)
+            print_log(f'{self.ann_file}: {len(data)} images, {told}', logger='current')
+            if not self.keep_empty:
+                data = [info for info in data if len(info['bboxes'])]
+        else:
+            data = _without_objects(_read_list(self.ann_file), folder)
+        if not os.path.isfile(data[0]['img_path']):
+            raise FileNotFoundError(f'image {data[0]["img_path"]}, the first of {self.ann_file}, does not exist; check '
+                                    'data_root and data_prefix.')
+        if self.data_fraction < 1:
+            order = np.random.default_rng(self.seed).permutation(len(data))
+            data = [data[i] for i in sorted(order[:max(1, round(self.data_fraction * len(data)))])]
+        return data
+
+
+def segmentation_to_mask(segm, height: int, width: int) -> np.ndarray:
+    """A COCO segmentation (list of polygons, RLE with counts as list or string) as bool [height, width].
+
+    Pixels are chosen as pycocotools does, so that areas and IoUs are those of the COCO evaluation.
+    """
+    from pycocotools import mask as coco_mask
+    if isinstance(segm, dict):
+        if list(segm['size']) != [height, width]:
+            raise ValueError(f'an RLE mask of size {list(segm["size"])} does not fit an image of height {height} and '
+                             f'width {width}; use the images that the masks were made on.')
+        if isinstance(segm['counts'], list):
+            segm = coco_mask.frPyObjects(segm, height, width)
+    else:
+        segm = coco_mask.merge(coco_mask.frPyObjects(segm, height, width))
+    return coco_mask.decode(segm).astype(bool)
+
+
+def _walk(folder: str) -> list:
+    names = []
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders.sort()
+        names += [os.path.join(place, name) for name in sorted(files)
+                  if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith('.')]
+    if not names:
+        raise ValueError(f'no image in or below {folder} (looked for {", ".join(IMAGE_SUFFIXES)}); check data_root and '
+                         'data_prefix.')
+    return names
+
+
+def _read_list(path: str) -> list:
+    try:
+        names = [line.strip() for line in Path(path).read_text().splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise ValueError(f'list {path} is no text; ann_file must be a .json, or a text file with one image path a '
+                         'line.') from None
+    if not names:
+        raise ValueError(f'list {path} is empty; write one image path a line, or leave ann_file out to use the whole '
+                         'folder.')
+    return names
+
+
+def _without_objects(names: list, folder: str) -> list:
+    return [dict(img_path=os.path.join(folder, name), img_id=i, height=None, width=None, masks=None,
+                 bboxes=np.zeros((0, 4), np.float32), labels=np.zeros(0, np.int64)) for i, name in enumerate(names)]
+
+
+def _read_json(path: str) -> dict:
+    try:
+        content = json.loads(Path(path).read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f'annotation file {path} is not valid JSON ({error}); is it complete?') from None
+    if not isinstance(content, dict):
+        raise ValueError(f'annotation file {path} holds a {type(content).__name__}; it must be COCO-style (a dict with '
+                         'images and annotations) or a dict {image path: [[x1, y1, x2, y2], ...]}.')
+    return content
+
+
+def _coco_columns(content: dict, path: str) -> dict:
+    """The file as columns: an entry per image (names, ids, sizes), one per annotation (owner: number of its image)."""
+    images, annotations = content.get('images'), content.get('annotations')
+    for what, found, advice in (('images', images, 'is it complete?'),
+                                ('annotations', annotations, 'leave ann_file out to train on images without objects.')):
+        if not isinstance(found, list) or not found:
+            raise ValueError(f'annotation file {path} has no {what}; {advice}')
+    try:
+        names = [image['file_name'] for image in images]
+        ids = [image['id'] for image in images]
+        sizes = [(image.get('height') or np.inf, image.get('width') or np.inf) for image in images]
+        sizes = np.array(sizes, np.float64)
+        place = {key: i for i, key in enumerate(ids)}
+        if not all(isinstance(name, str) for name in names) or not (sizes >= 1).all():
+            raise ValueError
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+        bad = next((i for i, image in enumerate(images) if not _is_image(image)), '?')
+        raise ValueError(f'annotation file {path}: images[{bad}] is not a dict with an id, a file_name, and positive '
+                         'height and width; mend or remove it.') from None
+    if len(place) < len(ids):
+        raise ValueError(f'annotation file {path} has two images of one id ({_first_twice(ids)}); give each image its '
+                         'own.')
+    try:
+        boxes = np.array([ann['bbox'] for ann in annotations], np.float64)
+        owner = np.array([place.get(ann['image_id'], -1) for ann in annotations], np.int64)
+        crowd = np.array([bool(ann.get('iscrowd') or ann.get('ignore')) for ann in annotations])
+        kinds = [ann.get('category_id') for ann in annotations]
+        known = {category['id']: category.get('name') for category in content.get('categories') or ()}
+        number = {key: i for i, key in enumerate(sorted(known))}
+        labels = np.array([number.get(kind, -1) for kind in kinds], np.int64)
+        if boxes.shape != (len(annotations), 4):
+            raise ValueError
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+        bad = next((i for i, ann in enumerate(annotations) if not _is_annotation(ann)), None)
+        what = 'categories is not a list of dicts with an id and a name' if bad is None else (
+            f'annotations[{bad}] is not a dict with an image_id, a category_id and a bbox [x, y, width, height]')
+        raise ValueError(f'annotation file {path}: {what}; mend or remove it.') from None
+    boxes[:, 2:] += boxes[:, :2]
+    return dict(names=names, ids=ids, sizes=sizes, owner=owner, boxes=boxes, crowd=crowd, labels=labels,
+                masks=[ann.get('segmentation') for ann in annotations], classes=tuple(map(known.get, sorted(known))))
+
+
+def _box_columns(content: dict, path: str) -> dict:
+    if not content:
+        raise ValueError(f'annotation file {path} is empty; leave ann_file out to train on images without objects.')
+    try:
+        boxes = np.array([box for found in content.values() for box in found], np.float64).reshape(-1, 4)
+        owner = np.repeat(np.arange(len(content)), [len(found) for found in content.values()])
+        if len(owner) != len(boxes):
+            raise ValueError
+    except (TypeError, ValueError, OverflowError):
+        bad = next((name for name, found in content.items() if not isinstance(found, list)
+                    or not all(_is_box(box) for box in found)), '')
+        raise ValueError(f'annotation file {path}: the entry of {bad!r} is not a list of boxes [x1, y1, x2, y2]; mend '
+                         'or remove it (a COCO-style file would have images and annotations).') from None
+    return dict(names=list(content), ids=list(range(len(content))), sizes=np.full((len(content), 2), np.inf),
+                owner=owner, boxes=boxes, crowd=np.zeros(len(boxes), bool), labels=np.full(len(boxes), -1), masks=None,
+                classes=())
+
+
+def _is_box(box) -> bool:
+    return isinstance(box, list) and len(box) == 4 and all(isinstance(x, (int, float)) and abs(x) < 1e9 for x in box)
+
+
+def _is_image(image) -> bool:
+    if not isinstance(image, dict):
+        return False
+    sides = [image[side] for side in ('height', 'width') if image.get(side) is not None]
+    return (isinstance(image.get('file_name'), str) and isinstance(image.get('id'), (int, str))
+            and all(isinstance(side, int) and 1 <= side < 1e9 for side in sides))
+
+
+def _is_annotation(ann) -> bool:
+    return (isinstance(ann, dict) and _is_box(ann.get('bbox')) and isinstance(ann.get('image_id'), (int, str))
+            and isinstance(ann.get('category_id', 0), (int, str)))
+
+
+def _first_twice(ids: list):
+    seen = set()
+    return next(key for key in ids if key in seen or seen.add(key))
+
+
+def _usable_mask(segm):
+    """The segmentation without what is no polygon, None if nothing is left."""
+    if isinstance(segm, dict) and 'counts' in segm and 'size' in segm:
+        return segm
+    if isinstance(segm, list):
+        polygons = [polygon for polygon in segm if isinstance(polygon, list) and len(polygon) >= 6]
+        return polygons or None
+    return None
+
+
+def _group(columns: dict, folder: str, path: str, with_masks: bool, with_crowd: bool):
+    """Cleans the boxes and hands them to their images. Returns (data list, counts by what was found)."""
+    boxes, owner, crowd, sizes = columns['boxes'], columns['owner'], columns['crowd'], columns['sizes']
+    with np.errstate(invalid='ignore'):
+        clipped = clip_boxes(boxes, *sizes[owner].T)
+        moved = (np.abs(clipped - boxes) > 1).any(1)
+        found = {  # in the order of precedence: each annotation is counted once
+            'annotations of unknown images dropped': owner < 0,
+            'crowd regions left out': crowd & (not with_crowd),
+            'degenerate or inverted boxes dropped': ~has_extent(boxes),
+            'boxes outside their image dropped': ~has_extent(clipped)}
+    good, counts = np.ones(len(boxes), bool), {}
+    for what, bad in found.items():
+        counts[what] = int((bad & good).sum())
+        good &= ~bad
+    keep = np.flatnonzero(good)
+    counts = {'objects': len(keep), **counts, 'boxes clipped to their image': int((moved & good).sum())}
+    if len(boxes) and not len(keep):
+        reasons = ', '.join(f'{count} {what}' for what, count in counts.items() if count)
+        raise ValueError(f'annotation file {path} has no usable object ({reasons}); boxes are [x, y, width, height] '
+                         'in COCO-style files, [x1, y1, x2, y2] in a dict of boxes.')
+    keep = keep[np.argsort(owner[keep], kind='stable')]
+    bounds = np.searchsorted(owner[keep], np.arange(len(columns['names']) + 1)).tolist()
+    boxes, labels = clipped[keep].astype(np.float32), columns['labels'][keep]
+    masks = None
+    if with_masks and columns['masks'] is not None and any(columns['masks']):
+        masks = [_usable_mask(columns['masks'][i]) for i in keep.tolist()]
+        bare = [i for i, mask in enumerate(masks) if mask is None]
+        counts['objects without a mask, taken as their box'] = len(bare)
+        for i, (x1, y1, x2, y2) in zip(bare, boxes[bare].tolist()):
+            masks[i] = [[x1, y1, x2, y1, x2, y2, x1, y2]]
+    data = []
+    for i, (name, key, (height, width)) in enumerate(zip(columns['names'], columns['ids'], sizes.tolist())):
+        part = slice(bounds[i], bounds[i + 1])
+        known = height < np.inf and width < np.inf
+        data.append(dict(
+            img_path=os.path.join(folder, name), img_id=key if isinstance(key, int) else i,
+            height=int(height) if known else None, width=int(width) if known else None, bboxes=boxes[part],
+            labels=labels[part], masks=None if masks is None else masks[part]))
+    return data, counts
