@@ -1,0 +1,306 @@
+"""Geometry of views, as plain data and pure functions, for numpy arrays and torch tensors alike.
+
+A view is made from an image in this order: integer or real **crop** -> **resize** -> horizontal **flip** -> **rot90**.
+
+Conventions, stated here once and used everywhere:
+
+* Coordinates are continuous pixels: ``x`` to the right, ``y`` down, pixel ``(row i, column j)`` is the unit square
+  ``[j, j + 1] x [i, i + 1]``. Boxes are ``(x1, y1, x2, y2)``, crops ``(x, y, w, h)``, sizes ``(h, w)``.
+* ``rot90 = k`` turns the picture **counter-clockwise** by k quarter turns, as one sees it (``numpy.rot90``, ``torch.rot90`` on
+  ``(-2, -1)``): one turn brings the right edge to the top, point ``(x, y)`` of a ``w x h`` frame to ``(y, w - x)``.
+* Leading dimensions broadcast. Results are float64: with integer crops and float32 boxes the numerators that patch masks are
+  decided by are exact in it.
+"""
+from dataclasses import dataclass
+from typing import NamedTuple, Tuple, Union
+
+import cv2
+import numpy as np
+import torch
+
+Array = Union[np.ndarray, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class View:
+    """One view of an image.
+
+    Attributes:
+        crop: ``(x, y, w, h)`` in pixels of the original image.
+        size: ``(h, w)`` in pixels after the resize, before the quarter turns (which swap them if odd).
+        flip: Mirrored left to right after the resize.
+        rot90: Counter-clockwise quarter turns after the flip.
+    """
+    crop: Tuple[float, float, float, float]
+    size: Tuple[int, int]
+    flip: bool = False
+    rot90: int = 0
+
+
+class ViewBatch(NamedTuple):
+    """Many views as arrays: ``crop`` [..., 4], ``size`` [..., 2], ``flip`` [...], ``rot90`` [...]; fields as in :class:`View`."""
+    crop: Array
+    size: Array
+    flip: Array
+    rot90: Array
+
+    def at(self, *index) -> 'ViewBatch':
+        """Index (slices, None, Ellipsis, numbers) the leading dimensions of all fields."""
+        return ViewBatch(self.crop[index + (slice(None), )], self.size[index + (slice(None), )], self.flip[index],
+                         self.rot90[index])
+
+
+AnyView = Union[View, ViewBatch]
+
+
+def stack_views(views) -> ViewBatch:
+    """A list of V views as numpy arrays: crop float64 [V, 4], size int64 [V, 2], flip bool [V], rot90 int64 [V]."""
+    return ViewBatch(
+        np.array([v.crop for v in views], np.float64).reshape(-1, 4),
+        np.array([v.size for v in views], np.int64).reshape(-1, 2), np.array([v.flip for v in views], bool),
+        np.array([v.rot90 for v in views], np.int64))
+
+
+def _unpack(view: AnyView, *others):
+    """The array library and float64 x, y, w, h of the crop, W, H of the resized frame, flip, rot90 in it."""
+    like = next((a for a in (*others, view.crop) if torch.is_tensor(a)), None)
+    if like is None:
+        xp, real = np, lambda a: np.asarray(a, np.float64)
+        flip, rot90 = np.asarray(view.flip, bool), np.asarray(view.rot90, np.int64)
+    else:
+        xp, real = torch, lambda a: torch.as_tensor(a, dtype=torch.float64, device=like.device)
+        flip = torch.as_tensor(view.flip, dtype=torch.bool, device=like.device)
+        rot90 = torch.as_tensor(view.rot90, dtype=torch.int64, device=like.device)
+    crop, size = real(view.crop), real(view.size)
+    return (xp, real, *(crop[..., i] for i in range(4)), size[..., 1], size[..., 0], flip, rot90)
+
+
+def _turn(xp, x, y, w, h, k):
+    """Points of a ``w x h`` frame after k counter-clockwise quarter turns; ``w - 1``, ``h - 1`` for pixel indices."""
+    k = k % 4
+    return (xp.where(k == 0, x, xp.where(k == 1, y, xp.where(k == 2, w - x, h - y))),
+            xp.where(k == 0, y, xp.where(k == 1, w - x, xp.where(k == 2, h - y, x))))
+
+
+def _swap_if_odd(xp, a, b, k):
+    odd = k % 2 == 1
+    return xp.where(odd, b, a), xp.where(odd, a, b)
+
+
+def points_to_view(points: Array, view: AnyView) -> Array:
+    """Points [..., 2] (x, y) of the original image, in pixels of the view; not clipped to it."""
+    xp, real, x0, y0, cw, ch, width, height, flip, k = _unpack(view, points)
+    points = real(points)
+    x, y = (points[..., 0] - x0) * width / cw, (points[..., 1] - y0) * height / ch
+    return xp.stack(_turn(xp, xp.where(flip, width - x, x), y, width, height, k), -1)
+
+
+def points_from_view(points: Array, view: AnyView) -> Array:
+    """The inverse of :func:`points_to_view`."""
+    xp, real, x0, y0, cw, ch, width, height, flip, k = _unpack(view, points)
+    points = real(points)
+    x, y = _turn(xp, points[..., 0], points[..., 1], *_swap_if_odd(xp, width, height, k), -k)
+    x = xp.where(flip, width - x, x)
+    return xp.stack([x * cw / width + x0, y * ch / height + y0], -1)
+
+
+def _through(function, boxes: Array, view: AnyView) -> Array:
+    """Boxes through a map of points that keeps the axes parallel to the axes."""
+    xp = torch if torch.is_tensor(boxes) or torch.is_tensor(view.crop) else np
+    a, b = function(boxes[..., :2], view), function(boxes[..., 2:], view)
+    return xp.concatenate([xp.minimum(a, b), xp.maximum(a, b)], -1)
+
+
+def boxes_to_view(boxes: Array, view: AnyView, clip: bool = False) -> Array:
+    """Boxes [..., 4] of the original image, in pixels of the view.
+
+    Args:
+        clip: Cut them to the frame of the view; a box outside of it then has no width or no height.
+    """
+    out = _through(points_to_view, boxes, view)
+    if clip:
+        xp, _, *_, width, height, _, k = _unpack(view, boxes)
+        w, h = _swap_if_odd(xp, width, height, k)
+        limit = xp.stack(xp.broadcast_tensors(w, h, w, h) if xp is torch else np.broadcast_arrays(w, h, w, h), -1)
+        out = xp.minimum(xp.maximum(out, xp.zeros_like(limit)), limit)
+    return out
+
+
+def boxes_from_view(boxes: Array, view: AnyView) -> Array:
+    """The inverse of :func:`boxes_to_view` (without clipping)."""
+    return _through(points_from_view, boxes, view)
+
+
+def patch_grid(view: AnyView, patch: int) -> Tuple[int, int]:
+    """Rows and columns of patches that all views of the batch share, quarter turns included.
+
+    Raises:
+        ValueError: The views differ in size, or the patch side does not divide them.
+    """
+    sizes = {tuple(s) for s in np.atleast_2d(_numpy(view.size).reshape(-1, 2)).tolist()}
+    odd = set((_numpy(view.rot90).reshape(-1) % 2).tolist())
+    if len(sizes) != 1 or (len(odd) > 1 and len(set(next(iter(sizes)))) > 1):
+        raise ValueError(f'views of one batch must share one size to share a patch grid, got {sorted(sizes)} (h, w)')
+    h, w = next(iter(sizes))
+    if h % patch or w % patch:
+        raise ValueError(f'patch size {patch} does not divide the view size {(h, w)}: choose a multiple of it')
+    return (w // patch, h // patch) if odd == {1} else (h // patch, w // patch)
+
+
+def _numpy(a):
+    return a.cpu().numpy() if torch.is_tensor(a) else np.asarray(a)
+
+
+def box_patch_mask(boxes: Array, view: AnyView, patch: int) -> Array:
+    """Which patches of the view the boxes touch with positive area.
+
+    All comparisons are between ``(x - x0) * W`` and ``i * patch * crop_w``, so nothing is rounded for integer crops.
+
+    Args:
+        boxes: [..., 4] in pixels of the original image; one of no area touches nothing.
+        patch: Side of a patch in pixels of the view.
+
+    Returns:
+        bool [..., rows, columns]
+    """
+    rows, cols = patch_grid(view, patch)
+    xp, real, x0, y0, cw, ch, width, height, flip, k = _unpack(view, boxes)
+    boxes = real(boxes)
+    full_w, full_h = width * cw, height * ch  # the frame, in units of 1 / cw and 1 / ch view pixels
+    xa, xb = (boxes[..., 0] - x0) * width, (boxes[..., 2] - x0) * width
+    ya, yb = (boxes[..., 1] - y0) * height, (boxes[..., 3] - y0) * height
+    xa, xb = xp.where(flip, full_w - xa, xa), xp.where(flip, full_w - xb, xb)
+    xa, ya = _turn(xp, xa, ya, full_w, full_h, k)
+    xb, yb = _turn(xp, xb, yb, full_w, full_h, k)
+    unit_x, unit_y = _swap_if_odd(xp, cw, ch, k)
+
+    def touched(a, b, unit, count):
+        edge = real(xp.arange(count + 1)) * patch * unit[..., None]
+        low, high = xp.minimum(a, b)[..., None], xp.maximum(a, b)[..., None]
+        return (low < edge[..., 1:]) & (high > edge[..., :-1]) & (high > low)
+
+    return touched(ya, yb, unit_y, rows)[..., :, None] & touched(xa, xb, unit_x, cols)[..., None, :]
+
+
+def summed_area(mask: Array) -> Array:
+    """Summed-area table int32 [H + 1, W + 1] of a mask [H, W] (nonzero = object)."""
+    if not torch.is_tensor(mask):
+        return cv2.integral((np.asarray(mask) != 0).astype(np.uint8))
+    table = mask.new_zeros([s + 1 for s in mask.shape], dtype=torch.int32)
+    table[1:, 1:] = (mask != 0).to(torch.int32).cumsum(0, dtype=torch.int32).cumsum(1, dtype=torch.int32)
+    return table
+
+
+def _range_sum(table: Array, top, bottom, left, right):
+    return table[bottom, right] - table[top, right] - table[bottom, left] + table[top, left]
+
+
+def _whole_crop(view: AnyView):
+    """Crop and size as int64 of the array library of the view, or an error."""
+    xp = torch if torch.is_tensor(view.crop) else np
+    whole = (lambda a: torch.as_tensor(a).to(torch.int64)) if xp is torch else (lambda a: np.asarray(a).astype(np.int64))
+    crop = whole(view.crop)
+    if not bool((crop == (view.crop if xp is torch else np.asarray(view.crop))).all()):
+        raise ValueError('masks are counted in whole pixels: the crop must consist of integers')
+    return xp, crop, whole(view.size)
+
+
+def mask_area_in_crops(table: Array, crops: Array) -> Array:
+    """Object pixels inside integer crops [..., 4] (x, y, w, h), from the summed-area table of the mask: int [...]."""
+    height, width = table.shape[0] - 1, table.shape[1] - 1
+    x1, y1 = crops[..., 0], crops[..., 1]
+    x2, y2 = x1 + crops[..., 2], y1 + crops[..., 3]
+    return _range_sum(table, y1.clip(0, height), y2.clip(0, height), x1.clip(0, width), x2.clip(0, width))
+
+
+def mask_patch_mask(table: Array, view: AnyView, patch: int) -> Array:
+    """Which patches of the view contain some part of a mask, with no resampling.
+
+    A patch is a rectangle of the original image; it belongs to the object iff it overlaps a pixel of the mask with
+    positive area. Integer arithmetic from end to end.
+
+    Args:
+        table: From :func:`summed_area`, of the mask of the whole original image; outside of it there is no object.
+        view: With integer crops.
+        patch: Side of a patch in pixels of the view.
+
+    Returns:
+        bool [..., rows, columns], leading dimensions of the view batch.
+    """
+    patch_grid(view, patch)
+    xp, crop, size = _whole_crop(view)
+    rows, cols = (int(s) // patch for s in size.reshape(-1, 2)[0])
+    device = dict(device=crop.device) if xp is torch else {}
+
+    def bounds(start, extent, count, limit):
+        # patch i covers start + extent * [i, i + 1] / count: take every pixel that this range enters
+        edge = xp.arange(count + 1, **device) * extent[..., None]
+        low, high = start[..., None] + edge[..., :-1] // count, start[..., None] - (-edge[..., 1:] // count)
+        return low.clip(0, limit), high.clip(0, limit)
+
+    top, bottom = bounds(crop[..., 1], crop[..., 3], rows, table.shape[0] - 1)
+    left, right = bounds(crop[..., 0], crop[..., 2], cols, table.shape[1] - 1)
+    upright = _range_sum(table, top[..., :, None], bottom[..., :, None], left[..., None, :], right[..., None, :]) > 0
+    return orient(upright, view.flip, view.rot90)
+
+
+def orient(maps: Array, flip=False, rot90=0, inverse: bool = False) -> Array:
+    """Flip, then turn pixels or feature maps [..., H, W]: a permutation of cells, nothing is interpolated.
+
+    Args:
+        flip, rot90: Numbers, or arrays that broadcast against the leading dimensions of ``maps`` (for maps with channels
+            [B, C, H, W] pass ``flip[:, None]``); turns that differ in parity need square maps.
+        inverse: Undo it instead: turn back, then flip.
+    """
+    xp = torch if torch.is_tensor(maps) else np
+    if np.ndim(_numpy(flip)) == 0 and np.ndim(_numpy(rot90)) == 0:
+        mirror = (lambda m: xp.flip(m, (-1, ))) if bool(flip) else (lambda m: m)
+        k = int(rot90) % 4
+        return mirror(xp.rot90(maps, -k % 4, (-2, -1))) if inverse else xp.rot90(mirror(maps), k, (-2, -1))
+    if xp is torch:
+        flip, k = (torch.as_tensor(a, device=maps.device)[..., None, None] for a in (flip, rot90))
+    else:
+        flip, k = (np.asarray(a)[..., None, None] for a in (flip, rot90))
+    h, w = maps.shape[-2:]
+    odd = bool((k % 2 == 1).any())
+    if odd and h != w and not bool((k % 2 == 1).all()):
+        raise ValueError(f'maps of {h} x {w} cannot be turned by odd and even quarter turns in one batch: use square ones')
+    out_h, out_w = (w, h) if odd and h != w else (h, w)
+    device = dict(device=maps.device) if xp is torch else {}
+    row, col = xp.arange(out_h, **device)[:, None], xp.arange(out_w, **device)[None, :]
+    if inverse:  # cell (row, col) of the upright map is where it was brought to
+        up_h, up_w = out_h, out_w
+        x, y = _turn(xp, xp.where(flip, up_w - 1 - col, col), row, up_w - 1, up_h - 1, k)
+    else:  # cell (row, col) of the turned map comes from the cell that a turn back gives
+        x, y = _turn(xp, col, row, out_w - 1, out_h - 1, -k)
+        x = xp.where(flip, w - 1 - x, x)
+    source = y * w + x
+    flat = maps.reshape(*maps.shape[:-2], h * w)
+    shape = xp.broadcast_shapes(flat.shape[:-1], source.shape[:-2])
+    source, flat = xp.broadcast_to(source.reshape(*source.shape[:-2], h * w), (*shape, h * w)), \
+        xp.broadcast_to(flat, (*shape, h * w))
+    out = torch.gather(flat, -1, source) if xp is torch else np.take_along_axis(flat, source, -1)
+    return out.reshape(*shape, out_h, out_w)
+
+
+def pair_intersections(views: ViewBatch) -> Tuple[Array, Array, Array]:
+    """What every two views of an image share.
+
+    Args:
+        views: Fields with leading dimensions [..., V].
+
+    Returns:
+        tuple: ``first``, ``second``: the shared rectangle of views i and j as a box in the pixels of view i and of view j
+        [..., V, V, 4] (flipped and turned with it), and ``area`` in square pixels of the original image [..., V, V].
+        Where the crops do not overlap all of them are 0.
+    """
+    xp, real, *_ = _unpack(views)
+    crop = real(views.crop)
+    a, b = crop[..., :, None, :], crop[..., None, :, :]
+    low = xp.maximum(a[..., :2], b[..., :2])
+    high = xp.minimum(a[..., :2] + a[..., 2:], b[..., :2] + b[..., 2:])
+    side = (high - low).clip(0)
+    area = side[..., 0] * side[..., 1]
+    boxes = boxes_to_view(xp.concatenate([low, high], -1), views.at(Ellipsis, slice(None), None))
+    first = boxes * (area > 0)[..., None]
+    return first, xp.swapaxes(first, -2, -3), area
