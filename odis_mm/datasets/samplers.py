@@ -1,0 +1,42 @@
+"""Which image is drawn when."""
+import math
+from typing import Iterator, Optional, Sized
+
+import numpy as np
+from mmengine.dist import get_dist_info, sync_random_seed
+from mmpretrain.registry import DATA_SAMPLERS
+from torch.utils.data import Sampler
+
+
+@DATA_SAMPLERS.register_module()
+class EpochSampler(Sampler):
+    """Every image once an epoch, as ``draw = epoch * len(dataset) + index``, so that the epoch reaches the dataset's workers.
+
+    Rank r of w takes positions r, r + w, r + 2w, ... of one shuffled list: batch k of w ranks with b images each holds the
+    images of batch k of one rank with w b. The list is continued from its start until all ranks have the same count.
+
+    Args:
+        shuffle: A new order each epoch, a function of seed and epoch alone.
+        seed: None: drawn by rank 0 and shared.
+    """
+
+    def __init__(self, dataset: Sized, shuffle: bool = True, seed: Optional[int] = None):
+        if len(dataset) == 0:
+            raise ValueError('the dataset holds no image: check its paths and filters')
+        self.rank, self.world_size = get_dist_info()
+        self.length, self.shuffle, self.epoch = len(dataset), shuffle, 0
+        self.seed = sync_random_seed() if seed is None else seed
+
+    def __iter__(self) -> Iterator[int]:
+        order = np.arange(self.length)
+        if self.shuffle:
+            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
+        positions = np.arange(self.rank, len(self) * self.world_size, self.world_size) % self.length
+        return iter((self.epoch * self.length + order[positions]).tolist())
+
+    def __len__(self) -> int:
+        return math.ceil(self.length / self.world_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by mmengine's ``DistSamplerSeedHook`` before each epoch."""
+        self.epoch = epoch

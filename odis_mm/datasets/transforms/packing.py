@@ -1,0 +1,84 @@
+"""From one image's views to a batch, view-major: index ``v * B + b``."""
+from typing import List, Sequence
+
+import cv2
+import numpy as np
+import torch
+from mmcv.transforms import BaseTransform
+from mmengine.registry import FUNCTIONS
+from mmpretrain.registry import TRANSFORMS
+
+from odis_mm.structures import stack_views
+
+
+def _groups(results: dict) -> List[List[int]]:
+    """Indices of views that share role and pixel size, in the order of their first appearance: globals first."""
+    groups = {}
+    for i, (role, pixels) in enumerate(zip(results['view_roles'], results['pixels'])):
+        groups.setdefault((role, pixels.shape), []).append(i)
+    return list(groups.values())
+
+
+@TRANSFORMS.register_module()
+class PackViews(BaseTransform):
+    """The views of one image as tensors.
+
+    Returns:
+        dict: ``inputs``: per resolution (globals first) uint8 [V_r, 3, h, w], laid out channels last, as rendered.
+        ``data_samples``: ``object_mask`` per resolution bool [V_r, N_r] (patches row by row), ``object_visible`` bool [V],
+        ``mim_mask`` bool [G, N] if masks were drawn, ``crop`` float32 [V, 4] (x, y, w, h in pixels of the image), ``view_size``
+        int64 [V, 2] (h, w), ``flip`` bool [V], ``rot90`` int64 [V], ``image_size`` int64 [2] (h, w), ``img_id`` int64 [].
+    """
+
+    def transform(self, results: dict) -> dict:
+        groups = _groups(results)
+        if [i for group in groups for i in group] != list(range(len(results['pixels']))):
+            raise ValueError('local views of one size must stand in one group of SampleViews: merge the groups')
+        pixels, masks, geometry = results['pixels'], results['patch_masks'], stack_views(results['views'])
+        samples = dict(
+            object_mask=[torch.from_numpy(np.stack([masks[i].reshape(-1) for i in group])) for group in groups],
+            object_visible=torch.tensor(results['object_visible']),
+            crop=torch.from_numpy(geometry.crop.astype(np.float32)), view_size=torch.from_numpy(geometry.size),
+            flip=torch.from_numpy(geometry.flip), rot90=torch.from_numpy(geometry.rot90),
+            image_size=torch.tensor([results['height'], results['width']]), img_id=torch.tensor(int(results['img_id'])))
+        if 'mim_masks' in results:
+            samples['mim_mask'] = torch.from_numpy(np.stack([mask.reshape(-1) for mask in results['mim_masks']]))
+        inputs = [torch.from_numpy(np.stack([pixels[i] for i in group])).permute(0, 3, 1, 2) for group in groups]
+        return dict(inputs=inputs, data_samples=samples)
+
+
+def _view_major(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """B tensors [V, ...] as one [V * B, ...], view by view."""
+    return torch.stack(list(parts), 1).flatten(0, 1)
+
+
+@FUNCTIONS.register_module()
+def collate_views(batch: Sequence[dict]) -> dict:
+    """A batch of packed images.
+
+    Returns:
+        dict: ``inputs``: per resolution uint8 [V_r * B, 3, h, w] (index ``v * B + b``, channels last in memory). ``data_samples``:
+        ``object_mask`` per resolution bool [V_r * B, N_r], ``mim_mask`` bool [G * B, N]; the rest with a leading B.
+    """
+    inputs = [
+        _view_major([views.permute(0, 2, 3, 1) for views in parts]).permute(0, 3, 1, 2)  # whole pixels are copied
+        for parts in zip(*(item['inputs'] for item in batch))
+    ]
+    samples = {}
+    for key in batch[0]['data_samples']:
+        values = [item['data_samples'][key] for item in batch]
+        if key == 'object_mask':
+            samples[key] = [_view_major(parts) for parts in zip(*values)]
+        else:
+            samples[key] = _view_major(values) if key == 'mim_mask' else torch.stack(values)
+    return dict(inputs=inputs, data_samples=samples)
+
+
+@FUNCTIONS.register_module()
+def single_thread_worker(worker_id: int) -> None:
+    """``worker_init_fn`` of a loader: one thread a worker, as the workers themselves are the parallelism.
+
+    Seeds nothing: all random numbers of a sample come from its own generator.
+    """
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)

@@ -1,0 +1,118 @@
+"""Colour augmentation of rendered views: numbers are drawn for all views at once, then each view is changed by uint8 kernels."""
+from typing import Sequence
+
+import cv2
+import numpy as np
+from mmcv.transforms import BaseTransform
+from mmpretrain.registry import TRANSFORMS
+
+_LEVELS = np.arange(256, dtype=np.float32)
+_NEGATIVE = np.where(_LEVELS < 128, _LEVELS, 255 - _LEVELS).astype(np.uint8)  # solarize, threshold 128
+
+
+def _scale_around(img: np.ndarray, center: float, factor: float) -> np.ndarray:
+    """center + factor (value - center) for all values, by a table."""
+    table = np.clip(np.rint(center + factor * (_LEVELS - center)), 0, 255).astype(np.uint8)
+    return cv2.LUT(img, table)
+
+
+def brightness(img: np.ndarray, factor: float) -> np.ndarray:
+    """Values times ``factor``."""
+    return _scale_around(img, 0, factor)
+
+
+def contrast(img: np.ndarray, factor: float) -> np.ndarray:
+    """Distances from the mean grey of the picture times ``factor``."""
+    return _scale_around(img, cv2.mean(cv2.cvtColor(img, cv2.COLOR_RGB2GRAY))[0], factor)
+
+
+def grayscale(img: np.ndarray) -> np.ndarray:
+    return cv2.cvtColor(cv2.cvtColor(img, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+
+
+def saturation(img: np.ndarray, factor: float) -> np.ndarray:
+    """Distances from each pixel's own grey times ``factor``."""
+    return cv2.addWeighted(img, factor, grayscale(img), 1 - factor, 0)
+
+
+def hue(img: np.ndarray, shift: float) -> np.ndarray:
+    """Hue turned by ``shift`` of a full circle, in HSV with 256 hues."""
+    hsv = cv2.cvtColor(img, cv2.COLOR_RGB2HSV_FULL)
+    hsv[..., 0] += np.uint8(round(shift * 256) % 256)  # uint8 wraps around, as hue does
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
+
+
+def blur(img: np.ndarray, sigma: float) -> np.ndarray:
+    """Gaussian blur, sigma in pixels of the view, edges replicated."""
+    return cv2.GaussianBlur(img, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
+
+
+_JITTER = (brightness, contrast, saturation, hue)
+
+
+@TRANSFORMS.register_module()
+class PhotometricViews(BaseTransform):
+    """Colour jitter, greyscale, blur, solarize; new numbers for every image and view (DINO and iBOT's augmentation).
+
+    The four jitters are applied in an order of their own for each view, each with a factor from U(1 - a, 1 + a) (hue: a
+    shift from U(-a, a) of the circle), as in torchvision.
+
+    Args:
+        brightness, contrast, saturation, hue: Strengths a.
+        jitter_prob: Of the four together.
+        gray_prob: Of greyscale.
+        blur_prob: For the first global view, every other global view, local views.
+        blur_sigma: Range of the blur's sigma in pixels.
+        solarize_prob: For the same three kinds of views.
+
+    Reads ``pixels``, ``view_roles``, ``rng``; replaces ``pixels``.
+    """
+
+    def __init__(self,
+                 brightness: float = 0.4,
+                 contrast: float = 0.4,
+                 saturation: float = 0.2,
+                 hue: float = 0.1,
+                 jitter_prob: float = 0.8,
+                 gray_prob: float = 0.2,
+                 blur_prob: Sequence[float] = (1., .1, .5),
+                 blur_sigma: Sequence[float] = (.1, 2.),
+                 solarize_prob: Sequence[float] = (0., .2, 0.)):
+        for name, probs in (('blur_prob', blur_prob), ('solarize_prob', solarize_prob)):
+            if len(probs) != 3:
+                raise ValueError(f'{name}={probs} must hold three numbers: first global view, other globals, locals')
+        if not 0 <= hue <= .5:
+            raise ValueError(f'hue={hue} is a share of the colour circle: choose it from 0 to 0.5')
+        spread = np.array([brightness, contrast, saturation, hue], np.float64)
+        self.low = np.maximum(np.array([1, 1, 1, 0]) - spread, [0, 0, 0, -.5])
+        self.high = np.array([1, 1, 1, 0]) + spread
+        self.active = spread > 0
+        self.jitter_prob, self.gray_prob = jitter_prob, gray_prob
+        self.blur_prob, self.blur_sigma, self.solarize_prob = np.asarray(blur_prob), blur_sigma, np.asarray(solarize_prob)
+
+    def draw(self, rng: np.random.Generator, roles: Sequence[str]) -> dict:
+        """All numbers for V views: jitter, gray, blur, solarize bool [V], factors [V, 4], order int [V, 4], sigma [V]."""
+        kind = [2 if role == 'local' else min(i, 1) for i, role in enumerate(roles)]
+        u = rng.random((len(roles), 13))
+        return dict(
+            jitter=u[:, 0] < self.jitter_prob, gray=u[:, 1] < self.gray_prob, blur=u[:, 2] < self.blur_prob[kind],
+            solarize=u[:, 3] < self.solarize_prob[kind], factors=self.low + (self.high - self.low) * u[:, 4:8],
+            order=u[:, 8:12].argsort(1), sigma=self.blur_sigma[0] + (self.blur_sigma[1] - self.blur_sigma[0]) * u[:, 12])
+
+    def transform(self, results: dict) -> dict:
+        drawn = {name: values.tolist() for name, values in self.draw(results['rng'], results['view_roles']).items()}
+        out = []
+        for i, img in enumerate(results['pixels']):
+            if drawn['jitter'][i]:
+                for j in drawn['order'][i]:
+                    if self.active[j]:
+                        img = _JITTER[j](img, drawn['factors'][i][j])
+            if drawn['gray'][i]:
+                img = grayscale(img)
+            if drawn['blur'][i]:
+                img = blur(img, drawn['sigma'][i])
+            if drawn['solarize'][i]:
+                img = cv2.LUT(img, _NEGATIVE)
+            out.append(img)
+        results['pixels'] = out
+        return results

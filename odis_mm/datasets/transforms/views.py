@@ -1,0 +1,245 @@
+"""Where the views of an image lie, and the views themselves: coordinates first, pixels once.
+
+Crops are drawn, judged and accepted as numbers; pixels are touched only for those that were kept.
+"""
+from typing import Sequence, Tuple, Union
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from mmcv.transforms import BaseTransform
+from mmpretrain.registry import TRANSFORMS
+from pycocotools import mask as coco_mask
+
+from odis_mm.structures import (View, box_patch_mask, mask_area_in_crops, mask_patch_mask, stack_views, summed_area)
+
+ATTEMPTS = 10  # draws of a crop's shape until one fits into the image (torchvision's RandomResizedCrop)
+TARGET_RULES = ('random_area', 'random', 'largest', 'whole_image')
+_GROUP_KEYS = {'role', 'num', 'size', 'scale', 'ratio', 'flip'}
+
+
+def decode_segmentation(segmentation, height: int, width: int) -> np.ndarray:
+    """A COCO segmentation (list of polygons, or RLE, compressed or not) as a uint8 mask [height, width]."""
+    if isinstance(segmentation, list):
+        rle = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+    elif isinstance(segmentation['counts'], list):
+        rle = coco_mask.frPyObjects(segmentation, height, width)
+    else:
+        rle = segmentation
+    mask = coco_mask.decode(rle)
+    if mask.shape != (height, width):
+        raise ValueError(f'a mask of {mask.shape} (h, w) does not fit an image of {(height, width)}: mend the annotation')
+    return mask
+
+
+class BoxRegion:
+    """The target as a box (x1, y1, x2, y2) in pixels of the image."""
+
+    def __init__(self, box):
+        self.box = np.asarray(box, np.float64)
+
+    def area_in(self, crops: np.ndarray) -> np.ndarray:
+        """Its area in square pixels inside crops [..., 4] (x, y, w, h)."""
+        x1, y1, x2, y2 = self.box
+        w = np.minimum(crops[..., 0] + crops[..., 2], x2) - np.maximum(crops[..., 0], x1)
+        h = np.minimum(crops[..., 1] + crops[..., 3], y2) - np.maximum(crops[..., 1], y1)
+        return w.clip(0) * h.clip(0)
+
+    def patch_masks(self, views: Sequence[View], patch: int) -> np.ndarray:
+        """bool [V, rows, columns] of views of one size."""
+        return box_patch_mask(self.box, stack_views(views), patch)
+
+
+class MaskRegion:
+    """The target as a mask uint8 [H, W] of the image; the same methods as :class:`BoxRegion`."""
+
+    def __init__(self, mask):
+        self.table = summed_area(mask)
+
+    def area_in(self, crops):
+        return mask_area_in_crops(self.table, crops)
+
+    def patch_masks(self, views, patch):
+        return mask_patch_mask(self.table, stack_views(views), patch)
+
+
+@TRANSFORMS.register_module()
+class SampleViews(BaseTransform):
+    """Object-aware multi-crop in coordinates (ODIS, arXiv 2506.05409; the numbers come from METHODS of this project's sources).
+
+    One target object is drawn per image and epoch. Global view 1 is redrawn until the target covers ``min_cover`` of the
+    crop, every further global view until it contains some of the target; the first try that succeeds is taken. If none does,
+    the one with the largest cover is kept and the view is marked as not showing its object. An image without objects is its
+    own object: nothing is redrawn and the masks are all ones.
+
+    Args:
+        views: Groups of views, globals first, each ``dict(role='global' | 'local', num, size, scale, ratio, flip)``: ``size`` in
+            pixels (or (h, w)), ``scale`` range of the crop's share of the image area, ``ratio`` range of its width / height
+            (log-uniform), ``flip`` probability. All globals have one size.
+        target_rule: ``random_area`` (probability proportional to the area of the box), ``random``, ``largest``, or ``whole_image``
+            (objects are ignored: iBOT).
+        region: ``box``, or ``mask``; an object that has no mask, or one without a single pixel, is taken by its box.
+        min_cover: Share of the crop that the target must cover in global view 1.
+        tries: Draws of a global view, the first included.
+        local_tries: Draws of a local view if ``local_touch``.
+        local_touch: Redraw local views until they touch the target. Local views carry masks of all ones either way; without
+            this option nothing is demanded of them, so they count as visible.
+        object_aware: False for plain cropping (one draw); masks still show the target, and a global view is visible if its
+            crop contains some of it.
+        patch_size: Side of a patch in pixels of the view.
+
+    Reads ``height``, ``width``, ``bboxes``, ``masks``, ``rng``; adds ``views`` (list of :class:`View`, integer crops), ``patch_masks``
+    (list of bool [rows, columns]), ``object_visible`` (list of bool), ``view_roles`` (list of str) and ``target`` (index of the
+    object, -1 for the whole image).
+    """
+
+    def __init__(self,
+                 views: Sequence[dict],
+                 target_rule: str = 'random_area',
+                 region: str = 'box',
+                 min_cover: float = 0.04,
+                 tries: int = 20,
+                 local_tries: int = 10,
+                 local_touch: bool = False,
+                 object_aware: bool = True,
+                 patch_size: int = 16):
+        if target_rule not in TARGET_RULES:
+            raise ValueError(f'target_rule={target_rule!r} is unknown: choose one of {TARGET_RULES}')
+        if region not in ('box', 'mask'):
+            raise ValueError(f"region={region!r} is unknown: choose 'box' or 'mask'")
+        if tries < 1 or local_tries < 1:
+            raise ValueError('tries and local_tries count the first draw too: they must be at least 1')
+        self.groups = [self._check_group(group, patch_size) for group in views]
+        roles = [group['role'] for group in self.groups]
+        if not roles or roles != sorted(roles) or 'global' not in roles:  # 'global' sorts before 'local'
+            raise ValueError('views must list at least one global group, and all global groups before the local ones')
+        if len({group['size'] for group in self.groups if group['role'] == 'global'}) > 1:
+            raise ValueError('all global views must have one size: teacher and student compare them patch by patch')
+        self.target_rule, self.region, self.min_cover = target_rule, region, min_cover
+        self.tries, self.local_tries, self.local_touch = tries, local_tries, local_touch
+        self.object_aware, self.patch_size = object_aware, patch_size
+
+    @staticmethod
+    def _check_group(group: dict, patch: int) -> dict:
+        unknown = set(group) - _GROUP_KEYS
+        if unknown:
+            raise ValueError(f'unknown key {sorted(unknown)} in a group of views: known are {sorted(_GROUP_KEYS)}')
+        group = dict(dict(num=1, ratio=(3 / 4, 4 / 3), flip=0.5), **group)
+        size = group['size']
+        group['size'] = (size, size) if isinstance(size, int) else tuple(size)
+        if group['role'] not in ('global', 'local'):
+            raise ValueError(f"role={group['role']!r} of a group of views is unknown: choose 'global' or 'local'")
+        if group['size'][0] % patch or group['size'][1] % patch:
+            raise ValueError(f"view size {group['size']} is no multiple of the patch size {patch}: change one of them")
+        for key in ('scale', 'ratio'):
+            low, high = group[key]
+            if not 0 < low <= high or (key == 'scale' and high > 1):
+                raise ValueError(f'{key}={group[key]} of a group of views must be a range (low, high) with 0 < low <= high'
+                                 + (' <= 1' if key == 'scale' else ''))
+        return group
+
+    def draw_target(self, rng: np.random.Generator, boxes: np.ndarray) -> int:
+        """Index of the target, -1 for the whole image."""
+        if self.target_rule == 'whole_image' or len(boxes) == 0:
+            return -1
+        if self.target_rule == 'random':
+            return int(rng.integers(len(boxes)))
+        area = np.cumsum((boxes[:, 2] - boxes[:, 0]).astype(np.float64) * (boxes[:, 3] - boxes[:, 1]))
+        if self.target_rule == 'largest':
+            return int(np.diff(area, prepend=0).argmax())
+        return min(int(np.searchsorted(area, rng.random() * area[-1], side='right')), len(boxes) - 1)
+
+    def _region(self, results: dict, target: int) -> Union[BoxRegion, MaskRegion]:
+        if self.region == 'mask' and results.get('masks') is not None and results['masks'][target]:
+            try:
+                mask = decode_segmentation(results['masks'][target], results['height'], results['width'])
+            except (ValueError, TypeError, KeyError) as error:
+                raise ValueError(f"{results.get('img_path')}: segmentation {target} cannot be read ({error})") from error
+            if mask.any():
+                return MaskRegion(mask)
+        return BoxRegion(results['bboxes'][target])
+
+    @staticmethod
+    def draw_crops(rng: np.random.Generator, group: dict, tries: int, height: int, width: int) -> np.ndarray:
+        """All tries of all views of a group at once: int64 [num, tries, 4] (x, y, w, h).
+
+        Where none of the drawn shapes fits (thin images), the largest crop that keeps the range of ratios is taken, as in
+        torchvision, but at a random place, so that the tries differ.
+        """
+        (low, high), (flat, wide) = group['scale'], np.log(group['ratio'])
+        u = rng.random((group['num'], tries, ATTEMPTS, 2))
+        side = np.sqrt((low + (high - low) * u[..., 0]) * (height * width))
+        stretch = np.exp((flat + (wide - flat) * u[..., 1]) / 2)  # w = sqrt(area ratio), h = sqrt(area / ratio)
+        w, h = np.maximum(np.rint(side * stretch), 1), np.maximum(np.rint(side / stretch), 1)
+        fits = (w <= width) & (h <= height)
+        first = fits.argmax(-1)[..., None]
+        w, h = np.take_along_axis(w, first, -1)[..., 0], np.take_along_axis(h, first, -1)[..., 0]
+        lost = ~fits.any(-1)
+        if lost.any():
+            ratio = min(max(width / height, group['ratio'][0]), group['ratio'][1])
+            w[lost] = max(min(width, round(height * ratio)), 1)
+            h[lost] = max(min(height, round(width / ratio)), 1)
+        place = rng.random((group['num'], tries, 2))
+        x, y = np.floor(place[..., 0] * (width - w + 1)), np.floor(place[..., 1] * (height - h + 1))
+        return np.stack([x, y, w, h], -1).astype(np.int64)
+
+    def _accept(self, crops: np.ndarray, region, role: str, first_global: bool) -> Tuple[np.ndarray, np.ndarray]:
+        """Of each view's tries [num, tries, 4] the accepted crop [num, 4], and whether it shows what is demanded [num]."""
+        demanding = role == 'global' or self.local_touch
+        if region is None or not demanding:
+            return crops[:, 0], np.ones(len(crops), bool)
+        area = region.area_in(crops)
+        cover = area / (crops[..., 2] * crops[..., 3])
+        good = area > 0  # a crop that holds some of the target holds some patch of it: patches tile the crop
+        if first_global and self.object_aware:
+            good[0] = cover[0] >= self.min_cover
+        each, good_any = np.arange(len(crops)), good.any(1)
+        pick = np.where(good_any, good.argmax(1), cover.argmax(1))
+        return crops[each, pick], good_any
+
+    def transform(self, results: dict) -> dict:
+        rng, height, width = results['rng'], results['height'], results['width']
+        target = self.draw_target(rng, results['bboxes'])
+        region = None if target < 0 else self._region(results, target)
+        views, masks, visible, roles = [], [], [], []
+        for group in self.groups:
+            local = group['role'] == 'local'
+            tries = 1
+            if region is not None and self.object_aware and (not local or self.local_touch):
+                tries = self.local_tries if local else self.tries
+            crops = self.draw_crops(rng, group, tries, height, width)
+            crops, seen = self._accept(crops, region, group['role'], first_global=not views)
+            flips = rng.random(group['num']) < group['flip']
+            new = [View(tuple(c), group['size'], f) for c, f in zip(crops.tolist(), flips.tolist())]
+            if local or region is None:
+                grid = tuple(s // self.patch_size for s in group['size'])
+                masks += [np.ones(grid, bool) for _ in new]
+            else:
+                masks += list(region.patch_masks(new, self.patch_size))
+            views, visible, roles = views + new, visible + seen.tolist(), roles + [group['role']] * len(new)
+        results.update(views=views, patch_masks=masks, object_visible=visible, view_roles=roles, target=target)
+        return results
+
+
+def render_view(img: np.ndarray, view: View) -> np.ndarray:
+    """Pixels of a view with an integer crop: uint8 [h, w, 3] of an image uint8 [H, W, 3].
+
+    Resized by torch's antialiased bicubic on uint8, which is PIL's to within one grey level.
+    """
+    x, y, w, h = view.crop
+    part = torch.from_numpy(img[y:y + h, x:x + w]).permute(2, 0, 1)[None]  # channels last: no copy, and the fast kernel
+    out = F.interpolate(part, size=view.size, mode='bicubic', antialias=True, align_corners=False)
+    pixels = out[0].permute(1, 2, 0).numpy()
+    if view.flip:
+        pixels = cv2.flip(pixels, 1)
+    return np.ascontiguousarray(np.rot90(pixels, view.rot90))
+
+
+@TRANSFORMS.register_module()
+class RenderViews(BaseTransform):
+    """Crop, resize, flip and turn: ``img`` and ``views`` -> ``pixels``, a list of uint8 [h, w, 3]; ``img`` is kept."""
+
+    def transform(self, results: dict) -> dict:
+        results['pixels'] = [render_view(results['img'], view) for view in results['views']]
+        return results
