@@ -1,0 +1,9 @@
+# ViT-B/16 with the recipe of ViT-S; drop path 0.1 is this project's choice, not a published one.
+_base_ = ['_base_/mask-rcnn_vit_fpn.py', '_base_/coco_instance.py', '_base_/schedule_1x.py', '_base_/runtime.py']
+
+model = dict(
+    backbone=dict(arch='base', drop_path_rate=0.1),
+    neck=[
+        dict(type='ViTFeaturePyramid', in_channels=768, norm_cfg=dict(type='BN')),
+        dict(type='FPN', in_channels=[768] * 4, out_channels=256, num_outs=5)
+    ])

@@ -1,0 +1,11 @@
+"""What mmdet needs for a plain ViT; imported with mmdet only. The data pieces need mmcv's compiled ops as well, the others do not."""
+from importlib.util import find_spec
+
+from .layer_decay import DetectorLayerDecay
+from .pyramid import ViTFeaturePyramid, ViTSimplePyramid, pyramid_strides
+
+__all__ = ['DetectorLayerDecay', 'ViTFeaturePyramid', 'ViTSimplePyramid', 'pyramid_strides']
+
+if find_spec('mmcv._ext') is not None:
+    from .data import DemoDetectionDataset, LoadBoxesAndMasks  # noqa: F401
+    __all__ += ['DemoDetectionDataset', 'LoadBoxesAndMasks']
