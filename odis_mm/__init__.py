@@ -6,7 +6,7 @@ mmdet's. It needs no compiled mmcv ops.
 from importlib.util import find_spec
 
 from . import datasets, models  # noqa: F401
-from .engine import hooks, optim  # noqa: F401
+from .engine import amp, hooks, optim  # noqa: F401
 from .version import __version__
 
 if find_spec('mmdet') is not None:  # costs little: mmdet's registries, none of its models

@@ -1,0 +1,31 @@
+# How a run is carried out, the same for all recipes.
+default_scope = 'mmpretrain'
+custom_imports = dict(imports=['odis_mm'], allow_failed_imports=False)
+
+default_hooks = dict(
+    runtime_info=dict(type='RuntimeInfoHook'),
+    timer=dict(type='IterTimerHook'),
+    logger=dict(type='LoggerHook', interval=50),
+    param_scheduler=dict(type='ParamSchedulerHook'),
+    checkpoint=dict(type='SafeCheckpointHook', interval=1, max_keep_ckpts=3),
+    sampler_seed=dict(type='DistSamplerSeedHook'))
+custom_hooks = [
+    dict(type='ProgressHook'),
+    dict(type='NonFiniteLossHook'),
+    dict(type='SelfSupScheduleHook', weight_decay_end=0.4, freeze_prototypes_epochs=1),  # iBOT recipe
+    dict(type='ExportTeacherHook')]
+
+env_cfg = dict(
+    cudnn_benchmark=False,
+    mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
+    dist_cfg=dict(backend='nccl', timeout=1800))  # gloo where there is no GPU; timeout in seconds
+
+# Files in the work dir are always written. For TensorBoard or Weights & Biases:
+#   --cfg-options visualizer.vis_backends.0.type=TensorboardVisBackend     (or WandbVisBackend)
+visualizer = dict(type='UniversalVisualizer', vis_backends=[dict(type='LocalVisBackend')])
+log_processor = dict(type='LogProcessor', window_size=10)
+log_level = 'INFO'
+
+randomness = dict(seed=0, deterministic=False)  # the views have a seed of their own: train_dataloader.dataset.seed
+load_from = None
+resume = False

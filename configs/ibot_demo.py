@@ -1,0 +1,6 @@
+# iBOT on the embedded demo set: the baseline of odis_demo.py with the same budget and augmentation.
+_base_ = './odis_demo.py'
+
+model = dict(masked_attention=False)
+train_dataloader = _base_.train_dataloader
+train_dataloader.dataset.pipeline[1].object_aware = False

@@ -1,0 +1,6 @@
+# iBOT (arXiv 2111.07832) on COCO: ODIS with the whole image as the object and plain cropping. The baseline of every comparison.
+_base_ = './odis_vits_coco.py'
+
+model = dict(masked_attention=False)
+train_dataloader = _base_.train_dataloader
+train_dataloader.dataset.pipeline[1].object_aware = False

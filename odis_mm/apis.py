@@ -1,0 +1,273 @@
+"""Training and testing by a config: what the command line calls, and what a script or a test can call as well."""
+import datetime
+import os
+import os.path as osp
+import re
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional, Union
+
+import torch
+from mmengine.config import Config
+from mmengine.dist import get_dist_info
+from mmengine.registry import RUNNERS
+from mmengine.runner import CheckpointLoader, Runner
+from torch import distributed
+
+from .config_check import ConfigError, apply_options, check_schedule, check_top_level, explain_build_error, nearest
+
+AMP_WRAPPERS = dict(bf16=dict(type='mmpretrain.AutocastOptimWrapper'), fp16=dict(type='AmpOptimWrapper', dtype='float16', loss_scale='dynamic'))
+
+
+def config_root() -> Path:
+    """Where the shipped configs lie: in the installed wheel, or in the checkout."""
+    package = Path(__file__).resolve().parent
+    installed = package / '.mim' / 'configs'
+    return installed if installed.is_dir() else package.parent / 'configs'
+
+
+def shipped_configs() -> Dict[str, Path]:
+    """Name (``odis_vits_coco``, ``mask_rcnn/...``) to path of every recipe that comes with the package."""
+    root = config_root()
+    paths = [path for path in sorted(root.rglob('*.py')) if '_base_' not in path.parts]
+    return {path.relative_to(root).with_suffix('').as_posix(): path for path in paths}
+
+
+def load_config(name: Union[str, Path], options: Optional[Dict[str, Any]] = None) -> Config:
+    """Reads a config file, or a shipped recipe by its name, and applies ``--cfg-options``.
+
+    Args:
+        name: A path, or a name from :func:`shipped_configs` (its last part will do).
+        options: See :func:`odis_mm.config_check.apply_options`.
+
+    Raises:
+        ConfigError: no such config, a syntax error in it, or a key that nothing reads.
+    """
+    path = Path(name)
+    if not path.is_file():
+        shipped = shipped_configs()
+        wanted = Path(str(name).removesuffix('.py')).as_posix()
+        found = [p for key, p in shipped.items() if wanted in (key, key.rpartition('/')[2])]
+        if not found:
+            raise ConfigError(f'no config {str(name)!r}: it is neither a file nor a shipped recipe '
+                              f'({", ".join(shipped)}){nearest(wanted, shipped)}')
+        path = found[0]
+    for variable in ('COCO_ROOT', 'IMAGENET_ROOT'):
+        if not os.environ.get(variable, 'set'):
+            del os.environ[variable]  # empty means unset
+    try:
+        cfg = Config.fromfile(str(path))
+    except (SyntaxError, AttributeError, KeyError, FileNotFoundError, TypeError) as error:
+        raise ConfigError(f'{path} cannot be read as a config: {error}') from error
+    apply_options(cfg, options or {})
+    check_top_level(cfg)
+    return cfg
+
+
+def train(config: Union[str, Path, Config], *, work_dir: Optional[str] = None, resume: Optional[str] = None, amp: Optional[str] = None,
+          options: Optional[Dict[str, Any]] = None, launcher: str = 'none') -> Runner:
+    """Trains what a config describes: pretraining and detectors alike.
+
+    Args:
+        config: Path, name of a shipped recipe, or a config.
+        work_dir: Logs, checkpoints and the resolved config go here; default: ``work_dirs/<name of the config>``.
+        resume: A checkpoint to continue from, or 'auto': the latest in work_dir, if there is one.
+        amp: 'bf16' (any device) or 'fp16' (GPU): mixed precision in place of the config's choice.
+        options: See :func:`load_config`.
+        launcher: 'none' (one process), 'pytorch' (torchrun), 'slurm' or 'mpi'.
+
+    Returns:
+        The runner after training.
+
+    Raises:
+        ConfigError: anything wrong with config, options or work_dir, before the first iteration.
+    """
+    cfg = config if isinstance(config, Config) else load_config(config, options)
+    if 'train_dataloader' not in cfg:
+        raise ConfigError(f'{cfg.filename} has no train_dataloader: it is nothing to train by.')
+    _prepare(cfg, work_dir, launcher)
+    check_schedule(cfg)
+    if amp:
+        _use_amp(cfg, amp)
+    notes = _use_resume(cfg, resume)
+    with _session(cfg):
+        runner = _build_runner(cfg)
+        runner.logger.info(_ranks_line(runner))
+        for note in notes:
+            runner.logger.info(note)
+        runner.logger.info(scale_lr(runner))
+        if amp:
+            runner.logger.info(f'mixed precision: autocast in {amp}, {cfg.optim_wrapper.type}')
+        with _explained(cfg):
+            runner.train()
+    return runner
+
+
+def test(config: Union[str, Path, Config], checkpoint: str, *, work_dir: Optional[str] = None, options: Optional[Dict[str, Any]] = None,
+         launcher: str = 'none') -> dict:
+    """Evaluates a checkpoint by the config's ``test_dataloader`` and ``test_evaluator``; returns the metrics. See :func:`train`."""
+    cfg = config if isinstance(config, Config) else load_config(config, options)
+    if not cfg.get('test_dataloader'):
+        raise ConfigError(f'{cfg.filename} has no test_dataloader: a pretraining run is judged by its losses and by the detectors that it feeds.')
+    if not osp.isfile(checkpoint):
+        raise ConfigError(f'no checkpoint {checkpoint!r}.')
+    _prepare(cfg, work_dir, launcher)
+    cfg.load_from, cfg.resume = checkpoint, False
+    with _session(cfg):
+        runner = _build_runner(cfg)
+        runner.logger.info(_ranks_line(runner))
+        with _explained(cfg):
+            return runner.test()
+
+
+def scale_lr(runner: Runner) -> str:
+    """Scales the peak lr to the global batch, accumulation included, and says so.
+
+    mmengine's own ``auto_scale_lr`` ignores gradient accumulation. The config of the runner, and with it the copy in work_dir, keeps the unscaled lr,
+    so that a run started from that copy is scaled once.
+
+    Args:
+        runner: Before ``train()``; its ``auto_scale_lr`` is dict(enable, base_batch_size).
+
+    Returns:
+        The line for the log.
+    """
+    rule, wrapper = runner.auto_scale_lr or {}, runner.optim_wrapper
+    lr = wrapper['optimizer'].get('lr')
+    if not rule.get('enable') or lr is None:
+        return f'lr = {lr:g}, as the config says: auto_scale_lr is off' if lr else 'lr: the optimizer has none of its own'
+    ranks, batch, accumulation = runner.world_size, runner._train_dataloader['batch_size'], wrapper.get('accumulative_counts', 1)
+    base = rule['base_batch_size']
+    scaled = lr * ranks * batch * accumulation / base
+    wrapper['optimizer']['lr'] = scaled
+    runner.auto_scale_lr = None
+    return (f'lr = {lr:g} x ({ranks} ranks x {batch} images x {accumulation} accumulated)/{base} = {scaled:g} '
+            f'at a global batch of {ranks * batch * accumulation}')
+
+
+def latest_checkpoint(work_dir: str) -> Optional[str]:
+    """The checkpoint to resume from in a folder: the one that ``last_checkpoint`` names, else the newest whole one; None if there is none."""
+    try:
+        named = Path(work_dir, 'last_checkpoint').read_text(encoding='utf-8').strip()
+    except OSError:
+        named = ''
+    for candidate in (named, osp.join(work_dir, osp.basename(named))):  # the folder may have been moved
+        if named and osp.isfile(candidate):
+            return candidate
+    numbered = {int(m[1]): str(p) for p in Path(work_dir).glob('*.pth') if (m := re.fullmatch(r'(?:epoch|iter)_(\d+)\.pth', p.name))}
+    return numbered[max(numbered)] if numbered else None
+
+
+def _prepare(cfg: Config, work_dir: Optional[str], launcher: str) -> None:
+    cfg.work_dir = work_dir or cfg.get('work_dir') or osp.join('work_dirs', Path(cfg.filename or 'run').stem)
+    cfg.launcher = launcher
+    try:
+        os.makedirs(cfg.work_dir, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cfg.work_dir) as f:
+            f.write(b'x')
+    except OSError as error:
+        raise ConfigError(f'cannot write to the work dir {cfg.work_dir!r} ({error.strerror}): choose another one with --work-dir.') from error
+    for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        loader = cfg.get(key)
+        if loader and not loader.get('num_workers'):  # torch refuses settings of workers that do not exist
+            loader.persistent_workers = False
+            loader.pop('prefetch_factor', None)
+
+
+def _use_amp(cfg: Config, amp: str) -> None:
+    if amp not in AMP_WRAPPERS:
+        raise ConfigError(f'--amp {amp}: use one of {", ".join(AMP_WRAPPERS)}.')
+    if amp == 'fp16' and not torch.cuda.is_available():
+        raise ConfigError('--amp fp16 needs a GPU; use --amp bf16 here.')
+    for key in ('dtype', 'loss_scale'):
+        cfg.optim_wrapper.pop(key, None)
+    cfg.optim_wrapper.update(AMP_WRAPPERS[amp])
+
+
+def _use_resume(cfg: Config, resume: Optional[str]) -> List[str]:
+    """Sets what to resume from; returns lines for the log, which does not exist yet."""
+    if resume is None and not cfg.get('resume'):
+        return []
+    path = resume if resume not in (None, 'auto') else cfg.get('load_from') if resume is None and cfg.get('load_from') else None
+    if path and not osp.isfile(path):
+        raise ConfigError(f'--resume: no checkpoint {path!r}.')
+    path = path or latest_checkpoint(cfg.work_dir)
+    cfg.resume = path is not None
+    if path is None:
+        return [f'--resume: there is no checkpoint in {cfg.work_dir}, so training starts at the beginning']
+    cfg.load_from = path
+    return [f'--resume: continuing from {path}']
+
+
+@contextmanager
+def _session(cfg: Config) -> Iterator[None]:
+    """Process group of this run; checkpoints are read without running code from them."""
+    if hasattr(torch.serialization, 'safe_globals'):  # torch < 2.5 cannot be told what else is harmless
+        CheckpointLoader.register_scheme(prefixes='', loader=_load_local, force=True)
+    ours = cfg.launcher != 'none' and not distributed.is_initialized()
+    if ours:
+        _init_distributed(cfg)
+    try:
+        yield
+    finally:
+        if ours and distributed.is_initialized():
+            distributed.destroy_process_group()
+
+
+def _init_distributed(cfg: Config) -> None:
+    """mmengine insists on a GPU per process: on CPUs, gloo is started here and DDP told that there is no device id."""
+    if cfg.launcher == 'pytorch' and 'RANK' not in os.environ:
+        raise ConfigError('--launcher pytorch reads its rank from torchrun: start with `bash tools/dist_train.sh CONFIG RANKS`, or leave --launcher out.')
+    if torch.cuda.is_available():
+        local = int(os.environ.get('LOCAL_RANK', 0))
+        if local >= torch.cuda.device_count():
+            raise ConfigError(f'local rank {local} has no GPU of its own: this machine shows {torch.cuda.device_count()}; start no more ranks than GPUs.')
+        return  # the Runner starts env_cfg.dist_cfg.backend
+    if cfg.launcher != 'pytorch':
+        raise ConfigError(f'--launcher {cfg.launcher} needs GPUs; on CPUs use tools/dist_train.sh or tools/slurm_train.sh, which start torchrun.')
+    timeout = ((cfg.get('env_cfg') or {}).get('dist_cfg') or {}).get('timeout', 1800)
+    distributed.init_process_group('gloo', timeout=datetime.timedelta(seconds=timeout))
+    cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False,
+                                 find_unused_parameters=cfg.get('find_unused_parameters', False), **cfg.get('model_wrapper_cfg', {}))
+
+
+def _build_runner(cfg: Config) -> Runner:
+    with _explained(cfg):
+        return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+@contextmanager
+def _explained(cfg: Config) -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, KeyError) as error:
+        sentence = explain_build_error(error, cfg)
+        if sentence is None:
+            raise
+        raise ConfigError(sentence) from error
+
+
+def _ranks_line(runner: Runner) -> str:
+    rank, world = get_dist_info()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f'CPU, {torch.get_num_threads()} threads a rank'
+    backend = distributed.get_backend() if distributed.is_initialized() else 'no process group'
+    nodes = int(os.environ.get('GROUP_WORLD_SIZE', 1))
+    master = f', master {os.environ["MASTER_ADDR"]}:{os.environ["MASTER_PORT"]}' if distributed.is_initialized() else ''
+    return f'rank {rank} of {world} on {nodes} node{"s" * (nodes > 1)} ({backend}{master}; {device}), work dir {runner.work_dir}'
+
+
+def _load_local(filename: str, map_location=None) -> dict:
+    """Loader of local checkpoints for mmengine: tensors and mmengine's own log buffers, never code.
+
+    The forks of mmengine fall back to running whatever a file holds, with a warning.
+    """
+    filename = osp.expanduser(filename)
+    if not osp.isfile(filename):
+        raise ConfigError(f'no checkpoint {filename!r}.')
+    try:
+        return torch.load(filename, map_location=map_location, weights_only=True)
+    except Exception as error:  # RuntimeError, UnpicklingError, EOFError, KeyError ...: torch has no class of its own for a broken file
+        reason = str(error).split('\n')[0][:200]
+        raise ConfigError(f'checkpoint {filename} is broken, or restoring it would run code from it ({type(error).__name__}: {reason}); '
+                          'take another one, or save its state_dict alone and load that.') from error

@@ -1,0 +1,162 @@
+"""Misspelt keys of a config end in one sentence that names the key, where it stands and what was probably meant."""
+import difflib
+import inspect
+import re
+from typing import Any, Dict, Iterable, Iterator, Optional, Set, Tuple
+
+import mmengine.registry
+from mmengine.config import Config
+from mmengine.registry import Registry
+from mmengine.runner import Runner
+
+# what mmengine reads from a config beside the arguments of the Runner
+_OTHER_KEYS = {'activation_checkpointing', 'compile', 'custom_imports', 'efficient_conv_bn_eval', 'env_cfg', 'find_unused_parameters',
+               'model_wrapper_cfg', 'runner_type', 'sync_bn', 'tta_model', 'tta_pipeline'}
+RUNNER_KEYS = (set(inspect.signature(Runner.__init__).parameters) | _OTHER_KEYS) - {'self', 'cfg'}
+
+
+class ConfigError(ValueError):
+    """The config, or an option that changes it, is wrong; the message is one sentence that says where and how to mend it."""
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """' Did you mean ...?' for the most similar known name, or ''."""
+    match = difflib.get_close_matches(name, sorted(map(str, known)), 1, cutoff)
+    return f'; did you mean {match[0]!r}?' if match else ''
+
+
+def apply_options(cfg: Config, options: Dict[str, Any]) -> None:
+    """Sets ``--cfg-options`` in place.
+
+    A key must exist in the config, be an argument of the class that the enclosing dict builds, or be marked as new by a leading '+'.
+
+    Args:
+        cfg: The config.
+        options: {'train_dataloader.batch_size': 8, '+notes.by': 'me', ...}
+
+    Raises:
+        ConfigError: for a key that nothing would read.
+    """
+    for key, value in options.items():
+        if not key.startswith('+'):
+            _check_option(cfg, key)
+        try:
+            cfg.merge_from_dict({key.lstrip('+'): value})
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ConfigError(f'--cfg-options {key} does not fit the config: {error}') from error
+
+
+def _check_option(cfg: Config, key: str) -> None:
+    parts = key.split('.')
+    if parts[0] in cfg and parts[0] not in RUNNER_KEYS:
+        users = [path for path, value in _walk(cfg._cfg_dict) if value == cfg[parts[0]] and path != parts[0]]
+        raise ConfigError(f'--cfg-options {key}: {parts[0]!r} is a variable of the config file, already used when options are applied, so setting it would '
+                          f'change nothing; set the key that uses it' + (f', such as {users[0]}.' if users else '.'))
+    node, path = cfg._cfg_dict, ''
+    for depth, part in enumerate(parts):
+        if isinstance(node, list):
+            if not part.isdigit() or int(part) >= len(node):
+                raise ConfigError(f'--cfg-options {key}: {path} is a list of {len(node)}, so {part!r} must be an index below {len(node)}.')
+            node = node[int(part)]
+        elif isinstance(node, dict):
+            if part not in node:
+                known, closed = (RUNNER_KEYS, True) if depth == 0 else _arguments(find_class(node.get('type')))
+                if part in known or part == '_delete_':
+                    return
+                where = path or 'the config'
+                remedy = '' if closed and node.get('type') else f' (write +{key} to add it all the same)'
+                raise ConfigError(f'--cfg-options {key}: {where} has no key {part!r}{nearest(part, {*known, *node})}{remedy}')
+            node = node[part]
+        else:
+            raise ConfigError(f'--cfg-options {key}: {path} is {node!r}, which has no key {part!r}; set {path} itself.')
+        path = f'{path}.{part}' if path else part
+
+
+def check_top_level(cfg: Config) -> None:
+    """Refuses a top-level key that is one slip away from one that mmengine reads (``train_dataloder``): it would be ignored.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    for key in cfg:
+        hint = '' if key in RUNNER_KEYS else nearest(key, RUNNER_KEYS, cutoff=0.88)
+        if hint:
+            raise ConfigError(f'{cfg.filename or "config"}: nothing reads the key {key!r}{hint}')
+
+
+def check_schedule(cfg: Config) -> None:
+    """Refuses a schedule part that begins when training is over (a shortened run with the full warm-up).
+
+    Raises:
+        ConfigError: naming the part and the options that shorten the warm-up.
+    """
+    train_cfg, schedulers = cfg.get('train_cfg') or {}, cfg.get('param_scheduler') or []
+    for i, part in enumerate(schedulers if isinstance(schedulers, list) else [schedulers]):
+        unit, total = ('epoch', train_cfg.get('max_epochs')) if part.get('by_epoch', True) else ('iteration', train_cfg.get('max_iters'))
+        begin = part.get('begin', 0)
+        if total is not None and begin and begin >= total:
+            raise ConfigError(f'param_scheduler.{i} ({part["type"]}) begins at {unit} {begin}, but training ends at {unit} {total}: shorten the warm-up, e.g. '
+                              f'--cfg-options param_scheduler.{i - 1}.end=1 param_scheduler.{i}.begin=1 (with two {unit}s or more).')
+
+
+def explain_build_error(error: Exception, cfg: Config) -> Optional[str]:
+    """One sentence for what mmengine raises when a class gets a wrong argument or a type is not registered; None for other errors."""
+    text = str(error.args[0]) if error.args else ''
+    if found := re.search(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", text):
+        name, key = found.groups()
+        paths = [(path, node) for path, node in _walk(cfg._cfg_dict) if isinstance(node, dict) and 'type' in node and key in node]
+        # the class that complains may be a base of the one in the config
+        paths.sort(key=lambda item: name not in [c.__name__ for c in inspect.getmro(find_class(item[1]['type']) or object)])
+        if paths:
+            path, node = paths[0]
+            return f'{path}: {node["type"]} takes no argument {key!r}{nearest(key, _arguments(find_class(node["type"]))[0]) or ": remove it"}'
+    if found := re.search(r"(\w+)(?:\.__init__)?\(\) missing \d+ required (?:positional|keyword-only) arguments?: (.+)", text):
+        for path, node in _walk(cfg._cfg_dict):
+            if isinstance(node, dict) and str(node.get('type', '')).rpartition('.')[2] == found[1]:
+                return f'{path}: {node["type"]} needs the argument {found[2]}'
+    if found := re.search(r'^([\w.]+) is not in the (.+?) registry', text):
+        path = next((path for path, node in _walk(cfg._cfg_dict) if isinstance(node, dict) and node.get('type') == found[1]), 'config')
+        known = {name for registry in _registries() for name in registry.module_dict}
+        hint = nearest(found[1].rpartition('.')[2], known) or '; is its package in custom_imports?'
+        return f'{path}.type: no class {found[1]!r} is registered as {found[2]}{hint}'
+    return None
+
+
+def find_class(type_: Any) -> Optional[type]:
+    """The class that a config's ``type`` names, wherever it is registered; None if there is none."""
+    if not isinstance(type_, str):
+        return type_ if inspect.isclass(type_) else None
+    scope, _, name = type_.rpartition('.')
+    for registry in _registries():
+        if name in registry.module_dict and scope in ('', registry.scope):
+            found = registry.module_dict[name]
+            return found if inspect.isclass(found) else None
+    return None
+
+
+def _registries() -> Iterator[Registry]:
+    for root in vars(mmengine.registry).values():
+        if isinstance(root, Registry):
+            # only classes of packages in use: importing others to explain an error would take seconds
+            yield from (root, *root.children.values())
+
+
+def _arguments(cls: Optional[type]) -> Tuple[Set[str], bool]:
+    """Names of a class's arguments, following **kwargs up the bases; and whether these are all."""
+    names: Set[str] = set()
+    for base in inspect.getmro(cls) if cls else ():
+        if '__init__' in vars(base) and base is not object:
+            parameters = list(inspect.signature(base.__init__).parameters.values())[1:]
+            names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+            if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+                return names, True
+    return names, False
+
+
+def _walk(node: Any, path: str = '') -> Iterator[Tuple[str, Any]]:
+    """All (dotted path, value) below a node."""
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, (list, tuple)) else ()
+    for key, value in items:
+        below = f'{path}.{key}' if path else str(key)
+        yield below, value
+        yield from _walk(value, below)

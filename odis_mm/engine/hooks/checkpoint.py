@@ -1,0 +1,109 @@
+"""Checkpoints that are either whole or not there."""
+import glob
+import os
+import os.path as osp
+from contextlib import suppress
+from typing import Any, List, Tuple
+
+from mmengine.dist import is_main_process
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.hooks import CheckpointHook
+from mmpretrain.registry import HOOKS
+
+PARTIAL = '.part'
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written; the message names the file, the reason and the last good one."""
+
+
+class AtomicLocalBackend(LocalBackend):
+    """mmengine's local files, written under another name, synced, then renamed: a name never stands for half a file."""
+
+    def put(self, obj: bytes, filepath) -> None:
+        filepath = os.fspath(filepath)
+        folder = osp.dirname(osp.abspath(filepath))
+        os.makedirs(folder, exist_ok=True)
+        partial = filepath + PARTIAL
+        try:
+            with open(partial, 'wb') as f:
+                f.write(obj)
+                f.flush()
+                os.fsync(f.fileno())
+            os.replace(partial, filepath)
+        except OSError:
+            with suppress(OSError):
+                os.remove(partial)
+            raise
+        handle = os.open(folder, os.O_RDONLY)  # the rename itself lasts once the folder is synced
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+register_backend('odis_mm.atomic', AtomicLocalBackend, force=True)
+
+
+class _DeferredRemoval:
+    """A file backend whose removals wait: mmengine removes the oldest checkpoint BEFORE it writes the next one."""
+
+    def __init__(self, backend):
+        self._backend = backend
+        self._waiting: List[Tuple[str, str]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def remove(self, path: str) -> None:
+        self._waiting.append(('remove', path))
+
+    def rmtree(self, path: str) -> None:
+        self._waiting.append(('rmtree', path))
+
+    def settle(self, do: bool) -> None:
+        """Carries the waiting removals out, or forgets them."""
+        waiting, self._waiting = self._waiting, []
+        for action, path in waiting if do else ():
+            getattr(self._backend, action)(path)
+
+
+@HOOKS.register_module()
+class SafeCheckpointHook(CheckpointHook):
+    """mmengine's ``CheckpointHook``, except that a failed or interrupted write costs nothing that was there before.
+
+    A checkpoint is written atomically; older ones (``max_keep_ckpts``, the former best) are removed only after the new one stands.
+
+    Args:
+        *args, **kwargs: See ``mmengine.hooks.CheckpointHook``. With ``backend_args`` (remote storage) writing is as atomic as that backend.
+
+    Raises:
+        CheckpointError: disk full or no permission; names the last good checkpoint.
+    """
+
+    def __init__(self, *args, backend_args=None, **kwargs):
+        super().__init__(*args, backend_args=backend_args or dict(backend='odis_mm.atomic'), **kwargs)
+
+    def before_train(self, runner) -> None:
+        super().before_train(runner)
+        self.file_backend = _DeferredRemoval(self.file_backend)
+        if is_main_process():
+            for leftover in glob.glob(osp.join(glob.escape(self.out_dir), f'*.pth{PARTIAL}')):
+                os.remove(leftover)  # a process was killed while it wrote
+
+    def _save_checkpoint_with_step(self, runner, step, meta) -> None:
+        self._guard(runner, super()._save_checkpoint_with_step, runner, step, meta)
+
+    def _save_best_checkpoint(self, runner, metrics) -> None:
+        self._guard(runner, super()._save_best_checkpoint, runner, metrics)
+
+    def _guard(self, runner, save, *args) -> None:
+        last_good = runner.message_hub.runtime_info.get('last_ckpt')
+        try:
+            save(*args)
+        except OSError as error:
+            self.file_backend.settle(False)
+            raise CheckpointError(
+                f'could not write a checkpoint to {self.out_dir}: {error.strerror or error}; make room or mend the permissions and continue '
+                f'with --resume (last good checkpoint: {last_good or "none"}).') from error
+        self.file_backend.settle(True)

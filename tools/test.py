@@ -1,0 +1,11 @@
+#!/usr/bin/env python
+"""Evaluation by the config: python tools/test.py CONFIG CHECKPOINT [--work-dir D] [--cfg-options K=V ...]"""
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works without being installed
+
+from odis_mm.cli import test_main  # noqa: E402
+
+if __name__ == '__main__':
+    test_main()
