@@ -291,9 +291,9 @@ def ensure_demo(root=None, num_train: int = 2000, num_val: int = 200, size: int 
         with _locked(target.with_name(f'.{target.name}.lock')):
             if not _is_complete(target, parameters):
                 _replace(target, parameters, processes)
-    except FileExistsError:
-        raise
     except OSError as error:
+        if error.errno is None:  # from _is_complete: it says all
+            raise
         raise OSError(error.errno, f'the demo set could not be written to {target} ({error.strerror}); name another '
                       'folder by --root or ODIS_DEMO_ROOT.') from error
     return str(target)

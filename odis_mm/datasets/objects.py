@@ -90,19 +90,26 @@ class ObjectDataset(BaseDataset):
             raise FileNotFoundError(f'annotation file {self.ann_file} does not exist; check data_root and ann_file '
                                     '(the shipped configs take their roots from COCO_ROOT and IMAGENET_ROOT).')
         if not self.ann_file:
-            data = _without_objects(_walk(folder), folder)
+            data = _without_objects(_walk(folder), '')
+            print_log(f'{folder}: {len(data)} images without objects', logger='current')
         elif self.ann_file.lower().endswith('.json'):
             content = _read_json(self.ann_file)
             coco_style = 'images' in content or 'annotations' in content
             columns = (_coco_columns if coco_style else _box_columns)(content, self.ann_file)
             self._metainfo.setdefault('classes', columns['classes'])
             data, self.counts = _group(columns, folder, self.ann_file, self.with_masks, self.with_crowd)
-            told = ', '.join(f'{count} {what}' for what, count in self.counts.items() if count)
-            print_log(f'{self.ann_file}: {len(data)} images, {told}', logger='current')
+            told = _told(self.counts)
+            empty = sum(not len(info['bboxes']) for info in data)
             if not self.keep_empty:
                 data = [info for info in data if len(info['bboxes'])]
+            print_log(f'{self.ann_file}: {len(data)} images, {told}; {empty} images without objects '
+                      f'{"kept" if self.keep_empty else "left out"}', logger='current')
+            if not data:
+                raise ValueError(f'annotation file {self.ann_file} has no image with an object; set keep_empty=True to '
+                                 'use those without.')
         else:
             data = _without_objects(_read_list(self.ann_file), folder)
+            print_log(f'{self.ann_file}: {len(data)} images without objects', logger='current')
         if not os.path.isfile(data[0]['img_path']):
             raise FileNotFoundError(f'image {data[0]["img_path"]}, the first of {self.ann_file}, does not exist; check '
                                     'data_root and data_prefix.')
@@ -251,6 +258,10 @@ def _first_twice(ids: list):
     return next(key for key in ids if key in seen or seen.add(key))
 
 
+def _told(counts: dict) -> str:
+    return ', '.join(f'{count} {what}' for what, count in counts.items() if count) or 'no objects'
+
+
 def _usable_mask(segm):
     """The segmentation without what is no polygon, None if nothing is left."""
     if isinstance(segm, dict) and 'counts' in segm and 'size' in segm:
@@ -279,9 +290,8 @@ def _group(columns: dict, folder: str, path: str, with_masks: bool, with_crowd: 
     keep = np.flatnonzero(good)
     counts = {'objects': len(keep), **counts, 'boxes clipped to their image': int((moved & good).sum())}
     if len(boxes) and not len(keep):
-        reasons = ', '.join(f'{count} {what}' for what, count in counts.items() if count)
-        raise ValueError(f'annotation file {path} has no usable object ({reasons}); boxes are [x, y, width, height] '
-                         'in COCO-style files, [x1, y1, x2, y2] in a dict of boxes.')
+        raise ValueError(f'annotation file {path} has no usable object ({_told(counts)}); boxes are [x, y, width, '
+                         'height] in COCO-style files, [x1, y1, x2, y2] in a dict of boxes.')
     keep = keep[np.argsort(owner[keep], kind='stable')]
     bounds = np.searchsorted(owner[keep], np.arange(len(columns['names']) + 1)).tolist()
     boxes, labels = clipped[keep].astype(np.float32), columns['labels'][keep]
