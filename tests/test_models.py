@@ -114,6 +114,16 @@ def test_mask_restricts_the_object_row_only():
     assert (a[:, 1:6] - b[:, 1:6]).abs().max() > 1e-4, 'patch tokens need the context'
 
 
+def test_attention_map_lies_on_the_object():
+    vit, mask = make_vit(), torch.zeros(2, 16, dtype=torch.bool)
+    mask[:, 2:7] = True
+    with torch.no_grad():
+        for p in vit.layers[-1].attn.qkv.parameters():
+            p.zero_()  # equal scores: [OBJ] shares its attention evenly between itself and the 5 patches
+    weights = vit.object_attention_map(torch.randn(2, 3, 32, 32), mask).flatten(1)
+    torch.testing.assert_close(weights, mask.float() / 6)
+
+
 def test_wrong_mask_shape_is_named():
     with pytest.raises(ValueError, match=r'bool \[1, 16\].*got \(1, 9\)'):
         make_vit()(torch.randn(1, 3, 32, 32), torch.ones(1, 9, dtype=torch.bool))

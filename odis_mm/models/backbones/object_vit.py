@@ -105,6 +105,25 @@ class ObjectViT(VisionTransformer):
                 outs.append(x)
         return tuple(outs)
 
+    @torch.no_grad()
+    def object_attention_map(self, images: Tensor, object_mask: Optional[Tensor] = None) -> Tensor:
+        """Where the [OBJ] query looks in the last block: float [B, rows, columns], mean over heads and [OBJ] tokens, for pictures.
+
+        Args:
+            images: [B, 3, H, W], normalised.
+            object_mask: See :meth:`forward`; patches outside it get 0.
+        """
+        x, grid = self.embed(images)
+        key_mask = self._key_mask(torch.ones(len(x), grid[0] * grid[1], dtype=torch.bool, device=x.device)
+                                  if object_mask is None else object_mask, x, grid)
+        for layer in self.layers[:-1]:
+            x = _block(layer, x, key_mask, self.object_slice)
+        attn = self.layers[-1].attn
+        q, k, _ = attn.qkv(self.layers[-1].ln1(x)).unflatten(-1, (3, attn.num_heads, attn.head_dims)).unbind(2)  # [B, T, h, d]
+        scores = torch.einsum('bqhd,bkhd->bhqk', q[:, self.object_slice], k) / attn.head_dims ** 0.5
+        weights = scores.masked_fill(~key_mask, -torch.inf).softmax(-1)
+        return weights.mean((1, 2))[:, self.num_leading_tokens:].unflatten(1, tuple(grid))
+
     def _key_mask(self, object_mask: Tensor, x: Tensor, grid: Sequence[int]) -> Tensor:
         """Which keys each [OBJ] query sees, bool [B, 1, k, T]: itself and the object's patches."""
         batch, length = x.shape[:2]
