@@ -2,6 +2,7 @@
 import errno
 import os
 import pickle
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Dict, Optional, Union
 
 import torch
 from torch import Tensor
+
+from .safe_globals import UnsafeCheckpoint
 
 PathLike = Union[str, os.PathLike]
 
@@ -53,13 +56,13 @@ def _read_torch(path: Path):
         return torch.load(path, map_location='cpu', weights_only=True)
     except PermissionError as error:
         raise CheckpointError(f'checkpoint {path} cannot be read: no permission.') from error
-    except pickle.UnpicklingError as error:
-        wanted = _unsafe_global(str(error))
-        if wanted:
-            raise CheckpointError(
-                f'checkpoint {path} is refused: restoring it would run code from the file ({wanted}); save its state_dict alone, '
-                'tensors by name, and pass that.') from error
-        raise CheckpointError(f'{path} is truncated or no checkpoint: {_first_sentence(error)}.') from error
+    except (pickle.UnpicklingError, UnsafeCheckpoint) as error:
+        wanted = re.search(r'(?:GLOBAL|class|function|instantiate|only, not) ([^\s,]+)', str(error))
+        if wanted is None:  # the bytes are no pickle at all
+            raise CheckpointError(f'{path} is truncated or no checkpoint: its contents are not those of torch.save.') from error
+        raise CheckpointError(
+            f'checkpoint {path} is refused: restoring it would run code from the file ({wanted.group(1).rstrip(".")}); save its state_dict '
+            'alone, tensors by name, and pass that.') from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
         raise CheckpointError(f'{path} is truncated or no checkpoint: {_first_sentence(error)}.') from error
 
@@ -73,17 +76,6 @@ def _read_safetensors(path: Path) -> Dict[str, Tensor]:
         return load_file(path)
     except Exception as error:  # safetensors raises a class of its own
         raise CheckpointError(f'{path} is truncated or no safetensors file: {_first_sentence(error)}.') from error
-
-
-def _unsafe_global(message: str) -> Optional[str]:
-    """The name that torch's restricted unpickler refused, if that is what its message is about."""
-    for line in message.splitlines():
-        if 'Unsupported global' in line or 'Unsupported class' in line or 'Unsupported operand' in line:
-            words = line.replace('GLOBAL ', '').split(': ')[-1].split(' was ')[0].split(' not ')[0]
-            return words.strip().rstrip('.')[:120]
-        if 'only the following' in line or 'not in the list of allowed' in line or 'Trying to call' in line or 'Trying to load' in line:
-            return line.split('Please')[0].strip().rstrip('.')[:160]
-    return None
 
 
 def _first_sentence(error: Exception) -> str:

@@ -11,10 +11,15 @@ from mmengine.logging import HistoryBuffer
 _STATISTICS = ('min', 'max', 'current', 'mean')
 
 
+class UnsafeCheckpoint(ValueError):
+    """A file names something that no checkpoint of mmengine needs."""
+
+
 def history_buffer_method(owner: type, name: str):
     """Stands in for ``getattr``, by which pickle protocol 2 stores the methods of a class: those of HistoryBuffer, nothing else."""
     if owner is not HistoryBuffer or name not in _STATISTICS:
-        raise ValueError(f'a checkpoint may name the statistics {", ".join(_STATISTICS)} of HistoryBuffer only, not {owner!r}.{name}')
+        wanted = f'{getattr(owner, "__name__", owner)}.{name}'
+        raise UnsafeCheckpoint(f'a checkpoint may name the statistics {", ".join(_STATISTICS)} of HistoryBuffer only, not {wanted}')
     return getattr(HistoryBuffer, name)
 
 
