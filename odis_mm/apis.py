@@ -50,8 +50,8 @@ def load_config(name: Union[str, Path], options: Optional[Dict[str, Any]] = None
         wanted = Path(str(name).removesuffix('.py')).as_posix()
         found = [p for key, p in shipped.items() if wanted in (key, key.rpartition('/')[2])]
         if not found:
-            raise ConfigError(f'no config {str(name)!r}: it is neither a file nor a shipped recipe '
-                              f'({", ".join(shipped)}){nearest(wanted, shipped)}')
+            hint = nearest(wanted, [*shipped, *(key.rpartition('/')[2] for key in shipped)]) or f' ({", ".join(shipped)})'
+            raise ConfigError(f'no config {str(name)!r}: it is neither a file nor a shipped recipe{hint}')
         path = found[0]
     for variable in ('COCO_ROOT', 'IMAGENET_ROOT'):
         if not os.environ.get(variable, 'set'):
@@ -100,6 +100,7 @@ def train(config: Union[str, Path, Config], *, work_dir: Optional[str] = None, r
         if amp:
             runner.logger.info(f'mixed precision: autocast in {amp}, {cfg.optim_wrapper.type}')
         with _explained(cfg):
+            _check_length(runner)
             runner.train()
     return runner
 
@@ -173,6 +174,8 @@ def _prepare(cfg: Config, work_dir: Optional[str], launcher: str) -> None:
         if loader and not loader.get('num_workers'):  # torch refuses settings of workers that do not exist
             loader.persistent_workers = False
             loader.pop('prefetch_factor', None)
+        if loader and not torch.cuda.is_available():  # nothing to pin for
+            loader.pop('pin_memory', None)
 
 
 def _use_amp(cfg: Config, amp: str) -> None:
@@ -235,6 +238,13 @@ def _init_distributed(cfg: Config) -> None:
 def _build_runner(cfg: Config) -> Runner:
     with _explained(cfg):
         return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def _check_length(runner: Runner) -> None:
+    if not len(runner.train_dataloader):
+        batch = runner._train_dataloader['batch_size']
+        raise ConfigError(f'the training set has {len(runner.train_dataloader.dataset)} images over {runner.world_size} ranks, fewer than one batch of {batch} '
+                          'each: lower train_dataloader.batch_size, or set train_dataloader.drop_last=False.')
 
 
 @contextmanager

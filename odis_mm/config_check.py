@@ -78,8 +78,9 @@ def check_top_level(cfg: Config) -> None:
     Raises:
         ConfigError: naming both.
     """
+    known = {key for key in RUNNER_KEYS if not key.endswith('_pipeline')}  # test_pipeline is a usual variable, not a slip of tta_pipeline
     for key in cfg:
-        hint = '' if key in RUNNER_KEYS else nearest(key, RUNNER_KEYS, cutoff=0.88)
+        hint = '' if key in RUNNER_KEYS else nearest(key, known, cutoff=0.88)
         if hint:
             raise ConfigError(f'{cfg.filename or "config"}: nothing reads the key {key!r}{hint}')
 

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works without being installed
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # a checkout works without being installed
 
 from odis_mm.cli import train_main  # noqa: E402
 

@@ -24,6 +24,14 @@ class ExportTeacherHook(Hook):
     def __init__(self):
         self._exports = {}
 
+    def before_train(self, runner) -> None:
+        # a resumed run knows the checkpoint it comes from: one step later its export would be of other weights
+        checkpoint = runner.message_hub.runtime_info.get('last_ckpt')
+        path = f'{osp.splitext(checkpoint)[0]}_backbone.pth' if checkpoint else ''
+        if osp.isfile(path):
+            self._exports[checkpoint] = path
+        self._export(runner)
+
     def after_train_epoch(self, runner) -> None:
         self._export(runner)
 
