@@ -1,0 +1,112 @@
+"""Stages of an experiment: each is run once, remembered in a file, and continued where it was interrupted."""
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Callable, Dict, List, Optional, Union
+
+import torch
+
+from ..version import __version__
+
+AP_KEYS = {'box AP': 'coco/bbox_mAP', 'box AP50': 'coco/bbox_mAP_50', 'mask AP': 'coco/segm_mAP', 'mask AP50': 'coco/segm_mAP_50'}
+_SHOWN = re.compile(r'Epoch\((train|val)\)|Iter\((train|val)\)|matched|random|lr = |ERROR|Error|exported')
+
+
+class Stages:
+    """Runs named stages and prints where the whole stands.
+
+    Args:
+        work_dir: A stage's files and its ``result.json`` go to a folder of its name in here.
+        total: Number of stages, for the progress line.
+    """
+
+    def __init__(self, work_dir: Union[str, Path], total: int):
+        self.work_dir, self.total, self.count, self.start = Path(work_dir), total, 0, time.time()
+
+    def say(self, text: str) -> None:
+        print(f'[{(time.time() - self.start) / 60:5.1f} min] {text}', flush=True)
+
+    def run(self, name: str, settings: dict, work: Callable[[Path], dict]) -> dict:
+        """Result of ``work(folder)``, from the file if a stage of the same settings was finished before.
+
+        Raises:
+            ValueError: if the folder holds the result of other settings: nothing is overwritten.
+        """
+        self.count += 1
+        folder = self.work_dir / name
+        record = folder / 'result.json'
+        settings = json.loads(json.dumps(settings))
+        if (folder / 'settings.json').is_file() and json.loads((folder / 'settings.json').read_text()) != settings:
+            raise ValueError(f'{folder} was made with other settings than {settings}: take another --work-dir, or remove it.')
+        if record.is_file():
+            self.say(f'stage {self.count}/{self.total} {name}: done before')
+            return json.loads(record.read_text())
+        self.say(f'stage {self.count}/{self.total} {name}')
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / 'settings.json').write_text(json.dumps(settings))
+        started = time.time()
+        result = work(folder)
+        result['minutes'] = round((time.time() - started) / 60, 2)
+        partial = record.with_suffix('.tmp')
+        partial.write_text(json.dumps(result, indent=1))
+        partial.replace(record)
+        return result
+
+    def train(self, config: str, folder: Path, options: Dict[str, object], env: Optional[dict] = None) -> None:
+        """``tools/train.py CONFIG --resume`` as a process of its own; its progress lines are shown, everything is in its log.
+
+        Raises:
+            RuntimeError: with the last lines of the output, if it fails.
+        """
+        pairs = [f'{key}={value}' for key, value in options.items()]
+        command = [sys.executable, '-m', 'odis_mm', 'train', config, '--work-dir', str(folder), '--resume']
+        command += ['--cfg-options', *pairs] if pairs else []
+        tail: List[str] = []
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                                   env={**os.environ, 'PYTHONUNBUFFERED': '1', **(env or {})})
+        with process.stdout:
+            for line in process.stdout:
+                tail = (tail + [line])[-20:]
+                if _SHOWN.search(line):
+                    self.say('  ' + re.sub(r'^.*?mmengine - \w+ - ', '', line.strip())[:180])
+        if process.wait():
+            raise RuntimeError(f'{" ".join(command)} failed:\n{"".join(tail)}')
+
+
+def scalars(folder: Path) -> List[dict]:
+    """All scalar records that training in ``folder`` wrote, in order of time."""
+    files = sorted(folder.glob('*/vis_data/scalars.json')) or sorted(folder.glob('*/vis_data/[0-9]*.json'))
+    return [json.loads(line) for file in files for line in file.read_text().splitlines() if line.strip()]
+
+
+def detector_ap(folder: Path) -> dict:
+    """COCO AP in percent from the last evaluation in ``folder``.
+
+    Raises:
+        RuntimeError: if nothing was evaluated there.
+    """
+    evaluated = [record for record in scalars(folder) if AP_KEYS['box AP'] in record]
+    if not evaluated:
+        raise RuntimeError(f'no COCO AP among the scalars in {folder}: the detector was not evaluated.')
+    return {name: round(100 * evaluated[-1][key], 2) for name, key in AP_KEYS.items() if key in evaluated[-1]}
+
+
+def newest_export(folder: Path) -> Path:
+    """The ``*_backbone.pth`` of the last checkpoint in ``folder``."""
+    exports = sorted(folder.glob('*_backbone.pth'), key=lambda p: int(re.sub(r'\D', '', p.stem)))
+    if not exports:
+        raise FileNotFoundError(f'no *_backbone.pth in {folder}: the pretraining wrote no checkpoint.')
+    return exports[-1]
+
+
+def hardware() -> str:
+    """One line: processor or GPU, cores, versions."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else next(
+        (line.split(':')[1].strip() for line in Path('/proc/cpuinfo').read_text().splitlines() if line.startswith('model name')),
+        platform.processor()) if Path('/proc/cpuinfo').is_file() else platform.processor()
+    return f'{device}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}, odis_mm {__version__}'
