@@ -38,8 +38,10 @@ def saturation(img: np.ndarray, factor: float) -> np.ndarray:
 def hue(img: np.ndarray, shift: float) -> np.ndarray:
     """Hue turned by ``shift`` of a full circle, in HSV with 256 hues."""
     hsv = cv2.cvtColor(img, cv2.COLOR_RGB2HSV_FULL)
-    hsv[..., 0] += np.uint8(round(shift * 256) % 256)  # uint8 wraps around, as hue does
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
+    table = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, 2)
+    # OpenCV writes full-range hues in 1/256 of the circle and reads them in 1/255
+    table[0, :, 0] = np.rint((_LEVELS / 256 + shift) % 1 * 255)
+    return cv2.cvtColor(cv2.LUT(hsv, table), cv2.COLOR_HSV2RGB_FULL)
 
 
 def blur(img: np.ndarray, sigma: float) -> np.ndarray:

@@ -1,0 +1,90 @@
+"""Pictures of what the data pipeline makes: for the eye, from the very numbers that training uses."""
+from typing import Optional
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Polygon, Rectangle
+
+from odis_mm.structures import boxes_to_view, points_from_view
+
+_GLOBAL, _LOCAL, _TARGET, _MIM = '#ff8c00', '#1e90ff', '#00d060', '#e0218a'
+
+
+def _enlarge(mask: np.ndarray, size) -> np.ndarray:
+    """A patch mask [rows, columns] as pixels [h, w]."""
+    return mask.repeat(size[0] // mask.shape[0], 0).repeat(size[1] // mask.shape[1], 1)
+
+
+def shade_view(pixels: np.ndarray, patch_mask: np.ndarray, mim_mask: Optional[np.ndarray] = None) -> np.ndarray:
+    """A view uint8 [h, w, 3] darkened outside its object's patches, with the patches of a MIM mask tinted."""
+    out = pixels.astype(np.float32)
+    out[~_enlarge(patch_mask, pixels.shape)] *= 0.35
+    if mim_mask is not None:
+        tint = np.array([int(_MIM[i:i + 2], 16) for i in (1, 3, 5)], np.float32)
+        masked = _enlarge(mim_mask, pixels.shape)
+        out[masked] = 0.4 * out[masked] + 0.6 * tint
+    return out.astype(np.uint8)
+
+
+def _outline(segmentation) -> list:
+    """Rings [n, 2] of a polygon segmentation; RLE has none."""
+    return [np.reshape(ring, (-1, 2)) for ring in segmentation] if isinstance(segmentation, list) else []
+
+
+def draw_views(sample: dict, out_png: str) -> None:
+    """The original image with its target and crops, then each view with its patch mask and MIM mask, as one PNG.
+
+    A view is darkened where a patch does not belong to the object and tinted where it is masked for the student. The target's
+    box is carried into each view by the geometry, so that it can be compared with what the pixels show.
+
+    Args:
+        sample: Results of the pipeline before packing: ``img``, ``bboxes``, ``target``, ``views``, ``view_roles``, ``pixels``,
+            ``patch_masks``, ``object_visible``, and ``masks``, ``mim_masks`` if there are any.
+        out_png: File to write.
+    """
+    views, roles, target = sample['views'], sample['view_roles'], sample['target']
+    mims = list(sample.get('mim_masks', [])) + [None] * len(views)
+    indices = [[i for i, r in enumerate(roles) if r == role] for role in ('global', 'local')]
+    columns = max(3, -(-len(indices[1]) // 2))
+    figure = Figure(figsize=(5 + 1.7 * columns, 6.2), dpi=100, layout='constrained')
+    FigureCanvasAgg(figure)
+    left, right = figure.subfigures(1, 2, width_ratios=[5, 1.7 * columns])
+
+    axes = left.subplots()
+    axes.imshow(sample['img'])
+    for view, role in zip(views, roles):
+        x, y, w, h = view.crop
+        axes.add_patch(Rectangle((x - .5, y - .5), w, h, fill=False, lw=2 if role == 'global' else 1,
+                                 ec=_GLOBAL if role == 'global' else _LOCAL))
+        corner = points_from_view(np.array([0., 0.]), view) - .5  # the view's own top left corner: shows flips and turns
+        axes.plot(*corner, 'o', ms=5, color=_GLOBAL if role == 'global' else _LOCAL)
+    box = None if target < 0 else np.asarray(sample['bboxes'][target], np.float64)
+    if box is not None:
+        rings = _outline(sample['masks'][target]) if sample.get('masks') is not None else []
+        for ring in rings:
+            axes.add_patch(Polygon(ring - .5, fill=False, lw=1.5, ec=_TARGET, ls=':'))
+        axes.add_patch(Rectangle(box[:2] - .5, *(box[2:] - box[:2]), fill=False, lw=2, ec=_TARGET))
+    axes.set_title(f'{"target: the whole image" if box is None else f"target {target} (green)"}; crops: global orange, local blue'
+                   '\n(dot: corner that becomes the top left)', fontsize=9)
+    axes.set_axis_off()
+
+    rows = -(-len(indices[1]) // columns)
+    top, bottom = right.subfigures(2, 1, height_ratios=[1.6, rows]) if rows else (right, None)
+    panels = list(zip(indices[0], top.subplots(1, len(indices[0]), squeeze=False).flat))
+    if rows:
+        grid = bottom.subplots(rows, columns, squeeze=False)
+        for panel in grid.flat:
+            panel.set_axis_off()
+        panels += list(zip(indices[1], grid.flat))
+    for i, panel in panels:
+        panel.set_axis_off()
+        panel.imshow(shade_view(sample['pixels'][i], sample['patch_masks'][i], mims[i]), interpolation='nearest')
+        if box is not None:
+            x1, y1, x2, y2 = boxes_to_view(box, views[i], clip=True) - .5
+            if x2 > x1 and y2 > y1:
+                panel.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, lw=1.5, ec=_TARGET))
+        seen = '' if sample['object_visible'][i] else ', not visible'
+        masked = '' if mims[i] is None else f', {mims[i].mean():.0%} masked'
+        panel.set_title(f'{roles[i]} {i + 1}{", flipped" if views[i].flip else ""}{seen}{masked}', fontsize=8)
+    figure.savefig(out_png)
