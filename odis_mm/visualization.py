@@ -35,12 +35,12 @@ def _outline(segmentation) -> list:
 def draw_views(sample: dict, out_png: str) -> None:
     """The original image with its target and crops, then each view with its patch mask and MIM mask, as one PNG.
 
-    A view is darkened where a patch does not belong to the object and tinted where it is masked for the student. The target's
-    box is carried into each view by the geometry, so that it can be compared with what the pixels show.
+    A view is darkened where a patch does not belong to the object and tinted where it is masked for the student. The
+    target's box is carried into each view by the geometry, so that it can be compared with what the pixels show.
 
     Args:
-        sample: Results of the pipeline before packing: ``img``, ``bboxes``, ``target``, ``views``, ``view_roles``, ``pixels``,
-            ``patch_masks``, ``object_visible``, and ``masks``, ``mim_masks`` if there are any.
+        sample: Results of the pipeline before packing: ``img``, ``bboxes``, ``target``, ``views``, ``view_roles``,
+            ``pixels``, ``patch_masks``, ``object_visible``, and ``masks``, ``mim_masks`` if there are any.
         out_png: File to write.
     """
     views, roles, target = sample['views'], sample['view_roles'], sample['target']
@@ -57,7 +57,7 @@ def draw_views(sample: dict, out_png: str) -> None:
         x, y, w, h = view.crop
         axes.add_patch(Rectangle((x - .5, y - .5), w, h, fill=False, lw=2 if role == 'global' else 1,
                                  ec=_GLOBAL if role == 'global' else _LOCAL))
-        corner = points_from_view(np.array([0., 0.]), view) - .5  # the view's own top left corner: shows flips and turns
+        corner = points_from_view(np.zeros(2), view) - .5  # of the view's own top left: shows flips and turns
         axes.plot(*corner, 'o', ms=5, color=_GLOBAL if role == 'global' else _LOCAL)
     box = None if target < 0 else np.asarray(sample['bboxes'][target], np.float64)
     if box is not None:
@@ -65,7 +65,8 @@ def draw_views(sample: dict, out_png: str) -> None:
         for ring in rings:
             axes.add_patch(Polygon(ring - .5, fill=False, lw=1.5, ec=_TARGET, ls=':'))
         axes.add_patch(Rectangle(box[:2] - .5, *(box[2:] - box[:2]), fill=False, lw=2, ec=_TARGET))
-    axes.set_title(f'{"target: the whole image" if box is None else f"target {target} (green)"}; crops: global orange, local blue'
+    what = 'the whole image' if box is None else f'{target} (green)'
+    axes.set_title(f'target: {what}; crops: global orange, local blue'
                    '\n(dot: corner that becomes the top left)', fontsize=9)
     axes.set_axis_off()
 

@@ -25,8 +25,8 @@ def make_sample(height=120, width=160, num_objects=3, seed=0, masks=True) -> dic
     """A dataset item after loading: a textured RGB image with ellipses on it.
 
     Returns:
-        dict: ``img`` uint8 [H, W, 3], ``height``, ``width``, ``bboxes`` float32 [n, 4] xyxy in pixels, ``masks`` list of n
-        COCO polygon lists (or None), ``labels`` int64 [n], ``img_id``, ``img_path``, and ``rng`` seeded by ``seed``.
+        dict: ``img`` uint8 [H, W, 3], ``height``, ``width``, ``bboxes`` float32 [n, 4] xyxy in pixels, ``masks`` list
+        of n COCO polygon lists (or None), ``labels`` int64 [n], ``img_id``, ``img_path``, ``rng`` seeded by ``seed``.
     """
     rng = np.random.default_rng(seed)
     ys, xs = np.mgrid[:height, :width]

@@ -19,7 +19,7 @@ def random_view(rng, width=97, height=71, size=(48, 48)):
 
 
 def from_pixels(mask, view, patch):
-    """Patch mask by repeating pixels until every patch is a whole number of them, then flipping and turning the picture."""
+    """Patch mask by repeating pixels until every patch is a whole number of them, then flipping and turning."""
     x, y, w, h = view.crop
     rows, cols = view.size[0] // patch, view.size[1] // patch
     part = np.asarray(mask[y:y + h, x:x + w] != 0)
@@ -29,7 +29,7 @@ def from_pixels(mask, view, patch):
 
 
 def box_from_pixels(box, view, patch):
-    """Patch mask of a box: every pixel of the view that it enters, in fractions; then flipping and turning the picture."""
+    """Patch mask of a box: every pixel of the view that it enters, in fractions; then flipping and turning."""
     axes = []
     for (start, extent), total, low, high in (((view.crop[1], view.crop[3]), view.size[0], box[1], box[3]),
                                               ((view.crop[0], view.crop[2]), view.size[1], box[0], box[2])):
@@ -135,7 +135,8 @@ def test_patch_masks_by_hand():
     mask[31, 48] = 1
     assert np.argwhere(mask_patch_mask(summed_area(mask), view, 16)).tolist() == [[1, 3]]
     # 3 pixels over 2 patches: the middle pixel belongs to both
-    assert mask_patch_mask(summed_area(np.array([[0, 1, 0]])), View((0, 0, 3, 1), (16, 32)), 16).tolist() == [[True, True]]
+    table = summed_area(np.array([[0, 1, 0]]))
+    assert mask_patch_mask(table, View((0, 0, 3, 1), (16, 32)), 16).tolist() == [[True, True]]
 
 
 def test_patch_masks_against_pixels():
@@ -147,7 +148,8 @@ def test_patch_masks_against_pixels():
         mask[rng.integers(71), rng.integers(97)] = 1
         view = random_view(rng, size=(48, 32))
         assert (mask_patch_mask(summed_area(mask), view, 8) == from_pixels(mask, view, 8)).all()
-        box = np.sort(rng.uniform(-5, 100, (2, 2)) if rng.random() < .5 else rng.integers(-5, 100, (2, 2)), 0).reshape(4)
+        corners = rng.uniform(-5, 100, (2, 2)) if rng.random() < .5 else rng.integers(-5, 100, (2, 2))
+        box = np.sort(corners, 0).reshape(4)
         assert (box_patch_mask(box, view, 8) == box_from_pixels(box, view, 8)).all()
 
 
@@ -212,7 +214,7 @@ def test_bad_views_are_named():
 
 
 def test_thousand_crops_of_coco_objects(shared_data):
-    """Box and mask of real objects, random crops of any size, with flips and turns: the patch mask is the one from pixels."""
+    """Boxes and masks of real objects, crops of any size, flips and turns: the patch mask is the one from pixels."""
     rng = np.random.default_rng(6)
     content = json.loads((shared_data / 'coco/annotations/instances_val2017.json').read_text())
     images = {image['id']: image for image in content['images']}

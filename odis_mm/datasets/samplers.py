@@ -10,10 +10,11 @@ from torch.utils.data import Sampler
 
 @DATA_SAMPLERS.register_module()
 class EpochSampler(Sampler):
-    """Every image once an epoch, as ``draw = epoch * len(dataset) + index``, so that the epoch reaches the dataset's workers.
+    """Every image once an epoch, as ``draw = epoch * len(dataset) + index``, so that workers learn the epoch.
 
-    Rank r of w takes positions r, r + w, r + 2w, ... of one shuffled list: batch k of w ranks with b images each holds the
-    images of batch k of one rank with w b. The list is continued from its start until all ranks have the same count.
+    Rank r of w takes positions r, r + w, r + 2w, ... of one shuffled list: batch k of w ranks with b images each holds
+    the images of batch k of one rank with w b. The list is continued from its start until all ranks have the same
+    count.
 
     Args:
         shuffle: A new order each epoch, a function of seed and epoch alone.

@@ -6,10 +6,11 @@ Conventions, stated here once and used everywhere:
 
 * Coordinates are continuous pixels: ``x`` to the right, ``y`` down, pixel ``(row i, column j)`` is the unit square
   ``[j, j + 1] x [i, i + 1]``. Boxes are ``(x1, y1, x2, y2)``, crops ``(x, y, w, h)``, sizes ``(h, w)``.
-* ``rot90 = k`` turns the picture **counter-clockwise** by k quarter turns, as one sees it (``numpy.rot90``, ``torch.rot90`` on
-  ``(-2, -1)``): one turn brings the right edge to the top, point ``(x, y)`` of a ``w x h`` frame to ``(y, w - x)``.
-* Leading dimensions broadcast. Results are float64: with integer crops and float32 boxes the numerators that patch masks are
-  decided by are exact in it.
+* ``rot90 = k`` turns the picture **counter-clockwise** by k quarter turns, as one sees it (``numpy.rot90``,
+  ``torch.rot90`` on ``(-2, -1)``): one turn brings the right edge to the top, point ``(x, y)`` of a ``w x h`` frame to
+  ``(y, w - x)``.
+* Leading dimensions broadcast. Results are float64: with integer crops and float32 boxes the numerators that patch
+  masks are decided by are exact in it.
 """
 from dataclasses import dataclass
 from typing import NamedTuple, Tuple, Union
@@ -38,7 +39,8 @@ class View:
 
 
 class ViewBatch(NamedTuple):
-    """Many views as arrays: ``crop`` [..., 4], ``size`` [..., 2], ``flip`` [...], ``rot90`` [...]; fields as in :class:`View`."""
+    """Many views as arrays: ``crop`` [..., 4], ``size`` [..., 2], ``flip`` [...], ``rot90`` [...]; fields as in
+    :class:`View`."""
     crop: Array
     size: Array
     flip: Array
@@ -198,11 +200,11 @@ def _range_sum(table: Array, top, bottom, left, right):
 def _whole_crop(view: AnyView):
     """Crop and size as int64 of the array library of the view, or an error."""
     xp = torch if torch.is_tensor(view.crop) else np
-    whole = (lambda a: torch.as_tensor(a).to(torch.int64)) if xp is torch else (lambda a: np.asarray(a).astype(np.int64))
-    crop = whole(view.crop)
-    if not bool((crop == (view.crop if xp is torch else np.asarray(view.crop))).all()):
+    crop, size = (torch.as_tensor(a) if xp is torch else np.asarray(a) for a in (view.crop, view.size))
+    if not bool((crop % 1 == 0).all()):
         raise ValueError('masks are counted in whole pixels: the crop must consist of integers')
-    return xp, crop, whole(view.size)
+    whole = (lambda a: a.to(torch.int64)) if xp is torch else (lambda a: a.astype(np.int64))
+    return xp, whole(crop), whole(size)
 
 
 def mask_area_in_crops(table: Array, crops: Array) -> Array:
@@ -248,8 +250,8 @@ def orient(maps: Array, flip=False, rot90=0, inverse: bool = False) -> Array:
     """Flip, then turn pixels or feature maps [..., H, W]: a permutation of cells, nothing is interpolated.
 
     Args:
-        flip, rot90: Numbers, or arrays that broadcast against the leading dimensions of ``maps`` (for maps with channels
-            [B, C, H, W] pass ``flip[:, None]``); turns that differ in parity need square maps.
+        flip, rot90: Numbers, or arrays that broadcast against the leading dimensions of ``maps`` (for maps with
+            channels [B, C, H, W] pass ``flip[:, None]``); turns that differ in parity need square maps.
         inverse: Undo it instead: turn back, then flip.
     """
     xp = torch if torch.is_tensor(maps) else np
@@ -264,7 +266,8 @@ def orient(maps: Array, flip=False, rot90=0, inverse: bool = False) -> Array:
     h, w = maps.shape[-2:]
     odd = bool((k % 2 == 1).any())
     if odd and h != w and not bool((k % 2 == 1).all()):
-        raise ValueError(f'maps of {h} x {w} cannot be turned by odd and even quarter turns in one batch: use square ones')
+        raise ValueError(f'maps of {h} x {w} cannot be turned by odd and even quarter turns in one batch: '
+                         'use square ones')
     out_h, out_w = (w, h) if odd and h != w else (h, w)
     device = dict(device=maps.device) if xp is torch else {}
     row, col = xp.arange(out_h, **device)[:, None], xp.arange(out_w, **device)[None, :]
@@ -290,8 +293,8 @@ def pair_intersections(views: ViewBatch) -> Tuple[Array, Array, Array]:
         views: Fields with leading dimensions [..., V].
 
     Returns:
-        tuple: ``first``, ``second``: the shared rectangle of views i and j as a box in the pixels of view i and of view j
-        [..., V, V, 4] (flipped and turned with it), and ``area`` in square pixels of the original image [..., V, V].
+        tuple: ``first``, ``second``: the shared rectangle of views i and j as a box in the pixels of view i and of view
+        j [..., V, V, 4] (flipped and turned with it), and ``area`` in square pixels of the original image [..., V, V].
         Where the crops do not overlap all of them are 0.
     """
     xp, real, *_ = _unpack(views)

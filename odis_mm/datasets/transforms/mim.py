@@ -6,11 +6,13 @@ from mmcv.transforms import BaseTransform
 from mmpretrain.registry import TRANSFORMS
 
 
-def draw_blocks(rng: np.random.Generator, rows: int, cols: int, ratio: float, aspect: float, attempts: int) -> np.ndarray:
+def draw_blocks(rng: np.random.Generator, rows: int, cols: int, ratio: float, aspect: float,
+                attempts: int) -> np.ndarray:
     """A mask bool [rows, cols] of at most ``ratio * rows * cols`` patches, made of rectangles.
 
-    A block has between ``(min(rows, cols) // 3) ** 2`` and all the patches that are still to be masked, with log-uniform
-    aspect in (``aspect``, 1 / ``aspect``); it is kept if it fits and adds something. Ends when ``attempts`` draws in a row fail.
+    A block has between ``(min(rows, cols) // 3) ** 2`` and all the patches that are still to be masked, with
+    log-uniform aspect in (``aspect``, 1 / ``aspect``); it is kept if it fits and adds something. Ends when ``attempts``
+    draws in a row fail.
     """
     mask = np.zeros((rows, cols), bool)
     least, spread, left = (min(rows, cols) // 3)**2, math.log(aspect), ratio * rows * cols
@@ -42,7 +44,8 @@ class BlockMasks(BaseTransform):
         aspect: Least height / width of a block; the largest is its inverse.
         attempts: Draws of a block until one fits.
 
-    Reads ``patch_masks``, ``view_roles``, ``rng``; adds ``mim_masks``, a list of bool [rows, columns] of the global views.
+    Reads ``patch_masks``, ``view_roles``, ``rng``; adds ``mim_masks``, a list of bool [rows, columns] of the global
+    views.
     """
 
     def __init__(self,

@@ -25,9 +25,10 @@ class PackViews(BaseTransform):
 
     Returns:
         dict: ``inputs``: per resolution (globals first) uint8 [V_r, 3, h, w], laid out channels last, as rendered.
-        ``data_samples``: ``object_mask`` per resolution bool [V_r, N_r] (patches row by row), ``object_visible`` bool [V],
-        ``mim_mask`` bool [G, N] if masks were drawn, ``crop`` float32 [V, 4] (x, y, w, h in pixels of the image), ``view_size``
-        int64 [V, 2] (h, w), ``flip`` bool [V], ``rot90`` int64 [V], ``image_size`` int64 [2] (h, w), ``img_id`` int64 [].
+        ``data_samples``: ``object_mask`` per resolution bool [V_r, N_r] (patches row by row), ``object_visible`` bool
+        [V], ``mim_mask`` bool [G, N] if masks were drawn, ``crop`` float32 [V, 4] (x, y, w, h in pixels of the image),
+        ``view_size`` int64 [V, 2] (h, w), ``flip`` bool [V], ``rot90`` int64 [V], ``image_size`` int64 [2] (h, w),
+        ``img_id`` int64 [].
     """
 
     def transform(self, results: dict) -> dict:
@@ -57,8 +58,9 @@ def collate_views(batch: Sequence[dict]) -> dict:
     """A batch of packed images.
 
     Returns:
-        dict: ``inputs``: per resolution uint8 [V_r * B, 3, h, w] (index ``v * B + b``, channels last in memory). ``data_samples``:
-        ``object_mask`` per resolution bool [V_r * B, N_r], ``mim_mask`` bool [G * B, N]; the rest with a leading B.
+        dict: ``inputs``: per resolution uint8 [V_r * B, 3, h, w] (index ``v * B + b``, channels last in memory).
+        ``data_samples``: ``object_mask`` per resolution bool [V_r * B, N_r], ``mim_mask`` bool [G * B, N];
+        the rest with a leading B.
     """
     inputs = [
         _view_major([views.permute(0, 2, 3, 1) for views in parts]).permute(0, 3, 1, 2)  # whole pixels are copied

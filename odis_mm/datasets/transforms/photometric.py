@@ -1,4 +1,4 @@
-"""Colour augmentation of rendered views: numbers are drawn for all views at once, then each view is changed by uint8 kernels."""
+"""Colours of rendered views: numbers are drawn for all views at once, then each view is changed by uint8 kernels."""
 from typing import Sequence
 
 import cv2
@@ -90,16 +90,18 @@ class PhotometricViews(BaseTransform):
         self.high = np.array([1, 1, 1, 0]) + spread
         self.active = spread > 0
         self.jitter_prob, self.gray_prob = jitter_prob, gray_prob
-        self.blur_prob, self.blur_sigma, self.solarize_prob = np.asarray(blur_prob), blur_sigma, np.asarray(solarize_prob)
+        self.blur_prob, self.solarize_prob = np.asarray(blur_prob), np.asarray(solarize_prob)
+        self.blur_sigma = blur_sigma
 
     def draw(self, rng: np.random.Generator, roles: Sequence[str]) -> dict:
-        """All numbers for V views: jitter, gray, blur, solarize bool [V], factors [V, 4], order int [V, 4], sigma [V]."""
+        """Numbers for V views: jitter, gray, blur, solarize bool [V], factors [V, 4], order int [V, 4], sigma [V]."""
         kind = [2 if role == 'local' else min(i, 1) for i, role in enumerate(roles)]
         u = rng.random((len(roles), 13))
+        low, high = self.blur_sigma
         return dict(
             jitter=u[:, 0] < self.jitter_prob, gray=u[:, 1] < self.gray_prob, blur=u[:, 2] < self.blur_prob[kind],
             solarize=u[:, 3] < self.solarize_prob[kind], factors=self.low + (self.high - self.low) * u[:, 4:8],
-            order=u[:, 8:12].argsort(1), sigma=self.blur_sigma[0] + (self.blur_sigma[1] - self.blur_sigma[0]) * u[:, 12])
+            order=u[:, 8:12].argsort(1), sigma=low + (high - low) * u[:, 12])
 
     def transform(self, results: dict) -> dict:
         drawn = {name: values.tolist() for name, values in self.draw(results['rng'], results['view_roles']).items()}

@@ -52,32 +52,32 @@ class MaskRegion:
 
 @TRANSFORMS.register_module()
 class SampleViews(BaseTransform):
-    """Object-aware multi-crop in coordinates (ODIS, arXiv 2506.05409; the 4 % are those of a derivative of its authors' code).
+    """Object-aware multi-crop in coordinates (ODIS, arXiv 2506.05409; the 4 % come from a derivative of its code).
 
-    One target object is drawn per image and epoch. Global view 1 is redrawn until the target covers ``min_cover`` of the
-    crop, every further global view until it contains some of the target; the first try that succeeds is taken. If none does,
-    the one with the largest cover is kept and the view is marked as not showing its object. An image without objects is its
-    own object: nothing is redrawn and the masks are all ones.
+    One target object is drawn per image and epoch. Global view 1 is redrawn until the target covers ``min_cover`` of
+    the crop, every further global view until it contains some of the target; the first try that succeeds is taken. If
+    none does, the one with the largest cover is kept and the view is marked as not showing its object. An image without
+    objects is its own object: nothing is redrawn and the masks are all ones.
 
     Args:
-        views: Groups of views, globals first, each ``dict(role='global' | 'local', num, size, scale, ratio, flip)``: ``size`` in
-            pixels (or (h, w)), ``scale`` range of the crop's share of the image area, ``ratio`` range of its width / height
-            (log-uniform), ``flip`` probability. All globals have one size.
-        target_rule: ``random_area`` (probability proportional to the area of the box), ``random``, ``largest``, or ``whole_image``
-            (objects are ignored: iBOT).
+        views: Groups of views, globals first, each ``dict(role='global' | 'local', num, size, scale, ratio, flip)``:
+            ``size`` in pixels (or (h, w)), ``scale`` range of the crop's share of the image area, ``ratio`` range of
+            its width / height (log-uniform), ``flip`` probability. All globals have one size.
+        target_rule: ``random_area`` (probability proportional to the area of the box), ``random``, ``largest``, or
+            ``whole_image`` (objects are ignored: iBOT).
         region: ``box``, or ``mask``; an object that has no mask, or one without a single pixel, is taken by its box.
         min_cover: Share of the crop that the target must cover in global view 1.
         tries: Draws of a global view, the first included.
         local_tries: Draws of a local view if ``local_touch``.
-        local_touch: Redraw local views until they touch the target. Local views carry masks of all ones either way; without
-            this option nothing is demanded of them, so they count as visible.
-        object_aware: False for plain cropping (one draw); masks still show the target, and a global view is visible if its
-            crop contains some of it.
+        local_touch: Redraw local views until they touch the target. Local views carry masks of all ones either way;
+            without this option nothing is demanded of them, so they count as visible.
+        object_aware: False for plain cropping (one draw); masks still show the target, and a global view is visible if
+            its crop contains some of it.
         patch_size: Side of a patch in pixels of the view.
 
-    Reads ``height``, ``width``, ``bboxes``, ``masks``, ``rng``; adds ``views`` (list of :class:`View`, integer crops), ``patch_masks``
-    (list of bool [rows, columns]), ``object_visible`` (list of bool), ``view_roles`` (list of str) and ``target`` (index of the
-    object, -1 for the whole image).
+    Reads ``height``, ``width``, ``bboxes``, ``masks``, ``rng``; adds ``views`` (list of :class:`View`, integer crops),
+    ``patch_masks`` (list of bool [rows, columns]), ``object_visible`` (list of bool), ``view_roles`` (list of str) and
+    ``target`` (index of the object, -1 for the whole image).
     """
 
     def __init__(self,
@@ -111,6 +111,9 @@ class SampleViews(BaseTransform):
         unknown = set(group) - _GROUP_KEYS
         if unknown:
             raise ValueError(f'unknown key {sorted(unknown)} in a group of views: known are {sorted(_GROUP_KEYS)}')
+        missing = {'role', 'size', 'scale'} - set(group)
+        if missing:
+            raise ValueError(f'a group of views lacks {sorted(missing)}: {group}')
         group = dict(dict(num=1, ratio=(3 / 4, 4 / 3), flip=0.5), **group)
         size = group['size']
         group['size'] = (size, size) if isinstance(size, int) else tuple(size)
@@ -121,8 +124,8 @@ class SampleViews(BaseTransform):
         for key in ('scale', 'ratio'):
             low, high = group[key]
             if not 0 < low <= high or (key == 'scale' and high > 1):
-                raise ValueError(f'{key}={group[key]} of a group of views must be a range (low, high) with 0 < low <= high'
-                                 + (' <= 1' if key == 'scale' else ''))
+                bound = ' <= 1' if key == 'scale' else ''
+                raise ValueError(f'{key}={group[key]} of a group of views must be a range 0 < low <= high{bound}')
         return group
 
     def draw_target(self, rng: np.random.Generator, boxes: np.ndarray) -> int:
@@ -141,7 +144,8 @@ class SampleViews(BaseTransform):
             try:
                 mask = segmentation_to_mask(results['masks'][target], results['height'], results['width'])
             except (ValueError, TypeError, KeyError) as error:
-                raise ValueError(f"{results.get('img_path')}: segmentation {target} cannot be read ({error})") from error
+                where = f"{results.get('img_path')}, object {target}"
+                raise ValueError(f'{where}: the mask cannot be read ({error}): mend or remove it') from error
             if mask.any():
                 return MaskRegion(mask)
         return BoxRegion(results['bboxes'][target])
@@ -150,8 +154,8 @@ class SampleViews(BaseTransform):
     def draw_crops(rng: np.random.Generator, group: dict, tries: int, height: int, width: int) -> np.ndarray:
         """All tries of all views of a group at once: int64 [num, tries, 4] (x, y, w, h).
 
-        Where none of the drawn shapes fits (thin images), the largest crop that keeps the range of ratios is taken, as in
-        torchvision, but at a random place, so that the tries differ.
+        Where none of the drawn shapes fits (thin images), the largest crop that keeps the range of ratios is taken, as
+        in torchvision, but at a random place, so that the tries differ.
         """
         (low, high), (flat, wide) = group['scale'], np.log(group['ratio'])
         u = rng.random((group['num'], tries, ATTEMPTS, 2))
@@ -171,7 +175,7 @@ class SampleViews(BaseTransform):
         return np.stack([x, y, w, h], -1).astype(np.int64)
 
     def _accept(self, crops: np.ndarray, region, role: str, first_global: bool) -> Tuple[np.ndarray, np.ndarray]:
-        """Of each view's tries [num, tries, 4] the accepted crop [num, 4], and whether it shows what is demanded [num]."""
+        """Of each view's tries [num, tries, 4] the accepted crop [num, 4], and whether it will do [num]."""
         demanding = role == 'global' or self.local_touch
         if region is None or not demanding:
             return crops[:, 0], np.ones(len(crops), bool)
