@@ -1,4 +1,5 @@
-# iBOT (arXiv 2111.07832) on COCO: ODIS with the whole image as the object and plain cropping. The baseline of every comparison.
+# iBOT (arXiv 2111.07832) on COCO: ODIS with the whole image as the object and plain cropping. The baseline of every
+# comparison.
 _base_ = './odis_vits_coco.py'
 
 model = dict(masked_attention=False)

@@ -1,5 +1,10 @@
 # ODIS on the embedded demo set: minutes on two CPU cores. A demonstration, not a recipe.
-_base_ = ['./_base_/models/odis_demo.py', './_base_/datasets/demo_objects.py', './_base_/schedules/selfsup_100e.py', './_base_/default_runtime.py']
+_base_ = [
+    './_base_/models/odis_demo.py',
+    './_base_/datasets/demo_objects.py',
+    './_base_/schedules/selfsup_100e.py',
+    './_base_/default_runtime.py'
+]
 
 auto_scale_lr = dict(base_batch_size=32)  # lr 5e-4 at this batch, by trial
 param_scheduler = _base_.param_scheduler

@@ -1,6 +1,9 @@
 # ODIS, ViT-B/16, COCO train2017, 100 epochs at a global batch of 512 (16 ranks x 32; see odis_vits_coco.py).
 _base_ = [
-    './_base_/models/odis_vitb.py', './_base_/datasets/coco_objects.py', './_base_/schedules/selfsup_100e.py', './_base_/default_runtime.py'
+    './_base_/models/odis_vitb.py',
+    './_base_/datasets/coco_objects.py',
+    './_base_/schedules/selfsup_100e.py',
+    './_base_/default_runtime.py'
 ]
 
 # ViT-B and L: iBOT's practice, not checked against its argument files: this project's defaults

@@ -1,6 +1,9 @@
 # ODIS, ViT-L/16, ImageNet-1k, 250 epochs at a global batch of 1024 (32 ranks x 32).
 _base_ = [
-    './_base_/models/odis_vitl.py', './_base_/datasets/imagenet_objects.py', './_base_/schedules/selfsup_100e.py', './_base_/default_runtime.py'
+    './_base_/models/odis_vitl.py',
+    './_base_/datasets/imagenet_objects.py',
+    './_base_/schedules/selfsup_100e.py',
+    './_base_/default_runtime.py'
 ]
 
 # ViT-B and L: iBOT's practice, not checked against its argument files: this project's defaults

@@ -17,7 +17,8 @@ from torch import distributed
 
 from .config_check import ConfigError, apply_options, check_schedule, check_top_level, explain_build_error, nearest
 
-AMP_WRAPPERS = dict(bf16=dict(type='mmpretrain.AutocastOptimWrapper'), fp16=dict(type='AmpOptimWrapper', dtype='float16', loss_scale='dynamic'))
+AMP_WRAPPERS = dict(bf16=dict(type='mmpretrain.AutocastOptimWrapper'),
+                    fp16=dict(type='AmpOptimWrapper', dtype='float16', loss_scale='dynamic'))
 
 
 def config_root() -> Path:
@@ -50,7 +51,8 @@ def load_config(name: Union[str, Path], options: Optional[Dict[str, Any]] = None
         wanted = Path(str(name).removesuffix('.py')).as_posix()
         found = [p for key, p in shipped.items() if wanted in (key, key.rpartition('/')[2])]
         if not found:
-            hint = nearest(wanted, [*shipped, *(key.rpartition('/')[2] for key in shipped)]) or f' ({", ".join(shipped)})'
+            names = [*shipped, *(key.rpartition('/')[2] for key in shipped)]
+            hint = nearest(wanted, names) or f' ({", ".join(shipped)})'
             raise ConfigError(f'no config {str(name)!r}: it is neither a file nor a shipped recipe{hint}')
         path = found[0]
     for variable in ('COCO_ROOT', 'IMAGENET_ROOT'):
@@ -65,8 +67,13 @@ def load_config(name: Union[str, Path], options: Optional[Dict[str, Any]] = None
     return cfg
 
 
-def train(config: Union[str, Path, Config], *, work_dir: Optional[str] = None, resume: Optional[str] = None, amp: Optional[str] = None,
-          options: Optional[Dict[str, Any]] = None, launcher: str = 'none') -> Runner:
+def train(config: Union[str, Path, Config],
+          *,
+          work_dir: Optional[str] = None,
+          resume: Optional[str] = None,
+          amp: Optional[str] = None,
+          options: Optional[Dict[str, Any]] = None,
+          launcher: str = 'none') -> Runner:
     """Trains what a config describes: pretraining and detectors alike.
 
     Args:
@@ -105,12 +112,22 @@ def train(config: Union[str, Path, Config], *, work_dir: Optional[str] = None, r
     return runner
 
 
-def test(config: Union[str, Path, Config], checkpoint: str, *, work_dir: Optional[str] = None, options: Optional[Dict[str, Any]] = None,
+def test(config: Union[str, Path, Config],
+         checkpoint: str,
+         *,
+         work_dir: Optional[str] = None,
+         options: Optional[Dict[str, Any]] = None,
          launcher: str = 'none') -> dict:
-    """Evaluates a checkpoint by the config's ``test_dataloader`` and ``test_evaluator``; returns the metrics. See :func:`train`."""
+    """Evaluates a checkpoint by the config's ``test_dataloader`` and ``test_evaluator``; returns the metrics.
+
+    The arguments are those of :func:`train`.
+    """
     cfg = config if isinstance(config, Config) else load_config(config, options)
     if not cfg.get('test_dataloader'):
-        raise ConfigError(f'{cfg.filename} has no test_dataloader: a pretraining run is judged by its losses and by the detectors that it feeds.')
+        raise ConfigError(
+            f'{cfg.filename} has no test_dataloader: a pretraining run is judged by its losses and by the '
+            'detectors that it feeds.'
+        )
     if not osp.isfile(checkpoint):
         raise ConfigError(f'no checkpoint {checkpoint!r}.')
     _prepare(cfg, work_dir, launcher)
@@ -125,8 +142,8 @@ def test(config: Union[str, Path, Config], checkpoint: str, *, work_dir: Optiona
 def scale_lr(runner: Runner) -> str:
     """Scales the peak lr to the global batch, accumulation included, and says so.
 
-    mmengine's own ``auto_scale_lr`` ignores gradient accumulation. The config of the runner, and with it the copy in work_dir, keeps the unscaled lr,
-    so that a run started from that copy is scaled once.
+    mmengine's own ``auto_scale_lr`` ignores gradient accumulation. The config of the runner, and with it the copy in
+    work_dir, keeps the unscaled lr, so that a run started from that copy is scaled once.
 
     Args:
         runner: Before ``train()``; its ``auto_scale_lr`` is dict(enable, base_batch_size).
@@ -137,8 +154,9 @@ def scale_lr(runner: Runner) -> str:
     rule, wrapper = runner.auto_scale_lr or {}, runner.optim_wrapper
     lr = wrapper['optimizer'].get('lr')
     if not rule.get('enable') or lr is None:
-        return f'lr = {lr:g}, as the config says: auto_scale_lr is off' if lr else 'lr: the optimizer has none of its own'
-    ranks, batch, accumulation = runner.world_size, runner._train_dataloader['batch_size'], wrapper.get('accumulative_counts', 1)
+        return f'lr = {lr:g}, as the config says: auto_scale_lr is off' if lr else 'lr: the optimizer has none'
+    ranks, batch = runner.world_size, runner._train_dataloader['batch_size']
+    accumulation = wrapper.get('accumulative_counts', 1)
     base = rule['base_batch_size']
     scaled = lr * ranks * batch * accumulation / base
     wrapper['optimizer']['lr'] = scaled
@@ -148,7 +166,7 @@ def scale_lr(runner: Runner) -> str:
 
 
 def latest_checkpoint(work_dir: str) -> Optional[str]:
-    """The checkpoint to resume from in a folder: the one that ``last_checkpoint`` names, else the newest whole one; None if there is none."""
+    """The checkpoint of a folder to resume from: what ``last_checkpoint`` names, else the newest one, else None."""
     try:
         named = Path(work_dir, 'last_checkpoint').read_text(encoding='utf-8').strip()
     except OSError:
@@ -156,7 +174,10 @@ def latest_checkpoint(work_dir: str) -> Optional[str]:
     for candidate in (named, osp.join(work_dir, osp.basename(named))):  # the folder may have been moved
         if named and osp.isfile(candidate):
             return candidate
-    numbered = {int(m[1]): str(p) for p in Path(work_dir).glob('*.pth') if (m := re.fullmatch(r'(?:epoch|iter)_(\d+)\.pth', p.name))}
+    numbered = {
+        int(m[1]): str(p)
+        for p in Path(work_dir).glob('*.pth') if (m := re.fullmatch(r'(?:epoch|iter)_(\d+)\.pth', p.name))
+    }
     return numbered[max(numbered)] if numbered else None
 
 
@@ -168,7 +189,9 @@ def _prepare(cfg: Config, work_dir: Optional[str], launcher: str) -> None:
         with tempfile.TemporaryFile(dir=cfg.work_dir) as f:
             f.write(b'x')
     except OSError as error:
-        raise ConfigError(f'cannot write to the work dir {cfg.work_dir!r} ({error.strerror}): choose another one with --work-dir.') from error
+        raise ConfigError(
+            f'cannot write to the work dir {cfg.work_dir!r} ({error.strerror}): choose another one with --work-dir.'
+        ) from error
     for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         loader = cfg.get(key)
         if loader and not loader.get('num_workers'):  # torch refuses settings of workers that do not exist
@@ -192,7 +215,7 @@ def _use_resume(cfg: Config, resume: Optional[str]) -> List[str]:
     """Sets what to resume from; returns lines for the log, which does not exist yet."""
     if resume is None and not cfg.get('resume'):
         return []
-    path = resume if resume not in (None, 'auto') else cfg.get('load_from') if resume is None and cfg.get('load_from') else None
+    path = cfg.get('load_from') if resume is None else None if resume == 'auto' else resume
     if path and not osp.isfile(path):
         raise ConfigError(f'--resume: no checkpoint {path!r}.')
     path = path or latest_checkpoint(cfg.work_dir)
@@ -211,28 +234,38 @@ def _session(cfg: Config) -> Iterator[None]:
     ours = cfg.launcher != 'none' and not distributed.is_initialized()
     if ours:
         _init_distributed(cfg)
-    try:
-        yield
-    finally:
-        if ours and distributed.is_initialized():
-            distributed.destroy_process_group()
+    yield
+    if ours:  # after an error the process ends, and waiting for the others could last until the timeout
+        distributed.barrier()  # rank 0 may still be writing; a gloo group that goes while it does aborts its process
+        distributed.destroy_process_group()
 
 
 def _init_distributed(cfg: Config) -> None:
     """mmengine insists on a GPU per process: on CPUs, gloo is started here and DDP told that there is no device id."""
     if cfg.launcher == 'pytorch' and 'RANK' not in os.environ:
-        raise ConfigError('--launcher pytorch reads its rank from torchrun: start with `bash tools/dist_train.sh CONFIG RANKS`, or leave --launcher out.')
+        raise ConfigError(
+            '--launcher pytorch reads its rank from torchrun: start with `bash tools/dist_train.sh CONFIG RANKS`, '
+            'or leave --launcher out.'
+        )
     if torch.cuda.is_available():
         local = int(os.environ.get('LOCAL_RANK', 0))
         if local >= torch.cuda.device_count():
-            raise ConfigError(f'local rank {local} has no GPU of its own: this machine shows {torch.cuda.device_count()}; start no more ranks than GPUs.')
+            raise ConfigError(
+                f'local rank {local} has no GPU of its own: this machine shows {torch.cuda.device_count()}; start '
+                'no more ranks than GPUs.'
+            )
         return  # the Runner starts env_cfg.dist_cfg.backend
     if cfg.launcher != 'pytorch':
-        raise ConfigError(f'--launcher {cfg.launcher} needs GPUs; on CPUs use tools/dist_train.sh or tools/slurm_train.sh, which start torchrun.')
+        raise ConfigError(
+            f'--launcher {cfg.launcher} needs GPUs; on CPUs use tools/dist_train.sh or tools/slurm_train.sh, '
+            'which start torchrun.'
+        )
     timeout = ((cfg.get('env_cfg') or {}).get('dist_cfg') or {}).get('timeout', 1800)
     distributed.init_process_group('gloo', timeout=datetime.timedelta(seconds=timeout))
-    cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False,
-                                 find_unused_parameters=cfg.get('find_unused_parameters', False), **cfg.get('model_wrapper_cfg', {}))
+    cfg.model_wrapper_cfg = {
+        'type': 'MMDistributedDataParallel', 'broadcast_buffers': False,
+        'find_unused_parameters': cfg.get('find_unused_parameters', False), **cfg.get('model_wrapper_cfg', {}),
+        'device_ids': None}
 
 
 def _build_runner(cfg: Config) -> Runner:
@@ -243,8 +276,10 @@ def _build_runner(cfg: Config) -> Runner:
 def _check_length(runner: Runner) -> None:
     if not len(runner.train_dataloader):
         batch = runner._train_dataloader['batch_size']
-        raise ConfigError(f'the training set has {len(runner.train_dataloader.dataset)} images over {runner.world_size} ranks, fewer than one batch of {batch} '
-                          'each: lower train_dataloader.batch_size, or set train_dataloader.drop_last=False.')
+        raise ConfigError(
+            f'the training set has {len(runner.train_dataloader.dataset)} images over {runner.world_size} ranks, '
+            f'fewer than one batch of {batch} each: lower train_dataloader.batch_size, or set '
+            'train_dataloader.drop_last=False.')
 
 
 @contextmanager
@@ -260,11 +295,15 @@ def _explained(cfg: Config) -> Iterator[None]:
 
 def _ranks_line(runner: Runner) -> str:
     rank, world = get_dist_info()
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f'CPU, {torch.get_num_threads()} threads a rank'
-    backend = distributed.get_backend() if distributed.is_initialized() else 'no process group'
-    nodes = int(os.environ.get('GROUP_WORLD_SIZE', 1))
-    master = f', master {os.environ["MASTER_ADDR"]}:{os.environ["MASTER_PORT"]}' if distributed.is_initialized() else ''
-    return f'rank {rank} of {world} on {nodes} node{"s" * (nodes > 1)} ({backend}{master}; {device}), work dir {runner.work_dir}'
+    device = f'CPU, {torch.get_num_threads()} threads a rank'
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    group = 'no process group'
+    if distributed.is_initialized():
+        group = f'{distributed.get_backend()}, master {os.environ.get("MASTER_ADDR")}:{os.environ.get("MASTER_PORT")}'
+    nodes = int(os.environ.get('GROUP_WORLD_SIZE', 1))  # set by torchrun
+    place = f'{nodes} node{"s" * (nodes > 1)} ({group}; {device})'
+    return f'rank {rank} of {world} on {place}, work dir {runner.work_dir}'
 
 
 def _load_local(filename: str, map_location=None) -> dict:
@@ -277,7 +316,8 @@ def _load_local(filename: str, map_location=None) -> dict:
         raise ConfigError(f'no checkpoint {filename!r}.')
     try:
         return torch.load(filename, map_location=map_location, weights_only=True)
-    except Exception as error:  # RuntimeError, UnpicklingError, EOFError, KeyError ...: torch has no class of its own for a broken file
+    except Exception as error:  # torch has no class of its own for a broken file
         reason = str(error).split('\n')[0][:200]
-        raise ConfigError(f'checkpoint {filename} is broken, or restoring it would run code from it ({type(error).__name__}: {reason}); '
-                          'take another one, or save its state_dict alone and load that.') from error
+        raise ConfigError(
+            f'checkpoint {filename} is broken, or restoring it would run code from it ({type(error).__name__}: '
+            f'{reason}); take another one, or save its state_dict alone and load that.') from error

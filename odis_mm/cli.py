@@ -1,4 +1,4 @@
-"""Command line of training and testing: ``python -m odis_mm train CONFIG``, ``tools/train.py CONFIG``, ``odis-mm-train CONFIG``."""
+"""Command line of training and testing: ``python -m odis_mm train CONFIG``, ``tools/train.py``, ``odis-mm-train``."""
 import argparse
 import errno
 import linecache
@@ -21,10 +21,22 @@ USER_ERROR = 2
 def train_main(argv: Optional[List[str]] = None) -> None:
     """Parses arguments and calls :func:`odis_mm.apis.train`; exits with 2 and one sentence if the input is wrong."""
     parser = _parser('Pretrain a backbone or train a detector, by the config.')
-    parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT', help='continue; without a path, from the latest checkpoint in the work dir')
-    parser.add_argument('--amp', nargs='?', const='bf16', choices=sorted(apis.AMP_WRAPPERS), help='mixed precision (default bf16, on any device)')
+    parser.add_argument('--resume',
+                        nargs='?',
+                        const='auto',
+                        metavar='CHECKPOINT',
+                        help='continue; without a path, from the latest checkpoint in the work dir')
+    parser.add_argument('--amp',
+                        nargs='?',
+                        const='bf16',
+                        choices=sorted(apis.AMP_WRAPPERS),
+                        help='mixed precision (default bf16, on any device)')
     args = parser.parse_args(argv)
-    _guarded(lambda: apis.train(args.config, work_dir=args.work_dir, resume=args.resume, amp=args.amp, options=_options(args.cfg_options),
+    _guarded(lambda: apis.train(args.config,
+                                work_dir=args.work_dir,
+                                resume=args.resume,
+                                amp=args.amp,
+                                options=_options(args.cfg_options),
                                 launcher=args.launcher))
 
 
@@ -33,7 +45,11 @@ def test_main(argv: Optional[List[str]] = None) -> None:
     parser = _parser('Evaluate a checkpoint by the test set and metric of the config.')
     parser.add_argument('checkpoint', help='epoch_N.pth of a run of this config')
     args = parser.parse_args(argv)
-    _guarded(lambda: apis.test(args.config, args.checkpoint, work_dir=args.work_dir, options=_options(args.cfg_options), launcher=args.launcher))
+    _guarded(lambda: apis.test(args.config,
+                               args.checkpoint,
+                               work_dir=args.work_dir,
+                               options=_options(args.cfg_options),
+                               launcher=args.launcher))
 
 
 def main(argv: Optional[List[str]] = None) -> None:
@@ -41,18 +57,29 @@ def main(argv: Optional[List[str]] = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     commands: Dict[str, Callable] = dict(train=train_main, test=test_main)
     if not argv or argv[0] not in commands:
-        sys.exit(f'usage: python -m odis_mm {{{",".join(commands)}}} CONFIG ... (-h after the command for its options)')
+        sys.exit(
+            f'usage: python -m odis_mm {{{",".join(commands)}}} CONFIG ... (-h after the command for its options)')
     commands[argv[0]](argv[1:])
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=description, epilog='ODIS_MM_DEBUG=1 in the environment shows the full traceback of an error.')
+    parser = argparse.ArgumentParser(description=description,
+                                     epilog='ODIS_MM_DEBUG=1 in the environment shows the full traceback of an error.')
     parser.add_argument('config', help='path of a config, or name of a shipped one such as odis_vits_coco')
-    parser.add_argument('--work-dir', help='logs, checkpoints and the resolved config go here (default: work_dirs/<config>)')
-    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', action='extend',
+    parser.add_argument('--work-dir',
+                        help='logs, checkpoints and the resolved config go here (default: work_dirs/<config>)')
+    parser.add_argument('--cfg-options',
+                        nargs='+',
+                        default=[],
+                        metavar='KEY=VALUE',
+                        action='extend',
                         help='e.g. train_dataloader.batch_size=8; +KEY=VALUE adds a key that the config does not know')
-    parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none', help='pytorch: started by torchrun')
-    parser.add_argument('--local-rank', '--local_rank', type=int, help=argparse.SUPPRESS)  # older launchers pass it; torchrun sets LOCAL_RANK
+    parser.add_argument('--launcher',
+                        choices=('none', 'pytorch', 'slurm', 'mpi'),
+                        default='none',
+                        help='pytorch: started by torchrun')
+    parser.add_argument('--local-rank', '--local_rank', type=int,
+                        help=argparse.SUPPRESS)  # older launchers pass it; torchrun sets LOCAL_RANK
     return parser
 
 
@@ -81,11 +108,14 @@ def _guarded(call: Callable[[], Any]) -> None:
 
 
 def explain(error: BaseException) -> Optional[str]:
-    """One sentence for errors that a user can mend: those that this package raises on purpose, and those of files; None for others."""
+    """One sentence for errors that a user can mend: raised on purpose by this package, or of files; None for others."""
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return f'no space left on the device{f" for {error.filename}" if error.filename else ""}: make room and continue with --resume.'
+        where = f' for {error.filename}' if error.filename else ''
+        return f'no space left on the device{where}: make room and continue with --resume.'
     if isinstance(error, (FileNotFoundError, PermissionError)) and error.filename and not _on_purpose(error):
-        hint = '; the data roots come from COCO_ROOT, IMAGENET_ROOT or --cfg-options' if isinstance(error, FileNotFoundError) else ''
+        hint = ''
+        if isinstance(error, FileNotFoundError):
+            hint = '; the data roots come from COCO_ROOT, IMAGENET_ROOT or --cfg-options'
         return f'{error.filename}: {error.strerror}{hint}.'
     if isinstance(error, ConfigError) or _on_purpose(error):
         return ' '.join(str(error.args[-1] if isinstance(error, KeyError) else error).split())
@@ -99,7 +129,8 @@ def _on_purpose(error: BaseException) -> bool:
 
 
 def _is_raise(filename: str, line: int) -> bool:
-    return os.path.abspath(filename).startswith(PACKAGE) and linecache.getline(filename, line).lstrip().startswith('raise ')
+    ours = os.path.abspath(filename).startswith(PACKAGE)
+    return ours and linecache.getline(filename, line).lstrip().startswith('raise ')
 
 
 def _from_worker(text: str) -> Optional[str]:

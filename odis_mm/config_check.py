@@ -10,13 +10,15 @@ from mmengine.registry import Registry
 from mmengine.runner import Runner
 
 # what mmengine reads from a config beside the arguments of the Runner
-_OTHER_KEYS = {'activation_checkpointing', 'compile', 'custom_imports', 'efficient_conv_bn_eval', 'env_cfg', 'find_unused_parameters',
-               'model_wrapper_cfg', 'runner_type', 'sync_bn', 'tta_model', 'tta_pipeline'}
+_OTHER_KEYS = {
+    'activation_checkpointing', 'compile', 'custom_imports', 'efficient_conv_bn_eval', 'env_cfg',
+    'find_unused_parameters', 'model_wrapper_cfg', 'runner_type', 'sync_bn', 'tta_model', 'tta_pipeline'
+}
 RUNNER_KEYS = (set(inspect.signature(Runner.__init__).parameters) | _OTHER_KEYS) - {'self', 'cfg'}
 
 
 class ConfigError(ValueError):
-    """The config, or an option that changes it, is wrong; the message is one sentence that says where and how to mend it."""
+    """The config, or an option that changes it, is wrong; the message says in one sentence where and how to mend it."""
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
@@ -28,7 +30,8 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
 def apply_options(cfg: Config, options: Dict[str, Any]) -> None:
     """Sets ``--cfg-options`` in place.
 
-    A key must exist in the config, be an argument of the class that the enclosing dict builds, or be marked as new by a leading '+'.
+    A key must exist in the config, be an argument of the class that the enclosing dict builds, or be marked as new by
+    a leading '+'.
 
     Args:
         cfg: The config.
@@ -50,13 +53,18 @@ def _check_option(cfg: Config, key: str) -> None:
     parts = key.split('.')
     if parts[0] in cfg and parts[0] not in RUNNER_KEYS:
         users = [path for path, value in _walk(cfg._cfg_dict) if value == cfg[parts[0]] and path != parts[0]]
-        raise ConfigError(f'--cfg-options {key}: {parts[0]!r} is a variable of the config file, already used when options are applied, so setting it would '
-                          f'change nothing; set the key that uses it' + (f', such as {users[0]}.' if users else '.'))
+        raise ConfigError(
+            f'--cfg-options {key}: {parts[0]!r} is a variable of the config file, already used when options are '
+            'applied, so setting it would change nothing; set the key that uses it' +
+            (f', such as {users[0]}.' if users else '.'))
     node, path = cfg._cfg_dict, ''
     for depth, part in enumerate(parts):
         if isinstance(node, list):
             if not part.isdigit() or int(part) >= len(node):
-                raise ConfigError(f'--cfg-options {key}: {path} is a list of {len(node)}, so {part!r} must be an index below {len(node)}.')
+                raise ConfigError(
+                    f'--cfg-options {key}: {path} is a list of {len(node)}, so {part!r} must be an index below '
+                    f'{len(node)}.'
+                )
             node = node[int(part)]
         elif isinstance(node, dict):
             if part not in node:
@@ -65,20 +73,23 @@ def _check_option(cfg: Config, key: str) -> None:
                     return
                 where = path or 'the config'
                 remedy = '' if closed and node.get('type') else f' (write +{key} to add it all the same)'
-                raise ConfigError(f'--cfg-options {key}: {where} has no key {part!r}{nearest(part, {*known, *node})}{remedy}')
+                raise ConfigError(
+                    f'--cfg-options {key}: {where} has no key {part!r}{nearest(part, {*known, *node})}{remedy}')
             node = node[part]
         else:
-            raise ConfigError(f'--cfg-options {key}: {path} is {node!r}, which has no key {part!r}; set {path} itself.')
+            raise ConfigError(
+                f'--cfg-options {key}: {path} is {node!r}, which has no key {part!r}; set {path} itself.')
         path = f'{path}.{part}' if path else part
 
 
 def check_top_level(cfg: Config) -> None:
-    """Refuses a top-level key that is one slip away from one that mmengine reads (``train_dataloder``): it would be ignored.
+    """Refuses a top-level key that is one slip away from one that mmengine reads (``train_dataloder``).
 
     Raises:
         ConfigError: naming both.
     """
-    known = {key for key in RUNNER_KEYS if not key.endswith('_pipeline')}  # test_pipeline is a usual variable, not a slip of tta_pipeline
+    # test_pipeline is a usual variable of a file, not a slip of tta_pipeline
+    known = {key for key in RUNNER_KEYS if not key.endswith('_pipeline')}
     for key in cfg:
         hint = '' if key in RUNNER_KEYS else nearest(key, known, cutoff=0.88)
         if hint:
@@ -93,30 +104,39 @@ def check_schedule(cfg: Config) -> None:
     """
     train_cfg, schedulers = cfg.get('train_cfg') or {}, cfg.get('param_scheduler') or []
     for i, part in enumerate(schedulers if isinstance(schedulers, list) else [schedulers]):
-        unit, total = ('epoch', train_cfg.get('max_epochs')) if part.get('by_epoch', True) else ('iteration', train_cfg.get('max_iters'))
+        unit = 'epoch' if part.get('by_epoch', True) else 'iteration'
+        total = train_cfg.get('max_epochs' if unit == 'epoch' else 'max_iters')
         begin = part.get('begin', 0)
         if total is not None and begin and begin >= total:
-            raise ConfigError(f'param_scheduler.{i} ({part["type"]}) begins at {unit} {begin}, but training ends at {unit} {total}: shorten the warm-up, e.g. '
-                              f'--cfg-options param_scheduler.{i - 1}.end=1 param_scheduler.{i}.begin=1 (with two {unit}s or more).')
+            raise ConfigError(
+                f'param_scheduler.{i} ({part["type"]}) begins at {unit} {begin}, but training ends at {unit} '
+                f'{total}: shorten the warm-up, e.g. '
+                f'--cfg-options param_scheduler.{i - 1}.end=1 param_scheduler.{i}.begin=1 (with two {unit}s or more).')
 
 
 def explain_build_error(error: Exception, cfg: Config) -> Optional[str]:
-    """One sentence for what mmengine raises when a class gets a wrong argument or a type is not registered; None for other errors."""
+    """One sentence for a wrong or missing argument of a class, or an unregistered type; None for other errors."""
     text = str(error.args[0]) if error.args else ''
     if found := re.search(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", text):
         name, key = found.groups()
-        paths = [(path, node) for path, node in _walk(cfg._cfg_dict) if isinstance(node, dict) and 'type' in node and key in node]
+        paths = [(path, node) for path, node in _walk(cfg._cfg_dict)
+                 if isinstance(node, dict) and 'type' in node and key in node]
         # the class that complains may be a base of the one in the config
-        paths.sort(key=lambda item: name not in [c.__name__ for c in inspect.getmro(find_class(item[1]['type']) or object)])
+        paths.sort(
+            key=lambda item: name not in [c.__name__ for c in inspect.getmro(find_class(item[1]['type']) or object)])
         if paths:
             path, node = paths[0]
-            return f'{path}: {node["type"]} takes no argument {key!r}{nearest(key, _arguments(find_class(node["type"]))[0]) or ": remove it"}'
-    if found := re.search(r"(\w+)(?:\.__init__)?\(\) missing \d+ required (?:positional|keyword-only) arguments?: (.+)", text):
+            hint = nearest(key, _arguments(find_class(node['type']))[0]) or ': remove it'
+            return f'{path}: {node["type"]} takes no argument {key!r}{hint}'
+    if found := re.search(
+            r"(\w+)(?:\.__init__)?\(\) missing \d+ required (?:positional|keyword-only) arguments?: (.+)", text):
         for path, node in _walk(cfg._cfg_dict):
             if isinstance(node, dict) and str(node.get('type', '')).rpartition('.')[2] == found[1]:
                 return f'{path}: {node["type"]} needs the argument {found[2]}'
     if found := re.search(r'^([\w.]+) is not in the (.+?) registry', text):
-        path = next((path for path, node in _walk(cfg._cfg_dict) if isinstance(node, dict) and node.get('type') == found[1]), 'config')
+        path = next(
+            (path for path, node in _walk(cfg._cfg_dict) if isinstance(node, dict) and node.get('type') == found[1]),
+            'config')
         known = {name for registry in _registries() for name in registry.module_dict}
         hint = nearest(found[1].rpartition('.')[2], known) or '; is its package in custom_imports?'
         return f'{path}.type: no class {found[1]!r} is registered as {found[2]}{hint}'

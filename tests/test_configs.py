@@ -37,7 +37,8 @@ def test_data_roots_come_from_the_environment(name, root, monkeypatch):
 def test_an_empty_root_means_the_default(name, monkeypatch):
     for variable in ('COCO_ROOT', 'IMAGENET_ROOT'):
         monkeypatch.setenv(variable, '')
-    assert apis.load_config(name).train_dataloader.dataset.data_root in ('data/coco/', 'data/imagenet/', 'data/odis_demo')
+    assert apis.load_config(name).train_dataloader.dataset.data_root in ('data/coco/', 'data/imagenet/',
+                                                                         'data/odis_demo')
 
 
 @pytest.mark.parametrize('name', PRETRAINING)
@@ -45,7 +46,8 @@ def test_every_type_is_registered_and_takes_its_arguments(name):
     cfg = apis.load_config(name)
     checked = 0
     for path, node in config_check._walk(cfg._cfg_dict):
-        if not isinstance(node, dict) or not isinstance(node.get('type'), str) or path.endswith(('collate_fn', 'worker_init_fn', 'visualizer')):
+        if not isinstance(node, dict) or not isinstance(node.get('type'), str) or path.endswith(
+            ('collate_fn', 'worker_init_fn', 'visualizer')):
             continue
         cls = config_check.find_class(node.type)
         assert cls is not None, f'{path}: {node.type}'
@@ -57,13 +59,15 @@ def test_every_type_is_registered_and_takes_its_arguments(name):
     assert checked > 15
 
 
-@pytest.mark.parametrize('size, arch, lr, drop_path, clip, learned, scale', [
-    ('s', 'deit-small', 5e-4, 0.1, 3.0, True, 0.25), ('b', 'base', 7.5e-4, 0.1, 0.3, False, 0.32), ('l', 'large', 7.5e-4, 0.4, 0.3, False, 0.32)])
+@pytest.mark.parametrize('size, arch, lr, drop_path, clip, learned, scale',
+                         [('s', 'deit-small', 5e-4, 0.1, 3.0, True, 0.25),
+                          ('b', 'base', 7.5e-4, 0.1, 0.3, False, 0.32), ('l', 'large', 7.5e-4, 0.4, 0.3, False, 0.32)])
 @pytest.mark.parametrize('data, epochs', [('coco', dict(s=100, b=100, l=100)), ('in1k', dict(s=800, b=400, l=250))])
 def test_published_numbers(size, arch, lr, drop_path, clip, learned, scale, data, epochs):
     cfg = apis.load_config(f'odis_vit{size}_{data}')
     assert cfg.model.backbone.arch == arch and cfg.model.backbone.drop_path_rate == drop_path
-    assert cfg.model.neck.norm_trainable is learned and cfg.model.neck.num_prototypes == cfg.model.head.num_prototypes == 8192
+    assert cfg.model.neck.norm_trainable is learned
+    assert cfg.model.neck.num_prototypes == cfg.model.head.num_prototypes == 8192
     assert cfg.optim_wrapper.optimizer.lr == lr and cfg.optim_wrapper.clip_grad.max_norm == clip
     assert cfg.auto_scale_lr == dict(enable=True, base_batch_size=256)
     big, small = cfg.train_dataloader.dataset.pipeline[1].views
@@ -95,11 +99,18 @@ def test_a_misspelt_option_is_named_with_its_remedy(key, told):
 
 
 def test_options_that_something_reads_are_taken():
-    cfg = apis.load_config('odis_vits_coco', {
-        'train_dataloader.batch_size': 8, 'train_dataloader.dataset.pipeline.1.tries': 3, 'model.backbone.num_object_tokens': 2,
-        'find_unused_parameters': True, '+model.backbone.notes.by': 'me', 'model.backbone.norm_cfg': None})
+    cfg = apis.load_config(
+        'odis_vits_coco', {
+            'train_dataloader.batch_size': 8,
+            'train_dataloader.dataset.pipeline.1.tries': 3,
+            'model.backbone.num_object_tokens': 2,
+            'find_unused_parameters': True,
+            '+model.backbone.notes.by': 'me',
+            'model.backbone.norm_cfg': None
+        })
     assert cfg.train_dataloader.batch_size == 8 and cfg.train_dataloader.dataset.pipeline[1].tries == 3
-    assert cfg.model.backbone.num_object_tokens == 2 and cfg.find_unused_parameters and cfg.model.backbone.notes.by == 'me'
+    assert cfg.model.backbone.num_object_tokens == 2 and cfg.model.backbone.notes.by == 'me'
+    assert cfg.find_unused_parameters
 
 
 def test_a_variable_of_the_file_cannot_be_set_in_vain():
@@ -111,7 +122,8 @@ def test_a_variable_of_the_file_cannot_be_set_in_vain():
 def test_misspelt_top_level_key_of_a_file():
     with pytest.raises(ConfigError, match="'train_dataloder'.*'train_dataloader'"):
         check_top_level(Config(dict(train_dataloder=dict())))
-    check_top_level(Config(dict(train_pipeline=[], data_root='', max_epochs=3)))  # variables of the file are nobody's business
+    check_top_level(Config(dict(train_pipeline=[], data_root='',
+                                max_epochs=3)))  # variables of the file are nobody's business
 
 
 def test_unknown_config_is_named_with_its_neighbour(tmp_path):
@@ -138,7 +150,8 @@ def test_build_errors_become_one_sentence():
     error = pytest.raises(TypeError, config_check.find_class('ProjectionNeck'), hidden_channels=3).value
     assert explain_build_error(error, cfg) == "model.neck: ProjectionNeck needs the argument 'in_channels'"
     cfg.model.head.type = 'DistilationHead'
-    said = explain_build_error(KeyError('DistilationHead is not in the mmpretrain::model registry. Please check ...'), cfg)
+    said = explain_build_error(KeyError('DistilationHead is not in the mmpretrain::model registry. Please check ...'),
+                               cfg)
     assert said.startswith("model.head.type: no class 'DistilationHead'") and "'DistillationHead'" in said
     assert explain_build_error(KeyError('something else'), cfg) is None
 

@@ -21,9 +21,12 @@ from odis_mm.engine.hooks import SafeCheckpointHook
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = [  # a ViT of two blocks on 32 and 16 pixel views
-    'train_dataloader.batch_size=4', 'train_dataloader.num_workers=0', 'train_cfg.max_epochs=2', 'param_scheduler.0.end=1', 'param_scheduler.1.begin=1',
-    'model.backbone.arch.num_layers=2', 'model.neck.num_prototypes=64', 'model.head.num_prototypes=64', 'model.backbone.img_size=32',
-    'train_dataloader.dataset.pipeline.1.views.0.size=32', 'train_dataloader.dataset.pipeline.1.views.1.size=16', 'default_hooks.logger.interval=1']
+    'train_dataloader.batch_size=4', 'train_dataloader.num_workers=0', 'train_cfg.max_epochs=2',
+    'param_scheduler.0.end=1', 'param_scheduler.1.begin=1', 'model.backbone.arch.num_layers=2',
+    'model.neck.num_prototypes=64', 'model.head.num_prototypes=64', 'model.backbone.img_size=32',
+    'train_dataloader.dataset.pipeline.1.views.0.size=32', 'train_dataloader.dataset.pipeline.1.views.1.size=16',
+    'default_hooks.logger.interval=1'
+]
 
 
 @pytest.fixture(scope='module')
@@ -35,42 +38,68 @@ def demo(tmp_path_factory) -> str:
 def environment(demo: str, **extra: str) -> dict:
     """Of a subprocess: this interpreter, one thread, no checkout on the path unless asked for."""
     env = {k: v for k, v in os.environ.items() if k not in ('PYTHONPATH', 'ODIS_MM_DEBUG')}
-    return {**env, 'ODIS_DEMO_ROOT': demo, 'OMP_NUM_THREADS': '1', 'PYTHON': sys.executable, 'CUDA_VISIBLE_DEVICES': '', **extra}
+    return {
+        **env, 'ODIS_DEMO_ROOT': demo,
+        'OMP_NUM_THREADS': '1',
+        'PYTHON': sys.executable,
+        'CUDA_VISIBLE_DEVICES': '',
+        **extra
+    }
 
 
 def run(command, cwd, env) -> str:
-    done = subprocess.run([str(part) for part in command], cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([str(part) for part in command],
+                          cwd=cwd,
+                          env=env,
+                          capture_output=True,
+                          text=True,
+                          timeout=300)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout + done.stderr
 
 
 def test_two_ranks_and_resume(demo, tmp_path, monkeypatch, capfd):
-    said = run(['bash', ROOT / 'tools/dist_train.sh', 'odis_demo', 2, '--work-dir', 'out', '--cfg-options', *TINY, 'train_dataloader.batch_size=2'],
-               tmp_path, environment(demo))
+    said = run([
+        'bash', ROOT / 'tools/dist_train.sh', 'odis_demo', 2, '--work-dir', 'out', '--cfg-options', *TINY,
+        'train_dataloader.batch_size=2'
+    ], tmp_path, environment(demo))
     assert 'rank 0 of 2 on 1 node (gloo, master ' in said
     assert 'lr = 0.0005 x (2 ranks x 2 images x 1 accumulated)/32 = 6.25e-05 at a global batch of 4' in said
     assert re.search(r'eta: .* images/s: \d.* data_wait: \d', said)
-    assert {p.name for p in tmp_path.glob('out/*.pth')} == {f'epoch_{n}{part}.pth' for n in (1, 2) for part in ('', '_backbone')}
+    assert {p.name
+            for p in tmp_path.glob('out/*.pth')
+            } == {f'epoch_{n}{part}.pth'
+                  for n in (1, 2)
+                  for part in ('', '_backbone')}
     resolved = (tmp_path / 'out/odis_demo.py').read_text()
-    assert "num_prototypes=64" in resolved and 'max_epochs=2' in resolved and 'lr=0.0005' in resolved  # unscaled: the copy may be run again
+    # with the unscaled lr: the copy may be run again
+    assert 'num_prototypes=64' in resolved and 'max_epochs=2' in resolved and 'lr=0.0005' in resolved
 
     # one rank continues what two began; bf16 on the way
     exported = (tmp_path / 'out/epoch_2_backbone.pth').read_bytes()
     monkeypatch.setenv('ODIS_DEMO_ROOT', demo)
-    cli.train_main(['odis_demo', '--work-dir', str(tmp_path / 'out'), '--resume', '--amp', '--cfg-options', *TINY, 'train_cfg.max_epochs=3'])
+    cli.train_main([
+        'odis_demo', '--work-dir',
+        str(tmp_path / 'out'), '--resume', '--amp', '--cfg-options', *TINY, 'train_cfg.max_epochs=3'
+    ])
     said = capfd.readouterr()
     said = said.out + said.err
-    assert '--resume: continuing from' in said and 'epoch_2.pth' in said and 'Epoch(train) [3][4/4]' in said.replace('  ', ' ')
+    assert '--resume: continuing from' in said and 'epoch_2.pth' in said and 'Epoch(train) [3][4/4]' in said.replace(
+        '  ', ' ')
     assert 'Epoch(train) [1]' not in said.replace('  ', ' ')
     assert 'autocast in bf16' in said
-    assert (tmp_path / 'out/epoch_2_backbone.pth').read_bytes() == exported, 'the export of epoch 2 was overwritten with later weights'
+    assert (tmp_path / 'out/epoch_2_backbone.pth'
+            ).read_bytes() == exported, 'the export of epoch 2 was overwritten with later weights'
     state = torch.load(tmp_path / 'out/epoch_3.pth', map_location='cpu', weights_only=True)
     assert state['meta']['iter'] == 12 and state['meta']['epoch'] == 3
 
 
 def test_installed_wheel_from_another_folder(demo, tmp_path):
     source, target = tmp_path / 'source', tmp_path / 'site'
-    tracked = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard'], cwd=ROOT, capture_output=True, text=True)
+    tracked = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard'],
+                             cwd=ROOT,
+                             capture_output=True,
+                             text=True)
     if tracked.returncode:
         pytest.skip('not a git checkout')
     for name in tracked.stdout.splitlines():
@@ -81,19 +110,26 @@ def test_installed_wheel_from_another_folder(demo, tmp_path):
     run([*pip, 'wheel', '--no-deps', '--no-build-isolation', '-w', tmp_path, '.'], source, environment(demo))
     run([*pip, 'install', '--no-deps', '--target', target, next(tmp_path.glob('*.whl'))], tmp_path, environment(demo))
     shutil.rmtree(source)
-    assert (target / 'odis_mm/.mim/tools/dist_train.sh').is_file() and list((target / 'odis_mm/.mim/configs').rglob('mask-rcnn_*.py'))
-    said = run([sys.executable, '-m', 'odis_mm', 'train', 'odis_demo', '--resume', '--work-dir', 'out', '--cfg-options', *TINY], tmp_path,
-               environment(demo, PYTHONPATH=str(target)))
+    assert (target / 'odis_mm/.mim/tools/dist_train.sh').is_file() and list(
+        (target / 'odis_mm/.mim/configs').rglob('mask-rcnn_*.py'))
+    said = run([
+        sys.executable, '-m', 'odis_mm', 'train', 'odis_demo', '--resume', '--work-dir', 'out', '--cfg-options', *TINY
+    ], tmp_path, environment(demo, PYTHONPATH=str(target)))
     assert 'there is no checkpoint in out, so training starts at the beginning' in said
     assert 'rank 0 of 1 on 1 node' in said
     assert (tmp_path / 'out/epoch_2.pth').is_file()
 
 
 def test_tool_says_one_sentence_and_exits_with_2(demo, tmp_path):
-    done = subprocess.run([sys.executable, ROOT / 'tools/train.py', 'odis_demo', '--cfg-options', 'model.backbone.archh=3'], cwd=tmp_path,
-                          env=environment(demo), capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, ROOT / 'tools/train.py', 'odis_demo', '--cfg-options', 'model.backbone.archh=3'],
+        cwd=tmp_path,
+        env=environment(demo),
+        capture_output=True,
+        text=True)
     assert done.returncode == 2
-    assert "error: --cfg-options model.backbone.archh: model.backbone has no key 'archh'; did you mean 'arch'?" in done.stderr.splitlines()
+    told = "error: --cfg-options model.backbone.archh: model.backbone has no key 'archh'; did you mean 'arch'?"
+    assert told in done.stderr.splitlines()
     assert 'Traceback' not in done.stderr
 
 
@@ -122,6 +158,7 @@ def test_work_dir_without_permission(tmp_path, monkeypatch):
 
     def refuse(*args, **kwargs):
         raise PermissionError(errno.EACCES, 'Permission denied')
+
     monkeypatch.setattr(apis.tempfile, 'TemporaryFile', refuse)
     with pytest.raises(ConfigError, match='Permission denied'):
         apis.train('odis_demo', work_dir=str(tmp_path))
@@ -134,16 +171,19 @@ def test_pretraining_has_nothing_to_test(capsys):
 
 
 def test_only_deliberate_errors_lose_their_traceback(tmp_path):
+
     def caught(call):
         try:
             call()
         except Exception as error:
             return cli.explain(error)
+
     assert caught(lambda: 1 / 0) is None
     assert caught(lambda: apis.AMP_WRAPPERS['fp64']) is None  # an accident, even one with our objects
     assert caught(lambda: open(tmp_path / 'gone.json')).startswith(f'{tmp_path}/gone.json: No such file')
     assert 'no space left' in caught(lambda: (_ for _ in ()).throw(OSError(errno.ENOSPC, 'No space left on device')))
-    line = next(n for n, text in enumerate(Path(apis.__file__).read_text().splitlines(), 1) if text.lstrip().startswith('raise ConfigError'))
+    line = next(n for n, text in enumerate(Path(apis.__file__).read_text().splitlines(), 1)
+                if text.lstrip().startswith('raise ConfigError'))
     text = ('Caught ValueError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n'
             f'  File "{apis.__file__}", line {{}}, in f\n    raise\nValueError: image x.jpg is\ntruncated')
     assert cli._from_worker(text.format(line)) == 'image x.jpg is truncated'
@@ -173,10 +213,20 @@ class Toy(BaseModel):
 
 def toy_runner(work_dir, **changes) -> Runner:
     dataset = [dict(inputs=torch.ones(2)) for _ in range(4)]
-    return Runner(**{**dict(
-        model=Toy(), work_dir=str(work_dir), train_dataloader=dict(batch_size=2, dataset=dataset, sampler=dict(type=DefaultSampler, shuffle=False)),
-        optim_wrapper=dict(optimizer=dict(type='SGD', lr=.1)), train_cfg=dict(by_epoch=True, max_epochs=4), log_level='ERROR',
-        default_hooks=dict(checkpoint=dict(type=SafeCheckpointHook, max_keep_ckpts=1, interval=1)), experiment_name=f'toy_{id(changes)}'), **changes})
+    return Runner(
+        **{
+            **dict(model=Toy(),
+                   work_dir=str(work_dir),
+                   train_dataloader=dict(batch_size=2,
+                                         dataset=dataset,
+                                         sampler=dict(type=DefaultSampler, shuffle=False)),
+                   optim_wrapper=dict(optimizer=dict(type='SGD', lr=.1)),
+                   train_cfg=dict(by_epoch=True, max_epochs=4),
+                   log_level='ERROR',
+                   default_hooks=dict(checkpoint=dict(type=SafeCheckpointHook, max_keep_ckpts=1, interval=1)),
+                   experiment_name=f'toy_{id(changes)}'),
+            **changes
+        })
 
 
 def test_disk_full_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
@@ -188,10 +238,13 @@ def test_disk_full_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
             if len(written) == 3:
                 raise OSError(errno.ENOSPC, 'No space left on device')
         real(handle)
+
     monkeypatch.setattr(safe.os, 'fsync', fsync)
-    with pytest.raises(safe.CheckpointError, match='No space left on device.*--resume .*last good checkpoint: .*epoch_2.pth'):
+    with pytest.raises(safe.CheckpointError,
+                       match='No space left on device.*--resume .*last good checkpoint: .*epoch_2.pth'):
         toy_runner(tmp_path).train()
-    assert written == [['epoch_1.pth.part'], ['epoch_1.pth', 'epoch_2.pth.part'], ['epoch_2.pth', 'epoch_3.pth.part']], 'removed too early'
+    assert written == [['epoch_1.pth.part'], ['epoch_1.pth', 'epoch_2.pth.part'],
+                       ['epoch_2.pth', 'epoch_3.pth.part']], 'removed too early'
     assert [p.name for p in tmp_path.glob('epoch_*')] == ['epoch_2.pth']
     assert apis.latest_checkpoint(str(tmp_path)) == str(tmp_path / 'epoch_2.pth')
 
@@ -203,7 +256,8 @@ def test_disk_full_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
 
 
 def test_scaled_lr_counts_accumulation(tmp_path):
-    runner = toy_runner(tmp_path, optim_wrapper=dict(optimizer=dict(type='SGD', lr=.1), accumulative_counts=4),
+    runner = toy_runner(tmp_path,
+                        optim_wrapper=dict(optimizer=dict(type='SGD', lr=.1), accumulative_counts=4),
                         auto_scale_lr=dict(enable=True, base_batch_size=16))
     assert apis.scale_lr(runner) == 'lr = 0.1 x (1 ranks x 2 images x 4 accumulated)/16 = 0.05 at a global batch of 8'
     runner.train()

@@ -1,4 +1,4 @@
-"""Build step of the wheel: configs/ and tools/ travel inside the package, under odis_mm/.mim as in other OpenMMLab packages."""
+"""Build step of the wheel: configs/ and tools/ travel inside it, in odis_mm/.mim as in other OpenMMLab packages."""
 import shutil
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from setuptools.command.build_py import build_py
 
 
 class BuildWithConfigs(build_py):
-    """``build_py``, and copies of configs/ and tools/ in the built package; an editable install uses those of the checkout."""
+    """``build_py``, and copies of configs/ and tools/; an editable install uses those of the checkout."""
 
     def run(self):
         super().run()

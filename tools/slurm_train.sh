@@ -9,8 +9,8 @@ export NNODES=${NNODES:-1} GPUS_PER_NODE=${GPUS_PER_NODE:-8} PORT=${PORT:-29500}
 TOOLS=$(cd "$(dirname "$0")" && pwd)
 # NODE_RANK and MASTER_ADDR are known on the nodes only
 # shellcheck disable=SC2016,SC2086
-exec srun --partition="$PARTITION" --job-name="$JOB_NAME" --nodes="$NNODES" --ntasks-per-node=1 --cpus-per-task="${CPUS_PER_TASK:-64}" \
-  --gpus-per-node="$GPUS_PER_NODE" --kill-on-bad-exit=1 ${SRUN_ARGS:-} bash -c '
+exec srun --partition="$PARTITION" --job-name="$JOB_NAME" --nodes="$NNODES" --ntasks-per-node=1 \
+  --cpus-per-task="${CPUS_PER_TASK:-64}" --gpus-per-node="$GPUS_PER_NODE" --kill-on-bad-exit=1 ${SRUN_ARGS:-} bash -c '
     export NODE_RANK=$SLURM_NODEID MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n1)
     tools=$1; shift
     config=$1; shift

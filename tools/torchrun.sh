@@ -1,12 +1,14 @@
 # Sourced by dist_train.sh and dist_test.sh: launch RANKS_PER_NODE SCRIPT ARGS...
-# Environment: PYTHON, NNODES (1), NODE_RANK (0), MASTER_ADDR (127.0.0.1), PORT (29500; a free one if there is one node and PORT is not set).
+# Environment: PYTHON, NNODES (1), NODE_RANK (0), MASTER_ADDR (127.0.0.1), PORT (29500; a free one if there is one
+# node and PORT is not set).
 launch() {
   local ranks=$1; shift
   local nodes=${NNODES:-1} place
   if [ "$nodes" = 1 ] && [ -z "${PORT:-}" ]; then
     place=(--standalone)  # any free port: two runs on one machine do not collide
   else
-    place=(--nnodes="$nodes" --node_rank="${NODE_RANK:-0}" --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}")
+    place=(--nnodes="$nodes" --node_rank="${NODE_RANK:-0}" \
+           --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}")
   fi
   exec "${PYTHON:-python}" -m torch.distributed.run "${place[@]}" --nproc_per_node="$ranks" "$@"
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Pretraining and detectors alike: python tools/train.py CONFIG [--work-dir D] [--resume [CKPT]] [--amp [bf16|fp16]] [--cfg-options K=V ...]"""
+"""Pretraining and detectors alike, by the config: python tools/train.py CONFIG [options, see --help]"""
 import sys
 from pathlib import Path
 

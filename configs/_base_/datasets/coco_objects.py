@@ -1,6 +1,8 @@
-# COCO train2017 with its boxes and masks; the labels are not used. Views: iBOT recipe for ViT-S, object-aware as in ODIS.
+# COCO train2017 with its boxes and masks; the labels are not used. Views: iBOT recipe for ViT-S, object-aware as in
+# ODIS.
 # ======================================== frequently changed ========================================
-# COCO_ROOT in the environment names another folder (one option: --cfg-options train_dataloader.dataset.data_root=DIR);
+# COCO_ROOT in the environment names another folder (one option: --cfg-options
+# train_dataloader.dataset.data_root=DIR);
 # it holds train2017/ and annotations/instances_train2017.json.
 train_dataloader = dict(
     batch_size=64,  # images a rank
@@ -24,9 +26,9 @@ train_dataloader = dict(
             dict(type='LoadObjectImage'),
             dict(
                 type='SampleViews',
-                views=[
-                    dict(role='global', num=2, size=224, scale=(0.25, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5),  # iBOT recipe
-                    dict(role='local', num=10, size=96, scale=(0.05, 0.25), ratio=(3 / 4, 4 / 3), flip=0.5)  # iBOT recipe
+                views=[  # iBOT recipe
+                    dict(role='global', num=2, size=224, scale=(0.25, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5),
+                    dict(role='local', num=10, size=96, scale=(0.05, 0.25), ratio=(3 / 4, 4 / 3), flip=0.5)
                 ],
                 patch_size=16,
                 object_aware=True,  # False: plain multi-crop
@@ -43,6 +45,8 @@ train_dataloader = dict(
                 gray_prob=0.2,
                 blur_prob=(1.0, 0.1, 0.5), blur_sigma=(0.1, 2.0),
                 solarize_prob=(0.0, 0.2, 0.0)),
-            dict(type='BlockMasks', ratio_mean=0.3, ratio_spread=0.2, skip_prob=0.5, aspect=0.3, attempts=10),  # iBOT recipe
+            dict(
+                type='BlockMasks',  # iBOT recipe
+                ratio_mean=0.3, ratio_spread=0.2, skip_prob=0.5, aspect=0.3, attempts=10),
             dict(type='PackViews')
         ]))

@@ -1,4 +1,5 @@
-# A ViT of 128 channels and 4 blocks with patches of 8 pixels, for the 64 and 32 pixel views of the demo set. All by trial.
+# A ViT of 128 channels and 4 blocks with patches of 8 pixels, for the 64 and 32 pixel views of the demo set. All by
+# trial.
 _base_ = './odis_vits.py'
 
 model = dict(

@@ -1,4 +1,5 @@
-# ViT-L/16. What differs from ViT-S follows iBOT's practice but could not be checked against its argument files: this project's defaults.
+# ViT-L/16. What differs from ViT-S follows iBOT's practice but could not be checked against its argument files: this
+# project's defaults.
 _base_ = './odis_vits.py'
 
 model = dict(

@@ -72,10 +72,12 @@ class _DeferredRemoval:
 class SafeCheckpointHook(CheckpointHook):
     """mmengine's ``CheckpointHook``, except that a failed or interrupted write costs nothing that was there before.
 
-    A checkpoint is written atomically; older ones (``max_keep_ckpts``, the former best) are removed only after the new one stands.
+    A checkpoint is written atomically; older ones (``max_keep_ckpts``, the former best) are removed only after the
+    new one stands.
 
     Args:
-        *args, **kwargs: See ``mmengine.hooks.CheckpointHook``. With ``backend_args`` (remote storage) writing is as atomic as that backend.
+        *args, **kwargs: See ``mmengine.hooks.CheckpointHook``. With ``backend_args`` (remote storage) writing is as
+            atomic as that backend.
 
     Raises:
         CheckpointError: disk full or no permission; names the last good checkpoint.
@@ -104,6 +106,7 @@ class SafeCheckpointHook(CheckpointHook):
         except OSError as error:
             self.file_backend.settle(False)
             raise CheckpointError(
-                f'could not write a checkpoint to {self.out_dir}: {error.strerror or error}; make room or mend the permissions and continue '
+                f'could not write a checkpoint to {self.out_dir}: {error.strerror or error}; make room or mend '
+                'the permissions and continue '
                 f'with --resume (last good checkpoint: {last_good or "none"}).') from error
         self.file_backend.settle(True)

@@ -7,11 +7,11 @@ from mmpretrain.registry import HOOKS
 
 @HOOKS.register_module()
 class ProgressHook(Hook):
-    """Adds two columns to the log and to TensorBoard or W&B: ``images/s`` over all ranks and ``data_wait``, the share of the time
+    """Adds two columns to the log, TensorBoard and W&B: ``images/s`` of all ranks and ``data_wait``, the share of time
     in which the training step waits for the data loader.
 
-    Both are computed on the host from the times that ``IterTimerHook`` took; nothing waits for the device. A data_wait that stays above
-    0.1 asks for more ``train_dataloader.num_workers`` or faster storage.
+    Both are computed on the host from the times that ``IterTimerHook`` took; nothing waits for the device. A
+    data_wait that stays above 0.1 asks for more ``train_dataloader.num_workers`` or faster storage.
 
     Args:
         window: Average over so many iterations, like the losses of the log.
