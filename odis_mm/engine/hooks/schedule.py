@@ -70,7 +70,7 @@ class NonFiniteLossHook(Hook):
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs: Optional[dict] = None) -> None:
         loss = (outputs or {}).get('loss')
-        if loss is None or math.isfinite(float(loss)):
+        if loss is None or math.isfinite(float(torch.as_tensor(loss).detach())):
             return
         terms = [k for k, v in outputs.items() if k != 'loss' and not torch.isfinite(torch.as_tensor(v)).all()] or ['loss']
         samples = data_batch.get('data_samples') if isinstance(data_batch, dict) else None
