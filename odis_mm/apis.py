@@ -16,6 +16,7 @@ from mmengine.runner import CheckpointLoader, Runner
 from torch import distributed
 
 from .config_check import ConfigError, apply_options, check_schedule, check_top_level, explain_build_error, nearest
+from .transfer import allow_mmengine_histories
 
 AMP_WRAPPERS = dict(bf16=dict(type='mmpretrain.AutocastOptimWrapper'),
                     fp16=dict(type='AmpOptimWrapper', dtype='float16', loss_scale='dynamic'))
@@ -314,6 +315,7 @@ def _load_local(filename: str, map_location=None) -> dict:
     filename = osp.expanduser(filename)
     if not osp.isfile(filename):
         raise ConfigError(f'no checkpoint {filename!r}.')
+    allow_mmengine_histories()  # again: mmengine's own context manager takes what it added off the list, ours with it
     try:
         return torch.load(filename, map_location=map_location, weights_only=True)
     except Exception as error:  # torch has no class of its own for a broken file
