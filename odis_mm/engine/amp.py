@@ -12,9 +12,8 @@ from torch import nn
 class AutocastOptimWrapper(OptimWrapper):
     """Mixed precision in bfloat16, without a loss scaler.
 
-    bfloat16 has float32's range, so there is nothing to scale; mmengine's ``AmpOptimWrapper`` scales anyway, which
-    waits for the
-    device at every step, and it refuses CPUs.
+    bfloat16 has float32's range, so there is nothing to scale; mmengine's ``AmpOptimWrapper``
+    scales anyway, which waits for the device at every step, and it refuses CPUs.
 
     Args:
         **kwargs: See ``mmengine.optim.OptimWrapper`` (optimizer, accumulative_counts, clip_grad).

@@ -45,7 +45,7 @@ def main(argv: Optional[List[str]] = None) -> None:
         f'Transfer: {transfer_line(matched)}',
         f'Picture: {picture}',
         f'{datetime.date.today().isoformat()}; {hardware()}.',
-        'This budget is a demonstration\'s: one seed, minutes of pretraining. docs/evidence holds the longer comparison with several seeds.'])
+        'This budget is a demonstration\'s: one seed, minutes of pretraining. `python -m odis_mm.workflows.evidence` runs the longer comparison.'])
     print(text, flush=True)
     (stages.work_dir / 'quickstart.md').write_text(text + '\n')
 
