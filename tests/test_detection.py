@@ -1,4 +1,4 @@
-"""Detectors on a plain ViT: pyramids, layer decay, configs, and the way of weights and data through mmdet's own runner."""
+"""Detectors on a plain ViT: pyramids, layer decay, configs, and the way through mmdet's own runner."""
 import copy
 import json
 import os
@@ -49,9 +49,10 @@ def detection_batch(size=96, n=2, masks=True):
     from mmengine.structures import InstanceData
     images, samples = [], []
     for i in range(n):
-        images.append(torch.randint(0, 256, (3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(i)))
+        images.append(torch.randint(256, (3, size, size), generator=torch.Generator().manual_seed(i)).to(torch.uint8))
         boxes = torch.tensor([[8., 8, 40, 48], [size / 2, size / 2, size - 8, size - 20]])
-        sample = DetDataSample(metainfo=dict(img_shape=(size, size), ori_shape=(size, size), img_id=i, img_path='', scale_factor=(1., 1.)))
+        sample = DetDataSample(metainfo=dict(img_shape=(size, size), ori_shape=(size, size), img_id=i, img_path='',
+                                             scale_factor=(1., 1.)))
         sample.gt_instances = InstanceData(bboxes=boxes, labels=torch.tensor([0, 3]))
         sample.ignored_instances = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
         if masks:
@@ -70,7 +71,7 @@ def losses_of(model, batch):
     return parsed
 
 
-# ---- pyramids ------------------------------------------------------------------------------------------------------------------------
+# ---- pyramids ------------------------------------------------------------------------------------
 
 def test_strides():
     assert pyramid_strides(16, extra_levels=1) == [4, 8, 16, 32, 64]
@@ -94,7 +95,7 @@ def test_levels_have_the_strides_they_claim(patch, kind):
         assert [side * stride for side in out.shape[2:]] == [n * patch for n in grid] or stride == strides[-1]
     # a stride-1 tap passes untouched, the coarsest is its own map max-pooled
     if kind == 'taps':
-        assert outs[2] is maps[2] and torch.equal(outs[3], torch.nn.functional.max_pool2d(maps[3], 2))
+        assert torch.equal(outs[2], maps[2]) and torch.equal(outs[3], torch.nn.functional.max_pool2d(maps[3], 2))
 
 
 def test_simple_pyramid_reads_the_last_map_only():
@@ -112,6 +113,22 @@ def test_channel_layer_norm_is_per_position():
     torch.testing.assert_close(norm(x), wanted, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize('name', ['mask-rcnn_demo', 'mask-rcnn_vits_fpn_1x_coco'])
+def test_rois_are_read_where_they_are(name):
+    """mmcv's RoIAlign misreads maps that are not contiguous, and those of a ViT are not: torchvision's is the oracle."""
+    from torchvision.ops import roi_align
+    model = MODELS.build(config(name).model)
+    model.eval()
+    with torch.no_grad():
+        maps = model.extract_feat(torch.randn(2, 3, 64, 96))
+    assert all(x.is_contiguous() for x in maps)
+    rois = torch.tensor([[0., 3, 5, 40, 41], [1, 30, 2, 80, 60]])
+    for layer, x in zip(model.roi_head.bbox_roi_extractor.roi_layers, maps):
+        wanted = roi_align(x.clone(memory_format=torch.contiguous_format), rois, layer.output_size, layer.spatial_scale,
+                           layer.sampling_ratio or -1, aligned=True)
+        torch.testing.assert_close(layer(x, rois), wanted, atol=1e-5, rtol=1e-5)
+
+
 def test_wrong_number_of_taps_and_unknown_scale():
     with pytest.raises(ValueError, match='3 maps .* 4 pyramid scales'):
         ViTFeaturePyramid(32)([torch.randn(1, 32, 4, 4)] * 3)
@@ -119,7 +136,7 @@ def test_wrong_number_of_taps_and_unknown_scale():
         ViTFeaturePyramid(32, scales=(3, ))
 
 
-# ---- configs -------------------------------------------------------------------------------------------------------------------------
+# ---- configs -------------------------------------------------------------------------------------
 
 ALL = sorted(p.stem for p in CONFIGS.glob('*.py'))
 
@@ -136,7 +153,8 @@ def test_config(name, monkeypatch, tmp_path):
     cfg = config(name)
     assert cfg.train_dataloader.dataset.data_root == cfg.val_dataloader.dataset.data_root == str(tmp_path)
     assert cfg.val_evaluator.ann_file.startswith(str(tmp_path)) and cfg.test_evaluator == cfg.val_evaluator
-    assert cfg.model.backbone.type == 'mmpretrain.VisionTransformer' and cfg.model.backbone.init_cfg.type == 'VerifiedPretrained'
+    assert cfg.model.backbone.type == 'mmpretrain.VisionTransformer'
+    assert cfg.model.backbone.init_cfg.type == 'VerifiedPretrained'
     boxes_only = name.startswith('faster')
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         assert ('LoadBoxesAndMasks' in [step.type for step in loader.dataset.pipeline]) is not boxes_only
@@ -157,19 +175,21 @@ def test_config(name, monkeypatch, tmp_path):
 
 def test_recipe_of_the_paper():
     cfg = config('mask-rcnn_vits_fpn_1x_coco')
-    assert (cfg.optim_wrapper.optimizer.type, cfg.optim_wrapper.optimizer.lr, cfg.optim_wrapper.optimizer.weight_decay) == ('AdamW', 5e-5, .05)
+    optimizer = cfg.optim_wrapper.optimizer
+    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 5e-5, .05)
     assert cfg.auto_scale_lr == dict(enable=True, base_batch_size=8) and cfg.train_cfg.max_epochs == 12
     assert cfg.param_scheduler[0].end == 1000 and cfg.param_scheduler[1].milestones == [8, 11]
     assert cfg.model.backbone.out_indices == [3, 5, 7, 11] and cfg.model.backbone.drop_path_rate == .05
 
 
-@pytest.mark.parametrize('kind', ['taps', 'simple', 'vits'])
+@pytest.mark.parametrize('kind', ['demo', 'taps', 'vits'])
 def test_every_parameter_gets_a_gradient(kind):
     """DDP without find_unused_parameters hangs or raises if one does not."""
     cfg = config('mask-rcnn_vits_fpn_1x_coco' if kind == 'vits' else 'mask-rcnn_demo')
-    if kind == 'simple':
-        cfg.model.backbone.out_indices = [3]
-        cfg.model.neck = dict(type='ViTSimplePyramid', in_channels=128, out_channels=64, scales=(2, 1, .5), extra_levels=0)
+    if kind == 'taps':
+        cfg.model.backbone.out_indices = [1, 2, 3]
+        cfg.model.neck = [dict(type='ViTFeaturePyramid', in_channels=128, scales=(2, 1, .5)),
+                          dict(type='FPN', in_channels=[128] * 3, out_channels=64, num_outs=3)]
     model = MODELS.build(cfg.model)
     model.init_weights()
     losses_of(model, detection_batch()).backward()
@@ -178,12 +198,12 @@ def test_every_parameter_gets_a_gradient(kind):
     assert model.backbone.cls_token.grad.abs().sum() > 0  # patches attend to it
 
 
-# ---- layer decay ---------------------------------------------------------------------------------------------------------------------
+# ---- layer decay ---------------------------------------------------------------------------------
 
 def decay_groups(model, **paramwise):
     wrapper = OPTIM_WRAPPER_CONSTRUCTORS.build(
-        dict(type='DetectorLayerDecay', optim_wrapper_cfg=dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1., weight_decay=.05)),
-             paramwise_cfg=paramwise or None))(model)
+        dict(type='DetectorLayerDecay', paramwise_cfg=paramwise or None, optim_wrapper_cfg=dict(
+            type='OptimWrapper', optimizer=dict(type='AdamW', lr=1., weight_decay=.05))))(model)
     names = {id(p): name for name, p in model.named_parameters()}
     groups = wrapper.optimizer.param_groups
     return groups, {names[id(p)]: (group['lr'], group['weight_decay']) for group in groups for p in group['params']}
@@ -195,10 +215,12 @@ def test_layer_decay():
     assert set(of) == {name for name, p in model.named_parameters() if p.requires_grad}
     assert len(groups) <= 2 * 4 + 4
     for name, wanted in {
-            'backbone.pos_embed': (.5**5, 0.), 'backbone.cls_token': (.5**5, 0.), 'backbone.patch_embed.projection.weight': (.5**5, .05),
+            'backbone.pos_embed': (.5**5, 0.), 'backbone.cls_token': (.5**5, 0.),
+            'backbone.patch_embed.projection.weight': (.5**5, .05),
             'backbone.patch_embed.projection.bias': (.5**5, 0.), 'backbone.layers.0.attn.qkv.weight': (.5**4, .05),
-            'backbone.layers.3.attn.qkv.weight': (.5, .05), 'backbone.layers.3.ln1.weight': (.5, 0.), 'backbone.ln1.weight': (1., 0.),
-            'neck.1.lateral_convs.0.conv.weight': (1., .05), 'roi_head.bbox_head.fc_cls.bias': (1., 0.)}.items():
+            'backbone.layers.3.attn.qkv.weight': (.5, .05), 'backbone.layers.3.ln1.weight': (.5, 0.),
+            'backbone.ln1.weight': (1., 0.), 'neck.levels.0.1.weight': (1., .05),
+            'roi_head.bbox_head.fc_cls.bias': (1., 0.)}.items():
         assert of[name] == pytest.approx(wanted), name
 
 
@@ -215,22 +237,29 @@ def test_frozen_parameters_are_left_out():
     assert 'backbone.layers.1.attn.qkv.weight' not in of and of['backbone.layers.2.attn.qkv.weight'][0] == .25
 
 
-@pytest.mark.parametrize('bad', [dict(layer_decay_rate=0.), dict(layer_decay_rate=1.2), dict(rate=.5)])
+def test_backbone_rate():
+    model, _ = demo_model()
+    _, of = decay_groups(model, layer_decay_rate=.5, backbone_lr_mult=.1)
+    assert of['backbone.layers.3.attn.qkv.weight'][0] == pytest.approx(.05) and of['neck.levels.0.1.weight'][0] == 1.
+
+
+@pytest.mark.parametrize('bad', [dict(backbone_lr_mult=0.), dict(layer_decay_rate=0.), dict(layer_decay_rate=1.2), dict(rate=.5)])
 def test_layer_decay_refuses(bad):
-    with pytest.raises(ValueError, match='layer_decay_rate'):
+    with pytest.raises(ValueError, match='layer_decay_rate|backbone_lr_mult'):
         decay_groups(demo_model()[0], **bad)
     with pytest.raises(ValueError, match='no blocks'):
         decay_groups(torch.nn.Linear(2, 2), layer_decay_rate=.5)
 
 
-# ---- weights into the detector -------------------------------------------------------------------------------------------------------
+# ---- weights into the detector -------------------------------------------------------------------
 
 @pytest.fixture
 def exported(tmp_path):
     arch = config('mask-rcnn_demo').model.backbone.arch
     torch.manual_seed(3)
     model = MODELS.build(dict(
-        type='mmpretrain.VisionTransformer', arch=dict(arch), img_size=64, patch_size=8, out_type='featmap', out_indices=[1, 2, 3]))
+        type='mmpretrain.VisionTransformer', arch=dict(arch), img_size=64, patch_size=8, out_type='featmap',
+        out_indices=[3]))
     model.init_weights()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -242,7 +271,7 @@ def exported(tmp_path):
 
 
 def test_mask_rcnn_keeps_what_was_loaded(exported):
-    """mmdet calls init_weights on the whole detector after construction; the backbone must still be the file's, in weights and features."""
+    """mmdet calls init_weights on the built detector; the backbone is the file's all the same, features too."""
     source, path = exported
     detector, _ = demo_model(**{'model.backbone.init_cfg.checkpoint': str(path)})
     detector.init_weights()
@@ -264,12 +293,13 @@ def test_initialisation_differs_without_a_checkpoint(exported):
 
 
 def test_checkpoint_of_another_architecture(exported):
-    detector, _ = demo_model(**{'model.backbone.init_cfg.checkpoint': str(exported[1]), 'model.backbone.arch.num_layers': 6})
+    detector, _ = demo_model(**{'model.backbone.init_cfg.checkpoint': str(exported[1]),
+                                'model.backbone.arch.num_layers': 6})
     with pytest.raises(CheckpointError, match='depth 4 instead of 6'):
         detector.init_weights()
 
 
-# ---- data ----------------------------------------------------------------------------------------------------------------------------
+# ---- data ----------------------------------------------------------------------------------------
 
 def test_box_only_data_names_the_twin():
     load = TRANSFORMS.build(dict(type='LoadBoxesAndMasks'))
@@ -293,9 +323,11 @@ def small_run(name, shared_data, tmp_path):
     for loader, count in ((cfg.train_dataloader, 2), (cfg.val_dataloader, 2)):
         loader.update(num_workers=0, persistent_workers=False)
         loader.dataset.update(data_root=root, indices=count)
-        loader.dataset.pipeline = [resize if step.type in ('Resize', 'RandomChoice') else step for step in loader.dataset.pipeline]
+        steps = loader.dataset.pipeline
+        loader.dataset.pipeline = [resize if s.type in ('Resize', 'RandomChoice') else s for s in steps]
     cfg.train_dataloader.batch_sampler = None
-    cfg.val_evaluator.update(ann_file=f'{root}/annotations/instances_val2017.json', outfile_prefix=str(tmp_path / 'results'))
+    cfg.val_evaluator.update(
+        ann_file=f'{root}/annotations/instances_val2017.json', outfile_prefix=str(tmp_path / 'results'))
     cfg.test_dataloader, cfg.test_evaluator = cfg.val_dataloader, cfg.val_evaluator
     cfg.train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=1, val_interval=1)
     cfg.model.test_cfg.rcnn.update(score_thr=0., max_per_img=5)  # pasting masks at the image's own size is what costs
@@ -336,8 +368,8 @@ def test_recipe_trains_saves_evaluates_and_resumes(shared_data, tmp_path):
 
 def test_mask_rcnn_on_box_only_data_stops_with_the_remedy(shared_data, tmp_path):
     root = shared_data / 'coco_boxes_256'
-    options = {'train_dataloader.dataset.data_root': str(root), 'train_dataloader.num_workers': 0, 'train_dataloader.persistent_workers': False,
-               'train_dataloader.dataset.ann_file': 'annotations/boxes_train.json', 'train_dataloader.dataset.data_prefix.img': 'images/'}
+    options = dict(train_dataloader=dict(num_workers=0, persistent_workers=False, dataset=dict(
+        data_root=str(root), ann_file='annotations/boxes_train.json', data_prefix=dict(img='images/'))))
     loader = Runner.build_dataloader(config('mask-rcnn_vits_fpn_1x_coco', **options).train_dataloader)
     with pytest.raises(ValueError, match='faster-rcnn'):
         next(iter(loader))
@@ -346,7 +378,7 @@ def test_mask_rcnn_on_box_only_data_stops_with_the_remedy(shared_data, tmp_path)
 
 
 def test_coco_metric_equals_pycocotools(shared_data, tmp_path):
-    """Jittered ground truth as detections: an AP well between 0 and 1, from mmdet's metric and from pycocotools on results made here."""
+    """Jittered ground truth as detections: an AP well between 0 and 1, by mmdet's metric and by pycocotools alone."""
     from mmdet.evaluation import CocoMetric
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -362,7 +394,8 @@ def test_coco_metric_equals_pycocotools(shared_data, tmp_path):
         boxes = np.array([a['bbox'] for a in found], np.float64).reshape(-1, 4)
         boxes[:, :2] += rng.normal(0, .06, (len(boxes), 2)) * boxes[:, 2:]
         scores, labels = rng.random(len(found)).round(4), [categories.index(a['category_id']) for a in found]
-        ours += [dict(image_id=image_id, category_id=a['category_id'], bbox=b.tolist(), score=float(s)) for a, b, s in zip(found, boxes, scores)]
+        ours += [dict(image_id=image_id, category_id=a['category_id'], bbox=b.tolist(), score=float(s))
+                 for a, b, s in zip(found, boxes, scores)]
         xyxy = torch.from_numpy(np.concatenate((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), 1))
         info = truth.loadImgs(image_id)[0]
         metric.process({}, [dict(img_id=image_id, ori_shape=(info['height'], info['width']), pred_instances=dict(
@@ -376,9 +409,10 @@ def test_coco_metric_equals_pycocotools(shared_data, tmp_path):
 def test_demo_dataset_renders_itself(tmp_path, monkeypatch):
     from odis_mm.datasets import demo
     from odis_mm.detection import data
-    monkeypatch.setattr(data, 'ensure_demo', lambda root: demo._render_set(Path(root), dict(num_train=2, num_val=1, size=128, seed=0), 1))
-    cfg = config('mask-rcnn_demo', **{'train_dataloader.dataset.data_root': str(tmp_path / 'set'), 'train_dataloader.num_workers': 0,
-                                      'train_dataloader.persistent_workers': False, 'train_dataloader.batch_size': 2})
+    few = dict(num_train=2, num_val=1, size=128, seed=0)
+    monkeypatch.setattr(data, 'ensure_demo', lambda root: demo._render_set(Path(root), few, 1))
+    cfg = config('mask-rcnn_demo', train_dataloader=dict(
+        num_workers=0, persistent_workers=False, batch_size=2, dataset=dict(data_root=str(tmp_path / 'set'))))
     batch = next(iter(Runner.build_dataloader(cfg.train_dataloader)))
     assert len(os.listdir(tmp_path / 'set' / 'train2017')) == 2 and batch['inputs'][0].shape == (3, 128, 128)
     assert all(len(s.gt_instances.masks) == len(s.gt_instances.bboxes) > 0 for s in batch['data_samples'])

@@ -1,4 +1,4 @@
-"""Checkpoints: read without running code, written whole or not at all, loaded completely or refused, and staying loaded."""
+"""Checkpoints: read without running code, written whole or not at all, loaded completely or refused."""
 import os
 import pickle
 import resource
@@ -15,15 +15,16 @@ from mmpretrain.registry import MODELS
 from torch import nn
 
 import odis_mm  # noqa: F401
-from odis_mm.transfer import (CheckpointError, CheckpointWriteError, atomic_save, load_backbone, read_checkpoint, resize_positions,
-                              save_backbone, to_timm)
+from odis_mm.transfer import (CheckpointError, CheckpointWriteError, atomic_save, load_backbone, read_checkpoint,
+                              resize_positions, save_backbone, to_timm)
 
 TINY = dict(embed_dims=24, num_layers=2, num_heads=2, feedforward_channels=48)
 
 
 def vit(arch=TINY, img_size=32, patch_size=8, seed=0, **kwargs):
     torch.manual_seed(seed)
-    model = MODELS.build(dict(type='VisionTransformer', arch=arch, img_size=img_size, patch_size=patch_size, out_type='raw', **kwargs))
+    model = MODELS.build(dict(type='VisionTransformer', arch=arch, img_size=img_size, patch_size=patch_size,
+                              out_type='raw', **kwargs))
     model.init_weights()
     with torch.no_grad():
         for parameter in model.parameters():  # nothing stays at a special value, so that a swap would show
@@ -40,7 +41,7 @@ def exported(tmp_path):
     return model, path
 
 
-# ---- reading -------------------------------------------------------------------------------------------------------------------------
+# ---- reading -------------------------------------------------------------------------------------
 
 class Foreign:
     """Stands for any class whose restoring runs code of its own."""
@@ -104,11 +105,12 @@ def mmengine_checkpoint(path):
     history = HistoryBuffer()
     for i in range(3):
         history.update(i / 3)
-    torch.save(dict(state_dict={'backbone.a': torch.ones(2)}, message_hub=dict(log_scalars=OrderedDict(loss=history)), meta=dict(iter=3)), path)
+    torch.save(dict(state_dict={'backbone.a': torch.ones(2)}, meta=dict(iter=3),
+                    message_hub=dict(log_scalars=OrderedDict(loss=history))), path)
 
 
 def test_own_checkpoints_of_mmengine_load_restricted(tmp_path):
-    """mmengine#1655: torch >= 2.6 refuses what mmengine's runner pickles; without it, --resume fails on upstream 0.10.7."""
+    """mmengine#1655: torch >= 2.6 refuses what mmengine's runner pickles: no --resume on upstream 0.10.7."""
     mmengine_checkpoint(tmp_path / 'iter_3.pth')
     content = torch.load(tmp_path / 'iter_3.pth', weights_only=True)
     history = content['message_hub']['log_scalars']['loss']
@@ -128,7 +130,7 @@ def test_allowing_histories_does_not_allow_getattr(tmp_path):
         read_checkpoint(tmp_path / 'sneaky.pth')
 
 
-# ---- writing -------------------------------------------------------------------------------------------------------------------------
+# ---- writing -------------------------------------------------------------------------------------
 
 def test_failed_save_keeps_the_old_file(tmp_path, exported):
     _, path = exported
@@ -136,7 +138,8 @@ def test_failed_save_keeps_the_old_file(tmp_path, exported):
     code = ('import resource, sys, torch\n'
             'from odis_mm.transfer import atomic_save, CheckpointWriteError\n'
             'content = dict(a=torch.zeros(500_000))\n'
-            'resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n'  # every file ends at 100 kB, as on a full disk
+            # every file ends at 100 kB, as on a full disk
+            'resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n'
             'try:\n    atomic_save(content, sys.argv[1])\n'
             'except CheckpointWriteError as error:\n    print("REFUSED", error)\n')
     assert hasattr(resource, 'RLIMIT_FSIZE')
@@ -178,7 +181,7 @@ def test_only_tensors_and_plain_values_are_saved(tmp_path, state, meta, needle):
     assert not os.listdir(tmp_path)
 
 
-# ---- loading -------------------------------------------------------------------------------------------------------------------------
+# ---- loading -------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('prefix', ['', 'backbone.', 'teacher.backbone.', 'module.backbone.'])
 def test_everything_matches(prefix):
@@ -209,7 +212,8 @@ def test_another_architecture_is_refused_and_changes_nothing(exported, other, ne
     before = {k: v.clone() for k, v in target.state_dict().items()}
     with pytest.raises(CheckpointError) as caught:
         load_backbone(target, exported[1])
-    assert needle in str(caught.value) and exported[1].name in str(caught.value) and '\n' not in str(caught.value), caught.value
+    message = str(caught.value)
+    assert needle in message and exported[1].name in message and '\n' not in message, message
     assert all(torch.equal(v, before[k]) for k, v in target.state_dict().items())
 
 
@@ -247,7 +251,7 @@ def test_allowed_exceptions_and_lenient_loading():
 
 @pytest.mark.parametrize('size', [64, (48, 80), 24])
 def test_positions_resized_with_explicit_size(exported, size):
-    """A model built for another image size computes what the original computes on images of that size (a ViT resamples on the fly)."""
+    """A model built for another image size computes what the original, resampling on the fly, computes at that size."""
     source, path = exported
     target = vit(img_size=size, seed=1)
     report = load_backbone(target, path)
@@ -270,17 +274,18 @@ def test_class_slot_of_positions():
         resize_positions(torch.randn(1, 14 * 10 - 8, 6), (4, 4), 1)
 
 
-# ---- initialisation ------------------------------------------------------------------------------------------------------------------
+# ---- initialisation ------------------------------------------------------------------------------
 
 def fingerprint(module):
     return {k: (v.double().sum().item(), v.double().square().sum().item()) for k, v in module.state_dict().items()}
 
 
 def test_init_weights_does_not_draw_anew(exported):
-    """mmengine initialises after the constructor; pos_embed and the MLPs of a mmpretrain ViT would be drawn over (dinov3#112)."""
+    """mmengine initialises after the constructor: pos_embed and MLPs would be drawn over (dinov3#112)."""
     source, path = exported
     cfg = dict(type='VisionTransformer', arch=TINY, img_size=32, patch_size=8, out_type='featmap')
-    wrapper = nn.ModuleDict(dict(a=MODELS.build(dict(cfg, init_cfg=dict(type='VerifiedPretrained', checkpoint=str(path))))))
+    cfg['init_cfg'] = dict(type='VerifiedPretrained', checkpoint=str(path))
+    wrapper = nn.ModuleDict(dict(a=MODELS.build(cfg)))
     wrapper['a'].init_weights()
     assert fingerprint(wrapper['a']) == fingerprint(source)
     wrapper['a'].init_weights()  # a second call, as a wrapper module may make, changes nothing
@@ -290,7 +295,8 @@ def test_init_weights_does_not_draw_anew(exported):
 def test_no_checkpoint_means_random_initialisation_and_says_so(caplog, monkeypatch):
     lines = []
     monkeypatch.setattr('odis_mm.transfer.initializer.print_log', lambda text, **kwargs: lines.append(text))
-    cfg = dict(type='VisionTransformer', arch=TINY, img_size=32, patch_size=8, init_cfg=dict(type='VerifiedPretrained', checkpoint=None))
+    cfg = dict(type='VisionTransformer', arch=TINY, img_size=32, patch_size=8,
+               init_cfg=dict(type='VerifiedPretrained', checkpoint=None))
     model = MODELS.build(cfg)
     model.init_weights()
     assert model.pos_embed.std() > .01
@@ -303,15 +309,15 @@ def test_missing_file_through_init_cfg(tmp_path):
         WEIGHT_INITIALIZERS.build(cfg._cfg_dict)(vit())
 
 
-# ---- other libraries -----------------------------------------------------------------------------------------------------------------
+# ---- other libraries -----------------------------------------------------------------------------
 
 @pytest.mark.parametrize('layer_scale', [0., .1])
 def test_timm_computes_the_same_features(exported, tmp_path, layer_scale):
     timm_vit = pytest.importorskip('timm.models.vision_transformer')
     source = vit(layer_scale_init_value=layer_scale)
     save_backbone(tmp_path / 'a.pth', source.state_dict())
-    model = timm_vit.VisionTransformer(img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=2, mlp_ratio=2, num_classes=0,
-                                       init_values=layer_scale or None).eval()
+    model = timm_vit.VisionTransformer(img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=2, mlp_ratio=2,
+                                       num_classes=0, init_values=layer_scale or None).eval()
     model.load_state_dict(to_timm(read_checkpoint(tmp_path / 'a.pth')), strict=True)
     images = torch.randn(3, 3, 32, 32)
     with torch.no_grad():

@@ -1,5 +1,5 @@
-# ViT-L/16 with the recipe of ViT-S; drop path 0.2 and the taps (the same fractions of the depth) are this project's choice.
-# For data with boxes alone: the twin of mask-rcnn_vitl_fpn_1x_coco.py.
+# ViT-L/16 with the recipe of ViT-S; drop path 0.2 and the taps (the same fractions of the depth) are this project's
+# choice. For data with boxes alone: the twin of mask-rcnn_vitl_fpn_1x_coco.py.
 _base_ = ['_base_/faster-rcnn_vit_fpn.py', '_base_/coco_detection.py', '_base_/schedule_1x.py', '_base_/runtime.py']
 
 model = dict(

@@ -1,5 +1,6 @@
-# The small detector of the embedded demo set: 128 px images, objects of 16 to 72 px, made to be cheap on a CPU. The very same config
-# serves the comparison of pretrained and random weights: only init_cfg.checkpoint of the backbone changes.
+# The small detector of the embedded demo set: 128 px images, objects of 16 to 72 px, made to be cheap on a CPU. The
+# very same config serves the comparison of pretrained and random weights: only init_cfg.checkpoint of the backbone
+# changes.
 _base_ = ['_base_/mask-rcnn_vit_fpn.py', '_base_/schedule_1x.py', '_base_/runtime.py']
 
 data_root = '{{$ODIS_DEMO_ROOT:data/odis_demo}}'  # rendered on first use
@@ -14,29 +15,45 @@ model = dict(
         arch=dict(_delete_=True, embed_dims=128, num_layers=4, num_heads=4, feedforward_channels=512),
         img_size=64,  # the size of the pretraining crops
         patch_size=8,
-        out_indices=[1, 2, 3],
+        out_indices=[3],
         drop_path_rate=0.),
-    neck=[
-        dict(type='ViTFeaturePyramid', in_channels=128, scales=(2, 1, 0.5)),
-        dict(type='FPN', in_channels=[128] * 3, out_channels=channels, num_outs=3, norm_cfg=norm_cfg)
-    ],
+    # four blocks are too few to tap: every level is made from the last map, where pretraining put what it learned
+    neck=dict(
+        _delete_=True,
+        type='ViTSimplePyramid',
+        in_channels=128,
+        out_channels=channels,
+        scales=(2, 1, 0.5),
+        extra_levels=0),
     rpn_head=dict(
         in_channels=channels,
         feat_channels=channels,
         anchor_generator=dict(scales=[4, 5.6], ratios=[0.67, 1.5], strides=strides)),
     roi_head=dict(
         bbox_roi_extractor=dict(
-            roi_layer=dict(output_size=7, sampling_ratio=1), out_channels=channels, featmap_strides=strides, finest_scale=24),
-        bbox_head=dict(in_channels=channels, fc_out_channels=256, num_classes=num_classes, reg_class_agnostic=True),
+            roi_layer=dict(output_size=7, sampling_ratio=1),
+            out_channels=channels,
+            featmap_strides=strides,
+            finest_scale=24),
+        bbox_head=dict(
+            in_channels=channels, fc_out_channels=256, num_classes=num_classes, reg_class_agnostic=True),
         mask_roi_extractor=dict(
-            roi_layer=dict(output_size=10, sampling_ratio=1), out_channels=channels, featmap_strides=strides, finest_scale=24),
+            roi_layer=dict(output_size=10, sampling_ratio=1),
+            out_channels=channels,
+            featmap_strides=strides,
+            finest_scale=24),
         mask_head=dict(
-            num_convs=2, in_channels=channels, conv_out_channels=channels, num_classes=num_classes, roi_feat_size=10, norm_cfg=norm_cfg)),
+            num_convs=2,
+            in_channels=channels,
+            conv_out_channels=channels,
+            num_classes=num_classes,
+            roi_feat_size=10,
+            norm_cfg=norm_cfg)),
     train_cfg=dict(
         rpn=dict(sampler=dict(num=64)),
-        rpn_proposal=dict(nms_pre=200, max_per_img=64),
+        rpn_proposal=dict(nms_pre=200, max_per_img=100),
         rcnn=dict(sampler=dict(num=48), mask_size=20)),
-    test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=64), rcnn=dict(score_thr=0.02, max_per_img=30)))
+    test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=100), rcnn=dict(score_thr=0.02, max_per_img=30)))
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -76,13 +93,17 @@ val_dataloader = dict(
         test_mode=True,
         pipeline=test_pipeline))
 test_dataloader = val_dataloader
-val_evaluator = dict(type='CocoMetric', ann_file=data_root + '/annotations/instances_val2017.json', metric=['bbox', 'segm'])
+val_evaluator = dict(
+    type='CocoMetric', ann_file=data_root + '/annotations/instances_val2017.json', metric=['bbox', 'segm'])
 test_evaluator = val_evaluator
 
 max_iters = 600
 train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)
+# the new layers learn fast, the backbone, pretrained or not, at a tenth of that
 optim_wrapper = dict(
-    optimizer=dict(lr=1e-3, weight_decay=0.05), clip_grad=dict(max_norm=5., norm_type=2))
+    paramwise_cfg=dict(backbone_lr_mult=0.1),
+    optimizer=dict(lr=1e-3, weight_decay=0.05),
+    clip_grad=dict(max_norm=5., norm_type=2))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(type='CosineAnnealingLR', by_epoch=False, begin=50, end=max_iters, T_max=max_iters - 50, eta_min=1e-5)

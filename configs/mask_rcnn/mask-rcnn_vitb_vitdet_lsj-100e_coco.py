@@ -1,5 +1,6 @@
-# ViT-B/16 as in ViTDet (arXiv 2203.16527): simple pyramid on the last map, LN in the heads, layer-wise lr decay, large-scale jitter.
-# Attention is global in every block: ViTDet's windows save memory, and the stock ViT has a fused attention kernel instead.
+# ViT-B/16 as in ViTDet (arXiv 2203.16527): simple pyramid on the last map, LN in the heads, layer-wise lr decay,
+# large-scale jitter. Attention is global in every block: ViTDet's windows save memory, and the stock ViT has a fused
+# attention kernel instead.
 _base_ = ['_base_/mask-rcnn_vit_fpn.py', '_base_/coco_instance.py', '_base_/schedule_1x.py', '_base_/runtime.py']
 
 norm_cfg = dict(type='ChannelLN')
@@ -7,7 +8,13 @@ image_size = (1024, 1024)
 
 model = dict(
     backbone=dict(arch='base', out_indices=[11], drop_path_rate=0.1),
-    neck=dict(_delete_=True, type='ViTSimplePyramid', in_channels=768, out_channels=256, scales=(4, 2, 1, 0.5), extra_levels=1),
+    neck=dict(
+        _delete_=True,
+        type='ViTSimplePyramid',
+        in_channels=768,
+        out_channels=256,
+        scales=(4, 2, 1, 0.5),
+        extra_levels=1),
     rpn_head=dict(num_convs=2),
     roi_head=dict(
         bbox_head=dict(type='Shared4Conv1FCBBoxHead', conv_out_channels=256, norm_cfg=norm_cfg),

@@ -1,4 +1,5 @@
-# ViT-L/16 with the recipe of ViT-S; drop path 0.2 and the taps (the same fractions of the depth) are this project's choice.
+# ViT-L/16 with the recipe of ViT-S; drop path 0.2 and the taps (the same fractions of the depth) are this project's
+# choice.
 _base_ = ['_base_/mask-rcnn_vit_fpn.py', '_base_/coco_instance.py', '_base_/schedule_1x.py', '_base_/runtime.py']
 
 model = dict(

@@ -1,4 +1,4 @@
-"""What mmdet needs for a plain ViT; imported with mmdet only. The data pieces need mmcv's compiled ops as well, the others do not."""
+"""What mmdet needs for a plain ViT; imported with mmdet only. The data pieces alone need mmcv's compiled ops."""
 from importlib.util import find_spec
 
 from .layer_decay import DetectorLayerDecay

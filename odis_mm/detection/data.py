@@ -22,7 +22,8 @@ class LoadBoxesAndMasks(LoadAnnotations):
     def _process_masks(self, results: dict) -> list:
         bare = sum('mask' not in instance for instance in results.get('instances', ()))
         if bare:
-            raise ValueError(f"{results['img_path']}: {bare} of {len(results['instances'])} objects have a box but no segmentation, which "
+            raise ValueError(f"{results['img_path']}: {bare} of {len(results['instances'])} objects have a box but "
+                             "no segmentation, which "
                              'Mask R-CNN needs; for boxes alone take the faster-rcnn_* config of the same name.')
         return super()._process_masks(results)
 
@@ -36,7 +37,9 @@ class DemoDetectionDataset(CocoDataset):
         ann_file: Below ``data_root``.
         **kwargs: See ``mmdet.CocoDataset``.
     """
-    METAINFO = dict(classes=CLASSES, palette=[(220, 20, 60), (60, 180, 75), (0, 130, 200), (245, 130, 48), (145, 30, 180), (0, 128, 128)])
+    METAINFO = dict(
+        classes=CLASSES,
+        palette=[(220, 20, 60), (60, 180, 75), (0, 130, 200), (245, 130, 48), (145, 30, 180), (0, 128, 128)])
 
     def __init__(self, *args, data_root: str, ann_file: str, **kwargs):
         if not osp.isfile(osp.join(data_root, ann_file)):

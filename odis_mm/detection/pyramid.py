@@ -9,11 +9,14 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor, nn
 
 SCALES = (4, 2, 1, 0.5)
+# A ViT's map is a permuted token sequence, and convolutions pass that memory layout on. mmcv's RoIAlign reads the
+# memory of its input as if it were contiguous, and returns features of other places: so the pyramids make it so.
 
 
 @ROOT_MODELS.register_module(name='ChannelLN')
 class ChannelLayerNorm(nn.LayerNorm):
-    """LayerNorm over the channels of [B, C, H, W], at every position; ``norm_cfg=dict(type='ChannelLN')`` in any mmdet head.
+    """LayerNorm over the channels of [B, C, H, W], at every position; ``norm_cfg=dict(type='ChannelLN')`` in any mmdet
+    head.
 
     mmcv's 'LN' normalises the last dimension, which is the width of a map.
     """
@@ -22,7 +25,7 @@ class ChannelLayerNorm(nn.LayerNorm):
         super().__init__(num_features, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous()
 
 
 def _rescale(scale: float, channels: int, norm_cfg: dict, keep_width: bool) -> Tuple[nn.Module, int]:
@@ -66,22 +69,25 @@ class ViTFeaturePyramid(BaseModule):
         norm_cfg: BN is what the papers use; 'ChannelLN' does without batch statistics.
     """
 
-    def __init__(self, in_channels: int, scales: Sequence[float] = SCALES, norm_cfg: dict = dict(type='BN'), init_cfg=None):
+    def __init__(self, in_channels: int, scales: Sequence[float] = SCALES, norm_cfg: dict = dict(type='BN'),
+                 init_cfg=None):
         super().__init__(init_cfg)
         self.levels = nn.ModuleList(_rescale(scale, in_channels, norm_cfg, keep_width=True)[0] for scale in scales)
 
     def forward(self, inputs: Sequence[Tensor]) -> Tuple[Tensor, ...]:
         """len(scales) maps [B, C, H, W] to as many [B, C, H * scale, W * scale]."""
         if len(inputs) != len(self.levels):
-            raise ValueError(f'the backbone gives {len(inputs)} maps (its out_indices) for {len(self.levels)} pyramid scales.')
-        return tuple(level(x) for level, x in zip(self.levels, inputs))
+            raise ValueError(f'the backbone gives {len(inputs)} maps (its out_indices) for {len(self.levels)} '
+                             'pyramid scales.')
+        return tuple(level(x.contiguous()) for level, x in zip(self.levels, inputs))
 
 
 @MODELS.register_module()
 class ViTSimplePyramid(BaseModule):
     """The simple pyramid of ViTDet (arXiv 2203.16527, section 3): every level from the last map, no top-down path.
 
-    x4: deconv-LN-GELU-deconv, x2: deconv, each deconv halving the width, x1, x1/2: max-pool; then a 1x1 and a 3x3 convolution, each
+    x4: deconv-LN-GELU-deconv, x2: deconv, each deconv halving the width, x1, x1/2: max-pool; then a 1x1 and a 3x3
+        convolution, each
     with LN over channels; and max-pooled levels on top for the RPN.
 
     Args:
@@ -91,7 +97,8 @@ class ViTSimplePyramid(BaseModule):
         extra_levels: Levels above the last, each halving the resolution (ViTDet: 1).
     """
 
-    def __init__(self, in_channels: int, out_channels: int = 256, scales: Sequence[float] = SCALES, extra_levels: int = 1, init_cfg=None):
+    def __init__(self, in_channels: int, out_channels: int = 256, scales: Sequence[float] = SCALES,
+                 extra_levels: int = 1, init_cfg=None):
         super().__init__(init_cfg)
         norm_cfg = dict(type='ChannelLN')
         self.levels = nn.ModuleList()
@@ -104,8 +111,9 @@ class ViTSimplePyramid(BaseModule):
         self.extra_levels = extra_levels
 
     def forward(self, inputs: Sequence[Tensor]) -> Tuple[Tensor, ...]:
-        """The last of ``inputs``, [B, C, H, W], to len(scales) + extra_levels maps [B, out_channels, H * scale, W * scale]."""
-        outs = [level(inputs[-1]) for level in self.levels]
+        """The last of ``inputs``, [B, C, H, W], to a map [B, out_channels, H * scale, W * scale] per level."""
+        x = inputs[-1].contiguous()
+        outs = [level(x) for level in self.levels]
         for _ in range(self.extra_levels):
             outs.append(F.max_pool2d(outs[-1], 1, stride=2))
         return tuple(outs)

@@ -9,6 +9,6 @@ from .safe_globals import allow_mmengine_histories
 allow_mmengine_histories()
 
 __all__ = [
-    'CheckpointError', 'CheckpointWriteError', 'Report', 'VerifiedPretrained', 'allow_mmengine_histories', 'atomic_save', 'describe_vit',
-    'load_backbone', 'read_checkpoint', 'resize_positions', 'save_backbone', 'to_timm'
+    'CheckpointError', 'CheckpointWriteError', 'Report', 'VerifiedPretrained', 'allow_mmengine_histories',
+    'atomic_save', 'describe_vit', 'load_backbone', 'read_checkpoint', 'resize_positions', 'save_backbone', 'to_timm'
 ]

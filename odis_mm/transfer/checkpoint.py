@@ -28,17 +28,20 @@ def read_checkpoint(path: PathLike) -> Dict[str, Tensor]:
     """The tensors of a checkpoint, by name, on the CPU. Nothing in the file is executed.
 
     Args:
-        path: A ``.safetensors`` file or anything ``torch.load(weights_only=True)`` reads; a mapping under ``state_dict`` or ``model``
-            is taken as the weights, otherwise the tensors of the file's top level.
+        path: A ``.safetensors`` file or anything ``torch.load(weights_only=True)`` reads; a mapping under
+            ``state_dict`` or ``model`` is taken as the weights, otherwise the tensors of the file's top level.
 
     Raises:
-        CheckpointError: the file is missing, truncated, no checkpoint, holds objects that only code could restore, or no tensor.
+        CheckpointError: the file is missing, truncated, no checkpoint, holds objects that only code could restore, or
+            no tensor.
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f'checkpoint {path} does not exist; check the path (it is relative to {Path.cwd()} unless absolute).')
+        raise CheckpointError(f'checkpoint {path} does not exist; check the path (it is relative to {Path.cwd()} '
+                              'unless absolute).')
     if path.stat().st_size == 0:
-        raise CheckpointError(f'checkpoint {path} is empty (0 bytes): its writing was interrupted; take an earlier one.')
+        raise CheckpointError(f'checkpoint {path} is empty (0 bytes): its writing was interrupted; take an earlier '
+                              'one.')
     content = _read_safetensors(path) if path.suffix == '.safetensors' else _read_torch(path)
     if isinstance(content, Mapping):
         for key in ('state_dict', 'model'):
@@ -47,7 +50,8 @@ def read_checkpoint(path: PathLike) -> Dict[str, Tensor]:
                 break
         content = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     if not isinstance(content, dict) or not content:
-        raise CheckpointError(f"checkpoint {path} holds no tensors by name, neither at its top level nor under 'state_dict' or 'model'.")
+        raise CheckpointError(f"checkpoint {path} holds no tensors by name, neither at its top level nor under "
+                              "'state_dict' or 'model'.")
     return content
 
 
@@ -59,9 +63,11 @@ def _read_torch(path: Path):
     except (pickle.UnpicklingError, UnsafeCheckpoint) as error:
         wanted = re.search(r'(?:GLOBAL|class|function|instantiate|only, not) ([^\s,]+)', str(error))
         if wanted is None:  # the bytes are no pickle at all
-            raise CheckpointError(f'{path} is truncated or no checkpoint: its contents are not those of torch.save.') from error
+            raise CheckpointError(f'{path} is truncated or no checkpoint: its contents are not those of '
+                                  'torch.save.') from error
         raise CheckpointError(
-            f'checkpoint {path} is refused: restoring it would run code from the file ({wanted.group(1).rstrip(".")}); save its state_dict '
+            f'checkpoint {path} is refused: restoring it would run code from the file '
+            f'({wanted.group(1).rstrip(".")}); save its state_dict '
             'alone, tensors by name, and pass that.') from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
         raise CheckpointError(f'{path} is truncated or no checkpoint: {_first_sentence(error)}.') from error
@@ -89,7 +95,8 @@ def save_backbone(path: PathLike, state_dict: Dict[str, Tensor], meta: Optional[
     Args:
         path: Where to; the folder must exist. The file appears under this name only when it is complete.
         state_dict: Tensors, named as in the module or already under ``backbone.``; saved contiguous, on the CPU.
-        meta: Plain values (str, int, float, bool, None, and lists or dicts of them) that say where the weights come from.
+        meta: Plain values (str, int, float, bool, None, and lists or dicts of them) that say where the weights come
+            from.
 
     Raises:
         CheckpointError: nothing to save, an entry that is no tensor, or a ``meta`` that is not plain.
@@ -106,7 +113,8 @@ def save_backbone(path: PathLike, state_dict: Dict[str, Tensor], meta: Optional[
         tensors[name] = value.detach().to('cpu', copy=True).contiguous()
     meta = {} if meta is None else meta
     if not _is_plain(meta):
-        raise CheckpointError(f'{path} is not written: meta must hold plain values only (str, int, float, bool, None, lists, dicts).')
+        raise CheckpointError(f'{path} is not written: meta must hold plain values only (str, int, float, bool, '
+                              'None, lists, dicts).')
     atomic_save(dict(state_dict=tensors, meta=meta), path)
 
 
@@ -140,7 +148,8 @@ def atomic_save(content, path: PathLike) -> None:
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns some write errors into RuntimeError
         cause = error if isinstance(error, OSError) else error.__context__
-        raise CheckpointWriteError(f'could not save {path}: {_write_reason(cause, path)} Nothing that was there is changed.') from error
+        raise CheckpointWriteError(f'could not save {path}: {_write_reason(cause, path)} Nothing that was there is '
+                                   'changed.') from error
     finally:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)

@@ -23,17 +23,20 @@ def split_tokens(length: int, expected_extra: int) -> Optional[Tuple[int, int]]:
     return None
 
 
-def resize_positions(pos_embed: Tensor, grid: Grid, extra: int, mode: str = 'bicubic', source_grid: Optional[Grid] = None) -> Tensor:
+def resize_positions(pos_embed: Tensor, grid: Grid, extra: int, mode: str = 'bicubic',
+                     source_grid: Optional[Grid] = None) -> Tensor:
     """Bring a position embedding to ``grid`` rows and columns, leading-token slots handled apart.
 
-    Resampling is given the target *size*, never a scale factor: a rounded factor shifts positions or misses the grid by one.
-    Mode and alignment are those of mmpretrain's forward pass at another image size, so resizing here or there is the same.
+    Resampling is given the target *size*, never a scale factor: a rounded factor shifts positions or misses the grid
+    by one. Mode and alignment are those of mmpretrain's forward pass at another image size, so resizing here or there
+    is the same.
 
     Args:
         pos_embed: [1, L, D], L = leading slots + patches.
         grid: Target (rows, columns).
-        extra: Leading slots of the target. A slot that the file lacks becomes zero: nothing is added to that token. Slots that the
-            target lacks are dropped only when it has none at all: which of several to keep cannot be known.
+        extra: Leading slots of the target. A slot that the file lacks becomes zero: nothing is added to that token.
+            Slots that the target lacks are dropped only when it has none at all: which of several to keep cannot be
+                known.
         source_grid: (rows, columns) of ``pos_embed``; None: a square is deduced.
 
     Returns:

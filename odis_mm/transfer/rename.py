@@ -16,10 +16,12 @@ _TO_TIMM = (
 
 
 def to_timm(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
-    """Rename an exported backbone for ``timm``'s ``VisionTransformer`` (``num_classes=0``, the same patch and image size).
+    """Rename an exported backbone for ``timm``'s ``VisionTransformer`` (``num_classes=0``, the same patch and image
+    size).
 
     Args:
-        state_dict: Tensors of a ``mmpretrain.VisionTransformer`` with [CLS] and final norm, with or without ``backbone.``.
+        state_dict: Tensors of a ``mmpretrain.VisionTransformer`` with [CLS] and final norm, with or without
+            ``backbone.``.
 
     Returns:
         The same tensors (no copies) under timm's names.

@@ -1,9 +1,9 @@
-# COCO with boxes and masks. COCO_ROOT in the environment, or --cfg-options data_root=... for single parts, name another place.
+# COCO with boxes and masks. COCO_ROOT in the environment, or --cfg-options data_root=... for single parts, name
+# another place.
 data_root = '{{$COCO_ROOT:data/coco/}}'
 
 # DETR's multi-scale augmentation: one of many sizes, or a random crop in between
-short_sides = [(480, 1333), (512, 1333), (544, 1333), (576, 1333), (608, 1333), (640, 1333), (672, 1333), (704, 1333), (736, 1333),
-               (768, 1333), (800, 1333)]
+short_sides = [(side, 1333) for side in range(480, 801, 32)]
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadBoxesAndMasks'),
@@ -55,5 +55,6 @@ val_dataloader = dict(
         pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
-val_evaluator = dict(type='CocoMetric', ann_file=data_root + '/annotations/instances_val2017.json', metric=['bbox', 'segm'])
+val_evaluator = dict(
+    type='CocoMetric', ann_file=data_root + '/annotations/instances_val2017.json', metric=['bbox', 'segm'])
 test_evaluator = val_evaluator
