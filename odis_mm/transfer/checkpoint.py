@@ -11,7 +11,7 @@ from typing import Dict, Optional, Union
 import torch
 from torch import Tensor
 
-from .safe_globals import UnsafeCheckpoint
+from .safe_globals import UnsafeCheckpoint, allow_mmengine_histories, allow_mmengine_histories
 
 PathLike = Union[str, os.PathLike]
 
@@ -56,6 +56,7 @@ def read_checkpoint(path: PathLike) -> Dict[str, Tensor]:
 
 
 def _read_torch(path: Path):
+    allow_mmengine_histories()  # again: mmengine's context managers take them off torch's list
     try:
         return torch.load(path, map_location='cpu', weights_only=True)
     except PermissionError as error:
