@@ -50,3 +50,12 @@ def make_sample(height=120, width=160, num_objects=3, seed=0, masks=True) -> dic
 def synthetic_sample():
     """The function :func:`make_sample`, for tests that need images with objects but no data."""
     return make_sample
+
+
+@pytest.fixture(autouse=True)
+def no_default_scope():
+    """A Runner sets mmengine's default scope for the whole process: no test may depend on which one ran before."""
+    from mmengine.registry import DefaultScope
+    DefaultScope._instance_dict.clear()
+    yield
+    DefaultScope._instance_dict.clear()

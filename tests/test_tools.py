@@ -18,6 +18,7 @@ from odis_mm.config_check import ConfigError
 from odis_mm.datasets.demo import ensure_demo
 from odis_mm.engine.hooks import checkpoint as safe
 from odis_mm.engine.hooks import SafeCheckpointHook
+from odis_mm.transfer import CheckpointWriteError
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = [  # a ViT of two blocks on 32 and 16 pixel views
@@ -240,7 +241,7 @@ def test_disk_full_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
         real(handle)
 
     monkeypatch.setattr(safe.os, 'fsync', fsync)
-    with pytest.raises(safe.CheckpointError,
+    with pytest.raises(CheckpointWriteError,
                        match='No space left on device.*--resume .*last good checkpoint: .*epoch_2.pth'):
         toy_runner(tmp_path).train()
     assert written == [['epoch_1.pth.part'], ['epoch_1.pth', 'epoch_2.pth.part'],

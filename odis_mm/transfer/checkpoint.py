@@ -11,7 +11,7 @@ from typing import Dict, Optional, Union
 import torch
 from torch import Tensor
 
-from .safe_globals import UnsafeCheckpoint, allow_mmengine_histories, allow_mmengine_histories
+from .safe_globals import UnsafeCheckpoint, allow_mmengine_histories
 
 PathLike = Union[str, os.PathLike]
 

@@ -10,11 +10,9 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmpretrain.registry import HOOKS
 
+from ...transfer import CheckpointWriteError
+
 PARTIAL = '.part'
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint could not be written; the message names the file, the reason and the last good one."""
 
 
 class AtomicLocalBackend(LocalBackend):
@@ -80,7 +78,7 @@ class SafeCheckpointHook(CheckpointHook):
             atomic as that backend.
 
     Raises:
-        CheckpointError: disk full or no permission; names the last good checkpoint.
+        CheckpointWriteError: disk full or no permission; names the last good checkpoint.
     """
 
     def __init__(self, *args, backend_args=None, **kwargs):
@@ -105,7 +103,7 @@ class SafeCheckpointHook(CheckpointHook):
             save(*args)
         except OSError as error:
             self.file_backend.settle(False)
-            raise CheckpointError(
+            raise CheckpointWriteError(
                 f'could not write a checkpoint to {self.out_dir}: {error.strerror or error}; make room or mend '
                 'the permissions and continue '
                 f'with --resume (last good checkpoint: {last_good or "none"}).') from error
