@@ -115,7 +115,7 @@ def test_own_checkpoints_of_mmengine_load_restricted(tmp_path):
     content = torch.load(tmp_path / 'iter_3.pth', weights_only=True)
     history = content['message_hub']['log_scalars']['loss']
     assert history.mean() == pytest.approx(1 / 3) and history.statistics('max') == pytest.approx(2 / 3)
-    with torch.serialization.safe_globals([HistoryBuffer]):  # as onedl-mmengine loads: it takes the name off the list again
+    with torch.serialization.safe_globals([HistoryBuffer]):  # as onedl-mmengine loads: it takes the name off again
         pass
     assert list(read_checkpoint(tmp_path / 'iter_3.pth')) == ['backbone.a']
 
