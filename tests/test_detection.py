@@ -258,7 +258,7 @@ def exported(tmp_path):
     arch = config('mask-rcnn_demo').model.backbone.arch
     torch.manual_seed(3)
     model = MODELS.build(dict(
-        type='mmpretrain.VisionTransformer', arch=dict(arch), img_size=64, patch_size=8, out_type='featmap',
+        type='mmpretrain.VisionTransformer', arch=dict(arch), img_size=48, patch_size=8, out_type='featmap',
         out_indices=[3]))
     model.init_weights()
     with torch.no_grad():
