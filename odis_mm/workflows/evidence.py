@@ -35,7 +35,7 @@ def main(argv: Optional[List[str]] = None) -> None:
 
     rows = [*METHODS, RANDOM]
     stages = Stages(args.work_dir, total=len(METHODS) + len(rows) * (1 + len(args.seeds)))
-    root = ensure_demo(args.data_root, num_train=args.train_images).resolve()
+    root = Path(ensure_demo(args.data_root, num_train=args.train_images)).resolve()
     exports: Dict[str, Optional[Path]] = {RANDOM: None}
     for method, config in METHODS.items():
         exports[method] = pretrain(stages, f'pretrain_{method.lower()}', config, root, args.epochs)

@@ -26,7 +26,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     config, label = METHODS[args.method], {'odis': 'ODIS', 'ibot': 'iBOT'}[args.method]
 
     stages = Stages(Path(args.work_dir) / args.method, total=3)
-    root = ensure_demo(args.data_root).resolve()
+    root = Path(ensure_demo(args.data_root)).resolve()
     export = pretrain(stages, 'pretrain', config, root, args.epochs)
     ap = {label: finetune(stages, 'detector_pretrained', root, export, args.finetune_iters, seed=0),
           RANDOM: finetune(stages, 'detector_random', root, None, args.finetune_iters, seed=0)}
