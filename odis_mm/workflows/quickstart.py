@@ -58,7 +58,7 @@ def transfer_line(folder: Path) -> str:
     """
     for log in sorted(folder.glob('*/*.log'), reverse=True):
         for line in log.read_text(errors='replace').splitlines():
-            if 'matched' in line:
+            if 'backbone <- ' in line and ' matched' in line:
                 return line.split(' - ')[-1]
     raise RuntimeError(f'no line about matched tensors in the logs of {folder}: the pretrained weights did not arrive.')
 

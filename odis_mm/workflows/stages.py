@@ -14,7 +14,7 @@ import torch
 from ..version import __version__
 
 AP_KEYS = {'box AP': 'coco/bbox_mAP', 'box AP50': 'coco/bbox_mAP_50', 'mask AP': 'coco/segm_mAP', 'mask AP50': 'coco/segm_mAP_50'}
-_SHOWN = re.compile(r'Epoch\((train|val)\)|Iter\((train|val)\)|matched|random|lr = |ERROR|Error|exported')
+_SHOWN = re.compile(r'Epoch\((train|val)\)|Iter\((train|val)\)|backbone <- |mmengine - INFO - lr = |ERROR|Error|exported')
 
 
 class Stages:
