@@ -26,7 +26,6 @@ def draw(path: Path, config: str, export: Path, root: Path, work_dir: Path) -> N
     _losses(rows[0], work_dir)
     _views(rows[1], config, root)
     _attention(rows[2], config, export, root)
-    init_default_scope('mmdet')
     for row, name in ((rows[3], 'pretrained'), (rows[4], 'random')):
         _detections(row, root, work_dir / f'detector_{name}', f'Detections (score > 0.3), backbone {name}')
     figure.savefig(path, dpi=80)
@@ -89,9 +88,11 @@ def _detections(figure, root: Path, folder: Path, title: str) -> None:
     from mmdet.apis import inference_detector, init_detector
     figure.suptitle(title)
     checkpoint = sorted(folder.glob('iter_*.pth'), key=lambda p: int(p.stem.split('_')[1]))[-1]
+    images = list(demo_objects(root, 'val', COLUMNS))
+    init_default_scope('mmdet')  # after the images, which are read in mmpretrain's
     model = init_detector(load_config(DETECTOR), str(checkpoint), device='cpu')
     axes = figure.subplots(1, COLUMNS)
-    for ax, info in zip(axes, demo_objects(root, 'val', COLUMNS)):
+    for ax, info in zip(axes, images):
         found = inference_detector(model, np.ascontiguousarray(info['img'][..., ::-1])).pred_instances  # mmdet expects BGR
         ax.imshow(info['img'])
         for box, label, score in zip(found.bboxes.numpy(), found.labels.tolist(), found.scores.tolist()):
