@@ -1,9 +1,9 @@
 """What quickstart and evidence share: pretraining, frozen measure and fine-tuning on the embedded demo set."""
-import logging
 from pathlib import Path
 from typing import Optional
 
 import torch
+from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmpretrain.registry import DATASETS, MODELS
 
@@ -48,10 +48,11 @@ def load_teacher(config: str, export: Optional[Path]):
     cfg = load_config(config)
     torch.manual_seed(0)
     backbone = MODELS.build(cfg.model.backbone)
-    level = logging.root.manager.disable
-    logging.disable(logging.INFO)  # mmengine lists every parameter
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel('WARNING')  # mmengine lists every parameter
     backbone.init_weights()
-    logging.disable(level)
+    logger.setLevel(level)
     if export is not None:
         load_backbone(backbone, str(export))
     backbone.eval()

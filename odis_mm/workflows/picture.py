@@ -64,6 +64,8 @@ def _views(figure, config: str, root: Path) -> None:
         _box(axes[0], (x, y, x + w, y + h), color, width=1)
     for ax, pixels, mask in zip(axes[1:], results['pixels'], results['patch_masks']):
         ax.imshow(_shade(pixels, np.asarray(mask, float)))
+    for ax in axes[1 + len(results['pixels']):]:
+        ax.axis('off')
     _bare(axes)
 
 
@@ -98,7 +100,8 @@ def _detections(figure, root: Path, folder: Path, title: str) -> None:
         for box, label, score in zip(found.bboxes.numpy(), found.labels.tolist(), found.scores.tolist()):
             if score > 0.3:
                 _box(ax, box, f'C{label}')
-                ax.text(box[0], box[1], f'{CLASSES[label]} {score:.1f}', fontsize=6, color='white', backgroundcolor=f'C{label}')
+                ax.text(box[0], box[1], f'{CLASSES[label]} {score:.1f}', fontsize=6, color='white', backgroundcolor=f'C{label}',
+                        clip_on=True)
         ax.set_xlim(0, SIZE)
         ax.set_ylim(SIZE, 0)
     _bare(axes)
