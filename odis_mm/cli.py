@@ -90,7 +90,11 @@ def _options(pairs: List[str]) -> Dict[str, Any]:
         if not equals or not key:
             raise ConfigError(f'--cfg-options {pair!r} is not of the form KEY=VALUE (no spaces around the =).')
         # mmengine strips the blanks out of any value; a plain text, such as a path, keeps them
-        options[key] = value if ' ' in value and value[0] not in '[(' else DictAction._parse_iterable(value)
+        try:
+            options[key] = value if ' ' in value and value[0] not in '[(' else DictAction._parse_iterable(value)
+        except (RecursionError, AssertionError) as error:
+            raise ConfigError(f'--cfg-options {pair!r}: the value must be a number, text, or a list or tuple of such; '
+                              'for anything nested deeper write a config that inherits from this one.') from error
     return options
 
 

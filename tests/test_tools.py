@@ -269,3 +269,8 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
     torch.save(dict(state_dict={}, extra=subprocess.Popen), tmp_path / 'evil.pth')
     with pytest.raises(ConfigError, match='evil.pth is broken, or restoring it would run code'):
         apis._load_local(str(tmp_path / 'evil.pth'))
+
+
+def test_a_value_too_nested_for_an_option_is_told():
+    with pytest.raises(ConfigError, match='anything nested deeper'):
+        cli._options(['pipeline=[[dict(type="X",scales=[(480,320)])]]'])
