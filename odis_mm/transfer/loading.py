@@ -98,6 +98,7 @@ def load_backbone(module: nn.Module, source: Union[PathLike, Dict[str, Tensor]],
     if strict:
         _require_fit(name, module, [k for k in homeless if not _any_match(k, allow_unexpected)],
                      [k for k in unfilled if not _any_match(k, allow_missing)])
+    # what is missing or left over was judged above, by name; what arrives is compared below
     module.load_state_dict({k: found[k] for k in matched}, strict=False)
     now = module.state_dict()
     lost = [k for k in matched if not torch.equal(now[k].cpu(), found[k].to(now[k].dtype))]

@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import Dict, List, Optional
 
 from ..datasets.demo import ensure_demo
-from .demo import finetune, frozen_measure, pretrain
+from .demo import METHODS, RANDOM, finetune, frozen_measure, pretrain
 from .stages import Stages, hardware, scalars
 
-METHODS = {'ODIS': 'odis_demo', 'iBOT': 'ibot_demo'}
-RANDOM = 'random initialisation'
 AP = ('box AP', 'box AP50', 'mask AP', 'mask AP50')
 
 

@@ -8,22 +8,20 @@ from pathlib import Path
 from typing import List, Optional
 
 from ..datasets.demo import ensure_demo
-from .demo import finetune, pretrain
+from .demo import METHODS, RANDOM, finetune, pretrain
 from .stages import Stages, hardware
-
-METHODS = {'odis': 'odis_demo', 'ibot': 'ibot_demo'}
-RANDOM = 'random initialisation'
 
 
 def main(argv: Optional[List[str]] = None) -> None:
     parser = argparse.ArgumentParser(prog='python -m odis_mm.workflows.quickstart', description=__doc__)
-    parser.add_argument('--method', default='odis', choices=sorted(METHODS))
+    parser.add_argument('--method', default='odis', choices=[label.lower() for label in METHODS])
     parser.add_argument('--work-dir', default='work_dirs/quickstart')
     parser.add_argument('--data-root', default='data/odis_demo')
     parser.add_argument('--epochs', type=int, default=16, help='of pretraining')
     parser.add_argument('--finetune-iters', type=int, default=300, help='of the detector, 8 images each')
     args = parser.parse_args(argv)
-    config, label = METHODS[args.method], {'odis': 'ODIS', 'ibot': 'iBOT'}[args.method]
+    label = next(name for name in METHODS if name.lower() == args.method)
+    config = METHODS[label]
 
     stages = Stages(Path(args.work_dir) / args.method, total=3)
     root = Path(ensure_demo(args.data_root)).resolve()

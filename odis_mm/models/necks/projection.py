@@ -17,7 +17,7 @@ class PrototypeLayer(nn.Module):
     Args:
         in_features: Width of z.
         num_prototypes: K.
-        norm_trainable: Learn g; frozen at 1 otherwise (METHODS: learned for ViT-S, frozen for B and L).
+        norm_trainable: Learn g; frozen at 1 otherwise (iBOT's recipe: learned for ViT-S; B and L: frozen).
     """
 
     def __init__(self, in_features: int, num_prototypes: int, norm_trainable: bool = True):
