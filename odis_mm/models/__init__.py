@@ -1,7 +1,7 @@
 from .backbones import ObjectViT
 from .data_preprocessor import ViewPreprocessor
-from .heads import DistillationHead
-from .necks import ProjectionNeck
-from .selfsup import ODIS, TeacherStudent
+from .heads import DistillationHead, GTSAHead
+from .necks import ConvNeck, ProjectionNeck
+from .selfsup import GTSA, ODIS, TeacherStudent
 
-__all__ = ['DistillationHead', 'ODIS', 'ObjectViT', 'ProjectionNeck', 'TeacherStudent', 'ViewPreprocessor']
+__all__ = ['ConvNeck', 'DistillationHead', 'GTSA', 'GTSAHead', 'ODIS', 'ObjectViT', 'ProjectionNeck', 'TeacherStudent', 'ViewPreprocessor']

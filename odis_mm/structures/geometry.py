@@ -13,7 +13,7 @@ Conventions, stated here once and used everywhere:
   masks are decided by are exact in it.
 """
 from dataclasses import dataclass
-from typing import NamedTuple, Tuple, Union
+from typing import List, NamedTuple, Sequence, Tuple, Union
 
 import cv2
 import numpy as np
@@ -307,3 +307,59 @@ def pair_intersections(views: ViewBatch) -> Tuple[Array, Array, Array]:
     boxes = boxes_to_view(xp.concatenate([low, high], -1), views.at(Ellipsis, slice(None), None))
     first = boxes * (area > 0)[..., None]
     return first, xp.swapaxes(first, -2, -3), area
+
+
+def turn_squares(maps: torch.Tensor, rot90: torch.Tensor) -> torch.Tensor:
+    """:func:`orient` for square maps with channels, each with turns of its own, without waiting for the device.
+
+    Args:
+        maps: [..., C, S, S].
+        rot90: int64 [...], counter-clockwise quarter turns of each map, of any sign.
+    """
+    side = maps.shape[-1]
+    cells = torch.arange(side * side, device=maps.device).view(side, side)
+    source = torch.stack([orient(cells, rot90=k).flatten() for k in range(4)])[rot90 % 4]  # [..., S * S]
+    flat = maps.flatten(-2)
+    return flat.gather(-1, source.unsqueeze(-2).expand_as(flat)).view_as(maps)
+
+
+class ViewPairs(NamedTuple):
+    """P pairs of a teacher's view q and a student's view v != q, for B images.
+
+    Attributes:
+        teacher: int64 [P], q.
+        student: int64 [P], place of v among the views of its resolution.
+        teacher_box: float32 [P, B, 4], what both show as a box in pixels of view q, turned with it.
+        student_box: float32 [P, B, 4], the same in pixels of view v.
+        turns: int64 [P, B], counter-clockwise quarter turns that bring q's orientation to v's: rot90_v - rot90_q.
+        overlap: bool [P, B], whether they share any area; the boxes are 0 where not.
+    """
+    teacher: torch.Tensor
+    student: torch.Tensor
+    teacher_box: torch.Tensor
+    student_box: torch.Tensor
+    turns: torch.Tensor
+    overlap: torch.Tensor
+
+
+def teacher_student_pairs(views: ViewBatch, groups: Sequence[int]) -> List[ViewPairs]:
+    """All pairs of a view of the first group, the teacher's, and another view, for each group of views.
+
+    Args:
+        views: Tensors with leading dimensions [B, V].
+        groups: Number of views of each resolution, global ones first; they sum to V.
+
+    Returns:
+        One :class:`ViewPairs` per group, q-major, with V_r * G pairs (the first: G * (G - 1)).
+    """
+    teacher_box, student_box, area = pair_intersections(views)  # [B, V, V, ...]
+    pairs, start = [], 0
+    for count in groups:
+        q, v = np.nonzero(~np.eye(groups[0], sum(groups), dtype=bool)[:, start:start + count])
+        q, v = (torch.from_numpy(index).to(area.device, non_blocking=True) for index in (q, v))
+        at = (slice(None), q, v + start)
+        pairs.append(ViewPairs(
+            q, v, teacher_box[at].transpose(0, 1).float(), student_box[at].transpose(0, 1).float(),
+            (views.rot90[:, v + start] - views.rot90[:, q]).T, (area[at] > 0).T))
+        start += count
+    return pairs

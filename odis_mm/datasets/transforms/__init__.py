@@ -1,10 +1,11 @@
 """View sampling, rendering, photometrics, masks of masked image modelling, packing."""
 from .mim import BlockMasks
 from .packing import PackViews, collate_views, single_thread_worker
+from .pair_views import SamplePairViews
 from .photometric import PhotometricViews
 from .views import RenderViews, SampleViews, render_view
 
 __all__ = [
-    'BlockMasks', 'PackViews', 'PhotometricViews', 'RenderViews', 'SampleViews', 'collate_views', 'render_view',
+    'BlockMasks', 'PackViews', 'PhotometricViews', 'RenderViews', 'SamplePairViews', 'SampleViews', 'collate_views', 'render_view',
     'single_thread_worker'
 ]

@@ -25,23 +25,25 @@ class PackViews(BaseTransform):
 
     Returns:
         dict: ``inputs``: per resolution (globals first) uint8 [V_r, 3, h, w], laid out channels last, as rendered.
-        ``data_samples``: ``object_mask`` per resolution bool [V_r, N_r] (patches row by row), ``object_visible`` bool
-        [V], ``mim_mask`` bool [G, N] if masks were drawn, ``crop`` float32 [V, 4] (x, y, w, h in pixels of the image),
-        ``view_size`` int64 [V, 2] (h, w), ``flip`` bool [V], ``rot90`` int64 [V], ``image_size`` int64 [2] (h, w),
-        ``img_id`` int64 [].
+        ``data_samples``: ``crop`` float32 [V, 4] (x, y, w, h in pixels of the image), ``view_size`` int64 [V, 2] (h, w),
+        ``flip`` bool [V], ``rot90`` int64 [V], ``image_size`` int64 [2] (h, w), ``img_id`` int64 []; if the views were
+        sampled for an object, ``object_mask`` per resolution bool [V_r, N_r] (patches row by row) and ``object_visible``
+        bool [V]; ``mim_mask`` bool [G, N] if masks were drawn.
     """
 
     def transform(self, results: dict) -> dict:
         groups = _groups(results)
         if [i for group in groups for i in group] != list(range(len(results['pixels']))):
             raise ValueError('local views of one size must stand in one group of SampleViews: merge the groups')
-        pixels, masks, geometry = results['pixels'], results['patch_masks'], stack_views(results['views'])
+        pixels, geometry = results['pixels'], stack_views(results['views'])
         samples = dict(
-            object_mask=[torch.from_numpy(np.stack([masks[i].reshape(-1) for i in group])) for group in groups],
-            object_visible=torch.tensor(results['object_visible']),
             crop=torch.from_numpy(geometry.crop.astype(np.float32)), view_size=torch.from_numpy(geometry.size),
             flip=torch.from_numpy(geometry.flip), rot90=torch.from_numpy(geometry.rot90),
             image_size=torch.tensor([results['height'], results['width']]), img_id=torch.tensor(int(results['img_id'])))
+        if 'patch_masks' in results:
+            masks = results['patch_masks']
+            samples['object_mask'] = [torch.from_numpy(np.stack([masks[i].reshape(-1) for i in group])) for group in groups]
+            samples['object_visible'] = torch.tensor(results['object_visible'])
         if 'mim_masks' in results:
             samples['mim_mask'] = torch.from_numpy(np.stack([mask.reshape(-1) for mask in results['mim_masks']]))
         inputs = [torch.from_numpy(np.stack([pixels[i] for i in group])).permute(0, 3, 1, 2) for group in groups]

@@ -96,7 +96,7 @@ class SampleViews(BaseTransform):
             raise ValueError(f"region={region!r} is unknown: choose 'box' or 'mask'")
         if tries < 1 or local_tries < 1:
             raise ValueError('tries and local_tries count the first draw too: they must be at least 1')
-        self.groups = [self._check_group(group, patch_size) for group in views]
+        self.groups = [self.check_group(group, patch_size) for group in views]
         roles = [group['role'] for group in self.groups]
         if not roles or roles != sorted(roles) or 'global' not in roles:  # 'global' sorts before 'local'
             raise ValueError('views must list at least one global group, and all global groups before the local ones')
@@ -107,7 +107,8 @@ class SampleViews(BaseTransform):
         self.object_aware, self.patch_size = object_aware, patch_size
 
     @staticmethod
-    def _check_group(group: dict, patch: int) -> dict:
+    def check_group(group: dict, patch: int) -> dict:
+        """A group of ``views`` with its defaults filled in, or a ValueError that names what is wrong with it."""
         unknown = set(group) - _GROUP_KEYS
         if unknown:
             raise ValueError(f'unknown key {sorted(unknown)} in a group of views: known are {sorted(_GROUP_KEYS)}')

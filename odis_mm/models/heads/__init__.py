@@ -1,3 +1,4 @@
 from .distillation import Center, DistillationHead
+from .gtsa import GTSAHead
 
-__all__ = ['Center', 'DistillationHead']
+__all__ = ['Center', 'DistillationHead', 'GTSAHead']

@@ -1,3 +1,4 @@
+from .conv import ConvNeck
 from .projection import ProjectionNeck, PrototypeLayer
 
-__all__ = ['ProjectionNeck', 'PrototypeLayer']
+__all__ = ['ConvNeck', 'ProjectionNeck', 'PrototypeLayer']

@@ -1,4 +1,5 @@
 from .base import TeacherStudent
+from .gtsa import GTSA
 from .odis import ODIS
 
-__all__ = ['ODIS', 'TeacherStudent']
+__all__ = ['GTSA', 'ODIS', 'TeacherStudent']

@@ -1,0 +1,119 @@
+"""Head of GTSA: predictor, rotation classifier and the three losses (Kim, Lee; arXiv 2304.08014)."""
+from typing import Dict, List, Sequence
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModule
+from mmpretrain.registry import MODELS
+from torch import Tensor, nn
+
+from ...structures import ViewBatch, teacher_student_pairs
+from ..losses import correspondence_similarity, crop_similarity, overlap_weight
+
+
+@MODELS.register_module()
+class GTSAHead(BaseModule):
+    """loss = lambda_crop L_crop + lambda_correspondence L_correspondence + lambda_rotation L_rotation.
+
+    A pair is a global view of the teacher and another view of the student. Pairs that share no area do not count.
+
+    * L_crop, sensitive to crops and rotations: minus the mean cosine similarity, cell by cell, of the shared rectangle.
+    * L_correspondence: minus the mean cosine similarity of the best matches between the cells of the two maps.
+    * L_rotation: cross-entropy of the four rotations, from the mean patch token of a student's view.
+
+    A weight of 0 leaves its loss out, and what only that loss needs.
+
+    Args:
+        in_channels: Width of the backbone.
+        predictor: Config of the student's predictor; its output compares with the neck's.
+        crop_cells: Cells per side of the shared rectangle for global and local student views (paper: 10 for maps of more than
+            100 cells, else 4).
+        num_matches: Matches that count, for global and local student views (paper: half the cells of the student's map).
+        rotation_channels: Hidden widths of the rotation classifier (paper, ViT-S).
+        lambda_crop: 1 (paper).
+        lambda_correspondence: 0.5 (paper).
+        lambda_rotation: 0.5 (paper).
+        correspondence_epoch: First epoch with L_correspondence (paper: after the warm-up).
+    """
+
+    def __init__(self, in_channels: int, predictor: dict, crop_cells: Sequence[int] = (10, 4),
+                 num_matches: Sequence[int] = (98, 18), rotation_channels: Sequence[int] = (768, 768, 128),
+                 lambda_crop: float = 1., lambda_correspondence: float = .5, lambda_rotation: float = .5,
+                 correspondence_epoch: float = 10, init_cfg=None):
+        super().__init__(init_cfg)
+        weights = dict(lambda_crop=lambda_crop, lambda_correspondence=lambda_correspondence, lambda_rotation=lambda_rotation)
+        if min(weights.values()) < 0 or not any(weights.values()):
+            raise ValueError(f'head: the weights of the losses must be 0 or more, and one of them above 0, got {weights}.')
+        if lambda_correspondence and not lambda_crop and correspondence_epoch > 0:
+            raise ValueError(f'head.correspondence_epoch={correspondence_epoch} with head.lambda_crop=0 leaves the neck without any '
+                             'loss until then: set correspondence_epoch=0.')
+        self.lambda_crop, self.lambda_correspondence, self.lambda_rotation = weights.values()
+        self.crop_cells, self.num_matches = tuple(crop_cells), tuple(num_matches)
+        self.correspondence_epoch, self.epoch = correspondence_epoch, 0.
+        self.compares_maps = lambda_crop > 0 or lambda_correspondence > 0
+        if self.compares_maps:
+            self.predictor = MODELS.build(predictor)
+        if lambda_rotation:
+            widths, layers = [in_channels, *rotation_channels], []
+            for i, (a, b) in enumerate(zip(widths, widths[1:]), 1):
+                layers += [nn.Linear(a, b), nn.LayerNorm(b)] + [nn.GELU()] * (i < len(rotation_channels))
+            self.rotation = nn.Sequential(*layers, nn.Linear(widths[-1], 4))
+
+    def set_epoch(self, epoch: float) -> None:
+        """Switches L_correspondence on at its (fractional) epoch."""
+        self.epoch = epoch
+
+    def map_losses(self, teacher: Tensor, student: List[Tensor], views: ViewBatch, patch: int) -> Dict[str, Tensor]:
+        """L_crop and L_correspondence, weighted.
+
+        Args:
+            teacher: The neck's maps of the global views [G * B, C, h, w], view-major, no gradient.
+            student: Per resolution, the same of the student [V_r * B, C, h_r, w_r], global views first.
+            views: Geometry, tensors with leading dimensions [B, V].
+            patch: Pixels per cell.
+        """
+        batch = len(views.rot90)
+        maps = [self.predictor(x) for x in student]
+        groups = teacher_student_pairs(views, [len(x) // batch for x in maps])
+        weight = overlap_weight(torch.cat([pairs.overlap for pairs in groups]))  # [P, B] over all resolutions
+
+        def loss(similarities) -> Tensor:
+            return -(torch.cat(list(similarities)) * weight).sum()
+
+        losses = {}
+        if self.lambda_crop:
+            losses['loss_crop'] = self.lambda_crop * loss(
+                crop_similarity(teacher, x, pairs, size, patch) for x, pairs, size in zip(maps, groups, self.crop_cells))
+        if self.lambda_correspondence and self.epoch >= self.correspondence_epoch:
+            cells = _cells(teacher, batch)
+            losses['loss_correspondence'] = self.lambda_correspondence * loss(
+                correspondence_similarity(cells, _cells(x, batch), pairs, self._keep(x, k))
+                for x, pairs, k in zip(maps, groups, self.num_matches))
+        return losses
+
+    @staticmethod
+    def _keep(maps: Tensor, keep: int) -> int:
+        cells = maps.shape[-2] * maps.shape[-1]
+        if not 1 <= keep <= cells:
+            raise ValueError(f'head.num_matches asks for {keep} matches of a map with {cells} cells: the paper takes half of them.')
+        return keep
+
+    def rotation_logits(self, pooled: Tensor) -> Tensor:
+        """Mean patch tokens [..., D] to logits of 0, 1, 2 and 3 counter-clockwise quarter turns, float32 [..., 4]."""
+        return self.rotation(pooled).float()
+
+    def rotation_loss(self, pooled: Tensor, rot90: Tensor) -> Dict[str, Tensor]:
+        """L_rotation, weighted, and the accuracy in percent (25: chance).
+
+        Args:
+            pooled: Mean patch tokens [n, D].
+            rot90: int64 [n], quarter turns of the views.
+        """
+        logits = self.rotation_logits(pooled)
+        return dict(loss_rotation=self.lambda_rotation * F.cross_entropy(logits, rot90),
+                    rotation_accuracy=100 * (logits.detach().argmax(-1) == rot90).float().mean())
+
+
+def _cells(maps: Tensor, batch: int) -> Tensor:
+    """[V * B, C, h, w] as [V, B, h * w, C]."""
+    return maps.flatten(2).transpose(1, 2).unflatten(0, (-1, batch))

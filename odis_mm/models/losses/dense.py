@@ -1,0 +1,111 @@
+"""Similarities of the maps of two views of one image, for all pairs of one resolution at once (GTSA, arXiv 2304.08014)."""
+from typing import Tuple
+
+import torch
+import torch.nn.functional as F
+from mmengine.dist import all_reduce, get_world_size
+from torch import Tensor
+from torchvision.ops import roi_align
+
+from ...structures import ViewPairs, turn_squares
+
+MAX_SIMILARITIES = 1 << 26  # numbers in one block of similarities between cells: 256 MB in float32
+
+
+def align_boxes(maps: Tensor, boxes: Tensor, index: Tensor, size: int, patch: int) -> Tensor:
+    """RoIAlign (``aligned=True``, as many samples as a cell needs) of all boxes in one call.
+
+    Args:
+        maps: [M, C, h, w], one cell per ``patch`` pixels.
+        boxes: [K, 4] in pixels of their view.
+        index: int64 [K], which of the maps each box lies on.
+        size: Cells per side of the result.
+
+    Returns:
+        float32 [K, C, size, size].
+    """
+    rois = torch.cat((index[:, None].to(boxes.dtype), boxes), 1)
+    return roi_align(maps.float(), rois, size, spatial_scale=1 / patch, aligned=True)
+
+
+def crop_similarity(teacher: Tensor, student: Tensor, pairs: ViewPairs, size: int, patch: int) -> Tensor:
+    """Mean cosine similarity, cell by cell, of what two views share: the teacher's crop is turned as the student's view is.
+
+    Args:
+        teacher: Maps [G * B, C, h, w] of the teacher's views (index ``q * B + b``), no gradient.
+        student: Maps [V * B, C, h', w'] of the student's views of one resolution.
+        pairs: The P pairs of these.
+        size: Cells per side that the shared rectangle is brought to.
+        patch: Pixels per cell of the maps.
+
+    Returns:
+        [P, B] in [-1, 1].
+    """
+    batch = pairs.turns.shape[1]
+    image = torch.arange(batch, device=pairs.turns.device)
+
+    def crops(maps: Tensor, view: Tensor, boxes: Tensor) -> Tensor:
+        return align_boxes(maps, boxes.flatten(0, 1), (view[:, None] * batch + image).flatten(), size, patch)
+
+    target = turn_squares(crops(teacher, pairs.teacher, pairs.teacher_box), pairs.turns.flatten())  # [P*B, C, S, S]
+    cosine = F.cosine_similarity(crops(student, pairs.student, pairs.student_box), target, dim=1)  # [P*B, S, S]
+    return cosine.mean((1, 2)).unflatten(0, (-1, batch))
+
+
+def correspondence_similarity(teacher: Tensor, student: Tensor, pairs: ViewPairs, keep: int,
+                              max_similarities: int = MAX_SIMILARITIES) -> Tensor:
+    """Mean cosine similarity of the ``keep`` best matches of cells, student to teacher and teacher to student, averaged.
+
+    Args:
+        teacher: [G, B, M, C], the cells of the teacher's views, no gradient.
+        student: [V, B, N, C], those of the student's views of one resolution.
+        pairs: The P pairs of these; where the cells lie plays no role.
+        keep: How many matches count, in either direction.
+        max_similarities: Matches are searched in blocks of images with at most so many numbers, one image at least.
+
+    Returns:
+        [P, B] in [-1, 1].
+    """
+    teacher, student = F.normalize(teacher.float(), dim=-1), F.normalize(student.float(), dim=-1)
+    step = max(1, max_similarities // (student[:, 0, :, 0].numel() * teacher[:, 0, :, 0].numel()))
+    found = [_best_matches(*block, pairs, keep) for block in zip(teacher.split(step, 1), student.split(step, 1))]
+    teacher_cell, student_cell = (torch.cat(cells, 1) for cells in zip(*found))  # [P, B, 2 * keep]
+
+    def rows(cells: Tensor, view: Tensor, index: Tensor) -> Tensor:
+        image = torch.arange(cells.shape[1], device=cells.device)
+        at = ((view[:, None] * cells.shape[1] + image)[..., None] * cells.shape[2] + index).flatten()
+        return F.embedding(at, cells.flatten(0, 2))  # a gather of rows whose backward pass is fast on CPUs, too
+
+    cosine = (rows(student, pairs.student, student_cell) * rows(teacher, pairs.teacher, teacher_cell)).sum(-1)
+    return cosine.view(student_cell.shape).mean(-1)
+
+
+@torch.no_grad()
+def _best_matches(teacher: Tensor, student: Tensor, pairs: ViewPairs, keep: int) -> Tuple[Tensor, Tensor]:
+    """Cells of unit length to the matched cells of teacher and student: int64 [P, b, 2 * keep] each.
+
+    Of equally similar cells the first is taken, and of equal matches those of the first cells.
+    """
+    with torch.autocast(teacher.device.type, enabled=False):
+        cosine = torch.einsum('vbnc,gbmc->bvngm', student, teacher)
+    to_teacher, to_student = cosine.max(-1), cosine.max(2)  # [b, V, N, G], [b, V, G, M]
+    values, partner = (x[:, pairs.student, :, pairs.teacher] for x in to_teacher)  # [P, b, N]
+    student_cell = values.sort(-1, descending=True, stable=True).indices[..., :keep]
+    teacher_match = partner.gather(-1, student_cell)
+    values, partner = (x[:, pairs.student, pairs.teacher].transpose(0, 1) for x in to_student)  # [P, b, M]
+    teacher_cell = values.sort(-1, descending=True, stable=True).indices[..., :keep]
+    student_match = partner.gather(-1, teacher_cell)
+    return torch.cat((teacher_match, teacher_cell), -1), torch.cat((student_cell, student_match), -1)
+
+
+def overlap_weight(overlap: Tensor) -> Tensor:
+    """Weights of pairs whose weighted sum is the mean over all pairs of the GLOBAL batch that share any area.
+
+    Counted over the ranks, so that DDP's mean of gradients equals the gradient of one rank with the whole batch.
+
+    Args:
+        overlap: bool [P, B].
+    """
+    count = overlap.sum(dtype=torch.float32)
+    all_reduce(count)
+    return overlap * (get_world_size() / count.clamp(min=1))

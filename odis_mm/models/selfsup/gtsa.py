@@ -1,0 +1,76 @@
+"""GTSA: geometric-transformation-sensitive architecture (Kim, Lee; arXiv 2304.08014, 2023)."""
+from typing import Dict, List
+
+import torch
+from mmpretrain.registry import MODELS
+from torch import Tensor
+
+from ...engine.schedules import cosine
+from ...structures import ViewBatch
+from .base import TeacherStudent
+
+
+@MODELS.register_module()
+class GTSA(TeacherStudent):
+    """Student maps that, unlike an invariant method's, follow the crop and the rotation of their view (see ``GTSAHead``).
+
+    Patch tokens only: the class token stays in the backbone as a key of the attention and is dropped from its output. There
+    is no centering; the student's predictor alone keeps the maps from collapsing.
+
+    Args:
+        **kwargs: See :class:`TeacherStudent`; the backbone an ``ObjectViT``, the neck a ``ConvNeck``, the head a ``GTSAHead``.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.patch_size = self.backbone.patch_embed.projection.stride[0]
+        if not self.head.compares_maps:  # rotation alone: nothing would train it, and DDP would wait for its gradients
+            self.neck.requires_grad_(False)
+
+    def set_progress(self, iteration: int, max_iters: int, iters_per_epoch: int) -> None:
+        """As in the base, but for the teacher's momentum.
+
+        GTSA updates the teacher at the start of an iteration, from the student as the last step left it and with the momentum of
+        that iteration. What the forward pass sees is the same if it moves right after the optimizer step with the momentum of the
+        iteration to come; so nothing is pending when a checkpoint is written or gradients accumulate.
+        """
+        super().set_progress(iteration, max_iters, iters_per_epoch)
+        self.momentum = cosine(self.momentum_cfg['start'], self.momentum_cfg['end'], iteration + 1, max_iters)
+
+    def extract_feat(self, inputs: Tensor) -> Tensor:
+        """The teacher's patch map [B, D, rows, columns] of images [B, 3, H, W], normalised."""
+        return self._map(self._patches(self.teacher['backbone'], inputs), inputs)
+
+    def predict_rotation(self, inputs: Tensor) -> Tensor:
+        """The student's logits [B, 4] of 0 to 3 counter-clockwise quarter turns of images [B, 3, H, W], normalised."""
+        return self.head.rotation_logits(self._patches(self.backbone, inputs).mean(1))
+
+    def compute_losses(self, inputs: List[Tensor], data_samples: dict) -> Dict[str, Tensor]:
+        """V views of B images: G global ones at one resolution, the others after them.
+
+        Args:
+            inputs: Normalised views per resolution, [V_r*B, 3, H, W], global views first, view-major.
+            data_samples: crop [B, V, 4], view_size [B, V, 2], flip [B, V], rot90 [B, V].
+        """
+        views = ViewBatch(*(data_samples[key] for key in ('crop', 'view_size', 'flip', 'rot90')))
+        tokens = [self._patches(self.backbone, x) for x in inputs]  # [V_r*B, N_r, D]
+        losses = {}
+        if self.head.compares_maps:
+            student = [self.neck(self._map(t, x)) for t, x in zip(tokens, inputs)]
+            with torch.no_grad():
+                teacher = self.teacher['neck'](self.extract_feat(inputs[0]))  # [G*B, C, h, w]
+            losses = self.head.map_losses(teacher, student, views, self.patch_size)
+        if self.head.lambda_rotation:
+            pooled = torch.cat([t.mean(1) for t in tokens])  # [V*B, D]
+            losses.update(self.head.rotation_loss(pooled, views.rot90.T.flatten()))
+        return losses
+
+    @staticmethod
+    def _patches(backbone, inputs: Tensor) -> Tensor:
+        """[B, N, D]: the sequence without its leading token."""
+        return backbone(inputs)[-1][:, backbone.num_leading_tokens:]
+
+    def _map(self, patches: Tensor, inputs: Tensor) -> Tensor:
+        """[B, N, D] as [B, D, rows, columns], channels last in memory as the tokens are."""
+        grid = [side // self.patch_size for side in inputs.shape[-2:]]
+        return patches.unflatten(1, grid).permute(0, 3, 1, 2)
