@@ -1,4 +1,5 @@
+from .alfm import ALFMHead
 from .distillation import Center, DistillationHead
 from .gtsa import GTSAHead
 
-__all__ = ['Center', 'DistillationHead', 'GTSAHead']
+__all__ = ['ALFMHead', 'Center', 'DistillationHead', 'GTSAHead']

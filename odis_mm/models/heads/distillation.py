@@ -34,7 +34,7 @@ class Center(BaseModule):
         self.observe_mean(rows.sum(0), len(rows))
 
     @torch.no_grad()
-    def observe_mean(self, total: Tensor, rows: int) -> None:
+    def observe_mean(self, total: Tensor, rows: Union[int, Tensor]) -> None:
         """Adds the sum [K] of ``rows`` logits."""
         self.pending[:-1] += total
         self.pending[-1] += rows
@@ -48,14 +48,39 @@ class Center(BaseModule):
         self.pending.zero_()
 
 
+class SoftTargetHead(BaseModule):
+    """A head against a teacher's prototype distributions: the two temperatures, of which the teacher's follows a schedule.
+
+    Args:
+        student_temp: 0.1 (iBOT).
+        teacher_temp: A number, or dict(start, end, warmup_epochs): linear, then constant (iBOT: 0.04 -> 0.07 in 30 epochs).
+    """
+
+    def __init__(self, student_temp: float, teacher_temp: Union[float, dict], init_cfg=None):
+        super().__init__(init_cfg)
+        self.student_temp = student_temp
+        self.teacher_temp_cfg = teacher_temp if isinstance(teacher_temp, dict) else dict(
+            start=teacher_temp, end=teacher_temp, warmup_epochs=0)
+        self.teacher_temp = self.teacher_temp_cfg['start']
+
+    def set_epoch(self, epoch: float) -> None:
+        """Teacher temperature at a fractional epoch."""
+        cfg = self.teacher_temp_cfg
+        self.teacher_temp = linear(cfg['start'], cfg['end'], epoch, cfg['warmup_epochs'])
+
+    @torch.no_grad()
+    def targets(self, logits: Tensor, center: Center) -> Tensor:
+        """Teacher logits [..., K] to probabilities softmax((logits - c)/tau_t), in float32."""
+        return torch.softmax((logits.float() - center.value) / self.teacher_temp, dim=-1)
+
+
 @MODELS.register_module()
-class DistillationHead(BaseModule):
+class DistillationHead(SoftTargetHead):
     """Owns the centers, the temperatures and the losses of the DINO family (DINO, iBOT, ODIS).
 
     Args:
         num_prototypes: K.
-        student_temp: 0.1 (iBOT).
-        teacher_temp: A number, or dict(start, end, warmup_epochs): linear, then constant (iBOT: 0.04 -> 0.07 in 30 epochs).
+        student_temp, teacher_temp: See :class:`SoftTargetHead`.
         center_momentum: 0.9 (iBOT).
         patch_center: What the patch center averages: 'masked', the teacher patches that the loss uses (DINOv2's practice: all others need no
             projection), or 'all' patches (iBOT's definition).
@@ -64,31 +89,17 @@ class DistillationHead(BaseModule):
     def __init__(self, num_prototypes: int, student_temp: float = 0.1,
                  teacher_temp: Union[float, dict] = dict(start=0.04, end=0.07, warmup_epochs=30),
                  center_momentum: float = 0.9, patch_center: str = 'masked', init_cfg=None):
-        super().__init__(init_cfg)
+        super().__init__(student_temp, teacher_temp, init_cfg)
         if patch_center not in PATCH_CENTERS:
             raise ValueError(f'head.patch_center is {patch_center!r}; use one of {PATCH_CENTERS}.')
-        self.student_temp = student_temp
-        self.teacher_temp_cfg = teacher_temp if isinstance(teacher_temp, dict) else dict(
-            start=teacher_temp, end=teacher_temp, warmup_epochs=0)
-        self.teacher_temp = self.teacher_temp_cfg['start']
         self.patch_center_of_all = patch_center == 'all'
         self.token_center = Center(num_prototypes, center_momentum)
         self.patch_center = Center(num_prototypes, center_momentum)
-
-    def set_epoch(self, epoch: float) -> None:
-        """Teacher temperature at a fractional epoch."""
-        cfg = self.teacher_temp_cfg
-        self.teacher_temp = linear(cfg['start'], cfg['end'], epoch, cfg['warmup_epochs'])
 
     def step(self) -> None:
         """Moves the centers; called after each optimizer step."""
         self.token_center.step()
         self.patch_center.step()
-
-    @torch.no_grad()
-    def targets(self, logits: Tensor, center: Center) -> Tensor:
-        """Teacher logits [..., K] to probabilities softmax((logits - c)/tau_t), in float32."""
-        return torch.softmax((logits.float() - center.value) / self.teacher_temp, dim=-1)
 
     def token_loss(self, student_logits: Tensor, targets: Tensor, visible: Optional[Tensor] = None) -> Tensor:
         """See :func:`pairwise_cross_entropy`; student [V, B, k, K], targets [G, B, k, K], visible bool [B, V]."""

@@ -1,4 +1,5 @@
 from .conv import ConvNeck
+from .global_local import GlobalLocalNeck
 from .projection import ProjectionNeck, PrototypeLayer
 
-__all__ = ['ConvNeck', 'ProjectionNeck', 'PrototypeLayer']
+__all__ = ['ConvNeck', 'GlobalLocalNeck', 'ProjectionNeck', 'PrototypeLayer']

@@ -1,0 +1,40 @@
+"""Cells of what two views share: the same places of the image in the same order, and their context (ALFM)."""
+from typing import Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...structures import turn_squares
+from .dense import align_boxes
+
+
+def aligned_cells(maps: Tensor, boxes: Tensor, pixels: Tuple[int, int], flip: Tensor, rot90: Tensor, num_cells: int) -> Tensor:
+    """Boxes out of feature maps as S x S cells, with flips and quarter turns undone: cell i shows the same place in every view.
+
+    Args:
+        maps: [n, C, H, W], one for each view, of any stride that divides the view.
+        boxes: [n, 4] in pixels of the views.
+        pixels: (h, w) of the views.
+        flip: bool [n].
+        rot90: int64 [n], as in ``View``.
+        num_cells: S.
+
+    Returns:
+        float32 [n, S*S, C], row by row of the image.
+
+    Raises:
+        ValueError: if the maps have different strides in height and width: the view's size is no multiple of the backbone's stride.
+    """
+    stride, other = pixels[0] / maps.shape[2], pixels[1] / maps.shape[3]
+    if stride != other:
+        raise ValueError(f'views of {pixels[0]} x {pixels[1]} pixels become maps of {maps.shape[2]} x {maps.shape[3]} cells, which are not square: '
+                         "make the size in SampleViews' views a multiple of the backbone's stride.")
+    index = torch.arange(len(maps), device=maps.device)
+    cells = turn_squares(align_boxes(maps, boxes, index, num_cells, stride), -rot90)  # [n, C, S, S]
+    return torch.where(flip[:, None, None, None], cells.flip(-1), cells).flatten(2).mT
+
+
+def with_context(cells: Tensor, temperature: float) -> Tensor:
+    """u_i = sum_j softmax_j(<t_i, t_j> / tau_c) t_j over the cells of one view: [..., N, C] unit vectors to [..., N, C]."""
+    return F.scaled_dot_product_attention(cells, cells, cells, scale=1 / temperature)

@@ -1,0 +1,34 @@
+"""Projection of a feature map's mean and of its cells."""
+import copy
+
+import torch.nn.functional as F
+from mmpretrain.registry import MODELS
+from torch import Tensor, nn
+
+from .projection import ProjectionNeck
+
+
+@MODELS.register_module()
+class GlobalLocalNeck(ProjectionNeck):
+    """A second projector beside that of :class:`ProjectionNeck`, of the same shape but with weights of its own.
+
+    The inherited one projects cells, which meet the prototypes; the second one projects whole images, which do not.
+
+    Args:
+        *args, **kwargs: See :class:`ProjectionNeck`; ``in_channels`` are those of the map.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.global_mlp = copy.deepcopy(self.mlp)
+
+    def init_weights(self) -> None:
+        super().init_weights()
+        for module in self.global_mlp:
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=.02)
+                nn.init.zeros_(module.bias)
+
+    def embed_images(self, maps: Tensor) -> Tensor:
+        """Maps [n, C, H, W] to the unit vectors of their means, float32 [n, bottleneck]."""
+        return F.normalize(self.global_mlp(maps.mean((2, 3))).float(), dim=-1)

@@ -1,0 +1,424 @@
+"""ALFM: entropy against float64, the cells against loops in image coordinates, both losses against a slow reference."""
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from mmengine.model import MMDistributedDataParallel
+from mmengine.optim import OptimWrapper
+from mmpretrain.registry import MODELS
+
+import odis_mm  # noqa: F401
+from odis_mm.models.losses import aligned_cells, coding_length, effective_rank, second_moment
+from odis_mm.structures import View, pair_intersections, points_from_view, stack_views
+from odis_mm.transfer import load_backbone, save_backbone
+
+ARCH = dict(embed_dims=32, num_layers=2, num_heads=4, feedforward_channels=64)
+K, S, EPS2 = 12, 3, .05
+HEIGHT, WIDTH = 32, 48  # of a view, in patches of 8
+# crops of images of several shapes: partial overlap, one inside the other, none at all
+CROPS = torch.tensor([[[10, 4, 60, 50], [30, 20, 80, 41]], [[0, 0, 100, 90], [20, 30, 33, 25]],
+                      [[0, 0, 20, 30], [25, 5, 30, 40]], [[5, 60, 70, 30], [0, 0, 90, 77]]], dtype=torch.float32)
+FLIPS = torch.tensor([[True, False], [True, True], [False, True], [False, False]])
+
+
+def make_alfm(**kwargs):
+    cfg = dict(
+        type='ALFM',
+        backbone=dict(type='VisionTransformer', arch=ARCH, img_size=32, patch_size=8, out_type='featmap'),
+        neck=dict(type='GlobalLocalNeck', in_channels=32, hidden_channels=40, bottleneck_channels=16, num_prototypes=K),
+        head=dict(type='ALFMHead', num_prototypes=K, num_cells=S))
+    for key, value in kwargs.items():
+        cfg[key] = {**cfg[key], **value} if isinstance(value, dict) and key in cfg else value
+    torch.manual_seed(1)
+    model = MODELS.build(cfg)
+    model.init_weights()
+    with torch.no_grad():  # a fresh projector maps all images to nearly one vector
+        for parameter in model.neck.parameters():
+            parameter.add_(torch.randn_like(parameter) * .2)
+    model.teacher['neck'].load_state_dict(model.neck.state_dict())
+    return model
+
+
+def make_batch(batch=4, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return dict(
+        inputs=[torch.randint(0, 256, (2 * batch, 3, HEIGHT, WIDTH), generator=g, dtype=torch.uint8)],
+        data_samples=dict(
+            crop=CROPS[:batch].clone(), flip=FLIPS[:batch].clone(), rot90=torch.zeros(batch, 2, dtype=torch.int64),
+            view_size=torch.tensor([HEIGHT, WIDTH]).expand(batch, 2, 2).clone()))
+
+
+def losses_of(model, data, iteration=0):
+    model.set_progress(iteration, 100, 10)
+    return model(**model.data_preprocessor(copy.deepcopy(data), True), mode='loss')
+
+
+def total(losses):
+    return sum(value for key, value in losses.items() if 'loss' in key)
+
+
+def unit(*shape, seed=0, dtype=torch.float32):
+    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=-1).to(dtype)
+
+
+def entropy(z):
+    """h(Z)/d', through the library."""
+    moment = second_moment(z)
+    return coding_length(moment, z.shape[-1], EPS2) / min(z.shape[-2:])
+
+
+# ----------------------------------------------------------------------------------------------------------------- entropy
+def naive(z, side):
+    """The definition in float64, with eigenvalues instead of a factorisation."""
+    z = z.double()
+    n, d = z.shape
+    gram = z.T @ z if side == 'd' else z @ z.T
+    return (1 + d / (n * EPS2) * torch.linalg.eigvalsh(gram)).log().sum() / 2 / min(n, d)
+
+
+@pytest.mark.parametrize('n, d', [(7, 20), (20, 20), (50, 20), (300, 256), (1, 20), (2, 1)])
+def test_entropy_equals_float64_on_both_sides(n, d):
+    z = unit(n, d)
+    for side in 'nd':
+        assert entropy(z).item() == pytest.approx(naive(z, side).item(), abs=1e-5)
+    assert second_moment(z).shape[-1] == min(n, d), 'the smaller side'
+
+
+@pytest.mark.parametrize('n, d', [(3, 5), (6, 4), (1, 3)])
+def test_entropy_passes_gradcheck(n, d):
+    z = unit(n, d, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(entropy, (z, ))
+
+
+@pytest.mark.parametrize('n, d', [(64, 16), (8, 32)])
+def test_entropy_falls_for_collapsed_and_is_largest_for_isotropic_embeddings(n, d):
+    basis = torch.linalg.qr(torch.randn(d, d, generator=torch.Generator().manual_seed(1)))[0]
+    isotropic = basis.repeat(math.ceil(n / d), 1)[:n]
+    wide, cone = unit(n, d), F.normalize(unit(1, d, seed=2) + .1 * unit(n, d), dim=-1)
+    collapsed = unit(1, d).expand(n, d)
+    values = [entropy(z).item() for z in (collapsed, cone, wide, isotropic)]
+    assert values == sorted(values) and values[0] < .5 * values[-1] and len(set(values)) == 4
+    m = min(n, d)  # an isotropic Gram side is (n / m) I
+    assert values[-1] == pytest.approx(.5 * math.log(1 + d / m / EPS2), rel=1e-5)
+
+
+@pytest.mark.parametrize('z', [unit(1, 8), unit(1, 8).expand(6, 8), unit(3, 8).repeat(4, 1), unit(1, 8).expand(40, 8)],
+                         ids=['one image', 'one vector, n < d', 'duplicated images', 'one vector, n > d'])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_entropy_survives_rank_deficiency_and_autocast(z, dtype):
+    z = z.to(dtype).clone().requires_grad_()
+    with torch.autocast('cpu', torch.bfloat16):
+        value = entropy(z)
+    value.backward()
+    assert value.dtype == torch.float64 and torch.isfinite(z.grad).all()
+    assert value.item() == pytest.approx(naive(z.detach(), 'd').item(), abs=1e-5)
+
+
+def test_nan_embeddings_give_a_nan_and_no_exception():
+    z = unit(4, 8)
+    z[2, 3] = float('nan')
+    assert entropy(z).isnan()
+
+
+def test_effective_rank():
+    assert effective_rank(second_moment(torch.eye(6))).item() == pytest.approx(6)
+    assert effective_rank(second_moment(unit(1, 6).expand(9, 6))).item() == pytest.approx(1)
+    assert effective_rank(second_moment(torch.eye(6)[:2].repeat(5, 1))).item() == pytest.approx(2)
+
+
+# ------------------------------------------------------------------------------------------------------------------- cells
+def bilinear(image, x, y):
+    """A map [C, H, W] at continuous cell centers (x, y), the edge continued."""
+    height, width = image.shape[1:]
+    x, y = min(max(x, 0), width - 1), min(max(y, 0), height - 1)
+    x0, y0 = min(int(x), width - 2), min(int(y), height - 2)
+    dx, dy = x - x0, y - y0
+    return ((1 - dy) * ((1 - dx) * image[:, y0, x0] + dx * image[:, y0, x0 + 1])
+            + dy * ((1 - dx) * image[:, y0 + 1, x0] + dx * image[:, y0 + 1, x0 + 1]))
+
+
+def slow_cells(image, crop, other, flip, cells=S):
+    """[S*S, C] of one view: points laid out over the shared rectangle in IMAGE coordinates and followed into the view, in each cell as
+    many as it has cells of the map; None if the crops share nothing."""
+    (x, y, w, h), (ox, oy, ow, oh) = crop.tolist(), other.tolist()
+    x1, y1, x2, y2 = max(x, ox), max(y, oy), min(x + w, ox + ow), min(y + h, oy + oh)
+    if x2 <= x1 or y2 <= y1:
+        return None
+    rows, cols = image.shape[1:]
+    down, across = math.ceil((y2 - y1) / h * rows / cells), math.ceil((x2 - x1) / w * cols / cells)
+    out = []
+    for i in range(cells):
+        for j in range(cells):
+            points = []
+            for a in range(down):
+                for b in range(across):
+                    px = x1 + (j + (b + .5) / across) / cells * (x2 - x1)
+                    py = y1 + (i + (a + .5) / down) / cells * (y2 - y1)
+                    u, v = (px - x) / w, (py - y) / h
+                    points.append(bilinear(image, (1 - u if flip else u) * cols - .5, v * rows - .5))
+            out.append(sum(points) / len(points))
+    return torch.stack(out)
+
+
+def test_cells_of_two_views_show_the_same_places():
+    """Maps that hold image coordinates: whatever crop, flip and turn, cell (i, j) of either view holds the same ones."""
+    views = stack_views([View((10, 4, 60, 50), (64, 64), True, 1), View((30, 20, 80, 41), (64, 64), False, 2)])
+    first, _, _ = pair_intersections(views)  # x 30..70, y 20..54 in the image
+    centers = np.stack(np.meshgrid(*[(np.arange(16) + .5) * 4] * 2), -1)
+    maps = torch.from_numpy(np.stack([points_from_view(centers, views.at(v)) for v in range(2)])).permute(0, 3, 1, 2).float()
+    boxes = torch.from_numpy(np.stack([first[0, 1], first[1, 0]])).float()
+    cells = aligned_cells(maps, boxes, (64, 64), torch.from_numpy(views.flip), torch.from_numpy(views.rot90), 6).view(2, 6, 6, 2)
+    x, y = np.meshgrid(30 + (np.arange(6) + .5) / 6 * 40, 20 + (np.arange(6) + .5) / 6 * 34)
+    wanted = torch.from_numpy(np.stack([x, y], -1)).float().expand(2, -1, -1, -1)
+    inner = (slice(None), slice(1, -1), slice(1, -1))  # towards a map's edge bilinear sampling continues the last value
+    torch.testing.assert_close(cells[inner], wanted[inner], atol=1e-3, rtol=0)
+
+
+# ------------------------------------------------------------------------------------------------------------------ losses
+def slow_losses(model, data):
+    """Both losses from the equations, image by image, cell by cell."""
+    images = model.data_preprocessor(copy.deepcopy(data), True)['inputs'][0]
+    samples, batch, t, tau_c = data['data_samples'], len(images) // 2, model.head.teacher_temp, model.head.context_temp
+    student, teacher = model.backbone(images)[-1], model.teacher['backbone'](images)[-1].detach()
+    neck, target_neck, center = model.neck, model.teacher['neck'], model.head.center.value
+    terms, seen = [], 0
+    for b in range(batch):
+        crops, flips = samples['crop'][b], samples['flip'][b]
+        for q, v in ((0, 1), (1, 0)):
+            teacher_cells = slow_cells(teacher[q * batch + b], crops[q], crops[v], flips[q])
+            student_cells = slow_cells(student[v * batch + b], crops[v], crops[q], flips[v])
+            if teacher_cells is None:
+                continue
+            seen += 1
+            cells = [F.normalize(target_neck.mlp(c), dim=0) for c in teacher_cells]
+            for i, cell in enumerate(cells):
+                weights = torch.stack([cell @ other / tau_c for other in cells]).softmax(0)
+                context = sum(w * other for w, other in zip(weights, cells))
+                label = ((target_neck.prototypes(context) - center) / t).softmax(0).detach()
+                guess = (neck.prototypes(F.normalize(neck.mlp(student_cells[i]), dim=0)) / model.head.student_temp).log_softmax(0)
+                terms.append(-(label * guess).sum())
+    z, target = (F.normalize(n.global_mlp(m.mean((2, 3))), dim=-1).unflatten(0, (2, batch))
+                 for n, m in ((neck, student), (target_neck, teacher)))
+    similarity = ((z[0] * target[1].detach()).sum(-1).mean() + (z[1] * target[0].detach()).sum(-1).mean()) / 2
+    gmsr = -similarity - .5 * (naive(z[0], 'd') + naive(z[1], 'd'))
+    return dict(loss_gmsr=gmsr, loss_cdlp=sum(terms) / len(terms), overlap=seen / 2 / batch)
+
+
+def test_losses_equal_a_slow_reference():
+    """Flips, partial overlap, none, non-square views of images of other shapes; an epoch within the temperature's schedule."""
+    model, data = make_alfm(), make_batch()
+    model.head.center.value.normal_(std=.1)
+    with torch.no_grad():
+        for parameter in model.teacher.parameters():  # a teacher of its own
+            parameter.add_(torch.randn_like(parameter) * .02)
+    got = losses_of(model, data, iteration=35)
+    assert model.head.teacher_temp == pytest.approx(.04 + .03 * 3.5 / 30)
+    wanted = slow_losses(model, data)
+    assert got['overlap'].item() == wanted['overlap'] == .75
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    for key in ('loss_gmsr', 'loss_cdlp'):
+        assert got[key].item() == pytest.approx(wanted[key].item(), abs=1e-5), key
+        fast, slow = (torch.autograd.grad(x[key], parameters, retain_graph=True, allow_unused=True) for x in (got, wanted))
+        assert [g is None for g in fast] == [g is None for g in slow] and any(g is not None for g in fast)
+        for a, b in zip(fast, slow):
+            if a is not None:
+                torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4, msg=key)
+
+
+def test_tokens_and_maps_are_the_same_backbone():
+    stock, ours, data = make_alfm(), make_alfm(backbone=dict(type='ObjectViT', out_type='raw')), make_batch()
+    for module in ('backbone', 'teacher'):
+        getattr(ours, module).load_state_dict(getattr(stock, module).state_dict())
+    ours.neck.load_state_dict(stock.neck.state_dict())
+    for key, value in losses_of(stock, data).items():
+        torch.testing.assert_close(losses_of(ours, data)[key], value, msg=key)
+
+
+def test_views_without_overlap_contribute_nothing():
+    model, data = make_alfm(), make_batch()
+    whole = losses_of(model, data)
+    assert whole['overlap'].item() == .75
+    observed = model.head.center.pending.clone()
+    model.head.center.pending.zero_()
+    changed = copy.deepcopy(data)
+    changed['inputs'][0][2::4] = 255 - changed['inputs'][0][2::4]  # both views of image 2, whose crops are apart
+    torch.testing.assert_close(losses_of(model, changed)['loss_cdlp'], whole['loss_cdlp'])
+    torch.testing.assert_close(model.head.center.pending, observed)
+    assert observed[-1] == 2 * 3 * S * S
+    data['data_samples']['crop'][:, 1] += 1000
+    model.head.center.pending.zero_()
+    none = losses_of(model, data)
+    assert none['overlap'].item() == 0 and none['loss_cdlp'].item() == 0 and none['teacher_entropy'].item() == 0
+    none['loss_cdlp'].backward()
+    assert all(p.grad is None or p.grad.abs().max() == 0 for p in model.parameters())
+    assert model.neck.prototypes.weight_v.grad is not None, 'in the graph: DDP needs no search for unused parameters'
+    before = model.head.center.value.clone()
+    model.head.step()
+    assert torch.equal(model.head.center.value, before)
+
+
+def test_gradients_reach_all_of_the_student_and_nothing_else():
+    model = make_alfm()
+    losses = losses_of(model, make_batch())
+    total(losses).backward()
+    for name, p in model.named_parameters():
+        if name.startswith('teacher.'):
+            assert not p.requires_grad and p.grad is None, name
+        else:
+            assert p.grad is not None and p.grad.abs().max() > 0, name
+    assert all(not value.requires_grad for key, value in losses.items() if 'loss' not in key)
+    assert {'similarity', 'effective_rank', 'teacher_entropy', 'overlap'} <= set(losses) and 1 <= losses['effective_rank'] <= 4
+
+
+@pytest.mark.parametrize('off, on, idle', [('lambda_gmsr', 'loss_cdlp', ('neck.global_mlp', )),
+                                           ('lambda_cdlp', 'loss_gmsr', ('neck.mlp', 'neck.prototypes'))])
+def test_each_term_alone(off, on, idle):
+    both, model, data = losses_of(make_alfm(), make_batch()), make_alfm(**{off: 0}), make_batch()
+    losses = losses_of(model, data)
+    assert [key for key in losses if 'loss' in key] == [on]
+    torch.testing.assert_close(losses[on], both[on])
+    losses[on].backward()
+    for name, p in model.named_parameters():
+        if p.requires_grad:  # so that DDP needs no search for unused parameters
+            assert p.grad is not None, name
+        else:
+            assert name.startswith(('teacher.', *idle)), name
+    with pytest.raises(ValueError, match='both 0'):
+        make_alfm(lambda_gmsr=0, lambda_cdlp=0)
+
+
+def test_weights_scale_the_terms():
+    one, other = losses_of(make_alfm(), make_batch()), losses_of(make_alfm(lambda_gmsr=.5, lambda_cdlp=2.), make_batch())
+    torch.testing.assert_close(other['loss_gmsr'], .5 * one['loss_gmsr'])
+    torch.testing.assert_close(other['loss_cdlp'], 2 * one['loss_cdlp'])
+
+
+def test_batch_of_one_and_duplicated_images():
+    model = make_alfm()
+    losses = losses_of(model, make_batch(batch=1))
+    total(losses).backward()
+    assert losses['effective_rank'].item() == pytest.approx(1)
+    data = make_batch()
+    data['inputs'][0][:] = data['inputs'][0][:1]
+    total(losses_of(model, data)).backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_bf16_autocast_keeps_losses_in_float32_and_close():
+    model, data = make_alfm(), make_batch()
+    exact = losses_of(model, data)
+    with torch.autocast('cpu', torch.bfloat16):
+        half = losses_of(model, data)
+        total(half).backward()
+    for key in ('loss_gmsr', 'loss_cdlp'):
+        assert half[key].dtype == torch.float32
+        assert half[key].item() == pytest.approx(exact[key].item(), rel=.05), key
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_wrong_views_and_backbones_are_named():
+    data = make_batch()
+    for key, value in data['data_samples'].items():
+        data['data_samples'][key] = value.repeat_interleave(2, 1)
+    with pytest.raises(ValueError, match='makes 4 of 1 size'):
+        losses_of(make_alfm(), data)
+    with pytest.raises(ValueError, match="out_type='featmap'"):
+        losses_of(make_alfm(backbone=dict(out_type='raw')), make_batch())
+    data = make_batch()
+    data['inputs'][0] = data['inputs'][0][..., :42]
+    with pytest.raises(ValueError, match='multiple of the backbone'):
+        losses_of(make_alfm(), data)
+    with pytest.raises(ValueError, match='model.head.eps2 must be positive'):
+        make_alfm(head=dict(eps2=0))
+
+
+# ------------------------------------------------------------------------------------------------------- ranks, other backbones
+def train_steps(batches, wrap=lambda m: m, **kwargs):
+    """Optimizer steps of SGD on given views; returns losses and the state afterwards."""
+    model = make_alfm(**kwargs)
+    wrapped = wrap(model)
+    optim = OptimWrapper(torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=.05))
+    optim.optimizer.register_step_post_hook(lambda *_: model.after_optimizer_step())
+    losses = []
+    for i, data in enumerate(batches):
+        model.set_progress(i, 10, 5)
+        out = wrapped.train_step(copy.deepcopy(data), optim)
+        losses.append([out[k].item() for k in ('loss_gmsr', 'loss_cdlp')])
+    return losses, {k: v.clone() for k, v in model.state_dict().items()}
+
+
+def shard(data, rank, world):
+    """What one of the ranks sees of a global batch."""
+    inputs = data['inputs'][0].unflatten(0, (2, -1))[:, rank::world].flatten(0, 1)
+    return dict(inputs=[inputs], data_samples={key: value[rank::world] for key, value in data['data_samples'].items()})
+
+
+WIDE = dict(neck=dict(bottleneck_channels=3))  # d = 3 < n = 4: the other side of the Gram matrix
+
+
+def rank_main(rank, world, folder):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=world)
+    for name, kwargs in (('n', {}), ('d', WIDE)):
+        batches = [shard(make_batch(seed=s), rank, world) for s in range(2)]
+        losses, state = train_steps(batches, lambda m: MMDistributedDataParallel(m, broadcast_buffers=False), **kwargs)
+        torch.save(dict(losses=losses, state=state), f'{folder}/{name}{rank}.pt')
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_equal_one_with_twice_the_batch(tmp_path):
+    """Rank 0 holds images 0 and 2, of which 2 has no overlap: the mean is over the three that have, wherever they are."""
+    mp.spawn(rank_main, args=(2, str(tmp_path)), nprocs=2)
+    for name, kwargs in (('n', {}), ('d', WIDE)):
+        start = make_alfm(**kwargs).state_dict()
+        losses, state = train_steps([make_batch(seed=s) for s in range(2)], **kwargs)
+        ranks = [torch.load(tmp_path / f'{name}{r}.pt', weights_only=True) for r in range(2)]
+        torch.testing.assert_close(torch.tensor([r['losses'] for r in ranks]).mean(0), torch.tensor(losses), atol=1e-5, rtol=1e-5)
+        for rank in ranks:
+            for key, value in state.items():
+                torch.testing.assert_close(rank['state'][key], value, atol=1e-5, rtol=1e-4, msg=lambda m: f'{name} {key}: {m}')
+        assert all(not torch.equal(state[key], start[key]) for key in ('neck.global_mlp.0.weight', 'neck.mlp.0.weight', 'backbone.pos_embed'))
+
+
+def make_resnet(depth=18):
+    torch.manual_seed(1)
+    model = MODELS.build(dict(
+        type='ALFM', backbone=dict(type='ResNet', depth=depth),
+        neck=dict(type='GlobalLocalNeck', in_channels=512 if depth == 18 else 2048, hidden_channels=16, bottleneck_channels=8, num_prototypes=K),
+        head=dict(type='ALFMHead', num_prototypes=K, num_cells=S)))
+    model.init_weights()
+    return model
+
+
+def test_a_resnet_trains_and_its_teacher_keeps_its_own_statistics(tmp_path):
+    model, data = make_resnet().train(), make_batch(batch=2)
+    data['inputs'][0] = data['inputs'][0].repeat_interleave(2, 2).repeat_interleave(2, 3)
+    data['data_samples']['view_size'] *= 2
+    losses = losses_of(model, data)
+    total(losses).backward()
+    assert all(p.grad is not None for name, p in model.named_parameters() if not name.startswith('teacher.'))
+    mean = model.teacher['backbone'].bn1.running_mean
+    assert mean.abs().max() > 0 and torch.isfinite(total(losses))
+    path = tmp_path / 'epoch_1_backbone.pth'
+    save_backbone(path, model.teacher_backbone_state())
+    fresh = MODELS.build(dict(type='ResNet', depth=18))
+    report = load_backbone(fresh, path)
+    assert not report.expected_missing and not report.unexpected and torch.equal(fresh.bn1.running_mean, mean)
+
+
+def test_a_resnet_50_goes_into_mmdets_key_for_key(tmp_path):
+    mmdet_resnet = pytest.importorskip('mmdet.models').ResNet
+    path = tmp_path / 'epoch_1_backbone.pth'
+    model = make_resnet(50)
+    save_backbone(path, model.teacher_backbone_state())
+    detector = mmdet_resnet(50, frozen_stages=1, norm_eval=True, init_cfg=dict(type='VerifiedPretrained', checkpoint=str(path)))
+    detector.init_weights()
+    own, ours = detector.state_dict(), model.teacher['backbone'].state_dict()
+    assert set(own) == set(ours) and all(torch.equal(own[key], ours[key]) for key in own)
+    image = torch.randn(1, 3, 64, 64)
+    detector.eval(), model.teacher['backbone'].eval()
+    torch.testing.assert_close(detector(image)[-1], model.extract_feat(image))
