@@ -1,11 +1,13 @@
 """Projection neck with prototypes: from tokens to logits."""
-from typing import List
+from typing import List, Optional
 
 import torch
 import torch.nn.functional as F
+from mmcv.cnn import build_norm_layer
 from mmengine.model import BaseModule
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class PrototypeLayer(nn.Module):
@@ -40,15 +42,22 @@ class ProjectionNeck(BaseModule):
         bottleneck_channels: Width of the normalised vector (iBOT: 256).
         num_prototypes: K (iBOT: 8192).
         norm_trainable: See :class:`PrototypeLayer`.
+        norm_cfg: Norm after each hidden linear, dict(type='BN1d') or dict(type='SyncBN') (DINO's ``use_bn_in_head``); None: none
+            (iBOT's recipes). Batch statistics keep the differences between images large however alike a fresh backbone's tokens are:
+            a small model at a small batch then leaves the uniform solution where it would stay without.
     """
 
     def __init__(self, in_channels: int, hidden_channels: int = 2048, bottleneck_channels: int = 256,
-                 num_prototypes: int = 8192, norm_trainable: bool = True, init_cfg=None):
+                 num_prototypes: int = 8192, norm_trainable: bool = True, norm_cfg: Optional[dict] = None, init_cfg=None):
         super().__init__(init_cfg)
-        self.mlp = nn.Sequential(
-            nn.Linear(in_channels, hidden_channels), nn.GELU(),
-            nn.Linear(hidden_channels, hidden_channels), nn.GELU(),
-            nn.Linear(hidden_channels, bottleneck_channels))
+        layers = []
+        for width in (in_channels, hidden_channels):
+            layers.append(nn.Linear(width, hidden_channels))
+            if norm_cfg is not None:
+                layers.append(build_norm_layer(norm_cfg, hidden_channels)[1])
+            layers.append(nn.GELU())
+        self.mlp = nn.Sequential(*layers, nn.Linear(hidden_channels, bottleneck_channels))
+        self.uses_batch_statistics = any(isinstance(module, _BatchNorm) for module in layers)
         self.prototypes = PrototypeLayer(bottleneck_channels, num_prototypes, norm_trainable)
         self.num_prototypes = num_prototypes
 
@@ -66,7 +75,7 @@ class ProjectionNeck(BaseModule):
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Tokens [..., D] to unit vectors [..., bottleneck]."""
-        z = self.mlp(tokens)
+        z = self.mlp(tokens.flatten(0, -2)).unflatten(0, tokens.shape[:-1])  # batch norm takes rows
         return F.normalize(z.float(), dim=-1).to(z.dtype)  # the eps of the norm vanishes in half precision
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -96,6 +96,8 @@ class ODIS(TeacherStudent):
 
     @staticmethod
     def _project(neck: nn.Module, parts: List[Tensor]) -> Tuple[Tensor, ...]:
+        if neck.uses_batch_statistics:  # [OBJ] and patches are two populations
+            return tuple(neck(part) for part in parts)
         return neck(torch.cat(parts)).split([len(part) for part in parts])
 
     def _observe_patches(self, patches: Tensor, masked_logits: Tensor) -> None:
