@@ -90,10 +90,10 @@ def _best_matches(teacher: Tensor, student: Tensor, pairs: ViewPairs, keep: int)
         cosine = torch.einsum('vbnc,gbmc->bvngm', student, teacher)
     to_teacher, to_student = cosine.max(-1), cosine.max(2)  # [b, V, N, G], [b, V, G, M]
     values, partner = (x[:, pairs.student, :, pairs.teacher] for x in to_teacher)  # [P, b, N]
-    student_cell = values.sort(-1, descending=True, stable=True).indices[..., :keep]
+    student_cell = values.sort(dim=-1, descending=True, stable=True).indices[..., :keep]
     teacher_match = partner.gather(-1, student_cell)
     values, partner = (x[:, pairs.student, pairs.teacher].transpose(0, 1) for x in to_student)  # [P, b, M]
-    teacher_cell = values.sort(-1, descending=True, stable=True).indices[..., :keep]
+    teacher_cell = values.sort(dim=-1, descending=True, stable=True).indices[..., :keep]
     student_match = partner.gather(-1, teacher_cell)
     return torch.cat((teacher_match, teacher_cell), -1), torch.cat((student_cell, student_match), -1)
 
