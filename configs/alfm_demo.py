@@ -1,0 +1,12 @@
+# ALFM (our reconstruction) on the embedded demo set: minutes on two CPU cores. A demonstration, not a recipe.
+_base_ = [
+    './_base_/models/alfm_demo.py',
+    './_base_/datasets/demo_two_views.py',
+    './_base_/schedules/selfsup_100e.py',
+    './_base_/default_runtime.py'
+]
+
+auto_scale_lr = dict(base_batch_size=32)  # lr 5e-4 at this batch
+param_scheduler = _base_.param_scheduler
+param_scheduler[0].end = param_scheduler[1].begin = 3
+train_cfg = dict(max_epochs=30)

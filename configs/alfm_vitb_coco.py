@@ -1,0 +1,13 @@
+# ALFM (our reconstruction), ViT-B/16, COCO train2017, 100 epochs at a global batch of 512 (16 ranks x 32).
+_base_ = [
+    './_base_/models/alfm_vitb.py',
+    './_base_/datasets/coco_two_views.py',
+    './_base_/schedules/selfsup_100e.py',
+    './_base_/default_runtime.py'
+]
+
+# as for ODIS: iBOT's practice, not checked against its argument files: this project's defaults
+optim_wrapper = dict(optimizer=dict(lr=7.5e-4), clip_grad=dict(max_norm=0.3))
+train_dataloader = _base_.train_dataloader
+train_dataloader.dataset.pipeline[1].views[0].scale = (0.32, 1.0)
+train_dataloader.batch_size = 32
