@@ -56,7 +56,7 @@ def load_config(name: Union[str, Path], options: Optional[Dict[str, Any]] = None
             hint = nearest(wanted, names) or f' ({", ".join(shipped)})'
             raise ConfigError(f'no config {str(name)!r}: it is neither a file nor a shipped recipe{hint}')
         path = found[0]
-    for variable in ('COCO_ROOT', 'IMAGENET_ROOT'):
+    for variable in ('COCO_ROOT', 'IMAGENET_ROOT', 'ADE20K_ROOT'):
         if not os.environ.get(variable, 'set'):
             del os.environ[variable]  # empty means unset
     try:

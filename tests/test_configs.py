@@ -21,7 +21,7 @@ def test_the_recipes_of_the_readme_are_there():
 @pytest.mark.parametrize('root', ['/somewhere/else', '/somewhere/else/'])
 @pytest.mark.parametrize('name', PRETRAINING + DETECTORS)
 def test_data_roots_come_from_the_environment(name, root, monkeypatch):
-    for variable in ('COCO_ROOT', 'IMAGENET_ROOT', 'ODIS_DEMO_ROOT'):
+    for variable in ('COCO_ROOT', 'IMAGENET_ROOT', 'ADE20K_ROOT', 'ODIS_DEMO_ROOT'):
         monkeypatch.setenv(variable, root)
     cfg = apis.load_config(name)
     dataset = cfg.train_dataloader.dataset
@@ -35,10 +35,10 @@ def test_data_roots_come_from_the_environment(name, root, monkeypatch):
 
 @pytest.mark.parametrize('name', PRETRAINING)
 def test_an_empty_root_means_the_default(name, monkeypatch):
-    for variable in ('COCO_ROOT', 'IMAGENET_ROOT'):
+    for variable in ('COCO_ROOT', 'IMAGENET_ROOT', 'ADE20K_ROOT'):
         monkeypatch.setenv(variable, '')
     assert apis.load_config(name).train_dataloader.dataset.data_root in ('data/coco/', 'data/imagenet/',
-                                                                         'data/odis_demo')
+                                                                         'data/ade20k/', 'data/odis_demo')
 
 
 @pytest.mark.parametrize('name', PRETRAINING)
@@ -161,3 +161,26 @@ def test_arguments_follow_kwargs_up_the_bases():
     assert closed and {'with_cp', 'arch', 'drop_path_rate', 'init_cfg'} <= arguments
     assert 'launcher' in config_check.RUNNER_KEYS and 'cfg' not in config_check.RUNNER_KEYS
     assert inspect.isclass(config_check.find_class('mmpretrain.ObjectViT'))
+
+
+@pytest.mark.parametrize('name, arch, width, lr, clip, batch', [
+    ('gtsa_vits_coco', 'deit-small', 384, 5e-4, 3.0, 64), ('gtsa_vits_ade20k', 'deit-small', 384, 5e-4, 3.0, 64),
+    ('gtsa_vitb_coco', 'base', 768, 7.5e-4, 0.3, 32)])
+def test_published_numbers_of_gtsa(name, arch, width, lr, clip, batch):
+    cfg = apis.load_config(name)
+    model, head = cfg.model, cfg.model.head
+    assert model.backbone.arch == arch and (model.backbone.img_size, model.backbone.patch_size) == (224, 16)
+    assert (model.neck.in_channels, model.neck.hidden_channels, model.neck.out_channels) == (width, width, 768)
+    assert model.neck.residual and not head.predictor.residual and (model.neck.num_blocks, head.predictor.num_blocks) == (2, 1)
+    assert (head.predictor.in_channels, head.predictor.hidden_channels, head.predictor.out_channels) == (768, 768, 768)
+    assert (head.crop_cells, head.num_matches, head.rotation_channels) == ((10, 4), (98, 18), (768, 768, 128))
+    assert (head.lambda_crop, head.lambda_correspondence, head.lambda_rotation, head.correspondence_epoch) == (1., .5, .5, 10)
+    assert cfg.optim_wrapper.optimizer.lr == lr and cfg.optim_wrapper.clip_grad.max_norm == clip
+    assert cfg.auto_scale_lr == dict(enable=True, base_batch_size=256) and cfg.train_cfg.max_epochs == 100
+    views, colours = cfg.train_dataloader.dataset.pipeline[1], cfg.train_dataloader.dataset.pipeline[3]
+    big, small = views.views
+    assert (big.num, big.size, big.scale, small.num, small.size, small.scale) == (2, 224, (.3, 1.), 8, 96, (.1, .3))
+    assert views.min_overlap == (.02, .01) and 'flip' not in big and 'flip' not in small
+    assert (colours.brightness, colours.contrast, colours.saturation, colours.hue, colours.jitter_prob) == (.8, .8, .8, .2, .8)
+    assert colours.gray_prob == .2 and colours.blur_prob == (.2, ) * 3 and not any(colours.solarize_prob)
+    assert cfg.train_dataloader.batch_size == batch and not cfg.train_dataloader.dataset.ann_file

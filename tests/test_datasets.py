@@ -423,7 +423,7 @@ def test_bad_annotation_files(folder, text, message):
 
 
 def test_missing_and_empty_places(folder):
-    roots = '(the shipped configs take their roots from COCO_ROOT and IMAGENET_ROOT).'
+    roots = '(the shipped configs take their roots from COCO_ROOT, IMAGENET_ROOT and ADE20K_ROOT).'
     assert _message(FileNotFoundError, ObjectDataset, folder / 'none') == (
         f'image folder {folder}/none/ does not exist; check data_root and data_prefix {roots}')
     assert _message(FileNotFoundError, ObjectDataset, folder, 'none.json', 'img') == (

@@ -366,7 +366,8 @@ def test_losses_are_switched_and_weighted_by_config():
     data = make_batch()
     full = losses_of(make_gtsa(), data)
     assert set(full) == {*MAP_LOSSES, 'loss_rotation', 'rotation_accuracy'}
-    for weight, key in (('lambda_crop', 'loss_crop'), ('lambda_correspondence', 'loss_correspondence'), ('lambda_rotation', 'loss_rotation')):
+    for key in (*MAP_LOSSES, 'loss_rotation'):
+        weight = key.replace('loss_', 'lambda_')
         assert key not in losses_of(make_gtsa(**{weight: 0.}), data)
         default = 1. if weight == 'lambda_crop' else .5
         assert losses_of(make_gtsa(**{weight: .2}), data)[key].item() == pytest.approx(full[key].item() * .2 / default, rel=1e-5)

@@ -85,10 +85,10 @@ class ObjectDataset(BaseDataset):
         folder = self.data_prefix['img_path'] or '.'
         if not os.path.isdir(folder):
             raise FileNotFoundError(f'image folder {folder} does not exist; check data_root and data_prefix (the '
-                                    'shipped configs take their roots from COCO_ROOT and IMAGENET_ROOT).')
+                                    'shipped configs take their roots from COCO_ROOT, IMAGENET_ROOT and ADE20K_ROOT).')
         if self.ann_file and not os.path.isfile(self.ann_file):
             raise FileNotFoundError(f'annotation file {self.ann_file} does not exist; check data_root and ann_file '
-                                    '(the shipped configs take their roots from COCO_ROOT and IMAGENET_ROOT).')
+                                    '(the shipped configs take their roots from COCO_ROOT, IMAGENET_ROOT and ADE20K_ROOT).')
         if not self.ann_file:
             data = _without_objects(_walk(folder), '')
             print_log(f'{folder}: {len(data)} images without objects', logger='current')

@@ -1,0 +1,14 @@
+# GTSA on the embedded demo set: minutes on two CPU cores. A demonstration, not a recipe.
+_base_ = [
+    './_base_/models/gtsa_demo.py',
+    './_base_/datasets/demo_pairs.py',
+    './_base_/schedules/selfsup_100e.py',
+    './_base_/default_runtime.py'
+]
+
+auto_scale_lr = dict(base_batch_size=32)
+param_scheduler = _base_.param_scheduler
+param_scheduler[0].end = param_scheduler[1].begin = 3
+train_cfg = dict(max_epochs=30)
+custom_hooks = _base_.custom_hooks
+custom_hooks[2].freeze_prototypes_epochs = 0  # there are no prototypes
