@@ -53,9 +53,10 @@ def test_main(argv: Optional[List[str]] = None) -> None:
 
 
 def main(argv: Optional[List[str]] = None) -> None:
-    """``python -m odis_mm {train,test} ...``."""
+    """``python -m odis_mm {train,test,transfer,...} ...``."""
+    from . import commands as others  # they use this module
     argv = sys.argv[1:] if argv is None else argv
-    commands: Dict[str, Callable] = dict(train=train_main, test=test_main)
+    commands: Dict[str, Callable] = dict(train=train_main, test=test_main, **others.COMMANDS)
     if not argv or argv[0] not in commands:
         sys.exit(
             f'usage: python -m odis_mm {{{",".join(commands)}}} CONFIG ... (-h after the command for its options)')
@@ -119,7 +120,7 @@ def explain(error: BaseException) -> Optional[str]:
     if isinstance(error, (FileNotFoundError, PermissionError)) and error.filename and not _on_purpose(error):
         hint = ''
         if isinstance(error, FileNotFoundError):
-            hint = '; the data roots come from COCO_ROOT, IMAGENET_ROOT or --cfg-options'
+            hint = '; the data roots come from COCO_ROOT, IMAGENET_ROOT, ADE20K_ROOT or --cfg-options'
         return f'{error.filename}: {error.strerror}{hint}.'
     if isinstance(error, ConfigError) or _on_purpose(error):
         return ' '.join(str(error.args[-1] if isinstance(error, KeyError) else error).split())

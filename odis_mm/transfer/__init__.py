@@ -1,14 +1,18 @@
 """From a checkpoint file to a backbone that verifiably holds it, and back."""
-from .checkpoint import CheckpointError, CheckpointWriteError, atomic_save, read_checkpoint, save_backbone
+from .build import Proof, build_timm, build_vit, prove
+from .checkpoint import CheckpointError, CheckpointWriteError, atomic_save, read_checkpoint, read_meta, save_backbone
+from .export import build_backbone, transfer
 from .initializer import VerifiedPretrained
-from .loading import Report, describe_vit, load_backbone
+from .layouts import LAYOUTS, Conversion, Source, convert, read_vit, to_timm
+from .loading import Report, describe_vit, fingerprint, load_backbone
 from .positions import resize_positions
-from .rename import to_timm
+from .resnet import build_resnet
 from .safe_globals import allow_mmengine_histories
 
 allow_mmengine_histories()
 
 __all__ = [
-    'CheckpointError', 'CheckpointWriteError', 'Report', 'VerifiedPretrained', 'allow_mmengine_histories',
-    'atomic_save', 'describe_vit', 'load_backbone', 'read_checkpoint', 'resize_positions', 'save_backbone', 'to_timm'
+    'CheckpointError', 'CheckpointWriteError', 'Conversion', 'LAYOUTS', 'Proof', 'Report', 'Source', 'VerifiedPretrained',
+    'allow_mmengine_histories', 'atomic_save', 'build_backbone', 'build_resnet', 'build_timm', 'build_vit', 'convert', 'describe_vit',
+    'fingerprint', 'load_backbone', 'prove', 'read_checkpoint', 'read_meta', 'read_vit', 'resize_positions', 'save_backbone', 'to_timm', 'transfer'
 ]

@@ -6,7 +6,7 @@ import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Dict, Optional, Union
+from typing import BinaryIO, Callable, Dict, Optional, Union
 
 import torch
 from torch import Tensor
@@ -14,6 +14,10 @@ from torch import Tensor
 from .safe_globals import UnsafeCheckpoint, allow_mmengine_histories
 
 PathLike = Union[str, os.PathLike]
+
+
+# where libraries keep the weights in a file, best first: DINO, iBOT and DINOv2 keep the teacher beside the student
+CONTAINERS = ('teacher', 'state_dict', 'model')
 
 
 class CheckpointError(ValueError):
@@ -28,8 +32,8 @@ def read_checkpoint(path: PathLike) -> Dict[str, Tensor]:
     """The tensors of a checkpoint, by name, on the CPU. Nothing in the file is executed.
 
     Args:
-        path: A ``.safetensors`` file or anything ``torch.load(weights_only=True)`` reads; a mapping under
-            ``state_dict`` or ``model`` is taken as the weights, otherwise the tensors of the file's top level.
+        path: A ``.safetensors`` file or anything ``torch.load(weights_only=True)`` reads; a mapping under one of
+            ``CONTAINERS`` is taken as the weights, otherwise the tensors of the file's top level.
 
     Raises:
         CheckpointError: the file is missing, truncated, no checkpoint, holds objects that only code could restore, or
@@ -44,15 +48,22 @@ def read_checkpoint(path: PathLike) -> Dict[str, Tensor]:
                               'one.')
     content = _read_safetensors(path) if path.suffix == '.safetensors' else _read_torch(path)
     if isinstance(content, Mapping):
-        for key in ('state_dict', 'model'):
+        for key in CONTAINERS:
             if isinstance(content.get(key), Mapping):
                 content = content[key]
                 break
         content = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     if not isinstance(content, dict) or not content:
         raise CheckpointError(f"checkpoint {path} holds no tensors by name, neither at its top level nor under "
-                              "'state_dict' or 'model'.")
+                              f'{", ".join(CONTAINERS)}.')
     return content
+
+
+def read_meta(path: PathLike) -> dict:
+    """What a file of :func:`save_backbone` says about itself; {} for files of other libraries."""
+    content = {} if Path(path).suffix == '.safetensors' else _read_torch(Path(path))
+    meta = content.get('meta') if isinstance(content, Mapping) else None
+    return dict(meta) if isinstance(meta, Mapping) else {}
 
 
 def _read_torch(path: Path):
@@ -101,7 +112,7 @@ def save_backbone(path: PathLike, state_dict: Dict[str, Tensor], meta: Optional[
 
     Raises:
         CheckpointError: nothing to save, an entry that is no tensor, or a ``meta`` that is not plain.
-        CheckpointWriteError: see :func:`atomic_save`.
+        CheckpointWriteError: see :func:`atomic_write`.
     """
     if not state_dict:
         raise CheckpointError(f'{path} is not written: there is no tensor to save.')
@@ -128,7 +139,12 @@ def _is_plain(value) -> bool:
 
 
 def atomic_save(content, path: PathLike) -> None:
-    """``torch.save`` to a temporary name in the same folder, flushed to the disk, then renamed over ``path``.
+    """``torch.save`` by :func:`atomic_write`."""
+    atomic_write(path, lambda file: torch.save(content, file))
+
+
+def atomic_write(path: PathLike, write: Callable[[BinaryIO], object]) -> None:
+    """``write(file)`` to a temporary name in the same folder, flushed to the disk, then renamed over ``path``.
 
     An interruption at any moment leaves the old file or the new one, never a half.
 
@@ -140,7 +156,7 @@ def atomic_save(content, path: PathLike) -> None:
     try:
         handle, temporary = tempfile.mkstemp(prefix=f'.{path.name}.', suffix='.tmp', dir=path.parent)
         with os.fdopen(handle, 'wb') as file:
-            torch.save(content, file)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         umask = os.umask(0)

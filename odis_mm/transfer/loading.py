@@ -1,4 +1,5 @@
 """Loading a backbone so that one can rely on it: every tensor finds its place, or an error says which and why."""
+import hashlib
 import os
 import re
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from .checkpoint import CheckpointError, PathLike, read_checkpoint
+from .layouts import read_vit, recognise, unwrap
+from .layouts import some as _some
 from .positions import resize_positions
 
 # where a backbone stands in a file, best first: the teacher is what gets evaluated, so it is preferred to the student
@@ -55,8 +58,9 @@ def load_backbone(module: nn.Module, source: Union[PathLike, Dict[str, Tensor]],
                   allow_missing: Sequence[str] = (), allow_unexpected: Sequence[str] = (), logger='current') -> Report:
     """Copy the backbone found in ``source`` into ``module`` and prove that it arrived.
 
-    The backbone is looked for under ``teacher.backbone.``, ``backbone.`` and at the top level, in this order. Position
-    embeddings are resampled to the module's patch grid with an explicit size.
+    The backbone is looked for under ``teacher.backbone.``, ``backbone.`` and at the top level, in this order. For a plain ViT a file of
+    timm, DINO, iBOT, DINOv2, MAE, GTSA, Hugging Face or mmseg will do as well (see :func:`read_vit`). Position embeddings are
+    resampled to the module's patch grid with an explicit size.
 
     Args:
         module: A backbone, such as ``mmpretrain.VisionTransformer``.
@@ -74,8 +78,13 @@ def load_backbone(module: nn.Module, source: Union[PathLike, Dict[str, Tensor]],
         name, state = str(source), read_checkpoint(source)
     else:
         name, state = 'state dict', dict(source)
-    prefix, found = _find_backbone(state, module, name)
-    own = module.state_dict()
+    own, state = module.state_dict(), unwrap(state)
+    layout = recognise(list(state)) if describe_vit(own) else None
+    if layout is None or layout[0].name == 'odis_mm':
+        prefix, found = _find_backbone(state, module, name)
+    else:
+        source = read_vit(state, name)
+        prefix, found = f'{source.dialect}, {source.prefix}', source.state
     _check_architecture(found, own, module, name)
 
     resized = {}
@@ -111,8 +120,6 @@ def load_backbone(module: nn.Module, source: Union[PathLike, Dict[str, Tensor]],
 
 
 def _find_backbone(state: Dict[str, Tensor], module: nn.Module, name: str) -> Tuple[str, Dict[str, Tensor]]:
-    if all(key.startswith('module.') for key in state):  # saved from a DistributedDataParallel wrapper
-        state = {key[len('module.'):]: value for key, value in state.items()}
     for prefix in PREFIXES:
         found = {key[len(prefix):]: value for key, value in state.items() if key.startswith(prefix)}
         if found and (prefix or any(key in found for key in module.state_dict())):
@@ -182,7 +189,11 @@ def _any_match(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _some(names: Sequence[str], limit: int = 4) -> str:
-    """A list that stays one readable line: the first few names, and how many more."""
-    more = f' and {len(names) - limit} more' if len(names) > limit else ''
-    return ', '.join(names[:limit]) + more
+def fingerprint(state: Dict[str, Tensor]) -> str:
+    """A short name (12 hexadecimal digits) for tensors: the same for equal names, types, shapes and bits, on any device."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f'{name} {tensor.dtype} {list(tensor.shape)}'.encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy() if tensor.numel() else b'')
+    return digest.hexdigest()[:12]

@@ -3,7 +3,10 @@
 torch >= 2.6 loads with ``weights_only=True``. A checkpoint of a mmengine run also pickles its logged histories
 (``HistoryBuffer`` over numpy arrays), which upstream mmengine 0.10.7 never allowed: it cannot resume its own runs.
 Exactly these types are allowed here, when ``odis_mm`` is imported; a file that wants anything else is still refused.
+With them, ``argparse.Namespace``: a plain bag of settings, in every training checkpoint of DINO, iBOT and MAE.
 """
+import argparse
+
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
@@ -29,7 +32,7 @@ def allow_mmengine_histories() -> None:
     if not hasattr(torch.serialization, 'safe_globals'):
         return
     core = np._core if hasattr(np, '_core') else np.core
-    allowed = [HistoryBuffer, np.ndarray, np.dtype, type(np.dtype('f8')), type(np.dtype('f4')), type(np.dtype('i8'))]
+    allowed = [argparse.Namespace, HistoryBuffer, np.ndarray, np.dtype, type(np.dtype('f8')), type(np.dtype('f4')), type(np.dtype('i8'))]
     # numpy renamed its core module in 2.0: files written under either name are read under both
     for module in ('numpy._core.multiarray', 'numpy.core.multiarray'):
         for function in ('_reconstruct', 'scalar'):
