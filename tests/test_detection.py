@@ -153,8 +153,8 @@ def test_config(name, monkeypatch, tmp_path):
     cfg = config(name)
     assert cfg.train_dataloader.dataset.data_root == cfg.val_dataloader.dataset.data_root == str(tmp_path)
     assert cfg.val_evaluator.ann_file.startswith(str(tmp_path)) and cfg.test_evaluator == cfg.val_evaluator
-    assert cfg.model.backbone.type == 'mmpretrain.VisionTransformer'
-    assert cfg.model.backbone.init_cfg.type == 'VerifiedPretrained'
+    assert cfg.model.backbone.type == ('ResNet' if 'r50' in name else 'mmpretrain.VisionTransformer')
+    assert cfg.model.backbone.init_cfg.type == ('Pretrained' if 'r50-in1k' in name else 'VerifiedPretrained')
     boxes_only = name.startswith('faster')
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         assert ('LoadBoxesAndMasks' in [step.type for step in loader.dataset.pipeline]) is not boxes_only

@@ -1,9 +1,10 @@
-"""The quickstart's picture: loss curves, views with their patch masks, where [OBJ] looks, detections."""
+"""The quickstart's picture: loss curves, views with their patch masks, where [OBJ] looks or what patches are alike, detections."""
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import torch
+import torch.nn.functional as F
 from mmengine.registry import init_default_scope
 from mmpretrain.registry import TRANSFORMS
 
@@ -34,8 +35,8 @@ def draw(path: Path, config: str, export: Path, root: Path, work_dir: Path) -> N
 
 def _losses(figure, work_dir: Path) -> None:
     left, right = figure.subplots(1, 2)
-    records = [r for r in scalars(work_dir / 'pretrain') if 'loss_obj' in r]
-    for key in ('loss_obj', 'loss_patch', 'teacher_entropy'):
+    records = [r for r in scalars(work_dir / 'pretrain') if 'loss' in r]
+    for key in sorted(key for key in records[0] if key.startswith('loss_') or key == 'teacher_entropy'):
         left.plot([r['step'] for r in records], [r[key] for r in records], label=key)
     left.set(title='Pretraining', xlabel='iteration')
     for name in ('pretrained', 'random'):
@@ -48,8 +49,7 @@ def _losses(figure, work_dir: Path) -> None:
 
 
 def _views(figure, config: str, root: Path) -> None:
-    """One image with its target and crops, then its views; patches outside the object are darkened."""
-    figure.suptitle('Views of one image: box of the target, crops, and the patches that [OBJ] sees')
+    """One image with its crops, then its views; if there is a target, patches outside of it are darkened."""
     pipeline = load_config(config).train_dataloader.dataset.pipeline[:3]  # load, sample, render
     init_default_scope('mmpretrain')
     results = demo_objects(root, 'train', 1).get_data_info(0)
@@ -58,11 +58,15 @@ def _views(figure, config: str, root: Path) -> None:
         results = TRANSFORMS.build(step)(results)
     axes = figure.subplots(1, COLUMNS)
     axes[0].imshow(results['img'])
-    _box(axes[0], results['bboxes'][results['target']], 'yellow')
+    target = results.get('target', -1)
+    figure.suptitle('Views of one image: crops' + (', box of the target, and the patches that [OBJ] sees' if target >= 0 else ''))
+    if target >= 0:
+        _box(axes[0], results['bboxes'][target], 'yellow')
     for view, color in zip(results['views'], ('red', 'orange', *['white'] * COLUMNS)):
         x, y, w, h = view.crop
         _box(axes[0], (x, y, x + w, y + h), color, width=1)
-    for ax, pixels, mask in zip(axes[1:], results['pixels'], results['patch_masks']):
+    masks = results['patch_masks'] if target >= 0 else [np.ones((1, 1))] * len(results['pixels'])
+    for ax, pixels, mask in zip(axes[1:], results['pixels'], masks):
         ax.imshow(_shade(pixels, np.asarray(mask, float)))
     for ax in axes[1 + len(results['pixels']):]:
         ax.axis('off')
@@ -70,19 +74,27 @@ def _views(figure, config: str, root: Path) -> None:
 
 
 def _attention(figure, config: str, export: Path, root: Path) -> None:
-    figure.suptitle('Where the teacher\'s [OBJ] looks in the last block, unmasked (left of each pair) and given a box (right)')
+    """Where [OBJ] looks; for a method that does not train that token, which patches are like those of an object."""
+    objects = load_config(config).model.type == 'ODIS'
+    figure.suptitle('Where the teacher\'s [OBJ] looks in the last block, unmasked (left of each pair) and given a box (right)' if objects else
+                    'An object (left of each pair), and how similar the teacher\'s patches are to the mean of those in its box (right)')
     backbone, preprocessor = load_teacher(config, export)
     patch = backbone.patch_embed.projection.stride[0]
     axes = figure.subplots(1, COLUMNS)
     for i, sample in enumerate(demo_objects(root, 'val', COLUMNS // 2)):
         box = np.asarray(sample['bboxes'], float)[0]
         inputs = preprocessor(dict(inputs=torch.from_numpy(sample['img']).permute(2, 0, 1)[None]))['inputs']
-        mask = torch.from_numpy(np.asarray(box_patch_mask(box, View((0, 0, SIZE, SIZE), (SIZE, SIZE)), patch))).flatten()[None]
-        for ax, given in zip(axes[2 * i:], (None, mask)):
-            weights = backbone.object_attention_map(inputs, given)[0].numpy()
-            ax.imshow(_shade(sample['img'], weights / weights.max()))
-            if given is not None:
-                _box(ax, box, 'yellow')
+        mask = torch.from_numpy(np.asarray(box_patch_mask(box, View((0, 0, SIZE, SIZE), (SIZE, SIZE)), patch)))
+        if objects:
+            maps = [backbone.object_attention_map(inputs, given)[0] for given in (None, mask.flatten()[None])]
+        else:
+            with torch.no_grad():
+                patches = F.normalize(backbone(inputs)[-1][0, backbone.num_leading_tokens:], dim=-1)  # [N, D]
+            cosine = F.cosine_similarity(patches, patches[mask.flatten()].mean(0, keepdim=True))
+            maps = [torch.ones_like(mask, dtype=torch.float32), (cosine - cosine.min()).view_as(mask)]
+        for ax, weights in zip(axes[2 * i:], maps):
+            ax.imshow(_shade(sample['img'], (weights / weights.max()).numpy()))
+        _box(axes[2 * i + objects], box, 'yellow')
     _bare(axes)
 
 
