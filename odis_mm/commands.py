@@ -1,9 +1,16 @@
 """Command lines of what is done with a checkpoint: transfer and frozen evaluation. Parsing and one call each."""
 import argparse
+import json
+from pathlib import Path
 from typing import List, Optional, Tuple
 
+import torch
+from mmengine.registry import init_default_scope
+
 from .cli import _guarded
-from .transfer import LAYOUTS, read_checkpoint, read_vit, transfer
+from .evaluation import FrozenBackbone, knn_images, labelled_split
+from .evaluation.knn import KS
+from .transfer import LAYOUTS, build_backbone, read_checkpoint, read_vit, transfer
 
 
 def transfer_main(argv: Optional[List[str]] = None) -> None:
@@ -54,4 +61,55 @@ def _grid(text: str) -> Tuple[int, int]:
     return int(rows), int(columns)
 
 
-COMMANDS = dict(transfer=transfer_main)
+def knn_main(argv: Optional[List[str]] = None) -> None:
+    """``tools/knn.py CHECKPOINT --data DIR``: k-NN accuracy on a labelled folder."""
+    parser = _frozen_parser('k-NN accuracy of frozen features on a labelled folder: DIR/train/<class>/, DIR/val/<class>/.')
+    parser.add_argument('--data', required=True, metavar='DIR')
+    parser.add_argument('--ks', type=int, nargs='+', default=list(KS))
+    parser.add_argument('--temperature', type=float, default=0.07)
+    parser.add_argument('--boxes', nargs=2, default=('', ''), metavar=('TRAIN', 'VAL'), help='json files of objects, which [OBJ] is told at inference')
+    parser.add_argument('--max-images', type=int, nargs=2, default=(None, None), metavar=('TRAIN', 'VAL'), help='at most so many, evenly spread')
+    args = parser.parse_args(argv)
+
+    def work() -> None:
+        frozen = _frozen(args)
+        split = labelled_split(args.data, frozen, args.size, args.boxes, args.max_images)
+        found = knn_images(frozen, *split, args.ks, args.temperature, args.batch_size, args.workers)
+        ks = list(next(iter(found.values())))
+        lines = [f'| feature | {" | ".join(f"k = {k}" for k in ks)} |', '|---|' + '---|' * len(ks)]
+        lines += [f'| {name} | ' + ' | '.join(f'{accuracy[k]:.1f}' for k in ks) + ' |' for name, accuracy in found.items()]
+        print('\n'.join([f'k-NN accuracy in percent, {len(split[0])} images to vote, {len(split[1])} to classify', *lines]))
+        _save(args, accuracy=found)
+
+    _guarded(work)
+
+
+def _frozen_parser(description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument('checkpoint', help='of any layout that tools/transfer.py reads, or a ResNet')
+    parser.add_argument('--size', type=int, default=224, help='side of the images in pixels')
+    parser.add_argument('--heads', type=int, help="attention heads (default: from the file's meta, or those of ViT-T/S/B/L/H)")
+    parser.add_argument('--source-grid', type=_grid, metavar='ROWSxCOLUMNS', help='patch grid of CHECKPOINT, if it is no square')
+    parser.add_argument('--student', action='store_true', help='of a training checkpoint take the student, not the teacher')
+    parser.add_argument('--batch-size', type=int, default=64)
+    parser.add_argument('--workers', type=int, default=2, help='processes that decode images')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--out', help='write the result to this json file')
+    return parser
+
+
+def _frozen(args: argparse.Namespace) -> FrozenBackbone:
+    init_default_scope('mmpretrain')
+    frozen = FrozenBackbone(build_backbone(args.checkpoint, args.heads, args.source_grid, args.student).to(args.device))
+    frozen.check_size(args.size)
+    return frozen
+
+
+def _save(args: argparse.Namespace, **result) -> None:
+    if args.out:
+        record = dict(checkpoint=args.checkpoint, size=args.size, **result)
+        Path(args.out).write_text(json.dumps(record, indent=1) + '\n')
+        print(f'written: {args.out}')
+
+
+COMMANDS = dict(transfer=transfer_main, knn=knn_main)

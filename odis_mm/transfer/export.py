@@ -91,16 +91,19 @@ def huggingface_config(conversion: Conversion, heads: int, grid: Optional[Grid] 
                 **({'num_register_tokens': registers} if registers else {}), **config)
 
 
-def build_backbone(source: PathLike, heads: Optional[int] = None, source_grid: Optional[Grid] = None) -> nn.Module:
+def build_backbone(source: PathLike, heads: Optional[int] = None, source_grid: Optional[Grid] = None, student: bool = False) -> nn.Module:
     """The backbone of a checkpoint file of any known layout, ready for evaluation: ``ObjectViT`` or ``mmpretrain.ResNet``.
 
     Args:
         source, heads, source_grid: See :func:`transfer`.
+        student: Of a training checkpoint of ours, take the student.
 
     Raises:
         CheckpointError: the file cannot be read, or holds neither.
     """
     state, name = read_checkpoint(source), str(source)
+    if student:
+        state = {key: value for key, value in state.items() if not key.startswith('teacher.')}
     if find_resnet(state) is not None:
         return build_resnet(read_resnet(state, name)[0], name)
     vit = convert(read_vit(state, name, source_grid=source_grid), 'odis_mm').state

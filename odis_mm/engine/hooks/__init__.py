@@ -1,6 +1,7 @@
 from .checkpoint import SafeCheckpointHook
 from .export import ExportTeacherHook
+from .knn import KNNHook
 from .progress import ProgressHook
 from .schedule import NonFiniteLossHook, SelfSupScheduleHook
 
-__all__ = ['ExportTeacherHook', 'NonFiniteLossHook', 'ProgressHook', 'SafeCheckpointHook', 'SelfSupScheduleHook']
+__all__ = ['ExportTeacherHook', 'KNNHook', 'NonFiniteLossHook', 'ProgressHook', 'SafeCheckpointHook', 'SelfSupScheduleHook']

@@ -98,6 +98,10 @@ class TeacherStudent(BaseSelfSupervisor):
         """Student parameters without a gradient in the first epochs; empty for a neck without prototypes."""
         return self.neck.prototype_parameters() if hasattr(self.neck, 'prototype_parameters') else []
 
+    def branch(self, of: str = 'teacher') -> nn.Module:
+        """The backbone of the 'teacher' or of the 'student', for measuring it."""
+        return self.teacher['backbone'] if of == 'teacher' else self.backbone
+
     def teacher_backbone_state(self) -> Dict[str, Tensor]:
         """The tensors to export, under ``backbone.*``."""
         return {f'backbone.{key}': value.detach().cpu() for key, value in self.teacher['backbone'].state_dict().items()}

@@ -1,0 +1,140 @@
+"""What the hooks that measure frozen features during pretraining share."""
+import json
+import time
+from abc import abstractmethod
+from pathlib import Path
+from typing import Dict, Optional
+
+import torch
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmpretrain.registry import MODELS
+
+from ...evaluation.frozen import IMAGENET_MEAN, IMAGENET_STD, FrozenBackbone
+from .schedule import _unwrap
+
+METRICS = 'frozen_metrics'  # where the latest values lie in the message hub, hence in checkpoints and cards
+
+
+class FrozenMetricHook(Hook):
+    """Measures a frozen backbone every so often, beside the value of a randomly initialised one.
+
+    The values go to the log, to the visualizer (TensorBoard, W&B), and with their whole history to ``<name>.json`` and ``<name>.png`` in the work
+    dir. Weights, modes and the global random numbers of the training are as before. All ranks share the work and hold the same result.
+
+    Args:
+        interval: Epochs (iterations with ``by_epoch=False``) between two measurements; the end of training is measured, too.
+        by_epoch: Count epochs.
+        of: 'teacher' or 'student'.
+        random_baseline: Measure a backbone of the config's kind with random weights (seed 0) once, before training.
+    """
+
+    name: str
+    priority = 'LOW'  # before checkpoints (VERY_LOW) and exports (LOWEST), whose cards tell the metrics
+
+    def __init__(self, interval: int = 10, by_epoch: bool = True, of: str = 'teacher', random_baseline: bool = True):
+        if of not in ('teacher', 'student'):
+            raise ValueError(f"{type(self).__name__}: of must be 'teacher' or 'student', got {of!r}.")
+        if interval < 1:
+            raise ValueError(f'{type(self).__name__}: interval must be at least 1, got {interval}.')
+        self.interval, self.by_epoch, self.of, self.random_baseline = interval, by_epoch, of, random_baseline
+
+    @abstractmethod
+    def prepare(self, frozen: FrozenBackbone) -> None:
+        """Opens the data; called once, before training."""
+
+    @abstractmethod
+    def measure(self, frozen: FrozenBackbone) -> Dict[str, float]:
+        """Metrics of a backbone by name, equal on all ranks."""
+
+    def before_train(self, runner) -> None:
+        model = _unwrap(runner.model)
+        if not hasattr(model, 'branch'):
+            raise TypeError(f'{type(self).__name__} measures TeacherStudent models, not {type(model).__name__}: remove it from the hooks.')
+        self.prepare(self._frozen(runner, model.branch(self.of)))
+        self._file = Path(runner.work_dir, f'{self.name}.json')
+        self._record = dict(of=self.of, random=None, history=[])
+        if runner.iter and self._file.is_file():  # resumed
+            kept = json.loads(self._file.read_text())
+            self._record.update(random=kept['random'], history=[point for point in kept['history'] if point['iteration'] <= runner.iter])
+        if self.random_baseline and self._record['random'] is None:
+            self._record['random'] = self.measure(self._frozen(runner, self._random_twin(runner, model)))
+            runner.logger.info(f'{self.name} of random weights: {_words(self._record["random"])}')
+        self._begin, self._spent = time.perf_counter(), 0.
+
+    def after_train_epoch(self, runner) -> None:
+        if self.by_epoch and (self.every_n_epochs(runner, self.interval) or self.is_last_train_epoch(runner)):
+            self._run(runner)
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs: Optional[dict] = None) -> None:
+        if not self.by_epoch and (self.every_n_train_iters(runner, self.interval) or self.is_last_train_iter(runner)):
+            self._run(runner)
+
+    def _run(self, runner) -> None:
+        begin = time.perf_counter()
+        metrics = self.measure(self._frozen(runner, _unwrap(runner.model).branch(self.of)))
+        # the counters of epochs and iterations move only after the hooks
+        iteration = runner.iter if self.by_epoch else runner.iter + 1
+        epoch = runner.epoch + 1 if self.by_epoch else runner.epoch
+        seconds = time.perf_counter() - begin
+        self._spent += seconds
+        self._record['history'].append(dict(iteration=iteration, epoch=epoch, seconds=round(seconds, 3), **metrics))
+        runner.message_hub.update_info(METRICS, {**runner.message_hub.runtime_info.get(METRICS, {}),
+                                                 **{f'{self.name}/{key}': value for key, value in metrics.items()}})
+        runner.visualizer.add_scalars({f'{self.name}/{key}': value for key, value in metrics.items()}, step=iteration)
+        share = self._spent / (time.perf_counter() - self._begin)
+        random = self._record['random']
+        beside = {} if random is None else {key: f' (random {random[key]:.1f})' for key in metrics}
+        runner.logger.info(f'{self.name} of the {self.of}: {_words(metrics, beside)}; {seconds:.1f} s, {100 * share:.2g} % of the run so far')
+        if is_main_process():
+            partial = self._file.with_suffix('.tmp')
+            partial.write_text(json.dumps(self._record, indent=1))
+            partial.replace(self._file)
+            plot_history(self._record, str(self._file.with_suffix('.png')), self.name)
+
+    @staticmethod
+    def _frozen(runner, backbone: torch.nn.Module) -> FrozenBackbone:
+        preprocessor = getattr(_unwrap(runner.model), 'data_preprocessor', None)
+        return FrozenBackbone(backbone, getattr(preprocessor, 'mean', IMAGENET_MEAN), getattr(preprocessor, 'std', IMAGENET_STD))
+
+    @staticmethod
+    def _random_twin(runner, model) -> torch.nn.Module:
+        config = runner.cfg.get('model')
+        if not isinstance(config, dict) or 'backbone' not in config:
+            raise ValueError('the value of random weights needs the model as a config; set random_baseline=False for a model built by hand.')
+        device = next(model.parameters()).device
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            twin = MODELS.build({key: value for key, value in config['backbone'].items() if key != 'init_cfg'})
+            level = runner.logger.level
+            runner.logger.setLevel('WARNING')  # mmengine lists every parameter
+            twin.init_weights()
+            runner.logger.setLevel(level)
+        return twin.to(device)
+
+
+def _words(metrics: Dict[str, float], beside: Dict[str, str] = {}) -> str:
+    return ', '.join(f'{key} {value:.1f}{beside.get(key, "")}' for key, value in metrics.items())
+
+
+def plot_history(record: dict, path: str, title: str) -> None:
+    """Each metric over the iterations, with the value of random weights as a dashed line, as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    history = record['history']
+    keys = [key for key in history[-1] if key not in ('iteration', 'epoch', 'seconds')]
+    figure = Figure(figsize=(3.2 * min(len(keys), 4), 2.6 * -(-len(keys) // 4)), dpi=100, layout='constrained')
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(-(-len(keys) // 4), min(len(keys), 4), squeeze=False).flat
+    for ax, key in zip(axes, keys):
+        ax.plot([point['iteration'] for point in history], [point[key] for point in history], marker='.')
+        if record['random'] is not None:
+            ax.axhline(record['random'][key], color='gray', linestyle='--', label='random weights')
+            ax.legend(fontsize=7)
+        ax.set_title(key, fontsize=9)
+        ax.set_xlabel('iteration', fontsize=8)
+        ax.grid(alpha=0.3)
+    for ax in list(axes):
+        ax.set_axis_off()
+    figure.suptitle(f'{title} of the {record["of"]}', fontsize=10)
+    figure.savefig(path)

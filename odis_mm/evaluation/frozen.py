@@ -1,0 +1,113 @@
+"""One face for every frozen backbone: uint8 images in, the token and the map out."""
+from contextlib import contextmanager
+from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+import torch
+import torch.nn.functional as F
+from mmengine.dist import all_gather, get_dist_info
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset
+
+IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+
+
+class Features(NamedTuple):
+    """``token`` [B, D] ([OBJ] or [CLS]; None for a ConvNet) and ``map`` [B, D, rows, columns]."""
+    token: Optional[Tensor]
+    map: Tensor
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode, no gradients; afterwards every submodule is in the mode it was in (a teacher's batch norms train)."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+class FrozenBackbone:
+    """A backbone as it is evaluated: ``ObjectViT``, a stock ``VisionTransformer`` or ``ResNet`` of mmpretrain.
+
+    Args:
+        backbone: The module; its weights and modes stay as they are.
+        mean: Per channel (RGB), in 0..255.
+        std: The same.
+    """
+
+    def __init__(self, backbone: nn.Module, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD):
+        self.backbone = backbone
+        self.device = next(backbone.parameters()).device
+        self.mean, self.std = (torch.as_tensor(values, dtype=torch.float32, device=self.device).reshape(-1, 1, 1) for values in (mean, std))
+        embed = getattr(backbone, 'patch_embed', None)
+        self.patch = None if embed is None else int(embed.projection.stride[0])
+        self.can_mask = hasattr(backbone, 'object_slice')
+
+    def check_size(self, size: int) -> None:
+        """
+        Raises:
+            ValueError: patches do not divide this image size.
+        """
+        if self.patch and size % self.patch:
+            raise ValueError(f'images of {size} pixels cannot be cut into patches of {self.patch}: choose a multiple (size=, --size).')
+
+    def __call__(self, images: Tensor, object_mask: Optional[Tensor] = None) -> Features:
+        """Features of uint8 images [B, 3, H, W]; with ``object_mask`` (bool [B, rows * columns]) the token sees those patches only.
+
+        Raises:
+            ValueError: a mask for a backbone that has no [OBJ] token.
+        """
+        inputs = (images.to(self.device, non_blocking=True).float() - self.mean) / self.std
+        if object_mask is not None and not self.can_mask:
+            raise ValueError(f'{type(self.backbone).__name__} has no [OBJ] token that could be told its object: evaluate it without boxes, or pool them '
+                             'from the map.')
+        with evaluating(self.backbone):
+            out = self.backbone(inputs) if object_mask is None else self.backbone(inputs, object_mask.to(self.device))
+        out = out[-1] if isinstance(out, (tuple, list)) else out
+        if out.ndim == 4:
+            return Features(None, out.float())
+        rows, columns = images.shape[2] // self.patch, images.shape[3] // self.patch
+        leading = out.shape[1] - rows * columns  # [B, T, D]
+        tokens = self.backbone.object_slice if self.can_mask else slice(0, 1)
+        token = out[:, tokens].mean(1).float() if leading else None
+        return Features(token, out[:, leading:].mT.unflatten(2, (rows, columns)).float())
+
+
+def resize(pixels: Tensor, size: Tuple[int, int]) -> Tensor:
+    """uint8 [..., H, W] to ``size``, bicubic with antialiasing, as PIL does it."""
+    if tuple(pixels.shape[-2:]) == tuple(size):
+        return pixels
+    batch = pixels.reshape(1, -1, *pixels.shape[-2:])
+    return F.interpolate(batch, tuple(size), mode='bicubic', antialias=True).reshape(*pixels.shape[:-2], *size)
+
+
+def subset(length: int, most: Optional[int]) -> List[int]:
+    """At most ``most`` indices below ``length``, evenly spread, the same in every run."""
+    count = length if most is None else min(most, length)
+    return [i * length // count for i in range(count)]
+
+
+def batches(dataset: Dataset, batch_size: int, num_workers: int = 0) -> DataLoader:
+    """This rank's share (every world-size-th item) of a data set in batches; the global random numbers are left alone."""
+    rank, world = get_dist_info()
+    share = Subset(dataset, range(rank, len(dataset), world))
+    return DataLoader(share, batch_size, num_workers=num_workers, collate_fn=_columns,
+                      generator=torch.Generator())  # without one of its own, a loader draws its seed from the global generator
+
+
+def _columns(items: List[dict]) -> Dict[str, list]:
+    return {key: [item[key] for item in items] for key in items[0]}
+
+
+def gather_rows(rows: Tensor, total: int) -> Tensor:
+    """The rows [n, ...] of all ranks, which took every world-size-th of ``total`` items, in the order of the items."""
+    world = get_dist_info()[1]
+    if world == 1:
+        return rows
+    most = -(-total // world)
+    padded = torch.cat((rows, rows.new_zeros(most - len(rows), *rows.shape[1:])))
+    return torch.stack(all_gather(padded), dim=1).flatten(0, 1)[:total]
