@@ -8,7 +8,7 @@ import torch
 from mmengine.registry import init_default_scope
 
 from .cli import _guarded
-from .evaluation import FrozenBackbone, knn_images, labelled_split
+from .evaluation import FrozenBackbone, knn_images, labelled_split, region_proxy, region_split
 from .evaluation.knn import KS
 from .transfer import LAYOUTS, build_backbone, read_checkpoint, read_vit, transfer
 
@@ -84,6 +84,33 @@ def knn_main(argv: Optional[List[str]] = None) -> None:
     _guarded(work)
 
 
+def regions_main(argv: Optional[List[str]] = None) -> None:
+    """``tools/regions.py CHECKPOINT --data DIR``: the proxy for detection, beside that of random weights."""
+    parser = _frozen_parser('A proxy for detection from frozen features of annotated objects, beside the values of random weights.')
+    parser.add_argument('--data', required=True, metavar='DIR', help='folder of the annotations and images')
+    parser.add_argument('--ann-files', nargs=2, metavar=('TRAIN', 'VAL'), help='COCO-style json, below DIR (default: those of COCO)',
+                        default=('annotations/instances_train2017.json', 'annotations/instances_val2017.json'))
+    parser.add_argument('--images', nargs=2, metavar=('TRAIN', 'VAL'), default=('train2017', 'val2017'), help='image folders, below DIR')
+    parser.add_argument('--scales', type=int, nargs='+', metavar='SIZE', help='several sizes in place of --size: their features side by side')
+    parser.add_argument('--max-images', type=int, nargs=2, default=(800, 400), metavar=('TRAIN', 'VAL'), help='at most so many, evenly spread')
+    parser.add_argument('--k', type=int, default=20)
+    args = parser.parse_args(argv)
+
+    def work() -> None:
+        rows = {}
+        for name, random in (('checkpoint', False), ('random weights', True)):
+            frozen = _frozen(args, random)
+            split = region_split(frozen, args.data, args.ann_files, args.images, args.scales or (args.size, ), args.max_images)
+            rows[name] = region_proxy(frozen, *split, args.k, batch_size=args.batch_size, num_workers=args.workers)
+        names = list(rows['checkpoint'])
+        lines = [f'| weights | {" | ".join(names)} |', '|---|' + '---|' * len(names)]
+        lines += [f'| {name} | ' + ' | '.join(f'{values[key]:.1f}' for key in names) + ' |' for name, values in rows.items()]
+        print('\n'.join([f'in percent; {len(split[0])} train and {len(split[1])} val images', *lines]))
+        _save(args, metrics=rows['checkpoint'], random=rows['random weights'])
+
+    _guarded(work)
+
+
 def _frozen_parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('checkpoint', help='of any layout that tools/transfer.py reads, or a ResNet')
@@ -98,9 +125,9 @@ def _frozen_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _frozen(args: argparse.Namespace) -> FrozenBackbone:
+def _frozen(args: argparse.Namespace, random: bool = False) -> FrozenBackbone:
     init_default_scope('mmpretrain')
-    frozen = FrozenBackbone(build_backbone(args.checkpoint, args.heads, args.source_grid, args.student).to(args.device))
+    frozen = FrozenBackbone(build_backbone(args.checkpoint, args.heads, args.source_grid, args.student, random).to(args.device))
     frozen.check_size(args.size)
     return frozen
 
@@ -112,4 +139,4 @@ def _save(args: argparse.Namespace, **result) -> None:
         print(f'written: {args.out}')
 
 
-COMMANDS = dict(transfer=transfer_main, knn=knn_main)
+COMMANDS = dict(transfer=transfer_main, knn=knn_main, regions=regions_main)

@@ -1,77 +1,268 @@
-"""Frozen features of annotated objects: does the backbone tell their classes, before any detector is trained?"""
-from typing import Tuple
+"""A proxy for detection, read off a frozen backbone: does it tell objects apart, from background, and pixel by pixel?
+
+Three questions to annotated images (a COCO-style json), answered without any training by gradient descent, in seconds to minutes, the same
+in every run and on any number of ranks:
+
+* **class**: the class of a val object by a vote of its nearest train objects (weighted k-NN), from the masked [OBJ] token and from the box
+  pooled from the dense map;
+* **object or background**: a linear classifier between pooled objects and pooled background boxes of the same sizes, fitted in closed form on train
+  images; its area under the ROC curve on val images;
+* **mask**: a linear classifier of patches, fitted the same way; the mean IoU of object and background on val patches.
+"""
+from dataclasses import dataclass
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from mmengine.dataset import BaseDataset
+from mmengine.dist import all_gather_object, get_dist_info
 from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.ops import roi_align
 
-from ..structures import View, box_patch_mask
+from ..datasets.objects import ObjectDataset, segmentation_to_mask
+from ..structures import View, box_patch_mask, boxes_to_view, mask_area_in_crops, summed_area
+from .frozen import FrozenBackbone, batches, resize, subset
 from .knn import knn_accuracy
 
 
-@torch.no_grad()
-def region_features(backbone: torch.nn.Module, dataset: BaseDataset, preprocessor: torch.nn.Module, size: int,
-                    batch_size: int = 64, max_objects: int = 10_000) -> Tuple[Tensor, Tensor, Tensor]:
-    """Features of every annotated object, the whole image being in view.
+class RegionImages(Dataset):
+    """Annotated images, resized to squares, with their objects and background boxes of the same sizes.
 
     Args:
-        backbone: An ``ObjectViT``, in evaluation mode.
-        dataset: Images with objects and labels, with a pipeline that loads ``img``.
-        preprocessor: ``ViewPreprocessor`` of the pretraining.
-        size: Images are resized to size x size pixels.
-        batch_size: Objects a forward pass.
-        max_objects: Stop after so many.
+        images: Items with ``img`` uint8 [H, W, 3], ``bboxes`` [n, 4] in its pixels, ``labels`` and, if there are any, ``masks``, such as
+            ``ObjectDataset`` with ``LoadObjectImage``.
+        sizes: Sides of the squares, one per scale.
+        patch: Side of a patch, for the masks of [OBJ]; None: no such masks.
+        most: At most so many images, evenly spread; None: all.
+        per_image: At most so many objects of an image, evenly spread.
+
+    Items: ``pixels`` (one uint8 [3, s, s] a scale), ``boxes`` and ``background`` float [n, 4], [m, 4] as shares of the image, ``labels``,
+    ``masks`` (one bool [n, patches] a scale) and ``area`` bool [H, W], the pixels of all objects.
+    """
+
+    def __init__(self, images: Sequence[dict], sizes: Sequence[int], patch: Optional[int] = None, most: Optional[int] = None, per_image: int = 10):
+        self.images, self.sizes, self.patch, self.per_image = images, tuple(sizes), patch, per_image
+        self.index = subset(len(images), most)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, item: int) -> dict:
+        sample = self.images[self.index[item]]
+        height, width = sample['img'].shape[:2]
+        every = np.asarray(sample['bboxes'], np.float64).reshape(-1, 4)
+        keep = subset(len(every), self.per_image)
+        boxes = every[keep]
+        area = object_area(every, sample.get('masks'), height, width)
+        pixels = torch.from_numpy(np.ascontiguousarray(sample['img'])).permute(2, 0, 1)
+        masks = []
+        for size in self.sizes if self.patch else ():
+            view = View((0, 0, width, height), (size, size))
+            masks.append(torch.from_numpy(np.asarray(box_patch_mask(boxes, view, self.patch))).flatten(1))
+        unit = View((0, 0, width, height), (1, 1))
+        return dict(item=item, pixels=[resize(pixels, (size, size)) for size in self.sizes], boxes=torch.from_numpy(boxes_to_view(boxes, unit)).float(),
+                    background=torch.from_numpy(boxes_to_view(background_boxes(boxes, area), unit)).float(),
+                    labels=torch.as_tensor(np.asarray(sample['labels'])[keep], dtype=torch.long), masks=masks, area=torch.from_numpy(area))
+
+
+def object_area(boxes: np.ndarray, masks: Optional[list], height: int, width: int) -> np.ndarray:
+    """Pixels that belong to any object, bool [height, width]: of its mask if there is one, else of its box."""
+    area = np.zeros((height, width), bool)
+    if masks:
+        for segmentation in masks:
+            area |= segmentation_to_mask(segmentation, height, width)
+    else:
+        for x1, y1, x2, y2 in np.rint(boxes).astype(int).tolist():
+            area[y1:y2, x1:x2] = True
+    return area
+
+
+def background_boxes(boxes: np.ndarray, area: np.ndarray, places: int = 7, most_covered: float = 0.1) -> np.ndarray:
+    """For each box one of its size where objects cover the least: of ``places`` x ``places`` positions the first best.
+
+    Args:
+        boxes: [n, 4], within the image.
+        area: bool [H, W], the objects' pixels.
+        most_covered: A place that objects cover to a larger share is no background; the box is left out.
 
     Returns:
-        The [OBJ] token that sees the object's box only [n, D], the mean patch token within the box [n, D], labels [n].
+        [m, 4], m <= n.
     """
-    device, patch = next(backbone.parameters()).device, backbone.patch_embed.projection.stride[0]
-    tokens, pooled, labels = [], [], []
-    images, masks = [], []
+    table, (height, width) = summed_area(area), area.shape
+    found = []
+    for w, h in np.rint(boxes[:, 2:] - boxes[:, :2]).astype(int).clip(1).tolist():
+        xs, ys = (np.rint(np.linspace(0, max(room, 0), places)).astype(int) for room in (width - w, height - h))
+        crops = np.stack([*(grid.ravel() for grid in np.meshgrid(xs, ys)), np.full(places**2, w), np.full(places**2, h)], 1)
+        covered = mask_area_in_crops(table, crops) / (w * h)
+        best = int(covered.argmin())
+        if covered[best] <= most_covered:
+            found.append([crops[best, 0], crops[best, 1], crops[best, 0] + w, crops[best, 1] + h])
+    return np.asarray(found, np.float64).reshape(-1, 4)
 
-    def flush():
-        if not images:
-            return
-        inputs = preprocessor(dict(inputs=torch.stack(images)))['inputs'].to(device)
-        mask = torch.stack(masks).to(device)
-        out = backbone(inputs, mask)[-1]  # [b, T, D]
-        tokens.append(out[:, backbone.object_slice].mean(1).cpu())
-        patches = out[:, backbone.num_leading_tokens:]
-        weight = mask.unsqueeze(-1).float()
-        pooled.append(((patches * weight).sum(1) / weight.sum(1).clamp(min=1)).cpu())
-        images.clear()
-        masks.clear()
 
-    for index in range(len(dataset)):
-        sample = dataset[index]
-        if not len(sample['bboxes']) or sample['img'] is None:
-            continue
-        height, width = sample['img'].shape[:2]
-        pixels = torch.from_numpy(np.ascontiguousarray(sample['img'])).permute(2, 0, 1)
-        if (height, width) != (size, size):
-            pixels = F.interpolate(pixels[None], (size, size), mode='bicubic', antialias=True)[0]
-        view = View(crop=(0, 0, width, height), size=(size, size))
-        for box, label in zip(np.asarray(sample['bboxes'], np.float64), sample['labels']):
-            images.append(pixels)
-            masks.append(torch.from_numpy(np.asarray(box_patch_mask(box, view, patch))).flatten())
-            labels.append(int(label))
-            if len(images) == batch_size:
-                flush()
-        if len(labels) >= max_objects:
-            break
-    flush()
-    if not labels:
+@dataclass
+class Regions:
+    """Frozen features of annotated images, in their order.
+
+    Attributes:
+        token: The [OBJ] token that sees the object's box only [n, D]; None for a backbone that has none.
+        pooled: The object's box from the dense map [n, D].
+        labels: int64 [n].
+        background: Background boxes from the dense map [m, D].
+        patches: Cells of the dense map [p, D].
+        inside: bool [p], cells that objects cover by half or more.
+    """
+    token: Optional[Tensor]
+    pooled: Tensor
+    labels: Tensor
+    background: Tensor
+    patches: Tensor
+    inside: Tensor
+
+
+def pool_boxes(map_: Tensor, boxes: Sequence[Tensor], cells: int = 7) -> Tensor:
+    """Mean over RoIAlign's cells (aligned) of boxes [n_b, 4], shares of the image, from maps [B, D, rows, columns]: [sum n_b, D]."""
+    rows, columns = map_.shape[2:]
+    scale = torch.tensor([columns, rows, columns, rows], dtype=map_.dtype, device=map_.device)
+    return roi_align(map_, [box.to(map_) * scale for box in boxes], cells, 1., sampling_ratio=2, aligned=True).mean((2, 3))
+
+
+def region_features(frozen: FrozenBackbone, images: RegionImages, batch_size: int = 64, num_workers: int = 0, max_patches: int = 50_000) -> Regions:
+    """All features at once, on every rank. With several scales those of a region are l2-normalised and put side by side; patches are of the last.
+
+    Args:
+        batch_size: Images, and objects for the token, a forward pass.
+        num_workers: Processes that decode, a rank.
+        max_patches: Cells of the map to keep, evenly spread over images.
+
+    Raises:
+        ValueError: no object with a class, or a size that patches do not divide.
+    """
+    for size in images.sizes:
+        frozen.check_size(size)
+    records = []
+    for batch in batches(images, batch_size, num_workers):
+        records += _batch_records(frozen, batch, batch_size, max_patches // max(len(images), 1))
+    if get_dist_info()[1] > 1:
+        records = sorted((record for part in all_gather_object(records) for record in part), key=lambda record: record['item'])
+
+    def together(key: str) -> Tensor:
+        return torch.cat([record[key] for record in records])
+
+    if not records or not len(together('labels')) or together('labels').min() < 0:
         raise ValueError('no labelled object in the dataset: region features need boxes and category ids.')
-    return torch.cat(tokens), torch.cat(pooled), torch.tensor(labels)
+    token = together('token') if records[0]['token'] is not None else None
+    return Regions(token, *(together(key) for key in ('pooled', 'labels', 'background', 'patches', 'inside')))
 
 
-def region_knn(backbone: torch.nn.Module, train: BaseDataset, val: BaseDataset, preprocessor: torch.nn.Module, size: int,
-               k: int = 20, **kwargs) -> dict:
-    """Class accuracy of val objects by their nearest train objects, in percent: ``object_token`` and ``box_pool``."""
-    backbone.eval()
-    *train_features, train_labels = region_features(backbone, train, preprocessor, size, **kwargs)
-    *val_features, val_labels = region_features(backbone, val, preprocessor, size, **kwargs)
-    return {name: next(iter(knn_accuracy(a, train_labels, b, val_labels, ks=(k, )).values()))
-            for name, a, b in zip(('object_token', 'box_pool'), train_features, val_features)}
+def _batch_records(frozen: FrozenBackbone, batch: Dict[str, list], batch_size: int, patches_per_image: int) -> List[dict]:
+    counts = [len(boxes) for boxes in batch['boxes']]
+    spare = [len(boxes) for boxes in batch['background']]
+    pooled, background, tokens = [], [], []
+    owner = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    for scale in range(len(batch['pixels'][0])):
+        pixels = torch.stack([images[scale] for images in batch['pixels']])
+        out = frozen(pixels)
+        pooled.append(pool_boxes(out.map, batch['boxes']).cpu())
+        background.append(pool_boxes(out.map, batch['background']).cpu())
+        if frozen.can_mask and batch['masks'][0]:
+            masks = torch.cat([image[scale] for image in batch['masks']])
+            parts = [out.token[:0].cpu()]
+            parts += [frozen(pixels[own], mask).token.cpu() for own, mask in zip(owner.split(batch_size), masks.split(batch_size)) if len(own)]
+            tokens.append(torch.cat(parts))
+    pooled, background = (_side_by_side(parts).split(sizes) for parts, sizes in ((pooled, counts), (background, spare)))
+    tokens = _side_by_side(tokens).split(counts) if tokens else [None] * len(counts)
+    cells = out.map.flatten(2).mT.cpu()  # [B, rows * columns, D]
+    keep = subset(cells.shape[1], max(patches_per_image, 1))
+    inside = [F.adaptive_avg_pool2d(area[None].float(), out.map.shape[2:]).flatten() >= .5 for area in batch['area']]
+    return [dict(item=item, token=tokens[i], pooled=pooled[i], labels=batch['labels'][i], background=background[i], patches=cells[i][keep],
+                 inside=inside[i][keep]) for i, item in enumerate(batch['item'])]
+
+
+def _side_by_side(parts: List[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat([F.normalize(part, dim=-1) for part in parts], dim=-1)
+
+
+def fit_linear(features: Tensor, positive: Tensor, ridge: float = 1e-2) -> Tuple[Tensor, float]:
+    """The linear classifier that least squares gives: targets +1 and -1, both classes of equal weight, standardised features, ridge.
+
+    Args:
+        features: [n, D].
+        positive: bool [n].
+        ridge: Of the mean squared error.
+
+    Returns:
+        Weights float64 [D] for raw features and the bias.
+    """
+    x, y = features.double(), positive.double() * 2 - 1
+    mean, std = x.mean(0), x.std(0).clamp(min=1e-12)
+    x = torch.cat(((x - mean) / std, torch.ones(len(x), 1, dtype=x.dtype)), dim=1)
+    weight = torch.where(positive, .5 / positive.sum().clamp(min=1), .5 / (~positive).sum().clamp(min=1)).double()
+    penalty = ridge * torch.eye(x.shape[1], dtype=x.dtype)
+    penalty[-1, -1] = 0
+    solution = torch.linalg.solve((x.T * weight) @ x + penalty, (x.T * weight) @ y)
+    direction = solution[:-1] / std
+    return direction, float(solution[-1] - direction @ mean)
+
+
+def auc(scores: Tensor, positive: Tensor) -> float:
+    """Area under the ROC curve in percent: how often a positive scores above a negative, ties counting half."""
+    values, place, count = scores.double().unique(return_inverse=True, return_counts=True)
+    rank = (count.cumsum(0) - (count - 1) / 2)[place]  # mean rank of equal values, from 1
+    positives, negatives = int(positive.sum()), int((~positive).sum())
+    return 100 * float(rank[positive].sum() - positives * (positives + 1) / 2) / (positives * negatives)
+
+
+def mean_iou(predicted: Tensor, inside: Tensor) -> float:
+    """Mean of the IoU of objects and of background, in percent."""
+    both = [((predicted == side) & (inside == side)).sum() / ((predicted == side) | (inside == side)).sum().clamp(min=1) for side in (True, False)]
+    return 100 * float(sum(both)) / 2
+
+
+def region_metrics(train: Regions, val: Regions, k: int = 20) -> Dict[str, float]:
+    """The proxy, in percent: ``object_token`` (if there is one) and ``box_pool`` (class accuracy), ``object_auc``, ``mask_miou``."""
+    metrics = {}
+    for name, ours, theirs in (('object_token', train.token, val.token), ('box_pool', train.pooled, val.pooled)):
+        if ours is not None:
+            metrics[name] = next(iter(knn_accuracy(ours, train.labels, theirs, val.labels, ks=(k, )).values()))
+    if min(len(train.background), len(val.background)):
+        both = [torch.cat((part.pooled, part.background)) for part in (train, val)]
+        positive = [torch.arange(len(x)) < len(part.pooled) for x, part in zip(both, (train, val))]
+        direction, bias = fit_linear(both[0], positive[0])
+        metrics['object_auc'] = auc(both[1].double() @ direction + bias, positive[1])
+    if 0 < int(train.inside.sum()) < len(train.inside):
+        direction, bias = fit_linear(train.patches, train.inside)
+        ours, theirs = (part.patches.double() @ direction + bias for part in (train, val))
+        cuts = ours.sort().values[[i * (len(ours) - 1) // 100 for i in range(1, 100)]]  # the best of 99 quantiles
+        cut = max(cuts.tolist(), key=lambda at: mean_iou(ours > at, train.inside))
+        metrics['mask_miou'] = mean_iou(theirs > cut, val.inside)
+    return metrics
+
+
+def region_proxy(frozen: FrozenBackbone, train: RegionImages, val: RegionImages, k: int = 20, **kwargs) -> Dict[str, float]:
+    """:func:`region_metrics` of val images by train images; ``kwargs`` go to :func:`region_features`.
+
+    Raises:
+        ValueError: the two sets name different classes, or what :func:`region_features` raises.
+    """
+    classes = [tuple(getattr(part.images, 'metainfo', {}).get('classes') or ()) for part in (train, val)]
+    if classes[0] != classes[1]:
+        raise ValueError(f'train and val annotations name different classes ({len(classes[0])} and {len(classes[1])}): give both files the same categories.')
+    return region_metrics(region_features(frozen, train, **kwargs), region_features(frozen, val, **kwargs), k)
+
+
+def region_split(frozen: FrozenBackbone, data_root: str, ann_files: Sequence[str], prefixes: Sequence[str], sizes: Sequence[int] = (224, ),
+                 most: Sequence[Optional[int]] = (None, None), per_image: int = 10) -> List[RegionImages]:
+    """Train and val images below ``data_root``, from a json and an image folder each."""
+    patch = frozen.patch if frozen.can_mask else None
+    return [RegionImages(ObjectDataset(data_root=data_root, ann_file=ann_file, data_prefix=prefix, keep_empty=False, pipeline=[dict(type='LoadObjectImage')]),
+                         sizes, patch, count, per_image) for ann_file, prefix, count in zip(ann_files, prefixes, most)]
+
+
+def region_knn(backbone: torch.nn.Module, train: Sequence[dict], val: Sequence[dict], preprocessor: torch.nn.Module, size: int, k: int = 20,
+               **kwargs) -> Dict[str, float]:
+    """:func:`region_proxy` of a module and two sets of images, normalised as ``preprocessor`` does."""
+    frozen = FrozenBackbone(backbone, preprocessor.mean, preprocessor.std)
+    patch = frozen.patch if frozen.can_mask else None
+    return region_proxy(frozen, RegionImages(train, (size, ), patch), RegionImages(val, (size, ), patch), k, **kwargs)

@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from typing import Optional, Tuple
 
 import torch
+from mmengine.logging import MMLogger
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
@@ -51,12 +52,12 @@ def patch_grid_of(state: State, grid: Optional[Grid] = None) -> Grid:
     return rows, columns
 
 
-def build_vit(state: State, heads: int, grid: Optional[Grid] = None, stock: bool = False) -> nn.Module:
+def build_vit(state: State, heads: int, grid: Optional[Grid] = None, stock: bool = False, random: bool = False) -> nn.Module:
     """An ``ObjectViT`` that holds the tensors of a plain ViT under our names, in evaluation mode.
 
     A stock ``mmpretrain.VisionTransformer`` if there is no [CLS], or if asked for.
 
-    Its image size is that of the tensors' patch grid.
+    Its image size is that of the tensors' patch grid. With ``random`` it is of their shape only, initialised from seed 0.
     """
     rows, columns = patch_grid_of(state, grid)
     patch = state['patch_embed.projection.weight']
@@ -72,10 +73,23 @@ def build_vit(state: State, heads: int, grid: Optional[Grid] = None, stock: bool
     else:
         settings.update(type='mmpretrain.VisionTransformer', with_cls_token='cls_token' in state)
     with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
         model = MODELS.build(settings)
-    load_backbone(model, state, logger='silent')
-    model.eval()
+        if random:
+            initialise(model)
+    if not random:
+        load_backbone(model, state, logger='silent')
+    model.eval()  # mmpretrain's returns nothing
     return model
+
+
+def initialise(model: nn.Module) -> None:
+    """``model.init_weights()`` without the line a parameter that mmengine logs."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel('WARNING')
+    model.init_weights()
+    logger.setLevel(level)
 
 
 def build_timm(tensors: State, heads: int, grid: Grid) -> nn.Module:

@@ -91,12 +91,14 @@ def huggingface_config(conversion: Conversion, heads: int, grid: Optional[Grid] 
                 **({'num_register_tokens': registers} if registers else {}), **config)
 
 
-def build_backbone(source: PathLike, heads: Optional[int] = None, source_grid: Optional[Grid] = None, student: bool = False) -> nn.Module:
+def build_backbone(source: PathLike, heads: Optional[int] = None, source_grid: Optional[Grid] = None, student: bool = False,
+                   random: bool = False) -> nn.Module:
     """The backbone of a checkpoint file of any known layout, ready for evaluation: ``ObjectViT`` or ``mmpretrain.ResNet``.
 
     Args:
         source, heads, source_grid: See :func:`transfer`.
         student: Of a training checkpoint of ours, take the student.
+        random: A backbone of the same shape, initialised from seed 0: what the file's is compared with.
 
     Raises:
         CheckpointError: the file cannot be read, or holds neither.
@@ -105,6 +107,6 @@ def build_backbone(source: PathLike, heads: Optional[int] = None, source_grid: O
     if student:
         state = {key: value for key, value in state.items() if not key.startswith('teacher.')}
     if find_resnet(state) is not None:
-        return build_resnet(read_resnet(state, name)[0], name)
+        return build_resnet(read_resnet(state, name)[0], name, random)
     vit = convert(read_vit(state, name, source_grid=source_grid), 'odis_mm').state
-    return build_vit(vit, count_heads(vit, name, heads or read_meta(source).get('num_heads')), source_grid)
+    return build_vit(vit, count_heads(vit, name, heads or read_meta(source).get('num_heads')), source_grid, random=random)

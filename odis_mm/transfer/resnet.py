@@ -7,6 +7,7 @@ import torch
 from mmpretrain.registry import MODELS
 from torch import nn
 
+from .build import initialise
 from .checkpoint import CheckpointError
 from .layouts import PREFIXES, State, some
 from .loading import load_backbone
@@ -39,8 +40,10 @@ def read_resnet(state: State, name: str) -> Tuple[State, str, State]:
     return body, prefix, rest
 
 
-def build_resnet(state: State, name: str = 'state dict') -> nn.Module:
+def build_resnet(state: State, name: str = 'state dict', random: bool = False) -> nn.Module:
     """``mmpretrain.ResNet`` with these tensors, strictly loaded, in evaluation mode; its output is the last map.
+
+    With ``random`` it is of their shape only, initialised from seed 0.
 
     Raises:
         CheckpointError: blocks of no known depth, or a tensor missing.
@@ -51,7 +54,11 @@ def build_resnet(state: State, name: str = 'state dict') -> nn.Module:
     if depth is None:
         raise CheckpointError(f'{name} has {blocks} blocks in its four stages, which is no ResNet-{", -".join(map(str, _DEPTHS.values()))}.')
     with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
         model = MODELS.build(dict(type='mmpretrain.ResNet', depth=depth, in_channels=state['conv1.weight'].shape[1]))
-    load_backbone(model, state, logger='silent')
+        if random:
+            initialise(model)
+    if not random:
+        load_backbone(model, state, logger='silent')
     model.eval()  # mmpretrain's returns nothing
     return model

@@ -11,6 +11,7 @@ from mmengine.hooks import Hook
 from mmpretrain.registry import MODELS
 
 from ...evaluation.frozen import IMAGENET_MEAN, IMAGENET_STD, FrozenBackbone
+from ...transfer.build import initialise
 from .schedule import _unwrap
 
 METRICS = 'frozen_metrics'  # where the latest values lie in the message hub, hence in checkpoints and cards
@@ -106,10 +107,7 @@ class FrozenMetricHook(Hook):
         with torch.random.fork_rng():
             torch.manual_seed(0)
             twin = MODELS.build({key: value for key, value in config['backbone'].items() if key != 'init_cfg'})
-            level = runner.logger.level
-            runner.logger.setLevel('WARNING')  # mmengine lists every parameter
-            twin.init_weights()
-            runner.logger.setLevel(level)
+            initialise(twin)
         return twin.to(device)
 
 

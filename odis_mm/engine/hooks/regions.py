@@ -1,0 +1,45 @@
+"""The proxy for detection while pretraining runs."""
+from typing import Dict, Optional, Sequence
+
+from mmpretrain.registry import HOOKS
+
+from ...evaluation.frozen import FrozenBackbone
+from ...evaluation.regions import region_proxy, region_split
+from .frozen import FrozenMetricHook
+
+
+@HOOKS.register_module()
+class RegionProxyHook(FrozenMetricHook):
+    """Class accuracy of regions, object against background, and masks, from frozen features (see :mod:`odis_mm.evaluation.regions`).
+
+    Add it to any pretraining: ``--cfg-options +default_hooks.regions.type=RegionProxyHook +default_hooks.regions.data_root=DIR``.
+
+    Args:
+        data_root: Folder of the annotations and images; the defaults below it are COCO's.
+        ann_files: COCO-style json of the train and of the val images, with categories.
+        prefixes: Their image folders.
+        sizes: Images are resized to squares of these sides, one feature a scale.
+        max_images: At most so many training and validation images, evenly spread; None: all.
+        per_image: At most so many objects of an image.
+        k: Neighbours that vote.
+        batch_size: Images a forward pass.
+        num_workers: Processes that decode, a rank.
+        **kwargs: See :class:`FrozenMetricHook`.
+    """
+
+    name = 'regions'
+
+    def __init__(self, data_root: str, ann_files: Sequence[str] = ('annotations/instances_train2017.json', 'annotations/instances_val2017.json'),
+                 prefixes: Sequence[str] = ('train2017', 'val2017'), sizes: Sequence[int] = (224, ),
+                 max_images: Sequence[Optional[int]] = (800, 400), per_image: int = 10, k: int = 20, batch_size: int = 64, num_workers: int = 2, **kwargs):
+        super().__init__(**kwargs)
+        self.data = (data_root, ann_files, prefixes, sizes, max_images, per_image)
+        self.measuring = dict(k=k, batch_size=batch_size, num_workers=num_workers)
+
+    def prepare(self, frozen: FrozenBackbone) -> None:
+        for size in self.data[3]:
+            frozen.check_size(size)
+        self.train, self.val = region_split(frozen, *self.data)
+
+    def measure(self, frozen: FrozenBackbone) -> Dict[str, float]:
+        return region_proxy(frozen, self.train, self.val, **self.measuring)
