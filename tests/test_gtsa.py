@@ -11,10 +11,12 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
-from mmpretrain.registry import MODELS
+from mmengine.registry import init_default_scope
+from mmpretrain.registry import DATASETS, MODELS
 from torch import nn
 
 import odis_mm  # noqa: F401
+from odis_mm import apis
 from odis_mm.datasets.transforms import PackViews, RenderViews, SamplePairViews, collate_views, render_view
 from odis_mm.datasets.transforms.pair_views import shared_area
 from odis_mm.engine.schedules import cosine
@@ -365,7 +367,7 @@ def test_conv_neck_equals_its_formula():
 def test_losses_are_switched_and_weighted_by_config():
     data = make_batch()
     full = losses_of(make_gtsa(), data)
-    assert set(full) == {*MAP_LOSSES, 'loss_rotation', 'rotation_accuracy'}
+    assert set(full) == {*MAP_LOSSES, 'loss_rotation', 'rotation_accuracy', 'teacher_spread'}
     for key in (*MAP_LOSSES, 'loss_rotation'):
         weight = key.replace('loss_', 'lambda_')
         assert key not in losses_of(make_gtsa(**{weight: 0.}), data)
@@ -427,6 +429,14 @@ def test_rotation_accuracy_counts_views():
     inputs = model.data_preprocessor(data)['inputs'][0]
     assert model.predict_rotation(inputs).argmax(-1).tolist() == [2] * 6
     assert model.extract_feat(inputs).shape == (6, 24, 5, 5)
+
+
+def test_spread_tells_a_collapsed_teacher():
+    model, data = make_gtsa(), make_batch()
+    assert .01 < losses_of(model, data)['teacher_spread'] < 1
+    with torch.no_grad():
+        model.teacher['neck'].project.weight.zero_()
+    assert losses_of(model, data)['teacher_spread'].item() == pytest.approx(0, abs=1e-5)
 
 
 def test_batch_of_one():
@@ -534,3 +544,22 @@ def test_two_ranks_equal_one_with_twice_the_batch(tmp_path):
     for rank in ranks:
         for key, value in state.items():
             torch.testing.assert_close(rank['state'][key], value, atol=1e-5, rtol=1e-4, msg=lambda m: f'{key}: {m}')
+
+
+# ------------------------------------------------------------------------------------------------------------------------ recipes
+@pytest.mark.parametrize('name', ['gtsa_vits_coco', 'gtsa_vits_ade20k'])
+def test_recipes_train_on_real_images(name, shared_data):
+    init_default_scope('mmpretrain')
+    cfg = apis.load_config(name, {
+        'train_dataloader.dataset.data_root': str(shared_data / 'coco'), 'train_dataloader.dataset.data_prefix': 'train2017/',
+        'train_dataloader.dataset.pipeline.1.views.0.size': 64, 'train_dataloader.dataset.pipeline.1.views.1.size': 32,
+        'model.head.crop_cells': (3, 2), 'model.head.num_matches': (8, 2), 'model.head.correspondence_epoch': 0})
+    dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    batch = collate_views([dataset[0], dataset[1]])
+    assert [tuple(x.shape) for x in batch['inputs']] == [(4, 3, 64, 64), (16, 3, 32, 32)]
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model).train()
+    losses = losses_of(model, batch)
+    total(losses).backward()
+    assert all(torch.isfinite(value) for value in losses.values()) and set(losses) >= {*MAP_LOSSES, 'loss_rotation'}
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)

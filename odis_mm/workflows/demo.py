@@ -13,7 +13,7 @@ from ..transfer import load_backbone
 from .stages import Stages, detector_ap, newest_export
 
 SIZE = 128  # pixels of a demo image
-METHODS = {'ODIS': 'odis_demo', 'iBOT': 'ibot_demo', 'ALFM': 'alfm_demo'}  # label to pretraining config
+METHODS = {'ODIS': 'odis_demo', 'iBOT': 'ibot_demo', 'GTSA': 'gtsa_demo', 'ALFM': 'alfm_demo'}  # label to pretraining config
 RANDOM = 'random initialisation'
 DETECTOR = 'mask_rcnn/mask-rcnn_demo'
 

@@ -36,8 +36,8 @@ def draw(path: Path, config: str, export: Path, root: Path, work_dir: Path) -> N
 def _losses(figure, work_dir: Path) -> None:
     left, right = figure.subplots(1, 2)
     records = [r for r in scalars(work_dir / 'pretrain') if 'loss' in r]
-    for key in sorted(key for key in records[0] if key.startswith('loss_') or key == 'teacher_entropy'):
-        left.plot([r['step'] for r in records], [r[key] for r in records], label=key)
+    for key in sorted({key for r in records for key in r if key.startswith('loss_') or key == 'teacher_entropy'}):
+        left.plot(*zip(*((r['step'], r[key]) for r in records if key in r)), label=key)  # some losses begin later
     left.set(title='Pretraining', xlabel='iteration')
     for name in ('pretrained', 'random'):
         records = [r for r in scalars(work_dir / f'detector_{name}') if 'loss' in r]

@@ -64,7 +64,8 @@ class GTSAHead(BaseModule):
         self.epoch = epoch
 
     def map_losses(self, teacher: Tensor, student: List[Tensor], views: ViewBatch, patch: int) -> Dict[str, Tensor]:
-        """L_crop and L_correspondence, weighted.
+        """L_crop and L_correspondence, weighted, and ``teacher_spread``: 0 if all its cells are one direction (collapse), 1 if their
+        directions cancel out.
 
         Args:
             teacher: The neck's maps of the global views [G * B, C, h, w], view-major, no gradient.
@@ -80,7 +81,8 @@ class GTSAHead(BaseModule):
         def loss(similarities) -> Tensor:
             return -(torch.cat(list(similarities)) * weight).sum()
 
-        losses = {}
+        with torch.no_grad():
+            losses = dict(teacher_spread=1 - F.normalize(teacher.float(), dim=1).mean((0, 2, 3)).square().sum())
         if self.lambda_crop:
             losses['loss_crop'] = self.lambda_crop * loss(
                 crop_similarity(teacher, x, pairs, size, patch) for x, pairs, size in zip(maps, groups, self.crop_cells))
