@@ -143,9 +143,9 @@ def test_optimizer_groups():
         SelfSupOptimWrapperConstructor(dict(optimizer={}), paramwise_cfg=dict(norm_decay_mult=0.))
 
 
-def train_steps(batches, wrap=lambda m: m):
+def train_steps(batches, wrap=lambda m: m, **kwargs):
     """Three optimizer steps of SGD on given views; returns losses and the state afterwards."""
-    model = make_odis()
+    model = make_odis(**kwargs)
     wrapped = wrap(model)
     optim = OptimWrapper(torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=.5), clip_grad=dict(max_norm=.5))
     optim.optimizer.register_step_post_hook(lambda *_: model.after_optimizer_step())
@@ -169,18 +169,19 @@ def shard(data, rank, world):
         mim_mask=part(samples['mim_mask'])))
 
 
-def rank_main(rank, world, folder):
+def rank_main(rank, world, folder, balance):
     torch.set_num_threads(1)
     torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=world)
     batches = [shard(make_batch(batch=4, seed=s), rank, world) for s in range(3)]
-    losses, state = train_steps(batches, lambda m: MMDistributedDataParallel(m, broadcast_buffers=False))
+    losses, state = train_steps(batches, lambda m: MMDistributedDataParallel(m, broadcast_buffers=False), head=dict(balance=balance))
     torch.save(dict(losses=losses, state=state), f'{folder}/rank{rank}.pt')
     torch.distributed.destroy_process_group()
 
 
-def test_two_ranks_equal_one_with_twice_the_batch(tmp_path):
-    mp.spawn(rank_main, args=(2, str(tmp_path)), nprocs=2)
-    losses, state = train_steps([make_batch(batch=4, seed=s) for s in range(3)])
+@pytest.mark.parametrize('balance', ['center', 'sinkhorn'])
+def test_two_ranks_equal_one_with_twice_the_batch(tmp_path, balance):
+    mp.spawn(rank_main, args=(2, str(tmp_path), balance), nprocs=2)
+    losses, state = train_steps([make_batch(batch=4, seed=s) for s in range(3)], head=dict(balance=balance))
     ranks = [torch.load(tmp_path / f'rank{r}.pt', weights_only=True) for r in range(2)]
     torch.testing.assert_close(torch.tensor([r['losses'] for r in ranks]).mean(0), torch.tensor(losses), atol=1e-5, rtol=1e-5)
     for rank in ranks:

@@ -9,7 +9,7 @@ from mmpretrain.registry import MODELS
 
 import odis_mm  # noqa: F401
 from odis_mm.engine.schedules import cosine, linear
-from odis_mm.models.heads import Center, DistillationHead
+from odis_mm.models.heads import Center, DistillationHead, sinkhorn_knopp
 from odis_mm.models.losses import pairwise_cross_entropy, patch_cross_entropy
 
 ARCH = dict(embed_dims=32, num_layers=3, num_heads=4, feedforward_channels=64)
@@ -224,6 +224,51 @@ def test_center_of_all_patches_equals_that_of_their_logits():
 def test_wrong_patch_center_is_named():
     with pytest.raises(ValueError, match="patch_center is 'some'"):
         DistillationHead(K, patch_center='some')
+
+
+@pytest.mark.parametrize('shape', [(7, K), (2, 5, 1, K)])
+def test_sinkhorn_equals_loops_and_converges_to_equal_use(shape):
+    logits = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    rows = torch.exp(logits.double().flatten(0, -2) / .2)
+    for _ in range(3):
+        for k in range(K):
+            rows[:, k] /= rows[:, k].sum()
+        for row in rows:
+            row /= row.sum()
+    torch.testing.assert_close(sinkhorn_knopp(logits, .2), rows.float().view(shape), atol=1e-5, rtol=1e-4)
+    even = sinkhorn_knopp(logits, .2, iterations=300).flatten(0, -2)
+    torch.testing.assert_close(even.sum(0), torch.full((K, ), len(even) / K), atol=1e-3, rtol=0)
+    torch.testing.assert_close(even.sum(1), torch.ones(len(even)))
+
+
+def test_sinkhorn_survives_far_logits_and_no_rows():
+    far = torch.zeros(3, K)
+    far[:, 0] = 1000.  # all others underflow
+    out = sinkhorn_knopp(far, .04)
+    assert out.isfinite().all() and torch.equal(out.argmax(1), torch.zeros(3, dtype=torch.int64))
+    assert sinkhorn_knopp(torch.zeros(0, K), .04).shape == (0, K)
+
+
+def test_sinkhorn_head_and_wrong_balance():
+    head = DistillationHead(K, teacher_temp=.05, balance='sinkhorn')
+    logits = torch.randn(2, 3, 1, K)
+    torch.testing.assert_close(head.targets(logits, head.token_center), sinkhorn_knopp(logits, .05))
+    with pytest.raises(ValueError, match="balance is 'none'"):
+        DistillationHead(K, balance='none')
+
+
+def test_batch_norm_in_the_neck_standardises_and_keeps_populations_apart():
+    neck = MODELS.build(dict(type='ProjectionNeck', in_channels=32, hidden_channels=40, bottleneck_channels=16, num_prototypes=K,
+                             norm_cfg=dict(type='BN1d')))
+    neck.init_weights()
+    tokens = 1 + 1e-2 * torch.randn(64, 32)  # all but equal, as a fresh backbone's are
+    z = neck.mlp(tokens)
+    torch.testing.assert_close(z.mean(0), torch.zeros(16), atol=1e-4, rtol=0)
+    torch.testing.assert_close(z.std(0, correction=0), torch.ones(16), atol=.3, rtol=0)
+    assert neck(tokens.view(8, 8, 32)).shape == (8, 8, K)
+    a, b = torch.randn(9, 32), 5 + torch.randn(30, 32)
+    for got, part in zip(MODELS.get('ODIS')._project(neck, [a, b]), (a, b)):
+        torch.testing.assert_close(got, neck(part))
 
 
 # ------------------------------------------------------------------------------------------------------------------- ODIS

@@ -43,6 +43,18 @@ def pixel_cover(results, crops, region):
     return out
 
 
+def test_each_global_view_can_have_a_cover_of_its_own(synthetic_sample):
+    covers = []
+    for seed in range(20):
+        sample = dict(synthetic_sample(num_objects=2), rng=np.random.default_rng(seed))
+        out = SampleViews(GROUPS[:1], patch_size=8, min_cover=(.1, .3), tries=200)(sample)
+        if all(out['object_visible']):
+            covers.append(pixel_cover(out, np.array([view.crop for view in out['views']]), 'box'))
+    assert len(covers) > 5 and (np.array(covers) >= (.1, .3)).all()
+    with pytest.raises(ValueError, match='each of the 2 global views'):
+        SampleViews(GROUPS, patch_size=8, min_cover=(.1, .1, .1))
+
+
 @pytest.mark.parametrize('region', ['box', 'mask'])
 def test_target_is_visible_whenever_a_try_makes_it_so(shared_data, region):
     """Every image of the real set: the accepted crop is the first try that shows what is demanded, judged on pixels."""

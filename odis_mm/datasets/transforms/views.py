@@ -55,8 +55,8 @@ class SampleViews(BaseTransform):
     """Object-aware multi-crop in coordinates (ODIS, arXiv 2506.05409; the 4 % come from a derivative of its code).
 
     One target object is drawn per image and epoch. Global view 1 is redrawn until the target covers ``min_cover`` of
-    the crop, every further global view until it contains some of the target; the first try that succeeds is taken. If
-    none does, the one with the largest cover is kept and the view is marked as not showing its object. An image without
+    the crop, every further global view until it contains some of the target (or covers a ``min_cover`` of its own); the
+    first try that succeeds is taken. If none does, the one with the largest cover is kept and the view is marked as not showing its object. An image without
     objects is its own object: nothing is redrawn and the masks are all ones.
 
     Args:
@@ -66,7 +66,8 @@ class SampleViews(BaseTransform):
         target_rule: ``random_area`` (probability proportional to the area of the box), ``random``, ``largest``, or
             ``whole_image`` (objects are ignored: iBOT).
         region: ``box``, or ``mask``; an object that has no mask, or one without a single pixel, is taken by its box.
-        min_cover: Share of the crop that the target must cover in global view 1.
+        min_cover: Share of the crop that the target must cover in global view 1, or one share for each global view; a view
+            of share 0 has to contain some of it.
         tries: Draws of a global view, the first included.
         local_tries: Draws of a local view if ``local_touch``.
         local_touch: Redraw local views until they touch the target. Local views carry masks of all ones either way;
@@ -84,7 +85,7 @@ class SampleViews(BaseTransform):
                  views: Sequence[dict],
                  target_rule: str = 'random_area',
                  region: str = 'box',
-                 min_cover: float = 0.04,
+                 min_cover: Union[float, Sequence[float]] = 0.04,
                  tries: int = 20,
                  local_tries: int = 10,
                  local_touch: bool = False,
@@ -102,7 +103,12 @@ class SampleViews(BaseTransform):
             raise ValueError('views must list at least one global group, and all global groups before the local ones')
         if len({group['size'] for group in self.groups if group['role'] == 'global'}) > 1:
             raise ValueError('all global views must have one size: teacher and student compare them patch by patch')
-        self.target_rule, self.region, self.min_cover = target_rule, region, min_cover
+        num_global = sum(group['num'] for group in self.groups if group['role'] == 'global')
+        covers = [min_cover] + [0.] * (num_global - 1) if isinstance(min_cover, (int, float)) else list(min_cover)
+        if len(covers) != num_global or not all(0 <= cover < 1 for cover in covers):
+            raise ValueError(f'min_cover={min_cover} must be a share from 0 to below 1, or one for each of the {num_global} global views')
+        self.min_cover = np.array(covers)
+        self.target_rule, self.region = target_rule, region
         self.tries, self.local_tries, self.local_touch = tries, local_tries, local_touch
         self.object_aware, self.patch_size = object_aware, patch_size
 
@@ -175,16 +181,19 @@ class SampleViews(BaseTransform):
         x, y = np.floor(place[..., 0] * (width - w + 1)), np.floor(place[..., 1] * (height - h + 1))
         return np.stack([x, y, w, h], -1).astype(np.int64)
 
-    def _accept(self, crops: np.ndarray, region, role: str, first_global: bool) -> Tuple[np.ndarray, np.ndarray]:
-        """Of each view's tries [num, tries, 4] the accepted crop [num, 4], and whether it will do [num]."""
+    def _accept(self, crops: np.ndarray, region, role: str, first: int) -> Tuple[np.ndarray, np.ndarray]:
+        """Of each view's tries [num, tries, 4] the accepted crop [num, 4], and whether it will do [num].
+
+        The views are numbers ``first``, ``first + 1``, ... of the image.
+        """
         demanding = role == 'global' or self.local_touch
         if region is None or not demanding:
             return crops[:, 0], np.ones(len(crops), bool)
         area = region.area_in(crops)
         cover = area / (crops[..., 2] * crops[..., 3])
         good = area > 0  # a crop that holds some of the target holds some patch of it: patches tile the crop
-        if first_global and self.object_aware:
-            good[0] = cover[0] >= self.min_cover
+        if role == 'global' and self.object_aware:
+            good &= cover >= self.min_cover[first:first + len(crops), None]
         each, good_any = np.arange(len(crops)), good.any(1)
         pick = np.where(good_any, good.argmax(1), cover.argmax(1))
         return crops[each, pick], good_any
@@ -200,7 +209,7 @@ class SampleViews(BaseTransform):
             if region is not None and self.object_aware and (not local or self.local_touch):
                 tries = self.local_tries if local else self.tries
             crops = self.draw_crops(rng, group, tries, height, width)
-            crops, seen = self._accept(crops, region, group['role'], first_global=not views)
+            crops, seen = self._accept(crops, region, group['role'], first=len(views))
             flips = rng.random(group['num']) < group['flip']
             new = [View(tuple(c), group['size'], f) for c, f in zip(crops.tolist(), flips.tolist())]
             if local or region is None:

@@ -1,5 +1,5 @@
 from .alfm import ALFMHead
-from .distillation import Center, DistillationHead
+from .distillation import Center, DistillationHead, sinkhorn_knopp
 from .gtsa import GTSAHead
 
-__all__ = ['ALFMHead', 'Center', 'DistillationHead', 'GTSAHead']
+__all__ = ['ALFMHead', 'Center', 'DistillationHead', 'GTSAHead', 'sinkhorn_knopp']

@@ -11,6 +11,32 @@ from ...engine.schedules import linear
 from ..losses import pairwise_cross_entropy, patch_cross_entropy
 
 PATCH_CENTERS = ('masked', 'all')
+BALANCES = ('center', 'sinkhorn')
+
+
+@torch.no_grad()
+def sinkhorn_knopp(logits: Tensor, temperature: float, iterations: int = 3) -> Tensor:
+    """Probabilities under which all prototypes are used alike over the GLOBAL batch (SwAV, arXiv 2006.09882, algorithm 1; DINOv2).
+
+    Args:
+        logits: [..., K], the rows of this rank.
+        temperature: Sharpness of the start, exp(logits/temperature).
+        iterations: Alternations between equal prototypes and rows that sum to 1; SwAV's and DINOv2's 3 leave the balance approximate.
+
+    Returns:
+        float32 [..., K], rows sum to 1. No row at all gives no row back, on every rank alike.
+    """
+    rows = logits.float().flatten(0, -2)
+    top = rows.max() if rows.numel() else rows.new_full((), -torch.inf)
+    all_reduce(top, 'max')
+    weight = torch.exp((rows - top) / temperature)
+    for _ in range(iterations):
+        used = weight.sum(0)  # [K]
+        all_reduce(used)
+        # a prototype that underflowed for all rows is left unused rather than made NaN; so is a row, below
+        weight = weight / used.clamp(min=torch.finfo(used.dtype).tiny)
+        weight = weight / weight.sum(1, keepdim=True).clamp(min=torch.finfo(used.dtype).tiny)
+    return weight.view(logits.shape)
 
 
 class Center(BaseModule):
@@ -84,17 +110,29 @@ class DistillationHead(SoftTargetHead):
         center_momentum: 0.9 (iBOT).
         patch_center: What the patch center averages: 'masked', the teacher patches that the loss uses (DINOv2's practice: all others need no
             projection), or 'all' patches (iBOT's definition).
+        balance: What keeps the teacher from one answer for everything: 'center' (DINO, iBOT, ODIS), or 'sinkhorn' (SwAV, DINOv2), which
+            balances each batch, accumulated ones each for itself, and also forbids the uniform answer that small models drift to.
     """
 
     def __init__(self, num_prototypes: int, student_temp: float = 0.1,
                  teacher_temp: Union[float, dict] = dict(start=0.04, end=0.07, warmup_epochs=30),
-                 center_momentum: float = 0.9, patch_center: str = 'masked', init_cfg=None):
+                 center_momentum: float = 0.9, patch_center: str = 'masked', balance: str = 'center', init_cfg=None):
         super().__init__(student_temp, teacher_temp, init_cfg)
+        if balance not in BALANCES:
+            raise ValueError(f'head.balance is {balance!r}; use one of {BALANCES}.')
+        self.balance = balance
         if patch_center not in PATCH_CENTERS:
             raise ValueError(f'head.patch_center is {patch_center!r}; use one of {PATCH_CENTERS}.')
         self.patch_center_of_all = patch_center == 'all'
         self.token_center = Center(num_prototypes, center_momentum)
         self.patch_center = Center(num_prototypes, center_momentum)
+
+    @torch.no_grad()
+    def targets(self, logits: Tensor, center: Center) -> Tensor:
+        """Teacher logits [..., K] to probabilities, in float32."""
+        if self.balance == 'sinkhorn':
+            return sinkhorn_knopp(logits, self.teacher_temp)
+        return super().targets(logits, center)
 
     def step(self) -> None:
         """Moves the centers; called after each optimizer step."""

@@ -42,21 +42,21 @@ class ProjectionNeck(BaseModule):
         bottleneck_channels: Width of the normalised vector (iBOT: 256).
         num_prototypes: K (iBOT: 8192).
         norm_trainable: See :class:`PrototypeLayer`.
-        norm_cfg: Norm after each hidden linear, dict(type='BN1d') or dict(type='SyncBN') (DINO's ``use_bn_in_head``); None: none
-            (iBOT's recipes). Batch statistics keep the differences between images large however alike a fresh backbone's tokens are:
-            a small model at a small batch then leaves the uniform solution where it would stay without.
+        norm_cfg: Norm after each linear, dict(type='BN1d') or, for several ranks, dict(type='SyncBN') (DINO's ``use_bn_in_head``, MoCo v3);
+            None: none (iBOT's recipes). Batch statistics keep the differences between images large however alike a fresh backbone's
+            tokens are: a small model at a small batch learns from its first steps on instead of drifting to a uniform answer.
     """
 
     def __init__(self, in_channels: int, hidden_channels: int = 2048, bottleneck_channels: int = 256,
                  num_prototypes: int = 8192, norm_trainable: bool = True, norm_cfg: Optional[dict] = None, init_cfg=None):
         super().__init__(init_cfg)
         layers = []
-        for width in (in_channels, hidden_channels):
-            layers.append(nn.Linear(width, hidden_channels))
+        for width, out in ((in_channels, hidden_channels), (hidden_channels, hidden_channels), (hidden_channels, bottleneck_channels)):
+            layers.append(nn.Linear(width, out))
             if norm_cfg is not None:
-                layers.append(build_norm_layer(norm_cfg, hidden_channels)[1])
+                layers.append(build_norm_layer(norm_cfg, out)[1])
             layers.append(nn.GELU())
-        self.mlp = nn.Sequential(*layers, nn.Linear(hidden_channels, bottleneck_channels))
+        self.mlp = nn.Sequential(*layers[:-1])
         self.uses_batch_statistics = any(isinstance(module, _BatchNorm) for module in layers)
         self.prototypes = PrototypeLayer(bottleneck_channels, num_prototypes, norm_trainable)
         self.num_prototypes = num_prototypes
