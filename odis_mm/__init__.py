@@ -7,9 +7,10 @@ from importlib.util import find_spec
 
 from . import datasets, models  # noqa: F401
 from .engine import amp, hooks, optim  # noqa: F401
+from .features import extract_object_features
 from .version import __version__
 
 if find_spec('mmdet') is not None:  # costs little: mmdet's registries, none of its models
     from . import detection  # noqa: F401
 
-__all__ = ['__version__']
+__all__ = ['__version__', 'extract_object_features']

@@ -8,16 +8,18 @@ import torch
 from mmengine.registry import init_default_scope
 
 from .cli import _guarded
+from .datasets import ObjectDataset
 from .evaluation import FrozenBackbone, knn_images, labelled_split, region_proxy, region_split
 from .evaluation.knn import KS
+from .features import extract_dataset
 from .transfer import LAYOUTS, build_backbone, read_checkpoint, read_vit, transfer
 
 
 def transfer_main(argv: Optional[List[str]] = None) -> None:
     """``tools/transfer.py SOURCE [OUT --to LAYOUT]``: bring the ViT of a file into another library's layout, and prove it."""
     parser = argparse.ArgumentParser(
-        description='Bring the ViT of a checkpoint (ours, timm, DINO, iBOT, DINOv2, MAE, GTSA, Hugging Face, mmpretrain, mmseg, detectron2) into the '
-        'layout of a library, and prove that it arrived. Without OUT: say what the file holds.')
+        description='Bring the ViT of a checkpoint (ours, timm, DINO, iBOT, DINOv2, MAE, GTSA, Hugging Face, mmpretrain, mmseg, '
+        'detectron2) into the layout of a library, and prove that it arrived. Without OUT: say what the file holds.')
     parser.add_argument('source', help='.pth of tensors, or .safetensors')
     parser.add_argument('out', nargs='?', help='.pth, .safetensors, or a folder for huggingface')
     parser.add_argument('--to', choices=list(LAYOUTS), default='odis_mm', help='layout of OUT (default: odis_mm)')
@@ -31,7 +33,8 @@ def transfer_main(argv: Optional[List[str]] = None) -> None:
         if args.out is None:
             print(_describe(args))
             return
-        for part in transfer(args.source, args.out, args.to, grid=args.grid, source_grid=args.source_grid, heads=args.heads, drop=args.drop):
+        for part in transfer(args.source, args.out, args.to, grid=args.grid, source_grid=args.source_grid, heads=args.heads,
+                             drop=args.drop):
             print(part)
         print(f'written: {args.out}')
 
@@ -67,8 +70,10 @@ def knn_main(argv: Optional[List[str]] = None) -> None:
     parser.add_argument('--data', required=True, metavar='DIR')
     parser.add_argument('--ks', type=int, nargs='+', default=list(KS))
     parser.add_argument('--temperature', type=float, default=0.07)
-    parser.add_argument('--boxes', nargs=2, default=('', ''), metavar=('TRAIN', 'VAL'), help='json files of objects, which [OBJ] is told at inference')
-    parser.add_argument('--max-images', type=int, nargs=2, default=(None, None), metavar=('TRAIN', 'VAL'), help='at most so many, evenly spread')
+    parser.add_argument('--boxes', nargs=2, default=('', ''), metavar=('TRAIN', 'VAL'),
+                        help='json files of objects, which [OBJ] is told at inference')
+    parser.add_argument('--max-images', type=int, nargs=2, default=(None, None), metavar=('TRAIN', 'VAL'),
+                        help='at most so many, evenly spread')
     args = parser.parse_args(argv)
 
     def work() -> None:
@@ -91,8 +96,10 @@ def regions_main(argv: Optional[List[str]] = None) -> None:
     parser.add_argument('--ann-files', nargs=2, metavar=('TRAIN', 'VAL'), help='COCO-style json, below DIR (default: those of COCO)',
                         default=('annotations/instances_train2017.json', 'annotations/instances_val2017.json'))
     parser.add_argument('--images', nargs=2, metavar=('TRAIN', 'VAL'), default=('train2017', 'val2017'), help='image folders, below DIR')
-    parser.add_argument('--scales', type=int, nargs='+', metavar='SIZE', help='several sizes in place of --size: their features side by side')
-    parser.add_argument('--max-images', type=int, nargs=2, default=(800, 400), metavar=('TRAIN', 'VAL'), help='at most so many, evenly spread')
+    parser.add_argument('--scales', type=int, nargs='+', metavar='SIZE',
+                        help='several sizes in place of --size: their features side by side')
+    parser.add_argument('--max-images', type=int, nargs=2, default=(800, 400), metavar=('TRAIN', 'VAL'),
+                        help='at most so many, evenly spread')
     parser.add_argument('--k', type=int, default=20)
     args = parser.parse_args(argv)
 
@@ -111,7 +118,28 @@ def regions_main(argv: Optional[List[str]] = None) -> None:
     _guarded(work)
 
 
-def _frozen_parser(description: str) -> argparse.ArgumentParser:
+def features_main(argv: Optional[List[str]] = None) -> None:
+    """``tools/extract_features.py CHECKPOINT --ann-file FILE --out FILE.npz``: features of all objects of a data set."""
+    parser = _frozen_parser('Features of all annotated objects of a data set: [OBJ] tokens and pooled boxes or masks, as .npz.',
+                            out='the .npz to write')
+    parser.add_argument('--data', default='', metavar='DIR', help='folder of the annotations and images')
+    parser.add_argument('--ann-file', required=True, help='any json of objects that ObjectDataset reads, below DIR')
+    parser.add_argument('--images', default='', metavar='DIR', help='image folder, below --data')
+    parser.add_argument('--sheet', metavar='PNG', help='draw nearest neighbours of some objects')
+    args = parser.parse_args(argv)
+
+    def work() -> None:
+        frozen = _frozen(args)
+        dataset = ObjectDataset(data_root=args.data, ann_file=args.ann_file, data_prefix=args.images,
+                                pipeline=[dict(type='LoadObjectImage')])
+        found = extract_dataset(frozen, dataset, args.out, args.size, args.sheet, args.batch_size, args.workers)
+        print(f'written: {args.out}, {len(found.image)} objects of {len(dataset)} images, {found.pooled.shape[1]} channels'
+              + (f'; {args.sheet}' if args.sheet else ''))
+
+    _guarded(work)
+
+
+def _frozen_parser(description: str, out: str = '') -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('checkpoint', help='of any layout that tools/transfer.py reads, or a ResNet')
     parser.add_argument('--size', type=int, default=224, help='side of the images in pixels')
@@ -121,7 +149,7 @@ def _frozen_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument('--batch-size', type=int, default=64)
     parser.add_argument('--workers', type=int, default=2, help='processes that decode images')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--out', help='write the result to this json file')
+    parser.add_argument('--out', required=bool(out), help=out or 'write the result to this json file')
     return parser
 
 
@@ -139,4 +167,4 @@ def _save(args: argparse.Namespace, **result) -> None:
         print(f'written: {args.out}')
 
 
-COMMANDS = dict(transfer=transfer_main, knn=knn_main, regions=regions_main)
+COMMANDS = dict(transfer=transfer_main, knn=knn_main, regions=regions_main, features=features_main)

@@ -65,13 +65,15 @@ def test_chunks_change_memory_only(chunk):
     torch.testing.assert_close(best, expected)
     assert torch.equal(place, where)
     labels, test_labels = torch.randint(0, 4, (100, ), generator=g), torch.randint(0, 4, (30, ), generator=g)
-    assert knn_accuracy(keys, labels, queries, test_labels, ks=(5, 20), chunk=chunk) == knn_accuracy(keys, labels, queries, test_labels, ks=(5, 20))
+    whole = knn_accuracy(keys, labels, queries, test_labels, ks=(5, 20))
+    assert knn_accuracy(keys, labels, queries, test_labels, ks=(5, 20), chunk=chunk) == whole
 
 
 def test_pixels_are_those_of_the_protocol(folder):
     """Resize to size * 256/224 and centre crop are those of torchvision on PIL images (DINO's), to a grey level of rounding."""
     images = LabelledImages(str(folder / 'val'), size=56)
-    protocol = transforms.Compose([transforms.Resize(64, transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(56), transforms.PILToTensor()])
+    protocol = transforms.Compose([transforms.Resize(64, transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(56),
+                                   transforms.PILToTensor()])
     for i in range(len(images)):
         item = images[i]
         expected = protocol(Image.fromarray(read_image(item['name'])))
@@ -98,7 +100,8 @@ def test_boxes_and_masks_at_inference(objects, tmp_path):
     assert torch.equal(masks[0], expected)
     assert masks[1].all() and masks[2].all()  # outside the crop, and no object at all: the whole image
     coco = dict(images=[dict(id=0, file_name='a/0.png', height=40, width=80), dict(id=1, file_name='b/0.png', height=40, width=80)],
-                annotations=[dict(id=0, image_id=0, category_id=1, bbox=[23, 3, 20, 15], iscrowd=0, segmentation=[[24, 4, 43, 4, 43, 8, 24, 8]])],
+                annotations=[dict(id=0, image_id=0, category_id=1, bbox=[23, 3, 20, 15], iscrowd=0,
+                                  segmentation=[[24, 4, 43, 4, 43, 8, 24, 8]])],
                 categories=[dict(id=1, name='x')])
     (tmp_path / 'masks.json').write_text(json.dumps(coco))
     mask = LabelledImages(str(objects), 28, 7, str(tmp_path / 'masks.json'))[0]['mask'].view(4, 4)
@@ -135,7 +138,8 @@ def test_convnets_and_plain_vits_are_measured_too(folder):
 
 @pytest.mark.parametrize('break_it, needle', [
     (lambda root: cv2.imwrite(str(root / 'train' / 'loose.png'), np.zeros((9, 9, 3))), 'lies in no class folder'),
-    (lambda root: [(root / 'val' / 'b').mkdir(), cv2.imwrite(str(root / 'val' / 'b' / '0.png'), np.zeros((9, 9, 3)))], 'different classes .*c in one')])
+    (lambda root: [(root / 'val' / 'b').mkdir(), cv2.imwrite(str(root / 'val' / 'b' / '0.png'), np.zeros((9, 9, 3)))],
+     'different classes .*c in one')])
 def test_wrong_folders_are_told(break_it, needle, tmp_path):
     for part, label in (('train', 'a'), ('train', 'b'), ('val', 'a'), ('val', 'c')):
         (tmp_path / part / label).mkdir(parents=True)

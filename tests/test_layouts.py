@@ -11,7 +11,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from odis_mm import commands
-from odis_mm.transfer import (LAYOUTS, CheckpointError, build_backbone, build_timm, build_vit, convert, load_backbone, prove, read_checkpoint, read_vit,
+from odis_mm.transfer import (LAYOUTS, CheckpointError, build_backbone, build_timm, build_vit, convert, load_backbone, prove,
+                              read_checkpoint, read_vit,
                               resize_positions, save_backbone, transfer)
 
 SHAPE = dict(embed_dim=32, depth=3, num_heads=2, mlp_ratio=2, num_classes=0)
@@ -44,7 +45,8 @@ def tokens(state, images, grid=None):
 # ---- there and back ------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('target, layer_scale, registers', [
-    ('odis_mm', 0, 0), ('odis_mm', .1, 3), ('mmpretrain', .1, 0), ('timm', 0, 0), ('timm', .1, 0), ('huggingface', 0, 0), ('huggingface', .1, 0),
+    ('odis_mm', 0, 0), ('odis_mm', .1, 3), ('mmpretrain', .1, 0), ('timm', 0, 0), ('timm', .1, 0), ('huggingface', 0, 0),
+    ('huggingface', .1, 0),
     ('huggingface', .1, 3), ('mmseg', 0, 0)])
 def test_round_trip_is_bit_for_bit(target, layer_scale, registers):
     state = ours(layer_scale, registers)
@@ -117,7 +119,8 @@ def test_positions_are_resampled_to_an_explicit_grid(grid):
 
 def dino(model):  # a training checkpoint: settings and epoch beside student and teacher
     state = {f'backbone.{k}': v for k, v in model.state_dict().items()}
-    return dict(student={f'module.{k}': torch.zeros_like(v) for k, v in state.items()}, epoch=3, args=argparse.Namespace(arch='vit_small', lr=5e-4),
+    return dict(student={f'module.{k}': torch.zeros_like(v) for k, v in state.items()}, epoch=3,
+                args=argparse.Namespace(arch='vit_small', lr=5e-4),
                 teacher={**state, 'head.mlp.0.weight': torch.ones(2, 2)})
 
 
@@ -140,7 +143,8 @@ def mae(model):
 def gtsa(model):
     state = model.state_dict()
     return dict(state_dict={**{f'module.base_encoder.{k}': torch.zeros_like(v) for k, v in state.items()},
-                            **{f'module.momentum_encoder.{k}': v for k, v in state.items()}, 'module.predictor.0.weight': torch.ones(2)}, epoch=1)
+                            **{f'module.momentum_encoder.{k}': v for k, v in state.items()}, 'module.predictor.0.weight': torch.ones(2)},
+                            epoch=1)
 
 
 def huggingface(model):
@@ -162,8 +166,10 @@ def huggingface(model):
 
 
 FOREIGN = {
-    'DINO': (dino, {}, {'head': 1}, 0), 'iBOT': (ibot, dict(init_values=.3), {}, 1), 'MAE': (mae, {}, {}, 4), 'GTSA': (gtsa, {}, {'base_encoder': 0}, 0),
-    'DINOv2': (dinov2, dict(init_values=.3, reg_tokens=4, no_embed_class=True), {}, 1), 'Hugging Face ViT': (huggingface, {}, {'classifier': 1}, 1)}
+    'DINO': (dino, {}, {'head': 1}, 0), 'iBOT': (ibot, dict(init_values=.3), {}, 1), 'MAE': (mae, {}, {}, 4),
+    'GTSA': (gtsa, {}, {'base_encoder': 0}, 0),
+    'DINOv2': (dinov2, dict(init_values=.3, reg_tokens=4, no_embed_class=True), {}, 1),
+    'Hugging Face ViT': (huggingface, {}, {'classifier': 1}, 1)}
 
 
 @pytest.mark.parametrize('kind', FOREIGN)
@@ -258,12 +264,14 @@ NAN = {**ours(), 'layers.1.ln1.bias': torch.full((32, ), float('nan'))}
 @pytest.mark.parametrize('state, needle', [
     ({'layer1.0.conv1.weight': torch.ones(1), 'stem.conv.weight': torch.ones(1)}, 'no plain ViT of a known layout'),
     ({k: v for k, v in ours().items() if not k.startswith('layers.1.')}, 'of 3 blocks it lacks 1'),
-    (without('layers.2.attn.proj.bias'), 'block 2 has no attn.proj.bias'), (without('pos_embed'), 'no position embedding'), (NAN, 'NaN or Inf in layers.1.ln1.bias'),
+    (without('layers.2.attn.proj.bias'), 'block 2 has no attn.proj.bias'), (without('pos_embed'), 'no position embedding'),
+    (NAN, 'NaN or Inf in layers.1.ln1.bias'),
     ({**ours(), 'layers.0.attn.q_norm.weight': torch.ones(16)}, 'layers.0.attn.q_norm.weight'),
     ({**ours(), 'layers.1.ln1.weight': torch.ones(16)}, 'contradicts itself: ln1.weight'),
     ({**ours(), 'pos_embed': torch.ones(1, 17, 16)}, 'contradicts itself'),
     ({**timm_vit().state_dict(), 'pos_embed': torch.ones(1, 15, 32)}, '--source-grid'),
-    ({**{k: v for k, v in huggingface(timm_vit()).items() if not k.endswith('0.attention.attention.key.bias')}}, 'it lacks layers.0.attn.key.bias')])
+    ({**{k: v for k, v in huggingface(timm_vit()).items() if not k.endswith('0.attention.attention.key.bias')}},
+     'it lacks layers.0.attn.key.bias')])
 def test_wrong_files_are_refused_in_one_sentence(state, needle, tmp_path):
     torch.save(state, tmp_path / 'bad.pth')
     with pytest.raises(CheckpointError) as caught:
@@ -273,7 +281,8 @@ def test_wrong_files_are_refused_in_one_sentence(state, needle, tmp_path):
     assert not (tmp_path / 'out.pth').exists()
 
 
-@pytest.mark.parametrize('name, write', [('pickle.pth', lambda p: torch.save(dict(model=ours(), extra=Foreign()), p)), ('text.safetensors', lambda p: p.write_text('no')),
+@pytest.mark.parametrize('name, write', [('pickle.pth', lambda p: torch.save(dict(model=ours(), extra=Foreign()), p)),
+                                         ('text.safetensors', lambda p: p.write_text('no')),
                                          ('cut.pth', lambda p: (torch.save(ours(), p), p.write_bytes(p.read_bytes()[:9000])))])
 def test_hostile_and_truncated_files(name, write, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -284,7 +293,8 @@ def test_hostile_and_truncated_files(name, write, tmp_path, monkeypatch):
 
 
 def test_requests_that_make_no_sense(export, tmp_path):
-    for arguments, needle in ((dict(target='keras'), 'no layout'), (dict(out='a.onnx'), '.pth or .safetensors'), (dict(out=export.name), 'the source itself'),
+    for arguments, needle in ((dict(target='keras'), 'no layout'), (dict(out='a.onnx'), '.pth or .safetensors'),
+                              (dict(out=export.name), 'the source itself'),
                               (dict(heads=3), '3 attention heads do not divide'), (dict(source_grid=(3, 3)), 'which are not 3 x 3')):
         with pytest.raises(CheckpointError, match=needle):
             transfer(export, tmp_path / arguments.pop('out', 'b.pth'), **{'target': 'timm', **arguments})
@@ -327,7 +337,8 @@ def test_every_layout_has_its_own_signature():
 def test_the_tool_says_what_became_of_every_tensor(export, tmp_path, capsys):
     commands.transfer_main([str(export)])
     said = capsys.readouterr().out
-    assert 'odis_mm or mmpretrain (they share these names), under backbone.*' in said and '3 blocks, 32 wide, patch 8, 4 x 4 positions' in said
+    assert 'odis_mm or mmpretrain (they share these names), under backbone.*' in said
+    assert '3 blocks, 32 wide, patch 8, 4 x 4 positions' in said
     commands.transfer_main([str(export), str(tmp_path / 'a.pth'), '--to', 'timm', '--grid', '6x10'])
     said = capsys.readouterr().out
     assert 'to timm' in said and 'resampled [1, 17, 32] -> [1, 61, 32], 6 x 10 patches' in said and 'features of a 48 x 80 probe' in said

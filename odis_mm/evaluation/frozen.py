@@ -63,8 +63,8 @@ class FrozenBackbone:
         """
         inputs = (images.to(self.device, non_blocking=True).float() - self.mean) / self.std
         if object_mask is not None and not self.can_mask:
-            raise ValueError(f'{type(self.backbone).__name__} has no [OBJ] token that could be told its object: evaluate it without boxes, or pool them '
-                             'from the map.')
+            raise ValueError(f'{type(self.backbone).__name__} has no [OBJ] token that could be told its object: evaluate it without boxes, '
+                             'or pool them from the map.')
         with evaluating(self.backbone):
             out = self.backbone(inputs) if object_mask is None else self.backbone(inputs, object_mask.to(self.device))
         out = out[-1] if isinstance(out, (tuple, list)) else out

@@ -86,7 +86,8 @@ class LabelledImages(Dataset):
     """
 
     def __init__(self, root: str, size: int = 224, patch: Optional[int] = None, ann_file: str = '', most: Optional[int] = None):
-        self.images = ObjectDataset(ann_file=os.path.abspath(ann_file) if ann_file else '', data_prefix=str(root), pipeline=[dict(type='LoadObjectImage')])
+        self.images = ObjectDataset(ann_file=os.path.abspath(ann_file) if ann_file else '', data_prefix=str(root),
+                                    pipeline=[dict(type='LoadObjectImage')])
         self.size, self.patch = size, patch
         self.index = subset(len(self.images), most)
         names = [os.path.relpath(self.images.get_data_info(i)['img_path'], root) for i in range(len(self.images))]
@@ -113,7 +114,8 @@ class LabelledImages(Dataset):
         pixels = resize(torch.from_numpy(np.ascontiguousarray(sample['img'])).permute(2, 0, 1), new)[(..., *window)]
         mask = None
         if self.with_objects:
-            view = View((left * width / new[1], top * height / new[0], self.size * width / new[1], self.size * height / new[0]), (self.size, ) * 2)
+            view = View((left * width / new[1], top * height / new[0], self.size * width / new[1], self.size * height / new[0]),
+                        (self.size, ) * 2)
             mask = self._object_mask(sample, view, new, window)
         return dict(pixels=pixels, label=self.labels[index], name=sample['img_path'], mask=mask)
 
@@ -128,14 +130,16 @@ class LabelledImages(Dataset):
         return (mask if mask.any() else torch.ones_like(mask)).flatten()
 
 
-def image_features(frozen: FrozenBackbone, images: LabelledImages, batch_size: int = 64, num_workers: int = 0) -> Tuple[Dict[str, Tensor], Tensor]:
+def image_features(frozen: FrozenBackbone, images: LabelledImages, batch_size: int = 64,
+                   num_workers: int = 0) -> Tuple[Dict[str, Tensor], Tensor]:
     """Features of all images, on every rank: ``token`` [n, D] if the backbone has one, ``patch_mean`` [n, D], and labels [n].
 
     With objects the token sees them only, and the mean is over their patches.
     """
     frozen.check_size(images.size)
     if len(images) < get_dist_info()[1]:
-        raise ValueError(f'{len(images)} images are fewer than the {get_dist_info()[1]} ranks that share them: use fewer ranks, or more images.')
+        raise ValueError(f'{len(images)} images are fewer than the {get_dist_info()[1]} ranks that share them: use fewer ranks, or more '
+                         'images.')
     tokens, means, labels = [], [], []
     for batch in batches(images, batch_size, num_workers):
         mask = torch.stack(batch['mask']) if images.with_objects else None
@@ -169,4 +173,5 @@ def knn_images(frozen: FrozenBackbone, train: LabelledImages, val: LabelledImage
 def labelled_split(root: str, frozen: FrozenBackbone, size: int = 224, boxes: Sequence[str] = ('', ''),
                    most: Sequence[Optional[int]] = (None, None)) -> List[LabelledImages]:
     """``root/train`` and ``root/val``, with a json of objects and a largest number of images for each."""
-    return [LabelledImages(os.path.join(root, part), size, frozen.patch, ann_file, count) for part, ann_file, count in zip(('train', 'val'), boxes, most)]
+    return [LabelledImages(os.path.join(root, part), size, frozen.patch, ann_file, count)
+            for part, ann_file, count in zip(('train', 'val'), boxes, most)]

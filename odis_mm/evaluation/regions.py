@@ -5,8 +5,8 @@ in every run and on any number of ranks:
 
 * **class**: the class of a val object by a vote of its nearest train objects (weighted k-NN), from the masked [OBJ] token and from the box
   pooled from the dense map;
-* **object or background**: a linear classifier between pooled objects and pooled background boxes of the same sizes, fitted in closed form on train
-  images; its area under the ROC curve on val images;
+* **object or background**: a linear classifier between pooled objects and pooled background boxes of the same sizes, fitted in closed form
+  on train images; its area under the ROC curve on val images;
 * **mask**: a linear classifier of patches, fitted the same way; the mean IoU of object and background on val patches.
 """
 from dataclasses import dataclass
@@ -41,7 +41,8 @@ class RegionImages(Dataset):
     ``masks`` (one bool [n, patches] a scale) and ``area`` bool [H, W], the pixels of all objects.
     """
 
-    def __init__(self, images: Sequence[dict], sizes: Sequence[int], patch: Optional[int] = None, most: Optional[int] = None, per_image: int = 10):
+    def __init__(self, images: Sequence[dict], sizes: Sequence[int], patch: Optional[int] = None, most: Optional[int] = None,
+                 per_image: int = 10):
         self.images, self.sizes, self.patch, self.per_image = images, tuple(sizes), patch, per_image
         self.index = subset(len(images), most)
 
@@ -61,7 +62,8 @@ class RegionImages(Dataset):
             view = View((0, 0, width, height), (size, size))
             masks.append(torch.from_numpy(np.asarray(box_patch_mask(boxes, view, self.patch))).flatten(1))
         unit = View((0, 0, width, height), (1, 1))
-        return dict(item=item, pixels=[resize(pixels, (size, size)) for size in self.sizes], boxes=torch.from_numpy(boxes_to_view(boxes, unit)).float(),
+        return dict(item=item, pixels=[resize(pixels, (size, size)) for size in self.sizes],
+                    boxes=torch.from_numpy(boxes_to_view(boxes, unit)).float(),
                     background=torch.from_numpy(boxes_to_view(background_boxes(boxes, area), unit)).float(),
                     labels=torch.as_tensor(np.asarray(sample['labels'])[keep], dtype=torch.long), masks=masks, area=torch.from_numpy(area))
 
@@ -128,8 +130,10 @@ def pool_boxes(map_: Tensor, boxes: Sequence[Tensor], cells: int = 7) -> Tensor:
     return roi_align(map_, [box.to(map_) * scale for box in boxes], cells, 1., sampling_ratio=2, aligned=True).mean((2, 3))
 
 
-def region_features(frozen: FrozenBackbone, images: RegionImages, batch_size: int = 64, num_workers: int = 0, max_patches: int = 50_000) -> Regions:
-    """All features at once, on every rank. With several scales those of a region are l2-normalised and put side by side; patches are of the last.
+def region_features(frozen: FrozenBackbone, images: RegionImages, batch_size: int = 64, num_workers: int = 0,
+                    max_patches: int = 50_000) -> Regions:
+    """All features at once, on every rank. With several scales those of a region are l2-normalised and put side by side; patches are of the
+    last.
 
     Args:
         batch_size: Images, and objects for the token, a forward pass.
@@ -169,7 +173,8 @@ def _batch_records(frozen: FrozenBackbone, batch: Dict[str, list], batch_size: i
         if frozen.can_mask and batch['masks'][0]:
             masks = torch.cat([image[scale] for image in batch['masks']])
             parts = [out.token[:0].cpu()]
-            parts += [frozen(pixels[own], mask).token.cpu() for own, mask in zip(owner.split(batch_size), masks.split(batch_size)) if len(own)]
+            parts += [frozen(pixels[own], mask).token.cpu()
+                      for own, mask in zip(owner.split(batch_size), masks.split(batch_size)) if len(own)]
             tokens.append(torch.cat(parts))
     pooled, background = (_side_by_side(parts).split(sizes) for parts, sizes in ((pooled, counts), (background, spare)))
     tokens = _side_by_side(tokens).split(counts) if tokens else [None] * len(counts)
@@ -216,7 +221,8 @@ def auc(scores: Tensor, positive: Tensor) -> float:
 
 def mean_iou(predicted: Tensor, inside: Tensor) -> float:
     """Mean of the IoU of objects and of background, in percent."""
-    both = [((predicted == side) & (inside == side)).sum() / ((predicted == side) | (inside == side)).sum().clamp(min=1) for side in (True, False)]
+    both = [((predicted == side) & (inside == side)).sum() / ((predicted == side) | (inside == side)).sum().clamp(min=1)
+            for side in (True, False)]
     return 100 * float(sum(both)) / 2
 
 
@@ -248,7 +254,8 @@ def region_proxy(frozen: FrozenBackbone, train: RegionImages, val: RegionImages,
     """
     classes = [tuple(getattr(part.images, 'metainfo', {}).get('classes') or ()) for part in (train, val)]
     if classes[0] != classes[1]:
-        raise ValueError(f'train and val annotations name different classes ({len(classes[0])} and {len(classes[1])}): give both files the same categories.')
+        raise ValueError(f'train and val annotations name different classes ({len(classes[0])} and {len(classes[1])}): give both files the '
+                         'same categories.')
     return region_metrics(region_features(frozen, train, **kwargs), region_features(frozen, val, **kwargs), k)
 
 
@@ -256,7 +263,8 @@ def region_split(frozen: FrozenBackbone, data_root: str, ann_files: Sequence[str
                  most: Sequence[Optional[int]] = (None, None), per_image: int = 10) -> List[RegionImages]:
     """Train and val images below ``data_root``, from a json and an image folder each."""
     patch = frozen.patch if frozen.can_mask else None
-    return [RegionImages(ObjectDataset(data_root=data_root, ann_file=ann_file, data_prefix=prefix, keep_empty=False, pipeline=[dict(type='LoadObjectImage')]),
+    return [RegionImages(ObjectDataset(data_root=data_root, ann_file=ann_file, data_prefix=prefix, keep_empty=False,
+                                       pipeline=[dict(type='LoadObjectImage')]),
                          sizes, patch, count, per_image) for ann_file, prefix, count in zip(ann_files, prefixes, most)]
 
 

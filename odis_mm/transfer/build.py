@@ -31,8 +31,8 @@ def count_heads(state: State, name: str, heads: Optional[int] = None) -> int:
     width = state['patch_embed.projection.weight'].shape[0]
     heads = HEADS.get(width) if heads is None else heads
     if heads is None:
-        raise CheckpointError(f'{name} is {width} wide, which is none of the usual ViTs ({", ".join(map(str, HEADS))}), and its tensors do not tell how '
-                              'many attention heads it has: say it (heads=, --heads).')
+        raise CheckpointError(f'{name} is {width} wide, which is none of the usual ViTs ({", ".join(map(str, HEADS))}), and its tensors do '
+                              'not tell how many attention heads it has: say it (heads=, --heads).')
     if heads < 1 or width % heads:
         raise CheckpointError(f'{name} is {width} wide, which {heads} attention heads do not divide.')
     return heads
@@ -48,7 +48,8 @@ def patch_grid_of(state: State, grid: Optional[Grid] = None) -> Grid:
     side = round(patches**.5)
     rows, columns = grid or (side, side)
     if rows * columns != patches:
-        raise CheckpointError(f'the position embedding has {patches} patches, which are not {rows} x {columns}: give the grid (--grid, --source-grid).')
+        raise CheckpointError(f'the position embedding has {patches} patches, which are not {rows} x {columns}: give the grid (--grid, '
+                              '--source-grid).')
     return rows, columns
 
 
@@ -141,8 +142,8 @@ class Proof:
 def prove(conversion: Conversion, written: State, heads: Optional[int] = None, grid: Optional[Grid] = None) -> Proof:
     """Compare what was written with what it came from.
 
-    Two checks: the written tensors, read again by their names, are bit for bit those that were to be written; and a probe image of noise gives
-    the same features on both sides. Source and target are each computed by timm where their names are timm's, else by
+    Two checks: the written tensors, read again by their names, are bit for bit those that were to be written; and a probe image of noise
+    gives the same features on both sides. Source and target are each computed by timm where their names are timm's, else by
     ``mmpretrain.VisionTransformer``.
 
     Args:
@@ -171,7 +172,8 @@ def prove(conversion: Conversion, written: State, heads: Optional[int] = None, g
     second, by_second = _target_features(conversion, written, again, heads, (rows, columns), probe)
     difference, scale = float((first - second).abs().max()), float(first.abs().max())
     if not difference <= TOLERANCE * max(scale, 1.):
-        raise CheckpointError(f'{name} computes other features as {target}: on a probe image they differ by {difference:.2g} of {scale:.2g}.')
+        raise CheckpointError(f'{name} computes other features as {target}: on a probe image they differ by {difference:.2g} of '
+                              f'{scale:.2g}.')
     return Proof(len(written), f'features of a {size[0]} x {size[1]} probe, source by {by_first}, target by {by_second}', difference, scale)
 
 
@@ -188,7 +190,8 @@ def _source_features(conversion: Conversion, heads: int, grid: Grid, probe: Tens
     state = {**source.state, 'pos_embed': conversion.state['pos_embed']} if resampled else source.state
     if source.layout == 'timm' and find_spec('timm'):
         chunks = re.compile(r'^blocks\.\d+\.(\d+)\.')
-        raw = convert(state, 'timm', source_grid=grid).tensors if resampled else {chunks.sub(r'blocks.\1.', k): v for k, v in source.raw.items()}
+        raw = {chunks.sub(r'blocks.\1.', name): tensor for name, tensor in source.raw.items()}
+        raw = convert(state, 'timm', source_grid=grid).tensors if resampled else raw
         return build_timm(raw, heads, grid).forward_features(probe), 'timm'
     return build_vit(state, heads, grid)(probe)[-1], 'mmpretrain'
 

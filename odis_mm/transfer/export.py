@@ -42,7 +42,8 @@ def transfer(source: PathLike, out: PathLike, target: str, *, grid: Optional[Gri
         raise CheckpointError(f'{out} must end in .pth or .safetensors (a folder is for Hugging Face only).')
     if out.resolve() == Path(source).resolve():
         raise CheckpointError(f'{out} is the source itself: give the result another name.')
-    conversion = convert(read_vit(read_checkpoint(source), str(source), source_grid=source_grid, drop=drop), target, grid=grid, source_grid=source_grid)
+    conversion = convert(read_vit(read_checkpoint(source), str(source), source_grid=source_grid, drop=drop), target, grid=grid,
+                         source_grid=source_grid)
     meta = read_meta(source)
     heads = count_heads(conversion.state, str(source), heads or meta.get('num_heads'))
     folder = out.suffix not in ('.pth', '.safetensors')
@@ -87,7 +88,8 @@ def huggingface_config(conversion: Conversion, heads: int, grid: Optional[Grid] 
         return dict(architectures=['ViTModel'], model_type='vit', intermediate_size=mlp.shape[0], **config)
     registers = state['object_tokens'].shape[1] if 'object_tokens' in state else 0
     kind = ('Dinov2WithRegistersModel', 'dinov2_with_registers') if registers else ('Dinov2Model', 'dinov2')
-    return dict(architectures=[kind[0]], model_type=kind[1], mlp_ratio=mlp.shape[0] / patch.shape[0], use_swiglu_ffn=False, layerscale_value=1.0,
+    return dict(architectures=[kind[0]], model_type=kind[1], mlp_ratio=mlp.shape[0] / patch.shape[0], use_swiglu_ffn=False,
+                layerscale_value=1.0,
                 **({'num_register_tokens': registers} if registers else {}), **config)
 
 

@@ -129,7 +129,8 @@ BESIDE = (
 _DIALECTS = (
     ('GTSA', 'timm', r'(momentum|base)_encoder\.'), ('MAE', 'timm', r'decoder_(embed|blocks)\.'),
     ('DINOv2', 'timm', r'(.*\.)?(register_tokens|blocks\.\d+\.\d+\..+)'), ('iBOT', 'timm', r'(.*\.)?(masked_embed|blocks\.\d+\.gamma_1)'),
-    ('DINOv2', 'timm', r'(.*\.)?mask_token'), ('DINO or iBOT', 'timm', r'backbone\.'), ('timm', 'timm', r'(reg_token|head\..+|blocks\.0\.ls1\.gamma)'),
+    ('DINOv2', 'timm', r'(.*\.)?mask_token'), ('DINO or iBOT', 'timm', r'backbone\.'),
+    ('timm', 'timm', r'(reg_token|head\..+|blocks\.0\.ls1\.gamma)'),
     ('timm, DINO, iBOT or MAE (they share these names)', 'timm', '.*'), ('Hugging Face ViT', 'huggingface', '.*'),
     ('Hugging Face DINOv2', 'huggingface-dinov2', '.*'), ('odis_mm', 'odis_mm', r'(teacher\.backbone\.|.*object_tokens$)'),
     ('odis_mm or mmpretrain (they share these names)', 'odis_mm', '.*'))
@@ -222,13 +223,14 @@ def read_vit(state: State, name: str = 'state dict', *, source_grid: Optional[Gr
         else:
             unknown.append(key)
     if unknown:
-        raise CheckpointError(f'{name} holds {len(unknown)} tensor(s) that no plain ViT of the layout {layout.name} has ({some(unknown)}): the '
-                              'model would compute something else without them; leave them out knowingly with drop=.')
+        raise CheckpointError(f'{name} holds {len(unknown)} tensor(s) that no plain ViT of the layout {layout.name} has ({some(unknown)}): '
+                              'the model would compute something else without them; leave them out knowingly with drop=.')
     if layout.split_qkv:
         _merge_qkv(ours, name)
     check_vit(ours, name)
     changed = _normalise_positions(ours, layout, name, source_grid)
-    dialect = next((label for label, where, pattern in _DIALECTS if where == layout.name and any(re.match(pattern, key) for key in state)), layout.name)
+    dialect = next((label for label, where, pattern in _DIALECTS if where == layout.name and any(re.match(pattern, key) for key in state)),
+                   layout.name)
     return Source(name, layout.name, dialect, prefix, ours, raw, dropped, changed, outside)
 
 
@@ -276,7 +278,8 @@ def check_vit(state: State, name: str) -> None:
         if lacking := sorted(needed - set(parts)):
             raise CheckpointError(f'{name} is incomplete: block {number} has no {some(lacking)} (in the names of mmpretrain).')
         if wrong := [part for part in wanted if parts[part] != wanted[part]]:
-            raise CheckpointError(f'{name} contradicts itself: {wrong[0]} is {list(parts[wrong[0]])} in block {number} but {list(wanted[wrong[0]])} elsewhere.')
+            raise CheckpointError(f'{name} contradicts itself: {wrong[0]} is {list(parts[wrong[0]])} in block {number} but '
+                                  f'{list(wanted[wrong[0]])} elsewhere.')
     patch = state['patch_embed.projection.weight']
     width = patch.shape[0]
     shapes = {'ln1.weight': (width, ), 'attn.qkv.weight': (3 * width, width), 'attn.proj.weight': (width, width)}
@@ -284,7 +287,8 @@ def check_vit(state: State, name: str) -> None:
     wrong += [f'{key} {list(state[key].shape)}' for key in ('cls_token', 'pos_embed', 'object_tokens')
               if key in state and (state[key].ndim != 3 or state[key].shape[2] != width)]
     if patch.ndim != 4 or wrong:
-        raise CheckpointError(f'{name} contradicts itself: its patches are embedded by {list(patch.shape)}, which does not fit {some(wrong)}.')
+        raise CheckpointError(f'{name} contradicts itself: its patches are embedded by {list(patch.shape)}, which does not fit '
+                              f'{some(wrong)}.')
     if 'pos_embed' not in state:
         raise CheckpointError(f'{name} has no position embedding: it is no plain ViT (rotary or relative positions are not known here).')
     bad = [key for key, value in state.items() if value.is_floating_point() and not torch.isfinite(value).all()]
@@ -323,8 +327,8 @@ def _leading_slots(length: int, registers: int, layout: Layout, name: str, sourc
     if len(possible) == 1:
         return possible[0]
     if len(fitting) != 1:
-        raise CheckpointError(f'{name} has {length} position slots, from which its patch grid cannot be told: give it (rows and columns) as '
-                              'source_grid=, --source-grid.')
+        raise CheckpointError(f'{name} has {length} position slots, from which its patch grid cannot be told: give it (rows and columns) '
+                              'as source_grid=, --source-grid.')
     return fitting[0]
 
 
@@ -423,7 +427,8 @@ def convert(source: Union[Source, State], target: str, *, grid: Optional[Grid] =
         state['cls_token'] = state['cls_token'] + state['pos_embed'][:, :1]
         state['pos_embed'] = torch.cat((torch.zeros_like(state['cls_token']), state['pos_embed'][:, 1:]), dim=1)
         changed['cls_token'] = 'its position added to it, as timm does for models with registers (no_embed_class=True)'
-    tensors = {layout.theirs(name): tensor.detach().contiguous() for name, tensor in (_split_qkv(state) if layout.split_qkv else state).items()}
+    named = _split_qkv(state) if layout.split_qkv else state
+    tensors = {layout.theirs(name): tensor.detach().contiguous() for name, tensor in named.items()}
     if target == 'timm' and 'object_tokens' in state:
         tensors['pos_embed'] = state['pos_embed'][:, 1:].contiguous()
     if target == 'detectron2':  # its files keep the slot of the [CLS] of pretraining; the model takes it off
@@ -442,8 +447,8 @@ def _resize(state: State, name: str, grid: Grid, source_grid: Optional[Grid], ch
     before = tuple(state['pos_embed'].shape)
     extra = int('cls_token' in state)
     if source_grid is None and round((before[1] - extra)**.5)**2 != before[1] - extra:
-        raise CheckpointError(f'{name} has positions for {before[1] - extra} patches, which are no square: give their grid (rows and columns) as '
-                              'source_grid=, --source-grid.')
+        raise CheckpointError(f'{name} has positions for {before[1] - extra} patches, which are no square: give their grid (rows and '
+                              'columns) as source_grid=, --source-grid.')
     side = round((before[1] - extra)**.5)
     state['pos_embed'] = resize_positions(state['pos_embed'], grid, extra, source_grid=source_grid or (side, side))
     if tuple(state['pos_embed'].shape) != before or source_grid not in (None, tuple(grid)):

@@ -13,8 +13,10 @@ from .layouts import PREFIXES, State, some
 from .loading import load_backbone
 
 _STEM = 'layer1.0.conv1.weight'
-_DEPTHS = {(False, (2, 2, 2, 2)): 18, (False, (3, 4, 6, 3)): 34, (True, (3, 4, 6, 3)): 50, (True, (3, 4, 23, 3)): 101, (True, (3, 8, 36, 3)): 152}
-_OURS = re.compile(r'(conv1|bn1|layer[1-4]\.\d+\.((conv|bn)[123]|downsample\.[01]))\.(weight|bias|running_mean|running_var|num_batches_tracked)')
+_DEPTHS = {(False, (2, 2, 2, 2)): 18, (False, (3, 4, 6, 3)): 34, (True, (3, 4, 6, 3)): 50, (True, (3, 4, 23, 3)): 101,
+           (True, (3, 8, 36, 3)): 152}
+_OURS = re.compile(r'(conv1|bn1|layer[1-4]\.\d+\.((conv|bn)[123]|downsample\.[01]))'
+                   r'\.(weight|bias|running_mean|running_var|num_batches_tracked)')
 
 
 def find_resnet(state: State) -> Optional[str]:
@@ -52,7 +54,8 @@ def build_resnet(state: State, name: str = 'state dict', random: bool = False) -
     blocks = tuple(stages[str(stage)] for stage in range(1, 5))
     depth = _DEPTHS.get(('layer1.0.conv3.weight' in state, blocks))
     if depth is None:
-        raise CheckpointError(f'{name} has {blocks} blocks in its four stages, which is no ResNet-{", -".join(map(str, _DEPTHS.values()))}.')
+        raise CheckpointError(f'{name} has {blocks} blocks in its four stages, which is no '
+                              f'ResNet-{", -".join(map(str, _DEPTHS.values()))}.')
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = MODELS.build(dict(type='mmpretrain.ResNet', depth=depth, in_channels=state['conv1.weight'].shape[1]))

@@ -8,7 +8,7 @@ default_hooks = dict(
     checkpoint=dict(type='mmpretrain.SafeCheckpointHook', interval=1, max_keep_ckpts=2),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='DetVisualizationHook'))
-custom_hooks = [dict(type='mmpretrain.ProgressHook')]
+custom_hooks = [dict(type='mmpretrain.ProgressHook'), dict(type='DetectorInit')]
 
 env_cfg = dict(
     cudnn_benchmark=False,

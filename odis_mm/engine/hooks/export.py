@@ -1,4 +1,4 @@
-"""Writes the teacher's backbone beside every checkpoint."""
+"""Writes the teacher's backbone, and a card about it, beside every checkpoint."""
 import os
 import os.path as osp
 
@@ -8,6 +8,7 @@ from mmpretrain.registry import HOOKS
 
 from ...transfer import save_backbone
 from ...version import __version__
+from ..card import facts, write_card
 from .schedule import _unwrap
 
 
@@ -15,8 +16,10 @@ from .schedule import _unwrap
 class ExportTeacherHook(Hook):
     """``epoch_10.pth`` gets a ``epoch_10_backbone.pth`` that detectors load: tensors only, under ``backbone.*``.
 
+    Beside it lies ``epoch_10_backbone.md``, a card: method, config, data, length, metrics so far, versions, command.
+
     It follows what the checkpoint hook reports as written. When that hook removes an old checkpoint of this run
-    (``max_keep_ckpts``), the export beside it goes too.
+    (``max_keep_ckpts``), the export and the card beside it go too.
     """
 
     priority = 'LOWEST'  # after the checkpoint hook (VERY_LOW)
@@ -48,12 +51,22 @@ class ExportTeacherHook(Hook):
             return
         path = f'{osp.splitext(checkpoint)[0]}_backbone.pth'
         model = _unwrap(runner.model)
-        save_backbone(path, model.teacher_backbone_state(), dict(
-            method=type(model).__name__, epoch=runner.epoch, iteration=runner.iter, odis_mm=__version__,
-            config=osp.basename(runner.cfg.filename) if getattr(runner.cfg, 'filename', None) else ''))
+        state = model.teacher_backbone_state()
+        meta = dict(method=type(model).__name__, epoch=runner.epoch, iteration=runner.iter, odis_mm=__version__,
+                    config=osp.basename(runner.cfg.filename) if getattr(runner.cfg, 'filename', None) else '')
+        layers = getattr(model.branch('teacher'), 'layers', None)
+        if layers is not None:  # of a ViT; its tensors do not tell
+            meta['num_heads'] = layers[0].attn.num_heads
+        save_backbone(path, state, meta)
+        write_card(_card(path), osp.basename(path), facts(runner, model, state))
         runner.logger.info(f'teacher backbone exported to {path}')
         self._exports[checkpoint] = path
         for old in [c for c in self._exports if not osp.isfile(c)]:
             exported = self._exports.pop(old)
-            if osp.isfile(exported):
-                os.remove(exported)
+            for file in (exported, _card(exported)):
+                if osp.isfile(file):
+                    os.remove(file)
+
+
+def _card(path: str) -> str:
+    return f'{osp.splitext(path)[0]}.md'

@@ -12,16 +12,16 @@ from mmpretrain.registry import MODELS
 
 from ...evaluation.frozen import IMAGENET_MEAN, IMAGENET_STD, FrozenBackbone
 from ...transfer.build import initialise
+from ..card import METRICS
 from .schedule import _unwrap
-
-METRICS = 'frozen_metrics'  # where the latest values lie in the message hub, hence in checkpoints and cards
 
 
 class FrozenMetricHook(Hook):
     """Measures a frozen backbone every so often, beside the value of a randomly initialised one.
 
-    The values go to the log, to the visualizer (TensorBoard, W&B), and with their whole history to ``<name>.json`` and ``<name>.png`` in the work
-    dir. Weights, modes and the global random numbers of the training are as before. All ranks share the work and hold the same result.
+    The values go to the log, to the visualizer (TensorBoard, W&B), and with their whole history to ``<name>.json`` and ``<name>.png`` in
+    the work dir. Weights, modes and the global random numbers of the training are as before. All ranks share the work and hold the same
+    result.
 
     Args:
         interval: Epochs (iterations with ``by_epoch=False``) between two measurements; the end of training is measured, too.
@@ -86,7 +86,8 @@ class FrozenMetricHook(Hook):
         share = self._spent / (time.perf_counter() - self._begin)
         random = self._record['random']
         beside = {} if random is None else {key: f' (random {random[key]:.1f})' for key in metrics}
-        runner.logger.info(f'{self.name} of the {self.of}: {_words(metrics, beside)}; {seconds:.1f} s, {100 * share:.2g} % of the run so far')
+        runner.logger.info(f'{self.name} of the {self.of}: {_words(metrics, beside)}; {seconds:.1f} s, '
+                           f'{100 * share:.2g} % of the run so far')
         if is_main_process():
             partial = self._file.with_suffix('.tmp')
             partial.write_text(json.dumps(self._record, indent=1))
@@ -102,7 +103,8 @@ class FrozenMetricHook(Hook):
     def _random_twin(runner, model) -> torch.nn.Module:
         config = runner.cfg.get('model')
         if not isinstance(config, dict) or 'backbone' not in config:
-            raise ValueError('the value of random weights needs the model as a config; set random_baseline=False for a model built by hand.')
+            raise ValueError('the value of random weights needs the model as a config; '
+                             'set random_baseline=False for a model built by hand.')
         device = next(model.parameters()).device
         with torch.random.fork_rng():
             torch.manual_seed(0)
