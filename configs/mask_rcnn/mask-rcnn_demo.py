@@ -13,7 +13,7 @@ model = dict(
     data_preprocessor=dict(pad_size_divisor=16),
     backbone=dict(
         arch=dict(_delete_=True, embed_dims=128, num_layers=4, num_heads=4, feedforward_channels=512),
-        img_size=48,  # the size of the pretraining crops
+        img_size=128,  # of the images: pretrained positions are resized once, as they arrive
         patch_size=8,
         out_indices=[3],
         drop_path_rate=0.),

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
-DRAWING = 1  # raise it with every change of what is drawn: sets on disk of another drawing are rendered again
+DRAWING = 2  # raise it with every change of what is drawn: sets on disk of another drawing are rendered again
 MANIFEST = 'odis_demo.json'
 DEFAULT_ROOT = 'data/odis_demo'
 DEFAULTS = dict(num_train=2000, num_val=200, size=128, seed=0)
@@ -68,9 +68,12 @@ def _pattern(label: int, u: np.ndarray, v: np.ndarray, rho: np.ndarray, period: 
 
 
 def _tones(rng: np.random.Generator) -> np.ndarray:
-    """Two colours, float32 [2, 3], whose luminances differ by 75 to 140 levels; which is the brighter one is drawn."""
-    gap = rng.uniform(75, 140)
-    middle = rng.uniform(20 + gap / 2, 235 - gap / 2)
+    """Two colours, float32 [2, 3], whose luminances differ by 90 to 130 levels; which is the brighter one is drawn.
+
+    All objects are of about one brightness: where they differ in it, two views agree on that, and a self-supervised model of
+    this size learns nothing else.
+    """
+    gap, middle = rng.uniform(90, 130), rng.uniform(110, 146)
     luminance = middle + (gap / 2) * rng.choice((-1, 1)) * np.array([[1], [-1]])
     return (luminance + _chroma(rng, 2) @ _CHROMA).astype(np.float32)
 

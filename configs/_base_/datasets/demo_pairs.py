@@ -1,8 +1,9 @@
-# The embedded demo set as plain images: turned views that overlap pair by pair (see coco_pairs.py). Sizes, scales and colours are
-# those of the other methods' demo (demo_objects.py), so that they compare.
+# The embedded demo set as plain images: turned views that overlap pair by pair (see coco_pairs.py), in the colours of the other
+# methods' demo (demo_objects.py).
 _base_ = './demo_objects.py'
 
 train_dataloader = _base_.train_dataloader
+train_dataloader.batch_size = 32
 load, render, photometric, packing = [train_dataloader.dataset.pipeline[i] for i in (0, 2, 3, 5)]
 sample_views = dict(
     type='SamplePairViews',
