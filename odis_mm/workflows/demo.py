@@ -15,6 +15,7 @@ from .stages import Stages, detector_ap, newest_export
 SIZE = 128  # pixels of a demo image
 METHODS = {'ODIS': 'odis_demo', 'iBOT': 'ibot_demo', 'GTSA': 'gtsa_demo', 'ALFM': 'alfm_demo'}  # label to pretraining config
 RANDOM = 'random initialisation'
+FULL_LR = 'random initialisation, backbone at full learning rate'  # the small rate of all other rows may suit pretrained weights
 DETECTOR = 'mask_rcnn/mask-rcnn_demo'
 
 
@@ -29,13 +30,19 @@ def pretrain(stages: Stages, name: str, config: str, root: Path, epochs: int, op
     return Path(stages.run(name, settings, work)['export'])
 
 
-def finetune(stages: Stages, name: str, root: Path, export: Optional[Path], iters: int, seed: int) -> dict:
-    """Trains the demo Mask R-CNN, from an export or from random weights, and returns its COCO AP in percent."""
-    settings = dict(export=str(export), root=str(root), iters=iters, seed=seed)
+def finetune(stages: Stages, name: str, root: Path, export: Optional[Path], iters: int, seed: int,
+             backbone_lr: Optional[float] = None) -> dict:
+    """Trains the demo Mask R-CNN, from an export or from random weights, and returns its COCO AP in percent.
+
+    ``backbone_lr`` replaces the config's factor on the backbone's learning rate.
+    """
+    settings = dict(export=str(export), root=str(root), iters=iters, seed=seed, **({} if backbone_lr is None else dict(backbone_lr=backbone_lr)))
     options = {'randomness.seed': seed, 'train_cfg.max_iters': iters, 'train_cfg.val_interval': iters, 'param_scheduler.1.end': iters,
                'param_scheduler.1.T_max': iters - 50, 'default_hooks.checkpoint.interval': iters}
     if export is not None:
         options['model.backbone.init_cfg.checkpoint'] = export
+    if backbone_lr is not None:
+        options['optim_wrapper.paramwise_cfg.backbone_lr_mult'] = backbone_lr
 
     def work(folder: Path) -> dict:
         stages.train(DETECTOR, folder, options, env={'ODIS_DEMO_ROOT': str(root)})

@@ -6,7 +6,9 @@ It is resumable: started again with the same arguments it continues where it sto
 """
 import argparse
 import datetime
+import itertools
 import json
+import re
 import shutil
 import statistics
 import sys
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import Dict, List, Optional
 
 from ..datasets.demo import ensure_demo
-from .demo import METHODS, RANDOM, finetune, frozen_measure, pretrain
+from .demo import FULL_LR, METHODS, RANDOM, finetune, frozen_measure, pretrain
 from .stages import Stages, hardware, scalars
 
 AP = ('box AP', 'box AP50', 'mask AP', 'mask AP50')
@@ -28,22 +30,26 @@ def main(argv: Optional[List[str]] = None) -> None:
     parser.add_argument('--train-images', type=int, default=4000, help='rendered images of the demo set')
     parser.add_argument('--epochs', type=int, default=50, help='pretraining epochs of each method')
     parser.add_argument('--finetune-iters', type=int, default=600, help='iterations of the detector, 8 images each')
+    parser.add_argument('--methods', nargs='+', default=list(METHODS), choices=list(METHODS))
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1], help='of the detector')
     args = parser.parse_args(argv)
 
-    rows = [*METHODS, RANDOM]
-    stages = Stages(args.work_dir, total=len(METHODS) + len(rows) * (1 + len(args.seeds)))
+    rows = [*args.methods, RANDOM]
+    detectors = [*rows, FULL_LR]
+    stages = Stages(args.work_dir, total=len(args.methods) + len(rows) + len(detectors) * len(args.seeds))
     root = Path(ensure_demo(args.data_root, num_train=args.train_images)).resolve()
-    exports: Dict[str, Optional[Path]] = {RANDOM: None}
-    for method, config in METHODS.items():
-        exports[method] = pretrain(stages, f'pretrain_{method.lower()}', config, root, args.epochs)
-    frozen, ap = {}, {row: [] for row in rows}
+    exports: Dict[str, Optional[Path]] = {RANDOM: None, FULL_LR: None}
+    for method in args.methods:
+        exports[method] = pretrain(stages, f'pretrain_{method.lower()}', METHODS[method], root, args.epochs)
+    frozen, ap = {}, {row: [] for row in detectors}
     for row in rows:
         frozen[row] = frozen_measure(stages, f'frozen_{_slug(row)}', METHODS.get(row, METHODS['ODIS']), root, exports[row])
     for seed in args.seeds:
-        for row in rows:
-            ap[row].append(finetune(stages, f'detector_{_slug(row)}_seed{seed}', root, exports[row], args.finetune_iters, seed))
-    text = report(rows, frozen, ap, args, argv)
+        for row in detectors:
+            ap[row].append(finetune(stages, f'detector_{_slug(row)}_seed{seed}', root, exports[row], args.finetune_iters, seed,
+                                    backbone_lr=1. if row == FULL_LR else None))
+    frozen[FULL_LR] = frozen[RANDOM]
+    text = report(detectors, frozen, ap, args, argv)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     (out / 'demo.md').write_text(text)
@@ -58,7 +64,7 @@ def main(argv: Optional[List[str]] = None) -> None:
 
 
 def _slug(row: str) -> str:
-    return row.split()[0].lower()
+    return re.sub(r'[^a-z0-9]+', '_', row.lower())
 
 
 def report(rows: List[str], frozen: Dict[str, dict], ap: Dict[str, List[dict]], args: argparse.Namespace, argv: Optional[List[str]]) -> str:
@@ -76,7 +82,7 @@ def report(rows: List[str], frozen: Dict[str, dict], ap: Dict[str, List[dict]], 
         cells = [f'{statistics.mean(r[key] for r in ap[row]):.1f} ({", ".join(f"{r[key]:.1f}" for r in ap[row])})' for key in AP]
         lines.append(f'| {row} | {frozen[row]["object_token"]:.1f} % | {frozen[row]["box_pool"]:.1f} % | ' + ' | '.join(cells) + ' |')
     lines += ['', 'What it says:', '']
-    lines += [_compare(a, b, ap) for a, b in [*((row, RANDOM) for row in rows if row != RANDOM), ('ODIS', 'iBOT')]]
+    lines += [_compare(a, b, ap) for a, b in itertools.combinations(rows, 2)]
     return '\n'.join(lines) + '\n'
 
 
