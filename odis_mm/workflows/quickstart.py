@@ -11,21 +11,23 @@ from ..datasets.demo import ensure_demo
 from .demo import METHODS, RANDOM, finetune, pretrain
 from .stages import Stages, hardware
 
+EPOCHS = {'ODIS': 40, 'iBOT': 40, 'GTSA': 16, 'ALFM': 16}  # some five minutes each on two cores
+
 
 def main(argv: Optional[List[str]] = None) -> None:
     parser = argparse.ArgumentParser(prog='python -m odis_mm.workflows.quickstart', description=__doc__)
     parser.add_argument('--method', default='odis', choices=[label.lower() for label in METHODS])
     parser.add_argument('--work-dir', default='work_dirs/quickstart')
     parser.add_argument('--data-root', default='data/odis_demo')
-    parser.add_argument('--epochs', type=int, default=16, help='of pretraining')
+    parser.add_argument('--epochs', type=int, help=f'of pretraining; default: {EPOCHS}')
     parser.add_argument('--finetune-iters', type=int, default=300, help='of the detector, 8 images each')
     args = parser.parse_args(argv)
     label = next(name for name in METHODS if name.lower() == args.method)
-    config = METHODS[label]
+    config, epochs = METHODS[label], args.epochs or EPOCHS[label]
 
     stages = Stages(Path(args.work_dir) / args.method, total=3)
     root = Path(ensure_demo(args.data_root)).resolve()
-    export = pretrain(stages, 'pretrain', config, root, args.epochs)
+    export = pretrain(stages, 'pretrain', config, root, epochs)
     ap = {label: finetune(stages, 'detector_pretrained', root, export, args.finetune_iters, seed=0),
           RANDOM: finetune(stages, 'detector_random', root, None, args.finetune_iters, seed=0)}
     picture = stages.work_dir / 'quickstart.png'
