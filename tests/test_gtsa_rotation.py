@@ -39,7 +39,8 @@ def test_command(tmp_path, capsys):
     torch.save(dict(state_dict=model.teacher_backbone_state()), tmp_path / 'epoch_1_backbone.pth')
     rotation.main(['gtsa_demo', str(tmp_path / 'epoch_1.pth'), '--data-root', str(folder)])
     assert '3 images in four orientations; chance 25 %' in capsys.readouterr().out
-    for arguments, told in ((['gtsa_demo', 'epoch_1_backbone.pth'], 'take the epoch_N.pth'), (['odis_demo', 'epoch_1.pth'], 'no rotation classifier')):
+    for config, name, told in (('gtsa_demo', 'epoch_1_backbone.pth', 'take the epoch_N.pth'),
+                               ('odis_demo', 'epoch_1.pth', 'no rotation classifier')):
         with pytest.raises(SystemExit):
-            rotation.main([arguments[0], str(tmp_path / arguments[1]), '--data-root', str(folder)])
+            rotation.main([config, str(tmp_path / name), '--data-root', str(folder)])
         assert told in capsys.readouterr().err

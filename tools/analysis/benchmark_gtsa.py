@@ -39,12 +39,12 @@ def make_batch(cfg, batch: int) -> dict:
     return collate_views(items)
 
 
-def slow_losses(model, inputs: List[torch.Tensor], samples: dict) -> Dict[str, torch.Tensor]:
+def slow_losses(model, inputs: List[torch.Tensor], samples: dict, heads_once: bool) -> Dict[str, torch.Tensor]:
     """The backbones as in training, everything after them in the slow form."""
     student = [model._map(model._patches(model.backbone, x), x) for x in inputs]
     with torch.no_grad():
         teacher = model.extract_feat(inputs[0])
-    return gtsa_reference.losses(model.head, model.teacher['neck'], model.neck, teacher, student, samples, model.patch_size)
+    return gtsa_reference.losses(model.head, model.teacher['neck'], model.neck, teacher, student, samples, model.patch_size, heads_once)
 
 
 def heads_alone(model, inputs: List[torch.Tensor], samples: dict) -> Callable[[], None]:
@@ -97,7 +97,8 @@ def main() -> None:
         return step
 
     forms = dict(step=training_step(model.compute_losses), heads=heads_alone(model, inputs, samples),
-                 slow=training_step(lambda *batch: slow_losses(model, *batch)))
+                 slow=training_step(lambda *batch: slow_losses(model, *batch, heads_once=False)),
+                 once=training_step(lambda *batch: slow_losses(model, *batch, heads_once=True)))
     times: Dict[str, List[float]] = {name: [] for name in forms}
     for repeat in range(args.repeats + 1):  # in turn, so that a busy machine is busy for all of them
         for name, form in forms.items():
@@ -108,10 +109,12 @@ def main() -> None:
     median = {name: statistics.median(values) for name, values in times.items()}
     print(f'{args.config}, batch {args.batch}, {len(samples["rot90"][0])} views, float32, {args.threads} threads; '
           f'{datetime.date.today().isoformat()}; {hardware()}')
-    for name, words in (('step', 'training step'), ('heads', 'of it heads and losses, both directions'), ('slow', 'step with slow heads and losses')):
-        print(f'{words:40s} {median[name]:7.2f} s   ({", ".join(f"{t:.2f}" for t in times[name])})')
-    print(f'the slow form takes {median["slow"] / median["step"]:.2f} times as long; heads and losses are '
-          f'{median["heads"] / median["step"]:.0%} of a training step')
+    words = dict(step='training step', heads='of it heads and losses, both directions', slow='step, heads and losses pair by pair',
+                 once='step, heads view by view, losses pair by pair')
+    for name, values in times.items():
+        print(f'{words[name]:46s} {median[name]:7.2f} s   ({", ".join(f"{t:.2f}" for t in values)})')
+    slow, once, heads = (median[name] / median['step'] for name in ('slow', 'once', 'heads'))
+    print(f'the slow forms take {slow:.2f} and {once:.2f} times as long; heads and losses are {heads:.0%} of a training step')
 
 
 if __name__ == '__main__':

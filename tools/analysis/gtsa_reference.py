@@ -2,6 +2,7 @@
 
 Slow on purpose. Tests compare the training code with it, ``benchmark_gtsa.py`` times both.
 """
+from functools import cache
 from typing import Dict, List, Optional, Tuple
 
 import torch
@@ -53,8 +54,10 @@ def correspondence_loss(teacher: Tensor, student: Tensor, keep: int) -> Tensor:
 
 
 def losses(head: nn.Module, teacher_neck: nn.Module, student_neck: nn.Module, teacher: Tensor, student: List[Tensor],
-           samples: dict, patch: int) -> Dict[str, Tensor]:
+           samples: dict, patch: int, heads_once: bool = False) -> Dict[str, Tensor]:
     """The losses of ``GTSA.compute_losses``, weighted.
+
+    As the equations have it, a pair's loss is a function of its two backbone maps: necks and predictor are part of it.
 
     Args:
         head: A ``GTSAHead``: its modules, sizes and weights are used, not its methods.
@@ -63,27 +66,37 @@ def losses(head: nn.Module, teacher_neck: nn.Module, student_neck: nn.Module, te
         student: The student backbone's, per resolution.
         samples: ``crop``, ``view_size``, ``rot90`` of the batch.
         patch: Pixels per cell.
+        heads_once: Apply necks and predictor once a view, still one view at a time, and not once for every pair that it is in.
     """
     batch = len(samples['rot90'])
+    keep = cache if heads_once else lambda function: function
     where = [(r, i) for r, maps in enumerate(student) for i in range(len(maps) // batch)]  # resolution and place of each view
     crops, matches, rotations = [], [], []
     for b in range(batch):
         crop, size, rot90 = (samples[key][b].tolist() for key in ('crop', 'view_size', 'rot90'))
         features = [student[r][i * batch + b] for r, i in where]  # [D, h, w]
-        maps = [head.predictor(student_neck(x[None]))[0] for x in features]
         for x, turns in zip(features, rot90):
             logits = head.rotation(x.mean((1, 2)))
             rotations.append(-logits.log_softmax(0)[turns])
+
+        @keep
+        def prediction(v: int) -> Tensor:
+            return head.predictor(student_neck(features[v][None]))[0]
+
+        @keep
+        @torch.no_grad()
+        def target(q: int) -> Tensor:
+            return teacher_neck(teacher[q * batch + b][None])[0]
+
         for q in range(len(teacher) // batch):
-            with torch.no_grad():
-                target = teacher_neck(teacher[q * batch + b][None])[0]
             for v, (r, _) in enumerate(where):
                 shared = intersection(crop[q], crop[v])
                 if v == q or shared is None:
                     continue
                 boxes = [in_view(shared, crop[i], size[i], rot90[i]) for i in (q, v)]
-                crops.append(crop_loss(target, maps[v], *boxes, rot90[v] - rot90[q], head.crop_cells[r], patch))
-                matches.append(correspondence_loss(target, maps[v], head.num_matches[r]))
+                maps = target(q), prediction(v)
+                crops.append(crop_loss(*maps, *boxes, rot90[v] - rot90[q], head.crop_cells[r], patch))
+                matches.append(correspondence_loss(*maps, head.num_matches[r]))
     return dict(loss_crop=head.lambda_crop * sum(crops) / len(crops),
                 loss_correspondence=head.lambda_correspondence * sum(matches) / len(matches),
                 loss_rotation=head.lambda_rotation * sum(rotations) / len(rotations))
