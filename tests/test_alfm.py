@@ -385,14 +385,16 @@ def test_two_ranks_equal_one_with_twice_the_batch(tmp_path):
         for rank in ranks:
             for key, value in state.items():
                 torch.testing.assert_close(rank['state'][key], value, atol=1e-5, rtol=1e-4, msg=lambda m: f'{name} {key}: {m}')
-        assert all(not torch.equal(state[key], start[key]) for key in ('neck.global_mlp.0.weight', 'neck.mlp.0.weight', 'backbone.pos_embed'))
+        for key in ('neck.global_mlp.0.weight', 'neck.mlp.0.weight', 'backbone.pos_embed'):
+            assert not torch.equal(state[key], start[key]), key
 
 
 def make_resnet(depth=18):
     torch.manual_seed(1)
     model = MODELS.build(dict(
         type='ALFM', backbone=dict(type='ResNet', depth=depth),
-        neck=dict(type='GlobalLocalNeck', in_channels=512 if depth == 18 else 2048, hidden_channels=16, bottleneck_channels=8, num_prototypes=K),
+        neck=dict(type='GlobalLocalNeck', in_channels=512 if depth == 18 else 2048, hidden_channels=16, bottleneck_channels=8,
+                  num_prototypes=K),
         head=dict(type='ALFMHead', num_prototypes=K, num_cells=S)))
     model.init_weights()
     return model

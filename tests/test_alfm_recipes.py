@@ -29,7 +29,8 @@ def test_numbers_and_views(name):
     assert (views.role, views.num, views.flip) == ('global', 2, .5) and pipeline[1].patch_size == stride and views['size'] % stride == 0
     assert pipeline[1].target_rule == 'whole_image'
     assert cfg.train_dataloader.dataset.data_fraction == (.1 if '10pct' in name else 1.)
-    assert [hook.get('weight_decay_end') for hook in cfg.custom_hooks if hook.type == 'SelfSupScheduleHook'] == [None if 'r50' in name else .4]
+    decay, = [hook.weight_decay_end for hook in cfg.custom_hooks if hook.type == 'SelfSupScheduleHook']
+    assert decay == (None if 'r50' in name else .4)
     said = open(cfg.filename).readline()
     assert 'our reconstruction' in said
 
@@ -99,7 +100,8 @@ def plain(node):
 def test_the_ablation_has_a_row_for_each_loss_and_one_for_none():
     rows = [*alfm_ablation.LOSSES, RANDOM]
     ap = {row: [{name: 10. * i + seed for name in AP_KEYS} for seed in (0, 1)] for i, row in enumerate(rows)}
-    last = {'GMSR only': dict(loss_gmsr=-2., effective_rank=9.), 'CDLP only': dict(loss_cdlp=3.), 'GMSR + CDLP': dict(loss_gmsr=-1.5, loss_cdlp=4.)}
+    last = {'GMSR only': dict(loss_gmsr=-2., effective_rank=9.), 'CDLP only': dict(loss_cdlp=3.),
+            'GMSR + CDLP': dict(loss_gmsr=-1.5, loss_cdlp=4.)}
     text = alfm_ablation.report(ap, last, argparse.Namespace(seeds=[0, 1], epochs=1, train_images=10, finetune_iters=5), [])
     table = [line for line in text.splitlines() if line.startswith('| ')]
     assert len(table) == 5 and 'our reconstruction' in text

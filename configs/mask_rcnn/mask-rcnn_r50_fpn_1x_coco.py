@@ -8,8 +8,8 @@ model = dict(
         depth=50,
         num_stages=4,
         out_indices=(0, 1, 2, 3),
-        # stem and first stage as pretrained, batch norm with the pretraining's statistics; from random weights neither makes sense: then set
-        # frozen_stages=-1 and norm_eval=False
+        # stem and first stage as pretrained, batch norm with the pretraining's statistics; from random weights neither makes
+        # sense: then set frozen_stages=-1 and norm_eval=False
         frozen_stages=1,
         norm_cfg=dict(type='BN', requires_grad=True),
         norm_eval=True,

@@ -63,15 +63,16 @@ def report(ap: Dict[str, List[dict]], last: Dict[str, dict], args: argparse.Name
 
     Args:
         ap: Row to its detectors' AP in percent, one dict a seed.
-        last: Row to the last scalars of its pretraining, for the columns that show whether the embeddings kept their rank and what the losses
-            came to.
+        last: Row to the last scalars of its pretraining, for the columns that show what the losses came to and whether the embeddings
+            kept their rank.
     """
     lines = [
         '# What the losses of ALFM (our reconstruction) contribute', '',
         f'Command: `{" ".join(["python -m odis_mm.workflows.alfm_ablation", *(sys.argv[1:] if argv is None else argv)])}`', '',
-        f'{datetime.date.today().isoformat()}; {hardware()}. Pretraining: {args.epochs} epochs of {args.train_images} images of the embedded demo '
-        f'set. Detector: the demo Mask R-CNN, {args.finetune_iters} iterations of 8 images, the same for all rows, all weights trained; '
-        f'mean over {len(args.seeds)} seed(s), each value in parentheses. A demonstration budget on rendered images: it does not predict COCO.', '',
+        f'{datetime.date.today().isoformat()}; {hardware()}. Pretraining: {args.epochs} epochs of {args.train_images} images of the '
+        f'embedded demo set. Detector: the demo Mask R-CNN, {args.finetune_iters} iterations of 8 images, the same for all rows, all weights '
+        f'trained; mean over {len(args.seeds)} seed(s), each value in parentheses. A demonstration budget on rendered images: it does not '
+        'predict COCO.', '',
         '| pretraining | ' + ' | '.join(AP_KEYS) + ' | L_GMSR | L_CDLP | effective rank |', '|---|' + '---|' * (len(AP_KEYS) + 3)]
     for row, runs in ap.items():
         cells = [f'{statistics.mean(r[key] for r in runs):.1f} ({", ".join(f"{r[key]:.1f}" for r in runs)})' for key in AP_KEYS]

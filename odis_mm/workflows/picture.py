@@ -76,7 +76,8 @@ def _views(figure, config: str, root: Path) -> None:
 def _attention(figure, config: str, export: Path, root: Path) -> None:
     """Where [OBJ] looks; for a method that does not train that token, which patches are like those of an object."""
     objects = load_config(config).model.type == 'ODIS'
-    figure.suptitle('Where the teacher\'s [OBJ] looks in the last block, unmasked (left of each pair) and given a box (right)' if objects else
+    figure.suptitle('Where the teacher\'s [OBJ] looks in the last block, unmasked (left of each pair) and given a box (right)'
+                    if objects else
                     'An object (left of each pair), and how similar the teacher\'s patches are to the mean of those in its box (right)')
     backbone, preprocessor = load_teacher(config, export)
     patch = backbone.patch_embed.projection.stride[0]

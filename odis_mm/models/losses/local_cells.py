@@ -28,8 +28,8 @@ def aligned_cells(maps: Tensor, boxes: Tensor, pixels: Tuple[int, int], flip: Te
     """
     stride, other = pixels[0] / maps.shape[2], pixels[1] / maps.shape[3]
     if stride != other:
-        raise ValueError(f'views of {pixels[0]} x {pixels[1]} pixels become maps of {maps.shape[2]} x {maps.shape[3]} cells, which are not square: '
-                         "make the size in SampleViews' views a multiple of the backbone's stride.")
+        raise ValueError(f'views of {pixels[0]} x {pixels[1]} pixels become maps of {maps.shape[2]} x {maps.shape[3]} cells, which are not '
+                         "square: make the size in SampleViews' views a multiple of the backbone's stride.")
     index = torch.arange(len(maps), device=maps.device)
     cells = turn_squares(align_boxes(maps, boxes, index, num_cells, stride), -rot90)  # [n, C, S, S]
     return torch.where(flip[:, None, None, None], cells.flip(-1), cells).flatten(2).mT
