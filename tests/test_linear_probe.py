@@ -10,7 +10,7 @@ from odis_mm import apis
 from odis_mm.transfer import CheckpointError, read_checkpoint, save_backbone
 
 OPTIONS = {
-    'model.backbone.arch': ARCH, 'model.backbone.img_size': 32, 'model.backbone.patch_size': 8, 'model.backbone.frozen_stages': 3,
+    'model.backbone.img_size': 32, 'model.backbone.patch_size': 8, 'model.backbone.frozen_stages': 3,
     'model.head.in_channels': 32,
     'model.head.num_classes': 3, 'model.head.topk': (1, ), 'val_evaluator.topk': (1, ), 'train_dataloader.dataset.pipeline.1.scale': 32,
     'val_dataloader.dataset.pipeline.1.scale': 36, 'val_dataloader.dataset.pipeline.2.crop_size': 32, 'train_dataloader.batch_size': 14,
@@ -18,11 +18,16 @@ OPTIONS = {
     'default_hooks.checkpoint.interval': 12, 'optim_wrapper.optimizer.lr': 1.0}
 
 
+def train(checkpoint, work_dir):
+    cfg = apis.load_config('linear_probe/vits_in1k', OPTIONS)
+    cfg.model.backbone.update(arch=ARCH, init_cfg=dict(type='VerifiedPretrained', checkpoint=str(checkpoint)))
+    return apis.train(cfg, work_dir=str(work_dir))
+
+
 def test_only_the_head_learns(folder, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setenv('IMAGENET_ROOT', str(folder))
     save_backbone(tmp_path / 'a.pth', make_vit().state_dict())
-    runner = apis.train('linear_probe/vits_in1k', work_dir=str(tmp_path / 'probe'),
-                        options={**OPTIONS, 'model.backbone.init_cfg.checkpoint': str(tmp_path / 'a.pth')})
+    runner = train(tmp_path / 'a.pth', tmp_path / 'probe')
     exported = read_checkpoint(tmp_path / 'a.pth')
     after = runner.model.backbone.state_dict()
     assert all(torch.equal(after[name.removeprefix('backbone.')], value) for name, value in exported.items())
@@ -36,5 +41,4 @@ def test_a_backbone_of_another_shape_is_refused(folder, tmp_path, monkeypatch): 
     monkeypatch.setenv('IMAGENET_ROOT', str(folder))
     save_backbone(tmp_path / 'a.pth', make_vit(arch=dict(ARCH, num_layers=2)).state_dict())
     with pytest.raises(CheckpointError, match='depth 2 instead of 3'):
-        apis.train('linear_probe/vits_in1k', work_dir=str(tmp_path / 'probe'),
-                   options={**OPTIONS, 'model.backbone.init_cfg.checkpoint': str(tmp_path / 'a.pth')})
+        train(tmp_path / 'a.pth', tmp_path / 'probe')

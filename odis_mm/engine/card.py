@@ -16,13 +16,14 @@ from ..version import __version__
 METRICS = 'frozen_metrics'  # where the latest values of frozen features lie in the message hub, hence in checkpoints
 
 
-def facts(runner, model: nn.Module, state: Dict[str, torch.Tensor]) -> Dict[str, str]:
+def facts(runner, model: nn.Module, state: Dict[str, torch.Tensor], iteration: int) -> Dict[str, str]:
     """Lines of the card by their titles, from a pretraining run.
 
     Args:
         runner: mmengine's.
         model: The pretraining model, unwrapped.
         state: The exported tensors.
+        iteration: How many iterations made them.
     """
     config = runner.cfg
     loader = config.get('train_dataloader') or {}
@@ -36,14 +37,14 @@ def facts(runner, model: nn.Module, state: Dict[str, torch.Tensor]) -> Dict[str,
         'method': type(model).__name__,
         'backbone': f'{type(model.branch("teacher")).__name__}{f" ({size})" if size else ""}, the teacher, {len(state)} tensors, '
                     f'{sum(value.numel() for value in state.values()) / 1e6:.1f} M values',
-        'fingerprint': fingerprint(state),
+        # under the names that the line of DetectorInit is made from
+        'fingerprint': fingerprint({name.removeprefix('backbone.'): value for name, value in state.items()}),
         'config': config.filename or 'none (built by hand)',
         'data': ', '.join([f'{key} {dataset[key]}' for key in ('type', 'data_root', 'ann_file', 'data_prefix', 'data_fraction')
                            if key in dataset]
                           + [f'{len(runner.train_dataloader.dataset)} images']),
-        'training': f'{runner.iter} of {runner.max_iters} iterations ({runner.epoch} of {runner.max_epochs} epochs), {get_world_size()} '
-                    f'ranks x {batch} images x '
-                    f'{accumulated} accumulated, seed {runner.seed}',
+        'training': f'{iteration} of {runner.max_iters} iterations ({iteration / len(runner.train_dataloader):.4g} epochs), '
+                    f'{get_world_size()} ranks x {batch} images x {accumulated} accumulated, seed {runner.seed}',
         'metrics so far': ', '.join(f'{key} {value:.1f}' for key, value in metrics.items())
         or 'none measured (add KNNHook or RegionProxyHook)',
         'versions': ', '.join([f'odis_mm {__version__}', f'Python {platform.python_version()}', f'torch {torch.__version__}',

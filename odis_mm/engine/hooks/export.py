@@ -1,9 +1,11 @@
 """Writes the teacher's backbone, and a card about it, beside every checkpoint."""
 import os
 import os.path as osp
+from typing import Optional
 
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
+from mmpretrain.models import VisionTransformer
 from mmpretrain.registry import HOOKS
 
 from ...transfer import save_backbone
@@ -39,26 +41,27 @@ class ExportTeacherHook(Hook):
         self._export(runner)
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        self._export(runner)
+        self._export(runner, runner.iter + 1)  # the counter moves after the hooks
 
     def after_train(self, runner) -> None:
         self._export(runner)
 
     @master_only
-    def _export(self, runner) -> None:
+    def _export(self, runner, iteration: Optional[int] = None) -> None:
         checkpoint = runner.message_hub.runtime_info.get('last_ckpt')
         if not checkpoint or checkpoint in self._exports or not osp.isfile(checkpoint):
             return
         path = f'{osp.splitext(checkpoint)[0]}_backbone.pth'
         model = _unwrap(runner.model)
         state = model.teacher_backbone_state()
-        meta = dict(method=type(model).__name__, epoch=runner.epoch, iteration=runner.iter, odis_mm=__version__,
+        iteration = runner.iter if iteration is None else iteration
+        meta = dict(method=type(model).__name__, epoch=iteration // len(runner.train_dataloader), iteration=iteration, odis_mm=__version__,
                     config=osp.basename(runner.cfg.filename) if getattr(runner.cfg, 'filename', None) else '')
-        layers = getattr(model.branch('teacher'), 'layers', None)
-        if layers is not None:  # of a ViT; its tensors do not tell
-            meta['num_heads'] = layers[0].attn.num_heads
+        backbone = model.branch('teacher')
+        if isinstance(backbone, VisionTransformer):  # its tensors do not tell
+            meta['num_heads'] = backbone.layers[0].attn.num_heads
         save_backbone(path, state, meta)
-        write_card(_card(path), osp.basename(path), facts(runner, model, state))
+        write_card(_card(path), osp.basename(path), facts(runner, model, state, iteration))
         runner.logger.info(f'teacher backbone exported to {path}')
         self._exports[checkpoint] = path
         for old in [c for c in self._exports if not osp.isfile(c)]:
