@@ -39,11 +39,12 @@ def draw_views(sample: dict, out_png: str) -> None:
     target's box is carried into each view by the geometry, so that it can be compared with what the pixels show.
 
     Args:
-        sample: Results of the pipeline before packing: ``img``, ``bboxes``, ``target``, ``views``, ``view_roles``,
-            ``pixels``, ``patch_masks``, ``object_visible``, and ``masks``, ``mim_masks`` if there are any.
+        sample: Results of the pipeline before packing: ``img``, ``views``, ``view_roles``, ``pixels``; of an object-aware one
+            also ``bboxes``, ``target``, ``patch_masks``, ``object_visible``, and ``masks``, ``mim_masks`` if there are any.
         out_png: File to write.
     """
-    views, roles, target = sample['views'], sample['view_roles'], sample['target']
+    views, roles, target = sample['views'], sample['view_roles'], sample.get('target', -1)
+    masks = sample.get('patch_masks', [np.ones((1, 1), bool)] * len(views))
     mims = list(sample.get('mim_masks', [])) + [None] * len(views)
     indices = [[i for i, r in enumerate(roles) if r == role] for role in ('global', 'local')]
     columns = max(3, -(-len(indices[1]) // 2))
@@ -65,8 +66,8 @@ def draw_views(sample: dict, out_png: str) -> None:
         for ring in rings:
             axes.add_patch(Polygon(ring - .5, fill=False, lw=1.5, ec=_TARGET, ls=':'))
         axes.add_patch(Rectangle(box[:2] - .5, *(box[2:] - box[:2]), fill=False, lw=2, ec=_TARGET))
-    what = 'the whole image' if box is None else f'{target} (green)'
-    axes.set_title(f'target: {what}; crops: global orange, local blue'
+    what = '' if 'target' not in sample else f'target: {"the whole image" if box is None else f"{target} (green)"}; '
+    axes.set_title(f'{what}crops: global orange, local blue'
                    '\n(dot: corner that becomes the top left)', fontsize=9)
     axes.set_axis_off()
 
@@ -80,12 +81,13 @@ def draw_views(sample: dict, out_png: str) -> None:
         panels += list(zip(indices[1], grid.flat))
     for i, panel in panels:
         panel.set_axis_off()
-        panel.imshow(shade_view(sample['pixels'][i], sample['patch_masks'][i], mims[i]), interpolation='nearest')
+        panel.imshow(shade_view(sample['pixels'][i], masks[i], mims[i]), interpolation='nearest')
         if box is not None:
             x1, y1, x2, y2 = boxes_to_view(box, views[i], clip=True) - .5
             if x2 > x1 and y2 > y1:
                 panel.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, lw=1.5, ec=_TARGET))
-        seen = '' if sample['object_visible'][i] else ', not visible'
+        seen = '' if sample.get('object_visible', [True] * len(views))[i] else ', not visible'
+        turned = f', {90 * (views[i].rot90 % 4)}°' if views[i].rot90 % 4 else ''
         masked = '' if mims[i] is None else f', {mims[i].mean():.0%} masked'
-        panel.set_title(f'{roles[i]} {i + 1}{", flipped" if views[i].flip else ""}{seen}{masked}', fontsize=8)
+        panel.set_title(f'{roles[i]} {i + 1}{", flipped" if views[i].flip else ""}{turned}{seen}{masked}', fontsize=8)
     figure.savefig(out_png)

@@ -4,6 +4,7 @@ import itertools
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -24,6 +25,7 @@ from odis_mm.models.heads import GTSAHead
 from odis_mm.models.losses import correspondence_similarity
 from odis_mm.models.losses.dense import _best_matches
 from odis_mm.structures import View, ViewBatch, boxes_to_view, orient, stack_views, teacher_student_pairs, turn_squares
+from odis_mm.visualization import draw_views
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'tools' / 'analysis'))
@@ -201,6 +203,12 @@ def test_views_reach_the_batch(synthetic_sample):
     for b, (views, _) in enumerate(samples):
         assert batch['data_samples']['rot90'][b].tolist() == [view.rot90 for view in views]
         assert batch['data_samples']['crop'][b].tolist() == [list(view.crop) for view in views]
+
+
+def test_picture_of_the_views(synthetic_sample, tmp_path):
+    sample = RenderViews()(SamplePairViews(GROUPS, patch_size=8)(synthetic_sample()))
+    draw_views(sample, str(tmp_path / 'views.png'))
+    assert cv2.imread(str(tmp_path / 'views.png')).std() > 10
 
 
 @pytest.mark.parametrize('options, told', [
