@@ -21,12 +21,10 @@ from odis_mm.engine.hooks import SafeCheckpointHook
 from odis_mm.transfer import CheckpointWriteError
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY = [  # a ViT of two blocks on 32 and 16 pixel views
+TINY = [  # a ViT of two blocks on 32 pixel views
     'train_dataloader.batch_size=4', 'train_dataloader.num_workers=0', 'train_cfg.max_epochs=2',
     'param_scheduler.0.end=1', 'param_scheduler.1.begin=1', 'model.backbone.arch.num_layers=2',
-    'model.neck.num_prototypes=64', 'model.head.num_prototypes=64', 'model.backbone.img_size=32',
-    'train_dataloader.dataset.pipeline.1.views.0.size=32', 'train_dataloader.dataset.pipeline.1.views.1.size=16',
-    'default_hooks.logger.interval=1'
+    'model.neck.num_prototypes=48', 'model.head.num_prototypes=48', 'default_hooks.logger.interval=1'
 ]
 
 
@@ -65,7 +63,7 @@ def test_two_ranks_and_resume(demo, tmp_path, monkeypatch, capfd):
         'train_dataloader.batch_size=2'
     ], tmp_path, environment(demo))
     assert 'rank 0 of 2 on 1 node (gloo, master ' in said
-    assert 'lr = 0.0005 x (2 ranks x 2 images x 1 accumulated)/32 = 6.25e-05 at a global batch of 4' in said
+    assert 'lr = 0.001 x (2 ranks x 2 images x 1 accumulated)/128 = 3.125e-05 at a global batch of 4' in said
     assert re.search(r'eta: .* images/s: \d.* data_wait: \d', said)
     assert {p.name
             for p in tmp_path.glob('out/*.pth')
@@ -74,7 +72,7 @@ def test_two_ranks_and_resume(demo, tmp_path, monkeypatch, capfd):
                   for part in ('', '_backbone')}
     resolved = (tmp_path / 'out/odis_demo.py').read_text()
     # with the unscaled lr: the copy may be run again
-    assert 'num_prototypes=64' in resolved and 'max_epochs=2' in resolved and 'lr=0.0005' in resolved
+    assert 'num_prototypes=48' in resolved and 'max_epochs=2' in resolved and 'lr=0.001' in resolved
 
     # one rank continues what two began; bf16 on the way
     exported = (tmp_path / 'out/epoch_2_backbone.pth').read_bytes()
@@ -93,6 +91,18 @@ def test_two_ranks_and_resume(demo, tmp_path, monkeypatch, capfd):
             ).read_bytes() == exported, 'the export of epoch 2 was overwritten with later weights'
     state = torch.load(tmp_path / 'out/epoch_3.pth', map_location='cpu', weights_only=True)
     assert state['meta']['iter'] == 12 and state['meta']['epoch'] == 3
+
+
+def test_a_folder_of_plain_images_trains_without_annotations(demo, tmp_path, capfd):
+    photos = tmp_path / 'photos'
+    shutil.copytree(Path(demo) / 'train2017', photos / 'nested/deep')
+    cli.train_main([
+        'odis_demo', '--work-dir', str(tmp_path / 'out'), '--cfg-options', *TINY, 'train_dataloader.dataset.type=ObjectDataset',
+        f'train_dataloader.dataset.data_root={photos}', 'train_dataloader.dataset.ann_file=', 'train_dataloader.dataset.data_prefix='
+    ])
+    said = capfd.readouterr()
+    assert 'Epoch(train) [2][4/4]' in (said.out + said.err).replace('  ', ' ')  # 16 images by 4
+    assert (tmp_path / 'out/epoch_2_backbone.pth').is_file()
 
 
 def test_installed_wheel_from_another_folder(demo, tmp_path):

@@ -13,7 +13,8 @@ from ..transfer import load_backbone
 from .stages import Stages, detector_ap, newest_export
 
 SIZE = 128  # pixels of a demo image
-METHODS = {'ODIS': 'odis_demo', 'iBOT': 'ibot_demo', 'GTSA': 'gtsa_demo', 'ALFM': 'alfm_demo'}  # label to pretraining config
+METHODS = {  # label to pretraining config
+    'ODIS': 'odis_demo', 'iBOT': 'ibot_demo', 'DINO': 'dino_demo', 'GTSA': 'gtsa_demo', 'ALFM': 'alfm_demo'}
 RANDOM = 'random initialisation'
 FULL_LR = 'random initialisation, backbone at full learning rate'  # the small rate of all other rows may suit pretrained weights
 DETECTOR = 'mask_rcnn/mask-rcnn_demo'

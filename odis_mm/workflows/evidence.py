@@ -9,7 +9,6 @@ import datetime
 import itertools
 import json
 import re
-import shutil
 import statistics
 import sys
 from pathlib import Path
@@ -57,7 +56,8 @@ def main(argv: Optional[List[str]] = None) -> None:
     logs = out / 'logs'
     logs.mkdir(exist_ok=True)
     for folder in sorted(path.parent for path in Path(args.work_dir).glob('*/result.json')):
-        shutil.copy(folder / 'result.json', logs / f'{folder.name}.json')
+        result = {key: value for key, value in json.loads((folder / 'result.json').read_text()).items() if key != 'export'}  # a path of here
+        (logs / f'{folder.name}.json').write_text(json.dumps(result, indent=1))
         if scalars(folder):
             (logs / f'{folder.name}_scalars.jsonl').write_text(''.join(json.dumps(record) + '\n' for record in scalars(folder)))
     print(text)

@@ -11,4 +11,5 @@ model = dict(
         in_channels=128, hidden_channels=512, bottleneck_channels=128, num_prototypes=64, norm_trainable=False,
         norm_cfg=dict(type='BN1d')),
     head=dict(num_prototypes=64, balance='sinkhorn', teacher_temp=0.025),
-    momentum=dict(start=0.99))
+    momentum=dict(start=0.99),
+    lambda_patch=0.0)  # at this length the patch loss costs the detector AP: its own solution, to guess brightness, comes first
