@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set-up, then the main job end to end on the embedded demo set. METHOD=odis (default), ibot, gtsa or alfm; more options are passed on:
+# Set-up, then the main job end to end on the embedded demo set. METHOD=odis (default), ibot, dino, gtsa or alfm; more options are passed on:
 #   bash tools/quickstart.sh --epochs 32
 set -euo pipefail
 cd "$(dirname "$0")/.."
