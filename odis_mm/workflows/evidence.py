@@ -77,6 +77,8 @@ def report(rows: List[str], frozen: Dict[str, dict], ap: Dict[str, List[dict]], 
         f'method. Detector: the demo Mask R-CNN, {args.finetune_iters} iterations of 8 images, '
         f'{seeds} seeds (each value given), all weights trained. Frozen measure: 20-NN class accuracy of the annotated objects of the val images. '
         'This is a demonstration budget on rendered images: it compares, it does not predict COCO.', '',
+        'ODIS, iBOT and DINO share size and scale of the views, photometrics, head and optimizer. ODIS alone is told the objects, and its views '
+        'are drawn around them; iBOT alone has the patch loss. The scale was chosen for ODIS: two plain crops of it often share nothing.', '',
         '| weights | frozen: [OBJ] token | frozen: box pooling | ' + ' | '.join(AP) + ' |', '|---|---|---|' + '---|' * len(AP)]
     for row in rows:
         cells = [f'{statistics.mean(r[key] for r in ap[row]):.1f} ({", ".join(f"{r[key]:.1f}" for r in ap[row])})' for key in AP]
