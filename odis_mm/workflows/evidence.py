@@ -27,8 +27,8 @@ def main(argv: Optional[List[str]] = None) -> None:
     parser.add_argument('--out', default='docs/evidence', help='table and logs go here')
     parser.add_argument('--data-root', default='data/odis_demo', help='the demo set is rendered beside it')
     parser.add_argument('--train-images', type=int, default=4000, help='rendered images of the demo set')
-    parser.add_argument('--epochs', type=int, default=50, help='pretraining epochs of each method')
-    parser.add_argument('--finetune-iters', type=int, default=600, help='iterations of the detector, 8 images each')
+    parser.add_argument('--epochs', type=int, default=30, help='pretraining epochs of each method')
+    parser.add_argument('--finetune-iters', type=int, default=300, help='iterations of the detector, 8 images each')
     parser.add_argument('--methods', nargs='+', default=list(METHODS), choices=list(METHODS))
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1], help='of the detector')
     args = parser.parse_args(argv)
@@ -75,7 +75,7 @@ def report(rows: List[str], frozen: Dict[str, dict], ap: Dict[str, List[dict]], 
         f'Command: `{" ".join(["python -m odis_mm.workflows.evidence", *(sys.argv[1:] if argv is None else argv)])}`', '',
         f'{datetime.date.today().isoformat()}; {hardware()}. Pretraining: {args.epochs} epochs of {args.train_images} images for every '
         f'method. Detector: the demo Mask R-CNN, {args.finetune_iters} iterations of 8 images, '
-        f'{seeds} seeds (each value given), all weights trained. Frozen measure: 20-NN class accuracy of the annotated objects of the val images. '
+        f'{seeds} detector seeds (each value given) of one pretraining, all weights trained. Frozen measure: 20-NN class accuracy of the annotated objects of the val images. '
         'This is a demonstration budget on rendered images: it compares, it does not predict COCO.', '',
         'ODIS, iBOT and DINO share size and scale of the views, photometrics, head and optimizer. ODIS alone is told the objects, and its views '
         'are drawn around them; iBOT alone has the patch loss. The scale was chosen for ODIS: two plain crops of it often share nothing.', '',
