@@ -5,6 +5,8 @@ import torch
 from mmengine.model import BaseDataPreprocessor
 from mmpretrain.registry import MODELS
 
+from .device_photometric import apply_photometrics
+
 
 @MODELS.register_module()
 class ViewPreprocessor(BaseDataPreprocessor):
@@ -25,7 +27,8 @@ class ViewPreprocessor(BaseDataPreprocessor):
     def forward(self, data: dict, training: bool = False) -> dict:
         """``inputs``: uint8 [n, 3, H, W] or a list of such, one per resolution, to float32; ``data_samples`` is moved along.
 
-        The positions and weights of the masked patches are found here, while the masks still lie in host memory: on the device, an
+        Numbers of photometrics that the pipeline drew (``PhotometricViews(on_device=True)``) are applied before the normalisation, and
+        taken out of ``data_samples``. The positions and weights of the masked patches are found here, while the masks still lie in host memory: on the device, an
         index of unknown length would stall the queue.
         """
         samples = data.get('data_samples')
@@ -35,8 +38,15 @@ class ViewPreprocessor(BaseDataPreprocessor):
             weight = 1 / (mask.sum(1, keepdim=True).clamp(min=1) * len(mask))
             data = {**data, 'data_samples': {
                 **samples, 'mim_index': where, 'mim_weight': weight.expand_as(mask).flatten()[where]}}
+        photometric = None
+        if isinstance(samples, dict) and 'photometric' in samples:
+            photometric = samples['photometric']  # stays in host memory, see apply_photometrics
+            data = {**data, 'data_samples': {key: value for key, value in data['data_samples'].items() if key != 'photometric'}}
         data = self.cast_data(data)
         inputs = data['inputs']
         views = inputs if isinstance(inputs, (list, tuple)) else [inputs]
-        views = [(x.float() - self.mean) / self.std for x in views]
+        views = [x.float() for x in views]
+        if photometric is not None:
+            views = [apply_photometrics(x, drawn) for x, drawn in zip(views, photometric)]
+        views = [(x - self.mean) / self.std for x in views]
         return {**data, 'inputs': views if isinstance(inputs, (list, tuple)) else views[0]}

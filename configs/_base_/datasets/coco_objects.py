@@ -44,7 +44,8 @@ train_dataloader = dict(
                 brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, jitter_prob=0.8,
                 gray_prob=0.2,
                 blur_prob=(1.0, 0.1, 0.5), blur_sigma=(0.1, 2.0),
-                solarize_prob=(0.0, 0.2, 0.0)),
+                solarize_prob=(0.0, 0.2, 0.0),
+                on_device=False),  # True: the same numbers, applied by the GPU to whole batches: fewer workers
             dict(
                 type='BlockMasks',  # iBOT recipe
                 ratio_mean=0.3, ratio_spread=0.2, skip_prob=0.5, aspect=0.3, attempts=10),

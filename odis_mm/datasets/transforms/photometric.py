@@ -66,8 +66,9 @@ class PhotometricViews(BaseTransform):
         blur_prob: For the first global view, every other global view, local views.
         blur_sigma: Range of the blur's sigma in pixels.
         solarize_prob: For the same three kinds of views.
+        on_device: Only draw the numbers; ``ViewPreprocessor`` applies them where the model is, to the whole batch.
 
-    Reads ``pixels``, ``view_roles``, ``rng``; replaces ``pixels``.
+    Reads ``pixels``, ``view_roles``, ``rng``; replaces ``pixels``, or adds ``photometric`` float32 [V, 13] (:meth:`pack`).
     """
 
     def __init__(self,
@@ -79,7 +80,8 @@ class PhotometricViews(BaseTransform):
                  gray_prob: float = 0.2,
                  blur_prob: Sequence[float] = (1., .1, .5),
                  blur_sigma: Sequence[float] = (.1, 2.),
-                 solarize_prob: Sequence[float] = (0., .2, 0.)):
+                 solarize_prob: Sequence[float] = (0., .2, 0.),
+                 on_device: bool = False):
         for name, probs in (('blur_prob', blur_prob), ('solarize_prob', solarize_prob)):
             if len(probs) != 3:
                 raise ValueError(f'{name}={probs} must hold three numbers: first global view, other globals, locals')
@@ -92,6 +94,7 @@ class PhotometricViews(BaseTransform):
         self.jitter_prob, self.gray_prob = jitter_prob, gray_prob
         self.blur_prob, self.solarize_prob = np.asarray(blur_prob), np.asarray(solarize_prob)
         self.blur_sigma = blur_sigma
+        self.on_device = on_device
 
     def draw(self, rng: np.random.Generator, roles: Sequence[str]) -> dict:
         """Numbers for V views: jitter, gray, blur, solarize bool [V], factors [V, 4], order int [V, 4], sigma [V]."""
@@ -103,8 +106,18 @@ class PhotometricViews(BaseTransform):
             solarize=u[:, 3] < self.solarize_prob[kind], factors=self.low + (self.high - self.low) * u[:, 4:8],
             order=u[:, 8:12].argsort(1), sigma=low + (high - low) * u[:, 12])
 
+    @staticmethod
+    def pack(drawn: dict) -> np.ndarray:
+        """What :meth:`draw` returned as float32 [V, 13]: jitter, gray, blur, solarize (0 or 1), factors (4), order (4), sigma."""
+        flags = [drawn[name] for name in ('jitter', 'gray', 'blur', 'solarize')]
+        return np.column_stack([*flags, drawn['factors'], drawn['order'], drawn['sigma']]).astype(np.float32)
+
     def transform(self, results: dict) -> dict:
-        drawn = {name: values.tolist() for name, values in self.draw(results['rng'], results['view_roles']).items()}
+        numbers = self.draw(results['rng'], results['view_roles'])
+        if self.on_device:
+            results['photometric'] = self.pack(numbers)
+            return results
+        drawn = {name: values.tolist() for name, values in numbers.items()}
         out = []
         for i, img in enumerate(results['pixels']):
             if drawn['jitter'][i]:

@@ -1,0 +1,84 @@
+"""Photometrics of views on the device: the numbers that ``PhotometricViews`` draws, applied to whole batches in float."""
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_GREY = (0.299, 0.587, 0.114)  # of red, green, blue (ITU-R BT.601), as OpenCV has it
+_JITTER, _GRAY, _BLUR, _SOLARIZE, _FACTORS, _ORDER, _SIGMA = 0, 1, 2, 3, slice(4, 8), slice(8, 12), 12
+
+
+def _gray(views: Tensor) -> Tensor:
+    return torch.einsum('nchw,c->nhw', views, views.new_tensor(_GREY))[:, None]
+
+
+def _toward(views: Tensor, origin, factor: Tensor) -> Tensor:
+    return (origin + factor[:, None, None, None] * (views - origin)).clamp(0, 255)
+
+
+def turn_hue(views: Tensor, shift: Tensor) -> Tensor:
+    """RGB [n, 3, h, w] in 0..255 with their hues turned by ``shift`` [n] of the circle; HSV's value and saturation stay."""
+    value, place = views.max(1)
+    chroma = value - views.amin(1)
+    red, green, blue = views.unbind(1)
+    scale = 1 / chroma.clamp(min=1e-6)
+    sector = torch.where(place == 0, (green - blue) * scale, torch.where(place == 1, 2 + (blue - red) * scale, 4 + (red - green) * scale))
+    sector = sector + 6 * shift[:, None, None]
+    k = (sector[:, None] + sector.new_tensor((5., 3., 1.))[:, None, None]) % 6  # [n, 3, h, w]
+    return value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
+
+
+def blur_views(views: Tensor, sigma: Tensor, max_sigma: float) -> Tensor:
+    """Gaussian blur of [n, C, h, w] with a ``sigma`` [n] of each, edges replicated; kernels end at about 3 sigma, as OpenCV's for uint8."""
+    n, channels = views.shape[:2]
+    reach = round(6 * max_sigma + 1) // 2
+    offset = torch.arange(-reach, reach + 1, device=views.device)
+    kernel = torch.exp(-0.5 * (offset / sigma[:, None])**2) * (offset.abs() <= (6 * sigma[:, None] + 1).round() // 2)
+    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(channels, 0)[:, None]  # [n*C, 1, 2 reach + 1]
+    x = F.pad(views.flatten(0, 1)[None], (reach, ) * 4, mode='replicate')
+    x = F.conv2d(x, kernel[:, :, None], groups=n * channels)
+    return F.conv2d(x, kernel[..., None], groups=n * channels)[0].unflatten(0, (n, channels))
+
+
+def apply_photometrics(views: Tensor, drawn: Tensor) -> Tensor:
+    """Colour jitter, greyscale, blur and solarize, each view with its own numbers.
+
+    Which view gets which step is decided on the host, so that no index of unknown length stalls the device's queue.
+
+    Args:
+        views: Float [n, 3, h, w] in 0..255.
+        drawn: float32 [n, 13] in HOST memory, columns as ``PhotometricViews.pack`` has them.
+
+    Returns:
+        [n, 3, h, w] in 0..255, not rounded.
+    """
+    pinned = views.is_cuda
+    numbers = (drawn.pin_memory() if pinned else drawn).to(views.device, views.dtype, non_blocking=True)
+
+    def chosen(flags: Tensor) -> Tensor:
+        index = flags.nonzero().flatten()
+        return (index.pin_memory() if pinned else index).to(views.device, non_blocking=True)
+
+    views = views.clone()
+    jitter, order, factors = drawn[:, _JITTER] > 0, drawn[:, _ORDER], numbers[:, _FACTORS]
+    steps = (lambda x, f: _toward(x, 0., f), lambda x, f: _toward(x, _gray(x).mean((2, 3), keepdim=True), f),
+             lambda x, f: _toward(x, _gray(x), f), turn_hue)
+    for turn in range(4):
+        for j, step in enumerate(steps):
+            index = chosen(jitter & (order[:, turn] == j))
+            if len(index):
+                views[index] = step(views[index], factors[index, j])
+    index = chosen(drawn[:, _GRAY] > 0)
+    if len(index):
+        views[index] = _gray(views[index]).expand(-1, 3, -1, -1)
+    index = chosen(drawn[:, _BLUR] > 0)
+    if len(index):
+        # a kernel as long as the batch needs, found on the host
+        longest = math.ceil(10 * float(drawn[drawn[:, _BLUR] > 0, _SIGMA].max())) / 10
+        views[index] = blur_views(views[index], numbers[index, _SIGMA], longest)
+    index = chosen(drawn[:, _SOLARIZE] > 0)
+    if len(index):
+        part = views[index]
+        views[index] = torch.where(part < 127.5, part, 255 - part)  # 128 and more of the rounded values
+    return views
