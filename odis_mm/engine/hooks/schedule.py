@@ -42,8 +42,14 @@ class SelfSupScheduleHook(Hook):
                 for parameter in model.prototype_parameters():
                     parameter.grad = None  # after clipping, as in DINO: the norm counts them
 
+        def after_step(*_):
+            # a fused optimizer is called by the fp16 loss scaler at every step, and skips those with infinite gradients itself
+            skipped = getattr(optimizer, 'found_inf', None)
+            if skipped is None or not skipped:
+                model.after_optimizer_step()
+
         self._handles = [optimizer.register_step_pre_hook(before_step),
-                         optimizer.register_step_post_hook(lambda *_: model.after_optimizer_step())]
+                         optimizer.register_step_post_hook(after_step)]
         self._decayed = [(g, g.setdefault('initial_weight_decay', g['weight_decay']))
                          for g in optimizer.param_groups if g.get('initial_weight_decay', g['weight_decay']) > 0]
 

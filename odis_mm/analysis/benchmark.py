@@ -1,0 +1,471 @@
+"""Where a training step's time goes: the data pipeline, the step and both together, measured beside the machine's own limit."""
+import argparse
+import contextlib
+import copy
+import datetime
+import json
+import math
+import os
+import statistics
+import time
+from pathlib import Path
+from typing import Dict, Iterable, List, Optional
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from mmpretrain.registry import DATASETS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS, TRANSFORMS
+from torch import Tensor, nn
+
+from ..apis import load_config
+from ..cli import _guarded, _options
+from ..config_check import ConfigError
+from ..datasets.transforms import collate_views
+from ..models.selfsup.base import TeacherStudent
+from ..workflows.stages import hardware
+from .cost import StepCost, count_step, everything_on, total_loss
+from .textbook import TextbookIBOT
+
+PARTS = ('teacher', 'student', 'heads', 'loss', 'backward, loss and heads', 'backward, student', 'optimizer + EMA')
+GIB = 2**30
+
+
+class Clock:
+    """Points in time: of the GPU's own queue, so that nothing waits within a step, else of the host."""
+
+    def __init__(self, device: torch.device):
+        self.cuda = device.type == 'cuda'
+
+    def mark(self):
+        if not self.cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def finish(self) -> None:
+        """Waits until all marks have been passed."""
+        if self.cuda:
+            torch.cuda.synchronize()
+
+    def between(self, start, end) -> float:
+        """Seconds; after :meth:`finish`."""
+        return start.elapsed_time(end) / 1000 if self.cuda else end - start
+
+
+class Step:
+    """One training step as the config has it, in pieces that can be timed.
+
+    Args:
+        model: A teacher-student model on its device.
+        cfg: Its config, for ``optim_wrapper``.
+        data: What the model's preprocessor returned.
+        bf16: Autocast.
+        textbook: Take :class:`TextbookIBOT`, with an unfused AdamW of its own, in place of the model's step.
+    """
+
+    def __init__(self, model: TeacherStudent, cfg: Config, data: dict, bf16: bool = False, textbook: bool = False):
+        wrapper = copy.deepcopy(dict(cfg.optim_wrapper))
+        wrapper.update(type='OptimWrapper', accumulative_counts=1)
+        if textbook:
+            wrapper['optimizer'] = {**wrapper['optimizer'], 'fused': False, 'foreach': False}
+        constructor = OPTIM_WRAPPER_CONSTRUCTORS.get(wrapper.pop('constructor', 'DefaultOptimWrapperConstructor'))
+        self.optim = constructor(wrapper, wrapper.pop('paramwise_cfg', None))(model)
+        self.model, self.data, self.bf16, self.textbook = model, data, bf16, textbook
+        self.form = TextbookIBOT(model) if textbook else model
+        self.clock = Clock(next(model.parameters()).device)
+
+    def __call__(self, data: Optional[dict] = None) -> Dict[str, float]:
+        """Does a step on ``data``; seconds of its :data:`PARTS` (the textbook's: of the whole alone) and ``step``."""
+        data, clock = data or self.data, self.clock
+        split = _Split(self.model, clock)
+        with split if not self.textbook else contextlib.nullcontext():
+            start = clock.mark()
+            with torch.autocast(self.data['inputs'][0].device.type, torch.bfloat16, enabled=self.bf16):
+                loss = total_loss(self.form.compute_losses(data['inputs'], data['data_samples']))
+            forward = clock.mark()
+            loss.backward()
+            backward = clock.mark()
+            self.optim.step()
+            self.optim.zero_grad()
+            self.form.after_optimizer_step()
+            end = clock.mark()
+        clock.finish()
+        self.loss = loss.detach()
+        if self.textbook:
+            return dict(step=clock.between(start, end))
+        spent = {name: sum(clock.between(*span) for span in spans) for name, spans in split.spans.items()}
+        turn = split.features_reached or forward
+        return dict(
+            **spent, loss=clock.between(start, forward) - sum(spent.values()),
+            **{'backward, loss and heads': clock.between(forward, turn), 'backward, student': clock.between(turn, backward)},
+            **{'optimizer + EMA': clock.between(backward, end)}, step=clock.between(start, end))
+
+
+class _Split:
+    """Spans of teacher, student and heads in a forward pass, and the moment at which the backward pass reaches the backbone."""
+
+    def __init__(self, model: TeacherStudent, clock: Clock):
+        self.clock, self.features_reached = clock, None
+        self.spans: Dict[str, list] = dict(teacher=[], student=[], heads=[])
+        heads = (model.neck, model.teacher['neck'], model.head)
+        # necks are entered at their layers, too, not only by forward
+        self.groups = dict(teacher=[model.teacher['backbone']], student=[model.backbone],
+                           heads=[m for head in heads for m in head.modules() if next(m.parameters(), None) is not None])
+        self.backbone, self.handles, self._depth, self._start = model.backbone, [], 0, None
+
+    def __enter__(self):
+        for name, modules in self.groups.items():
+            for module in dict.fromkeys(modules):
+                self.handles += [module.register_forward_pre_hook(self._enter),
+                                 module.register_forward_hook(lambda *_, name=name: self._leave(name))]
+        self.handles.append(self.backbone.register_forward_hook(self._watch))
+        return self
+
+    def __exit__(self, *_):
+        for handle in self.handles:
+            handle.remove()
+
+    def _enter(self, *_) -> None:
+        if not self._depth:
+            self._start = self.clock.mark()
+        self._depth += 1
+
+    def _leave(self, name: str) -> None:
+        self._depth -= 1
+        if not self._depth:
+            self.spans[name].append((self._start, self.clock.mark()))
+
+    def _watch(self, module: nn.Module, args, outputs) -> None:
+        for out in outputs:
+            if out.requires_grad:
+                out.register_hook(self._reached)
+
+    def _reached(self, grad: Tensor) -> None:
+        if self.features_reached is None:
+            self.features_reached = self.clock.mark()
+
+
+def matrix_peak(device: torch.device, dtype: torch.dtype, size: Optional[int] = None, tries: int = 3) -> float:
+    """FLOP/s of a product of two square matrices, the best of some tries: what a step can at most reach."""
+    size = size or (8192 if device.type == 'cuda' else 2048)
+    a, b = torch.randn(2, size, size, device=device).to(dtype)
+    clock, best = Clock(device), math.inf
+    for _ in range(tries):
+        start = clock.mark()
+        a @ b
+        end = clock.mark()
+        clock.finish()
+        best = min(best, clock.between(start, end))
+    return 2 * size**3 / best
+
+
+def noise_batch(cfg: Config, batch: int, height: int = 480, width: int = 640) -> dict:
+    """A collated batch of noise with three objects an image, through the config's own pipeline but for reading."""
+    steps = [TRANSFORMS.build(step) for step in cfg.train_dataloader.dataset.pipeline if step['type'] != 'LoadObjectImage']
+    items = []
+    for i in range(batch):
+        rng = np.random.default_rng(i)
+        corner, side = rng.random((3, 2)) * 0.5, 0.2 + 0.3 * rng.random((3, 2))
+        boxes = (np.concatenate([corner, corner + side], 1) * [width, height, width, height]).astype(np.float32)
+        item = dict(img=rng.integers(0, 256, (height, width, 3), dtype=np.uint8), height=height, width=width, img_id=i,
+                    img_path=f'noise {i}', bboxes=boxes, masks=None, labels=np.zeros(3, np.int64), epoch=0, sample_idx=i, rng=rng)
+        for step in steps:
+            item = step(item)
+        items.append(item)
+    return collate_views(items)
+
+
+def ratio(values: Iterable[float], others: Iterable[float]) -> float:
+    """Median of the ratios of what was measured side by side."""
+    return statistics.median(a / b for a, b in zip(values, others))
+
+
+def _model(cfg: Config, device: torch.device, compiled: bool) -> TeacherStudent:
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model)
+    if not isinstance(model, TeacherStudent):
+        raise ConfigError(f'{cfg.filename}: the benchmark times teacher-student models, not {type(model).__name__}.')
+    model.init_weights()
+    model.to(device).train()
+    everything_on(model)
+    if compiled:
+        for backbone in (model.backbone, model.teacher['backbone']):
+            if not hasattr(backbone, 'layers') or not isinstance(backbone.layers, nn.ModuleList):
+                raise ConfigError(f'--compile compiles the blocks of a ViT; {type(backbone).__name__} has none.')
+            for layer in backbone.layers:
+                layer.compile()
+    return model
+
+
+def model_benchmark(cfg: Config, device: torch.device, batch: int, repeats: int = 5, bf16: bool = False, compiled: bool = False,
+                    matrix_size: Optional[int] = None) -> dict:
+    """Times the step on noise, in turn with the matrix peak, and for ODIS with the step without object masks and with iBOT's textbook step.
+
+    Returns:
+        dict of numbers: see :func:`table`. Times are medians over ``repeats``; ratios are medians of the ratios within a repeat.
+    """
+    model = _model(cfg, device, compiled)
+    raw = noise_batch(cfg, batch)
+    data = model.data_preprocessor(raw, True)
+    forms = dict(step=Step(model, cfg, data, bf16))
+    if type(model).__name__ == 'ODIS':
+        if model.masked_attention:
+            forms['no masks'] = Step(model, cfg, data, bf16)
+        with contextlib.suppress(ValueError):  # variants of ODIS that no iBOT compares with
+            forms['textbook iBOT'] = Step(model, cfg, data, bf16, textbook=True)
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    times: Dict[str, List[dict]] = {name: [] for name in forms}
+    peaks, memory = [], {}
+    masked = getattr(model, 'masked_attention', None)
+    for repeat in range(repeats + 1):  # the first does not count; in turn, so that a busy machine is busy for all of them
+        found = matrix_peak(device, dtype, matrix_size)
+        order = list(forms) if repeat % 2 else list(forms)[::-1]
+        for name in order:
+            if name == 'no masks':
+                model.masked_attention = False
+            if device.type == 'cuda':
+                torch.cuda.reset_peak_memory_stats()
+            spent = forms[name]()
+            if device.type == 'cuda':
+                memory[name] = torch.cuda.max_memory_allocated()
+            if masked is not None:
+                model.masked_attention = masked
+            if repeat:
+                times[name].append(spent)
+        if repeat:
+            peaks.append(found)
+
+    cost = dict(step=count_step(cfg.model, data, bf16=bf16))
+    if 'textbook iBOT' in forms:
+        cost['textbook iBOT'] = count_step(cfg.model, data, lambda m: TextbookIBOT(m).compute_losses, bf16=bf16)
+    whole = {name: [spent['step'] for spent in runs] for name, runs in times.items()}
+    result = dict(
+        batch=batch, views=len(raw['data_samples']['view_size'][0]), images_per_s=batch / statistics.median(whole['step']),
+        seconds={name: statistics.median(values) for name, values in whole.items()}, all_seconds=whole,
+        split={part: statistics.median(spent[part] for spent in times['step']) for part in PARTS},
+        gflop_per_image={name: value.flops / batch / 1e9 for name, value in cost.items()},
+        counted_peak_bytes={name: value.peak for name, value in cost.items()},
+        matrix_peak=statistics.median(peaks),
+        peak_share=ratio((cost['step'].flops / t for t in whole['step']), peaks))
+    if memory:  # all forms share the model, the textbook's optimizer state stands beside ours
+        result['measured_peak_bytes'] = memory
+    if 'no masks' in whole:
+        result['mask_overhead'] = ratio(whole['step'], whole['no masks']) - 1
+    if 'textbook iBOT' in whole:
+        result['speedup'] = ratio(whole['textbook iBOT'], whole['step'])
+        result['memory_ratio'] = cost['step'].peak / cost['textbook iBOT'].peak
+    return result
+
+
+def data_benchmark(cfg: Config, images: int = 32, repeats: int = 5) -> dict:
+    """Times the pipeline on one core, step by step, on the config's own images; and its object-aware against plain cropping.
+
+    Returns:
+        dict: ``ms_per_image``, ``steps`` (ms an image of each transform), and, where there is such a step, ``cropping_ms`` (object-aware
+        minus plain).
+
+    Raises:
+        ConfigError: the config's images are not there.
+    """
+    dataset = _dataset(cfg)
+    images = min(images, len(dataset))
+    variants = dict(step=[TRANSFORMS.build(step) for step in cfg.train_dataloader.dataset.pipeline])
+    samplers = [i for i, step in enumerate(cfg.train_dataloader.dataset.pipeline) if step['type'] == 'SampleViews']
+    if samplers:
+        plain = {**cfg.train_dataloader.dataset.pipeline[samplers[0]], 'object_aware': False}
+    cores = torch.get_num_threads()
+    torch.set_num_threads(1)
+    names, rows, extra = [type(step).__name__ for step in variants['step']], [], []
+    try:
+        plain_sampler = TRANSFORMS.build(plain) if samplers else None
+        for repeat in range(repeats + 1):  # the first reads the files into the cache
+            spent, crops = np.zeros(len(names)), 0.
+            for index in range(images):
+                results = dataset.get_data_info(index)
+                results['epoch'] = repeat
+                results['rng'] = np.random.default_rng((0, repeat, index))
+                for i, step in enumerate(variants['step']):
+                    if samplers and i == samplers[0]:
+                        other = {**results, 'rng': np.random.default_rng((0, repeat, index))}
+                        start = time.perf_counter()
+                        plain_sampler(other)
+                        crops += time.perf_counter() - start
+                    start = time.perf_counter()
+                    results = step(results)
+                    spent[i] += time.perf_counter() - start
+            if repeat:
+                rows.append(1000 * spent / images)
+                extra.append(rows[-1][samplers[0]] - 1000 * crops / images if samplers else 0.)
+    finally:
+        torch.set_num_threads(cores)
+    result = dict(images=images, ms_per_image=float(np.median(np.sum(rows, 1))),
+                  steps=dict(zip(names, np.median(rows, 0).tolist())), all_ms=np.sum(rows, 1).tolist())
+    if samplers:
+        result['cropping_ms'] = statistics.median(extra)
+    return result
+
+
+def _dataset(cfg: Config):
+    try:
+        return DATASETS.build(cfg.train_dataloader.dataset)
+    except FileNotFoundError as error:
+        raise ConfigError(f'{error} The data pipeline is measured on real images; --model-only needs none.') from error
+
+
+def end_to_end_benchmark(cfg: Config, device: torch.device, steps: int = 10, bf16: bool = False, compiled: bool = False) -> dict:
+    """Steps fed by the config's own loader: images/s, and the share of time in which the step waits for data."""
+    model = _model(cfg, device, compiled)
+    _dataset(cfg)
+    loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
+    if len(loader) < 1:
+        raise ConfigError(f'{cfg.filename}: fewer images than one batch of {loader.batch_size}: lower train_dataloader.batch_size.')
+    step, waits, whole, batches = None, [], [], iter(loader)
+    for count in range(steps + 2):  # two do not count: the workers start, and have batches ready
+        start = time.perf_counter()
+        raw = next(batches, None)
+        if raw is None:
+            batches = iter(loader)
+            raw = next(batches)
+        waited = time.perf_counter() - start
+        data = model.data_preprocessor(raw, True)
+        step = step or Step(model, cfg, data, bf16)
+        step(data)
+        if count > 1:
+            waits.append(waited)
+            whole.append(time.perf_counter() - start)
+    return dict(batch=loader.batch_size, workers=loader.num_workers, images_per_s=loader.batch_size / statistics.median(whole),
+                data_wait=sum(waits) / sum(whole), all_seconds=whole)
+
+
+def worker_advice(ms_per_image: float, images_per_s: float, cores: int) -> str:
+    """How many loader workers feed a step of that speed."""
+    wanted = math.ceil(images_per_s * ms_per_image / 1000 * 1.1)  # a tenth more than just enough
+    text = f'{images_per_s:.0f} images/s at {ms_per_image:.1f} ms an image: train_dataloader.num_workers={wanted} a rank'
+    if wanted > cores:
+        text += f', more than the {cores} cores here: the data limit this machine to {1000 * cores / ms_per_image:.0f} images/s'
+    return text
+
+
+def memory_estimate(cfg: Config, bf16: Optional[bool] = None) -> StepCost:
+    """Cost of a step of the config's own batch, counted before any run.
+
+    Args:
+        bf16: None: as ``optim_wrapper`` says.
+    """
+    if bf16 is None:
+        bf16 = cfg.optim_wrapper.type.rpartition('.')[2] == 'AutocastOptimWrapper'
+    batch = cfg.train_dataloader.batch_size
+    preprocessor = MODELS.build({'type': 'ViewPreprocessor', **cfg.model.get('data_preprocessor', {})})
+    data = preprocessor(noise_batch(cfg, batch), True)
+    return count_step(cfg.model, data, bf16=bf16, accumulated=cfg.optim_wrapper.get('accumulative_counts', 1) > 1)
+
+
+def fits(cost: StepCost, gigabytes: float) -> bool:
+    """Whether a step fits a GPU of so many GB, with this project's allowance of a tenth and 1 GiB for allocator, kernels and context."""
+    return cost.peak * 1.1 + GIB <= gigabytes * 1e9
+
+
+def run(cfg: Config, modes: Iterable[str], device: str = 'cpu', bf16: bool = False, compiled: bool = False, batch: Optional[int] = None,
+        repeats: int = 5, images: int = 32) -> dict:
+    """All that is asked for, as a dict that json can keep.
+
+    Args:
+        modes: Of 'data', 'model', 'end-to-end', 'memory'.
+        batch: Images a step; None: the config's.
+    """
+    init_default_scope('mmpretrain')
+    if batch:
+        cfg.train_dataloader.batch_size = batch
+    batch, target = cfg.train_dataloader.batch_size, torch.device(device)
+    result = dict(config=cfg.filename, date=datetime.datetime.now().astimezone().isoformat(timespec='seconds'), hardware=hardware(),
+                  device=device, dtype='bf16 autocast' if bf16 else 'float32', compiled=compiled, threads=torch.get_num_threads(),
+                  repeats=repeats, load=os.getloadavg()[0])
+    if 'memory' in modes:
+        cost = memory_estimate(cfg, bf16 or None)
+        result['memory'] = dict(batch=batch, peak_bytes=cost.peak, resting_bytes=cost.resting, fits={f'{g} GB': fits(cost, g) for g in (
+            16, 24, 40, 80)})
+    if 'data' in modes:
+        result['data'] = data_benchmark(cfg, images, repeats)
+    if 'model' in modes:
+        result['model'] = model_benchmark(cfg, target, batch, repeats, bf16, compiled)
+    if 'end-to-end' in modes:
+        result['end-to-end'] = end_to_end_benchmark(cfg, target, max(5, repeats), bf16, compiled)
+    if 'data' in result and 'model' in result:
+        result['advice'] = worker_advice(result['data']['ms_per_image'], result['model']['images_per_s'], os.cpu_count() or 1)
+    return result
+
+
+def table(result: dict) -> str:
+    """The result for people."""
+    lines = [f'{result["config"]}: {result["dtype"]}, {result["threads"]} threads, {result["date"]}', result['hardware'],
+             f'medians of {result["repeats"]} repeats; load of the machine {result["load"]:.1f}']
+    if 'memory' in result:
+        part = result['memory']
+        lines += [f'memory, counted for batch {part["batch"]}: {part["peak_bytes"] / GIB:.2f} GiB, of it resting '
+                  f'{part["resting_bytes"] / GIB:.2f}; fits '
+                  + (', '.join(name for name, good in part['fits'].items() if good) or 'none of the sizes asked for')]
+    if 'data' in result:
+        part = result['data']
+        lines += ['', f'data, one core: {part["ms_per_image"]:.2f} ms an image ({1000 / part["ms_per_image"]:.0f} images/s a worker)']
+        lines += [f'  {name:32s} {ms:8.2f} ms' for name, ms in part['steps'].items()]
+        if 'cropping_ms' in part:
+            lines.append(f'  object-aware over plain cropping {part["cropping_ms"]:8.2f} ms')
+    if 'model' in result:
+        part = result['model']
+        lines += ['', f'step, batch {part["batch"]}, {part["views"]} views: {part["seconds"]["step"]:.3f} s, '
+                  f'{part["images_per_s"]:.2f} images/s']
+        lines += [f'  {name:32s} {s:8.3f} s {s / part["seconds"]["step"]:7.1%}' for name, s in part['split'].items()]
+        lines += [f'  {part["gflop_per_image"]["step"]:.1f} GFLOP an image, {part["peak_share"]:.1%} of the matrix peak '
+                  f'({part["matrix_peak"] / 1e9:.0f} GFLOP/s)',
+                  f'  peak memory, counted: {part["counted_peak_bytes"]["step"] / GIB:.2f} GiB'
+                  + ''.join(f'; measured, {name}: {size / GIB:.2f} GiB' for name, size in part.get('measured_peak_bytes', {}).items())]
+        if 'mask_overhead' in part:
+            lines.append(f'  object masks: {part["mask_overhead"]:+.2%} of the step')
+        if 'speedup' in part:
+            lines.append(f'  textbook iBOT step: {part["seconds"]["textbook iBOT"]:.3f} s, '
+                         f'{part["gflop_per_image"]["textbook iBOT"]:.1f} GFLOP an image; this step is {part["speedup"]:.2f} times as fast '
+                         f'at {part["memory_ratio"]:.2f} of its peak memory')
+    if 'end-to-end' in result:
+        part = result['end-to-end']
+        lines += ['', f'end to end, batch {part["batch"]}, {part["workers"]} workers: {part["images_per_s"]:.2f} images/s, data wait '
+                  f'{part["data_wait"]:.1%}']
+    if 'advice' in result:
+        lines += ['', result['advice']]
+    return '\n'.join(lines)
+
+
+def main(argv: Optional[List[str]] = None) -> None:
+    """``tools/analysis/benchmark.py CONFIG``: prints the table, keeps the json."""
+    parser = argparse.ArgumentParser(description='Where the time of a pretraining step goes, and how far it is from the machine\'s limit.')
+    parser.add_argument('config', help='path of a config, or name of a shipped one such as odis_vits_coco')
+    mode = parser.add_mutually_exclusive_group()
+    for name in ('data', 'model'):
+        mode.add_argument(f'--{name}-only', dest='mode', action='store_const', const=name)
+    mode.add_argument('--end-to-end', dest='mode', action='store_const', const='end-to-end')
+    mode.add_argument('--memory-only', dest='mode', action='store_const', const='memory', help='count the memory of a step; nothing is run')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--amp', action='store_true', help='bf16 autocast')
+    parser.add_argument('--compile', action='store_true', help="torch.compile of the blocks that see no object mask")
+    parser.add_argument('--batch', type=int, help='images a step (default: of the config)')
+    parser.add_argument('--repeats', type=int, default=5)
+    parser.add_argument('--images', type=int, default=32, help='of the data set, for the pipeline')
+    parser.add_argument('--threads', type=int, help='of the step on CPUs (default: all cores)')
+    parser.add_argument('--out', metavar='JSON', help='keep the numbers')
+    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', action='extend')
+    args = parser.parse_args(argv)
+
+    def work() -> None:
+        if args.threads:
+            torch.set_num_threads(args.threads)
+        cfg = load_config(args.config, _options(args.cfg_options))
+        result = run(cfg, [args.mode] if args.mode else ['memory', 'data', 'model', 'end-to-end'], args.device, args.amp, args.compile,
+                     args.batch, args.repeats, args.images)
+        print(table(result))
+        if args.out:
+            Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+            Path(args.out).write_text(json.dumps(result, indent=1) + '\n')
+
+    _guarded(work)

@@ -1,0 +1,154 @@
+"""What a training step costs, counted from the shapes of its tensors: nothing is computed, so any model takes seconds anywhere."""
+import contextlib
+import copy
+import weakref
+from dataclasses import dataclass
+from typing import Callable, Dict, Optional
+
+import torch
+from mmpretrain.registry import MODELS
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Of one training step on one device.
+
+    Attributes:
+        flops: Of matrix products, convolutions and attention; a multiply-add counts 2; recomputation is not counted.
+        resting: Bytes of parameters, teacher, buffers and optimizer state.
+        peak: Bytes at the fullest moment of forward and backward pass, ``resting`` and gradients included. A device adds its context, and
+            what its allocator and kernels set aside.
+    """
+    flops: int
+    resting: int
+    peak: int
+
+
+def _attention(query, key, *_, **__) -> int:
+    batch, heads, rows, width = query
+    return 4 * batch * heads * rows * key[2] * width
+
+
+def _attention_backward(_grad, query, key, *_, **__) -> int:
+    return 2 * _attention(query, key)  # four products of the forward pass's size; the scores' recomputation is left out
+
+
+def _attention_flops() -> Dict[object, Callable]:
+    """The fused kernels, none of which torch counts on CPUs, and whose backward pass it counts with the recomputation elsewhere."""
+    found = {}
+    for name in ('flash_attention_for_cpu', 'flash_attention', 'efficient_attention', 'cudnn_attention'):
+        for suffix, count in (('', _attention), ('_backward', _attention_backward)):
+            op = getattr(torch.ops.aten, f'_scaled_dot_product_{name}{suffix}', None)
+            if op is not None:
+                found[op] = count
+    return found
+
+
+def count_flops(work: Callable[[], object]) -> int:
+    """Floating-point operations of what ``work()`` calls, by the shapes that its operators see."""
+    with FlopCounterMode(display=False, custom_mapping=_attention_flops()) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+class Allocations(TorchDispatchMode):
+    """Bytes of the tensors that are alive, and their greatest sum, for what runs inside.
+
+    Works alike on real and fake tensors of any device; what a kernel allocates and frees within one operator is not seen.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.current = self.peak = 0
+        self._seen = WeakIdKeyDictionary()
+
+    def add(self, tensor: Tensor) -> None:
+        """Counts the tensor's storage until it is freed; a view of a counted one adds nothing."""
+        storage = tensor.untyped_storage()
+        if storage in self._seen:
+            return
+        size = storage.nbytes()
+        self._seen[storage] = size
+        weakref.finalize(storage, self._free, size).atexit = False
+        self.current += size
+        self.peak = max(self.peak, self.current)
+
+    def _free(self, size: int) -> None:
+        self.current -= size
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self.add, out)
+        return out
+
+
+def total_loss(losses: Dict[str, Tensor]) -> Tensor:
+    """What is minimised: the sum of the entries with ``loss`` in their name, as mmengine has it."""
+    return sum(value for name, value in losses.items() if 'loss' in name)
+
+
+def count_step(model_cfg: dict, data: dict, losses_of: Optional[Callable] = None, bf16: bool = False,
+               accumulated: bool = False) -> StepCost:
+    """Cost of one step (forward, backward, AdamW, EMA) of a teacher-student model.
+
+    Args:
+        model_cfg: The ``model`` of a config; not changed.
+        data: What its preprocessor returns for training: normalised ``inputs`` [V_r * B, 3, H, W] per resolution and ``data_samples``.
+        losses_of: ``losses_of(model)(inputs, data_samples)`` gives the losses; default: the model's own.
+        bf16: In autocast.
+        accumulated: Gradients of earlier batches of the same optimizer step are there.
+    """
+    cfg = copy.deepcopy(dict(model_cfg))
+    recomputes = bool(cfg['backbone'].get('with_cp', False))
+    memory = _simulate(cfg, data, losses_of, bf16, accumulated)
+    if recomputes:
+        cfg['backbone'] = {**cfg['backbone'], 'with_cp': False}
+        return StepCost(_simulate(cfg, data, losses_of, bf16, False).flops, memory.resting, memory.peak)
+    return memory
+
+
+def _simulate(cfg: dict, data: dict, losses_of: Optional[Callable], bf16: bool, accumulated: bool) -> StepCost:
+    with torch.device('meta'):
+        model = MODELS.build(cfg)
+    model.train()
+    data = tree_map_only(Tensor, lambda t: t.detach().cpu(), data)
+    with FakeTensorMode() as fake, contextlib.ExitStack() as stack:
+        data = tree_map_only(Tensor, fake.from_tensor, data)
+        _to_fake(model)
+        everything_on(model)
+        losses_of = model.loss if losses_of is None else losses_of(model)
+        counter = stack.enter_context(FlopCounterMode(display=False, custom_mapping=_attention_flops()))
+        tracker = stack.enter_context(Allocations())
+        for tensor in (*model.parameters(), *model.buffers()):
+            tracker.add(tensor)
+        trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+        resting = tracker.current + 2 * trained  # AdamW's two moments
+        tree_map_only(Tensor, tracker.add, data)
+        for _ in range(1 + accumulated):
+            before = counter.get_total_flops()
+            with torch.autocast('cpu', torch.bfloat16, enabled=bf16):
+                loss = total_loss(losses_of(data['inputs'], data['data_samples']))
+            loss.backward()
+            flops = counter.get_total_flops() - before
+            del loss
+        return StepCost(flops, resting, tracker.peak + 2 * trained)
+
+
+def _to_fake(model: nn.Module) -> None:
+    """Replaces meta tensors by fake ones of a CPU: fake ones cannot be deep-copied, as the teacher's constructor does."""
+    for module in model.modules():
+        for name, value in module.named_parameters(recurse=False):
+            module._parameters[name] = nn.Parameter(torch.empty(value.shape, dtype=value.dtype), value.requires_grad)
+        for name, value in module.named_buffers(recurse=False):
+            module._buffers[name] = torch.empty(value.shape, dtype=value.dtype)
+
+
+def everything_on(model: nn.Module) -> None:
+    """Sets the schedules behind every warm-up and switched-on loss."""
+    model.set_progress(500, 1000, 1)

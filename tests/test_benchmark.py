@@ -1,0 +1,252 @@
+"""The benchmark: its counts against independent ones, its yardstick against our losses. Never a time."""
+import copy
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmpretrain.registry import MODELS
+
+import odis_mm  # noqa: F401
+from odis_mm.analysis import TextbookIBOT, benchmark, count_step
+from odis_mm.analysis.cost import Allocations, count_flops, total_loss
+from odis_mm.engine.hooks import SelfSupScheduleHook
+
+D, F, LAYERS, HEADS, K = 32, 64, 3, 4, 24
+
+
+def make_config(model=None, **changes):
+    backbone = dict(type='ObjectViT', arch=dict(embed_dims=D, num_layers=LAYERS, num_heads=HEADS, feedforward_channels=F),
+                    img_size=32, patch_size=8, drop_path_rate=0.)
+    model = model or dict(
+        type='ODIS', backbone=backbone, head=dict(type='DistillationHead', num_prototypes=K),
+        neck=dict(type='ProjectionNeck', in_channels=D, hidden_channels=40, bottleneck_channels=16, num_prototypes=K))
+    pipeline = [
+        dict(type='LoadObjectImage'),
+        dict(type='SampleViews', patch_size=8, views=[dict(role='global', num=2, size=32, scale=(0.25, 1.)),
+                                                      dict(role='local', num=2, size=16, scale=(0.05, 0.25))]),
+        dict(type='RenderViews'), dict(type='PhotometricViews'), dict(type='BlockMasks', skip_prob=0.), dict(type='PackViews')]
+    cfg = Config(dict(
+        model=model,
+        train_dataloader=dict(batch_size=2, num_workers=0, drop_last=True, collate_fn=dict(type='collate_views'),
+                              sampler=dict(type='DefaultSampler', shuffle=False),
+                              dataset=dict(type='ObjectDataset', pipeline=pipeline)),
+        optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3), clip_grad=dict(max_norm=1.),
+                           constructor='SelfSupOptimWrapperConstructor')))
+    cfg.merge_from_dict(changes)
+    return cfg
+
+
+def make_step_input(cfg, batch=2):
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    model.set_progress(0, 100, 10)
+    return model, model.data_preprocessor(benchmark.noise_batch(cfg, batch, 60, 80), True)
+
+
+# ------------------------------------------------------------------------------------------------------------ textbook
+def test_textbook_losses_and_gradients_are_ours_without_object_masks():
+    model, data = make_step_input(make_config(**{'model.masked_attention': False}))
+    model.head.token_center.value.uniform_(-.1, .1)
+    model.head.patch_center.value.uniform_(-.1, .1)
+    with torch.no_grad():  # a teacher like its student gives the losses little to say
+        for parameter in model.teacher.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=.02)
+    found = {}
+    for name, form in dict(ours=model, textbook=TextbookIBOT(model)).items():
+        losses = form.compute_losses(data['inputs'], data['data_samples'])
+        model.zero_grad()
+        total_loss(losses).backward()
+        found[name] = losses, [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    for name in ('loss_obj', 'loss_patch'):
+        torch.testing.assert_close(found['ours'][0][name], found['textbook'][0][name], atol=1e-5, rtol=0)
+    torch.testing.assert_close(found['ours'][1], found['textbook'][1], atol=1e-5, rtol=1e-4)
+
+
+def test_object_masks_change_the_loss_that_the_textbook_has():
+    model, data = make_step_input(make_config())
+    ours = model.compute_losses(data['inputs'], data['data_samples'])['loss_obj']
+    textbook = TextbookIBOT(model).compute_losses(data['inputs'], data['data_samples'])['loss_obj']
+    assert abs(float(ours - textbook)) > 1e-5
+
+
+def test_textbook_teacher_moves_as_ours():
+    model, _ = make_step_input(make_config())
+    other = copy.deepcopy(model)
+    for m in (model, other):
+        m.momentum = .9
+        torch.manual_seed(3)
+        with torch.no_grad():
+            for parameter in m.backbone.parameters():
+                parameter.add_(torch.randn_like(parameter))
+    model.after_optimizer_step()
+    TextbookIBOT(other).after_optimizer_step()
+    torch.testing.assert_close(model.state_dict(), other.state_dict(), atol=1e-6, rtol=1e-5)
+
+
+def test_textbook_refuses_what_is_no_ibot():
+    model, _ = make_step_input(make_config(**{'model.lambda_patch': 0.}))
+    with pytest.raises(ValueError, match='lambda_patch'):
+        TextbookIBOT(model)
+
+
+# -------------------------------------------------------------------------------------------------------------- counts
+def forward_flops(images, tokens, patch_pixels=8 * 8 * 3):
+    """A ViT's, by hand."""
+    per_token = 2 * (3 * D * D + D * D + 2 * D * F) * LAYERS
+    return images * (tokens * per_token + 4 * tokens**2 * D * LAYERS + 2 * (tokens - 1) * patch_pixels * D)
+
+
+def neck_flops(rows):
+    return 2 * rows * (D * 40 + 40 * 40 + 40 * 16 + 16 * K)
+
+
+@pytest.mark.parametrize('masked', [True, False])
+def test_flops_of_a_step_are_those_counted_by_hand(masked):
+    cfg = make_config(**{'model.masked_attention': masked})
+    _, data = make_step_input(cfg)
+    rows = 2 * 2, 2 * 2  # images in global and local views
+    masks = len(data['data_samples']['mim_index'])
+    student = forward_flops(rows[0], 17) + forward_flops(rows[1], 5)
+    embedding = 2 * 8 * 8 * 3 * D * (rows[0] * 16 + rows[1] * 4)  # images take no gradient
+    backward = 2 * student - embedding + 2 * neck_flops(sum(rows) + masks)
+    expected = student + neck_flops(sum(rows) + masks) + backward + forward_flops(rows[0], 17) + neck_flops(rows[0] + masks)
+    losses = 3 * 2 * 2 * 4 * 2 * K  # the einsum over pairs of views, at most, both directions
+    assert count_step(cfg.model, data).flops == pytest.approx(expected, abs=losses)
+
+
+def test_counting_needs_no_values_and_recomputation_does_not_count():
+    cfg = make_config()
+    _, data = make_step_input(cfg)
+    plain = count_step(cfg.model, data)
+    cfg.model.backbone.with_cp = True
+    lean = count_step(cfg.model, data)
+    assert plain.flops == lean.flops and plain.resting == lean.resting
+    assert lean.peak < plain.peak
+    assert count_step(cfg.model, data, bf16=True).peak < lean.peak * 1.2
+    assert cfg.model.backbone.with_cp  # the config is as it was
+
+
+def test_textbook_costs_more():
+    cfg = make_config()
+    _, data = make_step_input(cfg)
+    ours, textbook = count_step(cfg.model, data), count_step(cfg.model, data, lambda m: TextbookIBOT(m).compute_losses)
+    assert textbook.flops > ours.flops and textbook.peak > ours.peak
+
+
+def test_counted_memory_is_that_of_real_tensors():
+    cfg = make_config()
+    model, data = make_step_input(cfg)
+    model.train()
+    model.set_progress(500, 1000, 1)
+    with Allocations() as real:
+        for tensor in (*model.parameters(), *model.buffers(), *data['inputs']):
+            real.add(tensor)
+        total_loss(model.loss(data['inputs'], data['data_samples'])).backward()
+    trained = sum(p.numel() * 4 for p in model.parameters() if p.requires_grad)
+    assert count_step(cfg.model, data).peak - 2 * trained == pytest.approx(real.peak, rel=.02)
+
+
+def test_allocations_follow_storages():
+    with Allocations() as memory:
+        a = torch.zeros(1000)
+        view = a[10:].view(-1)
+        b = torch.ones(500)
+        assert memory.current == 6000
+        del a
+        assert memory.current == 6000  # the view holds it
+        del view, b
+        torch.zeros(1)
+    assert memory.current == 0 and memory.peak == 6000
+
+
+def test_fused_attention_is_counted():
+    q = torch.randn(2, HEADS, 9, 8, requires_grad=True)
+    forward = 4 * 2 * HEADS * 9 * 9 * 8
+    assert count_flops(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q)) == forward
+    assert count_flops(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q).sum().backward()) == 3 * forward
+
+
+# ------------------------------------------------------------------------------------------------------------- running
+def test_model_benchmark_reports_every_part(tmp_path):
+    cfg = make_config()
+    found = benchmark.model_benchmark(cfg, torch.device('cpu'), 2, repeats=2, matrix_size=32)
+    assert set(found['seconds']) == {'step', 'no masks', 'textbook iBOT'}
+    assert all(len(times) == 2 for times in found['all_seconds'].values())
+    assert all(found['split'][part] > 0 for part in benchmark.PARTS)
+    assert found['gflop_per_image']['textbook iBOT'] > found['gflop_per_image']['step'] > 0
+    assert {'peak_share', 'mask_overhead', 'speedup', 'memory_ratio'} <= set(found)
+    json.dumps(found)
+
+
+def test_split_adds_up_to_the_step():
+    cfg = make_config()
+    model, data = make_step_input(cfg)
+    spent = benchmark.Step(model.train(), cfg, data)()
+    assert sum(spent[part] for part in benchmark.PARTS) == pytest.approx(spent['step'])
+    assert not model.backbone._forward_hooks and not model.neck.mlp[0]._forward_hooks  # nothing stays behind
+
+
+def test_timed_step_is_the_training_step():
+    cfg = make_config(**{'model.masked_attention': False, 'model.head.patch_center': 'all'})  # the second step shows the first one's centers
+    results = []
+    for textbook in (False, True):
+        model, data = make_step_input(cfg)
+        step = benchmark.Step(model.train(), cfg, data, textbook=textbook)
+        before = copy.deepcopy(model.teacher.state_dict())
+        model.momentum = .9
+        step()
+        assert any((before[key] != value).any() for key, value in model.teacher.state_dict().items())
+        step()
+        results.append(float(step.loss))
+    assert results[0] == pytest.approx(results[1], abs=1e-4)
+
+
+def test_fused_optimizer_gives_the_losses_of_the_plain_one():
+    losses = {}
+    for fused in (False, True):
+        cfg = make_config(**{'optim_wrapper.optimizer.fused': fused})
+        model, data = make_step_input(cfg)
+        step = benchmark.Step(model.train(), cfg, data)
+        losses[fused] = [(step(), float(step.loss))[1] for _ in range(4)]
+    assert losses[True] == pytest.approx(losses[False], abs=1e-5) and losses[True][3] != losses[True][0]
+
+
+def test_teacher_stays_when_a_fused_optimizer_skips_a_step():
+    cfg = make_config(**{'optim_wrapper.optimizer.fused': True})
+    model, _ = make_step_input(cfg)
+    moved = []
+    model.after_optimizer_step = lambda: moved.append(1)
+    optim = benchmark.Step(model, cfg, {}).optim
+    hook = SelfSupScheduleHook()
+    hook.before_train(SimpleNamespace(model=model, optim_wrapper=optim, train_dataloader=[0], iter=0))
+    for parameter in model.backbone.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    for found_inf, expected in ((torch.ones(()), 0), (torch.zeros(()), 1)):  # as torch.amp.GradScaler.step does
+        optim.optimizer.grad_scale, optim.optimizer.found_inf = torch.ones(()), found_inf
+        optim.optimizer.step()
+        assert len(moved) == expected
+
+
+def test_run_prints_and_keeps(shared_data):
+    cfg = make_config()
+    cfg.train_dataloader.dataset.update(data_root=str(shared_data / 'coco_boxes_256' / 'images'))
+    found = benchmark.run(cfg, ['memory', 'data', 'end-to-end'], batch=2, repeats=1, images=2)
+    text = benchmark.table(found)
+    assert 'RenderViews' in text and 'data wait' in text and 'fits 16 GB' in text
+    assert json.loads(json.dumps(found))['data']['images'] == 2
+    assert set(found['data']['steps']) == {step['type'] for step in cfg.train_dataloader.dataset.pipeline}
+
+
+def test_missing_data_end_in_a_sentence():
+    cfg = make_config()
+    cfg.train_dataloader.dataset.update(data_root='no/such/folder')
+    with pytest.raises(benchmark.ConfigError, match='--model-only needs none'):
+        benchmark.data_benchmark(cfg)
+
+
+def test_worker_advice_names_the_bottleneck():
+    assert 'num_workers=3 ' in benchmark.worker_advice(8., 300., 16)
+    assert 'limit this machine to 250 images/s' in benchmark.worker_advice(8., 3000., 2)
