@@ -175,9 +175,9 @@ def latest_checkpoint(work_dir: str) -> Optional[str]:
     for candidate in (named, osp.join(work_dir, osp.basename(named))):  # the folder may have been moved
         if named and osp.isfile(candidate):
             return candidate
-    numbered = {
-        int(m[1]): str(p)
-        for p in Path(work_dir).glob('*.pth') if (m := re.fullmatch(r'(?:epoch|iter)_(\d+)\.pth', p.name))
+    numbered = {  # epoch_2_iter_300: within the third epoch
+        (int(m[1]), int(m[2] or 0)): str(p)
+        for p in Path(work_dir).glob('*.pth') if (m := re.fullmatch(r'(?:epoch|iter)_(\d+)(?:_iter_(\d+))?\.pth', p.name))
     }
     return numbered[max(numbered)] if numbered else None
 

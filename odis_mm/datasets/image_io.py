@@ -9,6 +9,18 @@ from mmpretrain.registry import TRANSFORMS
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 
 
+class BadImageError(ValueError):
+    """An image file that gives no usable pixels: a data set of many images can do without it."""
+
+
+class UnreadableImageError(BadImageError, OSError):
+    """The same, as the file system refused."""
+
+
+class MissingImageError(BadImageError, FileNotFoundError):
+    """The same, as there is no such file."""
+
+
 def _jpeg_ends(data: bytes) -> bool:
     """Whether a JPEG has its end marker. libjpeg paints what is missing grey, and OpenCV 4 passes that on."""
     at = 2
@@ -30,29 +42,29 @@ def read_image(path) -> np.ndarray:
     `LoadImageFromFile`, and so a stock mmdet pipeline, applies it unless `color_type='color_ignore_orientation'`.)
 
     Raises:
-        FileNotFoundError, OSError: there is no such file, or it can't be read.
-        ValueError: it is empty, truncated, or no image.
+        BadImageError: there is no such file (``MissingImageError``, a FileNotFoundError), it can't be read (``UnreadableImageError``, an
+            OSError), it is empty, truncated, or no image.
     """
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError:
-        raise FileNotFoundError(f'image {path} does not exist; check data_root and data_prefix, or remove it from '
+        raise MissingImageError(f'image {path} does not exist; check data_root and data_prefix, or remove it from '
                                 'the annotations or the list.') from None
     except OSError as error:
-        raise OSError(f'image {path} could not be read ({error.strerror}); check the file and its '
-                      'permissions.') from error
+        raise UnreadableImageError(f'image {path} could not be read ({error.strerror}); check the file and its '
+                                   'permissions.') from error
     if not data:
-        raise ValueError(f'image {path} is empty (0 bytes); fetch it again or remove it from the data.')
+        raise BadImageError(f'image {path} is empty (0 bytes); fetch it again or remove it from the data.')
     if data[:2] == b'\xff\xd8' and not _jpeg_ends(data):
-        raise ValueError(f'image {path} is a truncated JPEG ({len(data)} bytes, no end marker); fetch it again or '
-                         'remove it from the data.')
+        raise BadImageError(f'image {path} is a truncated JPEG ({len(data)} bytes, no end marker); fetch it again or '
+                            'remove it from the data.')
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:
         image = None
     if image is None:
-        raise ValueError(f'image {path} can not be decoded: it is damaged or no image; fetch it again or remove it '
-                         'from the data.')
+        raise BadImageError(f'image {path} can not be decoded: it is damaged or no image; fetch it again or remove it '
+                            'from the data.')
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
@@ -74,7 +86,7 @@ class LoadObjectImage(BaseTransform):
     Where the annotations told no image size, the boxes are clipped, and those outside dropped, here.
 
     Raises:
-        ValueError: the file's size is not the one of the annotations, and what `read_image` raises.
+        BadImageError: the file's size is not the one of the annotations, and what `read_image` raises.
     """
 
     def transform(self, results: dict) -> dict:
@@ -89,7 +101,7 @@ class LoadObjectImage(BaseTransform):
                 results['masks'] = [mask for mask, kept in zip(results['masks'], keep) if kept]
         elif told != size:
             hint = ' (an EXIF orientation is not applied: store the pixels upright)' if told == size[::-1] else ''
-            raise ValueError(f'image {results["img_path"]} is {size[1]} x {size[0]} pixels but its annotation says '
-                             f'{told[1]} x {told[0]}{hint}; use the images that the boxes were made on.')
+            raise BadImageError(f'image {results["img_path"]} is {size[1]} x {size[0]} pixels but its annotation says '
+                                f'{told[1]} x {told[0]}{hint}; use the images that the boxes were made on.')
         results['img'], results['height'], results['width'] = img, *size
         return results

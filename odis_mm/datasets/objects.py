@@ -3,13 +3,17 @@ import inspect
 import json
 import os
 from pathlib import Path
+from typing import List, Optional
 
 import numpy as np
+import torch
 from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 from mmpretrain.registry import DATASETS, TRANSFORMS
 
-from .image_io import IMAGE_SUFFIXES, clip_boxes, has_extent
+from .image_io import IMAGE_SUFFIXES, BadImageError, clip_boxes, has_extent
+
+REPLACEMENTS = 10  # tries to find another image for a bad one
 
 
 @DATASETS.register_module()
@@ -27,7 +31,10 @@ class ObjectDataset(BaseDataset):
     The image folder is `data_root/data_prefix`; `ann_file` is relative to `data_root` too unless absolute.
 
     An index here is a draw, epoch * len(dataset) + index. Each has its own generator, from (seed, epoch, index), so
-    that views depend neither on the number of workers nor on their order. An image that can't be read raises.
+    that views depend neither on the number of workers nor on their order.
+
+    A bad image (see `BadImageError`) raises, unless some are allowed by `max_bad_share`: then another image, drawn from (seed,
+    epoch, index), takes its place, and `bad_images` names it; `BadImageHook` tells them in the log.
 
     Args:
         data_prefix: folder of the images, or dict(img_path=folder) as elsewhere in OpenMMLab.
@@ -36,6 +43,7 @@ class ObjectDataset(BaseDataset):
         with_masks: keep the masks; without, COCO train2017 takes a fifth of the memory.
         with_crowd: keep regions of many objects (`iscrowd`).
         keep_empty: keep images without objects; the whole image is their object then.
+        max_bad_share: share of the images that may be bad; above it, the next bad one raises with the list. 0: the first one raises.
         metainfo, indices, serialize_data, lazy_init: as in mmengine's BaseDataset.
 
     Raises:
@@ -45,13 +53,15 @@ class ObjectDataset(BaseDataset):
 
     def __init__(self, data_root='', ann_file='', data_prefix='', pipeline=(), seed: int = 0,
                  data_fraction: float = 1.0, with_masks: bool = True, with_crowd: bool = False, keep_empty: bool = True,
-                 metainfo=None, indices=None, serialize_data: bool = True, lazy_init: bool = False, **unknown):
+                 max_bad_share: float = 0., metainfo=None, indices=None, serialize_data: bool = True, lazy_init: bool = False, **unknown):
         if unknown:
             known = [name for name in inspect.signature(ObjectDataset).parameters if name != 'unknown']
             raise TypeError(f'ObjectDataset has no option {", ".join(map(repr, unknown))}; its options are '
                             f'{", ".join(known)}.')
         if not 0 < data_fraction <= 1:
             raise ValueError(f'data_fraction must be above 0 and at most 1, got {data_fraction}.')
+        if not 0 <= max_bad_share < 1:
+            raise ValueError(f'max_bad_share must be 0 or more and below 1, got {max_bad_share}.')
         if not isinstance(seed, int) or seed < 0:
             raise ValueError(f'seed must be an integer >= 0, got {seed!r}.')
         if not isinstance(data_prefix, dict):
@@ -61,6 +71,8 @@ class ObjectDataset(BaseDataset):
         self.seed, self.data_fraction = seed, data_fraction
         self.with_masks, self.with_crowd, self.keep_empty = with_masks, with_crowd, keep_empty
         self.counts = {}
+        self.max_bad_share = max_bad_share
+        self.bad: Optional[torch.Tensor] = None  # uint8 [images], 1: bad; memory that the loader's workers share
         super().__init__(
             ann_file=os.fspath(ann_file), data_root=os.fspath(data_root), data_prefix=data_prefix,
             # mmengine would look for the transforms in the default scope's registry, whichever that is
@@ -76,10 +88,47 @@ class ObjectDataset(BaseDataset):
     def __iter__(self):  # Python's own would go on through the epochs for ever
         return (self[index] for index in range(len(self)))
 
+    def full_init(self) -> None:
+        super().full_init()
+        if self.max_bad_share and self.bad is None:
+            self.bad = torch.zeros(len(self), dtype=torch.uint8).share_memory_()
+
     def prepare_data(self, idx: int, epoch: int = 0):
         results = self.get_data_info(idx)
         results['epoch'], results['rng'] = epoch, np.random.default_rng((self.seed, epoch, idx))
-        return self.pipeline(results)
+        if not self.max_bad_share:
+            return self.pipeline(results)
+        try:
+            return self.pipeline(results)
+        except BadImageError as error:
+            return self._replaced(idx, epoch, error)
+
+    def _replaced(self, idx: int, epoch: int, error: BadImageError):
+        """The item of another image; which one depends on nothing but (seed, epoch, idx) and the files."""
+        for other in np.random.default_rng((self.seed, epoch, idx, 1)).integers(len(self), size=REPLACEMENTS).tolist():
+            self.bad[idx] = 1
+            self.check_bad_share()
+            idx, results = other, self.get_data_info(other)
+            results['epoch'], results['rng'] = epoch, np.random.default_rng((self.seed, epoch, idx, 1))
+            try:
+                return self.pipeline(results)
+            except BadImageError as next_error:
+                error = next_error
+        raise BadImageError(f'{REPLACEMENTS + 1} images in a row are bad; the last one: {error}') from None
+
+    def bad_images(self) -> List[str]:
+        """Paths of the bad images that were met so far, by the workers of this process."""
+        return [] if self.bad is None else [self.get_data_info(i)['img_path'] for i in self.bad.nonzero().flatten().tolist()]
+
+    def check_bad_share(self) -> None:
+        """Raises BadImageError with the list (its first 50) if more images are bad than `max_bad_share` allows."""
+        count = 0 if self.bad is None else int(self.bad.sum())
+        if count > self.max_bad_share * len(self):
+            paths = self.bad_images()
+            more = f' and {count - 50} more' if count > 50 else ''
+            raise BadImageError(
+                f'{count} of {len(self)} images are bad, above max_bad_share={self.max_bad_share:g}: {", ".join(paths[:50])}{more}; mend or '
+                'remove them (tools/misc/verify_dataset.py checks a whole data set and writes a clean annotation file).') from None  # a worker's error reaches the user as one text
 
     def load_data_list(self) -> list:
         folder = self.data_prefix['img_path'] or '.'

@@ -26,14 +26,24 @@ class EpochSampler(Sampler):
             raise ValueError('the dataset holds no image: check its paths and filters')
         self.rank, self.world_size = get_dist_info()
         self.length, self.shuffle, self.epoch = len(dataset), shuffle, 0
+        self.start = 0  # of the next epoch only
         self.seed = sync_random_seed() if seed is None else seed
 
     def __iter__(self) -> Iterator[int]:
         order = np.arange(self.length)
         if self.shuffle:
             order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
-        positions = np.arange(self.rank, len(self) * self.world_size, self.world_size) % self.length
+        positions = (self.start + self.rank + self.world_size * np.arange(self._left())) % self.length
+        self.start = 0
         return iter((self.epoch * self.length + order[positions]).tolist())
+
+    def start_at(self, images: int) -> int:
+        """Lets the next epoch begin after its first ``images``, whatever number of ranks took them; returns what is left for each rank."""
+        self.start = images
+        return self._left()
+
+    def _left(self) -> int:
+        return max(0, math.ceil((self.length - self.start) / self.world_size))
 
     def __len__(self) -> int:
         return math.ceil(self.length / self.world_size)

@@ -1,10 +1,14 @@
+from .bad_images import BadImageHook
 from .checkpoint import SafeCheckpointHook
 from .export import ExportTeacherHook
+from .health import HealthHook
 from .knn import KNNHook
+from .preemption import PreemptionHook
 from .progress import ProgressHook
 from .regions import RegionProxyHook
 from .schedule import NonFiniteLossHook, SelfSupScheduleHook
 
 __all__ = [
-    'ExportTeacherHook', 'KNNHook', 'NonFiniteLossHook', 'ProgressHook', 'RegionProxyHook', 'SafeCheckpointHook', 'SelfSupScheduleHook'
+    'BadImageHook', 'ExportTeacherHook', 'HealthHook', 'KNNHook', 'NonFiniteLossHook', 'PreemptionHook', 'ProgressHook', 'RegionProxyHook',
+    'SafeCheckpointHook', 'SelfSupScheduleHook'
 ]

@@ -2,6 +2,7 @@
 import glob
 import os
 import os.path as osp
+import re
 from contextlib import suppress
 from typing import Any, List, Tuple
 
@@ -13,6 +14,7 @@ from mmpretrain.registry import HOOKS
 from ...transfer import CheckpointWriteError
 
 PARTIAL = '.part'
+BETWEEN = r'epoch_(\d+)_iter_(\d+)\.pth'  # checkpoints within an epoch
 
 
 class AtomicLocalBackend(LocalBackend):
@@ -93,6 +95,34 @@ class SafeCheckpointHook(CheckpointHook):
 
     def _save_checkpoint_with_step(self, runner, step, meta) -> None:
         self._guard(runner, super()._save_checkpoint_with_step, runner, step, meta)
+        if is_main_process():
+            for path in glob.glob(osp.join(glob.escape(self.out_dir), 'epoch_*_iter_*.pth')):
+                if re.fullmatch(BETWEEN, osp.basename(path)):
+                    os.remove(path)  # of an interruption before this one
+
+    def save_now(self, runner) -> None:
+        """A checkpoint between two iterations of an epoch, ``epoch_E_iter_N.pth``: E epochs are done, N iterations in all.
+
+        It goes when the next regular one stands. Called in ``after_train_iter``.
+        """
+        self._guard(runner, self._save_now, runner)
+
+    def save_epoch(self, runner) -> None:
+        """This epoch's checkpoint, if ``interval`` did not write it. Called in ``after_train_epoch``."""
+        name = self.filename_tmpl.format(runner.epoch + 1) if self.by_epoch else ''
+        if not name or self.last_ckpt is None or osp.basename(self.last_ckpt) != name:
+            self._save_checkpoint_with_step(runner, runner.epoch + 1, dict(epoch=runner.epoch + 1, iter=runner.iter))
+
+    def _save_now(self, runner) -> None:
+        iteration = runner.iter + 1
+        name = f'epoch_{runner.epoch}_iter_{iteration}.pth'
+        self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
+        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        runner.save_checkpoint(self.out_dir, name, meta=dict(epoch=runner.epoch, iter=iteration), by_epoch=False,
+                               backend_args=self.backend_args)
+        if is_main_process():
+            with open(osp.join(runner.work_dir, 'last_checkpoint'), 'w') as f:
+                f.write(self.last_ckpt)
 
     def _save_best_checkpoint(self, runner, metrics) -> None:
         self._guard(runner, super()._save_best_checkpoint, runner, metrics)

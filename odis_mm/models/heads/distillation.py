@@ -1,5 +1,5 @@
 """Self-distillation head: centered, sharpened teacher distributions and the losses against them."""
-from typing import Optional, Union
+from typing import Dict, List, Optional, Union
 
 import torch
 from mmengine.dist import all_reduce
@@ -88,6 +88,7 @@ class SoftTargetHead(BaseModule):
         self.teacher_temp_cfg = teacher_temp if isinstance(teacher_temp, dict) else dict(
             start=teacher_temp, end=teacher_temp, warmup_epochs=0)
         self.teacher_temp = self.teacher_temp_cfg['start']
+        self._watched: Optional[List[Tensor]] = None
 
     def set_epoch(self, epoch: float) -> None:
         """Teacher temperature at a fractional epoch."""
@@ -96,8 +97,39 @@ class SoftTargetHead(BaseModule):
 
     @torch.no_grad()
     def targets(self, logits: Tensor, center: Center) -> Tensor:
-        """Teacher logits [..., K] to probabilities softmax((logits - c)/tau_t), in float32."""
+        """Teacher logits [..., K] to probabilities, in float32."""
+        probabilities = self._probabilities(logits, center)
+        if self._watched is not None:
+            self._watched.append(probabilities)
+        return probabilities
+
+    def _probabilities(self, logits: Tensor, center: Center) -> Tensor:
+        """softmax((logits - c)/tau_t)."""
         return torch.softmax((logits.float() - center.value) / self.teacher_temp, dim=-1)
+
+    def watch_health(self) -> None:
+        """Keeps the distributions of the next iteration for :meth:`health`."""
+        self._watched = []
+
+    @torch.no_grad()
+    def health(self) -> Dict[str, Tensor]:
+        """Of the watched iteration's first distributions (the tokens', before any of patches), over all ranks.
+
+        Returns:
+            ``num_prototypes`` K; ``entropy`` of a distribution, mean; ``prototypes in use``, the perplexity of their mean: 1 if all
+            have one prototype, K if all are used alike. Nothing if nothing was watched, or if there was no distribution.
+        """
+        watched, self._watched = self._watched, None
+        if not watched:
+            return {}
+        rows = watched[0].flatten(0, -2)  # [n, K]
+        total = torch.cat((rows.sum(0), torch.special.entr(rows).sum()[None], rows.new_tensor([len(rows)])))
+        all_reduce(total)
+        if total[-1] < 2:
+            return {}
+        mean = total[:-2] / total[-1]
+        return {'num_prototypes': mean.new_tensor(len(mean)), 'entropy': total[-2] / total[-1],
+                'prototypes in use': torch.special.entr(mean).sum().exp()}
 
 
 @MODELS.register_module()
@@ -127,12 +159,10 @@ class DistillationHead(SoftTargetHead):
         self.token_center = Center(num_prototypes, center_momentum)
         self.patch_center = Center(num_prototypes, center_momentum)
 
-    @torch.no_grad()
-    def targets(self, logits: Tensor, center: Center) -> Tensor:
-        """Teacher logits [..., K] to probabilities, in float32."""
+    def _probabilities(self, logits: Tensor, center: Center) -> Tensor:
         if self.balance == 'sinkhorn':
             return sinkhorn_knopp(logits, self.teacher_temp)
-        return super().targets(logits, center)
+        return super()._probabilities(logits, center)
 
     def step(self) -> None:
         """Moves the centers; called after each optimizer step."""

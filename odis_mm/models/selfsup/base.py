@@ -27,6 +27,8 @@ class TeacherStudent(BaseSelfSupervisor):
         data_preprocessor: Config; default ``ViewPreprocessor``.
     """
 
+    prototype_loss: Optional[str] = None  # the term that compares distributions over prototypes: ln K means knowing nothing
+
     def __init__(self, backbone: dict, neck: dict, head: dict, momentum: dict = dict(start=0.996, end=1.),
                  data_preprocessor: Optional[dict] = None, init_cfg: Optional[dict] = None):
         preprocessor = data_preprocessor or {}
@@ -101,6 +103,48 @@ class TeacherStudent(BaseSelfSupervisor):
     def branch(self, of: str = 'teacher') -> nn.Module:
         """The backbone of the 'teacher' or of the 'student', for measuring it."""
         return self.teacher['backbone'] if of == 'teacher' else self.backbone
+
+    def watch_health(self) -> None:
+        """Keeps what the next forward pass of the teacher gives for :meth:`health`; without it, nothing is kept."""
+        self._features: List[Tensor] = []
+        self._watching = self.teacher['backbone'].register_forward_hook(
+            lambda module, args, output: self._features.append(self.image_features(output)))
+        if hasattr(self.head, 'watch_health'):
+            self.head.watch_health()
+
+    def image_features(self, output: Tuple[Tensor, ...]) -> Tensor:
+        """One feature [n, D] an image from a backbone's output, tokens [n, T, D] or maps [n, D, h, w]: their mean."""
+        last = output[-1]
+        return last.mean(1) if last.ndim == 3 else last.flatten(2).mean(2)
+
+    @torch.no_grad()
+    def student_norm(self) -> Tensor:
+        """l2 norm of all parameters of backbone and neck."""
+        return torch.stack(torch._foreach_norm(self._pair_parameters()[1])).float().norm()
+
+    @torch.no_grad()
+    def health(self) -> Dict[str, Tensor]:
+        """Figures of the iteration since :meth:`watch_health`, on this rank.
+
+        Returns:
+            ``student_norm``; ``EMA distance`` |s - t|/|t|; of at most 256 views ``feature rank``, exp of the entropy of the spectrum of
+            their centered teacher features, and ``feature spread``, the share of the features' energy that is left after centering; what
+            the head adds (``SoftTargetHead.health``).
+        """
+        self._watching.remove()
+        teacher, student = self._pair_parameters()
+        apart, size = (torch.stack(torch._foreach_norm(tensors)).float().norm() for tensors in (torch._foreach_sub(student, teacher), teacher))
+        figures = {'student_norm': self.student_norm(), 'EMA distance': apart / size}
+        if hasattr(self.head, 'health'):
+            figures.update(self.head.health())
+        if self._features and len(self._features[0]) > 1:
+            x = self._features.pop()[:256].float()
+            centered = x - x.mean(0)
+            share = torch.linalg.eigvalsh(centered @ centered.T).clamp(min=0)
+            energy = share.sum()
+            figures['feature rank'] = torch.special.entr(share / energy.clamp(min=torch.finfo(x.dtype).tiny)).sum().exp()
+            figures['feature spread'] = energy / x.square().sum()
+        return figures
 
     def teacher_backbone_state(self) -> Dict[str, Tensor]:
         """The tensors to export, under ``backbone.*``."""

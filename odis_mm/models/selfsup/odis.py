@@ -33,6 +33,12 @@ class ODIS(TeacherStudent):
         if lambda_patch:  # outside the backbone: an exported backbone has no use for it
             self.mask_token = nn.Parameter(torch.zeros(self.backbone.embed_dims))
 
+    prototype_loss = 'loss_obj'
+
+    def image_features(self, output: Tuple[Tensor, ...]) -> Tensor:
+        """[OBJ] [n, D]: the mean over the k tokens."""
+        return output[-1][:, self.backbone.object_slice].mean(1)
+
     def extract_feat(self, inputs: Tensor, object_mask: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:
         """The teacher's features.
 

@@ -1,0 +1,58 @@
+"""Tells the log which images could not be used."""
+from typing import Optional
+
+from mmengine.dist import all_reduce
+from mmengine.hooks import Hook
+from mmpretrain.registry import HOOKS
+
+from ...datasets.image_io import BadImageError, read_image
+
+
+@HOOKS.register_module()
+class BadImageHook(Hook):
+    """Logs each bad image once, with its path and the reason, and stops the run when all ranks together met too many.
+
+    For an ``ObjectDataset`` with ``max_bad_share``; with other data sets there is nothing to tell.
+
+    Args:
+        interval: Iterations between two looks; the end of an epoch is looked at, too.
+
+    Raises:
+        BadImageError: more images are bad than the data set's ``max_bad_share`` allows; the message lists them.
+    """
+
+    priority = 'BELOW_NORMAL'  # before checkpoints: what stops the run here is no reason to lose the epoch, but comes first
+
+    def __init__(self, interval: int = 50):
+        if interval < 1:
+            raise ValueError(f'BadImageHook: interval must be at least 1, got {interval}.')
+        self.interval = interval
+        self.told = set()
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs: Optional[dict] = None) -> None:
+        if (runner.iter + 1) % self.interval == 0 or self.end_of_epoch(runner.train_dataloader, batch_idx):
+            self.look(runner)
+
+    def look(self, runner) -> None:
+        """Shares what the ranks found, and tells what is new."""
+        dataset = runner.train_dataloader.dataset
+        if getattr(dataset, 'bad', None) is None:
+            return
+        if runner.world_size > 1:
+            found = dataset.bad.clone()
+            all_reduce(found, 'max')
+            dataset.bad.copy_(found)
+        for index in dataset.bad.nonzero().flatten().tolist():
+            if index not in self.told:
+                self.told.add(index)
+                path = dataset.get_data_info(index)['img_path']
+                runner.logger.warning(f'bad image replaced by another one ({len(self.told)} of {len(dataset)} so far): {_reason(path)}')
+        dataset.check_bad_share()
+
+
+def _reason(path: str) -> str:
+    try:
+        read_image(path)
+    except BadImageError as error:
+        return str(error)
+    return f'image {path} can be read now, but could not be, or its size is not the one of its annotation.'

@@ -1,0 +1,75 @@
+"""A scheduler that wants the machine back gets it, and the run loses nothing."""
+import signal
+import threading
+from typing import Optional, Sequence
+
+import torch
+from mmengine.dist import all_reduce, barrier
+from mmengine.hooks import Hook
+from mmpretrain.registry import HOOKS
+
+from .checkpoint import SafeCheckpointHook
+
+REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: a temporary failure, try again
+
+
+@HOOKS.register_module()
+class PreemptionHook(Hook):
+    """On a signal: a checkpoint after the running optimizer step, then exit with code 75; ``--resume`` continues from it exactly.
+
+    Of the ranks, one that got the signal is enough. Under SLURM: ``#SBATCH --signal=USR1@120`` and a job script that calls ``scontrol
+    requeue $SLURM_JOB_ID`` when the code is 75. (torchrun reports any failure of its ranks as 1.)
+
+    Args:
+        signals: Names of the signals.
+    """
+
+    priority = 95  # after the checkpoint hook (VERY_LOW, 90): an epoch's own checkpoint is not written twice
+
+    def __init__(self, signals: Sequence[str] = ('SIGTERM', 'SIGUSR1')):
+        self.signals = [getattr(signal, name) for name in signals]
+        self.received: Optional[int] = None
+        self._former = {}
+
+    def before_train(self, runner) -> None:
+        found = [hook for hook in runner.hooks if isinstance(hook, SafeCheckpointHook)]
+        if not found:
+            raise TypeError('PreemptionHook saves through a SafeCheckpointHook, and there is none: set '
+                            "default_hooks.checkpoint.type='SafeCheckpointHook', or remove it from custom_hooks.")
+        self.checkpoints = found[0]
+        if threading.current_thread() is threading.main_thread():  # Python allows no other to handle signals
+            self._former = {number: signal.signal(number, self._note) for number in self.signals}
+
+    def _note(self, number, frame) -> None:
+        self.received = number
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs: Optional[dict] = None) -> None:
+        if (runner.iter + 1) % getattr(runner.optim_wrapper, '_accumulative_counts', 1):
+            return  # half a step's gradients are in no checkpoint
+        if not self.end_of_epoch(runner.train_dataloader, batch_idx) and self._wanted(runner):
+            self.checkpoints.save_now(runner)
+            self._leave(runner)
+
+    def after_train_epoch(self, runner) -> None:
+        if self._wanted(runner):
+            self.checkpoints.save_epoch(runner)
+            self._leave(runner)
+
+    def after_train(self, runner) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+        self._former = {}
+
+    def _wanted(self, runner) -> bool:
+        if runner.world_size == 1:
+            return self.received is not None
+        received = torch.tensor(int(self.received is not None))
+        all_reduce(received, 'max')
+        return bool(received)
+
+    def _leave(self, runner) -> None:
+        name = signal.Signals(self.received).name if self.received else 'a signal to another rank'
+        runner.logger.warning(f'{name}: checkpoint {self.checkpoints.last_ckpt} is written; exiting with code {REQUEUE}, --resume continues')
+        barrier()  # rank 0 may still be writing
+        self.after_train(runner)
+        raise SystemExit(REQUEUE)

@@ -1,0 +1,109 @@
+"""Training by epochs that a resumed run continues where it stopped, in the middle of an epoch as well."""
+import math
+import random
+from typing import Any, Dict, Optional
+
+import numpy as np
+import torch
+from mmengine.dist import all_gather_object, get_rank, get_world_size
+from mmengine.hooks import Hook
+from mmengine.runner import EpochBasedTrainLoop
+from mmpretrain.registry import LOOPS
+
+PROGRESS = 'progress'  # the key in checkpoints
+
+
+def random_state() -> Dict[str, Any]:
+    """States of the global random number generators, of tensors and plain values only."""
+    kind, keys, *rest = np.random.get_state()
+    state = dict(python=random.getstate(), numpy=[kind, torch.from_numpy(keys.astype(np.int64)), *rest], torch=torch.get_rng_state())
+    if torch.cuda.is_available():
+        state['cuda'] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_random_state(state: Dict[str, Any]) -> None:
+    """Puts back what :func:`random_state` gave."""
+    version, keys, gauss = state['python']
+    random.setstate((version, tuple(keys), gauss))
+    kind, keys, *rest = state['numpy']
+    np.random.set_state((kind, keys.cpu().numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state['torch'].cpu())
+    if 'cuda' in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state['cuda'].cpu())
+
+
+@LOOPS.register_module()
+class ResumableEpochLoop(EpochBasedTrainLoop):
+    """mmengine's ``EpochBasedTrainLoop``; its checkpoints also hold the images done in the epoch, and all ranks' random states.
+
+    A run that is resumed on as many ranks is the run that was not interrupted, bit for bit on CPU. On another number of ranks, or with
+    another batch size, the epoch goes on after the images that were done: none is lost or drawn twice.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.images_done = 0  # of this epoch, by all ranks
+        self.loaded: Optional[dict] = None
+        self.runner.register_hook(_ProgressHook(self))
+
+    @property
+    def global_batch(self) -> int:
+        """Images an iteration, all ranks."""
+        return (self.dataloader.batch_size or self.dataloader.batch_sampler.batch_size) * get_world_size()
+
+    def run_epoch(self) -> None:
+        self.runner.call_hook('before_train_epoch')
+        self.runner.model.train()
+        first, loaded = 0, self.loaded
+        self.loaded = None
+        if loaded:
+            if loaded['images']:
+                first = self._skip(loaded)
+            self._restore(loaded)
+        state = torch.get_rng_state()
+        batches = iter(self.dataloader)  # draws a number, or not, depending on what its workers did before
+        torch.set_rng_state(state)
+        for index, batch in enumerate(batches, first):
+            self.run_iter(index, batch)
+        self.runner.call_hook('after_train_epoch')
+        self._epoch += 1
+        self.images_done = 0
+
+    def run_iter(self, idx, data_batch) -> None:
+        self.images_done += self.global_batch  # the hooks of this iteration may write a checkpoint
+        super().run_iter(idx, data_batch)
+
+    def _skip(self, loaded: dict) -> int:
+        """Tells the sampler where to go on; returns the number of the first iteration to come in this epoch."""
+        sampler, self.images_done = self.dataloader.sampler, loaded['images']
+        if not hasattr(sampler, 'start_at'):
+            raise RuntimeError(f'the checkpoint was written in the middle of an epoch, where {type(sampler).__name__} can not go on: set '
+                               "train_dataloader.sampler.type='EpochSampler', or resume from an epoch_N.pth.")
+        left = sampler.start_at(self.images_done)
+        size = self.global_batch // get_world_size()
+        iterations = left // size if self.dataloader.drop_last else math.ceil(left / size)
+        changed = '' if loaded['ranks'] == get_world_size() else f' (written by {loaded["ranks"]} ranks, now {get_world_size()})'
+        self.runner.logger.info(f'epoch {self._epoch + 1} goes on after {self.images_done} of {len(self.dataloader.dataset)} images'
+                                f'{changed}: none is lost or drawn twice')
+        return len(self.dataloader) - iterations
+
+    def _restore(self, loaded: dict) -> None:
+        if get_rank() < len(loaded['random']):
+            set_random_state(loaded['random'][get_rank()])
+
+
+class _ProgressHook(Hook):
+    """Hands what the loop knows to checkpoints, and back."""
+
+    def __init__(self, loop: ResumableEpochLoop):
+        self.loop = loop
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        between = checkpoint['meta']['epoch'] > self.loop.epoch
+        checkpoint[PROGRESS] = dict(images=0 if between else self.loop.images_done, ranks=get_world_size(),
+                                    random=all_gather_object(random_state()))
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        if runner._resume:
+            self.loop.loaded = checkpoint.get(PROGRESS)

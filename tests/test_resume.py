@@ -1,0 +1,164 @@
+"""Interrupted in the middle of an epoch and resumed: the run that was not interrupted, bit for bit."""
+import os
+import random
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS, init_default_scope
+from mmengine.runner import Runner
+from test_models import make_batch, make_odis
+
+from odis_mm import apis
+from odis_mm.datasets import EpochSampler
+from odis_mm.datasets.transforms import single_thread_worker
+from odis_mm.engine.loops import random_state, set_random_state
+
+class Views(torch.utils.data.Dataset):
+    """Eight small batches by their draws."""
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, draw):
+        return make_batch(batch=2, seed=draw)
+
+
+@HOOKS.register_module(force=True)
+class SendSignal(Hook):
+    """To this process, before an iteration."""
+
+    def __init__(self, at: int, name: str):
+        self.at, self.name = at, name
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter + 1 == self.at:
+            os.kill(os.getpid(), getattr(signal, self.name))
+
+
+def first(items):
+    return items[0]
+
+
+def train(work_dir, at=0, name='SIGTERM', accumulate=1, workers=0, **kwargs):
+    """Two epochs of eight iterations, with random numbers in the model."""
+    init_default_scope('mmpretrain')
+    torch.manual_seed(1)
+    model = make_odis(backbone=dict(drop_path_rate=.3), momentum=dict(start=.5, end=1.))
+    data = Views()
+    loader = torch.utils.data.DataLoader(data, batch_size=1, sampler=EpochSampler(data, seed=0), collate_fn=first, num_workers=workers,
+                                         persistent_workers=workers > 0, worker_init_fn=single_thread_worker)
+    made = Runner(
+        model, str(work_dir), train_dataloader=loader, train_cfg=dict(type='ResumableEpochLoop', max_epochs=2),
+        optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3, weight_decay=.04), accumulative_counts=accumulate,
+                           clip_grad=dict(max_norm=3.), constructor='SelfSupOptimWrapperConstructor'),
+        param_scheduler=[dict(type='LinearLR', start_factor=.1, begin=0, end=1, convert_to_iter_based=True),
+                         dict(type='CosineAnnealingLR', begin=1, convert_to_iter_based=True)],
+        default_hooks=dict(checkpoint=dict(type='SafeCheckpointHook', interval=1), logger=dict(type='LoggerHook', interval=50)),
+        custom_hooks=[dict(type='SelfSupScheduleHook', weight_decay_end=.4, freeze_prototypes_epochs=1), dict(type='PreemptionHook')]
+        + ([dict(type='SendSignal', at=at, name=name)] if at else []),
+        experiment_name=f'resume_{os.path.basename(work_dir)}_{os.urandom(3).hex()}', default_scope='mmpretrain', log_level='WARNING',
+        randomness=dict(seed=3), **kwargs)
+    made.train()
+
+
+def resumed(work_dir, **kwargs):
+    train(work_dir, load_from=apis.latest_checkpoint(str(work_dir)), resume=True, **kwargs)
+
+
+def stopped(call, *args, **kwargs) -> int:
+    with pytest.raises(SystemExit) as stop:
+        call(*args, **kwargs)
+    return stop.value.code
+
+
+def content(work_dir, name='epoch_2.pth') -> dict:
+    loaded = apis._load_local(str(Path(work_dir, name)), 'cpu')
+    return {key: loaded[key] for key in ('state_dict', 'optimizer', 'param_schedulers', 'progress')} | dict(
+        epoch=loaded['meta']['epoch'], iter=loaded['meta']['iter'])
+
+
+def assert_same(a, b, path=''):
+    assert type(a) is type(b), path
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), path
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            assert_same(a[key], b[key], f'{path}.{key}')
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), path
+        for i, pair in enumerate(zip(a, b)):
+            assert_same(*pair, f'{path}[{i}]')
+    else:
+        assert a == b, path
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('undisturbed')
+    train(folder)
+    return content(folder)
+
+
+@pytest.mark.parametrize('at, name, written', [(3, 'SIGTERM', 'epoch_0_iter_3.pth'), (8, 'SIGUSR1', 'epoch_1.pth'),
+                                               (13, 'SIGUSR1', 'epoch_1_iter_13.pth')])
+def test_preempted_and_resumed_is_undisturbed(undisturbed, tmp_path, at, name, written):
+    before = signal.getsignal(signal.SIGTERM)
+    assert stopped(train, tmp_path, at, name) == 75
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert apis.latest_checkpoint(str(tmp_path)) == str(tmp_path / written)
+    (tmp_path / 'last_checkpoint').write_text('')
+    assert apis.latest_checkpoint(str(tmp_path)) == str(tmp_path / written), 'without the note, too'
+    torch.rand(5)  # what the process did before must not matter
+    resumed(tmp_path)
+    assert_same(content(tmp_path), undisturbed)
+    assert not list(tmp_path.glob('epoch_*_iter_*')), 'gone with the next regular one'
+
+
+def test_random_numbers_and_position_do_matter(undisturbed, tmp_path):
+    assert stopped(train, tmp_path, 3) == 75
+    path = apis.latest_checkpoint(str(tmp_path))
+    loaded = apis._load_local(path, 'cpu')
+    loaded['progress']['random'] = []
+    torch.save(loaded, path)
+    resumed(tmp_path)
+    with pytest.raises(AssertionError):
+        assert_same(content(tmp_path)['state_dict'], undisturbed['state_dict'])
+
+
+def test_twice_with_workers(undisturbed, tmp_path):
+    assert stopped(train, tmp_path, 2, workers=1) == 75
+    assert stopped(resumed, tmp_path, at=12, workers=1) == 75
+    resumed(tmp_path, workers=1)
+    assert_same(content(tmp_path), undisturbed)
+
+
+def test_a_signal_waits_for_the_end_of_an_accumulated_step(tmp_path):
+    assert stopped(train, tmp_path, 3, accumulate=2) == 75
+    assert (tmp_path / 'epoch_0_iter_4.pth').is_file()
+
+
+def test_another_number_of_ranks_loses_no_image():
+    def sampler(rank, world):
+        made = EpochSampler(range(22), seed=0)
+        made.rank, made.world_size = rank, world
+        return made
+    done = [draw for rank in (0, 1) for draw in list(sampler(rank, 2))[:3]]
+    rest = []
+    for rank in range(4):
+        made = sampler(rank, 4)
+        assert made.start_at(6) == 4
+        rest += list(made)
+        assert len(list(made)) == 6, 'the next epoch is a whole one'
+    assert sorted(done + rest) == sorted(range(22)), 'each once'
+
+
+def test_random_states_come_back():
+    state = random_state()
+    first = random.random(), np.random.rand(), torch.rand(3).tolist()
+    set_random_state(state)
+    assert (random.random(), np.random.rand(), torch.rand(3).tolist()) == first
