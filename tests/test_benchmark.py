@@ -11,6 +11,7 @@ from mmpretrain.registry import MODELS
 import odis_mm  # noqa: F401
 from odis_mm.analysis import TextbookIBOT, benchmark, count_step
 from odis_mm.analysis.cost import Allocations, count_flops, total_loss
+from odis_mm.apis import load_config
 from odis_mm.engine.hooks import SelfSupScheduleHook
 
 D, F, LAYERS, HEADS, K = 32, 64, 3, 4, 24
@@ -250,3 +251,11 @@ def test_missing_data_end_in_a_sentence():
 def test_worker_advice_names_the_bottleneck():
     assert 'num_workers=3 ' in benchmark.worker_advice(8., 300., 16)
     assert 'limit this machine to 250 images/s' in benchmark.worker_advice(8., 3000., 2)
+
+
+def test_vitl_preset_fits_24_gb():
+    cfg = load_config('odis_vitl_coco_1gpu24g')
+    assert cfg.train_dataloader.batch_size * cfg.optim_wrapper.accumulative_counts == 256
+    cost = benchmark.memory_estimate(cfg)
+    assert cost.resting > 304e6 * 16  # ViT-L's parameters, twice, and AdamW's moments
+    assert benchmark.fits(cost, 24)
