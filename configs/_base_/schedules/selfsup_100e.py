@@ -2,7 +2,9 @@
 # ends with it.
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=5e-4, weight_decay=0.04, betas=(0.9, 0.999)),  # per 256 images (iBOT recipe, ViT-S)
+    optimizer=dict(
+        type='AdamW', lr=5e-4, weight_decay=0.04, betas=(0.9, 0.999),  # per 256 images (iBOT recipe, ViT-S)
+        fused=True),  # one kernel for all parameters; False: torch's plain loop, the same numbers
     constructor='SelfSupOptimWrapperConstructor',
     clip_grad=dict(max_norm=3.0),  # iBOT recipe, ViT-S
     accumulative_counts=1)
