@@ -60,7 +60,7 @@ def run(command, cwd, env) -> str:
 def test_two_ranks_and_resume(demo, tmp_path, monkeypatch, capfd):
     said = run([
         'bash', ROOT / 'tools/dist_train.sh', 'odis_demo', 2, '--work-dir', 'out', '--cfg-options', *TINY,
-        'train_dataloader.batch_size=2'
+        'train_dataloader.batch_size=2', 'train_dataloader.num_workers=1'  # a worker that outlives the run would hang it
     ], tmp_path, environment(demo))
     assert 'rank 0 of 2 on 1 node (gloo, master ' in said
     assert 'lr = 0.001 x (2 ranks x 2 images x 1 accumulated)/128 = 3.125e-05 at a global batch of 4' in said

@@ -1,5 +1,4 @@
 """From one image's views to a batch, view-major: index ``v * B + b``."""
-import signal
 from typing import List, Sequence
 
 import cv2
@@ -86,10 +85,8 @@ def collate_views(batch: Sequence[dict]) -> dict:
 def single_thread_worker(worker_id: int) -> None:
     """``worker_init_fn`` of a loader: one thread a worker, as the workers themselves are the parallelism.
 
-    Seeds nothing: all random numbers of a sample come from its own generator. A signal to the whole process group is the main process's
-    business (``PreemptionHook``): it needs its workers for one more iteration.
+    Seeds nothing: all random numbers of a sample come from its own generator. Signals keep their meaning: a worker that ignored
+    SIGTERM would outlive the run, since Python ends it with just that and then waits for it.
     """
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
