@@ -70,8 +70,7 @@ def _pattern(label: int, u: np.ndarray, v: np.ndarray, rho: np.ndarray, period: 
 def _tones(rng: np.random.Generator) -> np.ndarray:
     """Two colours, float32 [2, 3], whose luminances differ by 90 to 130 levels; which is the brighter one is drawn.
 
-    All objects are of about one brightness: where they differ in it, two views agree on that, and a self-supervised model of
-    this size learns nothing else.
+    All objects are of about one brightness, so that two views of an object cannot simply agree on that.
     """
     gap, middle = rng.uniform(90, 130), rng.uniform(110, 146)
     luminance = middle + (gap / 2) * rng.choice((-1, 1)) * np.array([[1], [-1]])

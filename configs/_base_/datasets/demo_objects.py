@@ -9,7 +9,7 @@ train_dataloader.merge(dict(
     dataset=dict(type='DemoObjectDataset', data_root='{{$ODIS_DEMO_ROOT:data/odis_demo}}')))
 sample_views, photometric = train_dataloader.dataset.pipeline[1], train_dataloader.dataset.pipeline[3]
 # Views of about the image's own resolution that show their object large: of crops like the recipes', shrunk to this size, a
-# supervised classifier learns the classes half as fast, because the surface patterns blur away. No local views: 2 x 2 patches.
+# supervised classifier learns the classes far more slowly, as the surface patterns blur away. No local views: 2 x 2 patches.
 sample_views.patch_size = 8
 del sample_views.views[1]
 sample_views.views[0].merge(dict(size=32, scale=(0.04, 0.16)))

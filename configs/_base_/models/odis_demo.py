@@ -12,4 +12,4 @@ model = dict(
         norm_cfg=dict(type='BN1d')),
     head=dict(num_prototypes=64, balance='sinkhorn', teacher_temp=0.025),
     momentum=dict(start=0.99),
-    lambda_patch=0.0)  # at this length the patch loss costs the detector AP: its own solution, to guess brightness, comes first
+    lambda_patch=0.0)  # by trial: with 0.25 the detector's AP is lower (docs/evidence/NOTES.md)
