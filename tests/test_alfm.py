@@ -238,8 +238,9 @@ def test_tokens_and_maps_are_the_same_backbone():
         torch.testing.assert_close(losses_of(ours, data)[key], value, msg=key)
 
 
-def test_views_without_overlap_contribute_nothing():
-    model, data = make_alfm(), make_batch()
+@pytest.mark.parametrize('balance', ['center', 'sinkhorn'])
+def test_views_without_overlap_contribute_nothing(balance):
+    model, data = make_alfm(head=dict(balance=balance)), make_batch()
     whole = losses_of(model, data)
     assert whole['overlap'].item() == .75
     observed = model.head.center.pending.clone()

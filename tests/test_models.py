@@ -249,6 +249,14 @@ def test_sinkhorn_survives_far_logits_and_no_rows():
     assert sinkhorn_knopp(torch.zeros(0, K), .04).shape == (0, K)
 
 
+def test_sinkhorn_leaves_out_rows_that_do_not_count():
+    logits = torch.randn(2, 5, K, generator=torch.Generator().manual_seed(0))
+    counted = torch.tensor([[True, False, True, True, False], [False, True, True, False, True]])
+    out = sinkhorn_knopp(logits, .2, counted=counted)
+    torch.testing.assert_close(out[counted], sinkhorn_knopp(logits[counted], .2))
+    assert (out[~counted] == 0).all() and (sinkhorn_knopp(logits, .2, counted=torch.zeros_like(counted)) == 0).all()
+
+
 def test_sinkhorn_head_and_wrong_balance():
     head = DistillationHead(K, teacher_temp=.05, balance='sinkhorn')
     logits = torch.randn(2, 3, 1, K)

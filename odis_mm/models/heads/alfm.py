@@ -17,7 +17,7 @@ class ALFMHead(SoftTargetHead):
         num_prototypes: K.
         num_cells: S; what two views share is compared in S x S cells.
         context_temp: tau_c of the attention among a teacher's cells.
-        student_temp, teacher_temp: See :class:`SoftTargetHead`.
+        student_temp, teacher_temp, balance: See :class:`SoftTargetHead`; a balance is over the cells of images whose views overlap.
         center_momentum: Of the teacher's mean logits, as in DINO and iBOT.
         lambda_entropy: Weight of the entropies against the similarity; 0: similarity alone, which collapses.
         eps2: eps^2 of :func:`coding_length`.
@@ -25,8 +25,8 @@ class ALFMHead(SoftTargetHead):
 
     def __init__(self, num_prototypes: int, num_cells: int = 7, context_temp: float = 0.1, student_temp: float = 0.1,
                  teacher_temp: Union[float, dict] = dict(start=0.04, end=0.07, warmup_epochs=30), center_momentum: float = 0.9,
-                 lambda_entropy: float = 1., eps2: float = 0.05, init_cfg=None):
-        super().__init__(student_temp, teacher_temp, init_cfg)
+                 lambda_entropy: float = 1., eps2: float = 0.05, balance: str = 'center', init_cfg=None):
+        super().__init__(student_temp, teacher_temp, balance, init_cfg)
         for name, value in dict(num_cells=num_cells, context_temp=context_temp, eps2=eps2).items():
             if value <= 0:
                 raise ValueError(f'model.head.{name} must be positive, got {value}.')
@@ -71,7 +71,7 @@ class ALFMHead(SoftTargetHead):
             teacher_logits: C u of the same cells with context, no gradient; :meth:`step` moves the center to their mean.
             overlap: bool [B].
         """
-        targets = self.targets(teacher_logits, self.center)
+        targets = self.targets(teacher_logits, self.center, overlap[:, None].expand(teacher_logits.shape[:-1]))
         weight = overlap.float()
         cells = weight.sum() * targets[:, 0, :, 0].numel()
         self.center.observe_mean(torch.einsum('vbik,b->k', teacher_logits.float(), weight), cells)

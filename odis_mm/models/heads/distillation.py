@@ -15,21 +15,24 @@ BALANCES = ('center', 'sinkhorn')
 
 
 @torch.no_grad()
-def sinkhorn_knopp(logits: Tensor, temperature: float, iterations: int = 3) -> Tensor:
+def sinkhorn_knopp(logits: Tensor, temperature: float, iterations: int = 3, counted: Optional[Tensor] = None) -> Tensor:
     """Probabilities under which all prototypes are used alike over the GLOBAL batch (SwAV, arXiv 2006.09882, algorithm 1; DINOv2).
 
     Args:
         logits: [..., K], the rows of this rank.
         temperature: Sharpness of the start, exp(logits/temperature).
         iterations: Alternations between equal prototypes and rows that sum to 1; SwAV's and DINOv2's 3 leave the balance approximate.
+        counted: bool [...], rows that take part; None: all.
 
     Returns:
-        float32 [..., K], rows sum to 1. No row at all gives no row back, on every rank alike.
+        float32 [..., K], rows sum to 1, or to 0 where not counted. No row at all gives no row back, on every rank alike.
     """
     rows = logits.float().flatten(0, -2)
+    if counted is not None:
+        rows = rows.masked_fill(~counted.flatten()[:, None], -torch.inf)
     top = rows.max() if rows.numel() else rows.new_full((), -torch.inf)
     all_reduce(top, 'max')
-    weight = torch.exp((rows - top) / temperature)
+    weight = torch.exp((rows - top.clamp(min=torch.finfo(top.dtype).min)) / temperature)  # -inf where no row counts: exp(-inf) is 0
     for _ in range(iterations):
         used = weight.sum(0)  # [K]
         all_reduce(used)
@@ -80,10 +83,15 @@ class SoftTargetHead(BaseModule):
     Args:
         student_temp: 0.1 (iBOT).
         teacher_temp: A number, or dict(start, end, warmup_epochs): linear, then constant (iBOT: 0.04 -> 0.07 in 30 epochs).
+        balance: What keeps the teacher from one answer for everything: 'center' (DINO, iBOT, ODIS), or 'sinkhorn' (SwAV, DINOv2), which
+            balances each batch, accumulated ones each for itself, and also forbids the uniform answer that small models drift to.
     """
 
-    def __init__(self, student_temp: float, teacher_temp: Union[float, dict], init_cfg=None):
+    def __init__(self, student_temp: float, teacher_temp: Union[float, dict], balance: str = 'center', init_cfg=None):
         super().__init__(init_cfg)
+        if balance not in BALANCES:
+            raise ValueError(f'head.balance is {balance!r}; use one of {BALANCES}.')
+        self.balance = balance
         self.student_temp = student_temp
         self.teacher_temp_cfg = teacher_temp if isinstance(teacher_temp, dict) else dict(
             start=teacher_temp, end=teacher_temp, warmup_epochs=0)
@@ -96,15 +104,20 @@ class SoftTargetHead(BaseModule):
         self.teacher_temp = linear(cfg['start'], cfg['end'], epoch, cfg['warmup_epochs'])
 
     @torch.no_grad()
-    def targets(self, logits: Tensor, center: Center) -> Tensor:
-        """Teacher logits [..., K] to probabilities, in float32."""
-        probabilities = self._probabilities(logits, center)
+    def targets(self, logits: Tensor, center: Center, counted: Optional[Tensor] = None) -> Tensor:
+        """Teacher logits [..., K] to probabilities, in float32.
+
+        ``counted``, bool [...], tells a balance over the batch which rows the loss uses; None: all.
+        """
+        probabilities = self._probabilities(logits, center, counted)
         if self._watched is not None:
-            self._watched.append(probabilities)
+            self._watched.append(probabilities if counted is None else probabilities[counted])
         return probabilities
 
-    def _probabilities(self, logits: Tensor, center: Center) -> Tensor:
-        """softmax((logits - c)/tau_t)."""
+    def _probabilities(self, logits: Tensor, center: Center, counted: Optional[Tensor]) -> Tensor:
+        """softmax((logits - c)/tau_t), or the balanced ones."""
+        if self.balance == 'sinkhorn':
+            return sinkhorn_knopp(logits, self.teacher_temp, counted=counted)
         return torch.softmax((logits.float() - center.value) / self.teacher_temp, dim=-1)
 
     def watch_health(self) -> None:
@@ -138,31 +151,21 @@ class DistillationHead(SoftTargetHead):
 
     Args:
         num_prototypes: K.
-        student_temp, teacher_temp: See :class:`SoftTargetHead`.
+        student_temp, teacher_temp, balance: See :class:`SoftTargetHead`.
         center_momentum: 0.9 (iBOT).
         patch_center: What the patch center averages: 'masked', the teacher patches that the loss uses (DINOv2's practice: all others need no
             projection), or 'all' patches (iBOT's definition).
-        balance: What keeps the teacher from one answer for everything: 'center' (DINO, iBOT, ODIS), or 'sinkhorn' (SwAV, DINOv2), which
-            balances each batch, accumulated ones each for itself, and also forbids the uniform answer that small models drift to.
     """
 
     def __init__(self, num_prototypes: int, student_temp: float = 0.1,
                  teacher_temp: Union[float, dict] = dict(start=0.04, end=0.07, warmup_epochs=30),
                  center_momentum: float = 0.9, patch_center: str = 'masked', balance: str = 'center', init_cfg=None):
-        super().__init__(student_temp, teacher_temp, init_cfg)
-        if balance not in BALANCES:
-            raise ValueError(f'head.balance is {balance!r}; use one of {BALANCES}.')
-        self.balance = balance
+        super().__init__(student_temp, teacher_temp, balance, init_cfg)
         if patch_center not in PATCH_CENTERS:
             raise ValueError(f'head.patch_center is {patch_center!r}; use one of {PATCH_CENTERS}.')
         self.patch_center_of_all = patch_center == 'all'
         self.token_center = Center(num_prototypes, center_momentum)
         self.patch_center = Center(num_prototypes, center_momentum)
-
-    def _probabilities(self, logits: Tensor, center: Center) -> Tensor:
-        if self.balance == 'sinkhorn':
-            return sinkhorn_knopp(logits, self.teacher_temp)
-        return super()._probabilities(logits, center)
 
     def step(self) -> None:
         """Moves the centers; called after each optimizer step."""
