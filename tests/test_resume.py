@@ -2,6 +2,9 @@
 import os
 import random
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +18,9 @@ from test_models import make_batch, make_odis
 from odis_mm import apis
 from odis_mm.datasets import EpochSampler
 from odis_mm.datasets.transforms import single_thread_worker
+from odis_mm.engine.hooks import PreemptionHook
 from odis_mm.engine.loops import random_state, set_random_state
+
 
 class Views(torch.utils.data.Dataset):
     """Eight small batches by their draws."""
@@ -39,11 +44,28 @@ class SendSignal(Hook):
             os.kill(os.getpid(), getattr(signal, self.name))
 
 
+@HOOKS.register_module(force=True)
+class AwaitSignal(Hook):
+    """Says that an iteration is near, and starts it when the signal is there."""
+
+    def __init__(self, at: int):
+        self.at = at
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter + 1 == self.at:
+            waits = next(hook for hook in runner.hooks if isinstance(hook, PreemptionHook))
+            Path(runner.work_dir, 'near').touch()
+            end = time.monotonic() + 30
+            while waits.received is None and time.monotonic() < end:
+                time.sleep(.02)
+            time.sleep(.2)  # a worker that follows the signal, too, is gone by now
+
+
 def first(items):
     return items[0]
 
 
-def train(work_dir, at=0, name='SIGTERM', accumulate=1, workers=0, **kwargs):
+def train(work_dir, at=0, name='SIGTERM', accumulate=1, workers=0, awaits=0, **kwargs):
     """Two epochs of eight iterations, with random numbers in the model."""
     init_default_scope('mmpretrain')
     torch.manual_seed(1)
@@ -59,7 +81,7 @@ def train(work_dir, at=0, name='SIGTERM', accumulate=1, workers=0, **kwargs):
                          dict(type='CosineAnnealingLR', begin=1, convert_to_iter_based=True)],
         default_hooks=dict(checkpoint=dict(type='SafeCheckpointHook', interval=1), logger=dict(type='LoggerHook', interval=50)),
         custom_hooks=[dict(type='SelfSupScheduleHook', weight_decay_end=.4, freeze_prototypes_epochs=1), dict(type='PreemptionHook')]
-        + ([dict(type='SendSignal', at=at, name=name)] if at else []),
+        + ([dict(type='SendSignal', at=at, name=name)] if at else []) + ([dict(type='AwaitSignal', at=awaits)] if awaits else []),
         experiment_name=f'resume_{os.path.basename(work_dir)}_{os.urandom(3).hex()}', default_scope='mmpretrain', log_level='WARNING',
         randomness=dict(seed=3), **kwargs)
     made.train()
@@ -134,6 +156,37 @@ def test_twice_with_workers(undisturbed, tmp_path):
     assert stopped(train, tmp_path, 2, workers=1) == 75
     assert stopped(resumed, tmp_path, at=12, workers=1) == 75
     resumed(tmp_path, workers=1)
+    assert_same(content(tmp_path), undisturbed)
+
+
+def process(work_dir, group_signal=None, **kwargs) -> int:
+    """A run of its own, in its own session, of whose processes all get a signal; returns its exit code."""
+    call = f'import test_resume as t; t.{"resumed" if list(work_dir.glob("*.pth")) else "train"}({str(work_dir)!r}, **{kwargs!r})'
+    run = subprocess.Popen([sys.executable, '-c', call], cwd=Path(__file__).parent, start_new_session=True)
+    near = work_dir / 'near'
+    try:
+        if group_signal:
+            end = time.monotonic() + 60
+            while not near.exists() and run.poll() is None and time.monotonic() < end:
+                time.sleep(.02)
+            os.killpg(run.pid, group_signal)
+            near.unlink()
+        run.wait(60)  # one that does not end has workers that do not
+        with pytest.raises(ProcessLookupError):
+            time.sleep(.1)
+            os.killpg(run.pid, 0)  # nobody is left
+        return run.returncode
+    finally:
+        if run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)
+
+
+def test_a_signal_to_the_whole_process_group_leaves_the_workers_to_the_run(undisturbed, tmp_path):
+    assert process(tmp_path, signal.SIGTERM, workers=2, awaits=3) == 75
+    assert (tmp_path / 'epoch_0_iter_3.pth').is_file()
+    assert process(tmp_path, signal.SIGUSR1, workers=1, awaits=12) == 75
+    assert (tmp_path / 'epoch_1_iter_12.pth').is_file()
+    assert process(tmp_path, workers=2) == 0
     assert_same(content(tmp_path), undisturbed)
 
 

@@ -10,6 +10,8 @@ from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop
 from mmpretrain.registry import LOOPS
 
+from ..datasets.workers import held_while_forking
+
 PROGRESS = 'progress'  # the key in checkpoints
 
 
@@ -62,7 +64,8 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
                 first = self._skip(loaded)
             self._restore(loaded)
         state = torch.get_rng_state()
-        batches = iter(self.dataloader)  # draws a number, or not, depending on what its workers did before
+        with held_while_forking(self.dataloader):
+            batches = iter(self.dataloader)  # draws a number, or not, depending on what its workers did before
         torch.set_rng_state(state)
         for index, batch in enumerate(batches, first):
             self.run_iter(index, batch)

@@ -8,6 +8,8 @@ from mmengine.dist import all_gather, get_dist_info
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from ..datasets.workers import single_thread_worker
+
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
@@ -95,7 +97,7 @@ def batches(dataset: Dataset, batch_size: int, num_workers: int = 0) -> DataLoad
     """This rank's share (every world-size-th item) of a data set in batches; the global random numbers are left alone."""
     rank, world = get_dist_info()
     share = Subset(dataset, range(rank, len(dataset), world))
-    return DataLoader(share, batch_size, num_workers=num_workers, collate_fn=_columns,
+    return DataLoader(share, batch_size, num_workers=num_workers, collate_fn=_columns, worker_init_fn=single_thread_worker,
                       generator=torch.Generator())  # without one of its own, a loader draws its seed from the global generator
 
 

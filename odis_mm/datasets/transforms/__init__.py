@@ -1,6 +1,7 @@
 """View sampling, rendering, photometrics, masks of masked image modelling, packing."""
+from ..workers import single_thread_worker
 from .mim import BlockMasks
-from .packing import PackViews, collate_views, single_thread_worker
+from .packing import PackViews, collate_views
 from .pair_views import SamplePairViews
 from .photometric import PhotometricViews
 from .views import RenderViews, SampleViews, render_view

@@ -1,7 +1,6 @@
 """From one image's views to a batch, view-major: index ``v * B + b``."""
 from typing import List, Sequence
 
-import cv2
 import numpy as np
 import torch
 from mmcv.transforms import BaseTransform
@@ -79,14 +78,3 @@ def collate_views(batch: Sequence[dict]) -> dict:
         else:
             samples[key] = _view_major(values) if key == 'mim_mask' else torch.stack(values)
     return dict(inputs=inputs, data_samples=samples)
-
-
-@FUNCTIONS.register_module()
-def single_thread_worker(worker_id: int) -> None:
-    """``worker_init_fn`` of a loader: one thread a worker, as the workers themselves are the parallelism.
-
-    Seeds nothing: all random numbers of a sample come from its own generator. Signals keep their meaning: a worker that ignored
-    SIGTERM would outlive the run, since Python ends it with just that and then waits for it.
-    """
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)

@@ -1,0 +1,68 @@
+"""Loader workers and the signals that their whole process group gets."""
+import os
+import signal
+import threading
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import ContextManager, Iterator
+
+import cv2
+import torch
+from mmengine.registry import FUNCTIONS
+from torch.utils.data import DataLoader
+
+# what schedulers, torchrun, and the Ctrl-C or the end of a terminal send to all processes of a run at once
+GROUP_SIGNALS = frozenset(getattr(signal, name) for name in ('SIGTERM', 'SIGINT', 'SIGHUP', 'SIGUSR1', 'SIGUSR2'))
+CAN_TELL_SENDERS = hasattr(signal, 'sigwaitinfo')
+
+
+@FUNCTIONS.register_module()
+def single_thread_worker(worker_id: int) -> None:
+    """``worker_init_fn`` of a loader: one thread a worker, as the workers themselves are the parallelism; deaf to signals from others.
+
+    Seeds nothing: all random numbers of a sample come from its own generator. A signal to the whole process group is for the run to
+    answer, which needs its workers for that: see :func:`obey_parent_alone`.
+    """
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+    obey_parent_alone()
+
+
+def obey_parent_alone() -> None:
+    """Of ``GROUP_SIGNALS``, this process and its future threads follow the parent's SIGTERM alone, by which Python ends its workers.
+
+    They are blocked rather than ignored: a thread takes them and looks who sent them. (A handler could not tell, and one that the
+    parent had set before it forked would swallow the SIGTERM that the parent then waits for.) macOS can not tell senders: all stays as it
+    was there.
+    """
+    if not CAN_TELL_SENDERS:
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
+    threading.Thread(target=_answer, args=(os.getppid(), ), daemon=True).start()
+
+
+def _answer(parent: int) -> None:
+    while True:
+        got = signal.sigwaitinfo(GROUP_SIGNALS)
+        if (got.si_signo, got.si_pid) == (signal.SIGTERM, parent) or os.getppid() != parent:
+            os._exit(0)  # as torch's own handler does; the main thread may be anywhere
+
+
+def held_while_forking(loader: DataLoader) -> ContextManager[None]:
+    """Holds ``GROUP_SIGNALS`` back while the workers of ``loader`` start: they begin with them blocked, and none hits one too early.
+
+    Only for workers that listen to them later (``single_thread_worker``): others could never be ended.
+    """
+    start = loader.worker_init_fn
+    while isinstance(start, partial):
+        start = start.func
+    return _held() if CAN_TELL_SENDERS and start is single_thread_worker else nullcontext()
+
+
+@contextmanager
+def _held() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
