@@ -4,6 +4,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -159,34 +160,54 @@ def test_twice_with_workers(undisturbed, tmp_path):
     assert_same(content(tmp_path), undisturbed)
 
 
-def process(work_dir, group_signal=None, **kwargs) -> int:
-    """A run of its own, in its own session, of whose processes all get a signal; returns its exit code."""
-    call = f'import test_resume as t; t.{"resumed" if list(work_dir.glob("*.pth")) else "train"}({str(work_dir)!r}, **{kwargs!r})'
-    run = subprocess.Popen([sys.executable, '-c', call], cwd=Path(__file__).parent, start_new_session=True)
-    near = work_dir / 'near'
-    try:
-        if group_signal:
-            end = time.monotonic() + 60
-            while not near.exists() and run.poll() is None and time.monotonic() < end:
-                time.sleep(.02)
-            os.killpg(run.pid, group_signal)
-            near.unlink()
-        run.wait(60)  # one that does not end has workers that do not
-        with pytest.raises(ProcessLookupError):
-            time.sleep(.1)
-            os.killpg(run.pid, 0)  # nobody is left
-        return run.returncode
-    finally:
-        if run.poll() is None:
-            os.killpg(run.pid, signal.SIGKILL)
+RUNS = """
+import os, sys
+answers = os.fdopen(os.dup(1), 'w', buffering=1)
+os.dup2(2, 1)  # what imports and runs say goes elsewhere
+import test_resume
+for line in sys.stdin:  # one process a line, each in a session of its own; the imports are shared
+    child = os.fork()
+    if not child:
+        os.setsid()
+        eval(line)
+        break
+    print(child, file=answers)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=answers)
+"""
 
 
 def test_a_signal_to_the_whole_process_group_leaves_the_workers_to_the_run(undisturbed, tmp_path):
-    assert process(tmp_path, signal.SIGTERM, workers=2, awaits=3) == 75
-    assert (tmp_path / 'epoch_0_iter_3.pth').is_file()
-    assert process(tmp_path, signal.SIGUSR1, workers=1, awaits=12) == 75
-    assert (tmp_path / 'epoch_1_iter_12.pth').is_file()
-    assert process(tmp_path, workers=2) == 0
+    near = tmp_path / 'near'
+    with subprocess.Popen([sys.executable, '-c', RUNS], cwd=Path(__file__).parent, text=True, stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE) as runs:
+
+        def process(call: str, number=None) -> int:
+            runs.stdin.write(f'test_resume.{call}\n')
+            runs.stdin.flush()
+            child = int(runs.stdout.readline())
+            hangs = threading.Timer(120, os.killpg, (child, signal.SIGKILL))
+            hangs.start()
+            while number and not near.exists() and hangs.is_alive():
+                time.sleep(.02)
+            if number:
+                near.unlink()
+                os.killpg(child, number)
+            start = time.monotonic()
+            code = int(runs.stdout.readline())
+            if number:
+                assert time.monotonic() - start < 60, 'it ends at once'
+            hangs.cancel()
+            with pytest.raises(ProcessLookupError):
+                os.killpg(child, 0)  # no worker is left
+            return code
+
+        folder = str(tmp_path)
+        assert process(f'train({folder!r}, workers=2, awaits=3)', signal.SIGTERM) == 75
+        assert (tmp_path / 'epoch_0_iter_3.pth').is_file()
+        assert process(f'resumed({folder!r}, workers=1, awaits=12)', signal.SIGUSR1) == 75
+        assert (tmp_path / 'epoch_1_iter_12.pth').is_file()
+        assert process(f'resumed({folder!r}, workers=2)') == 0
+        runs.stdin.close()
     assert_same(content(tmp_path), undisturbed)
 
 
