@@ -16,6 +16,7 @@ from mmengine.runner import CheckpointLoader, Runner
 from torch import distributed
 
 from .config_check import ConfigError, apply_options, check_schedule, check_top_level, explain_build_error, nearest
+from .datasets import EpochSampler
 from .transfer import allow_mmengine_histories
 
 AMP_WRAPPERS = dict(bf16=dict(type='mmpretrain.AutocastOptimWrapper'),
@@ -109,6 +110,8 @@ def train(config: Union[str, Path, Config],
             runner.logger.info(f'mixed precision: autocast in {amp}, {cfg.optim_wrapper.type}')
         with _explained(cfg):
             _check_length(runner)
+            if isinstance(runner.train_dataloader.sampler, EpochSampler):
+                runner.logger.info(_epoch_line(runner))
             runner.train()
     return runner
 
@@ -281,6 +284,15 @@ def _check_length(runner: Runner) -> None:
             f'the training set has {len(runner.train_dataloader.dataset)} images over {runner.world_size} ranks, '
             f'fewer than one batch of {batch} each: lower train_dataloader.batch_size, or set '
             'train_dataloader.drop_last=False.')
+
+
+def _epoch_line(runner: Runner) -> str:
+    loader, ranks = runner.train_dataloader, runner.world_size
+    images, drawn = len(loader.dataset), len(loader.sampler) * ranks
+    if loader.drop_last:
+        drawn = len(loader) * loader.batch_size * ranks
+    left = f'; {images - drawn} left over that fill no batch of all ranks, others in each epoch' if drawn < images else ''
+    return f'an epoch: {len(loader)} iterations, {drawn} of {images} images, each once{left}'
 
 
 @contextmanager

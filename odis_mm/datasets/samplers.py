@@ -1,5 +1,4 @@
 """Which image is drawn when."""
-import math
 from typing import Iterator, Optional, Sized
 
 import numpy as np
@@ -13,8 +12,9 @@ class EpochSampler(Sampler):
     """Every image once an epoch, as ``draw = epoch * len(dataset) + index``, so that workers learn the epoch.
 
     Rank r of w takes positions r, r + w, r + 2w, ... of one shuffled list: batch k of w ranks with b images each holds
-    the images of batch k of one rank with w b. The list is continued from its start until all ranks have the same
-    count.
+    the images of batch k of one rank with w b. All ranks have the same count, and none draws an image of another: what is left
+    over, fewer images than ranks, waits for another epoch's order. With ``drop_last`` the loader leaves out the rest of the last
+    global batch, too, so that the batches of an epoch do not depend on the number of ranks.
 
     Args:
         shuffle: A new order each epoch, a function of seed and epoch alone.
@@ -33,7 +33,7 @@ class EpochSampler(Sampler):
         order = np.arange(self.length)
         if self.shuffle:
             order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
-        positions = (self.start + self.rank + self.world_size * np.arange(self._left())) % self.length
+        positions = self.start + self.rank + self.world_size * np.arange(self._left())
         self.start = 0
         return iter((self.epoch * self.length + order[positions]).tolist())
 
@@ -43,10 +43,10 @@ class EpochSampler(Sampler):
         return self._left()
 
     def _left(self) -> int:
-        return max(0, math.ceil((self.length - self.start) / self.world_size))
+        return max(0, self.length - self.start) // self.world_size
 
     def __len__(self) -> int:
-        return math.ceil(self.length / self.world_size)
+        return self.length // self.world_size
 
     def set_epoch(self, epoch: int) -> None:
         """Called by mmengine's ``DistSamplerSeedHook`` before each epoch."""
