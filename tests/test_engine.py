@@ -1,26 +1,38 @@
 """The hooks in a real run, and two ranks against one."""
 import copy
+import logging
+import math
 import os
 import os.path as osp
+import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.multiprocessing as mp
+from mmengine.hooks import Hook
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
-from test_models import K, make_batch, make_odis
+from test_models import ARCH, K, make_batch, make_odis
 
 import odis_mm  # noqa: F401
+from odis_mm.engine.hooks import NonFiniteLossHook
+from odis_mm.engine.loops import random_state, set_random_state
 from odis_mm.engine.optim import SelfSupOptimWrapperConstructor
-from odis_mm.models import ViewPreprocessor
+from odis_mm.engine.replay import main, replay
+
+CONFIG = dict(  # of make_odis
+    type='ODIS', backbone=dict(type='ObjectViT', arch=ARCH, img_size=32, patch_size=8),
+    neck=dict(type='ProjectionNeck', in_channels=32, hidden_channels=40, bottleneck_channels=16, num_prototypes=K),
+    head=dict(type='DistillationHead', num_prototypes=K))
 
 
 class Views(torch.utils.data.Dataset):
-    """Collated-batch content per index, so that a plain loader of batch size 1 feeds the model."""
+    """Collated-batch content per index, so that a plain loader of batch size 1 feeds the model; NaN in a pixel of some."""
 
-    def __init__(self, nan_at=None):
+    def __init__(self, nan_at=()):
         self.nan_at = nan_at
 
     def __len__(self):
@@ -29,30 +41,30 @@ class Views(torch.utils.data.Dataset):
     def __getitem__(self, index):
         data = make_batch(batch=2, seed=index)
         data['data_samples']['img_id'] = torch.tensor([7, 8])
-        return dict(data, poison=index == self.nan_at)
+        return poisoned(data) if index in self.nan_at else data
+
+    def paths_of(self, ids):
+        return [f'img/{i}.jpg' for i in ids]
 
 
-class Poisoned(ViewPreprocessor):
-    def forward(self, data, training=False):
-        data = super().forward(data, training)
-        if data.pop('poison'):
-            data['inputs'][0][0, 0, 0, 0] = float('nan')
-        return data
+def poisoned(data):
+    data['inputs'][0] = data['inputs'][0].float()
+    data['inputs'][0][0, 0, 0, 0] = float('nan')
+    return data
 
 
-def run(tmp_path, nan_at=None, epochs=2, accumulate=1, lr=.01, **kwargs):
+def run(tmp_path, nan_at=(), epochs=2, accumulate=1, lr=.01, optimizer='SGD', hooks=(), nonfinite=None, model=None, **kwargs):
     init_default_scope('mmpretrain')
-    model = make_odis(momentum=dict(start=.5, end=1.))
-    model.data_preprocessor = Poisoned()
+    model = model or make_odis(momentum=dict(start=.5, end=1.))
     loader = torch.utils.data.DataLoader(Views(nan_at), batch_size=1, collate_fn=lambda items: items[0])
     runner = Runner(
         model, str(tmp_path), train_dataloader=loader, train_cfg=dict(by_epoch=True, max_epochs=epochs),
-        optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=lr, weight_decay=.04), accumulative_counts=accumulate,
+        optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type=optimizer, lr=lr, weight_decay=.04), accumulative_counts=accumulate,
                            constructor='SelfSupOptimWrapperConstructor'),
         default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=1), logger=dict(type='LoggerHook', interval=1)),
-        custom_hooks=[dict(type='NonFiniteLossHook'), dict(type='ExportTeacherHook'),
-                      dict(type='SelfSupScheduleHook', weight_decay_end=.4, freeze_prototypes_epochs=1)],
-        experiment_name=f'{osp.basename(tmp_path)}_{epochs}_{accumulate}_{nan_at}', default_scope='mmpretrain', **kwargs)
+        custom_hooks=[dict(type='NonFiniteLossHook', **(nonfinite or {})), dict(type='ExportTeacherHook'),
+                      dict(type='SelfSupScheduleHook', weight_decay_end=.4, freeze_prototypes_epochs=1), *hooks],
+        experiment_name=f'{osp.basename(tmp_path)}_{epochs}_{accumulate}', default_scope='mmpretrain', **kwargs)
     return runner
 
 
@@ -123,11 +135,92 @@ def test_resume_continues(tmp_path):
         torch.testing.assert_close(second.model.state_dict()[key], value, msg=key)
 
 
-def test_non_finite_loss_names_term_images_and_checkpoint(tmp_path):
-    runner = run(tmp_path, nan_at=1)
-    with pytest.raises(FloatingPointError, match=r'loss_obj is not finite at iteration 2 \(image ids \[7, 8\]\); last good checkpoint: none'):
+class States(Hook):
+    """What a step must not touch, before the first iteration and after each."""
+
+    def __init__(self):
+        self.seen = []
+
+    def note(self, runner):
+        optimizer = runner.optim_wrapper.optimizer.state_dict()['state']
+        self.seen.append({**runner.model.state_dict(), 'pending': runner.model.head.token_center.pending,
+                          **{f'optimizer.{i}.{k}': v for i, entry in optimizer.items() for k, v in entry.items()}})
+        self.seen[-1] = {key: value.clone() for key, value in self.seen[-1].items()}
+
+    def before_train(self, runner):
+        self.note(runner)
+
+    def after_train_iter(self, runner, *args, **kwargs):
+        self.note(runner)
+
+
+def same(a, b) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize('accumulate, skipped, taken', [(1, (1, 5), (0, 2, 3, 4, 6, 7)), (2, (0, 1, 4, 5), (3, 7))])
+def test_a_non_finite_step_is_skipped_as_a_whole(tmp_path, accumulate, skipped, taken):
+    states = States()
+    model = make_odis(momentum=dict(start=.5, end=1.), neck=dict(norm_cfg=dict(type='BN1d')))  # has statistics that a forward pass feeds
+    runner = run(tmp_path, nan_at=(1, ), accumulate=accumulate, optimizer='AdamW', hooks=[states], model=model)
+    told = []
+    runner.logger.addHandler(type('Ears', (logging.Handler, ), dict(emit=lambda self, record: told.append(record)))())
+    runner.train()
+    seen = states.seen
+    for i in skipped:
+        # of two accumulated iterations, the first feeds the batch norms, which the second puts back
+        assert same(seen[i + 1], seen[i]) if accumulate == 1 else i % 2 == 0 or same(seen[i + 1], seen[i - 1]), i
+    for i in taken:
+        assert not torch.equal(seen[i + 1]['teacher.backbone.pos_embed'], seen[i]['teacher.backbone.pos_embed']), i
+        assert not torch.equal(seen[i + 1]['head.token_center.value'], seen[i]['head.token_center.value']), i
+    assert all(value.isfinite().all() for value in seen[-1].values())
+    told = [record.getMessage() for record in told if record.levelno == logging.WARNING and 'not finite' in record.getMessage()]
+    assert len(told) == 2
+    assert re.match(r'loss_obj, teacher_entropy are not finite at iteration 2, images img/7.jpg, img/8.jpg; the batch is saved: '
+                    r'python -m odis_mm.engine.replay CONFIG .*nonfinite_iter_2.pth. The step is skipped \(1 in a row; 3 end', told[0]), told
+    assert 'step' not in vars(runner.optim_wrapper), 'the wrapper has its own methods again'
+
+
+def test_too_many_in_a_row_end_the_run_and_can_be_replayed(tmp_path, capsys):
+    runner = run(tmp_path, nan_at=(1, 2, 3), nonfinite=dict(keep=2))
+    with pytest.raises(FloatingPointError, match='loss_obj.* at iteration 4, .* 3 steps in a row were skipped .* last good checkpoint: none'):
         runner.train()
-    assert not [f for f in os.listdir(tmp_path) if f.endswith('.pth')]
+    files = sorted(f for f in os.listdir(tmp_path) if f.endswith('.pth'))
+    assert files == ['nonfinite_iter_2.pth', 'nonfinite_iter_3.pth'], 'no checkpoint, and only so many batches'
+    saved = torch.load(tmp_path / files[1], weights_only=True)
+    assert saved['images'] == ['img/7.jpg', 'img/8.jpg'] and saved['iteration'] == 2 and math.isnan(saved['terms']['loss_obj'])
+    before = random_state()
+    terms, module = replay(runner.model, saved)
+    assert module == 'data_preprocessor' or module == 'backbone.patch_embed.projection', module
+    assert set(terms) == {'loss_obj', 'loss_patch', 'teacher_entropy'} and math.isnan(terms['loss_obj'])
+    set_random_state(before)
+    # a sound batch and a module that is not
+    saved['batch'] = make_batch(batch=2, seed=2)
+    assert replay(runner.model, saved)[1] == ''
+    with torch.no_grad():
+        runner.model.backbone.layers[1].ffn.layers[1].weight[0] = float('inf')
+    terms, module = replay(runner.model, saved)
+    assert module == 'backbone.layers.1.ffn.layers.1'
+    torch.save(saved, tmp_path / 'file.pth'), torch.save(dict(state_dict=runner.model.state_dict()), tmp_path / 'weights.pth')
+    (tmp_path / 'config.py').write_text(f'model = {CONFIG!r}\n')
+    main([str(tmp_path / 'config.py'), str(tmp_path / 'file.pth'), '--checkpoint', str(tmp_path / 'weights.pth')])
+    said = capsys.readouterr().out
+    assert 'iteration 3, images img/7.jpg, img/8.jpg' in said and 'loss_obj: nan (in the run: nan)' in said
+    assert 'first module with an output that is not finite: backbone.layers.1.ffn.layers.1' in said
+
+
+def test_a_gradient_alone_is_judged_too_unless_a_loss_scaler_does():
+    for scaler, value in ((False, 0.), (True, -math.inf)):
+        weight = torch.nn.Parameter(torch.zeros(2))  # sqrt: loss 0, gradient infinite
+        model = torch.nn.Module()
+        model.weight = weight
+        wrapper, hook = OptimWrapper(torch.optim.SGD([weight], lr=1.)), NonFiniteLossHook()
+        if scaler:
+            wrapper.loss_scaler = None
+        hook.before_train(SimpleNamespace(model=model, optim_wrapper=wrapper))
+        wrapper.update_params(weight.sqrt().sum())
+        assert weight.tolist() == [value] * 2 and hook.skipped is not scaler
+        assert weight.grad is None
 
 
 def test_optimizer_groups():
@@ -169,12 +262,32 @@ def shard(data, rank, world):
         mim_mask=part(samples['mim_mask'])))
 
 
+def skip_together(rank, world, folder):
+    """Step 2 of three has a NaN, on the last rank alone; what the ranks say and have afterwards."""
+    model = make_odis()
+    wrapped = MMDistributedDataParallel(model, broadcast_buffers=False)
+    optim, hook, told = OptimWrapper(torch.optim.SGD(model.parameters(), lr=.5)), NonFiniteLossHook(), []
+    optim.optimizer.register_step_post_hook(lambda *_: model.after_optimizer_step())
+    runner = SimpleNamespace(
+        model=wrapped, optim_wrapper=optim, iter=0, max_iters=3, rank=rank, world_size=world, work_dir=folder,
+        train_dataloader=[0] * 3, logger=SimpleNamespace(warning=told.append))
+    hook.before_train(runner)
+    for runner.iter in range(3):
+        data = shard(make_batch(batch=4, seed=runner.iter), rank, world)
+        if runner.iter == 1 and rank == world - 1:
+            data = poisoned(data)
+        model.set_progress(runner.iter, 3, 3)
+        hook.before_train_iter(runner, runner.iter, data)
+        hook.after_train_iter(runner, runner.iter, data, wrapped.train_step(data, optim))
+    return dict(told=told, skipped_state={k: v.clone() for k, v in model.state_dict().items()})
+
+
 def rank_main(rank, world, folder, balance):
     torch.set_num_threads(1)
     torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=world)
     batches = [shard(make_batch(batch=4, seed=s), rank, world) for s in range(3)]
     losses, state = train_steps(batches, lambda m: MMDistributedDataParallel(m, broadcast_buffers=False), head=dict(balance=balance))
-    torch.save(dict(losses=losses, state=state), f'{folder}/rank{rank}.pt')
+    torch.save(dict(losses=losses, state=state, **skip_together(rank, world, folder)), f'{folder}/rank{rank}.pt')
     torch.distributed.destroy_process_group()
 
 
@@ -188,3 +301,11 @@ def test_two_ranks_equal_one_with_twice_the_batch(tmp_path, balance):
         for key, value in state.items():
             torch.testing.assert_close(rank['state'][key], value, atol=1e-5, rtol=1e-5, msg=lambda m: f'{key}: {m}')
     assert state['head.token_center.value'].abs().max() > 1e-3 and len(state['head.token_center.value']) == K
+
+    for rank in ranks:
+        text, = rank['told']
+        assert 'not finite at iteration 2 (rank 1), images unknown' in text and 'nonfinite_iter_2_rank1.pth' in text
+        for key, value in rank['skipped_state'].items():
+            torch.testing.assert_close(value, ranks[0]['skipped_state'][key], msg=key)
+            assert value.isfinite().all(), key
+    assert [f for f in os.listdir(tmp_path) if f.startswith('nonfinite')] == ['nonfinite_iter_2_rank1.pth']

@@ -3,7 +3,7 @@ import inspect
 import json
 import os
 from pathlib import Path
-from typing import List, Optional
+from typing import List, Optional, Sequence
 
 import numpy as np
 import torch
@@ -115,6 +115,13 @@ class ObjectDataset(BaseDataset):
             except BadImageError as next_error:
                 error = next_error
         raise BadImageError(f'{REPLACEMENTS + 1} images in a row are bad; the last one: {error}') from None
+
+    def paths_of(self, ids: Sequence[int]) -> List[str]:
+        """Paths of the images with these `img_id`s: a search through the whole set, for messages."""
+        wanted = set(ids)  # plain numbers, as batches carry them
+        infos = (self.get_data_info(i) for i in range(len(self)))
+        paths = {int(info['img_id']): info['img_path'] for info in infos if int(info['img_id']) in wanted}
+        return [paths[key] for key in ids]
 
     def bad_images(self) -> List[str]:
         """Paths of the bad images that were met so far, by the workers of this process."""

@@ -3,10 +3,11 @@ from .checkpoint import SafeCheckpointHook
 from .export import ExportTeacherHook
 from .health import HealthHook
 from .knn import KNNHook
+from .nonfinite import NonFiniteLossHook
 from .preemption import PreemptionHook
 from .progress import ProgressHook
 from .regions import RegionProxyHook
-from .schedule import NonFiniteLossHook, SelfSupScheduleHook
+from .schedule import SelfSupScheduleHook
 
 __all__ = [
     'BadImageHook', 'ExportTeacherHook', 'HealthHook', 'KNNHook', 'NonFiniteLossHook', 'PreemptionHook', 'ProgressHook', 'RegionProxyHook',

@@ -1,8 +1,6 @@
 """Drives a teacher-student model: schedules before each iteration, teacher and centers after each optimizer step."""
-import math
 from typing import Optional
 
-import torch
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmpretrain.registry import HOOKS
@@ -62,29 +60,6 @@ class SelfSupScheduleHook(Hook):
     def after_train(self, runner) -> None:
         for handle in self._handles:
             handle.remove()
-
-
-@HOOKS.register_module()
-class NonFiniteLossHook(Hook):
-    """Ends a run whose loss is no longer a number, before a checkpoint of it can be written.
-
-    Raises:
-        FloatingPointError: naming the first non-finite term, the iteration, the images and the last good checkpoint.
-    """
-
-    priority = 'VERY_HIGH'
-
-    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs: Optional[dict] = None) -> None:
-        loss = (outputs or {}).get('loss')
-        if loss is None or math.isfinite(float(torch.as_tensor(loss).detach())):
-            return
-        terms = [k for k, v in outputs.items() if k != 'loss' and not torch.isfinite(torch.as_tensor(v)).all()] or ['loss']
-        samples = data_batch.get('data_samples') if isinstance(data_batch, dict) else None
-        images = samples['img_id'].tolist()[:16] if isinstance(samples, dict) and 'img_id' in samples else 'unknown'
-        last = runner.message_hub.get_info('last_ckpt') if 'last_ckpt' in runner.message_hub.runtime_info else None
-        raise FloatingPointError(
-            f'{terms[0]} is not finite at iteration {runner.iter + 1} (image ids {images}); last good checkpoint: {last or "none"}. '
-            'Resume from it with --amp bf16 instead of fp16, half the learning rate, or a smaller clip_grad.max_norm.')
 
 
 def _unwrap(model):

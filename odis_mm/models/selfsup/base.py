@@ -137,7 +137,7 @@ class TeacherStudent(BaseSelfSupervisor):
         figures = {'student_norm': self.student_norm(), 'EMA distance': apart / size}
         if hasattr(self.head, 'health'):
             figures.update(self.head.health())
-        if self._features and len(self._features[0]) > 1:
+        if self._features and len(self._features[0]) > 1 and self._features[0].isfinite().all():  # else there is no spectrum
             x = self._features.pop()[:256].float()
             centered = x - x.mean(0)
             share = torch.linalg.eigvalsh(centered @ centered.T).clamp(min=0)

@@ -1,0 +1,172 @@
+"""A step whose loss is not a number is not taken, and can be looked into afterwards."""
+import glob
+import io
+import os.path as osp
+from typing import Any, Dict, List, NamedTuple, Optional
+
+import torch
+from mmengine.dist import all_gather_object, all_reduce
+from mmengine.hooks import Hook
+from mmpretrain.registry import HOOKS
+from torch import Tensor
+
+from ..loops import random_state
+from .checkpoint import AtomicLocalBackend
+from .schedule import _unwrap
+
+NAMED = 16  # images in a message; the file names all
+
+
+class _Batch(NamedTuple):
+    """An iteration of the optimizer step under way."""
+    iteration: int
+    random: dict  # states before it
+    data: Any
+    terms: Dict[str, Tensor]
+
+
+@HOOKS.register_module()
+class NonFiniteLossHook(Hook):
+    """Skips each optimizer step whose loss or gradient is not finite, on all ranks alike, and ends a run with too many in a row.
+
+    Weights, optimizer state, teacher, centers and the statistics of batch norms stay as they were before the step; with gradient
+    accumulation the whole step goes. The log names the term, the iteration and the images, and the batch is saved to
+    ``nonfinite_iter_N.pth`` in the work dir, for ``python -m odis_mm.engine.replay``: tensors and plain values only.
+
+    The loss is judged on the device; the host waits for the verdict once per optimizer step, when forward and backward pass are queued,
+    where mmengine's gradient clipping waits for the norm anyway. Under the fp16 loss scaler infinite gradients are its own business: it
+    skips them, and only the loss is judged here.
+
+    Args:
+        in_a_row: So many skipped steps in a row end the run.
+        keep: At most so many batches are saved on each rank, resumed runs included.
+
+    Raises:
+        FloatingPointError: after ``in_a_row`` skipped steps; names the last good checkpoint, which is left alone.
+    """
+
+    priority = 'VERY_HIGH'  # before anything logs, measures or saves
+
+    def __init__(self, in_a_row: int = 3, keep: int = 3):
+        if in_a_row < 1 or keep < 0:
+            raise ValueError(f'NonFiniteLossHook: in_a_row must be at least 1 and keep at least 0, got {in_a_row} and {keep}.')
+        self.in_a_row, self.keep = in_a_row, keep
+        self.row = 0
+        self._clear()
+
+    def _clear(self) -> None:
+        self.batches: List[_Batch] = []
+        self.bad: Optional[Tensor] = None  # bool [], on the device: a loss of this optimizer step is not finite
+        self.stepped = self.skipped = False
+
+    def before_train(self, runner) -> None:
+        self.wrapper = wrapper = runner.optim_wrapper
+        self.parameters = [p for group in wrapper.optimizer.param_groups for p in group['params']]
+        self.buffers = list(_unwrap(runner.model).buffers())
+        self.former = [buffer.clone() for buffer in self.buffers]
+        self._backward, self._step = wrapper.backward, wrapper.step
+        wrapper.backward, wrapper.step = self.backward, self.step
+
+    def after_train(self, runner) -> None:
+        del self.wrapper.backward, self.wrapper.step  # the methods of the class again
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        if not self.batches:
+            _copy(self.former, self.buffers)
+        self.random = random_state()
+
+    def backward(self, loss: Tensor, **kwargs) -> None:
+        """The wrapper's own, after a look at the loss."""
+        bad = ~loss.detach().isfinite()
+        self.bad = bad if self.bad is None else self.bad | bad
+        self._backward(loss, **kwargs)
+
+    def step(self, **kwargs) -> None:
+        """The wrapper's own, unless something is not finite on any rank."""
+        bad = self.bad
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        if gradients and not hasattr(self.wrapper, 'loss_scaler'):
+            bad = bad | ~torch.stack(torch._foreach_norm(gradients)).isfinite().all()
+        bad = bad.to(torch.uint8)
+        all_reduce(bad, 'max')
+        self.stepped, self.skipped = True, bool(bad)
+        if self.skipped:
+            _copy(self.buffers, self.former)  # the forward pass fed them
+        else:
+            self._step(**kwargs)
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs: Optional[dict] = None) -> None:
+        terms = {name: torch.as_tensor(value).detach() for name, value in (outputs or {}).items()}
+        self.batches.append(_Batch(runner.iter, self.random, data_batch, terms))
+        if not self.stepped:
+            return  # gradients accumulate
+        try:
+            self.row = self.row + 1 if self.skipped else 0
+            if self.skipped:
+                self._tell(runner)
+        finally:
+            self._clear()
+
+    def _tell(self, runner) -> None:
+        told = [text for text in all_gather_object(self._describe(runner)) if text]
+        text = '; '.join(told) or f'the gradient is not finite at iteration {runner.iter + 1}'
+        if self.row < self.in_a_row:
+            return runner.logger.warning(f'{text}. The step is skipped ({self.row} in a row; {self.in_a_row} end the run).')
+        last = runner.message_hub.runtime_info.get('last_ckpt')
+        raise FloatingPointError(
+            f'{text}. {self.row} steps in a row were skipped for such reasons; last good checkpoint: {last or "none"}. '
+            'Resume from it with --amp bf16 instead of fp16, half the learning rate, or a smaller clip_grad.max_norm.')
+
+    def _describe(self, runner) -> str:
+        """What was wrong on this rank, where, and the file; empty if nothing was."""
+        for batch in self.batches:
+            bad = [name for name, value in batch.terms.items() if not value.isfinite().all()]
+            if bad:
+                names = [name for name in bad if name != 'loss'] or bad
+                images = _images(runner, batch.data)
+                shown = ', '.join(map(str, images[:NAMED])) + (f' and {len(images) - NAMED} more' if len(images) > NAMED else '')
+                where = f' (rank {runner.rank})' if runner.world_size > 1 else ''
+                return (f'{", ".join(names)} {"is" if len(names) == 1 else "are"} not finite at iteration {batch.iteration + 1}{where}, images '
+                        f'{shown or "unknown"}{self._save(runner, batch, images)}')
+        return ''
+
+    def _save(self, runner, batch: _Batch, images: list) -> str:
+        rank = f'_rank{runner.rank}' if runner.world_size > 1 else ''
+        path = osp.join(runner.work_dir, f'nonfinite_iter_{batch.iteration + 1}{rank}.pth')
+        if len(glob.glob(osp.join(glob.escape(runner.work_dir), f'nonfinite_iter_*[0-9]{rank}.pth'))) >= self.keep:
+            return ''
+        content = io.BytesIO()
+        torch.save(dict(
+            iteration=batch.iteration, max_iters=runner.max_iters, iters_per_epoch=len(runner.train_dataloader), random=batch.random,
+            images=images, terms={name: value.tolist() for name, value in batch.terms.items()}, batch=plain(batch.data)), content)
+        try:
+            AtomicLocalBackend().put(content.getvalue(), path)
+        except OSError as error:
+            return f'; the batch could not be saved: {error.strerror or error}'
+        return f'; the batch is saved: python -m odis_mm.engine.replay CONFIG {path}'
+
+
+def _copy(to: List[Tensor], of: List[Tensor]) -> None:
+    if to:
+        torch._foreach_copy_(to, of)
+
+
+def plain(value: Any) -> Any:
+    """``value`` of tensors in host memory, numbers, texts, lists and dicts only; what is none of these as its ``repr``."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if isinstance(value, dict):
+        return {key: plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(entry) for entry in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)
+
+
+def _images(runner, data: Any) -> list:
+    """Paths of a batch's images if the data set knows them, else what the batch tells: ids, or nothing."""
+    samples = data.get('data_samples') if isinstance(data, dict) else None
+    if isinstance(samples, dict) and 'img_id' in samples:
+        ids = samples['img_id'].tolist()
+        dataset = runner.train_dataloader.dataset
+        return dataset.paths_of(ids) if hasattr(dataset, 'paths_of') else ids
+    return [getattr(sample, 'img_path', '?') for sample in samples] if isinstance(samples, (list, tuple)) else []
