@@ -13,7 +13,10 @@ custom_hooks = [
     dict(type='ProgressHook'),
     dict(type='NonFiniteLossHook'),
     dict(type='SelfSupScheduleHook', weight_decay_end=0.4, freeze_prototypes_epochs=1),  # iBOT recipe
-    dict(type='ExportTeacherHook')]
+    dict(type='ExportTeacherHook'),
+    dict(type='HealthHook', interval=50),  # figures and, when they show a known sickness, a verdict and a cure
+    dict(type='BadImageHook', interval=50),  # names the images that were replaced: see max_bad_share of the data set
+    dict(type='PreemptionHook')]  # SIGTERM, SIGUSR1: a checkpoint, then exit code 75; --resume goes on in the middle of the epoch
 
 env_cfg = dict(
     cudnn_benchmark=False,

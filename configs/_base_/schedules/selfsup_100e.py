@@ -13,4 +13,4 @@ auto_scale_lr = dict(enable=True, base_batch_size=256)  # lr x (ranks x batch x 
 param_scheduler = [  # iBOT recipe: 10 epochs, 1e-6
     dict(type='LinearLR', start_factor=1e-6, by_epoch=True, begin=0, end=10, convert_to_iter_based=True),
     dict(type='CosineAnnealingLR', eta_min=1e-6, by_epoch=True, begin=10, convert_to_iter_based=True)]
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=100)
+train_cfg = dict(type='ResumableEpochLoop', max_epochs=100)
