@@ -1,12 +1,12 @@
 """Training and testing by a config: what the command line calls, and what a script or a test can call as well."""
 import datetime
+import logging
 import os
 import os.path as osp
-import re
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Union
+from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
 
 import torch
 from mmengine.config import Config
@@ -17,6 +17,7 @@ from torch import distributed
 
 from .config_check import ConfigError, apply_options, check_schedule, check_top_level, explain_build_error, nearest
 from .datasets import EpochSampler
+from .engine.resume import damage, find_checkpoint
 from .transfer import allow_mmengine_histories
 
 AMP_WRAPPERS = dict(bf16=dict(type='mmpretrain.AutocastOptimWrapper'),
@@ -103,8 +104,8 @@ def train(config: Union[str, Path, Config],
     with _session(cfg):
         runner = _build_runner(cfg)
         runner.logger.info(_ranks_line(runner))
-        for note in notes:
-            runner.logger.info(note)
+        for level, note in notes:
+            runner.logger.log(level, note)
         runner.logger.info(scale_lr(runner))
         if amp:
             runner.logger.info(f'mixed precision: autocast in {amp}, {cfg.optim_wrapper.type}')
@@ -170,19 +171,8 @@ def scale_lr(runner: Runner) -> str:
 
 
 def latest_checkpoint(work_dir: str) -> Optional[str]:
-    """The checkpoint of a folder to resume from: what ``last_checkpoint`` names, else the newest one, else None."""
-    try:
-        named = Path(work_dir, 'last_checkpoint').read_text(encoding='utf-8').strip()
-    except OSError:
-        named = ''
-    for candidate in (named, osp.join(work_dir, osp.basename(named))):  # the folder may have been moved
-        if named and osp.isfile(candidate):
-            return candidate
-    numbered = {  # epoch_2_iter_300: within the third epoch
-        (int(m[1]), int(m[2] or 0)): str(p)
-        for p in Path(work_dir).glob('*.pth') if (m := re.fullmatch(r'(?:epoch|iter)_(\d+)(?:_iter_(\d+))?\.pth', p.name))
-    }
-    return numbered[max(numbered)] if numbered else None
+    """The checkpoint of a folder to resume from, None if it holds none: :func:`~odis_mm.engine.resume.find_checkpoint`."""
+    return find_checkpoint(work_dir)[0]
 
 
 def _prepare(cfg: Config, work_dir: Optional[str], launcher: str) -> None:
@@ -215,19 +205,22 @@ def _use_amp(cfg: Config, amp: str) -> None:
     cfg.optim_wrapper.update(AMP_WRAPPERS[amp])
 
 
-def _use_resume(cfg: Config, resume: Optional[str]) -> List[str]:
-    """Sets what to resume from; returns lines for the log, which does not exist yet."""
+def _use_resume(cfg: Config, resume: Optional[str]) -> List[Tuple[int, str]]:
+    """Sets what to resume from; returns levels and lines for the log, which does not exist yet."""
     if resume is None and not cfg.get('resume'):
         return []
     path = cfg.get('load_from') if resume is None else None if resume == 'auto' else resume
     if path and not osp.isfile(path):
         raise ConfigError(f'--resume: no checkpoint {path!r}.')
-    path = path or latest_checkpoint(cfg.work_dir)
+    if path and (wrong := damage(path)):
+        raise ConfigError(f'--resume: checkpoint {path!r} is damaged: {wrong}; name another one, or say --resume alone to continue from '
+                          'the newest whole one of the work dir.')
+    path, warnings = (path, []) if path else find_checkpoint(cfg.work_dir)
     cfg.resume = path is not None
     if path is None:
-        return [f'--resume: there is no checkpoint in {cfg.work_dir}, so training starts at the beginning']
+        return [(logging.INFO, f'--resume: there is no checkpoint in {cfg.work_dir}, so training starts at the beginning')]
     cfg.load_from = path
-    return [f'--resume: continuing from {path}']
+    return [(logging.WARNING, text) for text in warnings] + [(logging.INFO, f'--resume: continuing from {path}')]
 
 
 @contextmanager

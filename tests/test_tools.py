@@ -204,7 +204,7 @@ def test_only_deliberate_errors_lose_their_traceback(tmp_path):
 def test_latest_checkpoint(tmp_path):
     assert apis.latest_checkpoint(str(tmp_path)) is None
     for name in ('epoch_2.pth', 'epoch_10.pth', 'epoch_10_backbone.pth', 'epoch_11.pth.part'):
-        (tmp_path / name).touch()
+        torch.save({}, tmp_path / name)
     assert apis.latest_checkpoint(str(tmp_path)) == str(tmp_path / 'epoch_10.pth')
     (tmp_path / 'last_checkpoint').write_text('/where/the/folder/was/epoch_2.pth')
     assert apis.latest_checkpoint(str(tmp_path)) == str(tmp_path / 'epoch_2.pth')
