@@ -118,7 +118,7 @@ class HealthHook(Hook):
         entropy, uniform = seen.pop('entropy', None), math.log(seen.pop('num_prototypes', 2))
         loss = outputs.get(model.prototype_loss) if entropy is not None else None
         if loss is not None:
-            loss = float(torch.as_tensor(loss).detach())
+            loss = float(torch.as_tensor(loss).detach()) / model.prototype_weight
             figures['loss/ln K'] = loss / uniform
         if entropy is not None:
             figures['entropy/ln K'] = entropy / uniform

@@ -30,12 +30,14 @@ class ALFM(TeacherStudent):
             ``GlobalLocalNeck`` and an ``ALFMHead``.
     """
 
+    prototype_loss = 'loss_cdlp'
+
     def __init__(self, *args, lambda_gmsr: float = 1., lambda_cdlp: float = 1., **kwargs):
         super().__init__(*args, **kwargs)
         if not (lambda_gmsr or lambda_cdlp):
             raise ValueError('model.lambda_gmsr and model.lambda_cdlp are both 0: nothing would be learned.')
         self.lambda_gmsr = lambda_gmsr
-        self.lambda_cdlp = lambda_cdlp
+        self.lambda_cdlp = self.prototype_weight = lambda_cdlp
         if not lambda_gmsr:
             self.neck.global_mlp.requires_grad_(False)
         if not lambda_cdlp:

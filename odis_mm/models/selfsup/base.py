@@ -28,6 +28,7 @@ class TeacherStudent(BaseSelfSupervisor):
     """
 
     prototype_loss: Optional[str] = None  # the term that compares distributions over prototypes: ln K means knowing nothing
+    prototype_weight = 1.  # its weight in the sum of losses
 
     def __init__(self, backbone: dict, neck: dict, head: dict, momentum: dict = dict(start=0.996, end=1.),
                  data_preprocessor: Optional[dict] = None, init_cfg: Optional[dict] = None):
