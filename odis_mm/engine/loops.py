@@ -100,12 +100,18 @@ class _ProgressHook(Hook):
     """Hands what the loop knows to checkpoints, and back."""
 
     def __init__(self, loop: ResumableEpochLoop):
-        self.loop = loop
+        self.loop, self.random = loop, []
+        save = loop.runner.save_checkpoint
+
+        def gather_and_save(*args, **kwargs):
+            self.random = all_gather_object(random_state())  # all ranks come here; save() and its hooks are the first rank's alone
+            save(*args, **kwargs)
+
+        loop.runner.save_checkpoint = gather_and_save
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         between = checkpoint['meta']['epoch'] > self.loop.epoch
-        checkpoint[PROGRESS] = dict(images=0 if between else self.loop.images_done, ranks=get_world_size(),
-                                    random=all_gather_object(random_state()))
+        checkpoint[PROGRESS] = dict(images=0 if between else self.loop.images_done, ranks=get_world_size(), random=self.random)
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         if runner._resume:
