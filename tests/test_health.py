@@ -2,15 +2,18 @@
 import copy
 import logging
 import math
+import re
 from types import SimpleNamespace
 
+import cv2
 import pytest
 import torch
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from test_models import K, losses_of, make_batch, make_odis
 
-import odis_mm  # noqa: F401
+from odis_mm import apis
+from odis_mm.datasets import demo
 from odis_mm.engine.hooks.health import CURES, HealthHook, Limits
 
 
@@ -141,6 +144,32 @@ def test_collapsed_features_and_prototypes_give_their_figures():
     losses_of(model, make_batch())
     figures = {key: float(value) for key, value in model.health().items()}
     assert set(Limits().sickness(figures)) == {'one-prototype collapse', 'dimensional collapse'}, figures
+
+
+PROTOTYPES = {'loss/ln K', 'entropy/ln K', 'KL', 'prototypes in use'}
+
+
+@pytest.mark.parametrize('config, prototypes', [('odis_demo', PROTOTYPES), ('alfm_demo', PROTOTYPES), ('gtsa_demo', set())])
+def test_shipped_recipes_are_watched(tmp_path, config, prototypes):
+    for i in range(10):
+        cv2.imwrite(str(tmp_path / f'{i}.png'), demo.render('train', i, 64)[0])
+    (tmp_path / '3.png').write_bytes(b'')
+    apis.train(config, work_dir=str(tmp_path / 'work'), options={
+        'train_cfg.max_epochs': 2, 'param_scheduler.0.end': 1, 'param_scheduler.1.begin': 1, 'default_hooks.checkpoint.interval': 9,
+        'train_dataloader.batch_size': 4, 'train_dataloader.num_workers': 0, 'train_dataloader.dataset.type': 'ObjectDataset',
+        'train_dataloader.dataset.data_root': str(tmp_path), 'train_dataloader.dataset.data_prefix': '',
+        'train_dataloader.dataset.ann_file': '', 'train_dataloader.dataset.max_bad_share': .1,
+        'train_dataloader.sampler.seed': 0, 'train_dataloader.drop_last': False, 'custom_hooks.4.interval': 4})  # of 6 iterations
+    log, = (tmp_path / 'work').glob('*/*.log')
+    line, = (line for line in log.read_text().splitlines() if 'health: ' in line)
+    figures = {name: float(value) for name, value in re.findall(r'([A-Za-z][A-Za-z/ ]*) ([-\d.e+]+)', line.split('health: ')[1])}
+    assert prototypes == PROTOTYPES & set(figures)
+    assert {'EMA distance', 'feature rank', 'feature spread', 'weight growth', 'gradient norm', 'data wait'} <= set(figures)
+    assert all(map(math.isfinite, figures.values())) and figures['gradient norm'] > 0 and 1 < figures['feature rank'] < 8
+    if prototypes:
+        assert figures['KL'] > 0 and .1 < figures['entropy/ln K'] < 1 and .5 < figures['loss/ln K'] < 3
+    told, = (line for line in log.read_text().splitlines() if 'bad image' in line)
+    assert '1 of 10 so far' in told and '3.png is empty' in told
 
 
 def test_bad_options_are_told():
