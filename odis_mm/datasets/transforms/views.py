@@ -233,7 +233,7 @@ def render_view(img: np.ndarray, view: View) -> np.ndarray:
     pixels = F.interpolate(part, size=view.size, mode='bicubic', antialias=True)[0].permute(1, 2, 0).numpy()
     if view.flip:
         pixels = cv2.flip(pixels, 1)
-    return np.ascontiguousarray(np.rot90(pixels, view.rot90))
+    return np.ascontiguousarray(np.rot90(pixels, view.rot90)) if view.rot90 else pixels
 
 
 @TRANSFORMS.register_module()

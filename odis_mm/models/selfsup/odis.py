@@ -19,17 +19,20 @@ class ODIS(TeacherStudent):
     Args:
         lambda_patch: Weight of L_patch (paper: 1). 0 leaves out the mask token and the patch branch.
         lambda_img: Weight of L_img (paper: 0); needs ``backbone.cls_beside_object=True``.
+        packed: Run the student on all resolutions at once, see ``ObjectViT.forward``: for GPUs that wait for small kernels; same losses.
         masked_attention: Let [OBJ] see the object's patches only, in teacher and student; False: the whole view.
         **kwargs: See :class:`TeacherStudent`; the backbone an ``ObjectViT``, the head a ``DistillationHead``.
     """
 
-    def __init__(self, *args, lambda_patch: float = 1., lambda_img: float = 0., masked_attention: bool = True, **kwargs):
+    def __init__(self, *args, lambda_patch: float = 1., lambda_img: float = 0., masked_attention: bool = True,
+                 packed: bool = False, **kwargs):
         super().__init__(*args, **kwargs)
         if lambda_img and not self.backbone.cls_beside_object:
             raise ValueError('model.lambda_img needs a [CLS] token beside [OBJ]: set model.backbone.cls_beside_object=True.')
         self.lambda_patch = lambda_patch
         self.lambda_img = lambda_img
         self.masked_attention = masked_attention
+        self.packed = packed
         if lambda_patch:  # outside the backbone: an exported backbone has no use for it
             self.mask_token = nn.Parameter(torch.zeros(self.backbone.embed_dims))
 
@@ -37,7 +40,8 @@ class ODIS(TeacherStudent):
 
     def image_features(self, output: Tuple[Tensor, ...]) -> Tensor:
         """[OBJ] [n, D]: the mean over the k tokens."""
-        return output[-1][:, self.backbone.object_slice].mean(1)
+        tokens = output[-1] if output[-1].ndim == 3 else output[-2]  # the leading ones apart
+        return tokens[:, self.backbone.object_slice].mean(1)
 
     def extract_feat(self, inputs: Tensor, object_mask: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:
         """The teacher's features.
@@ -64,19 +68,30 @@ class ODIS(TeacherStudent):
         masks = data_samples['object_mask'] if self.masked_attention else [None]
         replace = (data_samples['mim_mask'], self.mask_token) if self.lambda_patch else None
 
-        student = [self.backbone(inputs[0], masks[0], replace)[-1]]  # [G*B, T, D]
-        student += [self.backbone(views)[-1] for views in inputs[1:]]  # local views: [OBJ] sees all of them
+        # of the last block only the leading tokens and the masked patches are read, and in the teacher all patches if its center wants them
+        none = visible.new_zeros(0, dtype=torch.int64)
+        index = data_samples['mim_index'] if replace is not None else none
+        if self.packed:
+            others = len(inputs) - 1
+            student = self.backbone(inputs, [masks[0]] + [None] * others, replace, [index] + [none] * others)
+        else:
+            student = [self.backbone(inputs[0], masks[0], replace, index)]
+            student += [self.backbone(views, patches=none) for views in inputs[1:]]  # local views: [OBJ] sees all of them
+        leading, patches = torch.cat([out[-2] for out in student]), student[0][-1]  # [V*B, t, D], [M, D]
         with torch.no_grad():
-            teacher = self.teacher['backbone'](inputs[0], masks[0])[-1]
+            if replace is not None and self.head.patch_center_of_all:
+                tokens = self.teacher['backbone'](inputs[0], masks[0])[-1]
+                teacher_leading, every_patch = tokens[:, :first_patch], tokens[:, first_patch:]
+                teacher_patches = every_patch.flatten(0, 1)[index]
+            else:
+                teacher_leading, teacher_patches = self.teacher['backbone'](inputs[0], masks[0], patches=index)[-2:]
+                every_patch = None
 
-        # only the leading tokens and the masked patches are projected, in one call each for student and teacher
-        leading = torch.cat([tokens[:, :first_patch] for tokens in student])  # [V*B, t, D]
-        parts = [leading.flatten(0, 1)]
-        teacher_parts = [teacher[:, :first_patch].flatten(0, 1)]
+        # they are projected in one call each for student and teacher
+        parts, teacher_parts = [leading.flatten(0, 1)], [teacher_leading.flatten(0, 1)]
         if replace is not None:
-            index = data_samples['mim_index']
-            parts.append(student[0][:, first_patch:].flatten(0, 1)[index])  # [M, D]
-            teacher_parts.append(teacher[:, first_patch:].flatten(0, 1)[index])
+            parts.append(patches)
+            teacher_parts.append(teacher_patches)
         token_logits, *patch_logits = self._project(self.neck, parts)
         with torch.no_grad():
             teacher_tokens, *teacher_patches = self._project(self.teacher['neck'], teacher_parts)
@@ -93,7 +108,7 @@ class ODIS(TeacherStudent):
         if replace is not None:
             with torch.no_grad():
                 patch_targets = self.head.targets(teacher_patches[0], self.head.patch_center)
-                self._observe_patches(teacher[:, first_patch:], teacher_patches[0])
+                self._observe_patches(every_patch, teacher_patches[0])
             losses['loss_patch'] = self.lambda_patch * self.head.patch_loss(
                 patch_logits[0], patch_targets, data_samples['mim_weight'])
         # ln K: uniform collapse; 0: one prototype for everything
@@ -106,10 +121,10 @@ class ODIS(TeacherStudent):
             return tuple(neck(part) for part in parts)
         return neck(torch.cat(parts)).split([len(part) for part in parts])
 
-    def _observe_patches(self, patches: Tensor, masked_logits: Tensor) -> None:
+    def _observe_patches(self, patches: Optional[Tensor], masked_logits: Tensor) -> None:
         """Feeds the patch center with the masked patches' logits, or with those of all ``patches`` [G*B, N, D]."""
         center = self.head.patch_center
-        if not self.head.patch_center_of_all:
+        if patches is None:
             return center.observe(masked_logits)
         neck = self.teacher['neck']
         z = neck.embed(patches)  # the last layer is linear: the sum of logits is the logit of the sum, and no [G*B*N, K] is built
