@@ -6,7 +6,7 @@ mmdet's. It needs no compiled mmcv ops.
 from importlib.util import find_spec
 
 from . import datasets, models  # noqa: F401
-from .engine import amp, hooks, loops, optim  # noqa: F401
+from .engine import amp, hooks, loops, optim, sharding  # noqa: F401
 from .features import extract_object_features
 from .version import __version__
 

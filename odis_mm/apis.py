@@ -156,7 +156,8 @@ def scale_lr(runner: Runner) -> str:
     Returns:
         The line for the log.
     """
-    rule, wrapper = runner.auto_scale_lr or {}, runner.optim_wrapper
+    owner, key = (runner, 'auto_scale_lr') if hasattr(runner, 'auto_scale_lr') else (runner.strategy, '_auto_scale_lr')  # FlexibleRunner
+    rule, wrapper = getattr(owner, key) or {}, runner.optim_wrapper
     lr = wrapper['optimizer'].get('lr')
     if not rule.get('enable') or lr is None:
         return f'lr = {lr:g}, as the config says: auto_scale_lr is off' if lr else 'lr: the optimizer has none'
@@ -165,7 +166,7 @@ def scale_lr(runner: Runner) -> str:
     base = rule['base_batch_size']
     scaled = lr * ranks * batch * accumulation / base
     wrapper['optimizer']['lr'] = scaled
-    runner.auto_scale_lr = None
+    setattr(owner, key, None)
     return (f'lr = {lr:g} x ({ranks} ranks x {batch} images x {accumulation} accumulated)/{base} = {scaled:g} '
             f'at a global batch of {ranks * batch * accumulation}')
 

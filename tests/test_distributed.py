@@ -1,6 +1,7 @@
 """The same run on 1, 2 and 4 processes: whole recipes in small, through the command line's own way."""
 import gc
 import os
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -19,13 +20,24 @@ from test_regions import coco, direct  # noqa: F401
 
 from odis_mm import apis
 from odis_mm.datasets.demo import ensure_demo
+from odis_mm.engine.sharding import whole
 from odis_mm.evaluation import FrozenBackbone, LabelledImages, image_features, knn_images, labelled_split
 
 WORLDS, GLOBAL_BATCH, IMAGES, EPOCHS = (1, 2, 4), 8, 22, 2
 METHODS = ('odis', 'gtsa', 'alfm')
 CASES = {f'{method}_{kind}': (method, kind) for method in METHODS for kind in ('plain', 'accumulated')}
 CASES['odis_uneven'] = ('odis', 'uneven')
+SHARDED = [f'{method}_sharded' for method in METHODS]
 ARCH = dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=64)
+
+
+@HOOKS.register_module(force=True)
+class Preempt(Hook):
+    """A signal to one rank in the first iteration."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        if runner.iter == 0 and runner.rank == 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
 
 
 @HOOKS.register_module(force=True)
@@ -34,9 +46,9 @@ class Record(Hook):
 
     def before_train(self, runner) -> None:
         self.iterations, self.gradients = [], []
-        self.start = {name: value.clone() for name, value in unwrap(runner).state_dict().items()}
+        self.start = {name: whole(value).clone() for name, value in unwrap(runner).state_dict().items()}
         runner.optim_wrapper.optimizer.register_step_pre_hook(lambda *_: self.gradients.append(
-            {name: p.grad.clone() for name, p in unwrap(runner).named_parameters() if p.grad is not None}))
+            {name: whole(p.grad).clone() for name, p in unwrap(runner).named_parameters() if p.grad is not None}))
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         samples = data_batch['data_samples']
@@ -47,7 +59,8 @@ class Record(Hook):
 
     def after_train(self, runner) -> None:
         model = unwrap(runner)
-        runner.recorded = dict(iterations=self.iterations, gradients=self.gradients, start=self.start, state=model.state_dict(),
+        runner.recorded = dict(iterations=self.iterations, gradients=self.gradients, start=self.start,
+                               state={name: whole(value) for name, value in model.state_dict().items()},
                                trained=[name for name, p in model.named_parameters() if p.requires_grad])
 
 
@@ -57,7 +70,7 @@ def unwrap(runner):
 
 def small(method: str, data: str, kind: str) -> Config:
     """The recipe for COCO with a tiny ViT and tiny views; SGD in big steps, as Adam would blow up the rounding of gradients near 0."""
-    cfg = apis.load_config(f'{method}_vits_coco')
+    cfg = apis.load_config('odis_vitl_coco_fsdp' if kind == 'recipe' else f'{method}_vits_coco')
     model, loader = cfg.model, cfg.train_dataloader
     model.backbone.update(arch=ARCH, img_size=32, patch_size=8, drop_path_rate=0.)
     model.neck.update(in_channels=32, hidden_channels=24)
@@ -80,13 +93,21 @@ def small(method: str, data: str, kind: str) -> Config:
     if method == 'odis':
         sample.update(min_cover=.5, tries=1)  # many objects are not visible
     loader.update(batch_size=GLOBAL_BATCH // get_world(), num_workers=0, drop_last=kind != 'uneven')
-    cfg.optim_wrapper.optimizer = dict(type='SGD', lr=1., weight_decay=.04)
+    if kind != 'recipe':
+        cfg.optim_wrapper.optimizer = dict(type='SGD', lr=1., momentum=.5, weight_decay=.04)
     cfg.optim_wrapper.accumulative_counts = 2 if kind == 'accumulated' else 1
     cfg.auto_scale_lr.enable = False
     cfg.param_scheduler = []
     cfg.train_cfg.max_epochs = EPOCHS
     cfg.custom_hooks = [hook for hook in cfg.custom_hooks if hook.type != 'ExportTeacherHook'] + [dict(type='Record')]
     cfg.default_hooks.checkpoint.update(interval=1000, save_last=False)
+    if kind == 'sharded':
+        fsdp = apis.load_config('odis_vitl_coco_fsdp')
+        cfg.update(runner_type=fsdp.runner_type, strategy=fsdp.strategy)
+        cfg.default_hooks.checkpoint.interval = 1
+        cfg.custom_hooks.append(dict(type='ExportTeacherHook'))
+        health = next(hook for hook in cfg.custom_hooks if hook.type == 'HealthHook')
+        health.interval = 2
     cfg.log_level = 'INFO' if kind == 'uneven' else 'WARNING'
     return cfg
 
@@ -103,11 +124,42 @@ def rank_main(rank: int, world: int, path: str, data: str, ports: dict, labelled
         runner = apis.train(small(method, data, kind), work_dir=f'{path}/{name}_{world}', launcher='pytorch')
         said = Path(runner.log_dir, f'{runner.timestamp}.log').read_text() if rank == 0 and kind == 'uneven' else ''
         torch.save(dict(runner.recorded, said=said), f'{path}/{name}_{world}_{rank}.pt')
+    if world == 2:
+        for method in METHODS:
+            name = f'{method}_sharded'
+            os.environ['MASTER_PORT'] = str(ports[world, name])
+            runner = apis.train(small(method, data, 'sharded'), work_dir=f'{path}/{name}', launcher='pytorch')
+            torch.save(runner.recorded, f'{path}/{name}_{world}_{rank}.pt')
+        os.environ['MASTER_PORT'] = str(ports[world, 'recipe'])
+        runner = apis.train(small('odis', data, 'recipe'), work_dir=f'{path}/recipe', launcher='pytorch')
+        torch.save(runner.recorded, f'{path}/recipe_{world}_{rank}.pt')
+    if world > 1:  # sharded ranks go on from the first epoch of sharded ones, and more ranks that are not
+        os.environ['MASTER_PORT'] = str(ports[world, 'resumed'])
+        runner = apis.train(small('odis', data, 'sharded' if world == 2 else 'plain'), work_dir=f'{path}/resumed_{world}',
+                            resume=f'{path}/odis_sharded/epoch_1.pth', launcher='pytorch')
+        torch.save(runner.recorded, f'{path}/resumed_{world}_{rank}.pt')
+        os.environ['MASTER_PORT'] = str(ports[world, 'interrupted'])
+        change_ranks(world, path, data)
     torch.distributed.init_process_group('gloo', init_method=f'file://{path}/store{world}', rank=rank, world_size=world)
     frozen = FrozenBackbone(make_vit())
     features = image_features(frozen, LabelledImages(f'{labelled}/val', 32, most=17))
     knn = knn_images(frozen, *labelled_split(labelled, frozen, 32), ks=(1, 5))
     torch.save(dict(features=features, knn=knn, regions=direct(make_vit(), Path(regions))), f'{path}/frozen_{world}_{rank}.pt')
+    torch.distributed.destroy_process_group()
+
+
+def change_ranks(world: int, path: str, data: str) -> None:
+    """Two ranks begin and are interrupted in the middle of the first epoch, four go on."""
+    cfg, work_dir = small('odis', data, 'plain'), f'{path}/interrupted'
+    if world == 4:
+        runner = apis.train(cfg, work_dir=work_dir, launcher='pytorch', resume='auto')
+        torch.save(runner.recorded, f'{path}/interrupted_{runner.rank}.pt')
+        return
+    cfg.custom_hooks.append(dict(type='Preempt'))
+    try:
+        apis.train(cfg, work_dir=work_dir, launcher='pytorch')
+    except SystemExit as left:
+        assert left.code == 75
     torch.distributed.destroy_process_group()
 
 
@@ -135,7 +187,7 @@ def free_ports(count: int) -> list:
 def runs(tmp_path_factory, folder, coco) -> Path:  # noqa: F811
     path = tmp_path_factory.mktemp('runs')
     data = ensure_demo(path / 'demo', num_train=IMAGES, num_val=1, size=64)
-    names = [(world, name) for world in WORLDS for name in CASES]
+    names = [(world, name) for world in WORLDS for name in (*CASES, *SHARDED, 'recipe', 'resumed', 'interrupted')]
     mp.spawn(launch, args=(str(path), data, dict(zip(names, free_ports(len(names)))), str(folder), str(coco)), nprocs=1)
     return path
 
@@ -150,20 +202,63 @@ def test_two_and_four_ranks_equal_one(runs, name):
     accumulated = name.endswith('accumulated')
     assert len(alone['iterations']) == EPOCHS * (IMAGES // GLOBAL_BATCH) == len(alone['gradients']) * (1 + accumulated)
     for world in WORLDS[1:]:
-        ranks = load(runs, name, world)
-        assert all(len(rank['iterations']) == len(alone['iterations']) for rank in ranks)
-        for one, *parts in zip(alone['iterations'], *(rank['iterations'] for rank in ranks)):
-            assert sorted(sum((part['images'] for part in parts), [])) == sorted(one['images'])
-            for key, value in one['losses'].items():
-                assert sum(part['losses'][key] for part in parts) / world == pytest.approx(value, abs=1e-5), key
-        for rank in ranks:
-            for key, value in alone['state'].items():
-                torch.testing.assert_close(rank['state'][key], value, atol=1e-5, rtol=1e-5, msg=lambda m: f'{world} ranks, {key}: {m}')
-            for step, gradients in enumerate(alone['gradients']):
-                assert gradients.keys() == rank['gradients'][step].keys()
-                for key, value in gradients.items():
-                    torch.testing.assert_close(rank['gradients'][step][key], value, atol=1e-5, rtol=1e-4,
-                                               msg=lambda m: f'{world} ranks, step {step}, {key}: {m}')
+        assert_same_run(alone, load(runs, name, world), f'{world} ranks')
+
+
+def assert_same_run(alone: dict, ranks: list, what: str) -> None:
+    assert all(len(rank['iterations']) == len(alone['iterations']) for rank in ranks)
+    for one, *parts in zip(alone['iterations'], *(rank['iterations'] for rank in ranks)):
+        assert sorted(sum((part['images'] for part in parts), [])) == sorted(one['images'])
+        for key, value in one['losses'].items():
+            assert sum(part['losses'][key] for part in parts) / len(ranks) == pytest.approx(value, abs=1e-5), key
+    for rank in ranks:
+        assert_same_state(rank['state'], alone['state'], what)
+        for step, gradients in enumerate(alone['gradients']):
+            assert gradients.keys() == rank['gradients'][step].keys()
+            for key, value in gradients.items():
+                torch.testing.assert_close(rank['gradients'][step][key], value, atol=1e-5, rtol=1e-4,
+                                           msg=lambda m: f'{what}, step {step}, {key}: {m}')
+
+
+def assert_same_state(state: dict, expected: dict, what: str) -> None:
+    for key, value in expected.items():
+        torch.testing.assert_close(state[key], value, atol=1e-5, rtol=1e-5, msg=lambda m: f'{what}, {key}: {m}')
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_sharded_ranks_are_the_same_run(runs, method):
+    """Weights, gradients, centers and the EMA in two parts; the files are those of a run in one piece."""
+    alone, = load(runs, f'{method}_plain', 1)
+    ranks = load(runs, f'{method}_sharded', 2)
+    assert_same_run(alone, ranks, 'sharded')
+    saved = torch.load(runs / f'{method}_sharded/epoch_2.pth', weights_only=True)
+    assert saved['state_dict'].keys() == alone['state'].keys()
+    assert all(torch.equal(saved['state_dict'][key], value) for key, value in ranks[0]['state'].items())
+    momentum = [entry['momentum_buffer'] for entry in saved['optimizer']['state'].values()]
+    assert len(momentum) == len(alone['trained']) and all(type(value) is torch.Tensor for value in momentum)
+    exported = torch.load(runs / f'{method}_sharded/epoch_2_backbone.pth', weights_only=True)
+    assert exported['meta']['method'] == method.upper()
+    assert {f'teacher.{key}' for key in exported['state_dict']} == {key for key in alone['state'] if key.startswith('teacher.backbone.')}
+    assert_same_state({f'teacher.{key}': value for key, value in exported['state_dict'].items()},
+                      {key: value for key, value in alone['state'].items() if key.startswith('teacher.backbone.')}, 'export')
+
+
+def test_the_sharded_recipe_runs(runs):
+    """As it is shipped, but for its size: AdamW, bf16."""
+    ranks = load(runs, 'recipe', 2)
+    assert len(ranks[0]['gradients']) == 4 and all(torch.isfinite(value).all() for value in ranks[0]['state'].values())
+    assert all(torch.equal(value, ranks[1]['state'][key]) for key, value in ranks[0]['state'].items())
+    moved = max((value - ranks[0]['start'][key]).abs().max() for key, value in ranks[0]['state'].items())
+    assert moved > 1e-5
+
+
+@pytest.mark.parametrize('world', WORLDS[1:])
+def test_a_sharded_run_is_resumed(runs, world):
+    """By two sharded ranks, and by four that are not."""
+    alone, = load(runs, 'odis_plain', 1)
+    for rank in load(runs, 'resumed', world):
+        assert len(rank['iterations']) == 2
+        assert_same_state(rank['state'], alone['state'], f'resumed on {world}')
 
 
 @pytest.mark.parametrize('method', METHODS)
@@ -184,6 +279,16 @@ def test_ranks_had_uneven_shares(runs):
     assert any(len({part['masked'] for part in parts}) > 1 for parts in zip(*(rank['iterations'] for rank in ranks)))
     masked = [part['masked'] for rank in ranks for part in rank['iterations']]
     assert 0 in masked and max(masked) > 0, 'some rank had no masked patch at all'
+
+
+def test_interrupted_on_two_ranks_and_resumed_on_four_is_one_run(runs):
+    alone, = load(runs, 'odis_plain', 1)
+    assert (runs / 'interrupted/epoch_0_iter_1.pth').is_file()
+    ranks = [torch.load(runs / f'interrupted_{rank}.pt', weights_only=False) for rank in range(4)]
+    for iteration, *parts in zip(alone['iterations'][1:], *(rank['iterations'] for rank in ranks), strict=True):
+        assert sorted(sum((part['images'] for part in parts), [])) == sorted(iteration['images'])
+    for rank in ranks:
+        assert_same_state(rank['state'], alone['state'], 'interrupted')
 
 
 @pytest.mark.parametrize('world', WORLDS)

@@ -3,7 +3,7 @@ import os
 import os.path as osp
 from typing import Optional
 
-from mmengine.dist import master_only
+from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
 from mmpretrain.models import VisionTransformer
 from mmpretrain.registry import HOOKS
@@ -28,13 +28,16 @@ class ExportTeacherHook(Hook):
 
     def __init__(self):
         self._exports = {}
+        self._seen: Optional[str] = None
 
     def before_train(self, runner) -> None:
         # a resumed run knows the checkpoint it comes from: one step later its export would be of other weights
         checkpoint = runner.message_hub.runtime_info.get('last_ckpt')
         path = f'{osp.splitext(checkpoint)[0]}_backbone.pth' if checkpoint else ''
-        if osp.isfile(path):
-            self._exports[checkpoint] = path
+        there = [osp.isfile(path)]
+        broadcast_object_list(there)  # the first rank may write it before another looks
+        if there[0]:
+            self._exports[checkpoint], self._seen = path, checkpoint
         self._export(runner)
 
     def after_train_epoch(self, runner) -> None:
@@ -46,14 +49,15 @@ class ExportTeacherHook(Hook):
     def after_train(self, runner) -> None:
         self._export(runner)
 
-    @master_only
     def _export(self, runner, iteration: Optional[int] = None) -> None:
         checkpoint = runner.message_hub.runtime_info.get('last_ckpt')
-        if not checkpoint or checkpoint in self._exports or not osp.isfile(checkpoint):
+        if not checkpoint or checkpoint == self._seen:
+            return
+        self._seen, model = checkpoint, _unwrap(runner.model)
+        state = model.teacher_backbone_state()  # of which each rank may have a part
+        if not is_main_process() or not osp.isfile(checkpoint):
             return
         path = f'{osp.splitext(checkpoint)[0]}_backbone.pth'
-        model = _unwrap(runner.model)
-        state = model.teacher_backbone_state()
         iteration = runner.iter if iteration is None else iteration
         meta = dict(method=type(model).__name__, epoch=iteration // len(runner.train_dataloader), iteration=iteration, odis_mm=__version__,
                     config=osp.basename(runner.cfg.filename) if getattr(runner.cfg, 'filename', None) else '')

@@ -11,6 +11,7 @@ from mmpretrain.registry import HOOKS
 from torch import Tensor
 
 from ..loops import random_state
+from ..sharding import whole
 from .checkpoint import AtomicLocalBackend
 from .schedule import _unwrap
 
@@ -86,7 +87,7 @@ class NonFiniteLossHook(Hook):
         bad = self.bad
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         if gradients and not hasattr(self.wrapper, 'loss_scaler'):
-            bad = bad | ~torch.stack(torch._foreach_norm(gradients)).isfinite().all()
+            bad = bad | ~whole(torch.stack(torch._foreach_norm(gradients))).isfinite().all()
         bad = bad.to(torch.uint8)
         all_reduce(bad, 'max')
         self.stepped, self.skipped = True, bool(bad)
@@ -125,9 +126,9 @@ class NonFiniteLossHook(Hook):
                 names = [name for name in bad if name != 'loss'] or bad
                 images = _images(runner, batch.data)
                 shown = ', '.join(map(str, images[:NAMED])) + (f' and {len(images) - NAMED} more' if len(images) > NAMED else '')
-                where = f' (rank {runner.rank})' if runner.world_size > 1 else ''
-                return (f'{", ".join(names)} {"is" if len(names) == 1 else "are"} not finite at iteration {batch.iteration + 1}{where}, images '
-                        f'{shown or "unknown"}{self._save(runner, batch, images)}')
+                verb, rank = 'is' if len(names) == 1 else 'are', f' (rank {runner.rank})' if runner.world_size > 1 else ''
+                return (f'{", ".join(names)} {verb} not finite at iteration {batch.iteration + 1}{rank}, images {shown or "unknown"}'
+                        f'{self._save(runner, batch, images)}')
         return ''
 
     def _save(self, runner, batch: _Batch, images: list) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...engine.schedules import cosine
+from ...engine.sharding import whole
 
 
 class TeacherStudent(BaseSelfSupervisor):
@@ -121,7 +122,7 @@ class TeacherStudent(BaseSelfSupervisor):
     @torch.no_grad()
     def student_norm(self) -> Tensor:
         """l2 norm of all parameters of backbone and neck."""
-        return torch.stack(torch._foreach_norm(self._pair_parameters()[1])).float().norm()
+        return _norm(self._pair_parameters()[1])
 
     @torch.no_grad()
     def health(self) -> Dict[str, Tensor]:
@@ -134,8 +135,7 @@ class TeacherStudent(BaseSelfSupervisor):
         """
         self._watching.remove()
         teacher, student = self._pair_parameters()
-        apart, size = (torch.stack(torch._foreach_norm(tensors)).float().norm() for tensors in (torch._foreach_sub(student, teacher), teacher))
-        figures = {'student_norm': self.student_norm(), 'EMA distance': apart / size}
+        figures = {'student_norm': _norm(student), 'EMA distance': _norm(torch._foreach_sub(student, teacher)) / _norm(teacher)}
         if hasattr(self.head, 'health'):
             figures.update(self.head.health())
         if self._features and len(self._features[0]) > 1 and self._features[0].isfinite().all():  # else there is no spectrum
@@ -148,8 +148,8 @@ class TeacherStudent(BaseSelfSupervisor):
         return figures
 
     def teacher_backbone_state(self) -> Dict[str, Tensor]:
-        """The tensors to export, under ``backbone.*``."""
-        return {f'backbone.{key}': value.detach().cpu() for key, value in self.teacher['backbone'].state_dict().items()}
+        """The tensors to export, under ``backbone.*``; of a sharded model all ranks must ask for them."""
+        return {f'backbone.{key}': whole(value).detach().cpu() for key, value in self.teacher['backbone'].state_dict().items()}
 
     def loss(self, inputs: List[Tensor], data_samples: dict) -> Dict[str, Tensor]:
         """The method's losses for a collated batch (see ``collate_views``).
@@ -166,3 +166,7 @@ class TeacherStudent(BaseSelfSupervisor):
     @abstractmethod
     def compute_losses(self, inputs: List[Tensor], data_samples: dict) -> Dict[str, Tensor]:
         """The method itself: keys that contain ``loss`` are summed and minimised, others are logged."""
+
+
+def _norm(tensors: List[Tensor]) -> Tensor:
+    return whole(torch.stack(torch._foreach_norm(tensors)).float().norm())

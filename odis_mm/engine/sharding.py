@@ -1,0 +1,101 @@
+"""Fully sharded training (FSDP): each rank keeps its part of every parameter, gradient and optimizer state, student and teacher alike."""
+from typing import Any, Callable, Optional
+
+from mmengine._strategy import DDPStrategy
+from mmengine.device import get_device
+from mmengine.dist import get_world_size, is_main_process
+from mmengine.optim import BaseOptimWrapper
+from mmengine.registry import STRATEGIES
+from mmengine.runner.checkpoint import save_checkpoint
+from mmengine.utils import apply_to
+from torch import Tensor, nn
+
+
+@STRATEGIES.register_module()
+class FullyShardedStrategy(DDPStrategy):
+    """torch's ``fully_shard`` (FSDP2) for mmengine's ``FlexibleRunner``, on GPUs (nccl) and CPUs (gloo).
+
+    A block of a ViT is gathered while it runs, what is outside the blocks for the whole iteration. Teacher and student are cut alike, so
+    that the EMA is elementwise on the parts; the gradient's norm is that of all parts together. (mmengine's own ``FSDPStrategy`` on FSDP1
+    clips each rank by the norm of its own parts, and its checkpoints of parts fit one number of ranks.)
+
+    Checkpoints are those of an unsharded run, whole tensors under the same names, in files that are whole or not there: any number of
+    ranks, sharded or not, resumes from them, and the export and the transfer read them as ever. While one is written the first
+    rank holds all of it in host memory.
+    """
+
+    def _wrap_model(self, model: nn.Module) -> nn.Module:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard  # torch >= 2.6
+        model, name = self.convert_model(model.to(get_device())), type(model).__name__
+        mesh = init_device_mesh(get_device(), (get_world_size(), ))
+        for module in list(model.modules()):
+            if hasattr(module, 'shard_blocks'):
+                module.shard_blocks(mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        type(model).__name__ = name  # it is a class of torch's making now, and exports tell its name
+        return model
+
+    def build_optim_wrapper(self, optim_wrapper, model: Optional[nn.Module] = None) -> BaseOptimWrapper:
+        built = super().build_optim_wrapper(optim_wrapper, model)
+        clip = getattr(built, 'clip_func', None)
+        if clip is not None:
+            built.clip_func = lambda *args, **kwargs: whole(clip(*args, **kwargs))  # the norm of all parts, as a plain number
+        return built
+
+    def model_state_dict(self) -> dict:
+        """Whole tensors on the first rank's CPU; empty on the others, which must call it, too."""
+        return gather(self.model.state_dict())
+
+    def optim_state_dict(self) -> dict:
+        """As :meth:`model_state_dict`; in the form of an unsharded run."""
+        return gather(self.optim_wrapper.state_dict())
+
+    def load_model_state_dict(self, state_dict: dict, *, strict: bool = False, revise_keys: list = [(r'^module.', '')]) -> None:
+        own = self.model.state_dict()
+        state_dict = {name: part(value, own.get(name)) for name, value in state_dict.items()}
+        super().load_model_state_dict(state_dict, strict=strict, revise_keys=revise_keys)
+
+    def load_optim_state_dict(self, state_dict: dict) -> None:
+        parameters = [p for group in self.optim_wrapper.optimizer.param_groups for p in group['params']]
+        state_dict['state'] = {
+            index: {key: part(value, parameters[index]) for key, value in entry.items()} for index, entry in state_dict['state'].items()}
+        super().load_optim_state_dict(state_dict)
+
+    def save_checkpoint(self, filename: str, *, save_optimizer: bool = True, save_param_scheduler: bool = True,
+                        extra_ckpt: Optional[dict] = None, callback: Optional[Callable] = None) -> None:
+        """All ranks gather, the first one writes."""
+        content = dict(state_dict=self.model_state_dict())
+        if save_optimizer:
+            content['optimizer'] = self.optim_state_dict()
+        if save_param_scheduler and hasattr(self, 'param_schedulers'):
+            content['param_schedulers'] = self.scheduler_state_dict()
+        content.update(extra_ckpt or {})
+        content.setdefault('meta', {}).update(seed=self.seed)
+        if is_main_process():
+            if callback is not None:
+                callback(content)
+            save_checkpoint(content, filename, backend_args=dict(backend='odis_mm.atomic'))
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor itself, or all of it where this rank has a part: then all ranks must call this."""
+    return tensor.full_tensor() if hasattr(tensor, 'full_tensor') else tensor
+
+
+def gather(state: Any) -> Any:
+    """A nest of dicts and lists with whole tensors, on the first rank's CPU; other ranks keep none of those that were in parts."""
+    keep = is_main_process()
+
+    def one(tensor: Tensor) -> Optional[Tensor]:
+        full = whole(tensor)
+        return full.detach().cpu() if keep else None
+    return apply_to(state, lambda x: isinstance(x, Tensor), one)
+
+
+def part(value: Any, like: Optional[Tensor]) -> Any:
+    """This rank's part of a whole tensor that belongs to the parameter ``like``, or the value as it is if it is not cut."""
+    if not hasattr(like, 'full_tensor') or not isinstance(value, Tensor) or value.shape != like.shape:
+        return value
+    from torch.distributed.tensor import distribute_tensor
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
