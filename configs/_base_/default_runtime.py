@@ -3,7 +3,7 @@ default_scope = 'mmpretrain'
 custom_imports = dict(imports=['odis_mm'], allow_failed_imports=False)
 
 default_hooks = dict(
-    runtime_info=dict(type='RuntimeInfoHook'),
+    runtime_info=dict(type='DeferredInfoHook'),  # RuntimeInfoHook that waits for the device only when something is logged
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),

@@ -18,6 +18,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmpretrain.registry import DATASETS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS, TRANSFORMS
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ..apis import load_config
 from ..cli import _guarded, _options
@@ -28,7 +29,7 @@ from ..workflows.stages import hardware
 from .cost import StepCost, count_step, everything_on, total_loss
 from .textbook import TextbookIBOT
 
-PARTS = ('teacher', 'student', 'heads', 'loss', 'backward, loss and heads', 'backward, student', 'optimizer + EMA')
+PARTS = ('teacher', 'student', 'heads', 'loss', 'backward, heads', 'backward, loss', 'backward, student', 'optimizer + EMA')
 GIB = 2**30
 
 
@@ -98,29 +99,34 @@ class Step:
             return dict(step=clock.between(start, end))
         spent = {name: sum(clock.between(*span) for span in spans) for name, spans in split.spans.items()}
         turn = split.features_reached or forward
+        before = spent['teacher'] + spent['student'] + spent['heads']
         return dict(
-            **spent, loss=clock.between(start, forward) - sum(spent.values()),
-            **{'backward, loss and heads': clock.between(forward, turn), 'backward, student': clock.between(turn, backward)},
+            **spent, loss=clock.between(start, forward) - before,
+            **{'backward, loss': clock.between(forward, turn) - spent['backward, heads'], 'backward, student': clock.between(turn, backward)},
             **{'optimizer + EMA': clock.between(backward, end)}, step=clock.between(start, end))
 
 
 class _Split:
-    """Spans of teacher, student and heads in a forward pass, and the moment at which the backward pass reaches the backbone."""
+    """Spans of teacher, student and heads in a forward pass, of the heads in a backward pass, and the moment at which that reaches the
+    backbone."""
 
     def __init__(self, model: TeacherStudent, clock: Clock):
         self.clock, self.features_reached = clock, None
-        self.spans: Dict[str, list] = dict(teacher=[], student=[], heads=[])
-        heads = (model.neck, model.teacher['neck'], model.head)
+        self.spans: Dict[str, list] = {'teacher': [], 'student': [], 'heads': [], 'backward, heads': []}
         # necks are entered at their layers, too, not only by forward
-        self.groups = dict(teacher=[model.teacher['backbone']], student=[model.backbone],
-                           heads=[m for head in heads for m in head.modules() if next(m.parameters(), None) is not None])
-        self.backbone, self.handles, self._depth, self._start = model.backbone, [], 0, None
+        trained, heads = ([m for part in parts for m in part.modules() if next(m.parameters(), None) is not None]
+                          for parts in ((model.neck, model.head), (model.neck, model.teacher['neck'], model.head)))
+        self.groups = dict(teacher=[model.teacher['backbone']], student=[model.backbone], heads=heads)
+        self.trained, self.backbone, self.handles, self._depth, self._start = trained, model.backbone, [], 0, None
 
     def __enter__(self):
         for name, modules in self.groups.items():
             for module in dict.fromkeys(modules):
                 self.handles += [module.register_forward_pre_hook(self._enter),
                                  module.register_forward_hook(lambda *_, name=name: self._leave(name))]
+        for module in dict.fromkeys(self.trained):
+            self.handles += [module.register_full_backward_pre_hook(self._enter),
+                             module.register_full_backward_hook(lambda *_: self._leave('backward, heads'))]
         self.handles.append(self.backbone.register_forward_hook(self._watch))
         return self
 
@@ -139,7 +145,7 @@ class _Split:
             self.spans[name].append((self._start, self.clock.mark()))
 
     def _watch(self, module: nn.Module, args, outputs) -> None:
-        for out in outputs:
+        for out in tree_leaves(outputs):
             if out.requires_grad:
                 out.register_hook(self._reached)
 
@@ -193,10 +199,9 @@ def _model(cfg: Config, device: torch.device, compiled: bool) -> TeacherStudent:
     everything_on(model)
     if compiled:
         for backbone in (model.backbone, model.teacher['backbone']):
-            if not hasattr(backbone, 'layers') or not isinstance(backbone.layers, nn.ModuleList):
-                raise ConfigError(f'--compile compiles the blocks of a ViT; {type(backbone).__name__} has none.')
-            for layer in backbone.layers:
-                layer.compile()
+            if not hasattr(backbone, 'compile_blocks'):
+                raise ConfigError(f'--compile compiles the blocks of an ObjectViT; {type(backbone).__name__} has none.')
+            backbone.compile_blocks()
     return model
 
 
@@ -238,14 +243,16 @@ def model_benchmark(cfg: Config, device: torch.device, batch: int, repeats: int 
         if repeat:
             peaks.append(found)
 
-    cost = dict(step=count_step(cfg.model, data, bf16=bf16))
+    counted = dict(bf16=bf16, device=device.type)
+    cost = dict(step=count_step(cfg.model, data, **counted))
     if 'textbook iBOT' in forms:
-        cost['textbook iBOT'] = count_step(cfg.model, data, lambda m: TextbookIBOT(m).compute_losses, bf16=bf16)
+        cost['textbook iBOT'] = count_step(cfg.model, data, lambda m: TextbookIBOT(m).compute_losses, **counted)
     whole = {name: [spent['step'] for spent in runs] for name, runs in times.items()}
     result = dict(
         batch=batch, views=len(raw['data_samples']['view_size'][0]), images_per_s=batch / statistics.median(whole['step']),
         seconds={name: statistics.median(values) for name, values in whole.items()}, all_seconds=whole,
         split={part: statistics.median(spent[part] for spent in times['step']) for part in PARTS},
+        loss_share=statistics.median((spent['loss'] + spent['backward, loss']) / spent['step'] for spent in times['step']),
         gflop_per_image={name: value.flops / batch / 1e9 for name, value in cost.items()},
         counted_peak_bytes={name: value.peak for name, value in cost.items()},
         matrix_peak=statistics.median(peaks),
@@ -360,7 +367,7 @@ def memory_estimate(cfg: Config, bf16: Optional[bool] = None) -> StepCost:
     batch = cfg.train_dataloader.batch_size
     preprocessor = MODELS.build({'type': 'ViewPreprocessor', **cfg.model.get('data_preprocessor', {})})
     data = preprocessor(noise_batch(cfg, batch), True)
-    return count_step(cfg.model, data, bf16=bf16, accumulated=cfg.optim_wrapper.get('accumulative_counts', 1) > 1)
+    return count_step(cfg.model, data, bf16=bf16, device='cuda', accumulated=cfg.optim_wrapper.get('accumulative_counts', 1) > 1)
 
 
 def fits(cost: StepCost, gigabytes: float) -> bool:
@@ -422,6 +429,7 @@ def table(result: dict) -> str:
                   f'({part["matrix_peak"] / 1e9:.0f} GFLOP/s)',
                   f'  peak memory, counted: {part["counted_peak_bytes"]["step"] / GIB:.2f} GiB'
                   + ''.join(f'; measured, {name}: {size / GIB:.2f} GiB' for name, size in part.get('measured_peak_bytes', {}).items())]
+        lines.append(f'  losses, heads apart: {part["loss_share"]:.1%} of the step')
         if 'mask_overhead' in part:
             lines.append(f'  object masks: {part["mask_overhead"]:+.2%} of the step')
         if 'speedup' in part:
@@ -448,7 +456,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     mode.add_argument('--memory-only', dest='mode', action='store_const', const='memory', help='count the memory of a step; nothing is run')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--amp', action='store_true', help='bf16 autocast')
-    parser.add_argument('--compile', action='store_true', help="torch.compile of the blocks that see no object mask")
+    parser.add_argument('--compile', action='store_true', help='torch.compile of the blocks: the first steps take minutes')
     parser.add_argument('--batch', type=int, help='images a step (default: of the config)')
     parser.add_argument('--repeats', type=int, default=5)
     parser.add_argument('--images', type=int, default=32, help='of the data set, for the pipeline')

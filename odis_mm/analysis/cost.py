@@ -14,6 +14,8 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from ..models.backbones.object_vit import forms_of_gpus
+
 
 @dataclass(frozen=True)
 class StepCost:
@@ -94,7 +96,7 @@ def total_loss(losses: Dict[str, Tensor]) -> Tensor:
 
 
 def count_step(model_cfg: dict, data: dict, losses_of: Optional[Callable] = None, bf16: bool = False,
-               accumulated: bool = False) -> StepCost:
+               accumulated: bool = False, device: str = 'cpu') -> StepCost:
     """Cost of one step (forward, backward, AdamW, EMA) of a teacher-student model.
 
     Args:
@@ -103,14 +105,17 @@ def count_step(model_cfg: dict, data: dict, losses_of: Optional[Callable] = None
         losses_of: ``losses_of(model)(inputs, data_samples)`` gives the losses; default: the model's own.
         bf16: In autocast.
         accumulated: Gradients of earlier batches of the same optimizer step are there.
+        device: Its type: attention takes other forms on CPUs than elsewhere.
     """
     cfg = copy.deepcopy(dict(model_cfg))
     recomputes = bool(cfg['backbone'].get('with_cp', False))
-    memory = _simulate(cfg, data, losses_of, bf16, accumulated)
-    if recomputes:
-        cfg['backbone'] = {**cfg['backbone'], 'with_cp': False}
-        return StepCost(_simulate(cfg, data, losses_of, bf16, False).flops, memory.resting, memory.peak)
-    return memory
+    cfg['backbone'].pop('compiled', None)
+    with contextlib.nullcontext() if device == 'cpu' else forms_of_gpus():
+        memory = _simulate(cfg, data, losses_of, bf16, accumulated)
+        if recomputes:
+            cfg['backbone'] = {**cfg['backbone'], 'with_cp': False}
+            return StepCost(_simulate(cfg, data, losses_of, bf16, False).flops, memory.resting, memory.peak)
+        return memory
 
 
 def _simulate(cfg: dict, data: dict, losses_of: Optional[Callable], bf16: bool, accumulated: bool) -> StepCost:

@@ -5,11 +5,11 @@ from .health import HealthHook
 from .knn import KNNHook
 from .nonfinite import NonFiniteLossHook
 from .preemption import PreemptionHook
-from .progress import ProgressHook
+from .progress import DeferredInfoHook, ProgressHook
 from .regions import RegionProxyHook
 from .schedule import SelfSupScheduleHook
 
 __all__ = [
-    'BadImageHook', 'ExportTeacherHook', 'HealthHook', 'KNNHook', 'NonFiniteLossHook', 'PreemptionHook', 'ProgressHook', 'RegionProxyHook',
-    'SafeCheckpointHook', 'SelfSupScheduleHook'
+    'BadImageHook', 'DeferredInfoHook', 'ExportTeacherHook', 'HealthHook', 'KNNHook', 'NonFiniteLossHook', 'PreemptionHook', 'ProgressHook',
+    'RegionProxyHook', 'SafeCheckpointHook', 'SelfSupScheduleHook'
 ]
