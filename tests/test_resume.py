@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -185,17 +186,14 @@ def test_a_signal_to_the_whole_process_group_leaves_the_workers_to_the_run(undis
             runs.stdin.write(f'test_resume.{call}\n')
             runs.stdin.flush()
             child = int(runs.stdout.readline())
-            hangs = threading.Timer(120, os.killpg, (child, signal.SIGKILL))
+            hangs = threading.Timer(240, os.killpg, (child, signal.SIGKILL))  # its code tells; workers that do not end would hang it
             hangs.start()
             while number and not near.exists() and hangs.is_alive():
                 time.sleep(.02)
             if number:
                 near.unlink()
                 os.killpg(child, number)
-            start = time.monotonic()
             code = int(runs.stdout.readline())
-            if number:
-                assert time.monotonic() - start < 60, 'it ends at once'
             hangs.cancel()
             with pytest.raises(ProcessLookupError):
                 os.killpg(child, 0)  # no worker is left
@@ -214,6 +212,20 @@ def test_a_signal_to_the_whole_process_group_leaves_the_workers_to_the_run(undis
 def test_a_signal_waits_for_the_end_of_an_accumulated_step(tmp_path):
     assert stopped(train, tmp_path, 3, accumulate=2) == 75
     assert (tmp_path / 'epoch_0_iter_4.pth').is_file()
+
+
+def test_gpus_ask_each_other_now_and_then(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    hook, asked = PreemptionHook(interval=4), []
+    hook.end_of_epoch, hook._wanted = lambda *_: False, lambda runner: asked.append(runner.iter + 1)
+    for world, accumulate, expected in ((2, 1, [4, 8]), (2, 2, [8]), (1, 2, [2, 4, 6, 8])):
+        asked.clear()
+        for i in range(8):
+            hook.after_train_iter(SimpleNamespace(iter=i, world_size=world, train_dataloader=None,
+                                                  optim_wrapper=SimpleNamespace(_accumulative_counts=accumulate)), i)
+        assert asked == expected
+    with pytest.raises(ValueError, match='SIGKILL'):
+        PreemptionHook(['SIGKILL'])
 
 
 def test_another_number_of_ranks_loses_no_image():

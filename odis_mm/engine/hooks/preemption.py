@@ -8,6 +8,7 @@ from mmengine.dist import all_reduce, barrier
 from mmengine.hooks import Hook
 from mmpretrain.registry import HOOKS
 
+from ...datasets.workers import GROUP_SIGNALS
 from .checkpoint import SafeCheckpointHook
 
 REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: a temporary failure, try again
@@ -21,13 +22,19 @@ class PreemptionHook(Hook):
     requeue $SLURM_JOB_ID`` when the code is 75. (torchrun reports any failure of its ranks as 1.)
 
     Args:
-        signals: Names of the signals.
+        signals: Names of the signals, of those that loader workers leave to the run (``odis_mm.datasets.workers.GROUP_SIGNALS``).
+        interval: Several GPUs ask each other after every so many optimizer steps, and at the end of an epoch: asking waits for the device.
+            One process, or CPUs, look after each.
     """
 
     priority = 95  # after the checkpoint hook (VERY_LOW, 90): an epoch's own checkpoint is not written twice
 
-    def __init__(self, signals: Sequence[str] = ('SIGTERM', 'SIGUSR1')):
+    def __init__(self, signals: Sequence[str] = ('SIGTERM', 'SIGUSR1'), interval: int = 10):
         self.signals = [getattr(signal, name) for name in signals]
+        if not GROUP_SIGNALS.issuperset(self.signals) or interval < 1:
+            known = ', '.join(sorted(number.name for number in GROUP_SIGNALS))
+            raise ValueError(f'PreemptionHook: signals must be among {known}, interval at least 1; got {", ".join(signals)}; {interval}.')
+        self.interval = interval
         self.received: Optional[int] = None
         self._former = {}
 
@@ -44,8 +51,11 @@ class PreemptionHook(Hook):
         self.received = number
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs: Optional[dict] = None) -> None:
-        if (runner.iter + 1) % getattr(runner.optim_wrapper, '_accumulative_counts', 1):
+        steps, left = divmod(runner.iter + 1, getattr(runner.optim_wrapper, '_accumulative_counts', 1))
+        if left:
             return  # half a step's gradients are in no checkpoint
+        if runner.world_size > 1 and torch.cuda.is_available() and steps % self.interval:
+            return
         if not self.end_of_epoch(runner.train_dataloader, batch_idx) and self._wanted(runner):
             self.checkpoints.save_now(runner)
             self._leave(runner)
