@@ -17,6 +17,7 @@ from torch import distributed
 
 from .config_check import ConfigError, apply_options, check_schedule, check_top_level, explain_build_error, nearest
 from .datasets import EpochSampler
+from .engine.peers import agent_keeps_store, await_peers
 from .engine.resume import damage, find_checkpoint
 from .transfer import allow_mmengine_histories
 
@@ -252,6 +253,8 @@ def _init_distributed(cfg: Config) -> None:
                 f'local rank {local} has no GPU of its own: this machine shows {torch.cuda.device_count()}; start '
                 'no more ranks than GPUs.'
             )
+        if cfg.launcher == 'pytorch' and agent_keeps_store():
+            await_peers()
         return  # the Runner starts env_cfg.dist_cfg.backend
     if cfg.launcher != 'pytorch':
         raise ConfigError(
@@ -259,7 +262,8 @@ def _init_distributed(cfg: Config) -> None:
             'which start torchrun.'
         )
     timeout = ((cfg.get('env_cfg') or {}).get('dist_cfg') or {}).get('timeout', 1800)
-    distributed.init_process_group('gloo', timeout=datetime.timedelta(seconds=timeout))
+    distributed.init_process_group('gloo', store=await_peers(), rank=int(os.environ['RANK']), world_size=int(os.environ['WORLD_SIZE']),
+                                   timeout=datetime.timedelta(seconds=timeout))
     cfg.model_wrapper_cfg = {
         'type': 'MMDistributedDataParallel', 'broadcast_buffers': False,
         'find_unused_parameters': cfg.get('find_unused_parameters', False), **cfg.get('model_wrapper_cfg', {}),

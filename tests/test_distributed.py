@@ -3,6 +3,7 @@ import gc
 import os
 import signal
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -18,8 +19,9 @@ from test_knn import folder  # noqa: F401 (a fixture)
 from test_models import make_vit
 from test_regions import coco, direct  # noqa: F401
 
-from odis_mm import apis
+from odis_mm import apis, cli
 from odis_mm.datasets.demo import ensure_demo
+from odis_mm.engine.peers import MissingPeersError, await_peers
 from odis_mm.engine.sharding import whole
 from odis_mm.evaluation import FrozenBackbone, LabelledImages, image_features, knn_images, labelled_split
 
@@ -312,3 +314,49 @@ def test_frozen_measures_do_not_depend_on_ranks(runs, world):
         assert rank['knn'] == alone['knn'] and rank['regions'] == pytest.approx(alone['regions'], abs=1e-3)
         torch.testing.assert_close(rank['features'][0], alone['features'][0], atol=1e-6, rtol=0)  # of 17 images: not as many on each
         assert torch.equal(rank['features'][1], alone['features'][1])
+
+
+# ---------------------------------------------------------------------------------------------------------------- peers that do not come
+@pytest.fixture
+def lonely(monkeypatch, tmp_path):
+    """The variables of two ranks, of which only one is started."""
+    for name in ('TORCHELASTIC_USE_AGENT_STORE', 'TORCHELASTIC_RESTART_COUNT', 'ODIS_MM_DEBUG'):
+        monkeypatch.delenv(name, raising=False)
+    port, = free_ports(1)
+    for name, value in dict(RANK=0, LOCAL_RANK=0, WORLD_SIZE=2, MASTER_ADDR='127.0.0.1', MASTER_PORT=port, ODIS_MM_PEER_TIMEOUT=.4).items():
+        monkeypatch.setenv(name, str(value))
+    return port
+
+
+def test_a_missing_rank_is_named(lonely, monkeypatch, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.train_main(['odis_demo', '--launcher', 'pytorch', '--work-dir', str(tmp_path)])
+    assert stop.value.code == 2 and not torch.distributed.is_initialized()
+    said = capsys.readouterr().err.strip().splitlines()
+    assert f'error (rank 0): 1 of 2 ranks (1) did not join the master 127.0.0.1:{lonely} within 0.4 s. Usual causes: ' in said[-1]
+    assert f'waiting for 1 of 2 ranks (1) to join the master 127.0.0.1:{lonely}' in said[0]
+    other, = free_ports(1)
+    monkeypatch.setenv('RANK', '1')
+    monkeypatch.setenv('MASTER_PORT', str(other))
+    with pytest.raises(MissingPeersError, match=f'rank 1 of 2 .* did not reach the master 127.0.0.1:{other} within 0.4 s'):
+        await_peers()
+    monkeypatch.setenv('ODIS_MM_PEER_TIMEOUT', 'soon')
+    with pytest.raises(ValueError, match="ODIS_MM_PEER_TIMEOUT='soon'"):
+        await_peers()
+
+
+def test_a_taken_port_is_named(lonely, monkeypatch):
+    with socket.socket() as other:
+        other.bind(('127.0.0.1', lonely))
+        other.listen()
+        with pytest.raises(MissingPeersError, match=f'can not listen at the master.s address 127.0.0.1:{lonely}'):
+            await_peers()
+
+
+def test_a_missing_node_is_named(lonely, tmp_path):
+    """torchrun waits by itself, before any of our ranks is there."""
+    env = {**os.environ, 'NNODES': '2', 'PORT': str(lonely), 'PYTHON': sys.executable, 'ODIS_MM_PEER_TIMEOUT': '1'}
+    script = Path(__file__).resolve().parents[1] / 'tools/dist_train.sh'
+    done = subprocess.run(['bash', str(script), 'odis_demo', '1'], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f'error: not all 2 nodes joined the master 127.0.0.1:{lonely} within 1 s'), done.stderr[-2000:]
