@@ -260,3 +260,42 @@ def test_vitl_preset_fits_24_gb():
     cost = benchmark.memory_estimate(cfg)
     assert cost.resting > 304e6 * 16  # ViT-L's parameters, twice, and AdamW's moments
     assert benchmark.fits(cost, 24)
+
+
+@pytest.mark.parametrize('mode, part', [('--model-only', 'model'), ('--data-only', 'data'), ('--end-to-end', 'end-to-end'),
+                                        ('--memory-only', 'memory')])
+def test_command_line_prints_and_keeps_what_was_asked_for(mode, part, shared_data, tmp_path, monkeypatch, capsys):
+    cfg = make_config()
+    cfg.train_dataloader.dataset.update(data_root=str(shared_data / 'coco_boxes_256' / 'images'))
+    cfg.dump(tmp_path / 'tiny.py')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(benchmark, 'matrix_peak', lambda *_: 1e9)
+    benchmark.main([str(tmp_path / 'tiny.py'), mode, '--device', 'cpu', '--batch', '2', '--repeats', '1', '--images', '2', '--out', 'kept/numbers.json',
+                    '--cfg-options', 'train_dataloader.drop_last=False'])
+    text = (tmp_path / 'kept' / 'numbers.json').read_text()
+    found = json.loads(text)
+    assert part in found and not {'model', 'data', 'end-to-end', 'memory'} - {part} & set(found)
+    assert str(tmp_path) not in text and str(shared_data) not in text
+    assert 'tiny.py' in capsys.readouterr().out
+
+
+def test_command_line_ends_wrong_input_in_a_sentence(capsys):
+    with pytest.raises(SystemExit) as error:
+        benchmark.main(['no_such_recipe', '--memory-only'])
+    assert error.value.code == 2 and 'no_such_recipe' in capsys.readouterr().err
+
+
+def test_compile_option_asks_for_an_object_vit():
+    cfg = make_config()
+    model = benchmark._model(cfg, torch.device('cpu'), compiled=True)
+    assert model.backbone._block is not model.teacher['backbone']._block and model.backbone._block.__name__ == '_block'
+    cfg = load_config('alfm_r50_coco')
+    with pytest.raises(benchmark.ConfigError, match='ResNet'):
+        benchmark._model(cfg, torch.device('cpu'), compiled=True)
+
+
+def test_losses_and_heads_are_apart():
+    found = benchmark.model_benchmark(make_config(), torch.device('cpu'), 2, repeats=1, matrix_size=32)
+    split = found['split']
+    assert 0 < found['loss_share'] < 1
+    assert found['loss_share'] == pytest.approx((split['loss'] + split['backward, loss']) / found['seconds']['step'], rel=1e-3)

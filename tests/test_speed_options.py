@@ -17,6 +17,7 @@ from odis_mm.datasets.transforms import photometric
 from odis_mm.engine.hooks.progress import DeferredHistory, defer_scalar
 from odis_mm.models import ObjectViT
 from odis_mm.models.backbones.object_vit import forms_of_gpus
+from odis_mm.models.losses import pairwise_cross_entropy, patch_cross_entropy
 
 
 def vit(**kwargs):
@@ -157,6 +158,17 @@ def test_option_leaves_losses_and_gradients(name):
     other = copy.deepcopy(model)
     OPTIONS[name](other)
     torch.testing.assert_close(losses_and_gradients(other), losses_and_gradients(model), atol=1e-5, rtol=1e-4)
+
+
+def test_losses_are_in_float32_under_autocast():
+    torch.manual_seed(0)
+    teacher, logits = torch.randn(2, 3, 1, 50).softmax(-1), torch.randn(4, 3, 1, 50)
+    weight = torch.rand(3)
+    found = []
+    for enabled in (False, True):
+        with torch.autocast('cpu', torch.bfloat16, enabled=enabled):
+            found.append([pairwise_cross_entropy(teacher, logits, .1), patch_cross_entropy(teacher[0, :, 0], logits[0, :, 0], .1, weight)])
+    torch.testing.assert_close(*found, atol=0, rtol=0)
 
 
 def test_all_patches_for_the_center_are_read_nevertheless():

@@ -387,7 +387,7 @@ def run(cfg: Config, modes: Iterable[str], device: str = 'cpu', bf16: bool = Fal
     if batch:
         cfg.train_dataloader.batch_size = batch
     batch, target = cfg.train_dataloader.batch_size, torch.device(device)
-    result = dict(config=cfg.filename, date=datetime.datetime.now().astimezone().isoformat(timespec='seconds'), hardware=hardware(),
+    result = dict(config=cfg.filename and Path(cfg.filename).name, date=datetime.datetime.now().astimezone().isoformat(timespec='seconds'), hardware=hardware(),
                   device=device, dtype='bf16 autocast' if bf16 else 'float32', compiled=compiled, threads=torch.get_num_threads(),
                   repeats=repeats, load=os.getloadavg()[0])
     if 'memory' in modes:

@@ -23,8 +23,9 @@ def pairwise_cross_entropy(teacher: Tensor, student_logits: Tensor, temperature:
     Returns:
         Scalar; 0 (with a graph) if no pair has a visible image.
     """
-    log_p = F.log_softmax(student_logits.float() / temperature, dim=-1)
-    entropy = -torch.einsum('gbtk,vbtk->gvb', teacher, log_p) / teacher.shape[2]  # [G, V, B]
+    with torch.autocast(student_logits.device.type, enabled=False):  # it would take the products in half precision
+        log_p = F.log_softmax(student_logits.float() / temperature, dim=-1)
+        entropy = -torch.einsum('gbtk,vbtk->gvb', teacher, log_p) / teacher.shape[2]  # [G, V, B]
     num_global, num_views, batch = entropy.shape
     other = ~torch.eye(num_global, num_views, dtype=torch.bool, device=entropy.device)
     valid = other[:, :, None].expand(-1, -1, batch)
@@ -47,5 +48,6 @@ def patch_cross_entropy(teacher: Tensor, student_logits: Tensor, temperature: fl
         weight: [M]; 1/(masked patches of that image and view x images x global views), so that the sum is a mean over views
             and images with each image normalised by its own number of masked patches.
     """
-    log_p = F.log_softmax(student_logits.float() / temperature, dim=-1)
-    return -((teacher * log_p).sum(-1) * weight).sum()
+    with torch.autocast(student_logits.device.type, enabled=False):
+        log_p = F.log_softmax(student_logits.float() / temperature, dim=-1)
+        return -(torch.linalg.vecdot(teacher, log_p) * weight).sum()

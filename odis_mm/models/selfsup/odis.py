@@ -68,36 +68,19 @@ class ODIS(TeacherStudent):
         masks = data_samples['object_mask'] if self.masked_attention else [None]
         replace = (data_samples['mim_mask'], self.mask_token) if self.lambda_patch else None
 
-        # of the last block only the leading tokens and the masked patches are read, and in the teacher all patches if its center wants them
+        # of the last block only the leading tokens and the masked patches are read; they are projected in one call each for student
+        # and teacher. The teacher comes first: its logits are gone before the student's are there
         none = visible.new_zeros(0, dtype=torch.int64)
         index = data_samples['mim_index'] if replace is not None else none
+        targets, patch_targets = self._targets(inputs[0], masks[0], index, batch)
         if self.packed:
             others = len(inputs) - 1
             student = self.backbone(inputs, [masks[0]] + [None] * others, replace, [index] + [none] * others)
         else:
             student = [self.backbone(inputs[0], masks[0], replace, index)]
             student += [self.backbone(views, patches=none) for views in inputs[1:]]  # local views: [OBJ] sees all of them
-        leading, patches = torch.cat([out[-2] for out in student]), student[0][-1]  # [V*B, t, D], [M, D]
-        with torch.no_grad():
-            if replace is not None and self.head.patch_center_of_all:
-                tokens = self.teacher['backbone'](inputs[0], masks[0])[-1]
-                teacher_leading, every_patch = tokens[:, :first_patch], tokens[:, first_patch:]
-                teacher_patches = every_patch.flatten(0, 1)[index]
-            else:
-                teacher_leading, teacher_patches = self.teacher['backbone'](inputs[0], masks[0], patches=index)[-2:]
-                every_patch = None
-
-        # they are projected in one call each for student and teacher
-        parts, teacher_parts = [leading.flatten(0, 1)], [teacher_leading.flatten(0, 1)]
-        if replace is not None:
-            parts.append(patches)
-            teacher_parts.append(teacher_patches)
-        token_logits, *patch_logits = self._project(self.neck, parts)
-        with torch.no_grad():
-            teacher_tokens, *teacher_patches = self._project(self.teacher['neck'], teacher_parts)
-            teacher_tokens = teacher_tokens.unflatten(0, (-1, batch, first_patch))  # [G, B, t, K]
-            targets = self.head.targets(teacher_tokens, self.head.token_center)
-            self.head.token_center.observe(teacher_tokens)
+        leading = torch.cat([out[-2] for out in student])  # [V*B, t, D]
+        token_logits, *patch_logits = self._project(self.neck, [leading.flatten(0, 1)] + [student[0][-1]] * (replace is not None))
         token_logits = token_logits.unflatten(0, (-1, batch, first_patch))  # [V, B, t, K]
 
         objects = self.backbone.object_slice
@@ -106,14 +89,30 @@ class ODIS(TeacherStudent):
         if self.lambda_img:
             losses['loss_img'] = self.lambda_img * self.head.token_loss(token_logits[:, :, :1], targets[:, :, :1])
         if replace is not None:
-            with torch.no_grad():
-                patch_targets = self.head.targets(teacher_patches[0], self.head.patch_center)
-                self._observe_patches(every_patch, teacher_patches[0])
-            losses['loss_patch'] = self.lambda_patch * self.head.patch_loss(
-                patch_logits[0], patch_targets, data_samples['mim_weight'])
+            losses['loss_patch'] = self.lambda_patch * self.head.patch_loss(patch_logits[0], patch_targets, data_samples['mim_weight'])
         # ln K: uniform collapse; 0: one prototype for everything
         losses['teacher_entropy'] = -torch.xlogy(targets, targets).sum(-1).mean()
         return losses
+
+    @torch.no_grad()
+    def _targets(self, views: Tensor, mask: Optional[Tensor], index: Tensor, batch: int) -> Tuple[Tensor, Optional[Tensor]]:
+        """The teacher's distributions of the leading tokens [G, B, t, K] and of the patches ``index`` [M, K]; feeds the centers."""
+        first_patch, every_patch = self.backbone.num_leading_tokens, None
+        if self.lambda_patch and self.head.patch_center_of_all:
+            tokens = self.teacher['backbone'](views, mask)[-1]
+            leading, every_patch = tokens[:, :first_patch], tokens[:, first_patch:]
+            patches = every_patch.flatten(0, 1)[index]
+        else:
+            leading, patches = self.teacher['backbone'](views, mask, patches=index)[-2:]
+        logits, *patch_logits = self._project(self.teacher['neck'], [leading.flatten(0, 1)] + [patches] * bool(self.lambda_patch))
+        logits = logits.unflatten(0, (-1, batch, first_patch))
+        targets = self.head.targets(logits, self.head.token_center)
+        self.head.token_center.observe(logits)
+        if not patch_logits:
+            return targets, None
+        patch_targets = self.head.targets(patch_logits[0], self.head.patch_center)
+        self._observe_patches(every_patch, patch_logits[0])
+        return targets, patch_targets
 
     @staticmethod
     def _project(neck: nn.Module, parts: List[Tensor]) -> Tuple[Tensor, ...]:
