@@ -56,7 +56,8 @@ def program(folder: Path) -> None:
                     log = os.open(folder / f'{name}.log.{rank}', os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
                     os.dup2(log, 1)
                     os.dup2(log, 2)
-                    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+                    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_PORT=str(port),
+                                      MASTER_ADDR='127.0.0.1')
                     cli.main(['train', str(config), '--work-dir', str(folder / run), '--resume'] + ['--launcher', 'pytorch'] * (world > 1))
                     code = 0
                 except SystemExit as stop:
@@ -94,7 +95,8 @@ def test_each_image_once_on_another_number_of_ranks(tmp_path):
         return Counter(int(image) for at, image in lines if int(at) == epoch)
 
     assert set(drawn('two', 0).values()) == {1} and len(drawn('two', 0)) == IMAGES
-    for before, after, done, (was, now) in (('two', 'two_to_one', 8, (2, 1)), ('two', 'two_to_four', 8, (2, 4)), ('one', 'one_to_two', 4, (1, 2))):
+    cases = (('two', 'two_to_one', 8, 2, 1), ('two', 'two_to_four', 8, 2, 4), ('one', 'one_to_two', 4, 1, 2))
+    for before, after, done, was, now in cases:
         assert sum(drawn(before).values()) == done and not drawn(after, 0)
         both = drawn(before) + drawn(after)
         assert set(both.values()) == {1} and len(both) == IMAGES, (after, both)

@@ -348,7 +348,8 @@ class Campaign:
         said = self.log.read_text(errors='replace') if self.log.exists() else ''
         where = f'{run.name}, attempt {self.counts["attempts"]}, {event}: '
         # before the hook is there, and after it has gone, these signals end a process as they always do
-        expected = {'instant': (0, KILLED), 'writing': (0, KILLED, PREEMPTED), 'signal': (0, PREEMPTED), 'none': (0,)}.get(event.kind, (0, 2))
+        expected = {'none': (0,), 'instant': (0, KILLED), 'writing': (0, KILLED, PREEMPTED), 'signal': (0, PREEMPTED)}
+        expected = expected.get(event.kind, (0, 2))
         if code not in expected:
             raise CampaignError(f'{where}exit code {code} and not {" or ".join(map(str, expected))}; log: {self.log}')
         if code == 2 and not said.rstrip().splitlines()[-1].startswith('error: '):
@@ -376,9 +377,11 @@ class Campaign:
         """Damages the newest checkpoint or the note that names it, where another whole one is left; returns what is to be warned of."""
         note = folder / NOTE
         whole = [p for p in folder.glob('*.pth') if NUMBERED.fullmatch(p.name) and damage(p) is None]
-        if len(whole) < 2 or not note.is_file() or Path(note.read_text()) not in whole:
+        # damaged already, if the run died before it wrote another
+        newest = Path(note.read_text(errors='replace')) if note.is_file() else None
+        if len(whole) < 2 or newest not in whole:
             return []
-        path = note if self.rng.random() < .3 else Path(note.read_text())
+        path = note if self.rng.random() < .3 else newest
         kind = self.rng.choice(DAMAGES)
         if kind == 'missing' and path == note:
             kind = 'empty'  # without the note, the newest one is taken: nothing to warn of
@@ -434,8 +437,8 @@ def differences(a: Any, b: Any, path: str = '') -> List[str]:
     if type(a) is not type(b):
         return [f'{path} is {type(a).__name__} and {type(b).__name__}']
     if isinstance(a, torch.Tensor):
-        same = a.dtype == b.dtype and a.shape == b.shape and a.contiguous().view(-1).view(torch.uint8).equal(b.contiguous().view(-1).view(torch.uint8))
-        return [] if same else [path]
+        a_bytes, b_bytes = (t.contiguous().view(-1).view(torch.uint8) for t in (a, b))
+        return [] if a.dtype == b.dtype and a.shape == b.shape and a_bytes.equal(b_bytes) else [path]
     if isinstance(a, dict):
         if a.keys() != b.keys():
             return [f'{path} has other keys: {sorted(map(str, a.keys() ^ b.keys()))[:5]}']
