@@ -12,14 +12,14 @@ import torch
 from mmengine.config import Config
 from mmengine.dist import get_dist_info
 from mmengine.registry import RUNNERS
-from mmengine.runner import CheckpointLoader, Runner
+from mmengine.runner import Runner
 from torch import distributed
 
 from .config_check import ConfigError, apply_options, check_schedule, check_top_level, explain_build_error, nearest
 from .datasets import EpochSampler
 from .engine.peers import agent_keeps_store, await_peers
 from .engine.resume import damage, find_checkpoint
-from .transfer import allow_mmengine_histories
+from .transfer import load_local as _load_local
 
 AMP_WRAPPERS = dict(bf16=dict(type='mmpretrain.AutocastOptimWrapper'),
                     fp16=dict(type='AmpOptimWrapper', dtype='float16', loss_scale='dynamic'))
@@ -227,9 +227,7 @@ def _use_resume(cfg: Config, resume: Optional[str]) -> List[Tuple[int, str]]:
 
 @contextmanager
 def _session(cfg: Config) -> Iterator[None]:
-    """Process group of this run; checkpoints are read without running code from them."""
-    if hasattr(torch.serialization, 'safe_globals'):  # torch < 2.5 cannot be told what else is harmless
-        CheckpointLoader.register_scheme(prefixes='', loader=_load_local, force=True)
+    """Process group of this run."""
     ours = cfg.launcher != 'none' and not distributed.is_initialized()
     if ours:
         _init_distributed(cfg)
@@ -315,21 +313,3 @@ def _ranks_line(runner: Runner) -> str:
     nodes = int(os.environ.get('GROUP_WORLD_SIZE', 1))  # set by torchrun
     place = f'{nodes} node{"s" * (nodes > 1)} ({group}; {device})'
     return f'rank {rank} of {world} on {place}, work dir {runner.work_dir}'
-
-
-def _load_local(filename: str, map_location=None) -> dict:
-    """Loader of local checkpoints for mmengine: tensors and mmengine's own log buffers, never code.
-
-    The forks of mmengine fall back to running whatever a file holds, with a warning.
-    """
-    filename = osp.expanduser(filename)
-    if not osp.isfile(filename):
-        raise ConfigError(f'no checkpoint {filename!r}.')
-    allow_mmengine_histories()  # again: mmengine's own context manager takes what it added off the list, ours with it
-    try:
-        return torch.load(filename, map_location=map_location, weights_only=True)
-    except Exception as error:  # torch has no class of its own for a broken file
-        reason = str(error).split('\n')[0][:200]
-        raise ConfigError(
-            f'checkpoint {filename} is broken, or restoring it would run code from it ({type(error).__name__}: '
-            f'{reason}); take another one, or save its state_dict alone and load that.') from error

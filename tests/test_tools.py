@@ -18,7 +18,7 @@ from odis_mm.config_check import ConfigError
 from odis_mm.datasets.demo import ensure_demo
 from odis_mm.engine.hooks import checkpoint as safe
 from odis_mm.engine.hooks import SafeCheckpointHook
-from odis_mm.transfer import CheckpointWriteError
+from odis_mm.transfer import CheckpointError, CheckpointWriteError
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = [  # a ViT of two blocks on 32 pixel views
@@ -277,7 +277,7 @@ def test_scaled_lr_counts_accumulation(tmp_path):
 
 def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
     torch.save(dict(state_dict={}, extra=subprocess.Popen), tmp_path / 'evil.pth')
-    with pytest.raises(ConfigError, match='evil.pth is broken, or restoring it would run code'):
+    with pytest.raises(CheckpointError, match='evil.pth is refused: restoring it would run code'):
         apis._load_local(str(tmp_path / 'evil.pth'))
 
 

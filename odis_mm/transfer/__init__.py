@@ -5,15 +5,17 @@ from .export import build_backbone, transfer
 from .initializer import VerifiedPretrained
 from .layouts import LAYOUTS, Conversion, Source, convert, read_vit, to_timm
 from .loading import Report, describe_vit, fingerprint, load_backbone
+from .mmengine_loading import load_local, refuse_code
 from .positions import resize_positions
 from .resnet import build_resnet
 from .safe_globals import allow_mmengine_histories
 
 allow_mmengine_histories()
+refuse_code()
 
 __all__ = [
     'CheckpointError', 'CheckpointWriteError', 'Conversion', 'LAYOUTS', 'Proof', 'Report', 'Source', 'VerifiedPretrained',
     'allow_mmengine_histories', 'atomic_save', 'atomic_write', 'build_backbone', 'build_resnet', 'build_timm', 'build_vit', 'convert',
-    'describe_vit', 'fingerprint', 'load_backbone', 'prove', 'read_checkpoint', 'read_meta', 'read_vit', 'resize_positions',
+    'describe_vit', 'fingerprint', 'load_backbone', 'load_local', 'prove', 'read_checkpoint', 'read_meta', 'read_vit', 'resize_positions',
     'save_backbone', 'to_timm', 'transfer'
 ]

@@ -67,22 +67,33 @@ def read_meta(path: PathLike) -> dict:
 
 
 def _read_torch(path: Path):
+    return restore(path, f'checkpoint {path}')
+
+
+def restore(source, name: str, map_location='cpu'):
+    """What ``torch.save`` wrote, as data: tensors, plain values and mmengine's log buffers.
+
+    Args:
+        source: A path, an open file, or a function that loads with ``weights_only=True``.
+        name: Of the file, for messages.
+        map_location: See ``torch.load``.
+
+    Raises:
+        CheckpointError: it can't be read, is truncated or no checkpoint, or restoring it would run code.
+    """
     allow_mmengine_histories()  # again: mmengine's context managers take them off torch's list
     try:
-        return torch.load(path, map_location='cpu', weights_only=True)
+        return source() if callable(source) else torch.load(source, map_location=map_location, weights_only=True)
     except PermissionError as error:
-        raise CheckpointError(f'checkpoint {path} cannot be read: no permission.') from error
+        raise CheckpointError(f'{name} cannot be read: no permission.') from error
     except (pickle.UnpicklingError, UnsafeCheckpoint) as error:
         wanted = re.search(r'(?:GLOBAL|class|function|instantiate|only, not) ([^\s,]+)', str(error))
         if wanted is None:  # the bytes are no pickle at all
-            raise CheckpointError(f'{path} is truncated or no checkpoint: its contents are not those of '
-                                  'torch.save.') from error
-        raise CheckpointError(
-            f'checkpoint {path} is refused: restoring it would run code from the file '
-            f'({wanted.group(1).rstrip(".")}); save its state_dict '
-            'alone, tensors by name, and pass that.') from error
+            raise CheckpointError(f'{name} is truncated or no checkpoint: its contents are not those of torch.save.') from error
+        raise CheckpointError(f'{name} is refused: restoring it would run code from the file ({wanted.group(1).rstrip(".")}); save its '
+                              'state_dict alone, tensors by name, and pass that.') from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
-        raise CheckpointError(f'{path} is truncated or no checkpoint: {_first_sentence(error)}.') from error
+        raise CheckpointError(f'{name} is truncated or no checkpoint: {_first_sentence(error)}.') from error
 
 
 def _read_safetensors(path: Path) -> Dict[str, Tensor]:
