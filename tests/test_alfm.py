@@ -12,6 +12,7 @@ from mmengine.optim import OptimWrapper
 from mmpretrain.registry import MODELS
 
 import odis_mm  # noqa: F401
+from odis_mm.models.heads import ALFMHead
 from odis_mm.models.losses import aligned_cells, coding_length, effective_rank, second_moment
 from odis_mm.structures import View, pair_intersections, points_from_view, stack_views
 from odis_mm.transfer import load_backbone, save_backbone
@@ -323,6 +324,20 @@ def test_bf16_autocast_keeps_losses_in_float32_and_close():
         assert half[key].dtype == torch.float32
         assert half[key].item() == pytest.approx(exact[key].item(), rel=.05), key
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize('balance', ['center', 'sinkhorn'])
+def test_autocast_changes_nothing_after_the_logits(balance):
+    cells, g = unit(2, 5, S * S, 8), torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(2, 5, S * S, 40, generator=g) * .3 for _ in range(2))
+    overlap = torch.tensor([True, True, False, True, True])
+    seen = []
+    for enabled in (False, True):
+        head = ALFMHead(num_prototypes=40, num_cells=S, balance=balance)
+        with torch.autocast('cpu', torch.bfloat16, enabled=enabled):
+            seen.append(dict(head.cdlp(student, teacher, overlap), context=head.enrich(cells), center=head.center.pending))
+    for key, value in seen[0].items():
+        torch.testing.assert_close(seen[1][key], value, atol=1e-6, rtol=1e-6, msg=key)
 
 
 def test_wrong_views_and_backbones_are_named():

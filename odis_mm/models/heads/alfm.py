@@ -74,8 +74,9 @@ class ALFMHead(SoftTargetHead):
         targets = self.targets(teacher_logits, self.center, overlap[:, None].expand(teacher_logits.shape[:-1]))
         weight = overlap.float()
         cells = weight.sum() * targets[:, 0, :, 0].numel()
-        self.center.observe_mean(torch.einsum('vbik,b->k', teacher_logits.float(), weight), cells)
-        entropy = torch.einsum('vbik,b->', torch.special.entr(targets), weight) / cells.clamp(min=1)
+        with torch.autocast(targets.device.type, enabled=False):  # it would take the products in half precision
+            self.center.observe_mean(torch.einsum('vbik,b->k', teacher_logits.float(), weight), cells)
+            entropy = torch.einsum('vbik,b->', torch.special.entr(targets), weight) / cells.clamp(min=1)
         return dict(
             loss_cdlp=pairwise_cross_entropy(targets, student_logits, self.student_temp, overlap[:, None].expand(-1, 2)),
             teacher_entropy=entropy,  # ln K: uniform collapse; 0: one prototype for everything

@@ -37,4 +37,5 @@ def aligned_cells(maps: Tensor, boxes: Tensor, pixels: Tuple[int, int], flip: Te
 
 def with_context(cells: Tensor, temperature: float) -> Tensor:
     """u_i = sum_j softmax_j(<t_i, t_j> / tau_c) t_j over the cells of one view: [..., N, C] unit vectors to [..., N, C]."""
-    return F.scaled_dot_product_attention(cells, cells, cells, scale=1 / temperature)
+    with torch.autocast(cells.device.type, enabled=False):
+        return F.scaled_dot_product_attention(cells, cells, cells, scale=1 / temperature)
