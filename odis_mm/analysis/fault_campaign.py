@@ -293,7 +293,7 @@ class Campaign:
                 event = Event('signal', signal=event.signal)
             self._count(event)
             left = len(events) + 1
-            if not pending and self.rng.random() < (self.corrupt - self.counts['damaged file']) / left * 1.5:
+            if not pending and self.rng.random() < (self.corrupt - self.counts['damaged file']) / left * 3:
                 pending = self._damage(folder)
 
     def _count(self, event: Event) -> None:
@@ -390,6 +390,9 @@ class Campaign:
             raise CampaignError(f'{path} was {kind}, and that is not noticed')
         self.counts['damaged file'] += 1
         self.counts[f'damaged: {"last_checkpoint" if path == note else "the newest checkpoint"}, {kind}'] += 1
+        if path == note:  # of a run that was moved, the folder in the note does not count
+            named = os.path.basename(note.read_text(errors='replace').strip())
+            return [] if named and os.path.isfile(folder / named) else [NOTE]
         return [path.name]
 
 
