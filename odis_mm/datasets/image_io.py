@@ -1,12 +1,19 @@
 """Reading images: one decode each, and a clear refusal instead of half an image."""
+import io
+import warnings
 from pathlib import Path
+from typing import Optional
 
 import cv2
 import numpy as np
 from mmcv.transforms import BaseTransform
 from mmpretrain.registry import TRANSFORMS
+from PIL import Image
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
+
+
+MAX_PIXELS = 1 << 27  # 400 MB as RGB; a damaged header can claim 65535 x 65535
 
 
 class BadImageError(ValueError):
@@ -34,6 +41,24 @@ def _jpeg_ends(data: bytes) -> bool:
     return False
 
 
+def _header_fault(data: bytes) -> Optional[str]:
+    """What is wrong with the size in the header, by which OpenCV would take memory before it looks further; None: nothing."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data))
+            pixels, sort = image.size[0] * image.size[1], image.format
+    except Image.DecompressionBombError:
+        pixels, sort = MAX_PIXELS + 1, None
+    except Exception:  # not a header that Pillow knows, or a damaged one: OpenCV decides, up to its own limit
+        return None
+    if pixels > MAX_PIXELS:
+        return f'has more than {MAX_PIXELS} pixels by its header'
+    if sort == 'JPEG' and pixels > 1024 * len(data):  # a blank one takes three times as many bytes
+        return f'claims {pixels} pixels in {len(data)} bytes: its header is damaged, or the rest of it is missing'
+    return None
+
+
 def read_image(path) -> np.ndarray:
     """Decodes an image file once, as RGB uint8 [H, W, 3].
 
@@ -43,7 +68,7 @@ def read_image(path) -> np.ndarray:
 
     Raises:
         BadImageError: there is no such file (``MissingImageError``, a FileNotFoundError), it can't be read (``UnreadableImageError``, an
-            OSError), it is empty, truncated, or no image.
+            OSError), it is empty, truncated, no image, or larger than `MAX_PIXELS`.
     """
     try:
         data = Path(path).read_bytes()
@@ -58,6 +83,9 @@ def read_image(path) -> np.ndarray:
     if data[:2] == b'\xff\xd8' and not _jpeg_ends(data):
         raise BadImageError(f'image {path} is a truncated JPEG ({len(data)} bytes, no end marker); fetch it again or '
                             'remove it from the data.')
+    fault = _header_fault(data)
+    if fault:
+        raise BadImageError(f'image {path} {fault}; fetch it again, shrink it or remove it from the data.')
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:

@@ -16,6 +16,10 @@ from .image_io import IMAGE_SUFFIXES, BadImageError, clip_boxes, has_extent
 REPLACEMENTS = 10  # tries to find another image for a bad one
 
 
+class AnnotationError(ValueError):
+    """An annotation file, or an object's mask in it, that can not be used; the message says which, why and what to do."""
+
+
 @DATASETS.register_module()
 class ObjectDataset(BaseDataset):
     """Images, each with its objects: boxes, masks if there are any, and labels (for frozen metrics only).
@@ -161,7 +165,7 @@ class ObjectDataset(BaseDataset):
             print_log(f'{self.ann_file}: {len(data)} images, {told}; {empty} images without objects '
                       f'{"kept" if self.keep_empty else "left out"}', logger='current')
             if not data:
-                raise ValueError(f'annotation file {self.ann_file} has no image with an object; set keep_empty=True to '
+                raise AnnotationError(f'annotation file {self.ann_file} has no image with an object; set keep_empty=True to '
                                  'use those without.')
         else:
             data = _without_objects(_read_list(self.ann_file), folder)
@@ -181,15 +185,41 @@ def segmentation_to_mask(segm, height: int, width: int) -> np.ndarray:
     Pixels are chosen as pycocotools does, so that areas and IoUs are those of the COCO evaluation.
     """
     from pycocotools import mask as coco_mask
+    fault = _mask_fault(segm, height, width)  # of what it is handed, pycocotools believes everything, and reads or fills memory accordingly
+    if fault:
+        raise AnnotationError(fault)
     if isinstance(segm, dict):
-        if list(segm['size']) != [height, width]:
-            raise ValueError(f'an RLE mask of size {list(segm["size"])} does not fit an image of height {height} and '
-                             f'width {width}; use the images that the masks were made on.')
-        if isinstance(segm['counts'], list):
-            segm = coco_mask.frPyObjects(segm, height, width)
+        rle = coco_mask.frPyObjects(segm, height, width) if isinstance(segm['counts'], list) else segm
     else:
-        segm = coco_mask.merge(coco_mask.frPyObjects(segm, height, width))
-    return coco_mask.decode(segm).astype(bool)
+        rle = coco_mask.merge(coco_mask.frPyObjects(segm, height, width))
+    try:
+        return coco_mask.decode(rle).astype(bool)
+    except ValueError as error:
+        raise AnnotationError(f'an RLE mask can not be decoded ({error}); mend or remove it.') from None
+
+
+def _mask_fault(segm, height: int, width: int) -> Optional[str]:
+    """Why this is no segmentation of an image of this size; None if it is."""
+    if isinstance(segm, dict):
+        size, counts = segm.get('size'), segm.get('counts')
+        if not isinstance(size, list) or size != [height, width]:
+            return f'an RLE mask of size {size} does not fit an image of height {height} and width {width}; use the images that the masks were made on.'
+        if isinstance(counts, list):
+            if not all(type(run) is int and run >= 0 for run in counts) or sum(counts) != height * width:
+                return f'the counts of an RLE mask are not whole numbers that sum to {height} x {width} pixels; mend or remove it.'
+        elif not isinstance(counts, (str, bytes)) or not counts or not all(48 <= c < 112 for c in (counts.encode() if isinstance(counts, str) else counts)):
+            return 'the counts of an RLE mask are neither a list nor text in COCO\'s code; mend or remove it.'
+        return None
+    if not isinstance(segm, list) or not segm or not all(isinstance(polygon, list) and len(polygon) >= 6 for polygon in segm):
+        return 'a mask is neither an RLE nor a list of polygons of three points or more; mend or remove it.'
+    try:
+        points = np.array([x for polygon in segm for x in polygon], np.float64)
+    except (ValueError, TypeError, OverflowError):
+        points = np.full(1, np.nan)
+    reach = 2 * max(height, width)
+    if points.ndim != 1 or any(len(polygon) % 2 for polygon in segm) or not (np.abs(points) <= reach).all():  # NaN is not, either
+        return f'a polygon is not a list of x, y, x, y, ... in pixels within or near an image of height {height} and width {width}; mend or remove it.'
+    return None
 
 
 def _walk(folder: str) -> list:
@@ -208,10 +238,10 @@ def _read_list(path: str) -> list:
     try:
         names = [line.strip() for line in Path(path).read_text().splitlines() if line.strip()]
     except UnicodeDecodeError:
-        raise ValueError(f'list {path} is no text; ann_file must be a .json, or a text file with one image path a '
+        raise AnnotationError(f'list {path} is no text; ann_file must be a .json, or a text file with one image path a '
                          'line.') from None
     if not names:
-        raise ValueError(f'list {path} is empty; write one image path a line, or leave ann_file out to use the whole '
+        raise AnnotationError(f'list {path} is empty; write one image path a line, or leave ann_file out to use the whole '
                          'folder.')
     return names
 
@@ -225,9 +255,9 @@ def _read_json(path: str) -> dict:
     try:
         content = json.loads(Path(path).read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f'annotation file {path} is not valid JSON ({error}); is it complete?') from None
+        raise AnnotationError(f'annotation file {path} is not valid JSON ({error}); is it complete?') from None
     if not isinstance(content, dict):
-        raise ValueError(f'annotation file {path} holds a {type(content).__name__}; it must be COCO-style (a dict with '
+        raise AnnotationError(f'annotation file {path} holds a {type(content).__name__}; it must be COCO-style (a dict with '
                          'images and annotations) or a dict {image path: [[x1, y1, x2, y2], ...]}.')
     return content
 
@@ -238,7 +268,7 @@ def _coco_columns(content: dict, path: str) -> dict:
     for what, found, advice in (('images', images, 'is it complete?'),
                                 ('annotations', annotations, 'leave ann_file out to train on images without objects.')):
         if not isinstance(found, list) or not found:
-            raise ValueError(f'annotation file {path} has no {what}; {advice}')
+            raise AnnotationError(f'annotation file {path} has no {what}; {advice}')
     try:
         names = [image['file_name'] for image in images]
         ids = [image['id'] for image in images]
@@ -249,10 +279,10 @@ def _coco_columns(content: dict, path: str) -> dict:
             raise ValueError
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         bad = next((i for i, image in enumerate(images) if not _is_image(image)), '?')
-        raise ValueError(f'annotation file {path}: images[{bad}] is not a dict with an id, a file_name, and positive '
+        raise AnnotationError(f'annotation file {path}: images[{bad}] is not a dict with an id, a file_name, and positive '
                          'height and width; mend or remove it.') from None
     if len(place) < len(ids):
-        raise ValueError(f'annotation file {path} has two images of one id ({_first_twice(ids)}); give each image its '
+        raise AnnotationError(f'annotation file {path} has two images of one id ({_first_twice(ids)}); give each image its '
                          'own.')
     try:
         boxes = np.array([ann['bbox'] for ann in annotations], np.float64)
@@ -268,7 +298,7 @@ def _coco_columns(content: dict, path: str) -> dict:
         bad = next((i for i, ann in enumerate(annotations) if not _is_annotation(ann)), None)
         what = 'categories is not a list of dicts with an id and a name' if bad is None else (
             f'annotations[{bad}] is not a dict with an image_id, a category_id and a bbox [x, y, width, height]')
-        raise ValueError(f'annotation file {path}: {what}; mend or remove it.') from None
+        raise AnnotationError(f'annotation file {path}: {what}; mend or remove it.') from None
     boxes[:, 2:] += boxes[:, :2]
     return dict(names=names, ids=ids, sizes=sizes, owner=owner, boxes=boxes, crowd=crowd, labels=labels,
                 masks=[ann.get('segmentation') for ann in annotations], classes=tuple(map(known.get, sorted(known))))
@@ -276,7 +306,7 @@ def _coco_columns(content: dict, path: str) -> dict:
 
 def _box_columns(content: dict, path: str) -> dict:
     if not content:
-        raise ValueError(f'annotation file {path} is empty; leave ann_file out to train on images without objects.')
+        raise AnnotationError(f'annotation file {path} is empty; leave ann_file out to train on images without objects.')
     try:
         boxes = np.array([box for found in content.values() for box in found], np.float64).reshape(-1, 4)
         owner = np.repeat(np.arange(len(content)), [len(found) for found in content.values()])
@@ -285,7 +315,7 @@ def _box_columns(content: dict, path: str) -> dict:
     except (TypeError, ValueError, OverflowError):
         bad = next((name for name, found in content.items() if not isinstance(found, list)
                     or not all(_is_box(box) for box in found)), '')
-        raise ValueError(f'annotation file {path}: the entry of {bad!r} is not a list of boxes [x1, y1, x2, y2]; mend '
+        raise AnnotationError(f'annotation file {path}: the entry of {bad!r} is not a list of boxes [x1, y1, x2, y2]; mend '
                          'or remove it (a COCO-style file would have images and annotations).') from None
     return dict(names=list(content), ids=list(range(len(content))), sizes=np.full((len(content), 2), np.inf),
                 owner=owner, boxes=boxes, crowd=np.zeros(len(boxes), bool), labels=np.full(len(boxes), -1), masks=None,
@@ -346,7 +376,7 @@ def _group(columns: dict, folder: str, path: str, with_masks: bool, with_crowd: 
     keep = np.flatnonzero(good)
     counts = {'objects': len(keep), **counts, 'boxes clipped to their image': int((moved & good).sum())}
     if len(boxes) and not len(keep):
-        raise ValueError(f'annotation file {path} has no usable object ({_told(counts)}); boxes are [x, y, width, '
+        raise AnnotationError(f'annotation file {path} has no usable object ({_told(counts)}); boxes are [x, y, width, '
                          'height] in COCO-style files, [x1, y1, x2, y2] in a dict of boxes.')
     keep = keep[np.argsort(owner[keep], kind='stable')]
     bounds = np.searchsorted(owner[keep], np.arange(len(columns['names']) + 1)).tolist()

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from mmcv.transforms import BaseTransform
 from mmpretrain.registry import TRANSFORMS
 
-from odis_mm.datasets.objects import segmentation_to_mask
+from odis_mm.datasets.image_io import BadImageError
+from odis_mm.datasets.objects import AnnotationError, segmentation_to_mask
 from odis_mm.structures import (View, box_patch_mask, mask_area_in_crops, mask_patch_mask, stack_views, summed_area)
 
 ATTEMPTS = 10  # draws of a crop's shape until one fits into the image (torchvision's RandomResizedCrop)
@@ -150,9 +151,8 @@ class SampleViews(BaseTransform):
         if self.region == 'mask' and results.get('masks') is not None and results['masks'][target]:
             try:
                 mask = segmentation_to_mask(results['masks'][target], results['height'], results['width'])
-            except (ValueError, TypeError, KeyError) as error:
-                where = f"{results.get('img_path')}, object {target}"
-                raise ValueError(f'{where}: the mask cannot be read ({error}): mend or remove it') from error
+            except AnnotationError as error:
+                raise BadImageError(f'image {results.get("img_path")}, object {target}: {error}') from error
             if mask.any():
                 return MaskRegion(mask)
         return BoxRegion(results['bboxes'][target])
