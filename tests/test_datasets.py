@@ -2,7 +2,6 @@
 import json
 import pickle
 import re
-import time
 
 import cv2
 import numpy as np
@@ -184,16 +183,15 @@ def test_data_fraction_is_a_nested_subset_by_seed(tmp_path):
     assert len(subset(0.001)) == 1 and len(subset(1.0)) == 200
 
 
-def test_large_file_is_read_in_linear_time(folder):
+def test_large_file(folder):
+    """Anything quadratic in it would take minutes; COCO train2017 has 11 times as many."""
     rng = np.random.default_rng(0)
     count = 10_000
     images = [dict(id=i, file_name='a/1.jpg', height=480, width=640) for i in range(count)]
     anns = [dict(image_id=int(i), category_id=1, bbox=[10.5, 20, 50, 60], iscrowd=0, segmentation=[[1.5] * 40])
             for i in rng.integers(0, count, 8 * count)]
     options = _coco(folder, anns, images=images)
-    start = time.perf_counter()
     dataset = ObjectDataset(**options)
-    assert time.perf_counter() - start < 15  # about 1 s; COCO train2017 has 11 times as many
     counts = np.bincount([ann['image_id'] for ann in anns], minlength=count)
     assert [len(dataset.get_data_info(i)['labels']) for i in range(0, count, 97)] == counts[::97].tolist()
 
