@@ -316,7 +316,7 @@ def test_frozen_measures_do_not_depend_on_ranks(runs, world):
         assert torch.equal(rank['features'][1], alone['features'][1])
 
 
-# ---------------------------------------------------------------------------------------------------------------- peers that do not come
+# ---- peers that do not come
 @pytest.fixture
 def lonely(monkeypatch, tmp_path):
     """The variables of two ranks, of which only one is started."""
@@ -359,4 +359,5 @@ def test_a_missing_node_is_named(lonely, tmp_path):
     script = Path(__file__).resolve().parents[1] / 'tools/dist_train.sh'
     done = subprocess.run(['bash', str(script), 'odis_demo', '1'], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith(f'error: not all 2 nodes joined the master 127.0.0.1:{lonely} within 1 s'), done.stderr[-2000:]
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f'error: not all 2 nodes joined the master 127.0.0.1:{lonely} within 1 s'), done.stderr[-2000:]

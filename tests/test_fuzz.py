@@ -50,9 +50,9 @@ def test_the_fuzzer_sees_what_it_looks_for(tmp_path, monkeypatch):
     def hang(path):
         while True:
             time.sleep(0) if time.process_time() < 0 else None
-    faults = {1: lambda path: os.kill(os.getpid(), signal.SIGKILL), 3: of(lambda path: KeyError('id')), 4: of(lambda path: AnnotationError('it is bad')),
-              5: of(lambda path: AnnotationError(f'{path} is bad')), 6: lambda path: np.ones(3 << 30, np.uint8), 8: hang,
-              9: of(lambda path: BadImageError(f'{path}\nis bad'))}
+    faults = {1: lambda path: os.kill(os.getpid(), signal.SIGKILL), 3: of(lambda path: KeyError('id')),
+              4: of(lambda path: AnnotationError('it is bad')), 5: of(lambda path: AnnotationError(f'{path} is bad')),
+              6: lambda path: np.ones(3 << 30, np.uint8), 8: hang, 9: of(lambda path: BadImageError(f'{path}\nis bad'))}
     counts, findings = fuzz.fuzz(reader(faults), [], 11, 0, tmp_path)
     assert [finding.case for finding in findings] == [1, 3, 4, 6, 8, 9]
     assert 'exit code -9' in findings[0].what and 'KeyError' in findings[1].what and 'MemoryError' in findings[3].what
@@ -77,9 +77,11 @@ def test_a_blank_image_is_not_taken_for_a_damaged_one(tmp_path):
 
 
 @pytest.mark.parametrize('segmentation', [
-    dict(size=[4, 6], counts=[10, -4, 18]), dict(size=[4, 6], counts=[10, 4]), dict(size=[4, 6], counts=[1e300, 3]), dict(size=[4, 6], counts=7),
-    dict(size=[4, 6], counts='PPPPPPPPoooo'), dict(size='46', counts=[24]), dict(size=[4, 6], counts='é'), dict(counts=[24]),
-    [[0, 0, 1e9, 0, 1e9, 1e9]], [[float('nan')] * 6], [['a'] * 6], [[1, 2, 3, 4, 5, 6, 7]], [[[1]] * 6], [], 'abc', None, [[1, 2, 3, 4, 10**400, 6]]])
+    dict(size=[4, 6], counts=[10, -4, 18]), dict(size=[4, 6], counts=[10, 4]), dict(size=[4, 6], counts=[1e300, 3]),
+    dict(size=[4, 6], counts=7), dict(size=[4, 6], counts='PPPPPPPPoooo'), dict(size='46', counts=[24]),
+    dict(size=[4, 6], counts='é'), dict(counts=[24]),
+    [[0, 0, 1e9, 0, 1e9, 1e9]], [[float('nan')] * 6], [['a'] * 6], [[1, 2, 3, 4, 5, 6, 7]], [[[1]] * 6], [], 'abc', None,
+    [[1, 2, 3, 4, 10**400, 6]]])
 def test_masks_that_are_none_are_refused(segmentation):
     """pycocotools takes them, writes beyond its memory, fills all of it, or never ends."""
     with pytest.raises(AnnotationError, match='mask|polygon'):

@@ -114,10 +114,12 @@ def test_functions_refuse(name, danger):
 
 def command_lines(path: str, data: str, labelled: str, out: str) -> dict:
     tiny = ['--work-dir', out, '--cfg-options', *TINY, f'train_dataloader.dataset.data_root={data}']
-    probe = ['--work-dir', out, '--cfg-options', f'train_dataloader.dataset.data_root={labelled}', f'val_dataloader.dataset.data_root={labelled}',
-             'train_dataloader.batch_size=1', 'train_dataloader.num_workers=0', 'val_dataloader.num_workers=0']
-    detector = ['--work-dir', out, '--cfg-options', f'train_dataloader.dataset.data_root={data}', f'test_dataloader.dataset.data_root={data}',
-                f'val_dataloader.dataset.data_root={data}', f'val_evaluator.ann_file={data}/annotations/instances_val2017.json',
+    probe = ['--work-dir', out, '--cfg-options', f'train_dataloader.dataset.data_root={labelled}',
+             f'val_dataloader.dataset.data_root={labelled}', 'train_dataloader.batch_size=1',
+             'train_dataloader.num_workers=0', 'val_dataloader.num_workers=0']
+    detector = ['--work-dir', out, '--cfg-options', f'train_dataloader.dataset.data_root={data}',
+                f'test_dataloader.dataset.data_root={data}', f'val_dataloader.dataset.data_root={data}',
+                f'val_evaluator.ann_file={data}/annotations/instances_val2017.json',
                 f'test_evaluator.ann_file={data}/annotations/instances_val2017.json']
     return dict(
         train_resume=(cli.train_main, ['odis_demo', '--resume', path, *tiny]),

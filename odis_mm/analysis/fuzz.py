@@ -1,5 +1,6 @@
 """Mutated annotation files and images through the readers of training: each is read, or refused in one sentence that names the file."""
 import argparse
+import copy
 import gc
 import json
 import math
@@ -28,14 +29,18 @@ MEMORY = 2 << 30  # bytes, beyond what the process has at its start
 IMAGE_SIZE = 48, 64
 PIPELINE = [
     dict(type='LoadObjectImage'),
-    dict(type='SampleViews', views=[dict(role='global', num=2, size=32, scale=(.3, 1.), ratio=(.75, 1.34), flip=.5)], patch_size=8, region='mask'),
+    dict(type='SampleViews', views=[dict(role='global', num=2, size=32, scale=(.3, 1.), ratio=(.75, 1.34), flip=.5)], patch_size=8,
+         region='mask'),
     dict(type='RenderViews'), dict(type='PackViews')
 ]
-VALUES = [None, True, False, '', 'x', '12', 0, -1, 3, 1.5, 1e-300, 1e308, 10**18, 2**70, -2**70, math.nan, math.inf, -math.inf, [], {}, [[]], [None],
-          {'size': [48, 64], 'counts': '1'}, {'size': [48, 64], 'counts': [1, 2, 3]}, {'size': [48, 64], 'counts': [-5, 10**12]},
+VALUES = [None, True, False, '', 'x', '12', 0, -1, 3, 1.5, 1e-300, 1e308, 10**18, 2**70, -2**70, math.nan, math.inf, -math.inf, [], {},
+          [[]], [None], {'size': [48, 64], 'counts': '1'}, {'size': [48, 64], 'counts': [1, 2, 3]}, {'size': [48, 64], 'counts': [-5, 10**12]},
           {'size': [48, 64], 'counts': 'PPPPPPPPPPPPPPoooooooo'}, {'size': 'xy', 'counts': 3}, {'size': [-48, 64], 'counts': [3072]},
           {'size': [10**6, 10**6], 'counts': [10**12]}, [[0, 0, 1e9, 0, 1e9, 1e9]], [[math.nan] * 6], [['a'] * 6], [[1, 2, 3, 4, 5, 6, 7]],
           [[[[1]]]], 'é\ud800', '../' * 40, '/', '\0', 'x' * 5000]
+
+KEYS = {'images', 'annotations', 'categories', 'image_id', 'id', 'bbox', 'segmentation', 'size', 'counts', 'file_name', 'height', 'width',
+        'category_id', 'iscrowd'}
 
 
 class Finding(NamedTuple):
@@ -44,7 +49,7 @@ class Finding(NamedTuple):
     what: str
 
 
-# -------------------------------------------------------------------------------------------------------------------------------- annotations
+# ---- annotations
 def annotation_seeds(folder: Path, data_root: Optional[Path] = None) -> List[bytes]:
     """Files that are right: COCO with polygons, RLE of both forms and a crowd; a dict of boxes; of `data_root` the first images of COCO."""
     height, width = IMAGE_SIZE
@@ -65,8 +70,8 @@ def annotation_seeds(folder: Path, data_root: Optional[Path] = None) -> List[byt
         full = json.loads((data_root / 'annotations/instances_val2017.json').read_bytes())
         for part in (full['images'][:3], full['images'][3:6]):
             known = {image['id']: image for image in part}
-            chosen = [{**ann, 'image_id': ann['image_id']} for ann in full['annotations'] if ann['image_id'] in known]
-            # the files are small stand-ins of the true names and sizes: what is mutated is the json
+            chosen = [ann for ann in full['annotations'] if ann['image_id'] in known]
+            # stand-ins under the true names, of the true sizes: what is mutated is the json
             for image in part:
                 path = folder / image['file_name']
                 cv2.imwrite(str(path), rng.integers(0, 256, (image['height'], image['width'], 3), dtype=np.uint8))
@@ -93,8 +98,7 @@ def mutate_json(content: bytes, rng: np.random.Generator) -> bytes:
         places = _places(tree)
         if not places:
             break
-        short = [place for place in places if place[1] in ('images', 'annotations', 'categories', 'image_id', 'id', 'bbox', 'segmentation', 'size',
-                                                           'counts', 'file_name', 'height', 'width', 'category_id', 'iscrowd')]
+        short = [place for place in places if place[1] in KEYS]
         pool = short if short and rng.random() < .7 else places
         node, key = pool[rng.integers(len(pool))]
         kind = rng.integers(6)
@@ -110,7 +114,7 @@ def mutate_json(content: bytes, rng: np.random.Generator) -> bytes:
         elif kind == 4 and isinstance(node[key], (int, float)):
             node[key] = float(node[key] * rng.choice([-1., 0., 1e3, 1e12, 1e-9])) if rng.random() < .5 else -node[key]
         else:
-            node[key] = VALUES[rng.integers(len(VALUES))]
+            node[key] = copy.deepcopy(VALUES[rng.integers(len(VALUES))])
     return json.dumps(tree).encode('utf-8', 'replace')
 
 
@@ -156,7 +160,7 @@ def read_annotations(path: Path) -> None:
                 raise
 
 
-# ------------------------------------------------------------------------------------------------------------------------------------- images
+# ---- images
 def image_seeds(data_root: Optional[Path] = None) -> List[bytes]:
     """JPEGs of several forms, PNG, GIF, WebP, BMP, TIFF; of `data_root` eight photographs."""
     rng = np.random.default_rng(0)
@@ -206,8 +210,8 @@ def image_case(seeds: List[bytes], number: int, seed: int) -> bytes:
     elif kind == 8:
         data = bytearray(content[:rng.integers(0, 12)]) + rng.bytes(rng.integers(0, 2000))
     else:
-        return [b'', b'\xff\xd8', b'\xff\xd8\xff\xd9', bytes(1000), b'<html>', b'\x89PNG\r\n\x1a\n', b'GIF89a', b'RIFF\0\0\0\0WEBPVP8 ', b'BM',
-                b'II*\0'][rng.integers(10)]
+        return [b'', b'\xff\xd8', b'\xff\xd8\xff\xd9', bytes(1000), b'<html>', b'\x89PNG\r\n\x1a\n', b'GIF89a', b'RIFF\0\0\0\0WEBPVP8 ',
+                b'BM', b'II*\0'][rng.integers(10)]
     return bytes(data)
 
 
@@ -234,7 +238,7 @@ def read_one_image(path: Path) -> None:
     assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size > 0, image.shape
 
 
-# ----------------------------------------------------------------------------------------------------------------------------------- carrying out
+# ---- carrying out
 class Task(NamedTuple):
     name: str
     make: Callable[[List[bytes], int, int], bytes]
@@ -290,7 +294,8 @@ def work(task: Task, seeds: List[bytes], cases: range, seed: int, folder: Path, 
     pipe.close()
 
 
-def fuzz(task: Task, seeds: List[bytes], count: int, seed: int, folder: Path, batch: int = 500, progress: bool = False) -> Tuple[Counter, List[Finding]]:
+def fuzz(task: Task, seeds: List[bytes], count: int, seed: int, folder: Path, batch: int = 500,
+         progress: bool = False) -> Tuple[Counter, List[Finding]]:
     """Runs `count` cases in processes of `batch`; one that dies or hangs is a finding, and the next process goes on after it.
 
     Returns:
@@ -339,7 +344,8 @@ def main(argv: Optional[List[str]] = None) -> None:
     parser.add_argument('--annotations', type=int, default=10000, help='cases (default 10000)')
     parser.add_argument('--images', type=int, default=10000, help='cases (default 10000)')
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--data-root', type=Path, help='of COCO (annotations/instances_val2017.json, val2017/): real files beside the made ones')
+    parser.add_argument('--data-root', type=Path,
+                        help='of COCO (annotations/instances_val2017.json, val2017/): real files beside the made ones')
     parser.add_argument('--keep', type=Path, metavar='DIR', help='write the files that were handled wrongly here')
     args = parser.parse_args(argv)
     wrong = 0

@@ -2,6 +2,7 @@
 import inspect
 import json
 import os
+import re
 from pathlib import Path
 from typing import List, Optional, Sequence
 
@@ -13,6 +14,7 @@ from mmpretrain.registry import DATASETS, TRANSFORMS
 
 from .image_io import IMAGE_SUFFIXES, BadImageError, clip_boxes, has_extent
 
+_RLE_TEXT = re.compile('[0-o]+')  # COCO's code: 48 + 6 bits
 REPLACEMENTS = 10  # tries to find another image for a bad one
 
 
@@ -202,12 +204,15 @@ def _mask_fault(segm, height: int, width: int) -> Optional[str]:
     """Why this is no segmentation of an image of this size; None if it is."""
     if isinstance(segm, dict):
         size, counts = segm.get('size'), segm.get('counts')
-        if not isinstance(size, list) or size != [height, width]:
-            return f'an RLE mask of size {size} does not fit an image of height {height} and width {width}; use the images that the masks were made on.'
+        if not isinstance(size, (list, tuple)) or list(size) != [height, width]:
+            return (f'an RLE mask of size {size} does not fit an image of height {height} and width {width}; use the images that the masks '
+                    'were made on.')
         if isinstance(counts, list):
             if not all(type(run) is int and run >= 0 for run in counts) or sum(counts) != height * width:
                 return f'the counts of an RLE mask are not whole numbers that sum to {height} x {width} pixels; mend or remove it.'
-        elif not isinstance(counts, (str, bytes)) or not counts or not all(48 <= c < 112 for c in (counts.encode() if isinstance(counts, str) else counts)):
+            return None
+        text = counts.decode('latin-1') if isinstance(counts, bytes) else counts
+        if not isinstance(text, str) or not _RLE_TEXT.fullmatch(text):
             return 'the counts of an RLE mask are neither a list nor text in COCO\'s code; mend or remove it.'
         return None
     if not isinstance(segm, list) or not segm or not all(isinstance(polygon, list) and len(polygon) >= 6 for polygon in segm):
@@ -218,7 +223,8 @@ def _mask_fault(segm, height: int, width: int) -> Optional[str]:
         points = np.full(1, np.nan)
     reach = 2 * max(height, width)
     if points.ndim != 1 or any(len(polygon) % 2 for polygon in segm) or not (np.abs(points) <= reach).all():  # NaN is not, either
-        return f'a polygon is not a list of x, y, x, y, ... in pixels within or near an image of height {height} and width {width}; mend or remove it.'
+        return (f'a polygon is not a list of x, y, x, y, ... in pixels within or near an image of height {height} and width {width}; mend '
+                'or remove it.')
     return None
 
 

@@ -9,9 +9,9 @@ from typing import Sequence
 from torch.distributed import DistNetworkError, PrefixStore, Store, TCPStore
 
 TIMEOUT_VARIABLE, TIMEOUT = 'ODIS_MM_PEER_TIMEOUT', 600.
-CAUSES = ('Usual causes: its job has not started or failed at its start (see its log); MASTER_ADDR is not the first node, or not reachable from '
-          'there (host name, firewall, another network: GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME); PORT is taken or differs; NNODES differs '
-          f'or a NODE_RANK is given twice. {TIMEOUT_VARIABLE}=SECONDS waits longer.')
+CAUSES = ('Usual causes: its job has not started or failed at its start (see its log); MASTER_ADDR is not the first node, or not reachable '
+          'from there (host name, firewall, another network: GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME); PORT is taken or differs; NNODES '
+          f'differs or a NODE_RANK is given twice. {TIMEOUT_VARIABLE}=SECONDS waits longer.')
 
 
 class MissingPeersError(ConnectionError):
@@ -56,8 +56,8 @@ def await_peers() -> Store:
         store = TCPStore(host, port, world, is_master=master, timeout=timedelta(seconds=seconds), wait_for_workers=False)
     except DistNetworkError as error:
         if master:
-            raise MissingPeersError(f'rank 0 can not listen at the master\'s address {host}:{port}: another run uses the port (set PORT), or the '
-                                    'address is not that of this machine.') from error
+            raise MissingPeersError(f"rank 0 can not listen at the master's address {host}:{port}: another run uses the port (set PORT), "
+                                    'or the address is not that of this machine.') from error
         raise MissingPeersError(f'rank {rank} of {world} (on {socket.gethostname()}) did not reach the master {host}:{port} within '
                                 f'{seconds:g} s, where rank 0 should be. {CAUSES}') from error
     shared = PrefixStore(f'odis_mm/{os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)}', store)
@@ -71,7 +71,8 @@ def await_peers() -> Store:
         if now > end:
             raise MissingPeersError(f'{_who(missing, world)} did not join the master {host}:{port} within {seconds:g} s. {CAUSES}')
         if rank == 0 and now > said:
-            print(f'waiting for {_who(missing, world)} to join the master {host}:{port}, {end - now:.0f} s more', file=sys.stderr, flush=True)
+            print(f'waiting for {_who(missing, world)} to join the master {host}:{port}, {end - now:.0f} s more', file=sys.stderr,
+                  flush=True)
             said = end
         time.sleep(.05)
 

@@ -53,8 +53,8 @@ class FrozenMetricHook(Hook):
         if not hasattr(model, 'branch'):
             raise TypeError(f'{type(self).__name__} measures TeacherStudent models, not {type(model).__name__}: remove it from the hooks.')
         if any(hasattr(p, 'full_tensor') for p in model.parameters()):
-            raise TypeError(f'{type(self).__name__} can not measure a sharded model, whose ranks must all see as many images: remove it from '
-                            'the hooks, and measure the exports by tools/knn.py or tools/regions.py.')
+            raise TypeError(f'{type(self).__name__} can not measure a sharded model, whose ranks must all see as many images: remove it '
+                            'from the hooks, and measure the exports by tools/knn.py or tools/regions.py.')
         self.prepare(self._frozen(runner, model.branch(self.of)))
         self._file = Path(runner.work_dir, f'{self.name}.json')
         self._record = dict(of=self.of, random=None, history=[])
