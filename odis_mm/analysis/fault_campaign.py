@@ -309,6 +309,7 @@ class Campaign:
         had = [p for p in run.glob('*.pth') if NUMBERED.fullmatch(p.name)]
         ballast = self._fill(event.share) if event.kind == 'tmpfs' else None
         (report, child_report), (child_answer, answer) = os.pipe(), os.pipe()
+        self.log.write_bytes(b'')  # a process may die before it opens it
         sys.stdout.flush()
         start = time.time()
         pid = os.fork()
