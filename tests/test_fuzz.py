@@ -1,4 +1,5 @@
 """A few hundred mutated files through the readers; tools/misc/fuzz.py takes as many as one likes. And what it found."""
+import json
 import os
 import signal
 import time
@@ -16,6 +17,7 @@ from odis_mm.datasets.objects import AnnotationError
 @pytest.mark.parametrize('name, count', [('annotations', 120), ('images', 300)])
 def test_mutated_files_are_read_or_refused(tmp_path, name, count):
     seeds = fuzz.annotation_seeds(tmp_path) if name == 'annotations' else fuzz.image_seeds()
+    cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (9, 9), 2)  # OpenCV's threads are there when the cases' process is forked
     counts, findings = fuzz.fuzz(fuzz.TASKS[name], seeds, count, 1, tmp_path, batch=count)
     assert not findings, findings
     assert sum(counts.values()) == count and counts['read'] > count / 10 and sum(counts.values()) - counts['read'] > count / 4
@@ -28,6 +30,19 @@ def test_seeds_are_right(tmp_path):
     for i, seed in enumerate(fuzz.image_seeds()):
         (tmp_path / 'seed.jpg').write_bytes(seed)
         assert fuzz.judge(fuzz.TASKS['images'], tmp_path / 'seed.jpg') == ('read', ''), i
+
+
+def test_an_id_beyond_64_bits_is_read(tmp_path):
+    content = json.loads(fuzz.annotation_seeds(tmp_path)[0])
+    content['images'][0]['id'] = 2**70
+    (tmp_path / 'seed.json').write_text(json.dumps(content))
+    assert fuzz.judge(fuzz.TASKS['annotations'], tmp_path / 'seed.json') == ('read', '')
+
+
+@pytest.mark.parametrize('name', ['a\0.jpg', '\ud800.jpg'])
+def test_a_name_that_no_file_can_have_is_refused(tmp_path, name):
+    with pytest.raises(BadImageError, match='can have no such name'):
+        read_image(tmp_path / name)
 
 
 def reader(faults: dict):

@@ -5,6 +5,7 @@ Configs are Python and are meant to run; everything else that a user hands over 
 import functools
 import http.server
 import json
+import logging
 import os
 import threading
 from pathlib import Path
@@ -141,6 +142,7 @@ def command_lines(path: str, data: str, labelled: str, out: str) -> dict:
 @pytest.mark.parametrize('name', command_lines('', '', '', ''))
 def test_commands_refuse_in_one_sentence(name, danger, data, labelled, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv('ODIS_MM_DEBUG', raising=False)
+    monkeypatch.setattr(logging, 'raiseExceptions', False)  # loggers of other tests still hold their captured, closed streams
     if name in ('detector', 'test'):
         pytest.importorskip('mmdet')
     main, arguments = command_lines(str(danger), data, str(labelled), str(tmp_path / 'out'))[name]

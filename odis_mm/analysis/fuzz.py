@@ -284,7 +284,7 @@ def work(task: Task, seeds: List[bytes], cases: range, seed: int, folder: Path, 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1), os.dup2(null, 2)  # libjpeg comments on what it sees
-    cv2.setNumThreads(1)
+    cv2.setNumThreads(0)  # with 1, OpenCV would wait for threads that the fork left behind
     gc.freeze()  # a data set collects garbage when it is made, which would copy all memory that is shared with the parent
     for case in cases:
         pipe.send((case, None))

@@ -399,7 +399,7 @@ def _group(columns: dict, folder: str, path: str, with_masks: bool, with_crowd: 
         part = slice(bounds[i], bounds[i + 1])
         known = height < np.inf and width < np.inf
         data.append(dict(
-            img_path=os.path.join(folder, name), img_id=key if isinstance(key, int) else i,
+            img_path=os.path.join(folder, name), img_id=key if isinstance(key, int) and abs(key) < 1 << 63 else i,
             height=int(height) if known else None, width=int(width) if known else None, bboxes=boxes[part],
             labels=labels[part], masks=None if masks is None else masks[part]))
     return data, counts
