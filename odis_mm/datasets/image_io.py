@@ -78,6 +78,8 @@ def read_image(path) -> np.ndarray:
     except OSError as error:
         raise UnreadableImageError(f'image {path} could not be read ({error.strerror}); check the file and its '
                                    'permissions.') from error
+    except ValueError as error:
+        raise BadImageError(f'image {str(path)!r} can have no such name ({error}); mend the annotations or the list.') from error
     if not data:
         raise BadImageError(f'image {path} is empty (0 bytes); fetch it again or remove it from the data.')
     if data[:2] == b'\xff\xd8' and not _jpeg_ends(data):
