@@ -19,8 +19,9 @@ def damage(path: str) -> Optional[str]:
     """What is wrong with the file of a training checkpoint, in words; None if nothing is.
 
     Every byte is read once and compared with the checksums that ``torch.save`` stores beside each tensor, because ``torch.load`` does
-    not look at them and takes flipped bits as weights; then the file's directory is read as torch reads it. In pieces, 0.8 to 3 GB/s
-    on a core of an AMD EPYC, busy or not. A file that would run code is whole here: loading it refuses, and no other file should silently take its place.
+    not look at them and takes flipped bits as weights; then the file's directory is read as torch reads it. In pieces, at 0.8 to 3 GB/s
+    on a core of an AMD EPYC, busy or not. A file that would run code is whole here: loading it refuses, and no other file should
+    silently take its place.
     """
     try:
         if osp.getsize(path) == 0:
