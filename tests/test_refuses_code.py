@@ -27,6 +27,7 @@ from odis_mm.datasets import ObjectDataset
 from odis_mm.datasets.demo import ensure_demo
 from odis_mm.evaluation import rotation
 from odis_mm.transfer import CheckpointError, build_backbone, load_backbone, read_checkpoint, read_meta, transfer
+from odis_mm.transfer.checkpoint import restore
 from odis_mm.workflows import demo as workflow
 
 VIT = dict(type='VisionTransformer', arch=ARCH, img_size=32, patch_size=8, out_type='cls_token')
@@ -161,6 +162,23 @@ def test_the_latest_checkpoint_of_a_work_dir_is_refused(danger, data, tmp_path, 
         cli.train_main(['odis_demo', '--resume', '--work-dir', str(tmp_path / 'run'), '--cfg-options', *TINY,
                         f'train_dataloader.dataset.data_root={data}'])
     assert 'epoch_1.pth is refused' in capsys.readouterr().err
+
+
+class Harmless:
+    def __reduce__(self):
+        return os.path.basename, ('a/trusted', )
+
+
+def test_a_user_may_insist_for_a_file_but_not_for_a_download(tmp_path, monkeypatch):
+    path = tmp_path / 'trusted.pth'
+    torch.save(dict(state_dict=dict(w=torch.ones(2)), name=Harmless()), path)
+    with pytest.raises(CheckpointError, match='ODIS_MM_TRUST_CHECKPOINTS=1 if you trust'):
+        read_checkpoint(path)
+    monkeypatch.setenv('ODIS_MM_TRUST_CHECKPOINTS', '1')
+    with pytest.warns(UserWarning, match='trusted.pth: code from the file is run'):
+        assert torch.equal(read_checkpoint(path)['w'], torch.ones(2))
+    with pytest.raises(CheckpointError, match='is refused'):
+        restore(lambda: torch.load(path, weights_only=True), 'checkpoint of a server')
 
 
 def test_downloads_are_refused(danger, tmp_path, monkeypatch):

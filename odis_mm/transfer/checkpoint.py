@@ -4,6 +4,7 @@ import os
 import pickle
 import re
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO, Callable, Dict, Optional, Union
@@ -18,6 +19,9 @@ PathLike = Union[str, os.PathLike]
 
 # where libraries keep the weights in a file, best first: DINO, iBOT and DINOv2 keep the teacher beside the student
 CONTAINERS = ('teacher', 'state_dict', 'model')
+
+
+TRUST = 'ODIS_MM_TRUST_CHECKPOINTS'
 
 
 class CheckpointError(ValueError):
@@ -73,6 +77,9 @@ def _read_torch(path: Path):
 def restore(source, name: str, map_location='cpu'):
     """What ``torch.save`` wrote, as data: tensors, plain values and mmengine's log buffers.
 
+    With ``ODIS_MM_TRUST_CHECKPOINTS=1`` in the environment a file that wants more is restored all the same, with a warning; a download
+    never is.
+
     Args:
         source: A path, an open file, or a function that loads with ``weights_only=True``.
         name: Of the file, for messages.
@@ -90,8 +97,12 @@ def restore(source, name: str, map_location='cpu'):
         wanted = re.search(r'(?:GLOBAL|class|function|instantiate|only, not) ([^\s,]+)', str(error))
         if wanted is None:  # the bytes are no pickle at all
             raise CheckpointError(f'{name} is truncated or no checkpoint: its contents are not those of torch.save.') from error
-        raise CheckpointError(f'{name} is refused: restoring it would run code from the file ({wanted.group(1).rstrip(".")}); save its '
-                              'state_dict alone, tensors by name, and pass that.') from error
+        wanted = wanted.group(1).rstrip('.')
+        if os.environ.get(TRUST) == '1' and not callable(source):
+            warnings.warn(f'{name}: code from the file is run ({wanted}), as {TRUST}=1 asks for.')
+            return torch.load(source, map_location=map_location, weights_only=False)
+        raise CheckpointError(f'{name} is refused: restoring it would run code from the file ({wanted}); save its state_dict alone, tensors by '
+                              f'name, and pass that, or set {TRUST}=1 if you trust whoever wrote it.') from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
         raise CheckpointError(f'{name} is truncated or no checkpoint: {_first_sentence(error)}.') from error
 
