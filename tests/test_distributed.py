@@ -195,6 +195,7 @@ def runs(tmp_path_factory, folder, coco) -> Path:  # noqa: F811
 
 
 def load(runs: Path, name: str, world: int) -> list:
+    # objects of every kind, which this file's own processes wrote
     return [torch.load(runs / f'{name}_{world}_{rank}.pt', weights_only=False) for rank in range(world)]
 
 
@@ -286,6 +287,7 @@ def test_ranks_had_uneven_shares(runs):
 def test_interrupted_on_two_ranks_and_resumed_on_four_is_one_run(runs):
     alone, = load(runs, 'odis_plain', 1)
     assert (runs / 'interrupted/epoch_0_iter_1.pth').is_file()
+    # written by this file's own processes, as in load()
     ranks = [torch.load(runs / f'interrupted_{rank}.pt', weights_only=False) for rank in range(4)]
     for iteration, *parts in zip(alone['iterations'][1:], *(rank['iterations'] for rank in ranks), strict=True):
         assert sorted(sum((part['images'] for part in parts), [])) == sorted(iteration['images'])

@@ -34,8 +34,8 @@ class NonFiniteLossHook(Hook):
     accumulation the whole step goes. The log names the term, the iteration and the images, and the batch is saved to
     ``nonfinite_iter_N.pth`` in the work dir, for ``python -m odis_mm.engine.replay``: tensors and plain values only.
 
-    The loss is judged on the device; the host waits for the verdict once per optimizer step, when forward and backward pass are queued,
-    where mmengine's gradient clipping waits for the norm anyway. Under the fp16 loss scaler infinite gradients are its own business: it
+    The loss is judged on the device; the host waits for the verdict once per optimizer step, when forward and backward pass are queued:
+    the only wait in a step that logs nothing. Under the fp16 loss scaler infinite gradients are its own business: it
     skips them, and only the loss is judged here.
 
     Args:
