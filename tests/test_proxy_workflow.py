@@ -37,7 +37,7 @@ def test_all_stages_and_the_table(tmp_path, monkeypatch, capsys):
             (folder / 'a' / 'vis_data').mkdir(parents=True)
             (folder / 'a' / 'vis_data' / 'scalars.json').write_text(json.dumps({'coco/bbox_mAP': strength / 100, 'coco/segm_mAP': .1}))
             return
-        for epoch in (2, 4):
+        for epoch in (options['train_cfg.max_epochs'] // 2, options['train_cfg.max_epochs']):
             (folder / f'epoch_{epoch}_backbone.pth').touch()
         values = dict(box_pool=60., object_auc=70., mask_miou=40.)
         (folder / 'regions.json').write_text(json.dumps(dict(random=dict.fromkeys(values, 30.),
@@ -54,7 +54,7 @@ def test_all_stages_and_the_table(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(proxy, 'region_proxy', lambda frozen, *a: dict(box_pool=10. + frozen.strength, object_auc=50. - frozen.strength))
     monkeypatch.setattr(proxy, 'labelled_split', lambda *a, **k: ())
     monkeypatch.setattr(proxy, 'knn_images', lambda *a, **k: dict(token={20: 33.}))
-    arguments = ['--work-dir', str(tmp_path / 'work'), '--out', str(tmp_path / 'docs'), '--methods', 'ODIS', 'GTSA', '--epochs', '4',
+    arguments = ['--work-dir', str(tmp_path / 'work'), '--out', str(tmp_path / 'docs'), '--methods', 'ODIS', 'GTSA:4', '--epochs', '8',
                  '--knn-root', 'x']
     proxy.main(arguments)
     text = (tmp_path / 'docs' / 'proxy_demo.md').read_text()
@@ -65,5 +65,17 @@ def test_all_stages_and_the_table(tmp_path, monkeypatch, capsys):
                                       options in seen if 'rcnn' not in config)
     proxy.main(arguments)  # everything was done before
     assert len(seen) == 13 and 'done before' in capsys.readouterr().out
+    first = (tmp_path / 'docs' / 'proxy_demo.json').read_text()
+    proxy.main([*arguments, '--jobs', '2'])  # in processes of their own, the same rows in the same order
+    again = json.loads((tmp_path / 'docs' / 'proxy_demo.json').read_text())
+    assert len(seen) == 13 and {**again, 'settings': 0} == {**json.loads(first), 'settings': 0}
+    assert list(again['frozen']) == list(json.loads(first)['frozen'])
+
+
+@pytest.mark.parametrize('arguments, words', [(['--methods', 'ODIS:8', '--checkpoints', '3'], 'ODIS: its 8 epochs must be a multiple'),
+                                              (['--methods', 'odis'], '--methods odis: METHOD or METHOD:EPOCHS'),
+                                              (['--methods', 'ODIS:many'], '--methods ODIS:many')])
+def test_methods_and_their_lengths_are_checked_first(arguments, words, capsys):
     with pytest.raises(SystemExit):
-        proxy.main([*arguments, '--checkpoints', '3'])
+        proxy.main(arguments)
+    assert words in capsys.readouterr().err

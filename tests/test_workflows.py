@@ -16,7 +16,7 @@ def test_a_stage_runs_once_and_refuses_other_settings(tmp_path, capsys):
         return dict(value=3)
     assert Stages(tmp_path, 2).run('a', dict(lr=1), work)['value'] == 3
     assert Stages(tmp_path, 2).run('a', dict(lr=1), work)['value'] == 3
-    assert len(calls) == 1 and 'stage 1/2 a: done before' in capsys.readouterr().out
+    assert len(calls) == 1 and 'a: done before' in capsys.readouterr().out
     with pytest.raises(ValueError, match='other settings'):
         Stages(tmp_path, 2).run('a', dict(lr=2), work)
 

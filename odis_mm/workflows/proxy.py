@@ -2,18 +2,21 @@
 
     python -m odis_mm.workflows.proxy --work-dir work_dirs/proxy --out docs/benchmarks --knn-root DIR
 
-Every method is pretrained on the embedded demo set under one budget, with the proxy measured as it goes (``RegionProxyHook``); checkpoints
-on the way and random weights are measured and fine-tuned. It is resumable: started again with the same arguments it continues where it
-stopped.
+Every method is pretrained on the embedded demo set, with the proxy measured as it goes (``RegionProxyHook``); checkpoints on the way and
+random weights are measured and fine-tuned. It is resumable: started again with the same arguments it continues where it stopped.
 """
 import argparse
 import datetime
+import functools
 import json
+import multiprocessing
+import os
 import statistics
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -40,40 +43,70 @@ def main(argv: Optional[List[str]] = None) -> None:
     parser.add_argument('--out', default='docs/benchmarks', help='the table goes here')
     parser.add_argument('--data-root', default='data/odis_demo', help='the demo set is rendered beside it')
     parser.add_argument('--train-images', type=int, default=4000, help='rendered images of the demo set')
-    parser.add_argument('--methods', nargs='+', default=list(METHODS), choices=list(METHODS))
+    parser.add_argument('--methods', nargs='+', default=list(METHODS), metavar='METHOD[:EPOCHS]',
+                        help=f'of {", ".join(METHODS)}; a length of its own for a method whose epochs take longer')
     parser.add_argument('--epochs', type=int, default=24, help='of each pretraining')
     parser.add_argument('--checkpoints', type=int, default=2, help='of each pretraining, evenly spread over its epochs')
     parser.add_argument('--pretrain-seeds', type=int, nargs='+', default=[0, 1])
     parser.add_argument('--finetune-iters', type=int, default=600, help='iterations of the detector, 8 images each')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0], help='of the detector')
     parser.add_argument('--knn-root', help='labelled folder (train/<class>/, val/<class>/) for k-NN on whole images beside the proxy')
+    parser.add_argument('--jobs', type=int, default=1, help='so many pretrainings, each with all that follows from it, at a time; the '
+                        'cores are shared out among them')
     args = parser.parse_args(argv)
-    if args.epochs % args.checkpoints:
-        parser.error(f'--epochs {args.epochs} must be a multiple of --checkpoints {args.checkpoints}.')
+    lengths = {}
+    for part in args.methods:
+        method, _, epochs = part.partition(':')
+        if method not in METHODS or (epochs and not epochs.isdigit()):
+            parser.error(f'--methods {part}: METHOD or METHOD:EPOCHS, METHOD one of {", ".join(METHODS)}.')
+        lengths[method] = int(epochs or args.epochs)
+        if lengths[method] % args.checkpoints or not lengths[method]:
+            parser.error(f'{method}: its {lengths[method]} epochs must be a multiple of --checkpoints {args.checkpoints}.')
 
-    runs = len(args.methods) * len(args.pretrain_seeds)
-    rows_to_come = 1 + runs * args.checkpoints
-    stages = Stages(args.work_dir, total=runs + rows_to_come * (1 + len(args.seeds)))
+    runs = [(None, METHODS[next(iter(lengths))], 0, 0)]
+    runs += [(method, METHODS[method], epochs, seed) for method, epochs in lengths.items() for seed in args.pretrain_seeds]
+    rows = 1 + (len(runs) - 1) * args.checkpoints
+    stages = Stages(args.work_dir, total=len(runs) - 1 + rows * (1 + len(args.seeds)))
     root = Path(ensure_demo(args.data_root, num_train=args.train_images)).resolve()
-    rows, curves = [Row(RANDOM, 'random', METHODS[args.methods[0]], None)], {}
-    for method in args.methods:
-        for seed in args.pretrain_seeds:
-            name = f'pretrain_{method.lower()}_seed{seed}'
-            found = pretrain_measured(stages, name, METHODS[method], root, args.epochs, args.checkpoints, seed)
-            curves.setdefault(method, []).append(found['regions'])
-            rows += [Row(f'{method}, epoch {epoch}, seed {seed}', f'{method.lower()}_seed{seed}_epoch{epoch}', METHODS[method], Path(path))
-                     for epoch, path in found['exports'].items()]
-    frozen = {row.label: measure(stages, row, root, args.knn_root) for row in rows}
-    ap: Dict[str, List[dict]] = {row.label: [] for row in rows}
-    for seed in args.seeds:
-        for row in rows:
-            ap[row.label].append(finetune(stages, f'detector_{row.name}_seed{seed}', root, row.export, args.finetune_iters, seed))
+    work = functools.partial(chain, stages, root=root, args=args)
+    if args.jobs == 1:
+        found = [work(run) for run in runs]
+    else:
+        os.environ.setdefault('OMP_NUM_THREADS', str(max((os.cpu_count() or 1) // args.jobs, 1)))
+        with ProcessPoolExecutor(args.jobs, multiprocessing.get_context('spawn')) as pool:
+            found = list(pool.map(work, runs))
+    frozen, ap, curves = {}, {}, {}
+    for (method, *_), (measured, detectors, curve) in zip(runs, found):
+        frozen.update(measured)
+        ap.update(detectors)
+        if method is not None:
+            curves.setdefault(method, []).append(curve)
     text = report(frozen, ap, curves, args, argv)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     (out / 'proxy_demo.md').write_text(text)
     (out / 'proxy_demo.json').write_text(json.dumps(dict(frozen=frozen, detector=ap, curves=curves, settings=vars(args)), indent=1))
     print(text)
+
+
+def chain(stages: Stages, run: Tuple[Optional[str], str, int, int], root: Path, args: argparse.Namespace) -> tuple:
+    """A pretraining (method, config, epochs, seed), or random weights (None, config, 0, 0), and all that is measured from it.
+
+    Returns:
+        By row the frozen measures, by row the detectors' APs, and what the hook recorded (None for random weights).
+    """
+    method, config, epochs, seed = run
+    if method is None:
+        rows, curve = [Row(RANDOM, 'random', config, None)], None
+    else:
+        pretrained = pretrain_measured(stages, f'pretrain_{method.lower()}_seed{seed}', config, root, epochs, args.checkpoints, seed)
+        curve = pretrained['regions']
+        rows = [Row(f'{method}, epoch {epoch}, seed {seed}', f'{method.lower()}_seed{seed}_epoch{epoch}', config, Path(path))
+                for epoch, path in pretrained['exports'].items()]
+    frozen = {row.label: measure(stages, row, root, args.knn_root) for row in rows}
+    ap = {row.label: [finetune(stages, f'detector_{row.name}_seed{s}', root, row.export, args.finetune_iters, s) for s in args.seeds]
+          for row in rows}
+    return frozen, ap, curve
 
 
 def pretrain_measured(stages: Stages, name: str, config: str, root: Path, epochs: int, checkpoints: int, seed: int) -> dict:
@@ -85,7 +118,7 @@ def pretrain_measured(stages: Stages, name: str, config: str, root: Path, epochs
         'default_hooks.checkpoint.max_keep_ckpts': -1, '+default_hooks.regions.type': 'RegionProxyHook',
         '+default_hooks.regions.data_root': root,
         '+default_hooks.regions.sizes': f'[{SIZE}]', '+default_hooks.regions.max_images': '[400,200]',
-        '+default_hooks.regions.interval': max(step // 4, 1),
+        '+default_hooks.regions.interval': max(step // 2, 1),
         '+default_hooks.regions.num_workers': 0}
 
     def work(folder: Path) -> dict:
@@ -131,9 +164,8 @@ def report(frozen: Dict[str, dict], ap: Dict[str, List[dict]], curves: Dict[str,
     lines = [
         '# Does the proxy predict detection? On the embedded demo set', '',
         f'Command: `{" ".join(["python -m odis_mm.workflows.proxy", *(sys.argv[1:] if argv is None else argv)])}`', '',
-        f'{datetime.date.today().isoformat()}; {hardware()}. Pretraining: {args.epochs} epochs of {args.train_images} images for each '
-        f'method, {len(args.pretrain_seeds)} '
-        f'seeds. Detector: the demo Mask R-CNN, {args.finetune_iters} iterations of 8 images, {len(args.seeds)} seeds, all weights '
+        f'{datetime.date.today().isoformat()}; {hardware()}; {args.jobs} at a time. Pretraining on {args.train_images} images, '
+        f'{len(args.pretrain_seeds)} seeds of each method; the epoch is in the row. Detector: the demo Mask R-CNN, {args.finetune_iters} iterations of 8 images, {len(args.seeds)} seeds, all weights '
         'trained. Frozen measures in percent: '
         'class accuracy of regions by 20 neighbours ([OBJ] token, pooled box), area under the ROC curve of objects against background, '
         'mean IoU of a linear mask; '

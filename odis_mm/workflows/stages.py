@@ -26,7 +26,7 @@ class Stages:
     """
 
     def __init__(self, work_dir: Union[str, Path], total: int):
-        self.work_dir, self.total, self.count, self.start = Path(work_dir), total, 0, time.time()
+        self.work_dir, self.total, self.start = Path(work_dir), total, time.time()
 
     def say(self, text: str) -> None:
         print(f'[{(time.time() - self.start) / 60:5.1f} min] {text}', flush=True)
@@ -37,16 +37,16 @@ class Stages:
         Raises:
             ValueError: if the folder holds the result of other settings: nothing is overwritten.
         """
-        self.count += 1
         folder = self.work_dir / name
         record = folder / 'result.json'
         settings = json.loads(json.dumps(settings))
         if (folder / 'settings.json').is_file() and json.loads((folder / 'settings.json').read_text()) != settings:
             raise ValueError(f'{folder} was made with other settings than {settings}: take another --work-dir, or remove it.')
         if record.is_file():
-            self.say(f'stage {self.count}/{self.total} {name}: done before')
+            self.say(f'{name}: done before')
             return json.loads(record.read_text())
-        self.say(f'stage {self.count}/{self.total} {name}')
+        done = len(list(self.work_dir.glob('*/result.json')))  # whoever did them: stages may run in several processes
+        self.say(f'{name} ({done} of {self.total} stages are done)')
         folder.mkdir(parents=True, exist_ok=True)
         (folder / 'settings.json').write_text(json.dumps(settings))
         started = time.time()
