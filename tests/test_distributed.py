@@ -118,29 +118,36 @@ def get_world() -> int:
     return int(os.environ['WORLD_SIZE'])
 
 
-def rank_main(rank: int, world: int, path: str, data: str, ports: dict, labelled: str, regions: str) -> None:
+def rank_main(rank: int, world: int, path: str, data: str, labelled: str, regions: str) -> None:
     torch.set_num_threads(1)
+    store = torch.distributed.FileStore(f'{path}/ports{world}', world)
+
+    def meet(name: str) -> None:  # at a port that is free now: one chosen before the other runs may be theirs by the time it is used
+        if rank == 0:
+            store.set(name, str(free_port()))
+        os.environ['MASTER_PORT'] = store.get(name).decode()
+
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR='127.0.0.1')
     for name, (method, kind) in CASES.items():
-        os.environ['MASTER_PORT'] = str(ports[world, name])
+        meet(name)
         runner = apis.train(small(method, data, kind), work_dir=f'{path}/{name}_{world}', launcher='pytorch')
         said = Path(runner.log_dir, f'{runner.timestamp}.log').read_text() if rank == 0 and kind == 'uneven' else ''
         torch.save(dict(runner.recorded, said=said), f'{path}/{name}_{world}_{rank}.pt')
     if world == 2:
         for method in METHODS:
             name = f'{method}_sharded'
-            os.environ['MASTER_PORT'] = str(ports[world, name])
+            meet(name)
             runner = apis.train(small(method, data, 'sharded'), work_dir=f'{path}/{name}', launcher='pytorch')
             torch.save(runner.recorded, f'{path}/{name}_{world}_{rank}.pt')
-        os.environ['MASTER_PORT'] = str(ports[world, 'recipe'])
+        meet('recipe')
         runner = apis.train(small('odis', data, 'recipe'), work_dir=f'{path}/recipe', launcher='pytorch')
         torch.save(runner.recorded, f'{path}/recipe_{world}_{rank}.pt')
     if world > 1:  # sharded ranks go on from the first epoch of sharded ones, and more ranks that are not
-        os.environ['MASTER_PORT'] = str(ports[world, 'resumed'])
+        meet('resumed')
         runner = apis.train(small('odis', data, 'sharded' if world == 2 else 'plain'), work_dir=f'{path}/resumed_{world}',
                             resume=f'{path}/odis_sharded/epoch_1.pth', launcher='pytorch')
         torch.save(runner.recorded, f'{path}/resumed_{world}_{rank}.pt')
-        os.environ['MASTER_PORT'] = str(ports[world, 'interrupted'])
+        meet('interrupted')
         change_ranks(world, path, data)
     torch.distributed.init_process_group('gloo', init_method=f'file://{path}/store{world}', rank=rank, world_size=world)
     frozen = FrozenBackbone(make_vit())
@@ -175,22 +182,17 @@ def launch(_, path: str, *args) -> None:
         mp.start_processes(rank_main, args=(world, path, *args), nprocs=world, start_method='fork')
 
 
-def free_ports(count: int) -> list:
-    held = [socket.socket() for _ in range(count)]
-    for one in held:
-        one.bind(('127.0.0.1', 0))
-    ports = [one.getsockname()[1] for one in held]
-    for one in held:
-        one.close()
-    return ports
+def free_port() -> int:
+    with socket.socket() as held:
+        held.bind(('127.0.0.1', 0))
+        return held.getsockname()[1]
 
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory, folder, coco) -> Path:  # noqa: F811
     path = tmp_path_factory.mktemp('runs')
     data = ensure_demo(path / 'demo', num_train=IMAGES, num_val=1, size=64)
-    names = [(world, name) for world in WORLDS for name in (*CASES, *SHARDED, 'recipe', 'resumed', 'interrupted')]
-    mp.spawn(launch, args=(str(path), data, dict(zip(names, free_ports(len(names)))), str(folder), str(coco)), nprocs=1)
+    mp.spawn(launch, args=(str(path), data, str(folder), str(coco)), nprocs=1)
     return path
 
 
@@ -324,7 +326,7 @@ def lonely(monkeypatch, tmp_path):
     """The variables of two ranks, of which only one is started."""
     for name in ('TORCHELASTIC_USE_AGENT_STORE', 'TORCHELASTIC_RESTART_COUNT', 'ODIS_MM_DEBUG'):
         monkeypatch.delenv(name, raising=False)
-    port, = free_ports(1)
+    port = free_port()
     for name, value in dict(RANK=0, LOCAL_RANK=0, WORLD_SIZE=2, MASTER_ADDR='127.0.0.1', MASTER_PORT=port, ODIS_MM_PEER_TIMEOUT=.4).items():
         monkeypatch.setenv(name, str(value))
     return port
@@ -337,7 +339,7 @@ def test_a_missing_rank_is_named(lonely, monkeypatch, tmp_path, capsys):
     said = capsys.readouterr().err.strip().splitlines()
     assert f'error (rank 0): 1 of 2 ranks (1) did not join the master 127.0.0.1:{lonely} within 0.4 s. Usual causes: ' in said[-1]
     assert f'waiting for 1 of 2 ranks (1) to join the master 127.0.0.1:{lonely}' in said[0]
-    other, = free_ports(1)
+    other = free_port()
     monkeypatch.setenv('RANK', '1')
     monkeypatch.setenv('MASTER_PORT', str(other))
     with pytest.raises(MissingPeersError, match=f'rank 1 of 2 .* did not reach the master 127.0.0.1:{other} within 0.4 s'):

@@ -144,7 +144,7 @@ class ObjectViT(VisionTransformer):
         outs: List[List[Tensor]] = [[] for _ in views]
         for i, layer in enumerate(self.layers):
             last = i == self.num_layers - 1
-            args = (layer, x, shapes, masks, self.object_slice, _path_scales(layer, x, shapes), rows if last else None)
+            args = (layer, x, shapes, masks, self.object_slice, _path_scales(layer, x, shapes), rows if last else None, not self.with_cp)
             # the last block's rows differ in number from step to step: it would be compiled anew each time
             block = self._sharded or (_block if last and rows is not None else self._block)
             x = checkpoint(block, *args, use_reentrant=False) if self.with_cp and torch.is_grad_enabled() else block(*args)
@@ -243,7 +243,7 @@ def _path_scale(drop: Optional[nn.Module], x: Tensor, shapes: Shapes) -> Optiona
 
 
 def _block(layer: nn.Module, x: Tensor, shapes: Shapes, masks: Tuple[Optional[Tensor], ...], object_slice: slice,
-           scales: Tuple[Optional[Tensor], ...] = (None, None), rows: Optional[Tensor] = None) -> Tensor:
+           scales: Tuple[Optional[Tensor], ...] = (None, None), rows: Optional[Tensor] = None, lean: bool = False) -> Tensor:
     """One of mmpretrain's encoder layers, with object masks in its attention.
 
     Args:
@@ -254,10 +254,11 @@ def _block(layer: nn.Module, x: Tensor, shapes: Shapes, masks: Tuple[Optional[Te
         object_slice: Place of the k [OBJ] tokens in T.
         scales: See :func:`_path_scales`.
         rows: int64, the tokens of ``x`` to return; None: all.
+        lean: See :func:`_after_norm`; nothing to gain where the whole block is recomputed.
     """
     attn, ffn = layer.attn, layer.ffn
     # one reshape, one unbind: a slice of its own would have its gradient padded with zeros and added to the others'
-    qkv = attn.qkv(layer.ln1(x)).split([batch * length for batch, length in shapes])
+    qkv = _after_norm(attn.qkv, layer.ln1, x, lean).split([batch * length for batch, length in shapes])
     dropout = attn.attn_drop if attn.training else 0.
     parts = [object_attention(part.view(*shape, 3, attn.num_heads, attn.head_dims), mask, object_slice, dropout)
              for part, shape, mask in zip(qkv, shapes, masks)]
@@ -268,7 +269,35 @@ def _block(layer: nn.Module, x: Tensor, shapes: Shapes, masks: Tuple[Optional[Te
     x = _add(x, attn.gamma1(attn.proj_drop(attn.proj(out))), scales[0])
     if not isinstance(ffn, FFN):
         return ffn(layer.ln2(x), identity=x)
-    return _add(x, ffn.gamma2(ffn.layers(layer.ln2(x))), scales[1])
+    return _add(x, ffn.gamma2(_after_norm(ffn.layers, layer.ln2, x, lean)), scales[1])
+
+
+def _after_norm(then: nn.Module, norm: nn.Module, x: Tensor, lean: bool) -> Tensor:
+    """``then(norm(x))``. If ``lean``, the norm's result is not kept for the backward pass but computed again there, equal bit for bit: of
+    all that a block keeps nothing is cheaper, and the norm's own input is kept in any case. A compiler decides that for itself."""
+    if not lean or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return then(norm(x))
+    device = x.device.type
+    half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+    def normed() -> Tensor:
+        with torch.autocast(device, half, enabled=half is not None):
+            y = norm(x)
+        return y if half is None else y.to(half)  # what autocast would do within ``then``, so that its copy is known here
+
+    y = normed()
+    place = y.untyped_storage()._cdata
+
+    def pack(kept: Tensor) -> Union[Tensor, Callable]:
+        return again if kept.untyped_storage()._cdata == place and kept.shape == y_shape else kept
+
+    @torch.no_grad()
+    def again() -> Tensor:
+        return normed()
+
+    y_shape = y.shape
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept() if kept is again else kept):
+        return then(y)
 
 
 def _add(x: Tensor, branch: Tensor, scale: Optional[Tensor]) -> Tensor:
@@ -312,7 +341,9 @@ def object_attention(qkv: Tensor, mask: Optional[Tensor], object_slice: slice, d
 def _plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor], object_slice: slice, dropout: float) -> Tensor:
     """softmax(q k^T / sqrt(d)) v, mask bool [B, 1, k, T] of the [OBJ] rows."""
     with torch.autocast(q.device.type, enabled=False):  # its softmax would copy the scores to float32 and back
-        scores = (q * q.shape[-1]**-.5) @ k.mT  # [B, h, T, T]
+        shape = q.shape
+        q, k, v = (part.flatten(0, 1) for part in (q, k, v))  # [B * h, T, d]
+        scores = torch.baddbmm(q.new_empty(()), q, k.mT, beta=0, alpha=shape[-1]**-.5).unflatten(0, shape[:2])  # [B, h, T, T]
         if mask is not None:  # past autograd: without weight in the softmax, these scores have no gradient in any case
             scores.detach()[:, :, object_slice].masked_fill_(~mask, -torch.inf)
-        return F.dropout(scores.softmax(-1), dropout) @ v
+        return (F.dropout(scores.softmax(-1), dropout).flatten(0, 1) @ v).view(shape)
