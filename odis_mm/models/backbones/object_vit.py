@@ -283,20 +283,19 @@ def _after_norm(then: nn.Module, norm: nn.Module, x: Tensor, lean: bool) -> Tens
     def normed() -> Tensor:
         with torch.autocast(device, half, enabled=half is not None):
             y = norm(x)
-        return y if half is None else y.to(half)  # what autocast would do within ``then``, so that its copy is known here
-
-    y = normed()
-    place = y.untyped_storage()._cdata
-
-    def pack(kept: Tensor) -> Union[Tensor, Callable]:
-        return again if kept.untyped_storage()._cdata == place and kept.shape == y_shape else kept
+        return y if half is None else y.to(half)  # autocast would do so within ``then``, to a copy that nobody here knew
 
     @torch.no_grad()
     def again() -> Tensor:
         return normed()
 
-    y_shape = y.shape
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept() if kept is again else kept):
+    y = normed()
+    shape, storage = y.shape, y.untyped_storage()._cdata
+
+    def pack(kept: Tensor) -> Union[Tensor, Callable]:  # weights and all else pass through
+        return again if kept.shape == shape and kept.untyped_storage()._cdata == storage else kept
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: again() if kept is again else kept):
         return then(y)
 
 
