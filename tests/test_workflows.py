@@ -27,6 +27,12 @@ def test_a_failed_stage_is_run_again(tmp_path):
     assert Stages(tmp_path, 1).run('a', {}, lambda folder: dict(ok=1))['ok'] == 1
 
 
+def test_no_stage_is_begun_for_a_command_that_was_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr('multiprocessing.parent_process', lambda: argparse.Namespace(is_alive=lambda: False))
+    with pytest.raises(RuntimeError, match='a is not begun: the command that asked for it is gone'):
+        Stages(tmp_path, 1).run('a', {}, lambda folder: dict(ok=1))
+
+
 def test_a_failing_command_shows_its_end(tmp_path):
     with pytest.raises(RuntimeError, match='no_such_config'):
         Stages(tmp_path, 1).train('no_such_config', tmp_path, {})

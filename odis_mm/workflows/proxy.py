@@ -74,7 +74,11 @@ def main(argv: Optional[List[str]] = None) -> None:
     else:
         os.environ.setdefault('OMP_NUM_THREADS', str(max((os.cpu_count() or 1) // args.jobs, 1)))
         with ProcessPoolExecutor(args.jobs, multiprocessing.get_context('spawn')) as pool:
-            found = list(pool.map(work, runs))
+            try:
+                found = list(pool.map(work, runs))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)  # what runs now is finished and kept
+                raise
     frozen, ap, curves = {}, {}, {}
     for (method, *_), (measured, detectors, curve) in zip(runs, found):
         frozen.update(measured)

@@ -1,5 +1,6 @@
 """Stages of an experiment: each is run once, remembered in a file, and continued where it was interrupted."""
 import json
+import multiprocessing
 import os
 import platform
 import re
@@ -36,6 +37,7 @@ class Stages:
 
         Raises:
             ValueError: if the folder holds the result of other settings: nothing is overwritten.
+            RuntimeError: in a process whose parent was killed.
         """
         folder = self.work_dir / name
         record = folder / 'result.json'
@@ -45,6 +47,9 @@ class Stages:
         if record.is_file():
             self.say(f'{name}: done before')
             return json.loads(record.read_text())
+        parent = multiprocessing.parent_process()
+        if parent is not None and not parent.is_alive():
+            raise RuntimeError(f'{name} is not begun: the command that asked for it is gone.')
         done = len(list(self.work_dir.glob('*/result.json')))  # whoever did them: stages may run in several processes
         self.say(f'{name} ({done} of {self.total} stages are done)')
         folder.mkdir(parents=True, exist_ok=True)
