@@ -321,7 +321,8 @@ def object_attention(qkv: Tensor, mask: Optional[Tensor], object_slice: slice, d
     Returns:
         [B * T, D].
     """
-    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()  # [B, heads, T, d]
+    # one unbind, of the layout as it is: its gradient is put together in one pass
+    q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))  # [B, heads, T, d]
     if _cpu_forms(q) and q.dtype in _HALF:
         out = _plain_attention(q, k, v, mask, object_slice, dropout)
     elif mask is None or mask.is_floating_point():
