@@ -1,6 +1,7 @@
 """The benchmark: its counts against independent ones, its yardstick against our losses. Never a time."""
 import copy
 import json
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -9,10 +10,12 @@ from mmengine.config import Config
 from mmpretrain.registry import MODELS
 
 import odis_mm  # noqa: F401
-from odis_mm.analysis import TextbookIBOT, benchmark, count_step
+from odis_mm.analysis import TextbookIBOT, benchmark, count_step, startup
 from odis_mm.analysis.cost import Allocations, count_flops, total_loss
 from odis_mm.apis import load_config
 from odis_mm.engine.hooks import SelfSupScheduleHook
+from odis_mm.models import ObjectViT
+from odis_mm.models.backbones import object_vit
 
 D, F, LAYERS, HEADS, K = 32, 64, 3, 4, 24
 
@@ -307,3 +310,42 @@ def test_losses_and_heads_are_apart():
     split = found['split']
     assert 0 < found['loss_share'] < 1
     assert found['loss_share'] == pytest.approx((split['loss'] + split['backward, loss']) / found['seconds']['step'], rel=1e-3)
+
+
+def test_options_are_timed_beside_the_plain_step(monkeypatch):
+    calls = []
+
+    def compile_blocks(self):
+        self._block = lambda *args: (calls.append(self), object_vit._block(*args))[1]
+    monkeypatch.setattr(ObjectViT, 'compile_blocks', compile_blocks)
+    forms = {'plain', 'packed', 'compiled'}
+    found = benchmark.options_benchmark(make_config(), torch.device('cpu'), 2, repeats=2)
+    assert set(found) - {'batch'} == forms and found['plain']['ratio'] == 1
+    for form in forms:
+        assert len(found[form]['all_seconds']) == 2 and found[form]['first'] > 0
+        assert found[form]['loss'] == pytest.approx(found['plain']['loss'], abs=1e-5)
+    assert len(set(calls)) == 2  # student and teacher
+    assert '  compiled' in benchmark.table(dict(config='', dtype='', threads=1, date='', hardware='', repeats=2, load=0., options=found))
+
+
+def test_options_of_a_model_without_any_end_in_a_sentence():
+    with pytest.raises(benchmark.ConfigError, match='neither'):
+        benchmark.options_benchmark(load_config('alfm_r50_coco'), torch.device('cpu'), 2)
+
+
+def test_start_up_is_the_time_to_the_first_iteration(tmp_path, capsys):
+    fake = tmp_path / 'train.py'
+    fake.write_text('import sys, time\n'
+                    "print('reading', *sys.argv[1:], flush=True)\n"
+                    "if sys.argv[1] == 'bad': sys.exit('no such config')\n"
+                    "print('Epoch(train)   [1][ 1/15]  loss: 1.0', flush=True)\n"
+                    'time.sleep(600)\n')
+    train = (sys.executable, str(fake))
+    startup.main(['good', '--repeats', '1', '--out', str(tmp_path / 'kept.json')], train)
+    kept = json.loads((tmp_path / 'kept.json').read_text())
+    assert 0 < kept['median'] == kept['seconds'][0] < 60 and 'good: first iteration after' in capsys.readouterr().out
+    with pytest.raises(benchmark.ConfigError, match='limit 1.*reading silent'):
+        fake.write_text(fake.read_text().replace("print('Epoch", "time.sleep(600); print('Epoch"))
+        startup.seconds_to_first_iteration('silent', train=train, limit=1.)
+    with pytest.raises(benchmark.ConfigError, match='no such config'):
+        startup.seconds_to_first_iteration('bad', train=train)

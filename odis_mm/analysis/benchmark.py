@@ -272,6 +272,43 @@ def model_benchmark(cfg: Config, device: torch.device, batch: int, repeats: int 
     return result
 
 
+def options_benchmark(cfg: Config, device: torch.device, batch: int, repeats: int = 5, bf16: bool = False) -> dict:
+    """Times the step with each of its speed options, in turn with the plain one: ``packed`` (ODIS) and ``compiled`` blocks (ObjectViT).
+
+    Returns:
+        dict of an entry per form: ``seconds`` (median), ``ratio`` (median of the ratios to the plain step beside it), ``first`` (seconds of
+        its first step, compilation included) and ``loss`` of the first step, from the same weights and random numbers.
+    """
+    model = _model(cfg, device, False)
+    step = Step(model, cfg, model.data_preprocessor(noise_batch(cfg, batch), True), bf16)
+    forms = ['plain'] + ['packed'] * hasattr(model, 'packed') + ['compiled'] * hasattr(model.backbone, 'compile_blocks')
+    if len(forms) == 1:
+        raise ConfigError(f'{cfg.filename}: --options times model.packed and model.backbone.compiled, of which this model has neither.')
+    backbones = (model.backbone, model.teacher['backbone'])
+    blocks = {'plain': [getattr(backbone, '_block', None) for backbone in backbones]}
+    if 'compiled' in forms:
+        for backbone in backbones:
+            backbone.compile_blocks()
+        blocks['compiled'] = [backbone._block for backbone in backbones]
+    start, found = copy.deepcopy(model.state_dict()), {name: dict(all_seconds=[]) for name in forms}
+    for repeat in range(repeats + 1):
+        for name in forms if repeat % 2 else forms[::-1]:
+            if 'packed' in forms:
+                model.packed = name == 'packed'
+            for backbone, block in zip(backbones, blocks.get(name, blocks['plain'])):
+                backbone._block = block
+            if repeat:
+                found[name]['all_seconds'].append(step()['step'])
+                continue
+            model.load_state_dict(start)
+            torch.manual_seed(0)
+            found[name].update(first=step()['step'], loss=float(step.loss))
+    plain = found['plain']['all_seconds']
+    for part in found.values():
+        part.update(seconds=statistics.median(part['all_seconds']), ratio=ratio(part['all_seconds'], plain))
+    return dict(batch=batch, **found)
+
+
 def mask_seconds(model: TeacherStudent, data: dict, bf16: bool, repeats: int) -> float:
     """What the object masks add to the attention of a step, timed apart: in whole steps it drowns in the noise of a shared machine.
 
@@ -433,7 +470,7 @@ def run(cfg: Config, modes: Iterable[str], device: str = 'cpu', bf16: bool = Fal
     """All that is asked for, as a dict that json can keep.
 
     Args:
-        modes: Of 'data', 'model', 'end-to-end', 'memory'.
+        modes: Of 'data', 'model', 'end-to-end', 'memory', 'options'.
         batch: Images a step; None: the config's.
     """
     init_default_scope('mmpretrain')
@@ -451,6 +488,8 @@ def run(cfg: Config, modes: Iterable[str], device: str = 'cpu', bf16: bool = Fal
         result['data'] = data_benchmark(cfg, images, repeats)
     if 'model' in modes:
         result['model'] = model_benchmark(cfg, target, batch, repeats, bf16, compiled)
+    if 'options' in modes:
+        result['options'] = options_benchmark(cfg, target, batch, repeats, bf16)
     if 'end-to-end' in modes:
         result['end-to-end'] = end_to_end_benchmark(cfg, target, max(5, repeats), bf16, compiled)
     if 'data' in result and 'model' in result:
@@ -489,6 +528,11 @@ def table(result: dict) -> str:
             lines.append(f'  textbook iBOT step: {part["seconds"]["textbook iBOT"]:.3f} s, '
                          f'{part["gflop_per_image"]["textbook iBOT"]:.1f} GFLOP an image; this step is {part["speedup"]:.2f} times as fast '
                          f'at {part["memory_ratio"]:.2f} of its peak memory')
+    if 'options' in result:
+        part = result['options']
+        lines += ['', f'options, batch {part["batch"]}'] + [
+            f'  {name:10s} {form["seconds"]:8.3f} s, {form["ratio"]:.3f} of the plain step; the first step {form["first"]:.1f} s; loss {form["loss"]:.6f}'
+            for name, form in part.items() if name != 'batch']
     if 'end-to-end' in result:
         part = result['end-to-end']
         lines += ['', f'end to end, batch {part["batch"]}, {part["workers"]} workers: {part["images_per_s"]:.2f} images/s, data wait '
@@ -505,6 +549,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     mode = parser.add_mutually_exclusive_group()
     for name in ('data', 'model'):
         mode.add_argument(f'--{name}-only', dest='mode', action='store_const', const=name)
+    mode.add_argument('--options', dest='mode', action='store_const', const='options', help='the step with each of its speed options in turn')
     mode.add_argument('--end-to-end', dest='mode', action='store_const', const='end-to-end')
     mode.add_argument('--memory-only', dest='mode', action='store_const', const='memory', help='count the memory of a step; nothing is run')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')

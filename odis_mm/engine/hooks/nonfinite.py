@@ -90,6 +90,8 @@ class NonFiniteLossHook(Hook):
             bad = bad | ~whole(torch.stack(torch._foreach_norm(gradients))).isfinite().all()
         bad = bad.to(torch.uint8)
         all_reduce(bad, 'max')
+        # The one wait. Without it each optimizer, the teacher, the centers and the batch norms would have to take back a step on the device,
+        # of which only torch's fused optimizers are able; what it costs is the launch of the few kernels that make up the step.
         self.stepped, self.skipped = True, bool(bad)
         if self.skipped:
             _copy(self.buffers, self.former)  # the forward pass fed them
