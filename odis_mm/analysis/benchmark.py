@@ -453,11 +453,15 @@ def memory_estimate(cfg: Config, bf16: Optional[bool] = None) -> StepCost:
         bf16: None: as ``optim_wrapper`` says.
     """
     if bf16 is None:
-        bf16 = cfg.optim_wrapper.type.rpartition('.')[2] == 'AutocastOptimWrapper'
+        bf16 = _trains_in_bf16(cfg)
     batch = cfg.train_dataloader.batch_size
     preprocessor = MODELS.build({'type': 'ViewPreprocessor', **cfg.model.get('data_preprocessor', {})})
     data = preprocessor(noise_batch(cfg, batch), True)
     return count_step(cfg.model, data, bf16=bf16, device='cuda', accumulated=cfg.optim_wrapper.get('accumulative_counts', 1) > 1)
+
+
+def _trains_in_bf16(cfg: Config) -> bool:
+    return cfg.optim_wrapper.type.rpartition('.')[2] == 'AutocastOptimWrapper'
 
 
 def fits(cost: StepCost, gigabytes: float) -> bool:
@@ -481,9 +485,10 @@ def run(cfg: Config, modes: Iterable[str], device: str = 'cpu', bf16: bool = Fal
                   device=device, dtype='bf16 autocast' if bf16 else 'float32', compiled=compiled, threads=torch.get_num_threads(),
                   repeats=repeats, load=os.getloadavg()[0])
     if 'memory' in modes:
-        cost = memory_estimate(cfg, bf16 or None)
-        result['memory'] = dict(batch=batch, peak_bytes=cost.peak, resting_bytes=cost.resting, fits={f'{g} GB': fits(cost, g) for g in (
-            16, 24, 40, 80)})
+        counted = bf16 or _trains_in_bf16(cfg)
+        cost = memory_estimate(cfg, counted)
+        result['memory'] = dict(batch=batch, dtype='bf16 autocast' if counted else 'float32', peak_bytes=cost.peak,
+                                resting_bytes=cost.resting, fits={f'{g} GB': fits(cost, g) for g in (16, 24, 40, 80)})
     if 'data' in modes:
         result['data'] = data_benchmark(cfg, images, repeats)
     if 'model' in modes:
@@ -503,7 +508,7 @@ def table(result: dict) -> str:
              f'medians of {result["repeats"]} repeats; load of the machine {result["load"]:.1f}']
     if 'memory' in result:
         part = result['memory']
-        lines += [f'memory, counted for batch {part["batch"]}: {part["peak_bytes"] / GIB:.2f} GiB, of it resting '
+        lines += [f'memory, counted for batch {part["batch"]} in {part["dtype"]}: {part["peak_bytes"] / GIB:.2f} GiB, of it resting '
                   f'{part["resting_bytes"] / GIB:.2f}; fits '
                   + (', '.join(name for name, good in part['fits'].items() if good) or 'none of the sizes asked for')]
     if 'data' in result:
