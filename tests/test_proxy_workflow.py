@@ -1,6 +1,7 @@
 """The workflow that relates the proxy to AP: rank correlation, verdicts, its stages with the long parts replaced."""
 import json
 import math
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -70,11 +71,17 @@ def test_all_stages_and_the_table(tmp_path, monkeypatch, capsys):
     again = json.loads((tmp_path / 'docs' / 'proxy_demo.json').read_text())
     assert len(seen) == 13 and {**again, 'settings': 0} == {**json.loads(first), 'settings': 0}
     assert list(again['frozen']) == list(json.loads(first)['frozen'])
+    given = tmp_path / 'epoch_7_backbone.pth'
+    given.touch()
+    proxy.main([*arguments, '--exports', f'another, epoch 7=dino_demo:{given}'])
+    assert len(seen) == 14 and seen[-1][1]['model.backbone.init_cfg.checkpoint'] == given
+    assert re.search(r'\| another, epoch 7 \| 17.0 \| .* \| 7.0 \|', (tmp_path / 'docs' / 'proxy_demo.md').read_text())
 
 
 @pytest.mark.parametrize('arguments, words', [(['--methods', 'ODIS:8', '--checkpoints', '3'], 'ODIS: its 8 epochs must be a multiple'),
                                               (['--methods', 'odis'], '--methods odis: METHOD or METHOD:EPOCHS'),
-                                              (['--methods', 'ODIS:many'], '--methods ODIS:many')])
+                                              (['--methods', 'ODIS:many'], '--methods ODIS:many'),
+                                              (['--exports', 'a=dino_demo:none.pth'], "there is no file 'none.pth'")])
 def test_methods_and_their_lengths_are_checked_first(arguments, words, capsys):
     with pytest.raises(SystemExit):
         proxy.main(arguments)

@@ -8,7 +8,6 @@ import argparse
 import datetime
 import itertools
 import json
-import re
 import statistics
 import sys
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Dict, List, Optional
 
 from ..datasets.demo import ensure_demo
 from .demo import FULL_LR, METHODS, RANDOM, finetune, frozen_measure, pretrain
-from .stages import Stages, hardware, scalars
+from .stages import Stages, hardware, scalars, slug
 
 AP = ('box AP', 'box AP50', 'mask AP', 'mask AP50')
 
@@ -42,10 +41,10 @@ def main(argv: Optional[List[str]] = None) -> None:
         exports[method] = pretrain(stages, f'pretrain_{method.lower()}', METHODS[method], root, args.epochs)
     frozen, ap = {}, {row: [] for row in detectors}
     for row in rows:
-        frozen[row] = frozen_measure(stages, f'frozen_{_slug(row)}', METHODS.get(row, METHODS['ODIS']), root, exports[row])
+        frozen[row] = frozen_measure(stages, f'frozen_{slug(row)}', METHODS.get(row, METHODS['ODIS']), root, exports[row])
     for seed in args.seeds:
         for row in detectors:
-            ap[row].append(finetune(stages, f'detector_{_slug(row)}_seed{seed}', root, exports[row], args.finetune_iters, seed,
+            ap[row].append(finetune(stages, f'detector_{slug(row)}_seed{seed}', root, exports[row], args.finetune_iters, seed,
                                     backbone_lr=1. if row == FULL_LR else None))
     frozen[FULL_LR] = frozen[RANDOM]
     text = report(detectors, frozen, ap, args, argv)
@@ -61,10 +60,6 @@ def main(argv: Optional[List[str]] = None) -> None:
         if scalars(folder):
             (logs / f'{folder.name}_scalars.jsonl').write_text(''.join(json.dumps(record) + '\n' for record in scalars(folder)))
     print(text)
-
-
-def _slug(row: str) -> str:
-    return re.sub(r'[^a-z0-9]+', '_', row.lower())
 
 
 def report(rows: List[str], frozen: Dict[str, dict], ap: Dict[str, List[dict]], args: argparse.Namespace, argv: Optional[List[str]]) -> str:

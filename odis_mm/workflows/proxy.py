@@ -16,14 +16,14 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Union
 
 import numpy as np
 
 from ..datasets.demo import ensure_demo
 from ..evaluation import FrozenBackbone, RegionImages, knn_images, labelled_split, region_proxy
 from .demo import METHODS, RANDOM, SIZE, demo_objects, finetune, load_teacher
-from .stages import Stages, hardware
+from .stages import Stages, hardware, slug
 
 PROXIES = ('object_token', 'box_pool', 'object_auc', 'mask_miou')
 
@@ -35,6 +35,15 @@ class Row:
     name: str
     config: str
     export: Optional[Path]
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """A method, its config, and how long and with which seed it is to be trained."""
+    method: str
+    config: str
+    epochs: int
+    seed: int
 
 
 def main(argv: Optional[List[str]] = None) -> None:
@@ -51,6 +60,8 @@ def main(argv: Optional[List[str]] = None) -> None:
     parser.add_argument('--finetune-iters', type=int, default=600, help='iterations of the detector, 8 images each')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0], help='of the detector')
     parser.add_argument('--knn-root', help='labelled folder (train/<class>/, val/<class>/) for k-NN on whole images beside the proxy')
+    parser.add_argument('--exports', nargs='+', default=[], metavar='LABEL=CONFIG:FILE',
+                        help='rows for backbones that are there already, such as "DINO, epoch 30=dino_demo:epoch_30_backbone.pth"')
     parser.add_argument('--jobs', type=int, default=1, help='so many pretrainings, each with all that follows from it, at a time; the '
                         'cores are shared out among them')
     args = parser.parse_args(argv)
@@ -63,10 +74,17 @@ def main(argv: Optional[List[str]] = None) -> None:
         if lengths[method] % args.checkpoints or not lengths[method]:
             parser.error(f'{method}: its {lengths[method]} epochs must be a multiple of --checkpoints {args.checkpoints}.')
 
-    runs = [(None, METHODS[next(iter(lengths))], 0, 0)]
-    runs += [(method, METHODS[method], epochs, seed) for method, epochs in lengths.items() for seed in args.pretrain_seeds]
-    rows = 1 + (len(runs) - 1) * args.checkpoints
-    stages = Stages(args.work_dir, total=len(runs) - 1 + rows * (1 + len(args.seeds)))
+    runs: List[Union[Row, Pretraining]] = [Row(RANDOM, 'random', METHODS[next(iter(lengths))], None)]
+    for part in args.exports:
+        label, _, rest = part.partition('=')
+        config, _, file = rest.partition(':')
+        if not Path(file).is_file():
+            parser.error(f'--exports {part}: LABEL=CONFIG:FILE, FILE an exported backbone; there is no file {file!r}.')
+        runs.append(Row(label, slug(label), config, Path(file)))
+    runs += [Pretraining(method, METHODS[method], epochs, seed) for method, epochs in lengths.items() for seed in args.pretrain_seeds]
+    trained = sum(isinstance(run, Pretraining) for run in runs)
+    rows = len(runs) + trained * (args.checkpoints - 1)
+    stages = Stages(args.work_dir, total=trained + rows * (1 + len(args.seeds)))
     root = Path(ensure_demo(args.data_root, num_train=args.train_images)).resolve()
     work = functools.partial(chain, stages, root=root, args=args)
     if args.jobs == 1:
@@ -80,11 +98,11 @@ def main(argv: Optional[List[str]] = None) -> None:
                 pool.shutdown(cancel_futures=True)  # what runs now is finished and kept
                 raise
     frozen, ap, curves = {}, {}, {}
-    for (method, *_), (measured, detectors, curve) in zip(runs, found):
+    for run, (measured, detectors, curve) in zip(runs, found):
         frozen.update(measured)
         ap.update(detectors)
-        if method is not None:
-            curves.setdefault(method, []).append(curve)
+        if isinstance(run, Pretraining):
+            curves.setdefault(run.method, []).append(curve)
     text = report(frozen, ap, curves, args, argv)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -93,19 +111,18 @@ def main(argv: Optional[List[str]] = None) -> None:
     print(text)
 
 
-def chain(stages: Stages, run: Tuple[Optional[str], str, int, int], root: Path, args: argparse.Namespace) -> tuple:
-    """A pretraining (method, config, epochs, seed), or random weights (None, config, 0, 0), and all that is measured from it.
+def chain(stages: Stages, run: Union[Row, Pretraining], root: Path, args: argparse.Namespace) -> tuple:
+    """All that is measured from a checkpoint, or from those of a pretraining, which is done first.
 
     Returns:
-        By row the frozen measures, by row the detectors' APs, and what the hook recorded (None for random weights).
+        By row the frozen measures, by row the detectors' APs, and what the hook recorded (None for a checkpoint).
     """
-    method, config, epochs, seed = run
-    if method is None:
-        rows, curve = [Row(RANDOM, 'random', config, None)], None
-    else:
-        pretrained = pretrain_measured(stages, f'pretrain_{method.lower()}_seed{seed}', config, root, epochs, args.checkpoints, seed)
+    rows, curve = [run], None
+    if isinstance(run, Pretraining):
+        name = f'{run.method.lower()}_seed{run.seed}'
+        pretrained = pretrain_measured(stages, f'pretrain_{name}', run.config, root, run.epochs, args.checkpoints, run.seed)
         curve = pretrained['regions']
-        rows = [Row(f'{method}, epoch {epoch}, seed {seed}', f'{method.lower()}_seed{seed}_epoch{epoch}', config, Path(path))
+        rows = [Row(f'{run.method}, epoch {epoch}, seed {run.seed}', f'{name}_epoch{epoch}', run.config, Path(path))
                 for epoch, path in pretrained['exports'].items()]
     frozen = {row.label: measure(stages, row, root, args.knn_root) for row in rows}
     ap = {row.label: [finetune(stages, f'detector_{row.name}_seed{s}', root, row.export, args.finetune_iters, s) for s in args.seeds]
@@ -169,8 +186,9 @@ def report(frozen: Dict[str, dict], ap: Dict[str, List[dict]], curves: Dict[str,
         '# Does the proxy predict detection? On the embedded demo set', '',
         f'Command: `{" ".join(["python -m odis_mm.workflows.proxy", *(sys.argv[1:] if argv is None else argv)])}`', '',
         f'{datetime.date.today().isoformat()}; {hardware()}; {args.jobs} at a time. Pretraining on {args.train_images} images, '
-        f'{len(args.pretrain_seeds)} seeds of each method; the epoch is in the row. Detector: the demo Mask R-CNN, {args.finetune_iters} iterations of 8 images, {len(args.seeds)} seeds, all weights '
-        'trained. Frozen measures in percent: '
+        f'{len(args.pretrain_seeds)} seed(s) of each method, for as many epochs as the last row of each says; rows without a seed are of '
+        f'trainings apart from these. Detector: the demo Mask R-CNN, {args.finetune_iters} iterations of 8 images, {len(args.seeds)} '
+        'seed(s), all weights trained. Frozen measures in percent: '
         'class accuracy of regions by 20 neighbours ([OBJ] token, pooled box), area under the ROC curve of objects against background, '
         'mean IoU of a linear mask; '
         'image k-NN: 20 neighbours on whole images of a labelled folder. Rendered images and a demonstration budget: it compares, it does '

@@ -83,6 +83,11 @@ class Stages:
             raise RuntimeError(f'{" ".join(command)} failed:\n{"".join(tail)}')
 
 
+def slug(label: str) -> str:
+    """A row's label as the name of a folder."""
+    return re.sub(r'[^a-z0-9]+', '_', label.lower())
+
+
 def scalars(folder: Path) -> List[dict]:
     """All scalar records that training in ``folder`` wrote, in order of time."""
     files = sorted(folder.glob('*/vis_data/scalars.json')) or sorted(folder.glob('*/vis_data/[0-9]*.json'))
