@@ -186,9 +186,9 @@ def report(frozen: Dict[str, dict], ap: Dict[str, List[dict]], curves: Dict[str,
         '# Does the proxy predict detection? On the embedded demo set', '',
         f'Command: `{" ".join(["python -m odis_mm.workflows.proxy", *(sys.argv[1:] if argv is None else argv)])}`', '',
         f'{datetime.date.today().isoformat()}; {hardware()}; {args.jobs} at a time. Pretraining on {args.train_images} images, '
-        f'{args.epochs} epochs unless named ({", ".join(args.methods)}), {len(args.pretrain_seeds)} seed(s), {args.checkpoints} checkpoints '
-        f'of each; rows without a seed are of trainings apart from these. Detector: the demo Mask R-CNN, {args.finetune_iters} iterations of 8 images, {len(args.seeds)} '
-        'seed(s), all weights trained. Frozen measures in percent: '
+        f'{args.epochs} epochs unless named ({", ".join(args.methods)}), {len(args.pretrain_seeds)} seed(s), {args.checkpoints} '
+        'checkpoints of each; rows without a seed are of trainings apart from these. Detector: the demo Mask R-CNN, '
+        f'{args.finetune_iters} iterations of 8 images, {len(args.seeds)} seed(s), all weights trained. Frozen measures in percent: '
         'class accuracy of regions by 20 neighbours ([OBJ] token, pooled box), area under the ROC curve of objects against background, '
         'mean IoU of a linear mask; '
         'image k-NN: 20 neighbours on whole images of a labelled folder. Rendered images and a demonstration budget: it compares, it does '
