@@ -11,6 +11,7 @@ import functools
 import json
 import multiprocessing
 import os
+import shlex
 import statistics
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -184,7 +185,7 @@ def report(frozen: Dict[str, dict], ap: Dict[str, List[dict]], curves: Dict[str,
     box = [statistics.mean(r['box AP'] for r in ap[row]) for row in rows]
     lines = [
         '# Does the proxy predict detection? On the embedded demo set', '',
-        f'Command: `{" ".join(["python -m odis_mm.workflows.proxy", *(sys.argv[1:] if argv is None else argv)])}`', '',
+        f'Command: `python -m odis_mm.workflows.proxy {shlex.join(sys.argv[1:] if argv is None else argv)}`', '',
         f'{datetime.date.today().isoformat()}; {hardware()}; {args.jobs} at a time. Pretraining on {args.train_images} images, '
         f'{args.epochs} epochs unless named ({", ".join(args.methods)}), {len(args.pretrain_seeds)} seed(s), {args.checkpoints} '
         'checkpoints of each; rows without a seed are of trainings apart from these. Detector: the demo Mask R-CNN, '
