@@ -137,6 +137,7 @@ def plot_history(record: dict, path: str, title: str) -> None:
         ax.set_title(key, fontsize=9)
         ax.set_xlabel('iteration', fontsize=8)
         ax.grid(alpha=0.3)
+        ax.ticklabel_format(useOffset=False)  # percent as they are, also of values that hardly differ
     for ax in list(axes):
         ax.set_axis_off()
     figure.suptitle(f'{title} of the {record["of"]}', fontsize=10)
