@@ -109,7 +109,7 @@ def test_the_ablation_has_a_row_for_each_loss_and_one_for_none():
     assert table[4] == f'| {RANDOM} | ' + ' | '.join(['30.5 (30.0, 31.0)'] * 4) + ' | - | - | - |'
     for options in alfm_ablation.LOSSES.values():  # every option exists
         apis.load_config(METHODS['ALFM'], options)
-    assert len({alfm_ablation._slug(row) for row in rows}) == 4
+    assert len({alfm_ablation.slug(row) for row in rows}) == 4
 
 
 def test_the_ablation_resumes_and_reads_what_its_stages_left(tmp_path, monkeypatch, capsys):

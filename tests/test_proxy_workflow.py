@@ -81,7 +81,9 @@ def test_all_stages_and_the_table(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize('arguments, words', [(['--methods', 'ODIS:8', '--checkpoints', '3'], 'ODIS: its 8 epochs must be a multiple'),
                                               (['--methods', 'odis'], '--methods odis: METHOD or METHOD:EPOCHS'),
                                               (['--methods', 'ODIS:many'], '--methods ODIS:many'),
-                                              (['--exports', 'a=dino_demo:none.pth'], "there is no file 'none.pth'")])
+                                              (['--exports', 'a=dino_demo:none.pth'], "there is no file 'none.pth'"),
+                                              (['--exports', f'A b=dino_demo:{__file__}', f'a_b=dino_demo:{__file__}'],
+                                               'names the folder of another row')])
 def test_methods_and_their_lengths_are_checked_first(arguments, words, capsys):
     with pytest.raises(SystemExit):
         proxy.main(arguments)

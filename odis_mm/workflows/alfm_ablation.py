@@ -14,7 +14,7 @@ from typing import Dict, List, Optional
 
 from ..datasets.demo import ensure_demo
 from .demo import METHODS, RANDOM, finetune, pretrain
-from .stages import AP_KEYS, Stages, hardware, scalars
+from .stages import AP_KEYS, Stages, hardware, scalars, slug
 
 LOSSES = {  # row of the table to the options of its pretraining
     'GMSR only': {'model.lambda_cdlp': 0},
@@ -39,23 +39,19 @@ def main(argv: Optional[List[str]] = None) -> None:
     exports: Dict[str, Optional[Path]] = {RANDOM: None}
     last = {}
     for row, options in LOSSES.items():
-        exports[row] = pretrain(stages, f'pretrain_{_slug(row)}', METHODS['ALFM'], root, args.epochs, options)
+        exports[row] = pretrain(stages, f'pretrain_{slug(row)}', METHODS['ALFM'], root, args.epochs, options)
         last[row] = scalars(exports[row].parent)[-1]
     rows = [*LOSSES, RANDOM]
     ap: Dict[str, List[dict]] = {row: [] for row in rows}
     for seed in args.seeds:
         for row in rows:
-            ap[row].append(finetune(stages, f'detector_{_slug(row)}_seed{seed}', root, exports[row], args.finetune_iters, seed))
+            ap[row].append(finetune(stages, f'detector_{slug(row)}_seed{seed}', root, exports[row], args.finetune_iters, seed))
     text = report(ap, last, args, argv)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     (out / 'alfm_ablation.md').write_text(text)
     (out / 'alfm_ablation.json').write_text(json.dumps(dict(detector=ap, pretraining=last, settings=vars(args)), indent=1))
     print(text)
-
-
-def _slug(row: str) -> str:
-    return row.replace(' ', '_').replace('+', 'and').lower()
 
 
 def report(ap: Dict[str, List[dict]], last: Dict[str, dict], args: argparse.Namespace, argv: Optional[List[str]]) -> str:

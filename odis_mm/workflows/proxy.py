@@ -81,6 +81,8 @@ def main(argv: Optional[List[str]] = None) -> None:
         config, _, file = rest.partition(':')
         if not Path(file).is_file():
             parser.error(f'--exports {part}: LABEL=CONFIG:FILE, FILE an exported backbone; there is no file {file!r}.')
+        if slug(label) in ('', *(run.name for run in runs)):
+            parser.error(f'--exports {part}: the label is empty, or names the folder of another row.')
         runs.append(Row(label, slug(label), config, Path(file)))
     runs += [Pretraining(method, METHODS[method], epochs, seed) for method, epochs in lengths.items() for seed in args.pretrain_seeds]
     trained = sum(isinstance(run, Pretraining) for run in runs)
