@@ -1,5 +1,7 @@
 """Training and testing by a config: what the command line calls, and what a script or a test can call as well."""
+import copy
 import datetime
+import itertools
 import logging
 import os
 import os.path as osp
@@ -23,6 +25,7 @@ from .transfer import load_local as _load_local
 
 AMP_WRAPPERS = dict(bf16=dict(type='mmpretrain.AutocastOptimWrapper'),
                     fp16=dict(type='AmpOptimWrapper', dtype='float16', loss_scale='dynamic'))
+_RUNS = itertools.count()
 
 
 def config_root() -> Path:
@@ -269,6 +272,11 @@ def _init_distributed(cfg: Config) -> None:
 
 
 def _build_runner(cfg: Config) -> Runner:
+    """mmengine finds a run's logger and message hub by the run's name and the second it began: two runs of one process
+    within a second would share a log file and its history, so each run after the first has a number in its name."""
+    cfg, number = copy.deepcopy(cfg), next(_RUNS)
+    if number:
+        cfg.experiment_name = f'{cfg.get("experiment_name") or Path(cfg.filename or "run").stem}_{number}'
     with _explained(cfg):
         return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 

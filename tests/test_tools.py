@@ -5,12 +5,15 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.dataset import DefaultSampler
 from mmengine.model import BaseModel
+from mmengine.registry import MODELS
 from mmengine.runner import Runner
 
 from odis_mm import apis, cli
@@ -212,6 +215,7 @@ def test_latest_checkpoint(tmp_path):
     assert apis.latest_checkpoint(str(tmp_path)) == str(tmp_path / 'epoch_10.pth')
 
 
+@MODELS.register_module(name='ToyOfTools', force=True)
 class Toy(BaseModel):
 
     def __init__(self):
@@ -273,6 +277,22 @@ def test_scaled_lr_counts_accumulation(tmp_path):
     assert apis.scale_lr(runner) == 'lr = 0.1 x (1 ranks x 2 images x 4 accumulated)/16 = 0.05 at a global batch of 8'
     runner.train()
     assert runner.optim_wrapper.get_lr()['lr'] == [0.05]
+
+
+def test_runs_of_one_process_within_a_second_keep_their_own_logs(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, 'strftime', lambda *_: '20260101_000000')
+    logs = []
+    for name in ('first', 'second'):
+        cfg = Config(dict(model=dict(type='ToyOfTools'), work_dir=str(tmp_path / name)), filename=__file__)
+        runner = apis._build_runner(cfg)
+        runner.logger.info(f'said by the {name}')
+        runner.message_hub.update_info('who', name)
+        assert 'experiment_name' not in cfg
+        logs.append(runner)
+    for name, runner in zip(('first', 'second'), logs):
+        text = Path(runner.log_dir, f'{runner.timestamp}.log').read_text()
+        assert [n for n in ('first', 'second') if f'said by the {n}' in text] == [name]
+        assert runner.message_hub.get_info('who') == name
 
 
 def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
