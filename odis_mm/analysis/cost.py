@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..models.backbones.object_vit import forms_of_gpus
+from ..models.backbones.stochastic_depth import expected_paths
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def _simulate(cfg: dict, data: dict, losses_of: Optional[Callable], bf16: bool, 
         model = MODELS.build(cfg)
     model.train()
     data = tree_map_only(Tensor, lambda t: t.detach().cpu(), data)
-    with FakeTensorMode() as fake, contextlib.ExitStack() as stack:
+    with FakeTensorMode() as fake, expected_paths(), contextlib.ExitStack() as stack:
         data = tree_map_only(Tensor, fake.from_tensor, data)
         _to_fake(model)
         everything_on(model)

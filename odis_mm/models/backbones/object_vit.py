@@ -5,7 +5,6 @@ from typing import Callable, Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
-from mmcv.cnn.bricks import DropPath
 from mmcv.cnn.bricks.transformer import FFN
 from mmpretrain.models import VisionTransformer
 from mmpretrain.models.utils import resize_pos_embed
@@ -13,8 +12,9 @@ from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .stochastic_depth import Kept, Path, Shapes, add, draw_path, select, take
+
 OneOrMore = Union[Tensor, Sequence[Tensor], None]
-Shapes = Tuple[Tuple[int, int], ...]
 _HALF = (torch.bfloat16, torch.float16)
 _forms = {'cpu': True}
 
@@ -144,9 +144,12 @@ class ObjectViT(VisionTransformer):
         outs: List[List[Tensor]] = [[] for _ in views]
         for i, layer in enumerate(self.layers):
             last = i == self.num_layers - 1
-            args = (layer, x, shapes, masks, self.object_slice, _path_scales(layer, x, shapes), rows if last else None, not self.with_cp)
+            some = last and rows is not None
             # the last block's rows differ in number from step to step: it would be compiled anew each time
-            block = self._sharded or (_block if last and rows is not None else self._block)
+            block = self._sharded or (_block if some else self._block)
+            # a GPU would wait for the draws, and gathering the kept images costs it more than so few dropped ones save
+            skip = block is _block and not some and _cpu_forms(x)
+            args = (layer, x, shapes, masks, self.object_slice, _paths(layer, x, shapes, skip), rows if last else None, not self.with_cp)
             x = checkpoint(block, *args, use_reentrant=False) if self.with_cp and torch.is_grad_enabled() else block(*args)
             if last and self.final_norm:
                 x = self.ln1(x)
@@ -227,23 +230,14 @@ class ObjectViT(VisionTransformer):
         return mask
 
 
-def _path_scales(layer: nn.Module, x: Tensor, shapes: Shapes) -> Tuple[Optional[Tensor], ...]:
-    """What the residual branches of attention and MLP are multiplied by, [R, 1], one number an image: 0 if the path is dropped, else
-    1/(1 - p) (stochastic depth); None: nothing. Drawn outside of the block, so that recomputing it draws nothing."""
-    return tuple(_path_scale(getattr(part, name, None), x, shapes) for part, name in ((layer.attn, 'out_drop'), (layer.ffn, 'dropout_layer')))
-
-
-def _path_scale(drop: Optional[nn.Module], x: Tensor, shapes: Shapes) -> Optional[Tensor]:
-    if not isinstance(drop, DropPath) or not drop.training or not drop.drop_prob:
-        return None
-    keep = 1 - drop.drop_prob
-    scale = (keep + torch.rand((sum(batch for batch, _ in shapes), 1), dtype=x.dtype, device=x.device)).floor_().div_(keep)
-    parts = scale.split([batch for batch, _ in shapes])
-    return torch.cat([part.expand(-1, length).flatten() for part, (_, length) in zip(parts, shapes)])[:, None]
+def _paths(layer: nn.Module, x: Tensor, shapes: Shapes, skip: bool) -> Tuple[Path, Path]:
+    """Of attention and MLP. Drawn outside of the block, so that recomputing it draws nothing."""
+    return (draw_path(getattr(layer.attn, 'out_drop', None), x, shapes, skip),
+            draw_path(getattr(layer.ffn, 'dropout_layer', None), x, shapes, skip))
 
 
 def _block(layer: nn.Module, x: Tensor, shapes: Shapes, masks: Tuple[Optional[Tensor], ...], object_slice: slice,
-           scales: Tuple[Optional[Tensor], ...] = (None, None), rows: Optional[Tensor] = None, lean: bool = False) -> Tensor:
+           paths: Tuple[Path, Path] = (None, None), rows: Optional[Tensor] = None, lean: bool = False) -> Tensor:
     """One of mmpretrain's encoder layers, with object masks in its attention.
 
     Args:
@@ -252,38 +246,42 @@ def _block(layer: nn.Module, x: Tensor, shapes: Shapes, masks: Tuple[Optional[Te
         shapes: (B, T) of each resolution.
         masks: Of each resolution: see :func:`object_attention`.
         object_slice: Place of the k [OBJ] tokens in T.
-        scales: See :func:`_path_scales`.
-        rows: int64, the tokens of ``x`` to return; None: all.
+        paths: See :func:`draw_path`.
+        rows: int64, the tokens of ``x`` to return, where no path is :class:`Kept`; None: all.
         lean: See :func:`_after_norm`; nothing to gain where the whole block is recomputed.
     """
     attn, ffn = layer.attn, layer.ffn
     # one reshape, one unbind: a slice of its own would have its gradient padded with zeros and added to the others'
-    qkv = _after_norm(attn.qkv, layer.ln1, x, lean).split([batch * length for batch, length in shapes])
+    qkv = _after_norm(attn.qkv, layer.ln1, x, lean, paths[0])
+    if isinstance(paths[0], Kept):
+        shapes = paths[0].shapes
+    sizes = [batch * length for batch, length in shapes]
     dropout = attn.attn_drop if attn.training else 0.
     parts = [object_attention(part.view(*shape, 3, attn.num_heads, attn.head_dims), mask, object_slice, dropout)
-             for part, shape, mask in zip(qkv, shapes, masks)]
+             for part, shape, mask in zip(qkv.split(sizes) if len(sizes) > 1 else (qkv, ), shapes, select(masks, paths[0])) if shape[0]]
     out = torch.cat(parts) if len(parts) > 1 else parts[0]
     if rows is not None:  # a token's projection and MLP depend on it alone
         out, x = out.index_select(0, rows), x.index_select(0, rows)
-        scales = tuple(None if scale is None else scale.index_select(0, rows) for scale in scales)
-    x = _add(x, attn.gamma1(attn.proj_drop(attn.proj(out))), scales[0])
+        paths = tuple(None if path is None else path.index_select(0, rows) for path in paths)
+    x = add(x, attn.gamma1(attn.proj_drop(attn.proj(out))), paths[0])
     if not isinstance(ffn, FFN):
         return ffn(layer.ln2(x), identity=x)
-    return _add(x, ffn.gamma2(_after_norm(ffn.layers, layer.ln2, x, lean)), scales[1])
+    return add(x, ffn.gamma2(_after_norm(ffn.layers, layer.ln2, x, lean, paths[1])), paths[1])
 
 
-def _after_norm(then: nn.Module, norm: nn.Module, x: Tensor, lean: bool) -> Tensor:
-    """``then(norm(x))``. If ``lean``, the norm's result is not kept for the backward pass but computed again there, equal bit for bit: of
-    all that a block keeps nothing is cheaper, and the norm's own input is kept in any case. A compiler decides that for itself."""
+def _after_norm(then: nn.Module, norm: nn.Module, x: Tensor, lean: bool, path: Path = None) -> Tensor:
+    """``then(norm(x))`` of the images that ``path`` keeps. If ``lean``, the norm's result is not kept for the backward pass but computed again
+    there, equal bit for bit: of all that a block keeps nothing is cheaper, and the norm's own input is kept in any case. A compiler decides
+    that for itself."""
     if not lean or torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        return then(norm(x))
+        return then(take(norm(x), path))
     device = x.device.type
     half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
     def normed() -> Tensor:
         with torch.autocast(device, half, enabled=half is not None):
             y = norm(x)
-        return y if half is None else y.to(half)  # autocast would do so within ``then``, to a copy that nobody here knew
+        return take(y, path, half)  # autocast would make it ``half`` within ``then``, in a copy that nobody here knew
 
     @torch.no_grad()
     def again() -> Tensor:
@@ -297,11 +295,6 @@ def _after_norm(then: nn.Module, norm: nn.Module, x: Tensor, lean: bool) -> Tens
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: again() if kept is again else kept):
         return then(y)
-
-
-def _add(x: Tensor, branch: Tensor, scale: Optional[Tensor]) -> Tensor:
-    """x + scale * branch, in one pass."""
-    return x + branch if scale is None else torch.addcmul(x, branch, scale)
 
 
 def object_attention(qkv: Tensor, mask: Optional[Tensor], object_slice: slice, dropout: float = 0.) -> Tensor:
@@ -343,7 +336,7 @@ def _plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor], ob
     with torch.autocast(q.device.type, enabled=False):  # its softmax would copy the scores to float32 and back
         shape = q.shape
         q, k, v = (part.flatten(0, 1) for part in (q, k, v))  # [B * h, T, d]
-        scores = torch.baddbmm(q.new_empty(()), q, k.mT, beta=0, alpha=shape[-1]**-.5).unflatten(0, shape[:2])  # [B, h, T, T]
+        scores = torch.baddbmm(q.new_empty(()), q, k.mT, beta=0, alpha=shape[-1]**-.5)  # [B * h, T, T]
         if mask is not None:  # past autograd: without weight in the softmax, these scores have no gradient in any case
-            scores.detach()[:, :, object_slice].masked_fill_(~mask, -torch.inf)
-        return (F.dropout(scores.softmax(-1), dropout).flatten(0, 1) @ v).view(shape)
+            scores.detach().unflatten(0, shape[:2])[:, :, object_slice].masked_fill_(~mask, -torch.inf)
+        return (F.dropout(scores.softmax(-1), dropout) @ v).view(shape)
