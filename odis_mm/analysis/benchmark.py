@@ -99,6 +99,7 @@ def model_benchmark(cfg: Config, device: torch.device, batch: int, repeats: int 
                 model.masked_attention = False
             if device.type == 'cuda':
                 torch.cuda.reset_peak_memory_stats()
+            torch.manual_seed(repeat)  # the same dropped paths in all of them
             spent[name].append(forms[name]())
             if device.type == 'cuda':
                 memory[name] = torch.cuda.max_memory_allocated()
