@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from odis_mm.workflows import evidence, quickstart
+from odis_mm import apis
+from odis_mm.config_check import ConfigError, check_schedule
+from odis_mm.workflows import demo, evidence, quickstart
 from odis_mm.workflows.stages import Stages, detector_ap, newest_export, scalars
 
 
@@ -33,9 +35,44 @@ def test_no_stage_is_begun_for_a_command_that_was_killed(tmp_path, monkeypatch):
         Stages(tmp_path, 1).run('a', {}, lambda folder: dict(ok=1))
 
 
-def test_a_failing_command_shows_its_end(tmp_path):
-    with pytest.raises(RuntimeError, match='no_such_config'):
+def test_a_failing_command_shows_its_end(tmp_path, capfd, monkeypatch):
+    with pytest.raises(RuntimeError, match=r"^no config 'no_such_config'.* \(of: odis_mm train no_such_config "):
         Stages(tmp_path, 1).train('no_such_config', tmp_path, {})
+    monkeypatch.setenv('ODIS_MM_DEBUG', '1')
+    with pytest.raises(RuntimeError, match='ended with exit code 1; its last lines are above'):
+        Stages(tmp_path, 1).train('no_such_config', tmp_path, {})
+    assert 'Traceback' in capfd.readouterr().err
+
+
+@pytest.mark.parametrize('length, warmup', [(2, 1), (3, 1), (4, None), (60, None)])
+def test_a_short_run_has_a_short_warmup(length, warmup, tmp_path):
+    asked = []
+    stages = Stages(tmp_path, 1)
+    stages.train = lambda config, folder, options, env: (asked.append((config, options)), (folder / 'epoch_1_backbone.pth').touch())
+    demo.pretrain(stages, 'a', 'odis_demo', tmp_path, length)
+    config, options = asked[0]
+    cfg = apis.load_config(config, options)
+    check_schedule(cfg)
+    assert cfg.param_scheduler[0].end == cfg.param_scheduler[1].begin == (warmup or demo.WARMUP_EPOCHS)
+
+
+@pytest.mark.parametrize('iters, warmup', [(20, 10), (51, 50), (300, 50)])
+def test_a_short_detector_run_has_a_short_warmup(iters, warmup, tmp_path, monkeypatch):
+    asked = []
+    stages = Stages(tmp_path, 1)
+    stages.train = lambda config, folder, options, env: asked.append((config, options))
+    monkeypatch.setattr(demo, 'detector_ap', lambda folder: {})
+    demo.finetune(stages, 'a', tmp_path, None, iters, seed=0)
+    config, options = asked[0]
+    cfg = apis.load_config(config, options)
+    check_schedule(cfg)
+    assert cfg.param_scheduler[0].end == cfg.param_scheduler[1].begin == warmup == cfg.param_scheduler[1].end - cfg.param_scheduler[1].T_max
+
+
+def test_one_epoch_is_refused_before_anything_is_made(tmp_path):
+    with pytest.raises(ConfigError, match='^1 epochs of pretraining are no run: ask for two or more'):
+        demo.pretrain(Stages(tmp_path, 1), 'a', 'odis_demo', tmp_path, 1)
+    assert not list(tmp_path.iterdir())
 
 
 def test_metrics_come_from_the_last_evaluation(tmp_path):

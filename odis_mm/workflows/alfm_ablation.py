@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Dict, List, Optional
 
+from ..cli import _guarded
 from ..datasets.demo import ensure_demo
 from .demo import METHODS, RANDOM, finetune, pretrain
 from .stages import AP_KEYS, Stages, hardware, scalars, slug
@@ -80,4 +81,4 @@ def report(ap: Dict[str, List[dict]], last: Dict[str, dict], args: argparse.Name
 
 
 if __name__ == '__main__':
-    main()
+    _guarded(main)

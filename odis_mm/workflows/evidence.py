@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Dict, List, Optional
 
+from ..cli import _guarded
 from ..datasets.demo import ensure_demo
 from .demo import FULL_LR, METHODS, RANDOM, finetune, frozen_measure, pretrain
 from .stages import Stages, hardware, scalars, slug
@@ -98,4 +99,4 @@ def _compare(a: str, b: str, ap: Dict[str, List[dict]]) -> str:
 
 
 if __name__ == '__main__':
-    main()
+    _guarded(main)

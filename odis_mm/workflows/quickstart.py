@@ -7,6 +7,7 @@ import datetime
 from pathlib import Path
 from typing import List, Optional
 
+from ..cli import _guarded
 from ..datasets.demo import ensure_demo
 from .demo import METHODS, RANDOM, finetune, pretrain
 from .stages import Stages, hardware
@@ -64,4 +65,4 @@ def transfer_line(folder: Path) -> str:
 
 
 if __name__ == '__main__':
-    main()
+    _guarded(main)

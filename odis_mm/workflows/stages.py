@@ -12,6 +12,7 @@ from typing import Callable, Dict, List, Optional, Union
 
 import torch
 
+from ..cli import USER_ERROR
 from ..version import __version__
 
 AP_KEYS = {'box AP': 'coco/bbox_mAP', 'box AP50': 'coco/bbox_mAP_50', 'mask AP': 'coco/segm_mAP', 'mask AP50': 'coco/segm_mAP_50'}
@@ -66,7 +67,7 @@ class Stages:
         """``tools/train.py CONFIG --resume`` as a process of its own; its progress lines are shown, everything is in its log.
 
         Raises:
-            RuntimeError: with the last lines of the output, if it fails.
+            RuntimeError: if it fails, with the sentence in which it ended, or, after showing its last lines, with its exit code.
         """
         pairs = [f'{key}={value}' for key, value in options.items()]
         command = [sys.executable, '-m', 'odis_mm', 'train', config, '--work-dir', str(folder), '--resume']
@@ -79,8 +80,13 @@ class Stages:
                 tail = (tail + [line])[-20:]
                 if _SHOWN.search(line):
                     self.say('  ' + re.sub(r'^.*?mmengine - \w+ - ', '', line.strip())[:180])
-        if process.wait():
-            raise RuntimeError(f'{" ".join(command)} failed:\n{"".join(tail)}')
+        if not process.wait():
+            return
+        sentences = [line.partition('error: ')[2].strip() for line in tail if line.startswith('error: ')]
+        if process.returncode == USER_ERROR and sentences:
+            raise RuntimeError(f'{sentences[-1]} (of: {" ".join(command[2:])})')
+        print(''.join(tail), file=sys.stderr, flush=True)
+        raise RuntimeError(f'{" ".join(command[2:])} ended with exit code {process.returncode}; its last lines are above, the rest in the logs in {folder}.')
 
 
 def slug(label: str) -> str:
