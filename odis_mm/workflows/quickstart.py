@@ -12,7 +12,8 @@ from ..datasets.demo import ensure_demo
 from .demo import METHODS, RANDOM, finetune, pretrain
 from .stages import Stages, hardware
 
-EPOCHS = {'ODIS': 60, 'iBOT': 60, 'DINO': 60, 'GTSA': 16, 'ALFM': 16}  # six to eight minutes each on two cores
+# rendered images and epochs of pretraining: six to ten minutes each on two cores
+BUDGETS = {'ODIS': (4000, 30), 'iBOT': (4000, 30), 'DINO': (4000, 30), 'GTSA': (2000, 16), 'ALFM': (2000, 16)}
 
 
 def main(argv: Optional[List[str]] = None) -> None:
@@ -20,14 +21,15 @@ def main(argv: Optional[List[str]] = None) -> None:
     parser.add_argument('--method', default='odis', choices=[label.lower() for label in METHODS])
     parser.add_argument('--work-dir', default='work_dirs/quickstart')
     parser.add_argument('--data-root', default='data/odis_demo')
-    parser.add_argument('--epochs', type=int, help=f'of pretraining; default: {EPOCHS}')
+    parser.add_argument('--epochs', type=int, help='of pretraining; default: ' + ', '.join(f'{n} for {label}' for label, (_, n) in BUDGETS.items()))
     parser.add_argument('--finetune-iters', type=int, default=300, help='of the detector, 8 images each')
     args = parser.parse_args(argv)
     label = next(name for name in METHODS if name.lower() == args.method)
-    config, epochs = METHODS[label], args.epochs or EPOCHS[label]
+    images, epochs = BUDGETS[label]
+    config, epochs = METHODS[label], epochs if args.epochs is None else args.epochs
 
     stages = Stages(Path(args.work_dir) / args.method, total=3)
-    root = Path(ensure_demo(args.data_root)).resolve()
+    root = Path(ensure_demo(args.data_root, num_train=images)).resolve()
     export = pretrain(stages, 'pretrain', config, root, epochs)
     ap = {label: finetune(stages, 'detector_pretrained', root, export, args.finetune_iters, seed=0),
           RANDOM: finetune(stages, 'detector_random', root, None, args.finetune_iters, seed=0)}
