@@ -44,16 +44,17 @@ def test_a_failing_command_shows_its_end(tmp_path, capfd, monkeypatch):
     assert 'Traceback' in capfd.readouterr().err
 
 
-@pytest.mark.parametrize('length, warmup', [(2, 1), (3, 1), (4, None), (60, None)])
-def test_a_short_run_has_a_short_warmup(length, warmup, tmp_path):
+@pytest.mark.parametrize('config', demo.METHODS.values())
+@pytest.mark.parametrize('length, warmup', [(2, 1), (3, 1), (4, 3), (60, 3)])
+def test_a_short_run_has_a_short_warmup(length, warmup, config, tmp_path):
     asked = []
     stages = Stages(tmp_path, 1)
     stages.train = lambda config, folder, options, env: (asked.append((config, options)), (folder / 'epoch_1_backbone.pth').touch())
-    demo.pretrain(stages, 'a', 'odis_demo', tmp_path, length)
-    config, options = asked[0]
+    demo.pretrain(stages, 'a', config, tmp_path, length)
+    _, options = asked[0]
     cfg = apis.load_config(config, options)
     check_schedule(cfg)
-    assert cfg.param_scheduler[0].end == cfg.param_scheduler[1].begin == (warmup or demo.WARMUP_EPOCHS)
+    assert cfg.param_scheduler[0].end == cfg.param_scheduler[1].begin == warmup
 
 
 @pytest.mark.parametrize('iters, warmup', [(20, 10), (51, 50), (300, 50)])

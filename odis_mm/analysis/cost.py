@@ -23,7 +23,8 @@ class StepCost:
     """Of one training step on one device.
 
     Attributes:
-        flops: Of matrix products, convolutions and attention; a multiply-add counts 2; recomputation is not counted.
+        flops: Of matrix products, convolutions and attention; a multiply-add counts 2; recomputation is not counted, nor, on CPUs, what
+            stochastic depth is expected to drop.
         resting: Bytes of parameters, teacher, buffers and optimizer state.
         peak: Bytes at the fullest moment of forward and backward pass, ``resting`` and gradients included. A device adds its context, and
             what its allocator and kernels set aside.
@@ -106,7 +107,7 @@ def count_step(model_cfg: dict, data: dict, losses_of: Optional[Callable] = None
         losses_of: ``losses_of(model)(inputs, data_samples)`` gives the losses; default: the model's own.
         bf16: In autocast.
         accumulated: Gradients of earlier batches of the same optimizer step are there.
-        device: Its type: attention takes other forms on CPUs than elsewhere.
+        device: Its type: attention and stochastic depth take other forms on CPUs than elsewhere.
     """
     cfg = copy.deepcopy(dict(model_cfg))
     recomputes = bool(cfg['backbone'].get('with_cp', False))

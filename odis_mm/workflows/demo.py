@@ -19,26 +19,25 @@ METHODS = {  # label to pretraining config
 RANDOM = 'random initialisation'
 FULL_LR = 'random initialisation, backbone at full learning rate'  # the small rate of all other rows may suit pretrained weights
 DETECTOR = 'mask_rcnn/mask-rcnn_demo'
-WARMUP_EPOCHS, WARMUP_ITERS = 3, 50  # of the demo configs
 
 
-def fitting_warmup(length: int, usual: int, unit: str) -> dict:
-    """Options that shorten the warm-up of a run too short for the usual one; none if it fits.
+def warmup_options(config: str, length: int, unit: str) -> dict:
+    """Options that end the warm-up where the config does, or half-way through a run (of ``length`` epochs or iterations) too short for that.
 
     Raises:
-        ConfigError: for a run of less than two epochs or iterations.
+        ConfigError: for a length below 2; ``unit`` names what was asked for.
     """
     if length < 2:
         raise ConfigError(f'{length} {unit} are no run: ask for two or more.')
-    if length > usual:
-        return {}
-    return {'param_scheduler.0.end': length // 2, 'param_scheduler.1.begin': length // 2}
+    usual = load_config(config).param_scheduler[1].begin
+    end = usual if usual < length else length // 2
+    return {'param_scheduler.0.end': end, 'param_scheduler.1.begin': end}
 
 
 def pretrain(stages: Stages, name: str, config: str, root: Path, epochs: int, options: Optional[dict] = None) -> Path:
     """Pretrains and returns the exported backbone."""
     settings = dict(config=config, root=str(root), epochs=epochs, **(options or {}))
-    warmup = fitting_warmup(epochs, WARMUP_EPOCHS, 'epochs of pretraining')
+    warmup = warmup_options(config, epochs, 'epochs of pretraining')
 
     def work(folder: Path) -> dict:
         stages.train(config, folder, {'train_cfg.max_epochs': epochs, **warmup, **(options or {})}, env={'ODIS_DEMO_ROOT': str(root)})
@@ -54,9 +53,9 @@ def finetune(stages: Stages, name: str, root: Path, export: Optional[Path], iter
     ``backbone_lr`` replaces the config's factor on the backbone's learning rate.
     """
     settings = dict(export=str(export), root=str(root), iters=iters, seed=seed, **({} if backbone_lr is None else dict(backbone_lr=backbone_lr)))
-    warmup = fitting_warmup(iters, WARMUP_ITERS, 'iterations of the detector')
+    warmup = warmup_options(DETECTOR, iters, 'iterations of the detector')
     options = {'randomness.seed': seed, 'train_cfg.max_iters': iters, 'train_cfg.val_interval': iters, 'param_scheduler.1.end': iters,
-               'param_scheduler.1.T_max': iters - warmup.get('param_scheduler.1.begin', WARMUP_ITERS),
+               'param_scheduler.1.T_max': iters - warmup['param_scheduler.1.begin'],
                'default_hooks.checkpoint.interval': iters, **warmup}
     if export is not None:
         options['model.backbone.init_cfg.checkpoint'] = export

@@ -24,7 +24,7 @@ import numpy as np
 from ..cli import _guarded
 from ..datasets.demo import ensure_demo
 from ..evaluation import FrozenBackbone, RegionImages, knn_images, labelled_split, region_proxy
-from .demo import METHODS, RANDOM, SIZE, WARMUP_EPOCHS, demo_objects, finetune, fitting_warmup, load_teacher
+from .demo import METHODS, RANDOM, SIZE, demo_objects, finetune, load_teacher, warmup_options
 from .stages import Stages, hardware, slug
 
 PROXIES = ('object_token', 'box_pool', 'object_auc', 'mask_miou')
@@ -144,7 +144,7 @@ def pretrain_measured(stages: Stages, name: str, config: str, root: Path, epochs
         '+default_hooks.regions.data_root': root,
         '+default_hooks.regions.sizes': f'[{SIZE}]', '+default_hooks.regions.max_images': '[400,200]',
         '+default_hooks.regions.interval': max(step // 2, 1),
-        '+default_hooks.regions.num_workers': 0, **fitting_warmup(epochs, WARMUP_EPOCHS, 'epochs of pretraining')}
+        '+default_hooks.regions.num_workers': 0, **warmup_options(config, epochs, 'epochs of pretraining')}
 
     def work(folder: Path) -> dict:
         stages.train(config, folder, options, env={'ODIS_DEMO_ROOT': str(root)})

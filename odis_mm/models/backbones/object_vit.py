@@ -21,7 +21,8 @@ _forms = {'cpu': True}
 
 @contextmanager
 def forms_of_gpus() -> Iterator[None]:
-    """Within, attention on CPUs takes the form that it has on GPUs, so that what a GPU needs can be counted without one."""
+    """Within, attention and stochastic depth on CPUs take the form that they have on GPUs, so that what a GPU needs can be counted without
+    one."""
     before, _forms['cpu'] = _forms['cpu'], False
     try:
         yield
@@ -147,7 +148,7 @@ class ObjectViT(VisionTransformer):
             some = last and rows is not None
             # the last block's rows differ in number from step to step: it would be compiled anew each time
             block = self._sharded or (_block if some else self._block)
-            # a GPU would wait for the draws, and gathering the kept images costs it more than so few dropped ones save
+            # elsewhere than on a CPU the host would have to wait for the draws
             skip = block is _block and not some and _cpu_forms(x)
             args = (layer, x, shapes, masks, self.object_slice, _paths(layer, x, shapes, skip), rows if last else None, not self.with_cp)
             x = checkpoint(block, *args, use_reentrant=False) if self.with_cp and torch.is_grad_enabled() else block(*args)
