@@ -3,14 +3,38 @@
 Importing it registers datasets, transforms, models and hooks in mmpretrain's registries, and, where mmdet is installed, the detector pieces in
 mmdet's. It needs no compiled mmcv ops.
 """
+import sys
+from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
-from . import datasets, models  # noqa: F401
-from .engine import amp, hooks, loops, optim, sharding  # noqa: F401
-from .features import extract_object_features
 from .version import __version__
 
-if find_spec('mmdet') is not None:  # costs little: mmdet's registries, none of its models
-    from . import detection  # noqa: F401
+_LAZY = {'extract_object_features': 'odis_mm.evaluation.object_features'}
 
-__all__ = ['__version__', 'extract_object_features']
+__all__ = ['__version__', 'extract_object_features', 'register']
+
+
+def register() -> None:
+    """Register everything with mmpretrain and mmdet; a second call does nothing. Called by ``import odis_mm``."""
+    for name in ('datasets', 'models', 'engine'):
+        import_module(f'odis_mm.{name}')
+    if find_spec('mmdet') is not None:  # costs little: mmdet's registries, none of its models
+        import_module('odis_mm.detection')
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def _is_command() -> bool:
+    """Whether this process is the command line, which imports no more than the command needs (Python sets argv[0] to '-m' while it
+    looks for the module that ``python -m odis_mm`` names)."""
+    return sys.argv[:1] == ['-m'] or Path((sys.argv or [''])[0]).stem == 'odis-mm'
+
+
+if not _is_command():
+    register()

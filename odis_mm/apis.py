@@ -17,61 +17,15 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import distributed
 
-from .config_check import ConfigError, apply_options, check_schedule, check_top_level, explain_build_error, nearest
+from .config import check_schedule, explain_build_error, load_config
 from .datasets import EpochSampler
 from .engine.peers import agent_keeps_store, await_peers
 from .engine.resume import damage, find_checkpoint
-from .transfer import load_local as _load_local
+from .utils.errors import ConfigError
 
 AMP_WRAPPERS = dict(bf16=dict(type='mmpretrain.AutocastOptimWrapper'),
                     fp16=dict(type='AmpOptimWrapper', dtype='float16', loss_scale='dynamic'))
 _RUNS = itertools.count()
-
-
-def config_root() -> Path:
-    """Where the shipped configs lie: in the installed wheel, or in the checkout."""
-    package = Path(__file__).resolve().parent
-    installed = package / '.mim' / 'configs'
-    return installed if installed.is_dir() else package.parent / 'configs'
-
-
-def shipped_configs() -> Dict[str, Path]:
-    """Name (``odis_vits_coco``, ``mask_rcnn/...``) to path of every recipe that comes with the package."""
-    root = config_root()
-    paths = [path for path in sorted(root.rglob('*.py')) if '_base_' not in path.parts]
-    return {path.relative_to(root).with_suffix('').as_posix(): path for path in paths}
-
-
-def load_config(name: Union[str, Path], options: Optional[Dict[str, Any]] = None) -> Config:
-    """Reads a config file, or a shipped recipe by its name, and applies ``--cfg-options``.
-
-    Args:
-        name: A path, or a name from :func:`shipped_configs` (its last part will do).
-        options: See :func:`odis_mm.config_check.apply_options`.
-
-    Raises:
-        ConfigError: no such config, a syntax error in it, or a key that nothing reads.
-    """
-    path = Path(name)
-    if not path.is_file():
-        shipped = shipped_configs()
-        wanted = Path(str(name).removesuffix('.py')).as_posix()
-        found = [p for key, p in shipped.items() if wanted in (key, key.rpartition('/')[2])]
-        if not found:
-            names = [*shipped, *(key.rpartition('/')[2] for key in shipped)]
-            hint = nearest(wanted, names) or f' ({", ".join(shipped)})'
-            raise ConfigError(f'no config {str(name)!r}: it is neither a file nor a shipped recipe{hint}')
-        path = found[0]
-    for variable in ('COCO_ROOT', 'IMAGENET_ROOT', 'ADE20K_ROOT'):
-        if not os.environ.get(variable, 'set'):
-            del os.environ[variable]  # empty means unset
-    try:
-        cfg = Config.fromfile(str(path))
-    except (SyntaxError, AttributeError, KeyError, FileNotFoundError, TypeError) as error:
-        raise ConfigError(f'{path} cannot be read as a config: {error}') from error
-    apply_options(cfg, options or {})
-    check_top_level(cfg)
-    return cfg
 
 
 def train(config: Union[str, Path, Config],

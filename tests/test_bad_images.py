@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
+from odis_mm.cli.verify import verify_main as verify
 from odis_mm.datasets import BadImageError, ObjectDataset, image_io
-from odis_mm.datasets.verify import main as verify
 from odis_mm.engine.hooks import BadImageHook
 
 LOAD = [dict(type='LoadObjectImage')]

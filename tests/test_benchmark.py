@@ -12,7 +12,7 @@ from mmpretrain.registry import MODELS
 import odis_mm  # noqa: F401
 from odis_mm.analysis import TextbookIBOT, benchmark, count_step, startup
 from odis_mm.analysis.cost import Allocations, count_flops, total_loss
-from odis_mm.apis import load_config
+from odis_mm.config import load_config
 from odis_mm.engine.hooks import SelfSupScheduleHook
 from odis_mm.models import ObjectViT
 from odis_mm.models.backbones import object_vit

@@ -11,11 +11,11 @@ from mmengine.fileio import LocalBackend
 from test_tools import toy_runner
 
 from odis_mm import apis
-from odis_mm.config_check import ConfigError
 from odis_mm.engine.hooks import SafeCheckpointHook
 from odis_mm.engine.hooks import checkpoint as safe
 from odis_mm.engine.resume import damage, find_checkpoint
-from odis_mm.transfer import CheckpointError, CheckpointWriteError
+from odis_mm.transfer import CheckpointError, FileWriteError, load_local
+from odis_mm.utils.errors import ConfigError
 
 CONTENT = dict(state_dict={f'layer{i}.weight': torch.arange(20.) + i for i in range(3)}, meta=dict(epoch=1))
 
@@ -66,7 +66,7 @@ def test_a_file_that_would_run_code_is_no_reason_to_take_another_one(tmp_path):
         torch.save(content, tmp_path / f'epoch_{epoch}.pth')
     assert find_checkpoint(tmp_path) == (str(tmp_path / 'epoch_2.pth'), [])
     with pytest.raises(CheckpointError, match='epoch_2.pth is refused: restoring it would run code'):
-        apis._load_local(str(tmp_path / 'epoch_2.pth'))
+        load_local(str(tmp_path / 'epoch_2.pth'))
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_what_reads_back_otherwise_replaces_nothing(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(safe.os, 'fsync', fsync)
-        with pytest.raises(CheckpointWriteError, match='read back differs from what was written.*last good checkpoint: .*epoch_2.pth'):
+        with pytest.raises(FileWriteError, match='read back differs from what was written.*last good checkpoint: .*epoch_2.pth'):
             toy_runner(tmp_path).train()
     assert names(tmp_path) == ['epoch_2.pth'] and damage(tmp_path / 'epoch_2.pth') is None
     runner = toy_runner(tmp_path, load_from=apis.latest_checkpoint(str(tmp_path)), resume=True)
@@ -151,7 +151,7 @@ def test_other_backends_are_read_back_too(tmp_path, monkeypatch):
 
     monkeypatch.setattr(LocalBackend, 'put', put)
     hook = dict(type=SafeCheckpointHook, max_keep_ckpts=1, interval=1, backend_args=dict(backend='local'))
-    with pytest.raises(CheckpointWriteError, match='epoch_3.pth was read back, and it is truncated.*last good checkpoint: .*epoch_2.pth'):
+    with pytest.raises(FileWriteError, match='epoch_3.pth was read back, and it is truncated.*last good checkpoint: .*epoch_2.pth'):
         toy_runner(tmp_path, default_hooks=dict(checkpoint=hook)).train()
     assert names(tmp_path) == ['epoch_2.pth', 'epoch_3.pth']
     path, warnings = find_checkpoint(tmp_path)

@@ -5,8 +5,8 @@ import os
 import pytest
 from mmengine.config import Config
 
-from odis_mm import apis, config_check
-from odis_mm.config_check import ConfigError, apply_options, check_schedule, check_top_level, explain_build_error
+from odis_mm import apis, config
+from odis_mm.config import ConfigError, apply_options, check_schedule, check_top_level, explain_build_error
 
 PRETRAINING = [name for name in apis.shipped_configs() if '/' not in name]
 DETECTORS = [name for name in apis.shipped_configs() if name.startswith('mask_rcnn/')]
@@ -45,15 +45,15 @@ def test_an_empty_root_means_the_default(name, monkeypatch):
 def test_every_type_is_registered_and_takes_its_arguments(name):
     cfg = apis.load_config(name)
     checked = 0
-    for path, node in config_check._walk(cfg._cfg_dict):
+    for path, node in config._walk(cfg._cfg_dict):
         if not isinstance(node, dict) or not isinstance(node.get('type'), str) or path.endswith(
             ('collate_fn', 'worker_init_fn', 'visualizer')):
             continue
-        cls = config_check.find_class(node.type)
+        cls = config.find_class(node.type)
         assert cls is not None, f'{path}: {node.type}'
         if path == 'optim_wrapper' or 'param_scheduler' in path:
             continue  # these dicts hold arguments of the Runner's builders as well
-        arguments, closed = config_check._arguments(cls)
+        arguments, closed = config._arguments(cls)
         assert not closed or set(node) - {'type'} <= arguments, f'{path}: {set(node) - {"type"} - arguments}'
         checked += 1
     assert checked > 15
@@ -147,7 +147,7 @@ def test_build_errors_become_one_sentence():
     said = explain_build_error(TypeError("BaseModule.__init__() got an unexpected keyword argument 'archh'"), cfg)
     assert said == "model.backbone: ObjectViT takes no argument 'archh'; did you mean 'arch'?"
     del cfg.model.neck['in_channels']
-    error = pytest.raises(TypeError, config_check.find_class('ProjectionNeck'), hidden_channels=3).value
+    error = pytest.raises(TypeError, config.find_class('ProjectionNeck'), hidden_channels=3).value
     assert explain_build_error(error, cfg) == "model.neck: ProjectionNeck needs the argument 'in_channels'"
     cfg.model.head.type = 'DistilationHead'
     said = explain_build_error(KeyError('DistilationHead is not in the mmpretrain::model registry. Please check ...'),
@@ -157,10 +157,10 @@ def test_build_errors_become_one_sentence():
 
 
 def test_arguments_follow_kwargs_up_the_bases():
-    arguments, closed = config_check._arguments(config_check.find_class('ObjectViT'))
+    arguments, closed = config._arguments(config.find_class('ObjectViT'))
     assert closed and {'with_cp', 'arch', 'drop_path_rate', 'init_cfg'} <= arguments
-    assert 'launcher' in config_check.RUNNER_KEYS and 'cfg' not in config_check.RUNNER_KEYS
-    assert inspect.isclass(config_check.find_class('mmpretrain.ObjectViT'))
+    assert 'launcher' in config.RUNNER_KEYS and 'cfg' not in config.RUNNER_KEYS
+    assert inspect.isclass(config.find_class('mmpretrain.ObjectViT'))
 
 
 @pytest.mark.parametrize('name, arch, width, lr, clip, batch', [

@@ -12,9 +12,10 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, DefaultScope, init_def
 
 pytest.importorskip('mmdet')
 pytest.importorskip('mmcv._ext')
-import odis_mm  # noqa: E402,F401
 from mmdet.registry import MODELS, TRANSFORMS  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
+
+import odis_mm  # noqa: E402,F401
 from odis_mm.detection import ViTFeaturePyramid, ViTSimplePyramid, pyramid_strides  # noqa: E402
 from odis_mm.detection.pyramid import ChannelLayerNorm  # noqa: E402
 from odis_mm.transfer import CheckpointError, read_checkpoint, save_backbone  # noqa: E402

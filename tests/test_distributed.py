@@ -12,7 +12,6 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from mmengine.config import Config
-from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from test_knn import folder  # noqa: F401 (a fixture)
@@ -21,9 +20,10 @@ from test_regions import coco, direct  # noqa: F401
 
 from odis_mm import apis, cli
 from odis_mm.datasets.demo import ensure_demo
-from odis_mm.engine.peers import MissingPeersError, await_peers
-from odis_mm.engine.sharding import whole
+from odis_mm.engine.peers import await_peers
 from odis_mm.evaluation import FrozenBackbone, LabelledImages, image_features, knn_images, labelled_split
+from odis_mm.utils.distributed import whole
+from odis_mm.utils.errors import MissingPeersError
 
 WORLDS, GLOBAL_BATCH, IMAGES, EPOCHS = (1, 2, 4), 8, 22, 2
 METHODS = ('odis', 'gtsa', 'alfm')

@@ -18,10 +18,11 @@ from mmengine.runner import Runner
 from test_models import ARCH, K, make_batch, make_odis
 
 import odis_mm  # noqa: F401
+from odis_mm.cli.replay import replay_main as main
 from odis_mm.engine.hooks import NonFiniteLossHook
 from odis_mm.engine.loops import random_state, set_random_state
 from odis_mm.engine.optim import SelfSupOptimWrapperConstructor
-from odis_mm.engine.replay import main, replay
+from odis_mm.engine.replay import replay
 
 CONFIG = dict(  # of make_odis
     type='ODIS', backbone=dict(type='ObjectViT', arch=ARCH, img_size=32, patch_size=8),
@@ -177,7 +178,7 @@ def test_a_non_finite_step_is_skipped_as_a_whole(tmp_path, accumulate, skipped, 
     told = [record.getMessage() for record in told if record.levelno == logging.WARNING and 'not finite' in record.getMessage()]
     assert len(told) == 2
     assert re.match(r'loss_obj, teacher_entropy are not finite at iteration 2, images img/7.jpg, img/8.jpg; the batch is saved: python -m '
-                    r'odis_mm.engine.replay CONFIG .*nonfinite_iter_2.pth. The step is skipped \(1 in a row; 3 end', told[0]), told
+                    r'odis-mm replay CONFIG .*nonfinite_iter_2.pth. The step is skipped \(1 in a row; 3 end', told[0]), told
     assert 'step' not in vars(runner.optim_wrapper), 'the wrapper has its own methods again'
 
 

@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def program(folder: Path) -> None:
-    from odis_mm.analysis import fault_campaign as campaign
     from odis_mm.engine.loops import ResumableEpochLoop
+    from robustness import fault_campaign as campaign
     campaign.main(['--work-dir', str(folder / 'small'), '--kills', '6', '--disk-full', '3', '--corrupt', '2', '--signals', '1'])
     print('---')
     nothing_to_write_to(campaign, folder / 'small/campaign.py', folder / 'run')
@@ -75,7 +75,7 @@ def test_a_resume_that_forgets_is_found_out(parts):
 
 
 def test_differences():
-    from odis_mm.analysis.fault_campaign import differences
+    from robustness.fault_campaign import differences
     a = dict(w=torch.tensor([1., float('nan')]), n=[1, (2, 'x')])
     assert differences(a, dict(w=a['w'].clone(), n=[1, (2, 'x')])) == []
     assert differences(a, dict(w=a['w'] + 1e-7, n=[1, (3, 'x')])) == ['w', 'n[1][0] is 2 and 3']
@@ -86,8 +86,8 @@ def test_differences():
 
 @pytest.mark.parametrize('kind', ['cut', 'flipped', 'zeroed', 'empty', 'garbage', 'missing'])
 def test_each_damage_is_one(tmp_path, kind):
-    from odis_mm.analysis.fault_campaign import spoil
     from odis_mm.engine.resume import damage
+    from robustness.fault_campaign import spoil
     torch.save(torch.randn(10000), tmp_path / 'a.pth')
     spoil(tmp_path / 'a.pth', kind, random.Random(0))
     assert damage(tmp_path / 'a.pth')

@@ -8,9 +8,9 @@ from test_models import make_odis, make_vit
 from test_regions import coco  # noqa: F401  (a fixture)
 
 import odis_mm
-from odis_mm import commands
+from odis_mm.cli import checkpoints as commands
 from odis_mm.evaluation import FrozenBackbone
-from odis_mm.features import neighbour_sheet
+from odis_mm.evaluation.object_features import neighbour_sheet
 from odis_mm.transfer import save_backbone
 
 

@@ -1,4 +1,4 @@
-"""A few hundred mutated files through the readers; tools/misc/fuzz.py takes as many as one likes. And what it found."""
+"""A few hundred mutated files through the readers; robustness/fuzz.py takes as many as one likes. And what it found."""
 import json
 import os
 import signal
@@ -8,10 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
-from odis_mm.analysis import fuzz
 from odis_mm.datasets import read_image, segmentation_to_mask
-from odis_mm.datasets.image_io import BadImageError
-from odis_mm.datasets.objects import AnnotationError
+from odis_mm.utils.errors import AnnotationError, BadImageError
+from robustness import fuzz
 
 
 @pytest.mark.parametrize('name, count', [('annotations', 120), ('images', 300)])

@@ -7,9 +7,22 @@ import pytest
 import torch
 
 from odis_mm.datasets.objects import segmentation_to_mask
-from odis_mm.structures import (View, ViewBatch, box_patch_mask, boxes_from_view, boxes_to_view, mask_area_in_crops,
-                                mask_patch_mask, orient, pair_intersections, patch_grid, points_from_view,
-                                points_to_view, stack_views, summed_area)
+from odis_mm.structures import (
+    View,
+    ViewBatch,
+    box_patch_mask,
+    boxes_from_view,
+    boxes_to_view,
+    mask_area_in_crops,
+    mask_patch_mask,
+    orient,
+    pair_intersections,
+    patch_grid,
+    points_from_view,
+    points_to_view,
+    stack_views,
+    summed_area,
+)
 
 
 def random_view(rng, width=97, height=71, size=(48, 48)):

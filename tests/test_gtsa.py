@@ -20,16 +20,16 @@ import odis_mm  # noqa: F401
 from odis_mm import apis
 from odis_mm.datasets.transforms import PackViews, RenderViews, SamplePairViews, collate_views, render_view
 from odis_mm.datasets.transforms.pair_views import shared_area
-from odis_mm.engine.schedules import cosine
 from odis_mm.models.heads import GTSAHead
 from odis_mm.models.losses import correspondence_similarity
 from odis_mm.models.losses.dense import _best_matches
 from odis_mm.structures import View, ViewBatch, boxes_to_view, orient, stack_views, teacher_student_pairs, turn_squares
+from odis_mm.utils.schedules import cosine
 from odis_mm.visualization import draw_views
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'tools' / 'analysis'))
-import gtsa_reference as reference  # noqa: E402
+from odis_mm.analysis import textbook_gtsa as reference  # noqa: E402
 
 ARCH = dict(embed_dims=24, num_layers=2, num_heads=2, feedforward_channels=32)
 MAP_LOSSES = ('loss_crop', 'loss_correspondence')

@@ -5,7 +5,7 @@ import pytest
 import torch
 from test_gtsa import arrow, make_gtsa
 
-from odis_mm.evaluation import rotation
+from odis_mm.cli import rotation
 
 
 def brightest_side(images):

@@ -5,7 +5,7 @@ from mmpretrain.registry import MODELS
 from timm.models.vision_transformer import VisionTransformer
 
 import odis_mm  # noqa: F401
-from odis_mm.commands import transfer_main
+from odis_mm.cli.checkpoints import transfer_main
 from odis_mm.transfer import load_backbone, read_checkpoint
 
 ARCH = dict(embed_dims=32, num_layers=3, num_heads=2, feedforward_channels=64)

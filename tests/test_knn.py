@@ -13,7 +13,7 @@ from test_engine import run
 from test_models import ARCH, make_vit
 from torchvision import transforms
 
-from odis_mm import commands
+from odis_mm.cli import checkpoints as commands
 from odis_mm.datasets.image_io import read_image
 from odis_mm.engine.hooks import KNNHook
 from odis_mm.evaluation import FrozenBackbone, LabelledImages, image_features, knn_accuracy, knn_images, labelled_split

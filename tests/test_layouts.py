@@ -10,10 +10,22 @@ from test_transfer import Foreign, vit
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from odis_mm import commands
-from odis_mm.transfer import (LAYOUTS, CheckpointError, build_backbone, build_timm, build_vit, convert, load_backbone, prove,
-                              read_checkpoint, read_vit,
-                              resize_positions, save_backbone, transfer)
+from odis_mm.cli import checkpoints as commands
+from odis_mm.transfer import (
+    LAYOUTS,
+    CheckpointError,
+    build_backbone,
+    build_timm,
+    build_vit,
+    convert,
+    load_backbone,
+    prove,
+    read_checkpoint,
+    read_vit,
+    resize_positions,
+    save_backbone,
+    transfer,
+)
 
 SHAPE = dict(embed_dim=32, depth=3, num_heads=2, mlp_ratio=2, num_classes=0)
 ARCH = dict(embed_dims=32, num_layers=3, num_heads=2, feedforward_channels=64)

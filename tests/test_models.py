@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from mmpretrain.registry import MODELS
 
 import odis_mm  # noqa: F401
-from odis_mm.engine.schedules import cosine, linear
 from odis_mm.models.heads import Center, DistillationHead, sinkhorn_knopp
 from odis_mm.models.losses import pairwise_cross_entropy, patch_cross_entropy
+from odis_mm.utils.schedules import cosine, linear
 
 ARCH = dict(embed_dims=32, num_layers=3, num_heads=4, feedforward_channels=64)
 K = 24

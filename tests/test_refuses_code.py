@@ -21,13 +21,22 @@ from mmengine.runner import CheckpointLoader, load_checkpoint
 from mmpretrain.registry import MODELS
 from test_models import ARCH, make_odis, make_vit
 
-from odis_mm import apis, cli, commands, extract_object_features
-from odis_mm.config_check import ConfigError
+from odis_mm import apis, cli, extract_object_features
+from odis_mm.cli import checkpoints as commands
+from odis_mm.cli import rotation
 from odis_mm.datasets import ObjectDataset
 from odis_mm.datasets.demo import ensure_demo
-from odis_mm.evaluation import rotation
-from odis_mm.transfer import CheckpointError, build_backbone, load_backbone, read_checkpoint, read_meta, transfer
+from odis_mm.transfer import (
+    CheckpointError,
+    build_backbone,
+    load_backbone,
+    load_local,
+    read_checkpoint,
+    read_meta,
+    transfer,
+)
 from odis_mm.transfer.checkpoint import restore
+from odis_mm.utils.errors import ConfigError
 from odis_mm.workflows import demo as workflow
 
 VIT = dict(type='VisionTransformer', arch=ARCH, img_size=32, patch_size=8, out_type='cls_token')
@@ -96,7 +105,7 @@ READERS = dict(
     mmengine_loader=lambda path: CheckpointLoader.load_checkpoint(path, 'cpu'),
     mmengine_pretrained=lambda path: MODELS.build({**VIT, 'init_cfg': dict(type='Pretrained', checkpoint=path)}).init_weights(),
     verified_pretrained=lambda path: MODELS.build({**VIT, 'init_cfg': dict(type='VerifiedPretrained', checkpoint=path)}).init_weights(),
-    our_loader=apis._load_local,
+    our_loader=load_local,
     read_checkpoint=read_checkpoint,
     read_meta=read_meta,
     load_backbone=lambda path: load_backbone(make_vit(), path),

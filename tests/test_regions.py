@@ -14,7 +14,7 @@ from test_engine import run
 from test_knn import BACKBONE
 from test_models import make_vit
 
-from odis_mm import commands
+from odis_mm.cli import checkpoints as commands
 from odis_mm.engine.hooks import RegionProxyHook
 from odis_mm.evaluation import FrozenBackbone, RegionImages, region_features, region_knn, region_proxy, region_split
 from odis_mm.evaluation.regions import auc, background_boxes, fit_linear, mean_iou, object_area, pool_boxes

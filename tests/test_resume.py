@@ -22,6 +22,7 @@ from odis_mm.datasets import EpochSampler
 from odis_mm.datasets.transforms import single_thread_worker
 from odis_mm.engine.hooks import PreemptionHook
 from odis_mm.engine.loops import random_state, set_random_state
+from odis_mm.transfer import load_local
 
 
 class Views(torch.utils.data.Dataset):
@@ -100,7 +101,7 @@ def stopped(call, *args, **kwargs) -> int:
 
 
 def content(work_dir, name='epoch_2.pth') -> dict:
-    loaded = apis._load_local(str(Path(work_dir, name)), 'cpu')
+    loaded = load_local(str(Path(work_dir, name)), 'cpu')
     return {key: loaded[key] for key in ('state_dict', 'optimizer', 'param_schedulers', 'progress')} | dict(
         epoch=loaded['meta']['epoch'], iter=loaded['meta']['iter'])
 
@@ -146,7 +147,7 @@ def test_preempted_and_resumed_is_undisturbed(undisturbed, tmp_path, at, name, w
 def test_random_numbers_and_position_do_matter(undisturbed, tmp_path):
     assert stopped(train, tmp_path, 3) == 75
     path = apis.latest_checkpoint(str(tmp_path))
-    loaded = apis._load_local(path, 'cpu')
+    loaded = load_local(path, 'cpu')
     loaded['progress']['random'] = []
     torch.save(loaded, path)
     resumed(tmp_path)

@@ -34,9 +34,9 @@ class Recorder(Hook):
 def program(folder: Path) -> None:
     """All runs; prints the exit codes of their ranks."""
     from odis_mm import cli
-    from odis_mm.analysis.fault_campaign import OPTIONS
-    from odis_mm.apis import load_config
+    from odis_mm.config import load_config
     from odis_mm.datasets.demo import ensure_demo
+    from robustness.fault_campaign import OPTIONS
     os.environ['ODIS_DEMO_ROOT'] = ensure_demo(folder / 'data', num_train=IMAGES, num_val=2, size=64)
 
     def ranks(name: str, world: int, run: str, stop_at: int = 0) -> list:

@@ -17,11 +17,11 @@ from mmengine.registry import MODELS
 from mmengine.runner import Runner
 
 from odis_mm import apis, cli
-from odis_mm.config_check import ConfigError
 from odis_mm.datasets.demo import ensure_demo
-from odis_mm.engine.hooks import checkpoint as safe
 from odis_mm.engine.hooks import SafeCheckpointHook
-from odis_mm.transfer import CheckpointError, CheckpointWriteError
+from odis_mm.engine.hooks import checkpoint as safe
+from odis_mm.transfer import CheckpointError, FileWriteError, load_local
+from odis_mm.utils.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = [  # a ViT of two blocks on 32 pixel views
@@ -255,7 +255,7 @@ def test_disk_full_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
         real(handle)
 
     monkeypatch.setattr(safe.os, 'fsync', fsync)
-    with pytest.raises(CheckpointWriteError,
+    with pytest.raises(FileWriteError,
                        match='No space left on device.*--resume .*last good checkpoint: .*epoch_2.pth'):
         toy_runner(tmp_path).train()
     assert written == [['epoch_1.pth.part'], ['epoch_1.pth', 'epoch_2.pth.part'],
@@ -298,7 +298,7 @@ def test_runs_of_one_process_within_a_second_keep_their_own_logs(tmp_path, monke
 def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
     torch.save(dict(state_dict={}, extra=subprocess.Popen), tmp_path / 'evil.pth')
     with pytest.raises(CheckpointError, match='evil.pth is refused: restoring it would run code'):
-        apis._load_local(str(tmp_path / 'evil.pth'))
+        load_local(str(tmp_path / 'evil.pth'))
 
 
 def test_a_value_too_nested_for_an_option_is_told():

@@ -15,8 +15,16 @@ from mmpretrain.registry import MODELS
 from torch import nn
 
 import odis_mm  # noqa: F401
-from odis_mm.transfer import (CheckpointError, CheckpointWriteError, atomic_save, load_backbone, read_checkpoint,
-                              resize_positions, save_backbone, to_timm)
+from odis_mm.transfer import (
+    CheckpointError,
+    FileWriteError,
+    atomic_save,
+    load_backbone,
+    read_checkpoint,
+    resize_positions,
+    save_backbone,
+    to_timm,
+)
 
 TINY = dict(embed_dims=24, num_layers=2, num_heads=2, feedforward_channels=48)
 
@@ -138,12 +146,12 @@ def test_failed_save_keeps_the_old_file(tmp_path, exported):
     _, path = exported
     before = path.read_bytes()
     code = ('import resource, sys, torch\n'
-            'from odis_mm.transfer import atomic_save, CheckpointWriteError\n'
+            'from odis_mm.transfer import atomic_save, FileWriteError\n'
             'content = dict(a=torch.zeros(500_000))\n'
             # every file ends at 100 kB, as on a full disk
             'resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n'
             'try:\n    atomic_save(content, sys.argv[1])\n'
-            'except CheckpointWriteError as error:\n    print("REFUSED", error)\n')
+            'except FileWriteError as error:\n    print("REFUSED", error)\n')
     assert hasattr(resource, 'RLIMIT_FSIZE')
     done = subprocess.run([sys.executable, '-c', code, str(path)], capture_output=True, text=True, timeout=120)
     assert 'REFUSED' in done.stdout and 'full' in done.stdout and path.name in done.stdout, done.stdout + done.stderr
@@ -164,14 +172,14 @@ def test_interrupted_save_leaves_nothing(tmp_path, monkeypatch, exported):
 
 
 def test_save_into_nowhere_and_without_permission(tmp_path, monkeypatch):
-    with pytest.raises(CheckpointWriteError, match='does not exist'):
+    with pytest.raises(FileWriteError, match='does not exist'):
         atomic_save(dict(a=torch.zeros(3)), tmp_path / 'nowhere' / 'a.pth')
 
     def refuse(*args, **kwargs):  # root may write anywhere, so permission is denied by hand
         raise PermissionError(13, 'Permission denied')
 
     monkeypatch.setattr('tempfile.mkstemp', refuse)
-    with pytest.raises(CheckpointWriteError, match='no permission'):
+    with pytest.raises(FileWriteError, match='no permission'):
         atomic_save(dict(a=torch.zeros(3)), tmp_path / 'a.pth')
 
 

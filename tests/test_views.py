@@ -6,8 +6,17 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from odis_mm.datasets import EpochSampler, ObjectDataset, read_image, segmentation_to_mask
-from odis_mm.datasets.transforms import (BlockMasks, PackViews, PhotometricViews, RenderViews, SampleViews,
-                                         collate_views, photometric, render_view, single_thread_worker)
+from odis_mm.datasets.transforms import (
+    BlockMasks,
+    PackViews,
+    PhotometricViews,
+    RenderViews,
+    SampleViews,
+    collate_views,
+    photometric,
+    render_view,
+    single_thread_worker,
+)
 from odis_mm.datasets.transforms.mim import draw_blocks
 from odis_mm.structures import View, box_patch_mask, orient
 from odis_mm.visualization import draw_views

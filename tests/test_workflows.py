@@ -5,7 +5,7 @@ import json
 import pytest
 
 from odis_mm import apis
-from odis_mm.config_check import ConfigError, check_schedule
+from odis_mm.config import ConfigError, check_schedule
 from odis_mm.workflows import demo, evidence, quickstart
 from odis_mm.workflows.stages import Stages, detector_ap, newest_export, scalars
 

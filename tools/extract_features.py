@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # a checkout works without being installed
 
-from odis_mm.commands import features_main  # noqa: E402
+from odis_mm.cli.checkpoints import features_main  # noqa: E402
 
 if __name__ == '__main__':
     features_main()

@@ -68,7 +68,8 @@ pip_install() { "$PY" -m pip install --disable-pip-version-check "$@" >>"$LOG" 2
 
 build_ops() { # $*: more pip options. pip is silent while ninja compiles for minutes: show ninja's own [done/total].
   local progress="$VENV/odis_mm_ops.log" pid; : >"$progress"
-  MMCV_WITH_OPS=1 "$PY" -m pip install --disable-pip-version-check --no-build-isolation -v "$@" "$MMCV" >"$progress" 2>&1 &
+  # -g0: Python's own flags ask for debug symbols, which make each file several times slower to compile and the objects far larger
+  CFLAGS="${CFLAGS:-} -g0" CXXFLAGS="${CXXFLAGS:-} -g0" MMCV_WITH_OPS=1 "$PY" -m pip install --disable-pip-version-check --no-build-isolation -v "$@" "$MMCV" >"$progress" 2>&1 &
   pid=$!
   while kill -0 $pid 2>/dev/null; do
     sleep 15

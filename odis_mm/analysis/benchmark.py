@@ -1,9 +1,7 @@
 """Where a training step's time goes: the data pipeline, the step and both together, measured beside the machine's own limit."""
-import argparse
 import contextlib
 import copy
 import datetime
-import json
 import math
 import os
 import statistics
@@ -14,19 +12,16 @@ from typing import Callable, Dict, Iterable, List, Optional, Tuple
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmpretrain.registry import DATASETS, MODELS, TRANSFORMS
 
-from ..apis import load_config
-from ..cli import _guarded, _options
-from ..config_check import ConfigError
 from ..datasets.transforms import collate_views
 from ..models.selfsup.base import TeacherStudent
-from ..workflows.stages import hardware
+from ..utils.environment import hardware
+from ..utils.errors import ConfigError
 from .cost import StepCost, count_step, everything_on
-from .textbook import TextbookIBOT
+from .textbook_ibot import TextbookIBOT
 from .timing import PARTS, Step, mask_seconds, matrix_peak
 
 GIB = 2**30
@@ -369,39 +364,3 @@ def table(result: dict) -> str:
     if 'advice' in result:
         lines += ['', result['advice']]
     return '\n'.join(lines)
-
-
-def main(argv: Optional[List[str]] = None) -> None:
-    """``tools/analysis/benchmark.py CONFIG``: prints the table, keeps the json."""
-    parser = argparse.ArgumentParser(description='Where the time of a pretraining step goes, and how far it is from the machine\'s limit.')
-    parser.add_argument('config', help='path of a config, or name of a shipped one such as odis_vits_coco')
-    mode = parser.add_mutually_exclusive_group()
-    for name in ('data', 'model'):
-        mode.add_argument(f'--{name}-only', dest='mode', action='store_const', const=name)
-    mode.add_argument('--options', dest='mode', action='store_const', const='options', help='the step with each of its speed options in turn')
-    mode.add_argument('--end-to-end', dest='mode', action='store_const', const='end-to-end')
-    mode.add_argument('--memory-only', dest='mode', action='store_const', const='memory', help='count the memory of a step; nothing is run')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--amp', action='store_true', help='bf16 autocast')
-    parser.add_argument('--compile', action='store_true', help='torch.compile of the blocks: the first steps take minutes')
-    parser.add_argument('--batch', type=int, help='images a step (default: of the config)')
-    parser.add_argument('--repeats', type=int, default=5)
-    parser.add_argument('--images', type=int, default=32, help='of the data set, for the pipeline')
-    parser.add_argument('--threads', type=int, help='of the step on CPUs (default: all cores)')
-    parser.add_argument('--out', metavar='JSON', help='keep the numbers')
-    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', action='extend')
-    args = parser.parse_args(argv)
-
-    def work() -> None:
-        MMLogger.get_current_instance().setLevel('WARNING')  # mmengine tells how each parameter is initialised
-        if args.threads:
-            torch.set_num_threads(args.threads)
-        cfg = load_config(args.config, _options(args.cfg_options))
-        result = run(cfg, [args.mode] if args.mode else ['memory', 'data', 'model', 'end-to-end'], args.device, args.amp, args.compile,
-                     args.batch, args.repeats, args.images)
-        print(table(result))
-        if args.out:
-            Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-            Path(args.out).write_text(json.dumps(result, indent=1) + '\n')
-
-    _guarded(work)

@@ -1,23 +1,16 @@
 """How long a run takes to its first iteration."""
-import argparse
 import contextlib
-import datetime
-import json
 import os
 import re
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from pathlib import Path
-from typing import List, Optional, Sequence
+from typing import List, Sequence
 
-from ..cli import _guarded
-from ..config_check import ConfigError
-from ..workflows.stages import hardware
+from ..utils.errors import ConfigError
 
 FIRST = re.compile(r'Epoch\(train\)|Iter\(train\)')  # of mmengine's log line of a training iteration
 TRAIN = (sys.executable, '-m', 'odis_mm', 'train')
@@ -60,25 +53,3 @@ def _kill(process: subprocess.Popen) -> None:
     """With its data workers, and without the checkpoint that SIGTERM asks for."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-
-
-def main(argv: Optional[List[str]] = None, train: Sequence[str] = TRAIN) -> None:
-    """``tools/analysis/benchmark_startup.py CONFIG``: prints the times, keeps the json."""
-    parser = argparse.ArgumentParser(description='Seconds from the command to the first finished iteration of training.')
-    parser.add_argument('config', nargs='?', default='odis_demo')
-    parser.add_argument('--repeats', type=int, default=5, help='counted ones; one before them fills the page cache')
-    parser.add_argument('--out', metavar='JSON', help='keep the numbers')
-    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', action='extend')
-    args = parser.parse_args(argv)
-
-    def work() -> None:
-        seconds = [seconds_to_first_iteration(args.config, args.cfg_options, train) for _ in range(args.repeats + 1)][1:]
-        result = dict(config=args.config, date=datetime.datetime.now().astimezone().isoformat(timespec='seconds'), hardware=hardware(),
-                      median=statistics.median(seconds), seconds=seconds, load=os.getloadavg()[0])
-        print(f'{args.config}: first iteration after {result["median"]:.1f} s, the median of {args.repeats} '
-              f'({", ".join(f"{s:.1f}" for s in seconds)}); {result["hardware"]}, load {result["load"]:.1f}')
-        if args.out:
-            Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-            Path(args.out).write_text(json.dumps(result, indent=1) + '\n')
-
-    _guarded(work)

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from ..models.backbones.object_vit import object_attention
 from ..models.selfsup.base import TeacherStudent
 from .cost import total_loss
-from .textbook import TextbookIBOT
+from .textbook_ibot import TextbookIBOT
 
 PARTS = ('teacher', 'student', 'heads', 'loss', 'backward, heads', 'backward, loss', 'backward, student', 'optimizer + EMA')
 

@@ -21,6 +21,8 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from ..utils.errors import ConfigError, FileWriteError, FolderInUseError, run_command
+
 DRAWING = 2  # raise it with every change of what is drawn: sets on disk of another drawing are rendered again
 MANIFEST = 'odis_demo.json'
 DEFAULT_ROOT = 'data/odis_demo'
@@ -227,10 +229,10 @@ def _is_complete(root: Path, parameters: dict) -> bool:
     try:
         found = json.loads((root / MANIFEST).read_text())
     except (OSError, ValueError):
-        raise FileExistsError(f'{root} exists and is no demo set (it has no readable {MANIFEST}); name another folder '
+        raise FolderInUseError(f'{root} exists and is no demo set (it has no readable {MANIFEST}); name another folder '
                               'by --root or ODIS_DEMO_ROOT, or remove it.') from None
     if {**found, 'drawing': None} != {**parameters, 'drawing': None}:
-        raise FileExistsError(f'{root} holds a demo set of other parameters ({found}); name another folder by --root '
+        raise FolderInUseError(f'{root} holds a demo set of other parameters ({found}); name another folder by --root '
                               'or ODIS_DEMO_ROOT, or remove it.')
     return found == parameters and all(
         (root / 'annotations' / f'instances_{split}2017.json').is_file() and (root / f'{split}2017').is_dir()
@@ -275,12 +277,12 @@ def ensure_demo(root=None, num_train: int = 2000, num_val: int = 200, size: int 
     only when complete. Images depend on seed and size alone, not on `processes`: a larger set begins with a smaller.
 
     Raises:
-        ValueError: a parameter out of range.
+        ConfigError: a parameter out of range.
         FileExistsError: the folder holds something else.
         OSError: it can't be written.
     """
     if min(num_train, num_val) < 1 or size < 64 or seed < 0:
-        raise ValueError('the demo set needs num_train >= 1, num_val >= 1, size >= 64 and seed >= 0; got '
+        raise ConfigError('the demo set needs num_train >= 1, num_val >= 1, size >= 64 and seed >= 0; got '
                          f'{num_train}, {num_val}, {size}, {seed}.')
     target = demo_root(root, num_train, num_val, size, seed).absolute()
     parameters = dict(drawing=DRAWING, num_train=num_train, num_val=num_val, size=size, seed=seed)
@@ -296,7 +298,7 @@ def ensure_demo(root=None, num_train: int = 2000, num_val: int = 200, size: int 
     except OSError as error:
         if error.errno is None:  # from _is_complete: it says all
             raise
-        raise OSError(error.errno, f'the demo set could not be written to {target} ({error.strerror}); name another '
+        raise FileWriteError(f'the demo set could not be written to {target} ({error.strerror}); name another '
                       'folder by --root or ODIS_DEMO_ROOT.') from error
     return str(target)
 
@@ -322,10 +324,8 @@ def main(argv=None):
     for name, default in DEFAULTS.items():
         parser.add_argument(f'--{name.replace("_", "-")}', type=int, default=default, help=f'default: {default}')
     parser.add_argument('--processes', type=int)
-    try:
-        print(ensure_demo(**vars(parser.parse_args(argv))))
-    except (ValueError, OSError) as error:
-        sys.exit(f'error: {error}')
+    args = parser.parse_args(argv)
+    print(run_command(lambda: ensure_demo(**vars(args))))
 
 
 if __name__ == '__main__':

@@ -10,22 +10,12 @@ from mmcv.transforms import BaseTransform
 from mmpretrain.registry import TRANSFORMS
 from PIL import Image
 
+from ..utils.errors import BadImageError, MissingImageError, UnreadableImageError
+
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 
 
 MAX_PIXELS = 1 << 27  # 400 MB as RGB; a damaged header can claim 65535 x 65535
-
-
-class BadImageError(ValueError):
-    """An image file that gives no usable pixels: a data set of many images can do without it."""
-
-
-class UnreadableImageError(BadImageError, OSError):
-    """The same, as the file system refused."""
-
-
-class MissingImageError(BadImageError, FileNotFoundError):
-    """The same, as there is no such file."""
 
 
 def _jpeg_ends(data: bytes) -> bool:

@@ -12,14 +12,11 @@ from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 from mmpretrain.registry import DATASETS, TRANSFORMS
 
-from .image_io import IMAGE_SUFFIXES, BadImageError, clip_boxes, has_extent
+from ..utils.errors import AnnotationError, BadImageError, ConfigError, MissingFileError
+from .image_io import IMAGE_SUFFIXES, clip_boxes, has_extent
 
 _RLE_TEXT = re.compile('[0-o]+')  # COCO's code: 48 + 6 bits
 REPLACEMENTS = 10  # tries to find another image for a bad one
-
-
-class AnnotationError(ValueError):
-    """An annotation file, or an object's mask in it, that can not be used; the message says which, why and what to do."""
 
 
 @DATASETS.register_module()
@@ -53,8 +50,8 @@ class ObjectDataset(BaseDataset):
         metainfo, indices, serialize_data, lazy_init: as in mmengine's BaseDataset.
 
     Raises:
-        FileNotFoundError: a file or folder is missing.
-        ValueError: a file can't be understood or holds nothing to use.
+        MissingFileError: a file or folder is missing.
+        ConfigError: a file can't be understood or holds nothing to use.
     """
 
     def __init__(self, data_root='', ann_file='', data_prefix='', pipeline=(), seed: int = 0,
@@ -62,18 +59,18 @@ class ObjectDataset(BaseDataset):
                  max_bad_share: float = 0., metainfo=None, indices=None, serialize_data: bool = True, lazy_init: bool = False, **unknown):
         if unknown:
             known = [name for name in inspect.signature(ObjectDataset).parameters if name != 'unknown']
-            raise TypeError(f'ObjectDataset has no option {", ".join(map(repr, unknown))}; its options are '
+            raise ConfigError(f'ObjectDataset has no option {", ".join(map(repr, unknown))}; its options are '
                             f'{", ".join(known)}.')
         if not 0 < data_fraction <= 1:
-            raise ValueError(f'data_fraction must be above 0 and at most 1, got {data_fraction}.')
+            raise ConfigError(f'data_fraction must be above 0 and at most 1, got {data_fraction}.')
         if not 0 <= max_bad_share < 1:
-            raise ValueError(f'max_bad_share must be 0 or more and below 1, got {max_bad_share}.')
+            raise ConfigError(f'max_bad_share must be 0 or more and below 1, got {max_bad_share}.')
         if not isinstance(seed, int) or seed < 0:
-            raise ValueError(f'seed must be an integer >= 0, got {seed!r}.')
+            raise ConfigError(f'seed must be an integer >= 0, got {seed!r}.')
         if not isinstance(data_prefix, dict):
             data_prefix = dict(img_path=os.fspath(data_prefix))
         if set(data_prefix) != {'img_path'}:
-            raise ValueError(f'data_prefix must be a folder or dict(img_path=folder), got {dict(data_prefix)}.')
+            raise ConfigError(f'data_prefix must be a folder or dict(img_path=folder), got {dict(data_prefix)}.')
         self.seed, self.data_fraction = seed, data_fraction
         self.with_masks, self.with_crowd, self.keep_empty = with_masks, with_crowd, keep_empty
         self.counts = {}
@@ -146,10 +143,10 @@ class ObjectDataset(BaseDataset):
     def load_data_list(self) -> list:
         folder = self.data_prefix['img_path'] or '.'
         if not os.path.isdir(folder):
-            raise FileNotFoundError(f'image folder {folder} does not exist; check data_root and data_prefix (the '
+            raise MissingFileError(f'image folder {folder} does not exist; check data_root and data_prefix (the '
                                     'shipped configs take their roots from COCO_ROOT, IMAGENET_ROOT and ADE20K_ROOT).')
         if self.ann_file and not os.path.isfile(self.ann_file):
-            raise FileNotFoundError(f'annotation file {self.ann_file} does not exist; check data_root and ann_file '
+            raise MissingFileError(f'annotation file {self.ann_file} does not exist; check data_root and ann_file '
                                     '(the shipped configs take their roots from COCO_ROOT, IMAGENET_ROOT and ADE20K_ROOT).')
         if not self.ann_file:
             data = _without_objects(_walk(folder), '')
@@ -173,7 +170,7 @@ class ObjectDataset(BaseDataset):
             data = _without_objects(_read_list(self.ann_file), folder)
             print_log(f'{self.ann_file}: {len(data)} images without objects', logger='current')
         if not os.path.isfile(data[0]['img_path']):
-            raise FileNotFoundError(f'image {data[0]["img_path"]}, the first of {self.ann_file}, does not exist; check '
+            raise MissingFileError(f'image {data[0]["img_path"]}, the first of {self.ann_file}, does not exist; check '
                                     'data_root and data_prefix.')
         if self.data_fraction < 1:
             order = np.random.default_rng(self.seed).permutation(len(data))
@@ -235,7 +232,7 @@ def _walk(folder: str) -> list:
         names += [os.path.join(place, name) for name in sorted(files)
                   if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith('.')]
     if not names:
-        raise ValueError(f'no image in or below {folder} (looked for {", ".join(IMAGE_SUFFIXES)}); check data_root and '
+        raise ConfigError(f'no image in or below {folder} (looked for {", ".join(IMAGE_SUFFIXES)}); check data_root and '
                          'data_prefix.')
     return names
 

@@ -6,6 +6,8 @@ from mmengine.dist import get_dist_info, sync_random_seed
 from mmpretrain.registry import DATA_SAMPLERS
 from torch.utils.data import Sampler
 
+from ..utils.errors import ConfigError
+
 
 @DATA_SAMPLERS.register_module()
 class EpochSampler(Sampler):
@@ -23,7 +25,7 @@ class EpochSampler(Sampler):
 
     def __init__(self, dataset: Sized, shuffle: bool = True, seed: Optional[int] = None):
         if len(dataset) == 0:
-            raise ValueError('the dataset holds no image: check its paths and filters')
+            raise ConfigError('the dataset holds no image: check its paths and filters')
         self.rank, self.world_size = get_dist_info()
         self.length, self.shuffle, self.epoch = len(dataset), shuffle, 0
         self.start = 0  # of the next epoch only

@@ -2,8 +2,6 @@
 import argparse
 import json
 import os
-import sys
-import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Dict, Iterable, Iterator, List, Optional, Tuple
 import cv2
 import numpy as np
 
-from ..transfer import atomic_write
+from ..utils.errors import MissingFileError
 from .image_io import BadImageError, clip_boxes, has_extent, read_image
 from .objects import ObjectDataset, _read_json, segmentation_to_mask
 
@@ -71,7 +69,7 @@ def check(tasks: List[Task], workers: int) -> Iterator[Tuple[Optional[str], List
         yield from pool.map(check_image, tasks, chunksize=max(1, min(64, len(tasks) // (4 * workers))))
 
 
-def _tasks(args: argparse.Namespace) -> Tuple[List[Task], Optional[dict]]:
+def tasks(args: argparse.Namespace) -> Tuple[List[Task], Optional[dict]]:
     """What to check, and the content of the annotation file if it is a json."""
     root = Path(args.data)
     if not args.ann_file.lower().endswith('.json'):
@@ -79,7 +77,7 @@ def _tasks(args: argparse.Namespace) -> Tuple[List[Task], Optional[dict]]:
         return [(dataset.get_data_info(i)['img_path'], None, []) for i in range(len(dataset))], None
     path, folder = root / args.ann_file, root / args.images
     if not path.is_file():
-        raise FileNotFoundError(f'annotation file {path} does not exist; check --data and --ann-file.')
+        raise MissingFileError(f'annotation file {path} does not exist; check --data and --ann-file.')
     content = _read_json(str(path))
     ObjectDataset(args.data, args.ann_file, args.images)  # says in one sentence what makes the file unusable
     if 'images' not in content:
@@ -98,7 +96,7 @@ def _tasks(args: argparse.Namespace) -> Tuple[List[Task], Optional[dict]]:
             for image in content['images']], content
 
 
-def _cleaned(content: Optional[dict], tasks: List[Task], bad_images: Iterable[int], bad_objects: Iterable[int], folder: Path) -> str:
+def cleaned(content: Optional[dict], tasks: List[Task], bad_images: Iterable[int], bad_objects: Iterable[int], folder: Path) -> str:
     bad_images, bad_objects = set(bad_images), set(bad_objects)
     if content is None:
         return ''.join(f'{os.path.relpath(task[0], folder)}\n' for i, task in enumerate(tasks) if i not in bad_images)
@@ -111,54 +109,3 @@ def _cleaned(content: Optional[dict], tasks: List[Task], bad_images: Iterable[in
     annotations = [annotation for number, annotation in enumerate(content['annotations'])
                    if number not in bad_objects and annotation['image_id'] in ids]
     return json.dumps({**content, 'images': images, 'annotations': annotations})
-
-
-def main(argv: Optional[List[str]] = None) -> None:
-    """``tools/misc/verify_dataset.py --data DIR [--ann-file FILE] [--images DIR]``; exits with 1 if something is bad."""
-    from ..cli import _guarded
-    parser = argparse.ArgumentParser(description='Decode every image of a data set and check its boxes and masks.')
-    parser.add_argument('--data', default='', metavar='DIR', help='folder of the annotations and images')
-    parser.add_argument('--ann-file', default='', help='json of objects, or list of images, below DIR; without: all images')
-    parser.add_argument('--images', default='', metavar='DIR', help='image folder, below --data')
-    parser.add_argument('--workers', type=int, default=os.cpu_count() or 1, help='processes; 0: none (default: one a core)')
-    parser.add_argument('--report', metavar='JSON', help='write what was found')
-    parser.add_argument('--clean', metavar='FILE', help='write the annotations (or the list of images) without what is bad')
-    args = parser.parse_args(argv)
-    found: list = []
-    _guarded(lambda: found.append(_verify(args)))
-    if found[0]:
-        sys.exit(1)
-
-
-def _verify(args: argparse.Namespace) -> int:
-    tasks, content = _tasks(args)
-    bad_images: List[Tuple[int, str]] = []
-    bad_objects: List[Tuple[int, int, str]] = []
-    start = last = time.monotonic()
-    for i, (wrong, objects) in enumerate(check(tasks, args.workers)):
-        if wrong:
-            bad_images.append((i, wrong))
-        bad_objects += [(number, i, why) for number, why in objects]
-        now = time.monotonic()
-        if now - last > 2:
-            last, done = now, i + 1
-            print(f'{done}/{len(tasks)} images, {done / (now - start):.0f}/s, {(now - start) * (len(tasks) - done) / done:.0f} s left, '
-                  f'{len(bad_images)} bad', file=sys.stderr, flush=True)
-    count = sum(len(task[2]) for task in tasks)
-    for _, wrong in bad_images[:50]:
-        print(wrong)
-    for number, i, why in bad_objects[:50]:
-        print(f'object {number} of image {tasks[i][0]}: {why}')
-    if len(bad_images) > 50 or len(bad_objects) > 50:
-        print('(the first 50 of each kind; --report writes them all)')
-    print(f'{len(tasks)} images, {len(bad_images)} bad; {count} objects, {len(bad_objects)} bad (those of bad images not looked at)')
-    if args.report:
-        report = dict(images=len(tasks), objects=count,
-                      bad_images=[dict(image=tasks[i][0], why=wrong) for i, wrong in bad_images],
-                      bad_objects=[dict(annotation=number, image=tasks[i][0], why=why) for number, i, why in bad_objects])
-        atomic_write(args.report, lambda file: file.write(json.dumps(report, indent=1).encode()))
-    if args.clean:
-        text = _cleaned(content, tasks, (i for i, _ in bad_images), (number for number, *_ in bad_objects), Path(args.data, args.images))
-        atomic_write(args.clean, lambda file: file.write(text.encode()))
-        print(f'written: {args.clean}')
-    return len(bad_images) + len(bad_objects)

@@ -6,6 +6,7 @@ from mmdet.datasets.transforms import LoadAnnotations
 from mmdet.registry import DATASETS, TRANSFORMS
 
 from ..datasets.demo import CLASSES, ensure_demo
+from ..utils.errors import ConfigError
 
 
 @TRANSFORMS.register_module()
@@ -13,7 +14,7 @@ class LoadBoxesAndMasks(LoadAnnotations):
     """mmdet's LoadAnnotations for Mask R-CNN; a box without a mask is named, instead of a KeyError from a worker.
 
     Raises:
-        ValueError: the image has an object with no segmentation.
+        ConfigError: the image has an object with no segmentation.
     """
 
     def __init__(self, **kwargs):
@@ -22,7 +23,7 @@ class LoadBoxesAndMasks(LoadAnnotations):
     def _process_masks(self, results: dict) -> list:
         bare = sum('mask' not in instance for instance in results.get('instances', ()))
         if bare:
-            raise ValueError(f"{results['img_path']}: {bare} of {len(results['instances'])} objects have a box but "
+            raise ConfigError(f"{results['img_path']}: {bare} of {len(results['instances'])} objects have a box but "
                              "no segmentation, which "
                              'Mask R-CNN needs; for boxes alone take the faster-rcnn_* config of the same name.')
         return super()._process_masks(results)

@@ -4,9 +4,10 @@ import copy
 import torch
 from mmdet.registry import HOOKS
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 
-from ..transfer import CheckpointError, fingerprint, load_backbone
+from ..transfer import fingerprint, load_backbone
+from ..utils.distributed import unwrap
+from ..utils.errors import CheckpointError
 
 
 @HOOKS.register_module()
@@ -32,7 +33,7 @@ class DetectorInit(Hook):
         self.checkpoint = checkpoint
 
     def before_train(self, runner) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrap(runner.model)
         backbone = model.backbone
         mark = fingerprint(backbone.state_dict())
         if runner.iter or runner._load_from:

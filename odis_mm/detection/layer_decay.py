@@ -2,10 +2,12 @@
 from typing import List
 
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
+
+from ..utils.distributed import unwrap
+from ..utils.errors import ConfigError
 
 _TOKENS = ('pos_embed', 'cls_token')
 
@@ -25,24 +27,24 @@ class DetectorLayerDecay(DefaultOptimWrapperConstructor):
             start from nothing bear a rate that wrecks pretrained features.
 
     Raises:
-        ValueError: an unknown or bad setting, or a backbone whose blocks are not named ``backbone.layers.<i>``.
+        ConfigError: an unknown or bad setting, or a backbone whose blocks are not named ``backbone.layers.<i>``.
     """
 
     def _validate_cfg(self) -> None:
         super()._validate_cfg()
         unknown = set(self.paramwise_cfg) - {'layer_decay_rate', 'backbone_lr_mult'}
         if unknown:
-            raise ValueError("DetectorLayerDecay knows 'layer_decay_rate' and 'backbone_lr_mult' in paramwise_cfg, not "
+            raise ConfigError("DetectorLayerDecay knows 'layer_decay_rate' and 'backbone_lr_mult' in paramwise_cfg, not "
                              f'{sorted(unknown)}.')
         self.rate = self.paramwise_cfg.get('layer_decay_rate', 1.)
         self.backbone_mult = self.paramwise_cfg.get('backbone_lr_mult', 1.)
         if not 0 < self.rate <= 1:
-            raise ValueError(f'layer_decay_rate must be in (0, 1], got {self.rate}.')
+            raise ConfigError(f'layer_decay_rate must be in (0, 1], got {self.rate}.')
         if self.backbone_mult <= 0:
-            raise ValueError(f'backbone_lr_mult must be positive, got {self.backbone_mult}; to freeze blocks set the '
+            raise ConfigError(f'backbone_lr_mult must be positive, got {self.backbone_mult}; to freeze blocks set the '
                              "backbone's frozen_stages.")
         if self.base_lr is None or self.base_wd is None:
-            raise ValueError('DetectorLayerDecay needs lr and weight_decay in the optimizer config.')
+            raise ConfigError('DetectorLayerDecay needs lr and weight_decay in the optimizer config.')
 
     def __call__(self, model: nn.Module):
         # the base class makes no groups if paramwise_cfg is empty; the no-decay rule holds all the same
@@ -50,12 +52,11 @@ class DetectorLayerDecay(DefaultOptimWrapperConstructor):
         return super().__call__(model)
 
     def add_params(self, params: List[dict], module: nn.Module, **kwargs) -> None:
-        if is_model_wrapper(module):
-            module = module.module
+        module = unwrap(module)
         trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
         blocks = [int(n.split('.')[2]) for n, _ in module.named_parameters() if n.startswith('backbone.layers.')]
         if not blocks and self.rate < 1:
-            raise ValueError('DetectorLayerDecay finds no blocks named backbone.layers.<i>; use it with '
+            raise ConfigError('DetectorLayerDecay finds no blocks named backbone.layers.<i>; use it with '
                              'mmpretrain.VisionTransformer.')
         top = max(blocks, default=-1) + 2
         groups = {}

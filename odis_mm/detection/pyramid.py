@@ -8,6 +8,8 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor, nn
 
+from ..utils.errors import ConfigError
+
 SCALES = (4, 2, 1, 0.5)
 # A ViT's map is a permuted token sequence, and convolutions pass that memory layout on. mmcv's RoIAlign reads the
 # memory of its input as if it were contiguous, and returns features of other places: so the pyramids make it so.
@@ -42,7 +44,7 @@ def _rescale(scale: float, channels: int, norm_cfg: dict, keep_width: bool) -> T
         return nn.Identity(), channels
     if scale == 0.5:
         return nn.MaxPool2d(2, stride=2), channels
-    raise ValueError(f'a pyramid of a plain ViT has the scales 4, 2, 1 and 0.5, not {scale}.')
+    raise ConfigError(f'a pyramid of a plain ViT has the scales 4, 2, 1 and 0.5, not {scale}.')
 
 
 def pyramid_strides(patch_size: int, scales: Sequence[float] = SCALES, extra_levels: int = 0) -> List[float]:
@@ -77,7 +79,7 @@ class ViTFeaturePyramid(BaseModule):
     def forward(self, inputs: Sequence[Tensor]) -> Tuple[Tensor, ...]:
         """len(scales) maps [B, C, H, W] to as many [B, C, H * scale, W * scale]."""
         if len(inputs) != len(self.levels):
-            raise ValueError(f'the backbone gives {len(inputs)} maps (its out_indices) for {len(self.levels)} '
+            raise ConfigError(f'the backbone gives {len(inputs)} maps (its out_indices) for {len(self.levels)} '
                              'pyramid scales.')
         return tuple(level(x.contiguous()) for level, x in zip(self.levels, inputs))
 

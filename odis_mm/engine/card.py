@@ -10,7 +10,8 @@ import torch
 from mmengine.dist import get_world_size
 from torch import nn
 
-from ..transfer import atomic_write, fingerprint
+from ..transfer import fingerprint
+from ..utils.files import atomic_write
 from ..version import __version__
 
 METRICS = 'frozen_metrics'  # where the latest values of frozen features lie in the message hub, hence in checkpoints
@@ -68,7 +69,7 @@ def write_card(path: str, title: str, lines: Dict[str, str]) -> None:
     """The facts as Markdown.
 
     Raises:
-        CheckpointWriteError: see :func:`atomic_write`.
+        FileWriteError: see :func:`atomic_write`.
     """
     text = f'# {title}\n\n' + ''.join(f'- **{name}**: {value}\n' for name, value in lines.items())
     text += ('\nTensors only, under `backbone.*`. In a detector: `--cfg-options model.backbone.init_cfg.checkpoint=FILE`; in other '

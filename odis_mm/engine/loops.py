@@ -11,6 +11,7 @@ from mmengine.runner import EpochBasedTrainLoop
 from mmpretrain.registry import LOOPS
 
 from ..datasets.workers import held_while_forking
+from ..utils.errors import ConfigError
 
 PROGRESS = 'progress'  # the key in checkpoints
 
@@ -81,7 +82,7 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
         """Tells the sampler where to go on; returns the number of the first iteration to come in this epoch."""
         sampler, self.images_done = self.dataloader.sampler, loaded['images']
         if not hasattr(sampler, 'start_at'):
-            raise RuntimeError(f'the checkpoint was written in the middle of an epoch, where {type(sampler).__name__} can not go on: set '
+            raise ConfigError(f'the checkpoint was written in the middle of an epoch, where {type(sampler).__name__} can not go on: set '
                                "train_dataloader.sampler.type='EpochSampler', or resume from an epoch_N.pth.")
         left = sampler.start_at(self.images_done)
         size = self.global_batch // get_world_size()

@@ -1,10 +1,12 @@
 """Two parameter groups instead of one per parameter."""
 from typing import Optional
 
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmpretrain.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
 from torch import nn
+
+from ..utils.distributed import unwrap
+from ..utils.errors import ConfigError
 
 NO_DECAY = ('cls_token', 'pos_embed', 'mask_token', 'object_tokens', 'weight_g')
 
@@ -28,7 +30,7 @@ class SelfSupOptimWrapperConstructor:
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: Optional[dict] = None):
         if paramwise_cfg:
-            raise ValueError('SelfSupOptimWrapperConstructor takes no paramwise_cfg: remove optim_wrapper.paramwise_cfg, or '
+            raise ConfigError('SelfSupOptimWrapperConstructor takes no paramwise_cfg: remove optim_wrapper.paramwise_cfg, or '
                              'optim_wrapper.constructor to use mmengine\'s default one.')
         self.cfg = dict(optim_wrapper_cfg)
 
@@ -36,7 +38,7 @@ class SelfSupOptimWrapperConstructor:
         cfg = dict(self.cfg)
         optimizer = dict(cfg.pop('optimizer'))
         groups: dict[bool, list] = {True: [], False: []}
-        for name, parameter in (model.module if is_model_wrapper(model) else model).named_parameters():
+        for name, parameter in unwrap(model).named_parameters():
             if parameter.requires_grad:
                 groups[decays(name, parameter)].append(parameter)
         optimizer['params'] = [dict(params=groups[True]), dict(params=groups[False], weight_decay=0.)]

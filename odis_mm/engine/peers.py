@@ -8,21 +8,19 @@ from typing import Sequence
 
 from torch.distributed import DistNetworkError, PrefixStore, Store, TCPStore
 
+from ..utils.errors import ConfigError, MissingPeersError
+
 TIMEOUT_VARIABLE, TIMEOUT = 'ODIS_MM_PEER_TIMEOUT', 600.
 CAUSES = ('Usual causes: its job has not started or failed at its start (see its log); MASTER_ADDR is not the first node, or not reachable '
           'from there (host name, firewall, another network: GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME); PORT is taken or differs; NNODES '
           f'differs or a NODE_RANK is given twice. {TIMEOUT_VARIABLE}=SECONDS waits longer.')
 
 
-class MissingPeersError(ConnectionError):
-    """Ranks that did not come; the message names the master, who is missing, and the usual causes."""
-
-
 def peer_timeout() -> float:
     """Seconds to wait for the others, from the environment.
 
     Raises:
-        ValueError: it holds no positive number.
+        ConfigError: it holds no positive number.
     """
     text = os.environ.get(TIMEOUT_VARIABLE) or str(TIMEOUT)
     try:
@@ -30,7 +28,7 @@ def peer_timeout() -> float:
     except ValueError:
         seconds = 0.
     if not 0 < seconds < float('inf'):
-        raise ValueError(f'{TIMEOUT_VARIABLE}={text!r} is no positive number of seconds.')
+        raise ConfigError(f'{TIMEOUT_VARIABLE}={text!r} is no positive number of seconds.')
     return seconds
 
 

@@ -1,13 +1,9 @@
-"""Reruns a batch that ``NonFiniteLossHook`` saved: ``python -m odis_mm.engine.replay CONFIG FILE [--checkpoint PATH]``."""
-import argparse
-from typing import Dict, Optional, Sequence, Tuple
+"""Rerunning a batch that ``NonFiniteLossHook`` saved."""
+from typing import Dict, Optional, Tuple
 
 import torch
-from mmengine.registry import init_default_scope
-from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
-from ..apis import _load_local, load_config
 from .loops import set_random_state
 
 
@@ -53,29 +49,3 @@ def _tensors(output) -> list:
     elif not isinstance(output, (list, tuple)):
         return []
     return [x for part in output for x in _tensors(part)]
-
-
-def main(argv: Optional[Sequence[str]] = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog='python -m odis_mm.engine.replay', description='Reruns a batch whose loss was not finite.')
-    parser.add_argument('config', help='path, or name of a shipped recipe; the copy in the work dir is best')
-    parser.add_argument('file', help='nonfinite_iter_N.pth of the work dir')
-    parser.add_argument('--checkpoint', help='weights, best the last before the iteration; without it the model is freshly initialised')
-    parser.add_argument('--amp', choices=('bf16', 'fp16'), help='as in the run')
-    args = parser.parse_args(argv)
-    cfg = load_config(args.config)
-    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
-    saved = _load_local(args.file, 'cpu')
-    model = MODELS.build(cfg.model)
-    model.init_weights()
-    if args.checkpoint:
-        model.load_state_dict(_load_local(args.checkpoint, 'cpu')['state_dict'])
-    terms, module = replay(model.to('cuda' if torch.cuda.is_available() else 'cpu'), saved, args.amp)
-    print(f'iteration {saved["iteration"] + 1}, images {", ".join(map(str, saved["images"]))}')
-    for name, value in terms.items():
-        print(f'{name}: {value:g} (in the run: {saved["terms"].get(name, float("nan")):g})')
-    print(f'first module with an output that is not finite: {module or "none"}')
-
-
-if __name__ == '__main__':
-    main()

@@ -8,8 +8,8 @@ from typing import List, Optional, Tuple
 
 import torch
 
-from ..transfer import CheckpointError
 from ..transfer.safe_globals import UnsafeCheckpoint, allow_mmengine_histories
+from ..utils.errors import CheckpointError
 
 NUMBERED = re.compile(r'(?:epoch|iter)_(\d+)(?:_iter_(\d+))?\.pth')  # epoch_2_iter_300: within the third epoch
 NOTE = 'last_checkpoint'  # the file in which the checkpoint hook names what it wrote last

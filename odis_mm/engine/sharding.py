@@ -1,5 +1,5 @@
 """Fully sharded training (FSDP): each rank keeps its part of every parameter, gradient and optimizer state, student and teacher alike."""
-from typing import Any, Callable, Optional
+from typing import Callable, Optional
 
 from mmengine._strategy import DDPStrategy
 from mmengine.device import get_device
@@ -7,8 +7,9 @@ from mmengine.dist import get_world_size, is_main_process
 from mmengine.optim import BaseOptimWrapper
 from mmengine.registry import STRATEGIES
 from mmengine.runner.checkpoint import save_checkpoint
-from mmengine.utils import apply_to
-from torch import Tensor, nn
+from torch import nn
+
+from ..utils.distributed import gather, part, whole
 
 
 @STRATEGIES.register_module()
@@ -76,26 +77,3 @@ class FullyShardedStrategy(DDPStrategy):
             if callback is not None:
                 callback(content)
             save_checkpoint(content, filename, backend_args=dict(backend='odis_mm.atomic'))
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """The tensor itself, or all of it where this rank has a part: then all ranks must call this."""
-    return tensor.full_tensor() if hasattr(tensor, 'full_tensor') else tensor
-
-
-def gather(state: Any) -> Any:
-    """A nest of dicts and lists with whole tensors, on the first rank's CPU; other ranks keep none of those that were in parts."""
-    keep = is_main_process()
-
-    def one(tensor: Tensor) -> Optional[Tensor]:
-        full = whole(tensor)
-        return full.detach().cpu() if keep else None
-    return apply_to(state, lambda x: isinstance(x, Tensor), one)
-
-
-def part(value: Any, like: Optional[Tensor]) -> Any:
-    """This rank's part of a whole tensor that belongs to the parameter ``like``, or the value as it is if it is not cut."""
-    if not hasattr(like, 'full_tensor') or not isinstance(value, Tensor) or value.shape != like.shape:
-        return value
-    from torch.distributed.tensor import distribute_tensor
-    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

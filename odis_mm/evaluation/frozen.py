@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..datasets.workers import single_thread_worker
+from ..utils.errors import ConfigError
 
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
@@ -55,7 +56,7 @@ class FrozenBackbone:
             ValueError: patches do not divide this image size.
         """
         if self.patch and size % self.patch:
-            raise ValueError(f'images of {size} pixels cannot be cut into patches of {self.patch}: choose a multiple (size=, --size).')
+            raise ConfigError(f'images of {size} pixels cannot be cut into patches of {self.patch}: choose a multiple (size=, --size).')
 
     def __call__(self, images: Tensor, object_mask: Optional[Tensor] = None) -> Features:
         """Features of uint8 images [B, 3, H, W]; with ``object_mask`` (bool [B, rows * columns]) the token sees those patches only.
@@ -65,7 +66,7 @@ class FrozenBackbone:
         """
         inputs = (images.to(self.device, non_blocking=True).float() - self.mean) / self.std
         if object_mask is not None and not self.can_mask:
-            raise ValueError(f'{type(self.backbone).__name__} has no [OBJ] token that could be told its object: evaluate it without boxes, '
+            raise ConfigError(f'{type(self.backbone).__name__} has no [OBJ] token that could be told its object: evaluate it without boxes, '
                              'or pool them from the map.')
         with evaluating(self.backbone):
             out = self.backbone(inputs) if object_mask is None else self.backbone(inputs, object_mask.to(self.device))

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from ..datasets.objects import ObjectDataset, segmentation_to_mask
 from ..structures import View, box_patch_mask
+from ..utils.errors import ConfigError
 from .frozen import FrozenBackbone, batches, gather_rows, resize, subset
 
 KS = (10, 20, 100, 200)
@@ -37,10 +38,10 @@ def knn_accuracy(train: Tensor, train_labels: Tensor, test: Tensor, test_labels:
         ``{k: accuracy in percent}``.
 
     Raises:
-        ValueError: if there is nothing to vote or to classify.
+        ConfigError: if there is nothing to vote or to classify.
     """
     if not len(train) or not len(test):
-        raise ValueError(f'k-NN needs features on both sides, got {len(train)} to vote and {len(test)} to classify.')
+        raise ConfigError(f'k-NN needs features on both sides, got {len(train)} to vote and {len(test)} to classify.')
     ks = [k for k in ks if k <= len(train)] or [len(train)]
     rank, world = get_dist_info()
     train = F.normalize(train.float(), dim=-1)
@@ -82,7 +83,7 @@ class LabelledImages(Dataset):
     patches where no object lies in the crop); None without ``ann_file``.
 
     Raises:
-        ValueError: an image that lies in no class folder, or a single class.
+        ConfigError: an image that lies in no class folder, or a single class.
     """
 
     def __init__(self, root: str, size: int = 224, patch: Optional[int] = None, ann_file: str = '', most: Optional[int] = None):
@@ -93,10 +94,10 @@ class LabelledImages(Dataset):
         names = [os.path.relpath(self.images.get_data_info(i)['img_path'], root) for i in range(len(self.images))]
         bare = next((name for name in names if len(Path(name).parts) < 2), None)
         if bare is not None:
-            raise ValueError(f'{os.path.join(root, bare)} lies in no class folder: labelled images are expected as {root}/<class>/<image>.')
+            raise ConfigError(f'{os.path.join(root, bare)} lies in no class folder: labelled images are expected as {root}/<class>/<image>.')
         self.classes = sorted({Path(name).parts[0] for name in names})
         if len(self.classes) < 2:
-            raise ValueError(f'{root} holds the class {self.classes[0]} only: k-NN needs two or more class folders.')
+            raise ConfigError(f'{root} holds the class {self.classes[0]} only: k-NN needs two or more class folders.')
         self.labels = [self.classes.index(Path(name).parts[0]) for name in names]
         self.with_objects = bool(ann_file)
 
@@ -138,7 +139,7 @@ def image_features(frozen: FrozenBackbone, images: LabelledImages, batch_size: i
     """
     frozen.check_size(images.size)
     if len(images) < get_dist_info()[1]:
-        raise ValueError(f'{len(images)} images are fewer than the {get_dist_info()[1]} ranks that share them: use fewer ranks, or more '
+        raise ConfigError(f'{len(images)} images are fewer than the {get_dist_info()[1]} ranks that share them: use fewer ranks, or more '
                          'images.')
     tokens, means, labels = [], [], []
     for batch in batches(images, batch_size, num_workers):
@@ -160,11 +161,11 @@ def knn_images(frozen: FrozenBackbone, train: LabelledImages, val: LabelledImage
     """k-NN accuracy in percent by feature (``token``: [OBJ] or [CLS]; ``patch_mean``) and k.
 
     Raises:
-        ValueError: the two folders do not have the same classes.
+        ConfigError: the two folders do not have the same classes.
     """
     if train.classes != val.classes:
         only = sorted(set(train.classes) ^ set(val.classes))
-        raise ValueError(f'the training and the validation folder have different classes ({", ".join(only[:4])} in one of them only).')
+        raise ConfigError(f'the training and the validation folder have different classes ({", ".join(only[:4])} in one of them only).')
     voters, voter_labels = image_features(frozen, train, batch_size, num_workers)
     tested, test_labels = image_features(frozen, val, batch_size, num_workers)
     return {name: knn_accuracy(voters[name], voter_labels, tested[name], test_labels, ks, temperature) for name in voters}

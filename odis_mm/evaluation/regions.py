@@ -22,6 +22,7 @@ from torchvision.ops import roi_align
 
 from ..datasets.objects import ObjectDataset, segmentation_to_mask
 from ..structures import View, box_patch_mask, boxes_to_view, mask_area_in_crops, summed_area
+from ..utils.errors import ConfigError
 from .frozen import FrozenBackbone, batches, resize, subset
 from .knn import knn_accuracy
 
@@ -141,7 +142,7 @@ def region_features(frozen: FrozenBackbone, images: RegionImages, batch_size: in
         max_patches: Cells of the map to keep, evenly spread over images.
 
     Raises:
-        ValueError: no object with a class, or a size that patches do not divide.
+        ConfigError: no object with a class, or a size that patches do not divide.
     """
     for size in images.sizes:
         frozen.check_size(size)
@@ -155,7 +156,7 @@ def region_features(frozen: FrozenBackbone, images: RegionImages, batch_size: in
         return torch.cat([record[key] for record in records])
 
     if not records or not len(together('labels')) or together('labels').min() < 0:
-        raise ValueError('no labelled object in the dataset: region features need boxes and category ids.')
+        raise ConfigError('no labelled object in the dataset: region features need boxes and category ids.')
     token = together('token') if records[0]['token'] is not None else None
     return Regions(token, *(together(key) for key in ('pooled', 'labels', 'background', 'patches', 'inside')))
 
@@ -250,11 +251,11 @@ def region_proxy(frozen: FrozenBackbone, train: RegionImages, val: RegionImages,
     """:func:`region_metrics` of val images by train images; ``kwargs`` go to :func:`region_features`.
 
     Raises:
-        ValueError: the two sets name different classes, or what :func:`region_features` raises.
+        ConfigError: the two sets name different classes, or what :func:`region_features` raises.
     """
     classes = [tuple(getattr(part.images, 'metainfo', {}).get('classes') or ()) for part in (train, val)]
     if classes[0] != classes[1]:
-        raise ValueError(f'train and val annotations name different classes ({len(classes[0])} and {len(classes[1])}): give both files the '
+        raise ConfigError(f'train and val annotations name different classes ({len(classes[0])} and {len(classes[1])}): give both files the '
                          'same categories.')
     return region_metrics(region_features(frozen, train, **kwargs), region_features(frozen, val, **kwargs), k)
 

@@ -19,6 +19,8 @@ import cv2
 import numpy as np
 import torch
 
+from ..utils.errors import ConfigError
+
 Array = Union[np.ndarray, torch.Tensor]
 
 
@@ -142,10 +144,10 @@ def patch_grid(view: AnyView, patch: int) -> Tuple[int, int]:
     sizes = {tuple(s) for s in np.atleast_2d(_numpy(view.size).reshape(-1, 2)).tolist()}
     odd = set((_numpy(view.rot90).reshape(-1) % 2).tolist())
     if len(sizes) != 1 or (len(odd) > 1 and len(set(next(iter(sizes)))) > 1):
-        raise ValueError(f'views of one batch must share one size to share a patch grid, got {sorted(sizes)} (h, w)')
+        raise ConfigError(f'views of one batch must share one size to share a patch grid, got {sorted(sizes)} (h, w)')
     h, w = next(iter(sizes))
     if h % patch or w % patch:
-        raise ValueError(f'patch size {patch} does not divide the view size {(h, w)}: choose a multiple of it')
+        raise ConfigError(f'patch size {patch} does not divide the view size {(h, w)}: choose a multiple of it')
     return (w // patch, h // patch) if odd == {1} else (h // patch, w // patch)
 
 

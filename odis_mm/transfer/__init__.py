@@ -1,6 +1,8 @@
 """From a checkpoint file to a backbone that verifiably holds it, and back."""
+from ..utils.errors import CheckpointError, FileWriteError
+from ..utils.files import atomic_save, atomic_write
 from .build import Proof, build_timm, build_vit, prove
-from .checkpoint import CheckpointError, CheckpointWriteError, atomic_save, atomic_write, read_checkpoint, read_meta, save_backbone
+from .checkpoint import read_checkpoint, read_meta, save_backbone
 from .export import build_backbone, transfer
 from .initializer import VerifiedPretrained
 from .layouts import LAYOUTS, Conversion, Source, convert, read_vit, to_timm
@@ -14,7 +16,7 @@ allow_mmengine_histories()
 refuse_code()
 
 __all__ = [
-    'CheckpointError', 'CheckpointWriteError', 'Conversion', 'LAYOUTS', 'Proof', 'Report', 'Source', 'VerifiedPretrained',
+    'CheckpointError', 'FileWriteError', 'Conversion', 'LAYOUTS', 'Proof', 'Report', 'Source', 'VerifiedPretrained',
     'allow_mmengine_histories', 'atomic_save', 'atomic_write', 'build_backbone', 'build_resnet', 'build_timm', 'build_vit', 'convert',
     'describe_vit', 'fingerprint', 'load_backbone', 'load_local', 'prove', 'read_checkpoint', 'read_meta', 'read_vit', 'resize_positions',
     'save_backbone', 'to_timm', 'transfer'

@@ -9,7 +9,7 @@ from mmengine.logging import MMLogger
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
-from .checkpoint import CheckpointError
+from ..utils.errors import CheckpointError
 from .layouts import Conversion, State, convert, read_vit, some
 from .loading import load_backbone
 from .positions import Grid

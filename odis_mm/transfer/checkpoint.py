@@ -1,35 +1,22 @@
-"""Reading checkpoint files without running code from them, and writing files that are whole or not there."""
-import errno
+"""Reading checkpoint files without running code from them, and writing exports."""
 import os
 import pickle
 import re
-import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO, Callable, Dict, Optional, Union
+from typing import Dict, Optional
 
 import torch
 from torch import Tensor
 
+from ..utils.errors import CheckpointError
+from ..utils.files import PathLike, atomic_save, first_sentence
 from .safe_globals import UnsafeCheckpoint, allow_mmengine_histories
-
-PathLike = Union[str, os.PathLike]
-
 
 # where libraries keep the weights in a file, best first: DINO, iBOT and DINOv2 keep the teacher beside the student
 CONTAINERS = ('teacher', 'state_dict', 'model')
-
-
 TRUST = 'ODIS_MM_TRUST_CHECKPOINTS'
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message says which file, why, and what to do."""
-
-
-class CheckpointWriteError(OSError):
-    """A file that could not be written; whatever stood under its name is untouched."""
 
 
 def read_checkpoint(path: PathLike) -> Dict[str, Tensor]:
@@ -104,7 +91,7 @@ def restore(source, name: str, map_location='cpu'):
         raise CheckpointError(f'{name} is refused: restoring it would run code from the file ({wanted}); save its state_dict alone, tensors by '
                               f'name, and pass that, or set {TRUST}=1 if you trust whoever wrote it.') from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
-        raise CheckpointError(f'{name} is truncated or no checkpoint: {_first_sentence(error)}.') from error
+        raise CheckpointError(f'{name} is truncated or no checkpoint: {first_sentence(error)}.') from error
 
 
 def _read_safetensors(path: Path) -> Dict[str, Tensor]:
@@ -115,12 +102,7 @@ def _read_safetensors(path: Path) -> Dict[str, Tensor]:
     try:
         return load_file(path)
     except Exception as error:  # safetensors raises a class of its own
-        raise CheckpointError(f'{path} is truncated or no safetensors file: {_first_sentence(error)}.') from error
-
-
-def _first_sentence(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return text[0].split('. ')[0].rstrip('.')[:200] if text else type(error).__name__
+        raise CheckpointError(f'{path} is truncated or no safetensors file: {first_sentence(error)}.') from error
 
 
 def save_backbone(path: PathLike, state_dict: Dict[str, Tensor], meta: Optional[dict] = None) -> None:
@@ -134,7 +116,7 @@ def save_backbone(path: PathLike, state_dict: Dict[str, Tensor], meta: Optional[
 
     Raises:
         CheckpointError: nothing to save, an entry that is no tensor, or a ``meta`` that is not plain.
-        CheckpointWriteError: see :func:`atomic_write`.
+        FileWriteError: see :func:`atomic_write`.
     """
     if not state_dict:
         raise CheckpointError(f'{path} is not written: there is no tensor to save.')
@@ -158,48 +140,3 @@ def _is_plain(value) -> bool:
     if type(value) in (list, tuple):
         return all(map(_is_plain, value))
     return value is None or type(value) in (str, int, float, bool)
-
-
-def atomic_save(content, path: PathLike) -> None:
-    """``torch.save`` by :func:`atomic_write`."""
-    atomic_write(path, lambda file: torch.save(content, file))
-
-
-def atomic_write(path: PathLike, write: Callable[[BinaryIO], object]) -> None:
-    """``write(file)`` to a temporary name in the same folder, flushed to the disk, then renamed over ``path``.
-
-    An interruption at any moment leaves the old file or the new one, never a half.
-
-    Raises:
-        CheckpointWriteError: no such folder, no permission, or the disk is full; the temporary file is removed.
-    """
-    path = Path(path)
-    temporary = None
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f'.{path.name}.', suffix='.tmp', dir=path.parent)
-        with os.fdopen(handle, 'wb') as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's 0600 would hide the file from the group
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch's zip writer turns some write errors into RuntimeError
-        cause = error if isinstance(error, OSError) else error.__context__
-        raise CheckpointWriteError(f'could not save {path}: {_write_reason(cause, path)} Nothing that was there is '
-                                   'changed.') from error
-    finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
-
-
-def _write_reason(error: Optional[BaseException], path: Path) -> str:
-    code = getattr(error, 'errno', None)
-    if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return 'the disk (or your quota) is full; free some space.'
-    if code in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f'no permission to write into {path.parent}; choose another folder with --work-dir.'
-    if code in (errno.ENOENT, errno.ENOTDIR):
-        return f'the folder {path.parent} does not exist.'
-    return f'writing failed ({_first_sentence(error) if error else "unknown reason"}), most often a full disk.'

@@ -1,15 +1,15 @@
 """From one file to another: read, convert, write, prove."""
 import json
-import re
 from pathlib import Path
 from typing import Optional, Sequence, Tuple
 
-import torch
 from torch import nn
 
+from ..utils.errors import CheckpointError
+from ..utils.files import PathLike, atomic_save, atomic_write
 from .build import Proof, build_vit, count_heads, prove
-from .checkpoint import CheckpointError, PathLike, atomic_save, atomic_write, read_checkpoint, read_meta, save_backbone
-from .layouts import LAYOUTS, Conversion, State, convert, read_vit
+from .checkpoint import read_checkpoint, read_meta, save_backbone
+from .layouts import LAYOUTS, Conversion, convert, read_vit
 from .positions import Grid
 from .resnet import build_resnet, find_resnet, read_resnet
 
@@ -33,7 +33,7 @@ def transfer(source: PathLike, out: PathLike, target: str, *, grid: Optional[Gri
 
     Raises:
         CheckpointError: (a ValueError) in one sentence: the file, the layout or the proof is at fault.
-        CheckpointWriteError: the file could not be written.
+        FileWriteError: the file could not be written.
     """
     out = Path(out)
     if target not in LAYOUTS:

@@ -11,7 +11,7 @@ from typing import Dict, List, Mapping, Optional, Sequence, Tuple, Union
 import torch
 from torch import Tensor
 
-from .checkpoint import CheckpointError
+from ..utils.errors import CheckpointError
 from .positions import Grid, resize_positions
 
 State = Dict[str, Tensor]

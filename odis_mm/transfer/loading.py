@@ -10,7 +10,9 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from .checkpoint import CheckpointError, PathLike, read_checkpoint
+from ..utils.errors import CheckpointError
+from ..utils.files import PathLike
+from .checkpoint import read_checkpoint
 from .layouts import read_vit, recognise, unwrap
 from .layouts import some as _some
 from .positions import resize_positions

@@ -6,7 +6,8 @@ import torch
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as mmengine_checkpoint
 
-from .checkpoint import CheckpointError, restore
+from ..utils.errors import CheckpointError
+from .checkpoint import restore
 
 _load_url = mmengine_checkpoint.load_url
 

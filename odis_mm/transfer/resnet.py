@@ -7,8 +7,8 @@ import torch
 from mmpretrain.registry import MODELS
 from torch import nn
 
+from ..utils.errors import CheckpointError
 from .build import initialise
-from .checkpoint import CheckpointError
 from .layouts import PREFIXES, State, some
 from .loading import load_backbone
 

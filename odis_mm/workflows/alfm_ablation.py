@@ -12,10 +12,11 @@ import sys
 from pathlib import Path
 from typing import Dict, List, Optional
 
-from ..cli import _guarded
 from ..datasets.demo import ensure_demo
+from ..utils.environment import hardware
+from ..utils.errors import run_command
 from .demo import METHODS, RANDOM, finetune, pretrain
-from .stages import AP_KEYS, Stages, hardware, scalars, slug
+from .stages import AP_KEYS, Stages, scalars, slug
 
 LOSSES = {  # row of the table to the options of its pretraining
     'GMSR only': {'model.lambda_cdlp': 0},
@@ -81,4 +82,4 @@ def report(ap: Dict[str, List[dict]], last: Dict[str, dict], args: argparse.Name
 
 
 if __name__ == '__main__':
-    _guarded(main)
+    run_command(main)

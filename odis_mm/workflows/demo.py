@@ -7,10 +7,10 @@ from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmpretrain.registry import DATASETS, MODELS
 
-from ..apis import load_config
-from ..config_check import ConfigError
+from ..config import load_config
 from ..evaluation import region_knn
 from ..transfer import load_backbone
+from ..utils.errors import ConfigError
 from .stages import Stages, detector_ap, newest_export
 
 SIZE = 128  # pixels of a demo image

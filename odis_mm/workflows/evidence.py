@@ -13,10 +13,11 @@ import sys
 from pathlib import Path
 from typing import Dict, List, Optional
 
-from ..cli import _guarded
 from ..datasets.demo import ensure_demo
+from ..utils.environment import hardware
+from ..utils.errors import run_command
 from .demo import FULL_LR, METHODS, RANDOM, finetune, frozen_measure, pretrain
-from .stages import Stages, hardware, scalars, slug
+from .stages import Stages, scalars, slug
 
 AP = ('box AP', 'box AP50', 'mask AP', 'mask AP50')
 
@@ -99,4 +100,4 @@ def _compare(a: str, b: str, ap: Dict[str, List[dict]]) -> str:
 
 
 if __name__ == '__main__':
-    _guarded(main)
+    run_command(main)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from mmengine.registry import init_default_scope
 from mmpretrain.registry import TRANSFORMS
 
-from ..apis import load_config
+from ..config import load_config
 from ..datasets.demo import CLASSES
 from ..structures import View, box_patch_mask
 from .demo import DETECTOR, SIZE, demo_objects, load_teacher

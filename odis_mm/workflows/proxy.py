@@ -21,11 +21,12 @@ from typing import Dict, List, Optional, Sequence, Union
 
 import numpy as np
 
-from ..cli import _guarded
 from ..datasets.demo import ensure_demo
 from ..evaluation import FrozenBackbone, RegionImages, knn_images, labelled_split, region_proxy
+from ..utils.environment import hardware
+from ..utils.errors import run_command
 from .demo import METHODS, RANDOM, SIZE, demo_objects, finetune, load_teacher, warmup_options
-from .stages import Stages, hardware, slug
+from .stages import Stages, slug
 
 PROXIES = ('object_token', 'box_pool', 'object_auc', 'mask_miou')
 
@@ -223,4 +224,4 @@ def _rise(method: str, key: str, records: List[dict]) -> str:
 
 
 if __name__ == '__main__':
-    _guarded(main)
+    run_command(main)

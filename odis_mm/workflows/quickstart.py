@@ -7,10 +7,11 @@ import datetime
 from pathlib import Path
 from typing import List, Optional
 
-from ..cli import _guarded
 from ..datasets.demo import ensure_demo
+from ..utils.environment import hardware
+from ..utils.errors import StageError, run_command
 from .demo import METHODS, RANDOM, finetune, pretrain
-from .stages import Stages, hardware
+from .stages import Stages
 
 # rendered images and epochs of pretraining: six to ten minutes each on two cores
 BUDGETS = {'ODIS': (4000, 30), 'iBOT': (4000, 30), 'DINO': (4000, 30), 'GTSA': (2000, 16), 'ALFM': (2000, 16)}
@@ -63,8 +64,8 @@ def transfer_line(folder: Path) -> str:
         for line in log.read_text(errors='replace').splitlines():
             if 'backbone <- ' in line and ' matched' in line:
                 return line.split(' - ')[-1]
-    raise RuntimeError(f'no line about matched tensors in the logs of {folder}: the pretrained weights did not arrive.')
+    raise StageError(f'no line about matched tensors in the logs of {folder}: the pretrained weights did not arrive.')
 
 
 if __name__ == '__main__':
-    _guarded(main)
+    run_command(main)

@@ -2,7 +2,6 @@
 import json
 import multiprocessing
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -10,10 +9,7 @@ import time
 from pathlib import Path
 from typing import Callable, Dict, List, Optional, Union
 
-import torch
-
-from ..cli import USER_ERROR
-from ..version import __version__
+from ..utils.errors import USER_ERROR, ConfigError, StageError
 
 AP_KEYS = {'box AP': 'coco/bbox_mAP', 'box AP50': 'coco/bbox_mAP_50', 'mask AP': 'coco/segm_mAP', 'mask AP50': 'coco/segm_mAP_50'}
 _SHOWN = re.compile(r'Epoch\((train|val)\)|Iter\((train|val)\)|backbone <- |mmengine - INFO - lr = |ERROR|Error|exported')
@@ -37,20 +33,20 @@ class Stages:
         """Result of ``work(folder)``, from the file if a stage of the same settings was finished before.
 
         Raises:
-            ValueError: if the folder holds the result of other settings: nothing is overwritten.
-            RuntimeError: in a process whose parent was killed.
+            ConfigError: if the folder holds the result of other settings: nothing is overwritten.
+            StageError: in a process whose parent was killed.
         """
         folder = self.work_dir / name
         record = folder / 'result.json'
         settings = json.loads(json.dumps(settings))
         if (folder / 'settings.json').is_file() and json.loads((folder / 'settings.json').read_text()) != settings:
-            raise ValueError(f'{folder} was made with other settings than {settings}: take another --work-dir, or remove it.')
+            raise ConfigError(f'{folder} was made with other settings than {settings}: take another --work-dir, or remove it.')
         if record.is_file():
             self.say(f'{name}: done before')
             return json.loads(record.read_text())
         parent = multiprocessing.parent_process()
         if parent is not None and not parent.is_alive():
-            raise RuntimeError(f'{name} is not begun: the command that asked for it is gone.')
+            raise StageError(f'{name} is not begun: the command that asked for it is gone.')
         done = len(list(self.work_dir.glob('*/result.json')))  # whoever did them: stages may run in several processes
         self.say(f'{name} ({done} of {self.total} stages are done)')
         folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +63,7 @@ class Stages:
         """``tools/train.py CONFIG --resume`` as a process of its own; its progress lines are shown, everything is in its log.
 
         Raises:
-            RuntimeError: if it fails, with the sentence in which it ended, or, after showing its last lines, with its exit code.
+            StageError: if it fails, with the sentence in which it ended, or, after showing its last lines, with its exit code.
         """
         pairs = [f'{key}={value}' for key, value in options.items()]
         command = [sys.executable, '-m', 'odis_mm', 'train', config, '--work-dir', str(folder), '--resume']
@@ -84,9 +80,9 @@ class Stages:
             return
         sentences = [line.partition('error: ')[2].strip() for line in tail if line.startswith('error: ')]
         if process.returncode == USER_ERROR and sentences:
-            raise RuntimeError(f'{sentences[-1]} (of: {" ".join(command[2:])})')
+            raise StageError(f'{sentences[-1]} (of: {" ".join(command[2:])})')
         print(''.join(tail), file=sys.stderr, flush=True)
-        raise RuntimeError(f'{" ".join(command[2:])} ended with exit code {process.returncode}; its last lines are above, the rest in the logs in {folder}.')
+        raise StageError(f'{" ".join(command[2:])} ended with exit code {process.returncode}; its last lines are above, the rest in the logs in {folder}.')
 
 
 def slug(label: str) -> str:
@@ -104,11 +100,11 @@ def detector_ap(folder: Path) -> dict:
     """COCO AP in percent from the last evaluation in ``folder``.
 
     Raises:
-        RuntimeError: if nothing was evaluated there.
+        StageError: if nothing was evaluated there.
     """
     evaluated = [record for record in scalars(folder) if AP_KEYS['box AP'] in record]
     if not evaluated:
-        raise RuntimeError(f'no COCO AP among the scalars in {folder}: the detector was not evaluated.')
+        raise StageError(f'no COCO AP among the scalars in {folder}: the detector was not evaluated.')
     return {name: round(100 * evaluated[-1][key], 2) for name, key in AP_KEYS.items() if key in evaluated[-1]}
 
 
@@ -116,13 +112,5 @@ def newest_export(folder: Path) -> Path:
     """The ``*_backbone.pth`` of the last checkpoint in ``folder``."""
     exports = sorted(folder.glob('*_backbone.pth'), key=lambda p: int(re.sub(r'\D', '', p.stem)))
     if not exports:
-        raise FileNotFoundError(f'no *_backbone.pth in {folder}: the pretraining wrote no checkpoint.')
+        raise StageError(f'no *_backbone.pth in {folder}: the pretraining wrote no checkpoint.')
     return exports[-1]
-
-
-def hardware() -> str:
-    """One line: processor or GPU, cores, versions."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else next(
-        (line.split(':')[1].strip() for line in Path('/proc/cpuinfo').read_text().splitlines() if line.startswith('model name')),
-        platform.processor()) if Path('/proc/cpuinfo').is_file() else platform.processor()
-    return f'{device}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}, odis_mm {__version__}'

@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT)  # a checkout works without being installed
 
-from odis_mm.analysis.startup import main  # noqa: E402
+from odis_mm.cli.benchmarks import startup_main  # noqa: E402
 
 if __name__ == '__main__':
-    main(train=(sys.executable, str(ROOT / 'tools/train.py')))
+    startup_main(train=(sys.executable, str(ROOT / 'tools/train.py')))

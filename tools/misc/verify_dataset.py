@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[2])  # a checkout works without being installed
 
-from odis_mm.datasets.verify import main  # noqa: E402
+from odis_mm.cli.verify import verify_main  # noqa: E402
 
 if __name__ == '__main__':
-    main()
+    verify_main()

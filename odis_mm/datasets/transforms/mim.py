@@ -5,6 +5,8 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 from mmpretrain.registry import TRANSFORMS
 
+from ...utils.errors import ConfigError
+
 
 def draw_blocks(rng: np.random.Generator, rows: int, cols: int, ratio: float, aspect: float,
                 attempts: int) -> np.ndarray:
@@ -55,9 +57,9 @@ class BlockMasks(BaseTransform):
                  aspect: float = 0.3,
                  attempts: int = 10):
         if not 0 <= ratio_mean - ratio_spread <= ratio_mean + ratio_spread <= 1:
-            raise ValueError(f'ratio_mean={ratio_mean} +- ratio_spread={ratio_spread} must lie within 0 and 1')
+            raise ConfigError(f'ratio_mean={ratio_mean} +- ratio_spread={ratio_spread} must lie within 0 and 1')
         if not 0 < aspect <= 1:
-            raise ValueError(f'aspect={aspect} must lie in (0, 1]')
+            raise ConfigError(f'aspect={aspect} must lie in (0, 1]')
         self.low, self.high = ratio_mean - ratio_spread, ratio_mean + ratio_spread
         self.skip_prob, self.aspect, self.attempts = skip_prob, aspect, attempts
 

@@ -9,6 +9,8 @@ from mmpretrain.registry import TRANSFORMS
 
 from odis_mm.structures import stack_views
 
+from ...utils.errors import ConfigError
+
 
 def _groups(results: dict) -> List[List[int]]:
     """Indices of views that share role and pixel size, in the order of their first appearance: globals first."""
@@ -34,7 +36,7 @@ class PackViews(BaseTransform):
     def transform(self, results: dict) -> dict:
         groups = _groups(results)
         if [i for group in groups for i in group] != list(range(len(results['pixels']))):
-            raise ValueError('local views of one size must stand in one group of SampleViews: merge the groups')
+            raise ConfigError('local views of one size must stand in one group of SampleViews: merge the groups')
         pixels, geometry = results['pixels'], stack_views(results['views'])
         samples = dict(
             crop=torch.from_numpy(geometry.crop.astype(np.float32)), view_size=torch.from_numpy(geometry.size),

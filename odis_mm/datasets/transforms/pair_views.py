@@ -7,6 +7,7 @@ from mmpretrain.registry import TRANSFORMS
 
 from odis_mm.structures import View
 
+from ...utils.errors import ConfigError
 from .views import SampleViews
 
 
@@ -40,17 +41,17 @@ class SamplePairViews(BaseTransform):
     def __init__(self, views: Sequence[dict], min_overlap: Tuple[float, float] = (0.02, 0.01), tries: int = 50,
                  turns: bool = True, patch_size: int = 16):
         if any(group.get('flip') for group in views):
-            raise ValueError('SamplePairViews knows no flip, as the losses compare turned crops: remove flip from the views')
+            raise ConfigError('SamplePairViews knows no flip, as the losses compare turned crops: remove flip from the views')
         self.groups = [SampleViews.check_group({**group, 'flip': 0.}, patch_size) for group in views]
         if [group['role'] for group in self.groups] not in (['global'], ['global', 'local']):
-            raise ValueError('views must be one group of globals and at most one of locals after it')
+            raise ConfigError('views must be one group of globals and at most one of locals after it')
         for group in self.groups:
             if turns and group['size'][0] != group['size'][1]:
-                raise ValueError(f"views of size {group['size']} change their shape when turned: use square ones or turns=False")
+                raise ConfigError(f"views of size {group['size']} change their shape when turned: use square ones or turns=False")
         if len(min_overlap) != 2 or not all(0 <= share < 1 for share in min_overlap):
-            raise ValueError(f'min_overlap={min_overlap} must be two shares of the image in [0, 1): between globals, local and global')
+            raise ConfigError(f'min_overlap={min_overlap} must be two shares of the image in [0, 1): between globals, local and global')
         if tries < 1:
-            raise ValueError('tries counts the first draw too: it must be at least 1')
+            raise ConfigError('tries counts the first draw too: it must be at least 1')
         self.min_overlap, self.tries, self.turns = min_overlap, tries, turns
 
     def transform(self, results: dict) -> dict:

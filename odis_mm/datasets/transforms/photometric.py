@@ -6,6 +6,8 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 from mmpretrain.registry import TRANSFORMS
 
+from ...utils.errors import ConfigError
+
 _LEVELS = np.arange(256, dtype=np.float32)
 _NEGATIVE = np.where(_LEVELS < 128, _LEVELS, 255 - _LEVELS).astype(np.uint8)  # solarize, threshold 128
 _GREY = np.array([.299, .587, .114])  # of red, green, blue (ITU-R BT.601), as OpenCV has it
@@ -86,9 +88,9 @@ class PhotometricViews(BaseTransform):
                  on_device: bool = False):
         for name, probs in (('blur_prob', blur_prob), ('solarize_prob', solarize_prob)):
             if len(probs) != 3:
-                raise ValueError(f'{name}={probs} must hold three numbers: first global view, other globals, locals')
+                raise ConfigError(f'{name}={probs} must hold three numbers: first global view, other globals, locals')
         if not 0 <= hue <= .5:
-            raise ValueError(f'hue={hue} is a share of the colour circle: choose it from 0 to 0.5')
+            raise ConfigError(f'hue={hue} is a share of the colour circle: choose it from 0 to 0.5')
         spread = np.array([brightness, contrast, saturation, hue], np.float64)
         self.low = np.maximum(np.array([1, 1, 1, 0]) - spread, [0, 0, 0, -.5])
         self.high = np.array([1, 1, 1, 0]) + spread

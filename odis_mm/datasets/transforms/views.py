@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from mmcv.transforms import BaseTransform
 from mmpretrain.registry import TRANSFORMS
 
-from odis_mm.datasets.image_io import BadImageError
-from odis_mm.datasets.objects import AnnotationError, segmentation_to_mask
-from odis_mm.structures import (View, box_patch_mask, mask_area_in_crops, mask_patch_mask, stack_views, summed_area)
+from odis_mm.structures import View, box_patch_mask, mask_area_in_crops, mask_patch_mask, stack_views, summed_area
+from odis_mm.utils.errors import AnnotationError, BadImageError, segmentation_to_mask
+
+from ...utils.errors import ConfigError
 
 ATTEMPTS = 10  # draws of a crop's shape until one fits into the image (torchvision's RandomResizedCrop)
 TARGET_RULES = ('random_area', 'random', 'largest', 'whole_image')
@@ -93,21 +94,21 @@ class SampleViews(BaseTransform):
                  object_aware: bool = True,
                  patch_size: int = 16):
         if target_rule not in TARGET_RULES:
-            raise ValueError(f'target_rule={target_rule!r} is unknown: choose one of {TARGET_RULES}')
+            raise ConfigError(f'target_rule={target_rule!r} is unknown: choose one of {TARGET_RULES}')
         if region not in ('box', 'mask'):
-            raise ValueError(f"region={region!r} is unknown: choose 'box' or 'mask'")
+            raise ConfigError(f"region={region!r} is unknown: choose 'box' or 'mask'")
         if tries < 1 or local_tries < 1:
-            raise ValueError('tries and local_tries count the first draw too: they must be at least 1')
+            raise ConfigError('tries and local_tries count the first draw too: they must be at least 1')
         self.groups = [self.check_group(group, patch_size) for group in views]
         roles = [group['role'] for group in self.groups]
         if not roles or roles != sorted(roles) or 'global' not in roles:  # 'global' sorts before 'local'
-            raise ValueError('views must list at least one global group, and all global groups before the local ones')
+            raise ConfigError('views must list at least one global group, and all global groups before the local ones')
         if len({group['size'] for group in self.groups if group['role'] == 'global'}) > 1:
-            raise ValueError('all global views must have one size: teacher and student compare them patch by patch')
+            raise ConfigError('all global views must have one size: teacher and student compare them patch by patch')
         num_global = sum(group['num'] for group in self.groups if group['role'] == 'global')
         covers = [min_cover] + [0.] * (num_global - 1) if isinstance(min_cover, (int, float)) else list(min_cover)
         if len(covers) != num_global or not all(0 <= cover < 1 for cover in covers):
-            raise ValueError(f'min_cover={min_cover} must be a share from 0 to below 1, or one for each of the {num_global} global views')
+            raise ConfigError(f'min_cover={min_cover} must be a share from 0 to below 1, or one for each of the {num_global} global views')
         self.min_cover = np.array(covers)
         self.target_rule, self.region = target_rule, region
         self.tries, self.local_tries, self.local_touch = tries, local_tries, local_touch
@@ -118,22 +119,22 @@ class SampleViews(BaseTransform):
         """A group of ``views`` with its defaults filled in, or a ValueError that names what is wrong with it."""
         unknown = set(group) - _GROUP_KEYS
         if unknown:
-            raise ValueError(f'unknown key {sorted(unknown)} in a group of views: known are {sorted(_GROUP_KEYS)}')
+            raise ConfigError(f'unknown key {sorted(unknown)} in a group of views: known are {sorted(_GROUP_KEYS)}')
         missing = {'role', 'size', 'scale'} - set(group)
         if missing:
-            raise ValueError(f'a group of views lacks {sorted(missing)}: {group}')
+            raise ConfigError(f'a group of views lacks {sorted(missing)}: {group}')
         group = dict(dict(num=1, ratio=(3 / 4, 4 / 3), flip=0.5), **group)
         size = group['size']
         group['size'] = (size, size) if isinstance(size, int) else tuple(size)
         if group['role'] not in ('global', 'local'):
-            raise ValueError(f"role={group['role']!r} of a group of views is unknown: choose 'global' or 'local'")
+            raise ConfigError(f"role={group['role']!r} of a group of views is unknown: choose 'global' or 'local'")
         if group['size'][0] % patch or group['size'][1] % patch:
-            raise ValueError(f"view size {group['size']} is no multiple of the patch size {patch}: change one of them")
+            raise ConfigError(f"view size {group['size']} is no multiple of the patch size {patch}: change one of them")
         for key in ('scale', 'ratio'):
             low, high = group[key]
             if not 0 < low <= high or (key == 'scale' and high > 1):
                 bound = ' <= 1' if key == 'scale' else ''
-                raise ValueError(f'{key}={group[key]} of a group of views must be a range 0 < low <= high{bound}')
+                raise ConfigError(f'{key}={group[key]} of a group of views must be a range 0 < low <= high{bound}')
         return group
 
     def draw_target(self, rng: np.random.Generator, boxes: np.ndarray) -> int:

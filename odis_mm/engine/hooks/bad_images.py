@@ -5,7 +5,8 @@ from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmpretrain.registry import HOOKS
 
-from ...datasets.image_io import BadImageError, read_image
+from ...datasets.image_io import read_image
+from ...utils.errors import BadImageError, ConfigError
 
 
 @HOOKS.register_module()
@@ -25,7 +26,7 @@ class BadImageHook(Hook):
 
     def __init__(self, interval: int = 50):
         if interval < 1:
-            raise ValueError(f'BadImageHook: interval must be at least 1, got {interval}.')
+            raise ConfigError(f'BadImageHook: interval must be at least 1, got {interval}.')
         self.interval = interval
         self.told = set()
 

@@ -12,7 +12,7 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmpretrain.registry import HOOKS
 
-from ...transfer import CheckpointWriteError
+from ...utils.errors import FileWriteError
 from ..resume import damage
 
 PARTIAL = '.part'
@@ -96,7 +96,7 @@ class SafeCheckpointHook(CheckpointHook):
             atomic as that backend, and the file's own checksums are compared after it.
 
     Raises:
-        CheckpointWriteError: disk full, no permission, or another content than was written; names the last good checkpoint.
+        FileWriteError: disk full, no permission, or another content than was written; names the last good checkpoint.
     """
 
     def __init__(self, *args, backend_args=None, **kwargs):
@@ -152,7 +152,7 @@ class SafeCheckpointHook(CheckpointHook):
             self._verify()
         except OSError as error:
             self.file_backend.settle(False)
-            raise CheckpointWriteError(
+            raise FileWriteError(
                 f'could not write a checkpoint to {self.out_dir}: {error.strerror or error}; make room or mend '
                 'the permissions, or the disk, and continue '
                 f'with --resume (last good checkpoint: {last_good or "none"}).') from error

@@ -9,9 +9,9 @@ from mmpretrain.models import VisionTransformer
 from mmpretrain.registry import HOOKS
 
 from ...transfer import save_backbone
+from ...utils.distributed import unwrap
 from ...version import __version__
 from ..card import facts, write_card
-from .schedule import _unwrap
 
 
 @HOOKS.register_module()
@@ -53,7 +53,7 @@ class ExportTeacherHook(Hook):
         checkpoint = runner.message_hub.runtime_info.get('last_ckpt')
         if not checkpoint or checkpoint == self._seen:
             return
-        self._seen, model = checkpoint, _unwrap(runner.model)
+        self._seen, model = checkpoint, unwrap(runner.model)
         state = model.teacher_backbone_state()  # of which each rank may have a part
         if not is_main_process() or not osp.isfile(checkpoint):
             return

@@ -12,8 +12,9 @@ from mmpretrain.registry import MODELS
 
 from ...evaluation.frozen import IMAGENET_MEAN, IMAGENET_STD, FrozenBackbone
 from ...transfer.build import initialise
+from ...utils.distributed import unwrap
+from ...utils.errors import ConfigError
 from ..card import METRICS
-from .schedule import _unwrap
 
 
 class FrozenMetricHook(Hook):
@@ -35,9 +36,9 @@ class FrozenMetricHook(Hook):
 
     def __init__(self, interval: int = 10, by_epoch: bool = True, of: str = 'teacher', random_baseline: bool = True):
         if of not in ('teacher', 'student'):
-            raise ValueError(f"{type(self).__name__}: of must be 'teacher' or 'student', got {of!r}.")
+            raise ConfigError(f"{type(self).__name__}: of must be 'teacher' or 'student', got {of!r}.")
         if interval < 1:
-            raise ValueError(f'{type(self).__name__}: interval must be at least 1, got {interval}.')
+            raise ConfigError(f'{type(self).__name__}: interval must be at least 1, got {interval}.')
         self.interval, self.by_epoch, self.of, self.random_baseline = interval, by_epoch, of, random_baseline
 
     @abstractmethod
@@ -49,11 +50,11 @@ class FrozenMetricHook(Hook):
         """Metrics of a backbone by name, equal on all ranks."""
 
     def before_train(self, runner) -> None:
-        model = _unwrap(runner.model)
+        model = unwrap(runner.model)
         if not hasattr(model, 'branch'):
-            raise TypeError(f'{type(self).__name__} measures TeacherStudent models, not {type(model).__name__}: remove it from the hooks.')
+            raise ConfigError(f'{type(self).__name__} measures TeacherStudent models, not {type(model).__name__}: remove it from the hooks.')
         if any(hasattr(p, 'full_tensor') for p in model.parameters()):
-            raise TypeError(f'{type(self).__name__} can not measure a sharded model, whose ranks must all see as many images: remove it '
+            raise ConfigError(f'{type(self).__name__} can not measure a sharded model, whose ranks must all see as many images: remove it '
                             'from the hooks, and measure the exports by tools/knn.py or tools/regions.py.')
         self.prepare(self._frozen(runner, model.branch(self.of)))
         self._file = Path(runner.work_dir, f'{self.name}.json')
@@ -76,7 +77,7 @@ class FrozenMetricHook(Hook):
 
     def _run(self, runner) -> None:
         begin = time.perf_counter()
-        metrics = self.measure(self._frozen(runner, _unwrap(runner.model).branch(self.of)))
+        metrics = self.measure(self._frozen(runner, unwrap(runner.model).branch(self.of)))
         # the counters of epochs and iterations move only after the hooks
         iteration = runner.iter if self.by_epoch else runner.iter + 1
         epoch = runner.epoch + 1 if self.by_epoch else runner.epoch
@@ -99,14 +100,14 @@ class FrozenMetricHook(Hook):
 
     @staticmethod
     def _frozen(runner, backbone: torch.nn.Module) -> FrozenBackbone:
-        preprocessor = getattr(_unwrap(runner.model), 'data_preprocessor', None)
+        preprocessor = getattr(unwrap(runner.model), 'data_preprocessor', None)
         return FrozenBackbone(backbone, getattr(preprocessor, 'mean', IMAGENET_MEAN), getattr(preprocessor, 'std', IMAGENET_STD))
 
     @staticmethod
     def _random_twin(runner, model) -> torch.nn.Module:
         config = runner.cfg.get('model')
         if not isinstance(config, dict) or 'backbone' not in config:
-            raise ValueError('the value of random weights needs the model as a config; '
+            raise ConfigError('the value of random weights needs the model as a config; '
                              'set random_baseline=False for a model built by hand.')
         device = next(model.parameters()).device
         with torch.random.fork_rng():

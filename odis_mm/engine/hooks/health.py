@@ -7,7 +7,8 @@ import torch
 from mmengine.hooks import Hook
 from mmpretrain.registry import HOOKS
 
-from .schedule import _unwrap
+from ...utils.distributed import unwrap
+from ...utils.errors import ConfigError
 
 START_NORM = 'health_start_norm'  # in the message hub, hence in checkpoints: a resumed run compares with its own start
 CURES = {
@@ -83,16 +84,16 @@ class HealthHook(Hook):
 
     def __init__(self, interval: int = 50, patience: int = 3, grace: float = 0.05, limits: Optional[dict] = None):
         if interval < 1 or patience < 1 or not 0 <= grace <= 1:
-            raise ValueError(f'HealthHook: interval and patience must be at least 1 and grace within [0, 1], got {interval}, {patience}, '
+            raise ConfigError(f'HealthHook: interval and patience must be at least 1 and grace within [0, 1], got {interval}, {patience}, '
                              f'{grace}.')
         self.interval, self.patience, self.grace = interval, patience, grace
         self.limits = Limits(**(limits or {}))
         self.rows: Dict[str, int] = {}
 
     def before_train(self, runner) -> None:
-        model = _unwrap(runner.model)
+        model = unwrap(runner.model)
         if not hasattr(model, 'watch_health'):
-            raise TypeError(f'HealthHook watches TeacherStudent models, not {type(model).__name__}: remove it from custom_hooks.')
+            raise ConfigError(f'HealthHook watches TeacherStudent models, not {type(model).__name__}: remove it from custom_hooks.')
         info = runner.message_hub.runtime_info
         if START_NORM not in info:
             runner.message_hub.update_info(START_NORM, float(model.student_norm()))
@@ -100,7 +101,7 @@ class HealthHook(Hook):
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         if (runner.iter + 1) % self.interval == 0:
-            _unwrap(runner.model).watch_health()
+            unwrap(runner.model).watch_health()
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs: Optional[dict] = None) -> None:
         if (runner.iter + 1) % self.interval:
@@ -112,7 +113,7 @@ class HealthHook(Hook):
 
     def measure(self, runner, data_batch, outputs: dict) -> Dict[str, float]:
         """The figures by name; see the class."""
-        model, hub = _unwrap(runner.model), runner.message_hub
+        model, hub = unwrap(runner.model), runner.message_hub
         seen = {name: float(value) for name, value in model.health().items()}
         figures = {}
         entropy, uniform = seen.pop('entropy', None), math.log(seen.pop('num_prototypes', 2))

@@ -10,10 +10,10 @@ from mmengine.hooks import Hook
 from mmpretrain.registry import HOOKS
 from torch import Tensor
 
+from ...utils.distributed import unwrap, whole
+from ...utils.errors import ConfigError, NonFiniteLossError
 from ..loops import random_state
-from ..sharding import whole
 from .checkpoint import AtomicLocalBackend
-from .schedule import _unwrap
 
 NAMED = 16  # images in a message; the file names all
 
@@ -32,7 +32,7 @@ class NonFiniteLossHook(Hook):
 
     Weights, optimizer state, teacher, centers and the statistics of batch norms stay as they were before the step; with gradient
     accumulation the whole step goes. The log names the term, the iteration and the images, and the batch is saved to
-    ``nonfinite_iter_N.pth`` in the work dir, for ``python -m odis_mm.engine.replay``: tensors and plain values only.
+    ``nonfinite_iter_N.pth`` in the work dir, for ``odis-mm replay``: tensors and plain values only.
 
     The loss is judged on the device; the host waits for the verdict once per optimizer step, when forward and backward pass are queued:
     the only wait in a step that logs nothing. Under the fp16 loss scaler infinite gradients are its own business: it
@@ -43,14 +43,14 @@ class NonFiniteLossHook(Hook):
         keep: At most so many batches are saved on each rank, resumed runs included.
 
     Raises:
-        FloatingPointError: after ``in_a_row`` skipped steps; names the last good checkpoint, which is left alone.
+        NonFiniteLossError: after ``in_a_row`` skipped steps; names the last good checkpoint, which is left alone.
     """
 
     priority = 'VERY_HIGH'  # before anything logs, measures or saves
 
     def __init__(self, in_a_row: int = 3, keep: int = 3):
         if in_a_row < 1 or keep < 0:
-            raise ValueError(f'NonFiniteLossHook: in_a_row must be at least 1 and keep at least 0, got {in_a_row} and {keep}.')
+            raise ConfigError(f'NonFiniteLossHook: in_a_row must be at least 1 and keep at least 0, got {in_a_row} and {keep}.')
         self.in_a_row, self.keep = in_a_row, keep
         self.row = 0
         self._clear()
@@ -63,7 +63,7 @@ class NonFiniteLossHook(Hook):
     def before_train(self, runner) -> None:
         self.wrapper = wrapper = runner.optim_wrapper
         self.parameters = [p for group in wrapper.optimizer.param_groups for p in group['params']]
-        self.buffers = list(_unwrap(runner.model).buffers())
+        self.buffers = list(unwrap(runner.model).buffers())
         self.former = [buffer.clone() for buffer in self.buffers]
         self._backward, self._step = wrapper.backward, wrapper.step
         wrapper.backward, wrapper.step = self.backward, self.step
@@ -116,7 +116,7 @@ class NonFiniteLossHook(Hook):
         if self.row < self.in_a_row:
             return runner.logger.warning(f'{text}. The step is skipped ({self.row} in a row; {self.in_a_row} end the run).')
         last = runner.message_hub.runtime_info.get('last_ckpt')
-        raise FloatingPointError(
+        raise NonFiniteLossError(
             f'{text}. {self.row} steps in a row were skipped for such reasons; last good checkpoint: {last or "none"}. '
             'Resume from it with --amp bf16 instead of fp16, half the learning rate, or a smaller clip_grad.max_norm.')
 
@@ -146,7 +146,7 @@ class NonFiniteLossHook(Hook):
             AtomicLocalBackend().put(content.getvalue(), path)
         except OSError as error:
             return f'; the batch could not be saved: {error.strerror or error}'
-        return f'; the batch is saved: python -m odis_mm.engine.replay CONFIG {path}'
+        return f'; the batch is saved: odis-mm replay CONFIG {path}'
 
 
 def _copy(to: List[Tensor], of: List[Tensor]) -> None:

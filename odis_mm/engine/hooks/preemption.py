@@ -9,6 +9,7 @@ from mmengine.hooks import Hook
 from mmpretrain.registry import HOOKS
 
 from ...datasets.workers import GROUP_SIGNALS
+from ...utils.errors import ConfigError
 from .checkpoint import SafeCheckpointHook
 
 REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: a temporary failure, try again
@@ -33,7 +34,7 @@ class PreemptionHook(Hook):
         self.signals = [getattr(signal, name) for name in signals]
         if not GROUP_SIGNALS.issuperset(self.signals) or interval < 1:
             known = ', '.join(sorted(number.name for number in GROUP_SIGNALS))
-            raise ValueError(f'PreemptionHook: signals must be among {known}, interval at least 1; got {", ".join(signals)}; {interval}.')
+            raise ConfigError(f'PreemptionHook: signals must be among {known}, interval at least 1; got {", ".join(signals)}; {interval}.')
         self.interval = interval
         self.received: Optional[int] = None
         self._former = {}
@@ -41,7 +42,7 @@ class PreemptionHook(Hook):
     def before_train(self, runner) -> None:
         found = [hook for hook in runner.hooks if isinstance(hook, SafeCheckpointHook)]
         if not found:
-            raise TypeError('PreemptionHook saves through a SafeCheckpointHook, and there is none: set '
+            raise ConfigError('PreemptionHook saves through a SafeCheckpointHook, and there is none: set '
                             "default_hooks.checkpoint.type='SafeCheckpointHook', or remove it from custom_hooks.")
         self.checkpoints = found[0]
         if threading.current_thread() is threading.main_thread():  # Python allows no other to handle signals

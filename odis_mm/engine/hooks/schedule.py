@@ -2,10 +2,11 @@
 from typing import Optional
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmpretrain.registry import HOOKS
 
-from ..schedules import cosine
+from ...utils.distributed import unwrap
+from ...utils.errors import ConfigError
+from ...utils.schedules import cosine
 
 
 @HOOKS.register_module()
@@ -27,9 +28,9 @@ class SelfSupScheduleHook(Hook):
         self._handles = []
 
     def before_train(self, runner) -> None:
-        model = _unwrap(runner.model)
+        model = unwrap(runner.model)
         if not hasattr(model, 'set_progress'):
-            raise TypeError(f'SelfSupScheduleHook drives TeacherStudent models, not {type(model).__name__}: '
+            raise ConfigError(f'SelfSupScheduleHook drives TeacherStudent models, not {type(model).__name__}: '
                             'remove it from custom_hooks.')
         optimizer = runner.optim_wrapper.optimizer
         iters_per_epoch = len(runner.train_dataloader)
@@ -52,7 +53,7 @@ class SelfSupScheduleHook(Hook):
                          for g in optimizer.param_groups if g.get('initial_weight_decay', g['weight_decay']) > 0]
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
-        _unwrap(runner.model).set_progress(runner.iter, runner.max_iters, len(runner.train_dataloader))
+        unwrap(runner.model).set_progress(runner.iter, runner.max_iters, len(runner.train_dataloader))
         if self.weight_decay_end is not None:
             for group, start in self._decayed:
                 group['weight_decay'] = cosine(start, self.weight_decay_end, runner.iter, runner.max_iters)
@@ -62,5 +63,3 @@ class SelfSupScheduleHook(Hook):
             handle.remove()
 
 
-def _unwrap(model):
-    return model.module if is_model_wrapper(model) else model

@@ -12,6 +12,7 @@ from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ...utils.errors import ConfigError
 from .stochastic_depth import Kept, Path, Shapes, add, draw_path, select, take
 
 OneOrMore = Union[Tensor, Sequence[Tensor], None]
@@ -55,10 +56,10 @@ class ObjectViT(VisionTransformer):
                  **kwargs):
         kwargs.setdefault('out_type', 'raw')
         if kwargs['out_type'] != 'raw' or not kwargs.get('with_cls_token', True):
-            raise ValueError("ObjectViT returns tokens: leave out_type at 'raw' and with_cls_token at True; "
+            raise ConfigError("ObjectViT returns tokens: leave out_type at 'raw' and with_cls_token at True; "
                              'detectors take the exported file into mmpretrain.VisionTransformer.')
         if num_object_tokens < 1:
-            raise ValueError(f'num_object_tokens must be at least 1, got {num_object_tokens}.')
+            raise ConfigError(f'num_object_tokens must be at least 1, got {num_object_tokens}.')
         super().__init__(*args, **kwargs)
         self.with_cp = with_cp
         self._block = _block
@@ -222,7 +223,7 @@ class ObjectViT(VisionTransformer):
         """Which keys each [OBJ] query sees, bool [B, 1, k, T]: itself and the object's patches."""
         batch, length = x.shape[:2]
         if object_mask.shape != (batch, grid[0] * grid[1]):
-            raise ValueError(f'object_mask must be bool [{batch}, {grid[0] * grid[1]}] (images, patches of the '
+            raise ConfigError(f'object_mask must be bool [{batch}, {grid[0] * grid[1]}] (images, patches of the '
                              f'{grid[0]}x{grid[1]} grid), got {tuple(object_mask.shape)}.')
         first, stop = self.object_slice.start, self.object_slice.stop
         mask = torch.zeros(batch, 1, stop - first, length, dtype=torch.bool, device=x.device)

@@ -5,6 +5,7 @@ import torch
 from mmpretrain.registry import MODELS
 from torch import Tensor
 
+from ...utils.errors import ConfigError
 from ..losses import coding_length, effective_rank, pairwise_cross_entropy, second_moment, with_context
 from .distillation import Center, SoftTargetHead
 
@@ -29,7 +30,7 @@ class ALFMHead(SoftTargetHead):
         super().__init__(student_temp, teacher_temp, balance, init_cfg)
         for name, value in dict(num_cells=num_cells, context_temp=context_temp, eps2=eps2).items():
             if value <= 0:
-                raise ValueError(f'model.head.{name} must be positive, got {value}.')
+                raise ConfigError(f'model.head.{name} must be positive, got {value}.')
         self.num_cells = num_cells
         self.context_temp = context_temp
         self.lambda_entropy = lambda_entropy

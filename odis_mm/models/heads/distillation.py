@@ -7,7 +7,8 @@ from mmengine.model import BaseModule
 from mmpretrain.registry import MODELS
 from torch import Tensor
 
-from ...engine.schedules import linear
+from ...utils.errors import ConfigError
+from ...utils.schedules import linear
 from ..losses import pairwise_cross_entropy, patch_cross_entropy
 
 PATCH_CENTERS = ('masked', 'all')
@@ -90,7 +91,7 @@ class SoftTargetHead(BaseModule):
     def __init__(self, student_temp: float, teacher_temp: Union[float, dict], balance: str = 'center', init_cfg=None):
         super().__init__(init_cfg)
         if balance not in BALANCES:
-            raise ValueError(f'head.balance is {balance!r}; use one of {BALANCES}.')
+            raise ConfigError(f'head.balance is {balance!r}; use one of {BALANCES}.')
         self.balance = balance
         self.student_temp = student_temp
         self.teacher_temp_cfg = teacher_temp if isinstance(teacher_temp, dict) else dict(
@@ -162,7 +163,7 @@ class DistillationHead(SoftTargetHead):
                  center_momentum: float = 0.9, patch_center: str = 'masked', balance: str = 'center', init_cfg=None):
         super().__init__(student_temp, teacher_temp, balance, init_cfg)
         if patch_center not in PATCH_CENTERS:
-            raise ValueError(f'head.patch_center is {patch_center!r}; use one of {PATCH_CENTERS}.')
+            raise ConfigError(f'head.patch_center is {patch_center!r}; use one of {PATCH_CENTERS}.')
         self.patch_center_of_all = patch_center == 'all'
         self.token_center = Center(num_prototypes, center_momentum)
         self.patch_center = Center(num_prototypes, center_momentum)

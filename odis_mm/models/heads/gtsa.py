@@ -8,6 +8,7 @@ from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
 from ...structures import ViewBatch, teacher_student_pairs
+from ...utils.errors import ConfigError
 from ..losses import correspondence_similarity, crop_similarity, overlap_weight
 
 
@@ -43,9 +44,9 @@ class GTSAHead(BaseModule):
         super().__init__(init_cfg)
         weights = dict(lambda_crop=lambda_crop, lambda_correspondence=lambda_correspondence, lambda_rotation=lambda_rotation)
         if min(weights.values()) < 0 or not any(weights.values()):
-            raise ValueError(f'head: the weights of the losses must be 0 or more, and one of them above 0, got {weights}.')
+            raise ConfigError(f'head: the weights of the losses must be 0 or more, and one of them above 0, got {weights}.')
         if lambda_correspondence and not lambda_crop and correspondence_epoch > 0:
-            raise ValueError(f'head.correspondence_epoch={correspondence_epoch} with head.lambda_crop=0 leaves the neck without any '
+            raise ConfigError(f'head.correspondence_epoch={correspondence_epoch} with head.lambda_crop=0 leaves the neck without any '
                              'loss until then: set correspondence_epoch=0.')
         self.lambda_crop, self.lambda_correspondence, self.lambda_rotation = weights.values()
         self.crop_cells, self.num_matches = tuple(crop_cells), tuple(num_matches)
@@ -97,7 +98,7 @@ class GTSAHead(BaseModule):
     def _keep(maps: Tensor, keep: int) -> int:
         cells = maps.shape[-2] * maps.shape[-1]
         if not 1 <= keep <= cells:
-            raise ValueError(f'head.num_matches asks for {keep} matches of a map with {cells} cells: the paper takes half of them.')
+            raise ConfigError(f'head.num_matches asks for {keep} matches of a map with {cells} cells: the paper takes half of them.')
         return keep
 
     def rotation_logits(self, pooled: Tensor) -> Tensor:

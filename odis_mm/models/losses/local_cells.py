@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...structures import turn_squares
+from ...utils.errors import ConfigError
 from .dense import align_boxes
 
 
@@ -24,11 +25,11 @@ def aligned_cells(maps: Tensor, boxes: Tensor, pixels: Tuple[int, int], flip: Te
         float32 [n, S*S, C], row by row of the image.
 
     Raises:
-        ValueError: if the maps have different strides in height and width: the view's size is no multiple of the backbone's stride.
+        ConfigError: if the maps have different strides in height and width: the view's size is no multiple of the backbone's stride.
     """
     stride, other = pixels[0] / maps.shape[2], pixels[1] / maps.shape[3]
     if stride != other:
-        raise ValueError(f'views of {pixels[0]} x {pixels[1]} pixels become maps of {maps.shape[2]} x {maps.shape[3]} cells, which are not '
+        raise ConfigError(f'views of {pixels[0]} x {pixels[1]} pixels become maps of {maps.shape[2]} x {maps.shape[3]} cells, which are not '
                          "square: make the size in SampleViews' views a multiple of the backbone's stride.")
     index = torch.arange(len(maps), device=maps.device)
     cells = turn_squares(align_boxes(maps, boxes, index, num_cells, stride), -rot90)  # [n, C, S, S]

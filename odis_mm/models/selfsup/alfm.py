@@ -6,6 +6,7 @@ from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
 from ...structures import ViewBatch, pair_intersections
+from ...utils.errors import ConfigError
 from ..backbones import ObjectViT
 from ..losses import aligned_cells
 from .base import TeacherStudent
@@ -35,7 +36,7 @@ class ALFM(TeacherStudent):
     def __init__(self, *args, lambda_gmsr: float = 1., lambda_cdlp: float = 1., **kwargs):
         super().__init__(*args, **kwargs)
         if not (lambda_gmsr or lambda_cdlp):
-            raise ValueError('model.lambda_gmsr and model.lambda_cdlp are both 0: nothing would be learned.')
+            raise ConfigError('model.lambda_gmsr and model.lambda_cdlp are both 0: nothing would be learned.')
         self.lambda_gmsr = lambda_gmsr
         self.lambda_cdlp = self.prototype_weight = lambda_cdlp
         if not lambda_gmsr:
@@ -60,7 +61,7 @@ class ALFM(TeacherStudent):
         """
         views = ViewBatch(*(data_samples[key] for key in ('crop', 'view_size', 'flip', 'rot90')))
         if len(inputs) != 1 or views.flip.shape[1] != 2:
-            raise ValueError(f'ALFM compares two views of one size, and the pipeline makes {views.flip.shape[1]} of {len(inputs)} size(s): '
+            raise ConfigError(f'ALFM compares two views of one size, and the pipeline makes {views.flip.shape[1]} of {len(inputs)} size(s): '
                              "give SampleViews the single group dict(role='global', num=2, ...).")
         student = _last_map(self.backbone, inputs[0])  # [2*B, C, H, W]
         with torch.no_grad():
@@ -93,6 +94,6 @@ def _last_map(backbone: nn.Module, images: Tensor) -> Tensor:
         grid = [side // stride for side, stride in zip(images.shape[-2:], backbone.patch_embed.projection.stride)]
         return out[:, backbone.num_leading_tokens:].unflatten(1, grid).permute(0, 3, 1, 2)
     if out.ndim != 4:
-        raise ValueError(f'ALFM needs a backbone that yields maps [B, C, H, W], and {type(backbone).__name__} yields {list(out.shape)}: '
+        raise ConfigError(f'ALFM needs a backbone that yields maps [B, C, H, W], and {type(backbone).__name__} yields {list(out.shape)}: '
                          "for mmpretrain's ViTs set model.backbone.out_type='featmap', or take ObjectViT.")
     return out

@@ -10,8 +10,9 @@ from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ...engine.schedules import cosine
-from ...engine.sharding import whole
+from ...utils.distributed import whole
+from ...utils.errors import ConfigError
+from ...utils.schedules import cosine
 
 
 class TeacherStudent(BaseSelfSupervisor):
@@ -38,7 +39,7 @@ class TeacherStudent(BaseSelfSupervisor):
             preprocessor = MODELS.build({'type': 'ViewPreprocessor', **preprocessor})
         super().__init__(backbone=backbone, neck=neck, head=head, data_preprocessor=preprocessor, init_cfg=init_cfg)
         if not 0 <= momentum['start'] <= momentum['end'] <= 1:
-            raise ValueError(f'model.momentum must rise from start to end within [0, 1] (the teacher keeps this share), got {momentum}.')
+            raise ConfigError(f'model.momentum must rise from start to end within [0, 1] (the teacher keeps this share), got {momentum}.')
         self.momentum_cfg = momentum
         self.momentum = momentum['start']
         self.teacher = ModuleDict(dict(backbone=copy.deepcopy(self.backbone), neck=copy.deepcopy(self.neck)))
@@ -158,7 +159,7 @@ class TeacherStudent(BaseSelfSupervisor):
             RuntimeError: if nothing drives the schedules and the teacher: it would never move.
         """
         if not self._progress_known:
-            raise RuntimeError(
+            raise ConfigError(
                 f'{type(self).__name__} is trained without its schedules, so its teacher would never move: add '
                 "dict(type='SelfSupScheduleHook') to custom_hooks (or call set_progress and after_optimizer_step yourself).")
         return self.compute_losses(inputs, data_samples)

@@ -5,8 +5,8 @@ import torch
 from mmpretrain.registry import MODELS
 from torch import Tensor
 
-from ...engine.schedules import cosine
 from ...structures import ViewBatch
+from ...utils.schedules import cosine
 from .base import TeacherStudent
 
 

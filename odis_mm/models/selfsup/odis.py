@@ -5,6 +5,7 @@ import torch
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
+from ...utils.errors import ConfigError
 from .base import TeacherStudent
 
 
@@ -28,7 +29,7 @@ class ODIS(TeacherStudent):
                  packed: bool = False, **kwargs):
         super().__init__(*args, **kwargs)
         if lambda_img and not self.backbone.cls_beside_object:
-            raise ValueError('model.lambda_img needs a [CLS] token beside [OBJ]: set model.backbone.cls_beside_object=True.')
+            raise ConfigError('model.lambda_img needs a [CLS] token beside [OBJ]: set model.backbone.cls_beside_object=True.')
         self.lambda_patch = lambda_patch
         self.lambda_img = lambda_img
         self.masked_attention = masked_attention

@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Kills, full disks and damaged files by the hundred, and whether training comes to the same end all the same.
 
 A tiny ODIS run goes through the command line (``odis_mm train CONFIG --resume``) once undisturbed, then again and again disturbed, until
@@ -26,6 +27,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
+if __name__ == '__main__':
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # a checkout works without being installed
+    os.environ['OMP_NUM_THREADS'] = '1'  # one thread: this process is forked
+
 import mmengine.hooks.checkpoint_hook as upstream
 import mmengine.runner.runner
 import mmpretrain.datasets  # noqa: F401  (imported here, once, and not in each attempt)
@@ -34,15 +39,15 @@ import mmpretrain.visualization  # noqa: F401
 import torch
 import yapf.yapflib.yapf_api
 
-from .. import cli
-from ..apis import load_config
-from ..config_check import ConfigError
-from ..datasets.demo import ensure_demo
-from ..engine.hooks import checkpoint as safe
-from ..engine.loops import ResumableEpochLoop
-from ..engine.resume import NOTE, NUMBERED, damage
-from ..transfer import allow_mmengine_histories
-from ..transfer import checkpoint as export
+from odis_mm import cli
+from odis_mm.config import load_config
+from odis_mm.datasets.demo import ensure_demo
+from odis_mm.engine.hooks import checkpoint as safe
+from odis_mm.engine.loops import ResumableEpochLoop
+from odis_mm.engine.resume import NOTE, NUMBERED, damage
+from odis_mm.transfer import allow_mmengine_histories
+from odis_mm.utils import files as export
+from odis_mm.utils.errors import ConfigError
 
 EPOCHS, EVENTS_PER_RUN = 5, 12
 OPTIONS = {  # a ViT of two blocks, five epochs of four iterations
@@ -457,7 +462,7 @@ def differences(a: Any, b: Any, path: str = '') -> List[str]:
 
 
 def main(argv: Optional[List[str]] = None) -> None:
-    """``tools/misc/fault_campaign.py --work-dir DIR``; exits with 1 on any difference."""
+    """``robustness/fault_campaign.py --work-dir DIR``; exits with 1 on any difference."""
     parser = argparse.ArgumentParser(description='Disturbs a tiny pretraining run by the hundred and compares how it ends.')
     parser.add_argument('--work-dir', type=Path, required=True, help='an empty or new folder')
     parser.add_argument('--kills', type=int, default=200, help='SIGKILLs, half of them inside checkpoint writing')
@@ -485,3 +490,7 @@ def report(counts: Dict[str, int], seconds: float) -> str:
     cpu = sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return '\n'.join(['| | count |', '|---|---|', *(f'| {kind} | {n} |' for kind, n in rows), '',
                       f'{seconds / 60:.1f} minutes, {cpu / 60:.1f} of them computing'])
+
+
+if __name__ == '__main__':
+    main()

@@ -4,6 +4,8 @@ from typing import Dict, List, Optional, Tuple
 import torch
 from torch import Tensor, nn
 
+from ..utils.errors import ConfigError
+
 
 class TextbookIBOT:
     """The losses of an ODIS model without object masks, computed the plain way, on that model's own weights.
@@ -15,12 +17,12 @@ class TextbookIBOT:
         model: An ``ODIS`` with one leading token and the patch loss.
 
     Raises:
-        ValueError: for another model.
+        ConfigError: for another model.
     """
 
     def __init__(self, model: nn.Module):
         if model.backbone.num_leading_tokens != 1 or not model.lambda_patch or model.head.balance != 'center':
-            raise ValueError('the textbook step has one [CLS] token, a patch loss and centering: take an ODIS or iBOT config with '
+            raise ConfigError('the textbook step has one [CLS] token, a patch loss and centering: take an ODIS or iBOT config with '
                              "num_object_tokens=1, lambda_patch above 0 and head.balance='center'.")
         self.model = model
 

@@ -1,13 +1,20 @@
-"""Misspelt keys of a config end in one sentence that names the key, where it stands and what was probably meant."""
+"""Finding, reading, overriding and checking configs.
+
+A misspelt key ends in one sentence that names it, where it stands and what was probably meant.
+"""
 import difflib
 import inspect
+import os
 import re
-from typing import Any, Dict, Iterable, Iterator, Optional, Set, Tuple
+from pathlib import Path
+from typing import Any, Dict, Iterable, Iterator, Optional, Set, Tuple, Union
 
 import mmengine.registry
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from mmengine.registry import Registry
 from mmengine.runner import Runner
+
+from .utils.errors import ConfigError
 
 # what mmengine reads from a config beside the arguments of the Runner
 _OTHER_KEYS = {
@@ -17,14 +24,76 @@ _OTHER_KEYS = {
 RUNNER_KEYS = (set(inspect.signature(Runner.__init__).parameters) | _OTHER_KEYS) - {'self', 'cfg'}
 
 
-class ConfigError(ValueError):
-    """The config, or an option that changes it, is wrong; the message says in one sentence where and how to mend it."""
+def config_root() -> Path:
+    """Where the shipped configs lie: in the installed wheel, or in the checkout."""
+    package = Path(__file__).resolve().parent
+    installed = package / '.mim' / 'configs'
+    return installed if installed.is_dir() else package.parent / 'configs'
+
+
+def shipped_configs() -> Dict[str, Path]:
+    """Name (``odis_vits_coco``, ``mask_rcnn/...``) to path of every recipe that comes with the package."""
+    root = config_root()
+    paths = [path for path in sorted(root.rglob('*.py')) if '_base_' not in path.parts]
+    return {path.relative_to(root).with_suffix('').as_posix(): path for path in paths}
+
+
+def load_config(name: Union[str, Path], options: Optional[Dict[str, Any]] = None) -> Config:
+    """Reads a config file, or a shipped recipe by its name, and applies ``--cfg-options``.
+
+    Args:
+        name: A path, or a name from :func:`shipped_configs` (its last part will do).
+        options: See :func:`apply_options`.
+
+    Raises:
+        ConfigError: no such config, a syntax error in it, or a key that nothing reads.
+    """
+    path = Path(name)
+    if not path.is_file():
+        shipped = shipped_configs()
+        wanted = Path(str(name).removesuffix('.py')).as_posix()
+        found = [p for key, p in shipped.items() if wanted in (key, key.rpartition('/')[2])]
+        if not found:
+            names = [*shipped, *(key.rpartition('/')[2] for key in shipped)]
+            hint = nearest(wanted, names) or f' ({", ".join(shipped)})'
+            raise ConfigError(f'no config {str(name)!r}: it is neither a file nor a shipped recipe{hint}')
+        path = found[0]
+    for variable in ('COCO_ROOT', 'IMAGENET_ROOT', 'ADE20K_ROOT'):
+        if not os.environ.get(variable, 'set'):
+            del os.environ[variable]  # empty means unset
+    try:
+        cfg = Config.fromfile(str(path))
+    except (SyntaxError, AttributeError, KeyError, FileNotFoundError, TypeError) as error:
+        raise ConfigError(f'{path} cannot be read as a config: {error}') from error
+    apply_options(cfg, options or {})
+    check_top_level(cfg)
+    return cfg
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """' Did you mean ...?' for the most similar known name, or ''."""
     match = difflib.get_close_matches(name, sorted(map(str, known)), 1, cutoff)
     return f'; did you mean {match[0]!r}?' if match else ''
+
+
+def parse_options(pairs: Iterable[str]) -> Dict[str, Any]:
+    """``KEY=VALUE`` texts of a command line as the options of :func:`load_config`.
+
+    Raises:
+        ConfigError: a text is not of that form, or its value is nested too deeply.
+    """
+    options = {}
+    for pair in pairs:
+        key, equals, value = pair.partition('=')
+        if not equals or not key:
+            raise ConfigError(f'--cfg-options {pair!r} is not of the form KEY=VALUE (no spaces around the =).')
+        # mmengine strips the blanks out of any value; a plain text, such as a path, keeps them
+        try:
+            options[key] = value if ' ' in value and value[0] not in '[(' else DictAction._parse_iterable(value)
+        except (RecursionError, AssertionError) as error:
+            raise ConfigError(f'--cfg-options {pair!r}: the value must be a number, text, or a list or tuple of such; '
+                              'for anything nested deeper write a config that inherits from this one.') from error
+    return options
 
 
 def apply_options(cfg: Config, options: Dict[str, Any]) -> None:

@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Mutated annotation files and images through the readers of training: each is read, or refused in one sentence that names the file."""
 import argparse
 import copy
@@ -16,12 +17,14 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
+if __name__ == '__main__':
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # a checkout works without being installed
+
 import cv2
 import numpy as np
 
-from ..datasets import ObjectDataset, read_image
-from ..datasets.image_io import BadImageError
-from ..datasets.objects import AnnotationError
+from odis_mm.datasets import ObjectDataset, read_image
+from odis_mm.utils.errors import AnnotationError, BadImageError
 
 SECONDS = 10  # of a processor, for one case
 WALL = 120  # seconds without a word from a process: it hangs where Python cannot interrupt it
@@ -366,3 +369,7 @@ def main(argv: Optional[List[str]] = None) -> None:
             wrong += len(findings)
     if wrong:
         sys.exit(1)
+
+
+if __name__ == '__main__':
+    main()

@@ -7,12 +7,12 @@ from typing import List, Optional, Tuple
 import torch
 from mmengine.registry import init_default_scope
 
-from .cli import _guarded
-from .datasets import ObjectDataset
-from .evaluation import FrozenBackbone, knn_images, labelled_split, region_proxy, region_split
-from .evaluation.knn import KS
-from .features import extract_dataset
-from .transfer import LAYOUTS, build_backbone, read_checkpoint, read_vit, transfer
+from ..datasets import ObjectDataset
+from ..evaluation import FrozenBackbone, knn_images, labelled_split, region_proxy, region_split
+from ..evaluation.knn import KS
+from ..evaluation.object_features import extract_dataset
+from ..transfer import LAYOUTS, build_backbone, read_checkpoint, read_vit, transfer
+from ..utils.errors import run_command
 
 
 def transfer_main(argv: Optional[List[str]] = None) -> None:
@@ -38,7 +38,7 @@ def transfer_main(argv: Optional[List[str]] = None) -> None:
             print(part)
         print(f'written: {args.out}')
 
-    _guarded(work)
+    run_command(work)
 
 
 def _describe(args: argparse.Namespace) -> str:
@@ -86,7 +86,7 @@ def knn_main(argv: Optional[List[str]] = None) -> None:
         print('\n'.join([f'k-NN accuracy in percent, {len(split[0])} images to vote, {len(split[1])} to classify', *lines]))
         _save(args, accuracy=found)
 
-    _guarded(work)
+    run_command(work)
 
 
 def regions_main(argv: Optional[List[str]] = None) -> None:
@@ -115,7 +115,7 @@ def regions_main(argv: Optional[List[str]] = None) -> None:
         print('\n'.join([f'in percent; {len(split[0])} train and {len(split[1])} val images', *lines]))
         _save(args, metrics=rows['checkpoint'], random=rows['random weights'])
 
-    _guarded(work)
+    run_command(work)
 
 
 def features_main(argv: Optional[List[str]] = None) -> None:
@@ -136,7 +136,7 @@ def features_main(argv: Optional[List[str]] = None) -> None:
         print(f'written: {args.out}, {len(found.image)} objects of {len(dataset)} images, {found.pooled.shape[1]} channels'
               + (f'; {args.sheet}' if args.sheet else ''))
 
-    _guarded(work)
+    run_command(work)
 
 
 def _frozen_parser(description: str, out: str = '') -> argparse.ArgumentParser:
@@ -165,6 +165,3 @@ def _save(args: argparse.Namespace, **result) -> None:
         record = dict(checkpoint=args.checkpoint, size=args.size, **result)
         Path(args.out).write_text(json.dumps(record, indent=1) + '\n')
         print(f'written: {args.out}')
-
-
-COMMANDS = dict(transfer=transfer_main, knn=knn_main, regions=regions_main, features=features_main)

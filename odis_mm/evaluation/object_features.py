@@ -9,12 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from .datasets.image_io import read_image
-from .datasets.objects import ObjectDataset, segmentation_to_mask
-from .evaluation.frozen import FrozenBackbone, batches, resize, subset
-from .evaluation.regions import pool_boxes
-from .structures import View, box_patch_mask, boxes_to_view, mask_patch_mask, summed_area
-from .transfer import atomic_write, build_backbone
+from ..datasets.image_io import read_image
+from ..datasets.objects import ObjectDataset, segmentation_to_mask
+from ..structures import View, box_patch_mask, boxes_to_view, mask_patch_mask, summed_area
+from ..transfer import build_backbone
+from ..utils.errors import ConfigError
+from ..utils.files import atomic_write
+from .frozen import FrozenBackbone, batches, resize, subset
+from .regions import pool_boxes
 
 Image = Union[str, Path, np.ndarray]
 
@@ -52,7 +54,7 @@ def extract_object_features(model_or_checkpoint: Union[nn.Module, str, Path], im
         num_workers: Processes that decode and resize.
 
     Raises:
-        ValueError: lists of different lengths, an array of another shape or type, an empty box or mask, an unreadable image or checkpoint,
+        ConfigError: lists of different lengths, an array of another shape or type, an empty box or mask, an unreadable image or checkpoint,
             or a size that patches do not divide.
 
     Example:
@@ -61,7 +63,7 @@ def extract_object_features(model_or_checkpoint: Union[nn.Module, str, Path], im
         torch.Size([1, 384])
     """
     if len(images) != len(boxes_or_masks):
-        raise ValueError(f'{len(images)} images and {len(boxes_or_masks)} sets of boxes or masks were given; there must be one set an '
+        raise ConfigError(f'{len(images)} images and {len(boxes_or_masks)} sets of boxes or masks were given; there must be one set an '
                          'image.')
     return object_features(as_frozen(model_or_checkpoint, heads), ObjectImages(images, boxes_or_masks), size, batch_size, num_workers)
 
@@ -90,7 +92,7 @@ class ObjectImages(Dataset):
         name = f'image {index}' if isinstance(image, np.ndarray) else str(image)
         image = image if isinstance(image, np.ndarray) else read_image(image)
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise ValueError(f'{name} is {image.dtype} {list(image.shape)}; images are RGB uint8 [H, W, 3].')
+            raise ConfigError(f'{name} is {image.dtype} {list(image.shape)}; images are RGB uint8 [H, W, 3].')
         return dict(img=image, regions=_checked(self.regions[index], image.shape[:2], name))
 
 
@@ -121,15 +123,15 @@ def _checked(regions, size, name: str) -> np.ndarray:
         inside = np.minimum(np.maximum(regions, 0), (size[1], size[0]) * 2)
         if not (inside[:, 2:] > inside[:, :2]).all():
             bad = int((inside[:, 2:] <= inside[:, :2]).any(1).argmax())
-            raise ValueError(f'{name}: box {bad} ({", ".join(f"{x:g}" for x in regions[bad])}) has no area within the image of '
+            raise ConfigError(f'{name}: box {bad} ({", ".join(f"{x:g}" for x in regions[bad])}) has no area within the image of '
                              f'{size[1]} x {size[0]} pixels; boxes are (x1, y1, x2, y2).')
         return inside
     if regions.ndim == 3 and regions.shape[1:] == tuple(size):
         regions = regions.astype(bool)
         if not regions.any((1, 2)).all():
-            raise ValueError(f'{name}: mask {int((~regions.any((1, 2))).argmax())} is empty.')
+            raise ConfigError(f'{name}: mask {int((~regions.any((1, 2))).argmax())} is empty.')
         return regions
-    raise ValueError(f'{name}: an array {list(regions.shape)} is neither boxes [n, 4] nor masks [n, {size[0]}, {size[1]}] of this image.')
+    raise ConfigError(f'{name}: an array {list(regions.shape)} is neither boxes [n, 4] nor masks [n, {size[0]}, {size[1]}] of this image.')
 
 
 class _Resized(Dataset):
@@ -180,7 +182,7 @@ def object_features(frozen: FrozenBackbone, images: Dataset, size: int, batch_si
         boxes += batch['boxes']
         done += len(counts)
     if not sum(map(len, owners)):
-        raise ValueError('there is no object in these images: give boxes or masks.')
+        raise ConfigError('there is no object in these images: give boxes or masks.')
     return ObjectFeatures(torch.cat(tokens) if tokens else None, torch.cat([row.cpu() for row in pooled]), torch.cat(owners),
                           torch.cat(boxes))
 
@@ -207,10 +209,10 @@ def neighbour_sheet(path: Union[str, Path], features: Tensor, owner: Tensor, box
         neighbours: Columns after the first.
 
     Raises:
-        ValueError: all objects lie in one image.
+        ConfigError: all objects lie in one image.
     """
     if len(owner.unique()) < 2:
-        raise ValueError('a sheet of neighbours needs objects in two images or more: neighbours in the same image would tell nothing.')
+        raise ConfigError('a sheet of neighbours needs objects in two images or more: neighbours in the same image would tell nothing.')
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     chosen = torch.tensor(subset(len(features), queries))
@@ -248,10 +250,10 @@ def extract_dataset(frozen: FrozenBackbone, dataset: ObjectDataset, out: Union[s
     ``classes``; -1: unknown).
 
     Raises:
-        ValueError: another ending than ``.npz``, and what :func:`extract_object_features` raises.
+        ConfigError: another ending than ``.npz``, and what :func:`extract_object_features` raises.
     """
     if Path(out).suffix != '.npz':
-        raise ValueError(f'{out} must end in .npz.')
+        raise ConfigError(f'{out} must end in .npz.')
     found = object_features(frozen, AnnotatedObjects(dataset), size, batch_size, num_workers)
     infos = [dataset.get_data_info(i) for i in range(len(dataset))]
     labels = np.concatenate([info['labels'] for info in infos])

@@ -1,6 +1,6 @@
 """GTSA's losses written once more from the equations (arXiv 2304.08014), for one image, one pair and one RoI at a time.
 
-Slow on purpose. Tests compare the training code with it, ``benchmark_gtsa.py`` times both.
+Slow on purpose. Tests compare the training code with it, ``benchmark_gtsa`` times both.
 """
 from functools import cache
 from typing import Dict, List, Optional, Tuple

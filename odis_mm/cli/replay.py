@@ -1,0 +1,38 @@
+"""``odis-mm replay CONFIG FILE``: rerun a batch that ``NonFiniteLossHook`` saved."""
+import argparse
+from typing import Optional, Sequence
+
+import torch
+from mmengine.registry import init_default_scope
+from mmpretrain.registry import MODELS
+
+from ..config import load_config
+from ..engine.replay import replay
+from ..transfer import load_local
+from ..utils.errors import run_command
+
+
+def replay_main(argv: Optional[Sequence[str]] = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description='Reruns a batch whose loss was not finite.')
+    parser.add_argument('config', help='path, or name of a shipped recipe; the copy in the work dir is best')
+    parser.add_argument('file', help='nonfinite_iter_N.pth of the work dir')
+    parser.add_argument('--checkpoint', help='weights, best the last before the iteration; without it the model is freshly initialised')
+    parser.add_argument('--amp', choices=('bf16', 'fp16'), help='as in the run')
+    args = parser.parse_args(argv)
+    run_command(lambda: _replay(args))
+
+
+def _replay(args: argparse.Namespace) -> None:
+    cfg = load_config(args.config)
+    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
+    saved = load_local(args.file, 'cpu')
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    if args.checkpoint:
+        model.load_state_dict(load_local(args.checkpoint, 'cpu')['state_dict'])
+    terms, module = replay(model.to('cuda' if torch.cuda.is_available() else 'cpu'), saved, args.amp)
+    print(f'iteration {saved["iteration"] + 1}, images {", ".join(map(str, saved["images"]))}')
+    for name, value in terms.items():
+        print(f'{name}: {value:g} (in the run: {saved["terms"].get(name, float("nan")):g})')
+    print(f'first module with an output that is not finite: {module or "none"}')

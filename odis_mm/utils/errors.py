@@ -1,0 +1,108 @@
+"""The errors that a user can act on. Each message is one sentence: which file or key, what is wrong, what to do.
+
+Whatever is not a :class:`UserError` is a fault of this package or of one below it, and keeps its traceback.
+"""
+import errno
+import os
+import re
+import sys
+from typing import Any, Callable, Optional
+
+USER_ERROR = 2  # exit code
+
+
+class UserError(Exception):
+    """Base class of every error whose message is meant for the user of the command line."""
+
+
+class ConfigError(UserError, ValueError):
+    """A config, an option, or an argument of a class that a config builds is wrong."""
+
+
+class CheckpointError(UserError, ValueError):
+    """A checkpoint cannot be used."""
+
+
+class FileWriteError(UserError, OSError):
+    """A file could not be written; whatever stood under its name is untouched."""
+
+
+class AnnotationError(UserError, ValueError):
+    """Annotations cannot be read."""
+
+
+class BadImageError(UserError, ValueError):
+    """An image file gives no usable pixels. A data set of many images can do without it."""
+
+
+class UnreadableImageError(BadImageError, OSError):
+    """The same, because the file system refused."""
+
+
+class MissingImageError(BadImageError, FileNotFoundError):
+    """The same, because there is no such file."""
+
+
+class MissingPeersError(UserError, ConnectionError):
+    """Ranks did not come; the message names the master, who is missing, and the usual causes."""
+
+
+class MissingFileError(UserError, FileNotFoundError):
+    """A file or folder that a config or an option names does not exist."""
+
+
+class FolderInUseError(UserError, FileExistsError):
+    """A folder holds something else, which is not overwritten."""
+
+
+class NonFiniteLossError(UserError, FloatingPointError):
+    """Training cannot go on: its loss is not finite in several steps in a row."""
+
+
+class StageError(UserError, RuntimeError):
+    """A stage of an experiment failed; the message is the one in which it ended."""
+
+
+def run_command(call: Callable[[], Any]) -> Any:
+    """Return ``call()``, or print the sentence of a user error to stderr and exit with ``USER_ERROR``.
+
+    With ``ODIS_MM_DEBUG=1`` in the environment the traceback is shown instead.
+    """
+    try:
+        return call()
+    except Exception as error:
+        sentence = None if os.environ.get('ODIS_MM_DEBUG') == '1' else explain(error)
+        if sentence is None:
+            raise
+        rank = os.environ.get('RANK')
+        print(f'error{f" (rank {rank})" if rank else ""}: {sentence}', file=sys.stderr, flush=True)
+        sys.exit(USER_ERROR)
+
+
+def explain(error: BaseException) -> Optional[str]:
+    """Return one sentence for an error that a user can act on, None for any other.
+
+    Besides :class:`UserError` these are a full disk, a path that the user named and that is missing or closed, and what a data loading
+    worker raised: torch hands that over as an exception of the same class whose text holds the worker's traceback.
+    """
+    if isinstance(error, UserError):
+        return _from_worker(error) or ' '.join(str(error).split())
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        where = f' for {error.filename}' if error.filename else ''
+        return f'no space left on the device{where}: make room and continue with --resume.'
+    if isinstance(error, (FileNotFoundError, PermissionError)) and error.filename:
+        hint = ''
+        if isinstance(error, FileNotFoundError):
+            hint = '; the data roots come from COCO_ROOT, IMAGENET_ROOT, ADE20K_ROOT or --cfg-options'
+        return f'{error.filename}: {error.strerror}{hint}.'
+    return None
+
+
+def _from_worker(error: UserError) -> Optional[str]:
+    """The sentence at the end of a worker's traceback."""
+    text = str(error)
+    if 'in DataLoader worker process' not in text:
+        return None
+    name = type(error).__name__
+    found = re.search(rf'^(?:\w+\.)*{name}: (.+)\Z', text, re.MULTILINE | re.DOTALL)
+    return ' '.join(found[1].split()) if found else None

@@ -1,0 +1,68 @@
+"""Files that are whole or not there."""
+import errno
+import os
+import tempfile
+from pathlib import Path
+from typing import BinaryIO, Callable, Optional, Union
+
+import torch
+
+from .errors import FileWriteError
+
+PathLike = Union[str, os.PathLike]
+
+
+def atomic_save(content, path: PathLike) -> None:
+    """``torch.save`` by :func:`atomic_write`."""
+    atomic_write(path, lambda file: torch.save(content, file))
+
+
+def atomic_write_text(path: PathLike, text: str) -> None:
+    """Text as UTF-8 by :func:`atomic_write`; names of files that are not UTF-8 keep their bytes."""
+    atomic_write(path, lambda file: file.write(text.encode('utf-8', 'surrogateescape')))
+
+
+def atomic_write(path: PathLike, write: Callable[[BinaryIO], object]) -> None:
+    """``write(file)`` to a temporary name in the same folder, flushed to the disk, then renamed over ``path``.
+
+    An interruption at any moment leaves the old file or the new one, never a half.
+
+    Raises:
+        FileWriteError: no such folder, no permission, or the disk is full; the temporary file is removed.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f'.{path.name}.', suffix='.tmp', dir=path.parent)
+        with os.fdopen(handle, 'wb') as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's 0600 would hide the file from the group
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch's zip writer turns some write errors into RuntimeError
+        cause = error if isinstance(error, OSError) else error.__context__
+        raise FileWriteError(f'could not save {path}: {_write_reason(cause, path)} Nothing that was there is '
+                             'changed.') from error
+    finally:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def first_sentence(error: BaseException) -> str:
+    """The first sentence of an error's message, at most 200 characters; its class if it has none."""
+    text = str(error).strip().splitlines()
+    return text[0].split('. ')[0].rstrip('.')[:200] if text else type(error).__name__
+
+
+def _write_reason(error: Optional[BaseException], path: Path) -> str:
+    code = getattr(error, 'errno', None)
+    if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return 'the disk (or your quota) is full; free some space.'
+    if code in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f'no permission to write into {path.parent}; choose another folder with --work-dir.'
+    if code in (errno.ENOENT, errno.ENOTDIR):
+        return f'the folder {path.parent} does not exist.'
+    return f'writing failed ({first_sentence(error) if error else "unknown reason"}), most often a full disk.'
