@@ -3,7 +3,7 @@ _base_ = [
     './_base_/models/alfm_demo.py',
     './_base_/datasets/demo_two_views.py',
     './_base_/schedules/selfsup_100e.py',
-    './_base_/default_runtime.py'
+    './_base_/default_runtime.py',
 ]
 
 auto_scale_lr = dict(base_batch_size=32)  # lr 5e-4 at this batch

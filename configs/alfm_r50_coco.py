@@ -5,7 +5,7 @@ _base_ = [
     './_base_/models/alfm_r50.py',
     './_base_/datasets/coco_two_views.py',
     './_base_/schedules/selfsup_100e.py',
-    './_base_/default_runtime.py'
+    './_base_/default_runtime.py',
 ]
 
 train_dataloader = _base_.train_dataloader

@@ -8,4 +8,6 @@ train_dataloader = dict(
         data_root='{{$IMAGENET_ROOT:data/imagenet/}}',
         ann_file='',  # every image below train/
         data_prefix='train/',
-        data_fraction=0.1))  # by dataset.seed; a smaller fraction is part of a larger one
+        data_fraction=0.1,
+    )
+)  # by dataset.seed; a smaller fraction is part of a larger one

@@ -3,7 +3,7 @@ _base_ = [
     './_base_/models/alfm_vitb.py',
     './_base_/datasets/coco_two_views.py',
     './_base_/schedules/selfsup_100e.py',
-    './_base_/default_runtime.py'
+    './_base_/default_runtime.py',
 ]
 
 # as for ODIS: iBOT's practice, not checked against its argument files: this project's defaults

@@ -3,5 +3,5 @@ _base_ = [
     './_base_/models/alfm_vits.py',
     './_base_/datasets/coco_two_views.py',
     './_base_/schedules/selfsup_100e.py',
-    './_base_/default_runtime.py'
+    './_base_/default_runtime.py',
 ]

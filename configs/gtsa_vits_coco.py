@@ -3,7 +3,7 @@ _base_ = [
     './_base_/models/gtsa_vits.py',
     './_base_/datasets/coco_pairs.py',
     './_base_/schedules/selfsup_100e.py',
-    './_base_/default_runtime.py'
+    './_base_/default_runtime.py',
 ]
 
 custom_hooks = _base_.custom_hooks

@@ -3,7 +3,7 @@ _base_ = [
     './_base_/models/odis_demo.py',
     './_base_/datasets/demo_objects.py',
     './_base_/schedules/selfsup_100e.py',
-    './_base_/default_runtime.py'
+    './_base_/default_runtime.py',
 ]
 
 optim_wrapper = dict(optimizer=dict(lr=1e-3))

@@ -3,7 +3,7 @@ _base_ = [
     './_base_/models/odis_vitb.py',
     './_base_/datasets/coco_objects.py',
     './_base_/schedules/selfsup_100e.py',
-    './_base_/default_runtime.py'
+    './_base_/default_runtime.py',
 ]
 
 # ViT-B and L: iBOT's practice, not checked against its argument files: this project's defaults

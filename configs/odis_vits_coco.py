@@ -3,7 +3,7 @@ _base_ = [
     './_base_/models/odis_vits.py',
     './_base_/datasets/coco_objects.py',
     './_base_/schedules/selfsup_100e.py',
-    './_base_/default_runtime.py'
+    './_base_/default_runtime.py',
 ]
 
 # The paper gives no COCO schedule for this size: batch and length are this project's default and those of GTSA's

@@ -3,6 +3,7 @@
 Importing it registers datasets, transforms, models and hooks in mmpretrain's registries, and, where mmdet is installed, the detector pieces in
 mmdet's. It needs no compiled mmcv ops.
 """
+
 import sys
 from importlib import import_module
 from importlib.util import find_spec

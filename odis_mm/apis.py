@@ -1,4 +1,5 @@
 """Training and testing by a config: what the command line calls, and what a script or a test can call as well."""
+
 import copy
 import datetime
 import itertools
@@ -23,18 +24,22 @@ from .engine.peers import agent_keeps_store, await_peers
 from .engine.resume import damage, find_checkpoint
 from .utils.errors import ConfigError
 
-AMP_WRAPPERS = dict(bf16=dict(type='mmpretrain.AutocastOptimWrapper'),
-                    fp16=dict(type='AmpOptimWrapper', dtype='float16', loss_scale='dynamic'))
+AMP_WRAPPERS = dict(
+    bf16=dict(type='mmpretrain.AutocastOptimWrapper'),
+    fp16=dict(type='AmpOptimWrapper', dtype='float16', loss_scale='dynamic'),
+)
 _RUNS = itertools.count()
 
 
-def train(config: Union[str, Path, Config],
-          *,
-          work_dir: Optional[str] = None,
-          resume: Optional[str] = None,
-          amp: Optional[str] = None,
-          options: Optional[Dict[str, Any]] = None,
-          launcher: str = 'none') -> Runner:
+def train(
+    config: Union[str, Path, Config],
+    *,
+    work_dir: Optional[str] = None,
+    resume: Optional[str] = None,
+    amp: Optional[str] = None,
+    options: Optional[Dict[str, Any]] = None,
+    launcher: str = 'none',
+) -> Runner:
     """Trains what a config describes: pretraining and detectors alike.
 
     Args:
@@ -75,12 +80,14 @@ def train(config: Union[str, Path, Config],
     return runner
 
 
-def test(config: Union[str, Path, Config],
-         checkpoint: str,
-         *,
-         work_dir: Optional[str] = None,
-         options: Optional[Dict[str, Any]] = None,
-         launcher: str = 'none') -> dict:
+def test(
+    config: Union[str, Path, Config],
+    checkpoint: str,
+    *,
+    work_dir: Optional[str] = None,
+    options: Optional[Dict[str, Any]] = None,
+    launcher: str = 'none',
+) -> dict:
     """Evaluates a checkpoint by the config's ``test_dataloader`` and ``test_evaluator``; returns the metrics.
 
     The arguments are those of :func:`train`.
@@ -114,7 +121,9 @@ def scale_lr(runner: Runner) -> str:
     Returns:
         The line for the log.
     """
-    owner, key = (runner, 'auto_scale_lr') if hasattr(runner, 'auto_scale_lr') else (runner.strategy, '_auto_scale_lr')  # FlexibleRunner
+    owner, key = (
+        (runner, 'auto_scale_lr') if hasattr(runner, 'auto_scale_lr') else (runner.strategy, '_auto_scale_lr')
+    )  # FlexibleRunner
     rule, wrapper = getattr(owner, key) or {}, runner.optim_wrapper
     lr = wrapper['optimizer'].get('lr')
     if not rule.get('enable') or lr is None:
@@ -125,8 +134,10 @@ def scale_lr(runner: Runner) -> str:
     scaled = lr * ranks * batch * accumulation / base
     wrapper['optimizer']['lr'] = scaled
     setattr(owner, key, None)
-    return (f'lr = {lr:g} x ({ranks} ranks x {batch} images x {accumulation} accumulated)/{base} = {scaled:g} '
-            f'at a global batch of {ranks * batch * accumulation}')
+    return (
+        f'lr = {lr:g} x ({ranks} ranks x {batch} images x {accumulation} accumulated)/{base} = {scaled:g} '
+        f'at a global batch of {ranks * batch * accumulation}'
+    )
 
 
 def latest_checkpoint(work_dir: str) -> Optional[str]:
@@ -172,12 +183,16 @@ def _use_resume(cfg: Config, resume: Optional[str]) -> List[Tuple[int, str]]:
     if path and not osp.isfile(path):
         raise ConfigError(f'--resume: no checkpoint {path!r}.')
     if path and (wrong := damage(path)):
-        raise ConfigError(f'--resume: checkpoint {path!r} is damaged: {wrong}; name another one, or say --resume alone to continue from '
-                          'the newest whole one of the work dir.')
+        raise ConfigError(
+            f'--resume: checkpoint {path!r} is damaged: {wrong}; name another one, or say --resume alone to continue from '
+            'the newest whole one of the work dir.'
+        )
     path, warnings = (path, []) if path else find_checkpoint(cfg.work_dir)
     cfg.resume = path is not None
     if path is None:
-        return [(logging.INFO, f'--resume: there is no checkpoint in {cfg.work_dir}, so training starts at the beginning')]
+        return [
+            (logging.INFO, f'--resume: there is no checkpoint in {cfg.work_dir}, so training starts at the beginning')
+        ]
     cfg.load_from = path
     return [(logging.WARNING, text) for text in warnings] + [(logging.INFO, f'--resume: continuing from {path}')]
 
@@ -217,12 +232,20 @@ def _init_distributed(cfg: Config) -> None:
             'which start torchrun.'
         )
     timeout = ((cfg.get('env_cfg') or {}).get('dist_cfg') or {}).get('timeout', 1800)
-    distributed.init_process_group('gloo', store=await_peers(), rank=int(os.environ['RANK']), world_size=int(os.environ['WORLD_SIZE']),
-                                   timeout=datetime.timedelta(seconds=timeout))
+    distributed.init_process_group(
+        'gloo',
+        store=await_peers(),
+        rank=int(os.environ['RANK']),
+        world_size=int(os.environ['WORLD_SIZE']),
+        timeout=datetime.timedelta(seconds=timeout),
+    )
     cfg.model_wrapper_cfg = {
-        'type': 'MMDistributedDataParallel', 'broadcast_buffers': False,
-        'find_unused_parameters': cfg.get('find_unused_parameters', False), **cfg.get('model_wrapper_cfg', {}),
-        'device_ids': None}
+        'type': 'MMDistributedDataParallel',
+        'broadcast_buffers': False,
+        'find_unused_parameters': cfg.get('find_unused_parameters', False),
+        **cfg.get('model_wrapper_cfg', {}),
+        'device_ids': None,
+    }
 
 
 def _build_runner(cfg: Config) -> Runner:
@@ -241,7 +264,8 @@ def _check_length(runner: Runner) -> None:
         raise ConfigError(
             f'the training set has {len(runner.train_dataloader.dataset)} images over {runner.world_size} ranks, '
             f'fewer than one batch of {batch} each: lower train_dataloader.batch_size, or set '
-            'train_dataloader.drop_last=False.')
+            'train_dataloader.drop_last=False.'
+        )
 
 
 def _epoch_line(runner: Runner) -> str:
@@ -249,7 +273,9 @@ def _epoch_line(runner: Runner) -> str:
     images, drawn = len(loader.dataset), len(loader.sampler) * ranks
     if loader.drop_last:
         drawn = len(loader) * loader.batch_size * ranks
-    left = f'; {images - drawn} left over that fill no batch of all ranks, others in each epoch' if drawn < images else ''
+    left = (
+        f'; {images - drawn} left over that fill no batch of all ranks, others in each epoch' if drawn < images else ''
+    )
     return f'an epoch: {len(loader)} iterations, {drawn} of {images} images, each once{left}'
 
 

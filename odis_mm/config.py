@@ -2,6 +2,7 @@
 
 A misspelt key ends in one sentence that names it, where it stands and what was probably meant.
 """
+
 import difflib
 import inspect
 import os
@@ -18,8 +19,18 @@ from .utils.errors import ConfigError
 
 # what mmengine reads from a config beside the arguments of the Runner
 _OTHER_KEYS = {
-    'activation_checkpointing', 'compile', 'custom_imports', 'efficient_conv_bn_eval', 'env_cfg',
-    'find_unused_parameters', 'model_wrapper_cfg', 'runner_type', 'strategy', 'sync_bn', 'tta_model', 'tta_pipeline'
+    'activation_checkpointing',
+    'compile',
+    'custom_imports',
+    'efficient_conv_bn_eval',
+    'env_cfg',
+    'find_unused_parameters',
+    'model_wrapper_cfg',
+    'runner_type',
+    'strategy',
+    'sync_bn',
+    'tta_model',
+    'tta_pipeline',
 }
 RUNNER_KEYS = (set(inspect.signature(Runner.__init__).parameters) | _OTHER_KEYS) - {'self', 'cfg'}
 
@@ -91,8 +102,10 @@ def parse_options(pairs: Iterable[str]) -> Dict[str, Any]:
         try:
             options[key] = value if ' ' in value and value[0] not in '[(' else DictAction._parse_iterable(value)
         except (RecursionError, AssertionError) as error:
-            raise ConfigError(f'--cfg-options {pair!r}: the value must be a number, text, or a list or tuple of such; '
-                              'for anything nested deeper write a config that inherits from this one.') from error
+            raise ConfigError(
+                f'--cfg-options {pair!r}: the value must be a number, text, or a list or tuple of such; '
+                'for anything nested deeper write a config that inherits from this one.'
+            ) from error
     return options
 
 
@@ -124,8 +137,9 @@ def _check_option(cfg: Config, key: str) -> None:
         users = [path for path, value in _walk(cfg._cfg_dict) if value == cfg[parts[0]] and path != parts[0]]
         raise ConfigError(
             f'--cfg-options {key}: {parts[0]!r} is a variable of the config file, already used when options are '
-            'applied, so setting it would change nothing; set the key that uses it' +
-            (f', such as {users[0]}.' if users else '.'))
+            'applied, so setting it would change nothing; set the key that uses it'
+            + (f', such as {users[0]}.' if users else '.')
+        )
     node, path = cfg._cfg_dict, ''
     for depth, part in enumerate(parts):
         if isinstance(node, list):
@@ -143,11 +157,11 @@ def _check_option(cfg: Config, key: str) -> None:
                 where = path or 'the config'
                 remedy = '' if closed and node.get('type') else f' (write +{key} to add it all the same)'
                 raise ConfigError(
-                    f'--cfg-options {key}: {where} has no key {part!r}{nearest(part, {*known, *node})}{remedy}')
+                    f'--cfg-options {key}: {where} has no key {part!r}{nearest(part, {*known, *node})}{remedy}'
+                )
             node = node[part]
         else:
-            raise ConfigError(
-                f'--cfg-options {key}: {path} is {node!r}, which has no key {part!r}; set {path} itself.')
+            raise ConfigError(f'--cfg-options {key}: {path} is {node!r}, which has no key {part!r}; set {path} itself.')
         path = f'{path}.{part}' if path else part
 
 
@@ -180,7 +194,8 @@ def check_schedule(cfg: Config) -> None:
             raise ConfigError(
                 f'param_scheduler.{i} ({part["type"]}) begins at {unit} {begin}, but training ends at {unit} '
                 f'{total}: shorten the warm-up, e.g. '
-                f'--cfg-options param_scheduler.{i - 1}.end=1 param_scheduler.{i}.begin=1 (with two {unit}s or more).')
+                f'--cfg-options param_scheduler.{i - 1}.end=1 param_scheduler.{i}.begin=1 (with two {unit}s or more).'
+            )
 
 
 def explain_build_error(error: Exception, cfg: Config) -> Optional[str]:
@@ -188,24 +203,30 @@ def explain_build_error(error: Exception, cfg: Config) -> Optional[str]:
     text = str(error.args[0]) if error.args else ''
     if found := re.search(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", text):
         name, key = found.groups()
-        paths = [(path, node) for path, node in _walk(cfg._cfg_dict)
-                 if isinstance(node, dict) and 'type' in node and key in node]
+        paths = [
+            (path, node)
+            for path, node in _walk(cfg._cfg_dict)
+            if isinstance(node, dict) and 'type' in node and key in node
+        ]
         # the class that complains may be a base of the one in the config
         paths.sort(
-            key=lambda item: name not in [c.__name__ for c in inspect.getmro(find_class(item[1]['type']) or object)])
+            key=lambda item: name not in [c.__name__ for c in inspect.getmro(find_class(item[1]['type']) or object)]
+        )
         if paths:
             path, node = paths[0]
             hint = nearest(key, _arguments(find_class(node['type']))[0]) or ': remove it'
             return f'{path}: {node["type"]} takes no argument {key!r}{hint}'
     if found := re.search(
-            r"(\w+)(?:\.__init__)?\(\) missing \d+ required (?:positional|keyword-only) arguments?: (.+)", text):
+        r'(\w+)(?:\.__init__)?\(\) missing \d+ required (?:positional|keyword-only) arguments?: (.+)', text
+    ):
         for path, node in _walk(cfg._cfg_dict):
             if isinstance(node, dict) and str(node.get('type', '')).rpartition('.')[2] == found[1]:
                 return f'{path}: {node["type"]} needs the argument {found[2]}'
     if found := re.search(r'^([\w.]+) is not in the (.+?) registry', text):
         path = next(
             (path for path, node in _walk(cfg._cfg_dict) if isinstance(node, dict) and node.get('type') == found[1]),
-            'config')
+            'config',
+        )
         known = {name for registry in _registries() for name in registry.module_dict}
         hint = nearest(found[1].rpartition('.')[2], known) or '; is its package in custom_imports?'
         return f'{path}.type: no class {found[1]!r} is registered as {found[2]}{hint}'

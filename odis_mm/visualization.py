@@ -1,4 +1,5 @@
 """Pictures of what the data pipeline makes: for the eye, from the very numbers that training uses."""
+
 from typing import Optional
 
 import numpy as np
@@ -21,7 +22,7 @@ def shade_view(pixels: np.ndarray, patch_mask: np.ndarray, mim_mask: Optional[np
     out = pixels.astype(np.float32)
     out[~_enlarge(patch_mask, pixels.shape)] *= 0.35
     if mim_mask is not None:
-        tint = np.array([int(_MIM[i:i + 2], 16) for i in (1, 3, 5)], np.float32)
+        tint = np.array([int(_MIM[i : i + 2], 16) for i in (1, 3, 5)], np.float32)
         masked = _enlarge(mim_mask, pixels.shape)
         out[masked] = 0.4 * out[masked] + 0.6 * tint
     return out.astype(np.uint8)
@@ -56,19 +57,26 @@ def draw_views(sample: dict, out_png: str) -> None:
     axes.imshow(sample['img'])
     for view, role in zip(views, roles):
         x, y, w, h = view.crop
-        axes.add_patch(Rectangle((x - .5, y - .5), w, h, fill=False, lw=2 if role == 'global' else 1,
-                                 ec=_GLOBAL if role == 'global' else _LOCAL))
-        corner = points_from_view(np.zeros(2), view) - .5  # of the view's own top left: shows flips and turns
+        axes.add_patch(
+            Rectangle(
+                (x - 0.5, y - 0.5),
+                w,
+                h,
+                fill=False,
+                lw=2 if role == 'global' else 1,
+                ec=_GLOBAL if role == 'global' else _LOCAL,
+            )
+        )
+        corner = points_from_view(np.zeros(2), view) - 0.5  # of the view's own top left: shows flips and turns
         axes.plot(*corner, 'o', ms=5, color=_GLOBAL if role == 'global' else _LOCAL)
     box = None if target < 0 else np.asarray(sample['bboxes'][target], np.float64)
     if box is not None:
         rings = _outline(sample['masks'][target]) if sample.get('masks') is not None else []
         for ring in rings:
-            axes.add_patch(Polygon(ring - .5, fill=False, lw=1.5, ec=_TARGET, ls=':'))
-        axes.add_patch(Rectangle(box[:2] - .5, *(box[2:] - box[:2]), fill=False, lw=2, ec=_TARGET))
+            axes.add_patch(Polygon(ring - 0.5, fill=False, lw=1.5, ec=_TARGET, ls=':'))
+        axes.add_patch(Rectangle(box[:2] - 0.5, *(box[2:] - box[:2]), fill=False, lw=2, ec=_TARGET))
     what = '' if 'target' not in sample else f'target: {"the whole image" if box is None else f"{target} (green)"}; '
-    axes.set_title(f'{what}crops: global orange, local blue'
-                   '\n(dot: corner that becomes the top left)', fontsize=9)
+    axes.set_title(f'{what}crops: global orange, local blue\n(dot: corner that becomes the top left)', fontsize=9)
     axes.set_axis_off()
 
     rows = -(-len(indices[1]) // columns)
@@ -83,7 +91,7 @@ def draw_views(sample: dict, out_png: str) -> None:
         panel.set_axis_off()
         panel.imshow(shade_view(sample['pixels'][i], masks[i], mims[i]), interpolation='nearest')
         if box is not None:
-            x1, y1, x2, y2 = boxes_to_view(box, views[i], clip=True) - .5
+            x1, y1, x2, y2 = boxes_to_view(box, views[i], clip=True) - 0.5
             if x2 > x1 and y2 > y1:
                 panel.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, lw=1.5, ec=_TARGET))
         seen = '' if sample.get('object_visible', [True] * len(views))[i] else ', not visible'

@@ -8,6 +8,7 @@ export must then equal those of the undisturbed run bit for bit.
 
 Processes are killed and files damaged, the machine is not: what a loss of power does to data that was not synced is not shown here.
 """
+
 import argparse
 import builtins
 import errno
@@ -33,8 +34,8 @@ if __name__ == '__main__':
 
 import mmengine.hooks.checkpoint_hook as upstream
 import mmengine.runner.runner
-import mmpretrain.datasets  # noqa: F401  (imported here, once, and not in each attempt)
-import mmpretrain.engine  # noqa: F401
+import mmpretrain.datasets
+import mmpretrain.engine
 import mmpretrain.visualization  # noqa: F401
 import torch
 import yapf.yapflib.yapf_api
@@ -51,13 +52,35 @@ from odis_mm.utils.errors import ConfigError
 
 EPOCHS, EVENTS_PER_RUN = 5, 12
 OPTIONS = {  # a ViT of two blocks, five epochs of four iterations
-    'train_dataloader.batch_size': 4, 'train_dataloader.num_workers': 0, 'train_cfg.max_epochs': EPOCHS,
-    'param_scheduler.0.end': 1, 'param_scheduler.1.begin': 1, 'default_hooks.logger.interval': 1, 'model.backbone.arch.num_layers': 2,
-    'model.backbone.arch.embed_dims': 32, 'model.backbone.arch.feedforward_channels': 64, 'model.backbone.drop_path_rate': 0.2,
-    'model.neck.in_channels': 32, 'model.neck.hidden_channels': 32, 'model.neck.bottleneck_channels': 16, 'model.neck.num_prototypes': 24,
-    'model.head.num_prototypes': 24, 'model.head.balance': 'center'}
+    'train_dataloader.batch_size': 4,
+    'train_dataloader.num_workers': 0,
+    'train_cfg.max_epochs': EPOCHS,
+    'param_scheduler.0.end': 1,
+    'param_scheduler.1.begin': 1,
+    'default_hooks.logger.interval': 1,
+    'model.backbone.arch.num_layers': 2,
+    'model.backbone.arch.embed_dims': 32,
+    'model.backbone.arch.feedforward_channels': 64,
+    'model.backbone.drop_path_rate': 0.2,
+    'model.neck.in_channels': 32,
+    'model.neck.hidden_channels': 32,
+    'model.neck.bottleneck_channels': 16,
+    'model.neck.num_prototypes': 24,
+    'model.head.num_prototypes': 24,
+    'model.head.balance': 'center',
+}
 # inside the writing of a checkpoint, in order; the last one is that of the exported backbone
-STAGES = ('opened', 'partly written', 'synced', 'read back', 'renamed', 'note emptied', 'before removal', 'after removal', 'export synced')
+STAGES = (
+    'opened',
+    'partly written',
+    'synced',
+    'read back',
+    'renamed',
+    'note emptied',
+    'before removal',
+    'after removal',
+    'export synced',
+)
 DAMAGES = ('cut', 'flipped', 'zeroed', 'empty', 'garbage', 'missing')
 SIGNALS = ('SIGTERM', 'SIGUSR1')
 PREEMPTED, KILLED = 75, -signal.SIGKILL
@@ -74,8 +97,9 @@ class Event:
         signal: SIGTERM or SIGUSR1, for 'signal'; for 'writing' too, when the checkpoint is one within an epoch.
         nth: The stage counts when it is reached for the nth time.
     """
+
     kind: str
-    share: float = 0.
+    share: float = 0.0
     stage: str = ''
     signal: str = ''
     nth: int = 1
@@ -212,7 +236,10 @@ class Campaign:
         self.kills, self.disk_full, self.corrupt, self.signals = kills, disk_full, corrupt, signals
         self.counts: Counter = Counter()
         self.mounted = False
-        self.seconds, self.checkpoint_bytes = 0., 0  # what the last attempt that was not disturbed took; what a checkpoint has
+        self.seconds, self.checkpoint_bytes = (
+            0.0,
+            0,
+        )  # what the last attempt that was not disturbed took; what a checkpoint has
 
     def run(self) -> Dict[str, int]:
         """Counts by kind.
@@ -233,8 +260,9 @@ class Campaign:
                 folder = self.disk / f'run_{self.counts["disturbed runs compared"] + 1}'
                 self._disturbed(folder, events)
                 found = content(folder)
-                wrong = differences(found, expected) + [f'{path.name} was left behind' for path in folder.iterdir()
-                                                        if path.suffix in ('.part', '.tmp')]
+                wrong = differences(found, expected) + [
+                    f'{path.name} was left behind' for path in folder.iterdir() if path.suffix in ('.part', '.tmp')
+                ]
                 if wrong:
                     raise CampaignError(f'{folder.name} differs from the undisturbed run: {"; ".join(wrong[:5])}')
                 shutil.rmtree(folder)
@@ -248,7 +276,9 @@ class Campaign:
     def _prepare(self) -> None:
         threads = next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('Threads:'))
         if threads != 1:
-            raise CampaignError(f'this process has {threads} threads and can not be forked safely: run it with OMP_NUM_THREADS=1.')
+            raise CampaignError(
+                f'this process has {threads} threads and can not be forked safely: run it with OMP_NUM_THREADS=1.'
+            )
         torch.set_num_threads(1)
         if self.work_dir.exists() and any(self.work_dir.iterdir()):
             raise ConfigError(f'{self.work_dir} is not empty: the campaign needs a folder of its own.')
@@ -271,8 +301,16 @@ class Campaign:
         inside = (self.kills + 1) // 2
         events = [Event('instant', rng.random()) for _ in range(self.kills - inside)]
         # the removal comes with the fourth checkpoint; every third checkpoint is one within an epoch, on a signal
-        events += [Event('writing', rng.random(), STAGES[i % len(STAGES)], SIGNALS[i % 2] if i % 3 == 0 and i % len(STAGES) < 6 else '',
-                         rng.choice((1, 1, 2)) if i % len(STAGES) < 6 else 1) for i in range(inside)]
+        events += [
+            Event(
+                'writing',
+                rng.random(),
+                STAGES[i % len(STAGES)],
+                SIGNALS[i % 2] if i % 3 == 0 and i % len(STAGES) < 6 else '',
+                rng.choice((1, 1, 2)) if i % len(STAGES) < 6 else 1,
+            )
+            for i in range(inside)
+        ]
         events += [Event(full[i % len(full)], rng.random()) for i in range(self.disk_full)]
         events += [Event('signal', rng.random(), signal=SIGNALS[i % 2]) for i in range(self.signals)]
         rng.shuffle(events)
@@ -290,7 +328,9 @@ class Campaign:
                     events.insert(0, replace(event, share=self.rng.random(), nth=1))
                 if finished(folder):
                     return
-                raise CampaignError(f'{folder.name}: training ended with code 0 and without {EPOCHS} epochs; log: {self.log}')
+                raise CampaignError(
+                    f'{folder.name}: training ended with code 0 and without {EPOCHS} epochs; log: {self.log}'
+                )
             disturbed += 1
             if event.kind == 'writing' and code == PREEMPTED:  # its checkpoint stood before the stage was reached
                 events.insert(0, replace(event, share=self.rng.random(), nth=1))
@@ -301,8 +341,11 @@ class Campaign:
                 pending = self._damage(folder)
 
     def _count(self, event: Event) -> None:
-        name = {'instant': 'SIGKILL at a random instant', 'writing': f'SIGKILL inside writing: {event.stage}',
-                'signal': f'{event.signal}, exit code {PREEMPTED}'}.get(event.kind, f'disk full: {event.kind}')
+        name = {
+            'instant': 'SIGKILL at a random instant',
+            'writing': f'SIGKILL inside writing: {event.stage}',
+            'signal': f'{event.signal}, exit code {PREEMPTED}',
+        }.get(event.kind, f'disk full: {event.kind}')
         self.counts[name] += 1
 
     def _one(self, run: Path, event: Event, pending: List[str] = ()) -> int:
@@ -323,7 +366,7 @@ class Campaign:
             try:
                 os.close(report)
                 os.close(answer)
-                limit = int((.2 + .7 * event.share) * self.checkpoint_bytes)  # of any file; logs are smaller
+                limit = int((0.2 + 0.7 * event.share) * self.checkpoint_bytes)  # of any file; logs are smaller
                 code = _attempt(self.config, run, self.log, event, limit, child_report, child_answer)
                 sys.stdout.flush()
                 sys.stderr.flush()
@@ -389,7 +432,7 @@ class Campaign:
         newest = Path(note.read_text(errors='replace')) if note.is_file() else None
         if len(whole) < 2 or newest not in whole:
             return []
-        path = note if self.rng.random() < .3 else newest
+        path = note if self.rng.random() < 0.3 else newest
         kind = self.rng.choice(DAMAGES)
         if kind == 'missing' and path == note:
             kind = 'empty'  # without the note, the newest one is taken: nothing to warn of
@@ -463,12 +506,16 @@ def differences(a: Any, b: Any, path: str = '') -> List[str]:
 
 def main(argv: Optional[List[str]] = None) -> None:
     """``robustness/fault_campaign.py --work-dir DIR``; exits with 1 on any difference."""
-    parser = argparse.ArgumentParser(description='Disturbs a tiny pretraining run by the hundred and compares how it ends.')
+    parser = argparse.ArgumentParser(
+        description='Disturbs a tiny pretraining run by the hundred and compares how it ends.'
+    )
     parser.add_argument('--work-dir', type=Path, required=True, help='an empty or new folder')
     parser.add_argument('--kills', type=int, default=200, help='SIGKILLs, half of them inside checkpoint writing')
     parser.add_argument('--disk-full', type=int, default=50)
     parser.add_argument('--corrupt', type=int, default=50, help='damaged checkpoints and last_checkpoint files')
-    parser.add_argument('--signals', type=int, default=30, help='SIGTERM and SIGUSR1, answered with a checkpoint and exit code 75')
+    parser.add_argument(
+        '--signals', type=int, default=30, help='SIGTERM and SIGUSR1, answered with a checkpoint and exit code 75'
+    )
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args(argv)
     start = time.time()
@@ -484,12 +531,21 @@ def main(argv: Optional[List[str]] = None) -> None:
 
 def report(counts: Dict[str, int], seconds: float) -> str:
     """The counts as a table."""
-    totals: List[Tuple[str, int]] = [(f'all {name}', sum(n for kind, n in counts.items() if kind.startswith(name)))
-                                     for name in ('SIGKILL at', 'SIGKILL inside', 'disk full', 'damaged:')]
+    totals: List[Tuple[str, int]] = [
+        (f'all {name}', sum(n for kind, n in counts.items() if kind.startswith(name)))
+        for name in ('SIGKILL at', 'SIGKILL inside', 'disk full', 'damaged:')
+    ]
     rows = [(kind, n) for kind, n in sorted(counts.items()) if kind != 'damaged file'] + totals
     cpu = sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return '\n'.join(['| | count |', '|---|---|', *(f'| {kind} | {n} |' for kind, n in rows), '',
-                      f'{seconds / 60:.1f} minutes, {cpu / 60:.1f} of them computing'])
+    return '\n'.join(
+        [
+            '| | count |',
+            '|---|---|',
+            *(f'| {kind} | {n} |' for kind, n in rows),
+            '',
+            f'{seconds / 60:.1f} minutes, {cpu / 60:.1f} of them computing',
+        ]
+    )
 
 
 if __name__ == '__main__':

@@ -1,5 +1,6 @@
 #!/usr/bin/env python
 """Mutated annotation files and images through the readers of training: each is read, or refused in one sentence that names the file."""
+
 import argparse
 import copy
 import gc
@@ -32,18 +33,73 @@ MEMORY = 2 << 30  # bytes, beyond what the process has at its start
 IMAGE_SIZE = 48, 64
 PIPELINE = [
     dict(type='LoadObjectImage'),
-    dict(type='SampleViews', views=[dict(role='global', num=2, size=32, scale=(.3, 1.), ratio=(.75, 1.34), flip=.5)], patch_size=8,
-         region='mask'),
-    dict(type='RenderViews'), dict(type='PackViews')
+    dict(
+        type='SampleViews',
+        views=[dict(role='global', num=2, size=32, scale=(0.3, 1.0), ratio=(0.75, 1.34), flip=0.5)],
+        patch_size=8,
+        region='mask',
+    ),
+    dict(type='RenderViews'),
+    dict(type='PackViews'),
 ]
-VALUES = [None, True, False, '', 'x', '12', 0, -1, 3, 1.5, 1e-300, 1e308, 10**18, 2**70, -2**70, math.nan, math.inf, -math.inf, [], {},
-          [[]], [None], {'size': [48, 64], 'counts': '1'}, {'size': [48, 64], 'counts': [1, 2, 3]}, {'size': [48, 64], 'counts': [-5, 10**12]},
-          {'size': [48, 64], 'counts': 'PPPPPPPPPPPPPPoooooooo'}, {'size': 'xy', 'counts': 3}, {'size': [-48, 64], 'counts': [3072]},
-          {'size': [10**6, 10**6], 'counts': [10**12]}, [[0, 0, 1e9, 0, 1e9, 1e9]], [[math.nan] * 6], [['a'] * 6], [[1, 2, 3, 4, 5, 6, 7]],
-          [[[[1]]]], 'é\ud800', '../' * 40, '/', '\0', 'x' * 5000]
+VALUES = [
+    None,
+    True,
+    False,
+    '',
+    'x',
+    '12',
+    0,
+    -1,
+    3,
+    1.5,
+    1e-300,
+    1e308,
+    10**18,
+    2**70,
+    -(2**70),
+    math.nan,
+    math.inf,
+    -math.inf,
+    [],
+    {},
+    [[]],
+    [None],
+    {'size': [48, 64], 'counts': '1'},
+    {'size': [48, 64], 'counts': [1, 2, 3]},
+    {'size': [48, 64], 'counts': [-5, 10**12]},
+    {'size': [48, 64], 'counts': 'PPPPPPPPPPPPPPoooooooo'},
+    {'size': 'xy', 'counts': 3},
+    {'size': [-48, 64], 'counts': [3072]},
+    {'size': [10**6, 10**6], 'counts': [10**12]},
+    [[0, 0, 1e9, 0, 1e9, 1e9]],
+    [[math.nan] * 6],
+    [['a'] * 6],
+    [[1, 2, 3, 4, 5, 6, 7]],
+    [[[[1]]]],
+    'é\ud800',
+    '../' * 40,
+    '/',
+    '\0',
+    'x' * 5000,
+]
 
-KEYS = {'images', 'annotations', 'categories', 'image_id', 'id', 'bbox', 'segmentation', 'size', 'counts', 'file_name', 'height', 'width',
-        'category_id', 'iscrowd'}
+KEYS = {
+    'images',
+    'annotations',
+    'categories',
+    'image_id',
+    'id',
+    'bbox',
+    'segmentation',
+    'size',
+    'counts',
+    'file_name',
+    'height',
+    'width',
+    'category_id',
+    'iscrowd',
+}
 
 
 class Finding(NamedTuple):
@@ -61,12 +117,27 @@ def annotation_seeds(folder: Path, data_root: Optional[Path] = None) -> List[byt
     for name in names:
         cv2.imwrite(str(folder / name), rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
     images = [dict(id=i + 1, file_name=name, height=height, width=width) for i, name in enumerate(names)]
-    shapes = [[[5, 5, 30, 5, 30, 25, 5, 25]], dict(size=[height, width], counts=[400, 200, height * width - 600]),
-              dict(size=[height, width], counts='P<X3a'), None]
+    shapes = [
+        [[5, 5, 30, 5, 30, 25, 5, 25]],
+        dict(size=[height, width], counts=[400, 200, height * width - 600]),
+        dict(size=[height, width], counts='P<X3a'),
+        None,
+    ]
     from pycocotools import mask as coco_mask
+
     shapes[2]['counts'] = coco_mask.frPyObjects(shapes[1], height, width)['counts'].decode()
-    annotations = [dict(id=i, image_id=1 + i % 3, category_id=1 + i % 2, bbox=[5, 5, 25, 20], area=500, iscrowd=int(i == 7),
-                        **({} if shapes[i % 4] is None else {'segmentation': shapes[i % 4]})) for i in range(9)]
+    annotations = [
+        dict(
+            id=i,
+            image_id=1 + i % 3,
+            category_id=1 + i % 2,
+            bbox=[5, 5, 25, 20],
+            area=500,
+            iscrowd=int(i == 7),
+            **({} if shapes[i % 4] is None else {'segmentation': shapes[i % 4]}),
+        )
+        for i in range(9)
+    ]
     coco = dict(images=images, annotations=annotations, categories=[dict(id=1, name='a'), dict(id=2, name='b')])
     seeds = [coco, {name: [[1, 2, 30, 40], [5, 5, 20, 20]] for name in names}]
     if data_root is not None:
@@ -102,7 +173,7 @@ def mutate_json(content: bytes, rng: np.random.Generator) -> bytes:
         if not places:
             break
         short = [place for place in places if place[1] in KEYS]
-        pool = short if short and rng.random() < .7 else places
+        pool = short if short and rng.random() < 0.7 else places
         node, key = pool[rng.integers(len(pool))]
         kind = rng.integers(6)
         if kind == 0:
@@ -115,7 +186,9 @@ def mutate_json(content: bytes, rng: np.random.Generator) -> bytes:
         elif kind == 3 and isinstance(node, list):
             node.append(node[key])
         elif kind == 4 and isinstance(node[key], (int, float)):
-            node[key] = float(node[key] * rng.choice([-1., 0., 1e3, 1e12, 1e-9])) if rng.random() < .5 else -node[key]
+            node[key] = (
+                float(node[key] * rng.choice([-1.0, 0.0, 1e3, 1e12, 1e-9])) if rng.random() < 0.5 else -node[key]
+            )
         else:
             node[key] = copy.deepcopy(VALUES[rng.integers(len(VALUES))])
     return json.dumps(tree).encode('utf-8', 'replace')
@@ -149,7 +222,7 @@ def mutate_bytes(content: bytes, rng: np.random.Generator) -> bytes:
 def annotation_case(seeds: List[bytes], number: int, seed: int) -> bytes:
     rng = np.random.default_rng((seed, 0, number))
     content = seeds[rng.integers(len(seeds))]
-    return mutate_json(content, rng) if rng.random() < .6 else mutate_bytes(content, rng)
+    return mutate_json(content, rng) if rng.random() < 0.6 else mutate_bytes(content, rng)
 
 
 def read_annotations(path: Path) -> None:
@@ -169,13 +242,22 @@ def image_seeds(data_root: Optional[Path] = None) -> List[bytes]:
     rng = np.random.default_rng(0)
     smooth = cv2.resize(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8), IMAGE_SIZE[::-1])
     grey = smooth[..., 0]
-    forms = [('.jpg', smooth, [cv2.IMWRITE_JPEG_QUALITY, 90]), ('.jpg', smooth, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]), ('.jpg', grey, []),
-             ('.jpg', smooth, [cv2.IMWRITE_JPEG_RST_INTERVAL, 2]), ('.png', smooth, []), ('.webp', smooth, []), ('.bmp', smooth, []),
-             ('.tiff', smooth, []), ('.png', smooth.astype(np.uint16) * 257, [])]
+    forms = [
+        ('.jpg', smooth, [cv2.IMWRITE_JPEG_QUALITY, 90]),
+        ('.jpg', smooth, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]),
+        ('.jpg', grey, []),
+        ('.jpg', smooth, [cv2.IMWRITE_JPEG_RST_INTERVAL, 2]),
+        ('.png', smooth, []),
+        ('.webp', smooth, []),
+        ('.bmp', smooth, []),
+        ('.tiff', smooth, []),
+        ('.png', smooth.astype(np.uint16) * 257, []),
+    ]
     seeds = [cv2.imencode(suffix, image, options)[1].tobytes() for suffix, image, options in forms]
     import io
 
     from PIL import Image
+
     for kind in ('GIF', 'JPEG'):
         buffer = io.BytesIO()
         image = Image.fromarray(smooth)
@@ -199,22 +281,32 @@ def image_case(seeds: List[bytes], number: int, seed: int) -> bytes:
         for at in rng.integers(limit, size=rng.integers(1, 30)):
             data[at] = rng.integers(256)
     elif kind == 3:
-        del data[rng.integers(len(data)):]
+        del data[rng.integers(len(data)) :]
     elif kind == 4:  # cut, with the marker that would say it is whole
-        data = data[:rng.integers(2, len(data))] + b'\xff\xd9'
+        data = data[: rng.integers(2, len(data))] + b'\xff\xd9'
     elif kind == 5:
         start = rng.integers(len(data))
-        data[start:start + rng.integers(1, 400)] = bytes(rng.integers(1, 400))
+        data[start : start + rng.integers(1, 400)] = bytes(rng.integers(1, 400))
     elif kind == 6:
         _resize_header(data, rng)
     elif kind == 7:
         other = seeds[rng.integers(len(seeds))]
-        data = data[:rng.integers(len(data))] + other[rng.integers(len(other)):]
+        data = data[: rng.integers(len(data))] + other[rng.integers(len(other)) :]
     elif kind == 8:
-        data = bytearray(content[:rng.integers(0, 12)]) + rng.bytes(rng.integers(0, 2000))
+        data = bytearray(content[: rng.integers(0, 12)]) + rng.bytes(rng.integers(0, 2000))
     else:
-        return [b'', b'\xff\xd8', b'\xff\xd8\xff\xd9', bytes(1000), b'<html>', b'\x89PNG\r\n\x1a\n', b'GIF89a', b'RIFF\0\0\0\0WEBPVP8 ',
-                b'BM', b'II*\0'][rng.integers(10)]
+        return [
+            b'',
+            b'\xff\xd8',
+            b'\xff\xd8\xff\xd9',
+            bytes(1000),
+            b'<html>',
+            b'\x89PNG\r\n\x1a\n',
+            b'GIF89a',
+            b'RIFF\0\0\0\0WEBPVP8 ',
+            b'BM',
+            b'II*\0',
+        ][rng.integers(10)]
     return bytes(data)
 
 
@@ -223,14 +315,17 @@ def _resize_header(data: bytearray, rng: np.random.Generator) -> None:
     if data[:2] == b'\xff\xd8':
         at = next((i for i in range(2, len(data) - 9) if data[i] == 0xFF and data[i + 1] in (0xC0, 0xC1, 0xC2)), None)
         if at is not None:
-            data[at + 5:at + 9] = sides[0].to_bytes(2, 'big') + sides[1].to_bytes(2, 'big')
+            data[at + 5 : at + 9] = sides[0].to_bytes(2, 'big') + sides[1].to_bytes(2, 'big')
     elif data[:4] == b'\x89PNG':
         import zlib
+
         sides = [side * int(rng.choice([1, 1, 1000])) for side in sides]
         data[16:24] = sides[0].to_bytes(4, 'big') + sides[1].to_bytes(4, 'big')
         data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, 'big')
     elif data[:2] == b'BM':
-        data[18:26] = b''.join(int(side * rng.choice([1, -1, 1000])).to_bytes(4, 'little', signed=True) for side in sides)
+        data[18:26] = b''.join(
+            int(side * rng.choice([1, -1, 1000])).to_bytes(4, 'little', signed=True) for side in sides
+        )
     else:
         for at in rng.integers(min(60, len(data)), size=6):
             data[at] = 255
@@ -249,8 +344,10 @@ class Task(NamedTuple):
     file: str
 
 
-TASKS = dict(annotations=Task('annotations', annotation_case, read_annotations, 'mutated.json'),
-             images=Task('images', image_case, read_one_image, 'mutated.jpg'))
+TASKS = dict(
+    annotations=Task('annotations', annotation_case, read_annotations, 'mutated.json'),
+    images=Task('images', image_case, read_one_image, 'mutated.jpg'),
+)
 
 
 def judge(task: Task, path: Path) -> Tuple[str, str]:
@@ -265,7 +362,11 @@ def judge(task: Task, path: Path) -> Tuple[str, str]:
         ours = str(path) in text or isinstance(error, BadImageError) and str(path.parent) in text
         if isinstance(error, FileNotFoundError) and not isinstance(error, BadImageError):
             ours = ours and error.errno is None
-        return ('refused', type(error).__name__) if ours and '\n' not in text else ('wrong', f'{type(error).__name__}: {text[:300]}')
+        return (
+            ('refused', type(error).__name__)
+            if ours and '\n' not in text
+            else ('wrong', f'{type(error).__name__}: {text[:300]}')
+        )
     except TimeoutError:
         return 'wrong', f'took more than {SECONDS} s of a processor'
     except BaseException as error:  # whatever a library raises is what is looked for
@@ -283,7 +384,7 @@ def work(task: Task, seeds: List[bytes], cases: range, seed: int, folder: Path, 
     signal.signal(signal.SIGPROF, _late)
     with open('/proc/self/statm') as f:
         used = int(f.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, ) * 2)
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1), os.dup2(null, 2)  # libjpeg comments on what it sees
@@ -297,8 +398,9 @@ def work(task: Task, seeds: List[bytes], cases: range, seed: int, folder: Path, 
     pipe.close()
 
 
-def fuzz(task: Task, seeds: List[bytes], count: int, seed: int, folder: Path, batch: int = 500,
-         progress: bool = False) -> Tuple[Counter, List[Finding]]:
+def fuzz(
+    task: Task, seeds: List[bytes], count: int, seed: int, folder: Path, batch: int = 500, progress: bool = False
+) -> Tuple[Counter, List[Finding]]:
     """Runs `count` cases in processes of `batch`; one that dies or hangs is a finding, and the next process goes on after it.
 
     Returns:
@@ -347,25 +449,34 @@ def main(argv: Optional[List[str]] = None) -> None:
     parser.add_argument('--annotations', type=int, default=10000, help='cases (default 10000)')
     parser.add_argument('--images', type=int, default=10000, help='cases (default 10000)')
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--data-root', type=Path,
-                        help='of COCO (annotations/instances_val2017.json, val2017/): real files beside the made ones')
+    parser.add_argument(
+        '--data-root',
+        type=Path,
+        help='of COCO (annotations/instances_val2017.json, val2017/): real files beside the made ones',
+    )
     parser.add_argument('--keep', type=Path, metavar='DIR', help='write the files that were handled wrongly here')
     args = parser.parse_args(argv)
     wrong = 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        kinds: Dict[str, Tuple[int, List[bytes]]] = dict(annotations=(args.annotations, annotation_seeds(folder, args.data_root)),
-                                                        images=(args.images, image_seeds(args.data_root)))
+        kinds: Dict[str, Tuple[int, List[bytes]]] = dict(
+            annotations=(args.annotations, annotation_seeds(folder, args.data_root)),
+            images=(args.images, image_seeds(args.data_root)),
+        )
         for kind, (count, seeds) in kinds.items():
             begin = time.perf_counter()
             counts, findings = fuzz(TASKS[kind], seeds, count, args.seed, folder, progress=True)
             told = ', '.join(f'{number} {what}' for what, number in sorted(counts.items()))
-            print(f'\r{kind}: {count} cases of {len(seeds)} seeds in {(time.perf_counter() - begin) / 60:.1f} min: {told}')
+            print(
+                f'\r{kind}: {count} cases of {len(seeds)} seeds in {(time.perf_counter() - begin) / 60:.1f} min: {told}'
+            )
             for finding in findings[:40]:
                 print(f'  case {finding.case}: {finding.what}')
                 if args.keep:
                     args.keep.mkdir(parents=True, exist_ok=True)
-                    (args.keep / f'{finding.case}_{TASKS[kind].file}').write_bytes(TASKS[kind].make(seeds, finding.case, args.seed))
+                    (args.keep / f'{finding.case}_{TASKS[kind].file}').write_bytes(
+                        TASKS[kind].make(seeds, finding.case, args.seed)
+                    )
             wrong += len(findings)
     if wrong:
         sys.exit(1)

@@ -1,11 +1,12 @@
 """Fixtures shared by all tests: the real sample data, and a tiny synthetic image with known objects."""
+
 import os
 from pathlib import Path
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
-import numpy as np  # noqa: E402  (after the thread limit, which numpy's libraries read when they load)
-import pytest  # noqa: E402
+import numpy as np
+import pytest
 
 
 @pytest.fixture(scope='session')
@@ -34,16 +35,25 @@ def make_sample(height=120, width=160, num_objects=3, seed=0, masks=True) -> dic
     img = (110 + 60 * np.stack(waves, -1)).astype(np.uint8)
     boxes, polygons = [], []
     for _ in range(num_objects):
-        rx, ry = rng.uniform(.06, .25, 2) * (width, height)
+        rx, ry = rng.uniform(0.06, 0.25, 2) * (width, height)
         cx, cy = rng.uniform(rx, width - rx), rng.uniform(ry, height - ry)
-        img[((xs + .5 - cx) / rx)**2 + ((ys + .5 - cy) / ry)**2 <= 1] = rng.integers(0, 256, 3)
+        img[((xs + 0.5 - cx) / rx) ** 2 + ((ys + 0.5 - cy) / ry) ** 2 <= 1] = rng.integers(0, 256, 3)
         angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
         polygons.append([np.stack([cx + rx * np.cos(angles), cy + ry * np.sin(angles)], 1).reshape(-1).tolist()])
         boxes.append([cx - rx, cy - ry, cx + rx, cy + ry])
     return dict(
-        img=img, height=height, width=width, img_id=seed, img_path=f'synthetic_{seed}.png',
-        bboxes=np.asarray(boxes, np.float32).reshape(-1, 4), masks=polygons if masks else None,
-        labels=np.zeros(num_objects, np.int64), epoch=0, sample_idx=seed, rng=np.random.default_rng((seed, 0, 1)))
+        img=img,
+        height=height,
+        width=width,
+        img_id=seed,
+        img_path=f'synthetic_{seed}.png',
+        bboxes=np.asarray(boxes, np.float32).reshape(-1, 4),
+        masks=polygons if masks else None,
+        labels=np.zeros(num_objects, np.int64),
+        epoch=0,
+        sample_idx=seed,
+        rng=np.random.default_rng((seed, 0, 1)),
+    )
 
 
 @pytest.fixture
@@ -56,6 +66,7 @@ def synthetic_sample():
 def no_default_scope():
     """A Runner sets mmengine's default scope for the whole process: no test may depend on which one ran before."""
     from mmengine.registry import DefaultScope
+
     DefaultScope._instance_dict.clear()
     yield
     DefaultScope._instance_dict.clear()

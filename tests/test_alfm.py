@@ -1,4 +1,5 @@
 """ALFM: entropy against float64, the cells against loops in image coordinates, both losses against a slow reference."""
+
 import copy
 import math
 
@@ -18,11 +19,18 @@ from odis_mm.structures import View, pair_intersections, points_from_view, stack
 from odis_mm.transfer import load_backbone, save_backbone
 
 ARCH = dict(embed_dims=32, num_layers=2, num_heads=4, feedforward_channels=64)
-K, S, EPS2 = 12, 3, .05
+K, S, EPS2 = 12, 3, 0.05
 HEIGHT, WIDTH = 32, 48  # of a view, in patches of 8
 # crops of images of several shapes: partial overlap, one inside the other, none at all
-CROPS = torch.tensor([[[10, 4, 60, 50], [30, 20, 80, 41]], [[0, 0, 100, 90], [20, 30, 33, 25]],
-                      [[0, 0, 20, 30], [25, 5, 30, 40]], [[5, 60, 70, 30], [0, 0, 90, 77]]], dtype=torch.float32)
+CROPS = torch.tensor(
+    [
+        [[10, 4, 60, 50], [30, 20, 80, 41]],
+        [[0, 0, 100, 90], [20, 30, 33, 25]],
+        [[0, 0, 20, 30], [25, 5, 30, 40]],
+        [[5, 60, 70, 30], [0, 0, 90, 77]],
+    ],
+    dtype=torch.float32,
+)
 FLIPS = torch.tensor([[True, False], [True, True], [False, True], [False, False]])
 
 
@@ -31,7 +39,8 @@ def make_alfm(**kwargs):
         type='ALFM',
         backbone=dict(type='VisionTransformer', arch=ARCH, img_size=32, patch_size=8, out_type='featmap'),
         neck=dict(type='GlobalLocalNeck', in_channels=32, hidden_channels=40, bottleneck_channels=16, num_prototypes=K),
-        head=dict(type='ALFMHead', num_prototypes=K, num_cells=S))
+        head=dict(type='ALFMHead', num_prototypes=K, num_cells=S),
+    )
     for key, value in kwargs.items():
         cfg[key] = {**cfg[key], **value} if isinstance(value, dict) and key in cfg else value
     torch.manual_seed(1)
@@ -39,7 +48,7 @@ def make_alfm(**kwargs):
     model.init_weights()
     with torch.no_grad():  # a fresh projector maps all images to nearly one vector
         for parameter in model.neck.parameters():
-            parameter.add_(torch.randn_like(parameter) * .2)
+            parameter.add_(torch.randn_like(parameter) * 0.2)
     model.teacher['neck'].load_state_dict(model.neck.state_dict())
     return model
 
@@ -49,8 +58,12 @@ def make_batch(batch=4, seed=0):
     return dict(
         inputs=[torch.randint(0, 256, (2 * batch, 3, HEIGHT, WIDTH), generator=g, dtype=torch.uint8)],
         data_samples=dict(
-            crop=CROPS[:batch].clone(), flip=FLIPS[:batch].clone(), rot90=torch.zeros(batch, 2, dtype=torch.int64),
-            view_size=torch.tensor([HEIGHT, WIDTH]).expand(batch, 2, 2).clone()))
+            crop=CROPS[:batch].clone(),
+            flip=FLIPS[:batch].clone(),
+            rot90=torch.zeros(batch, 2, dtype=torch.int64),
+            view_size=torch.tensor([HEIGHT, WIDTH]).expand(batch, 2, 2).clone(),
+        ),
+    )
 
 
 def losses_of(model, data, iteration=0):
@@ -63,7 +76,9 @@ def total(losses):
 
 
 def unit(*shape, seed=0, dtype=torch.float32):
-    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=-1).to(dtype)
+    return F.normalize(
+        torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=-1
+    ).to(dtype)
 
 
 def entropy(z):
@@ -92,23 +107,26 @@ def test_entropy_equals_float64_on_both_sides(n, d):
 @pytest.mark.parametrize('n, d', [(3, 5), (6, 4), (1, 3)])
 def test_entropy_passes_gradcheck(n, d):
     z = unit(n, d, dtype=torch.float64).requires_grad_()
-    assert torch.autograd.gradcheck(entropy, (z, ))
+    assert torch.autograd.gradcheck(entropy, (z,))
 
 
 @pytest.mark.parametrize('n, d', [(64, 16), (8, 32)])
 def test_entropy_falls_for_collapsed_and_is_largest_for_isotropic_embeddings(n, d):
     basis = torch.linalg.qr(torch.randn(d, d, generator=torch.Generator().manual_seed(1)))[0]
     isotropic = basis.repeat(math.ceil(n / d), 1)[:n]
-    wide, cone = unit(n, d), F.normalize(unit(1, d, seed=2) + .1 * unit(n, d), dim=-1)
+    wide, cone = unit(n, d), F.normalize(unit(1, d, seed=2) + 0.1 * unit(n, d), dim=-1)
     collapsed = unit(1, d).expand(n, d)
     values = [entropy(z).item() for z in (collapsed, cone, wide, isotropic)]
-    assert values == sorted(values) and values[0] < .5 * values[-1] and len(set(values)) == 4
+    assert values == sorted(values) and values[0] < 0.5 * values[-1] and len(set(values)) == 4
     m = min(n, d)  # an isotropic Gram side is (n / m) I
-    assert values[-1] == pytest.approx(.5 * math.log(1 + d / m / EPS2), rel=1e-5)
+    assert values[-1] == pytest.approx(0.5 * math.log(1 + d / m / EPS2), rel=1e-5)
 
 
-@pytest.mark.parametrize('z', [unit(1, 8), unit(1, 8).expand(6, 8), unit(3, 8).repeat(4, 1), unit(1, 8).expand(40, 8)],
-                         ids=['one image', 'one vector, n < d', 'duplicated images', 'one vector, n > d'])
+@pytest.mark.parametrize(
+    'z',
+    [unit(1, 8), unit(1, 8).expand(6, 8), unit(3, 8).repeat(4, 1), unit(1, 8).expand(40, 8)],
+    ids=['one image', 'one vector, n < d', 'duplicated images', 'one vector, n > d'],
+)
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_entropy_survives_rank_deficiency_and_autocast(z, dtype):
     z = z.to(dtype).clone().requires_grad_()
@@ -138,8 +156,9 @@ def bilinear(image, x, y):
     x, y = min(max(x, 0), width - 1), min(max(y, 0), height - 1)
     x0, y0 = min(int(x), width - 2), min(int(y), height - 2)
     dx, dy = x - x0, y - y0
-    return ((1 - dy) * ((1 - dx) * image[:, y0, x0] + dx * image[:, y0, x0 + 1])
-            + dy * ((1 - dx) * image[:, y0 + 1, x0] + dx * image[:, y0 + 1, x0 + 1]))
+    return (1 - dy) * ((1 - dx) * image[:, y0, x0] + dx * image[:, y0, x0 + 1]) + dy * (
+        (1 - dx) * image[:, y0 + 1, x0] + dx * image[:, y0 + 1, x0 + 1]
+    )
 
 
 def slow_cells(image, crop, other, flip, cells=S):
@@ -157,10 +176,10 @@ def slow_cells(image, crop, other, flip, cells=S):
             points = []
             for a in range(down):
                 for b in range(across):
-                    px = x1 + (j + (b + .5) / across) / cells * (x2 - x1)
-                    py = y1 + (i + (a + .5) / down) / cells * (y2 - y1)
+                    px = x1 + (j + (b + 0.5) / across) / cells * (x2 - x1)
+                    py = y1 + (i + (a + 0.5) / down) / cells * (y2 - y1)
                     u, v = (px - x) / w, (py - y) / h
-                    points.append(bilinear(image, (1 - u if flip else u) * cols - .5, v * rows - .5))
+                    points.append(bilinear(image, (1 - u if flip else u) * cols - 0.5, v * rows - 0.5))
             out.append(sum(points) / len(points))
     return torch.stack(out)
 
@@ -169,11 +188,17 @@ def test_cells_of_two_views_show_the_same_places():
     """Maps that hold image coordinates: whatever crop, flip and turn, cell (i, j) of either view holds the same ones."""
     views = stack_views([View((10, 4, 60, 50), (64, 64), True, 1), View((30, 20, 80, 41), (64, 64), False, 2)])
     first, _, _ = pair_intersections(views)  # x 30..70, y 20..54 in the image
-    centers = np.stack(np.meshgrid(*[(np.arange(16) + .5) * 4] * 2), -1)
-    maps = torch.from_numpy(np.stack([points_from_view(centers, views.at(v)) for v in range(2)])).permute(0, 3, 1, 2).float()
+    centers = np.stack(np.meshgrid(*[(np.arange(16) + 0.5) * 4] * 2), -1)
+    maps = (
+        torch.from_numpy(np.stack([points_from_view(centers, views.at(v)) for v in range(2)]))
+        .permute(0, 3, 1, 2)
+        .float()
+    )
     boxes = torch.from_numpy(np.stack([first[0, 1], first[1, 0]])).float()
-    cells = aligned_cells(maps, boxes, (64, 64), torch.from_numpy(views.flip), torch.from_numpy(views.rot90), 6).view(2, 6, 6, 2)
-    x, y = np.meshgrid(30 + (np.arange(6) + .5) / 6 * 40, 20 + (np.arange(6) + .5) / 6 * 34)
+    cells = aligned_cells(maps, boxes, (64, 64), torch.from_numpy(views.flip), torch.from_numpy(views.rot90), 6).view(
+        2, 6, 6, 2
+    )
+    x, y = np.meshgrid(30 + (np.arange(6) + 0.5) / 6 * 40, 20 + (np.arange(6) + 0.5) / 6 * 34)
     wanted = torch.from_numpy(np.stack([x, y], -1)).float().expand(2, -1, -1, -1)
     inner = (slice(None), slice(1, -1), slice(1, -1))  # towards a map's edge bilinear sampling continues the last value
     torch.testing.assert_close(cells[inner], wanted[inner], atol=1e-3, rtol=0)
@@ -200,30 +225,36 @@ def slow_losses(model, data):
                 weights = torch.stack([cell @ other / tau_c for other in cells]).softmax(0)
                 context = sum(w * other for w, other in zip(weights, cells))
                 label = ((target_neck.prototypes(context) - center) / t).softmax(0).detach()
-                guess = (neck.prototypes(F.normalize(neck.mlp(student_cells[i]), dim=0)) / model.head.student_temp).log_softmax(0)
+                guess = (
+                    neck.prototypes(F.normalize(neck.mlp(student_cells[i]), dim=0)) / model.head.student_temp
+                ).log_softmax(0)
                 terms.append(-(label * guess).sum())
-    z, target = (F.normalize(n.global_mlp(m.mean((2, 3))), dim=-1).unflatten(0, (2, batch))
-                 for n, m in ((neck, student), (target_neck, teacher)))
+    z, target = (
+        F.normalize(n.global_mlp(m.mean((2, 3))), dim=-1).unflatten(0, (2, batch))
+        for n, m in ((neck, student), (target_neck, teacher))
+    )
     similarity = ((z[0] * target[1].detach()).sum(-1).mean() + (z[1] * target[0].detach()).sum(-1).mean()) / 2
-    gmsr = -similarity - .5 * (naive(z[0], 'd') + naive(z[1], 'd'))
+    gmsr = -similarity - 0.5 * (naive(z[0], 'd') + naive(z[1], 'd'))
     return dict(loss_gmsr=gmsr, loss_cdlp=sum(terms) / len(terms), overlap=seen / 2 / batch)
 
 
 def test_losses_equal_a_slow_reference():
     """Flips, partial overlap, none, non-square views of images of other shapes; an epoch within the temperature's schedule."""
     model, data = make_alfm(), make_batch()
-    model.head.center.value.normal_(std=.1)
+    model.head.center.value.normal_(std=0.1)
     with torch.no_grad():
         for parameter in model.teacher.parameters():  # a teacher of its own
-            parameter.add_(torch.randn_like(parameter) * .02)
+            parameter.add_(torch.randn_like(parameter) * 0.02)
     got = losses_of(model, data, iteration=35)
-    assert model.head.teacher_temp == pytest.approx(.04 + .03 * 3.5 / 30)
+    assert model.head.teacher_temp == pytest.approx(0.04 + 0.03 * 3.5 / 30)
     wanted = slow_losses(model, data)
-    assert got['overlap'].item() == wanted['overlap'] == .75
+    assert got['overlap'].item() == wanted['overlap'] == 0.75
     parameters = [p for p in model.parameters() if p.requires_grad]
     for key in ('loss_gmsr', 'loss_cdlp'):
         assert got[key].item() == pytest.approx(wanted[key].item(), abs=1e-5), key
-        fast, slow = (torch.autograd.grad(x[key], parameters, retain_graph=True, allow_unused=True) for x in (got, wanted))
+        fast, slow = (
+            torch.autograd.grad(x[key], parameters, retain_graph=True, allow_unused=True) for x in (got, wanted)
+        )
         assert [g is None for g in fast] == [g is None for g in slow] and any(g is not None for g in fast)
         for a, b in zip(fast, slow):
             if a is not None:
@@ -243,12 +274,14 @@ def test_tokens_and_maps_are_the_same_backbone():
 def test_views_without_overlap_contribute_nothing(balance):
     model, data = make_alfm(head=dict(balance=balance)), make_batch()
     whole = losses_of(model, data)
-    assert whole['overlap'].item() == .75
+    assert whole['overlap'].item() == 0.75
     observed = model.head.center.pending.clone()
     model.head.center.pending.zero_()
     kept = [0, 1, 3]  # the crops of image 2 are apart
-    without = dict(inputs=[data['inputs'][0].unflatten(0, (2, -1))[:, kept].flatten(0, 1)],
-                   data_samples={key: value[kept] for key, value in data['data_samples'].items()})
+    without = dict(
+        inputs=[data['inputs'][0].unflatten(0, (2, -1))[:, kept].flatten(0, 1)],
+        data_samples={key: value[kept] for key, value in data['data_samples'].items()},
+    )
     same = losses_of(model, without)
     assert same['overlap'].item() == 1
     for key in ('loss_cdlp', 'teacher_entropy'):
@@ -277,11 +310,15 @@ def test_gradients_reach_all_of_the_student_and_nothing_else():
         else:
             assert p.grad is not None and p.grad.abs().max() > 0, name
     assert all(not value.requires_grad for key, value in losses.items() if 'loss' not in key)
-    assert {'similarity', 'effective_rank', 'teacher_entropy', 'overlap'} <= set(losses) and 1 <= losses['effective_rank'] <= 4
+    assert {'similarity', 'effective_rank', 'teacher_entropy', 'overlap'} <= set(losses) and 1 <= losses[
+        'effective_rank'
+    ] <= 4
 
 
-@pytest.mark.parametrize('off, on, idle', [('lambda_gmsr', 'loss_cdlp', ('neck.global_mlp', )),
-                                           ('lambda_cdlp', 'loss_gmsr', ('neck.mlp', 'neck.prototypes'))])
+@pytest.mark.parametrize(
+    'off, on, idle',
+    [('lambda_gmsr', 'loss_cdlp', ('neck.global_mlp',)), ('lambda_cdlp', 'loss_gmsr', ('neck.mlp', 'neck.prototypes'))],
+)
 def test_each_term_alone(off, on, idle):
     both, model, data = losses_of(make_alfm(), make_batch()), make_alfm(**{off: 0}), make_batch()
     losses = losses_of(model, data)
@@ -298,8 +335,11 @@ def test_each_term_alone(off, on, idle):
 
 
 def test_weights_scale_the_terms():
-    one, other = losses_of(make_alfm(), make_batch()), losses_of(make_alfm(lambda_gmsr=.5, lambda_cdlp=2.), make_batch())
-    torch.testing.assert_close(other['loss_gmsr'], .5 * one['loss_gmsr'])
+    one, other = (
+        losses_of(make_alfm(), make_batch()),
+        losses_of(make_alfm(lambda_gmsr=0.5, lambda_cdlp=2.0), make_batch()),
+    )
+    torch.testing.assert_close(other['loss_gmsr'], 0.5 * one['loss_gmsr'])
     torch.testing.assert_close(other['loss_cdlp'], 2 * one['loss_cdlp'])
 
 
@@ -322,20 +362,22 @@ def test_bf16_autocast_keeps_losses_in_float32_and_close():
         total(half).backward()
     for key in ('loss_gmsr', 'loss_cdlp'):
         assert half[key].dtype == torch.float32
-        assert half[key].item() == pytest.approx(exact[key].item(), rel=.05), key
+        assert half[key].item() == pytest.approx(exact[key].item(), rel=0.05), key
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
 @pytest.mark.parametrize('balance', ['center', 'sinkhorn'])
 def test_autocast_changes_nothing_after_the_logits(balance):
     cells, g = unit(2, 5, S * S, 8), torch.Generator().manual_seed(0)
-    student, teacher = (torch.randn(2, 5, S * S, 40, generator=g) * .3 for _ in range(2))
+    student, teacher = (torch.randn(2, 5, S * S, 40, generator=g) * 0.3 for _ in range(2))
     overlap = torch.tensor([True, True, False, True, True])
     seen = []
     for enabled in (False, True):
         head = ALFMHead(num_prototypes=40, num_cells=S, balance=balance)
         with torch.autocast('cpu', torch.bfloat16, enabled=enabled):
-            seen.append(dict(head.cdlp(student, teacher, overlap), context=head.enrich(cells), center=head.center.pending))
+            seen.append(
+                dict(head.cdlp(student, teacher, overlap), context=head.enrich(cells), center=head.center.pending)
+            )
     for key, value in seen[0].items():
         torch.testing.assert_close(seen[1][key], value, atol=1e-6, rtol=1e-6, msg=key)
 
@@ -361,7 +403,7 @@ def train_steps(batches, wrap=lambda m: m, **kwargs):
     """Optimizer steps of SGD on given views; returns losses and the state afterwards."""
     model = make_alfm(**kwargs)
     wrapped = wrap(model)
-    optim = OptimWrapper(torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=.05))
+    optim = OptimWrapper(torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05))
     optim.optimizer.register_step_post_hook(lambda *_: model.after_optimizer_step())
     losses = []
     for i, data in enumerate(batches):
@@ -397,21 +439,34 @@ def test_two_ranks_equal_one_with_twice_the_batch(tmp_path):
         start = make_alfm(**kwargs).state_dict()
         losses, state = train_steps([make_batch(seed=s) for s in range(2)], **kwargs)
         ranks = [torch.load(tmp_path / f'{name}{r}.pt', weights_only=True) for r in range(2)]
-        torch.testing.assert_close(torch.tensor([r['losses'] for r in ranks]).mean(0), torch.tensor(losses), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            torch.tensor([r['losses'] for r in ranks]).mean(0), torch.tensor(losses), atol=1e-5, rtol=1e-5
+        )
         for rank in ranks:
             for key, value in state.items():
-                torch.testing.assert_close(rank['state'][key], value, atol=1e-5, rtol=1e-4, msg=lambda m: f'{name} {key}: {m}')
+                torch.testing.assert_close(
+                    rank['state'][key], value, atol=1e-5, rtol=1e-4, msg=lambda m: f'{name} {key}: {m}'
+                )
         for key in ('neck.global_mlp.0.weight', 'neck.mlp.0.weight', 'backbone.pos_embed'):
             assert not torch.equal(state[key], start[key]), key
 
 
 def make_resnet(depth=18):
     torch.manual_seed(1)
-    model = MODELS.build(dict(
-        type='ALFM', backbone=dict(type='ResNet', depth=depth),
-        neck=dict(type='GlobalLocalNeck', in_channels=512 if depth == 18 else 2048, hidden_channels=16, bottleneck_channels=8,
-                  num_prototypes=K),
-        head=dict(type='ALFMHead', num_prototypes=K, num_cells=S)))
+    model = MODELS.build(
+        dict(
+            type='ALFM',
+            backbone=dict(type='ResNet', depth=depth),
+            neck=dict(
+                type='GlobalLocalNeck',
+                in_channels=512 if depth == 18 else 2048,
+                hidden_channels=16,
+                bottleneck_channels=8,
+                num_prototypes=K,
+            ),
+            head=dict(type='ALFMHead', num_prototypes=K, num_cells=S),
+        )
+    )
     model.init_weights()
     return model
 
@@ -437,7 +492,9 @@ def test_a_resnet_50_goes_into_mmdets_key_for_key(tmp_path):
     path = tmp_path / 'epoch_1_backbone.pth'
     model = make_resnet(50)
     save_backbone(path, model.teacher_backbone_state())
-    detector = mmdet_resnet(50, frozen_stages=1, norm_eval=True, init_cfg=dict(type='VerifiedPretrained', checkpoint=str(path)))
+    detector = mmdet_resnet(
+        50, frozen_stages=1, norm_eval=True, init_cfg=dict(type='VerifiedPretrained', checkpoint=str(path))
+    )
     detector.init_weights()
     own, ours = detector.state_dict(), model.teacher['backbone'].state_dict()
     assert set(own) == set(ours) and all(torch.equal(own[key], ours[key]) for key in own)

@@ -1,4 +1,5 @@
 """ALFM's recipes: views, numbers, the share of the data, mmdet's own R50 detector, the ablation's table."""
+
 import argparse
 import os.path as osp
 
@@ -22,15 +23,30 @@ def test_numbers_and_views(name):
     cfg = apis.load_config(name)
     model, pipeline = cfg.model, cfg.train_dataloader.dataset.pipeline
     assert model.neck.num_prototypes == model.head.num_prototypes == (64 if 'demo' in name else 4096)
-    assert (model.head.eps2, model.head.lambda_entropy, model.head.context_temp, model.head.student_temp) == (.05, 1., .1, .1)
-    assert model.head.teacher_temp == (.025 if 'demo' in name else dict(start=.04, end=.07, warmup_epochs=30))
-    assert [step.type for step in pipeline] == ['LoadObjectImage', 'SampleViews', 'RenderViews', 'PhotometricViews', 'PackViews']
-    (views, ), stride = pipeline[1].views, 32 if 'r50' in name else 8 if 'demo' in name else 16
-    assert (views.role, views.num, views.flip) == ('global', 2, .5) and pipeline[1].patch_size == stride and views['size'] % stride == 0
+    assert (model.head.eps2, model.head.lambda_entropy, model.head.context_temp, model.head.student_temp) == (
+        0.05,
+        1.0,
+        0.1,
+        0.1,
+    )
+    assert model.head.teacher_temp == (0.025 if 'demo' in name else dict(start=0.04, end=0.07, warmup_epochs=30))
+    assert [step.type for step in pipeline] == [
+        'LoadObjectImage',
+        'SampleViews',
+        'RenderViews',
+        'PhotometricViews',
+        'PackViews',
+    ]
+    (views,), stride = pipeline[1].views, 32 if 'r50' in name else 8 if 'demo' in name else 16
+    assert (
+        (views.role, views.num, views.flip) == ('global', 2, 0.5)
+        and pipeline[1].patch_size == stride
+        and views['size'] % stride == 0
+    )
     assert pipeline[1].target_rule == 'whole_image'
-    assert cfg.train_dataloader.dataset.data_fraction == (.1 if '10pct' in name else 1.)
-    decay, = [hook.weight_decay_end for hook in cfg.custom_hooks if hook.type == 'SelfSupScheduleHook']
-    assert decay == (None if 'r50' in name else .04 if 'demo' in name else .4)
+    assert cfg.train_dataloader.dataset.data_fraction == (0.1 if '10pct' in name else 1.0)
+    (decay,) = [hook.weight_decay_end for hook in cfg.custom_hooks if hook.type == 'SelfSupScheduleHook']
+    assert decay == (None if 'r50' in name else 0.04 if 'demo' in name else 0.4)
     said = open(cfg.filename).readline()
     assert 'our reconstruction' in said
 
@@ -39,9 +55,15 @@ def test_numbers_and_views(name):
 def test_real_images_train_a_recipe(name, shared_data):
     """Two pictures of COCO through the recipe's pipeline, model and losses, backbone and necks as they are."""
     init_default_scope('mmpretrain')
-    cfg = apis.load_config(name, {'train_dataloader.dataset.data_root': str(shared_data / 'coco'),
-                                  'train_dataloader.dataset.pipeline.1.views.0.size': 64, 'model.neck.num_prototypes': 32,
-                                  'model.head.num_prototypes': 32})
+    cfg = apis.load_config(
+        name,
+        {
+            'train_dataloader.dataset.data_root': str(shared_data / 'coco'),
+            'train_dataloader.dataset.pipeline.1.views.0.size': 64,
+            'model.neck.num_prototypes': 32,
+            'model.head.num_prototypes': 32,
+        },
+    )
     dataset = DATASETS.build(cfg.train_dataloader.dataset)
     batch = collate_views([dataset[0], dataset[1]])
     assert [tuple(x.shape) for x in batch['inputs']] == [(4, 3, 64, 64)]
@@ -57,14 +79,24 @@ def test_real_images_train_a_recipe(name, shared_data):
 
 def test_a_tenth_of_any_dataset_is_part_of_a_fifth(shared_data):
     """The option of the 10 % comparison, on COCO's file, on a plain folder and by seed."""
+
     def images(fraction, seed=0, **kwargs):
-        dataset = DATASETS.build(dict(type='ObjectDataset', data_root=str(shared_data / 'coco'), data_prefix='train2017', seed=seed,
-                                      data_fraction=fraction, **kwargs))
+        dataset = DATASETS.build(
+            dict(
+                type='ObjectDataset',
+                data_root=str(shared_data / 'coco'),
+                data_prefix='train2017',
+                seed=seed,
+                data_fraction=fraction,
+                **kwargs,
+            )
+        )
         return {dataset.get_data_info(i)['img_path'] for i in range(len(dataset))}
+
     for source in (dict(ann_file='annotations/instances_train2017.json'), dict(ann_file='')):
-        tenth, fifth, whole = (images(f, **source) for f in (.1, .2, 1.))
-        assert tenth < fifth < whole and len(tenth) == round(.1 * len(whole)) and images(.1, **source) == tenth
-        assert images(.1, seed=1, **source) != tenth
+        tenth, fifth, whole = (images(f, **source) for f in (0.1, 0.2, 1.0))
+        assert tenth < fifth < whole and len(tenth) == round(0.1 * len(whole)) and images(0.1, **source) == tenth
+        assert images(0.1, seed=1, **source) != tenth
 
 
 def test_the_r50_detector_is_mmdets():
@@ -99,10 +131,15 @@ def plain(node):
 
 def test_the_ablation_has_a_row_for_each_loss_and_one_for_none():
     rows = [*alfm_ablation.LOSSES, RANDOM]
-    ap = {row: [{name: 10. * i + seed for name in AP_KEYS} for seed in (0, 1)] for i, row in enumerate(rows)}
-    last = {'GMSR only': dict(loss_gmsr=-2., effective_rank=9.), 'CDLP only': dict(loss_cdlp=3.),
-            'GMSR + CDLP': dict(loss_gmsr=-1.5, loss_cdlp=4.)}
-    text = alfm_ablation.report(ap, last, argparse.Namespace(seeds=[0, 1], epochs=1, train_images=10, finetune_iters=5), [])
+    ap = {row: [dict.fromkeys(AP_KEYS, 10.0 * i + seed) for seed in (0, 1)] for i, row in enumerate(rows)}
+    last = {
+        'GMSR only': dict(loss_gmsr=-2.0, effective_rank=9.0),
+        'CDLP only': dict(loss_cdlp=3.0),
+        'GMSR + CDLP': dict(loss_gmsr=-1.5, loss_cdlp=4.0),
+    }
+    text = alfm_ablation.report(
+        ap, last, argparse.Namespace(seeds=[0, 1], epochs=1, train_images=10, finetune_iters=5), []
+    )
     table = [line for line in text.splitlines() if line.startswith('| ')]
     assert len(table) == 5 and 'our reconstruction' in text
     assert table[1] == '| GMSR only | ' + ' | '.join(['0.5 (0.0, 1.0)'] * 4) + ' | -2.00 | - | 9.00 |'
@@ -117,14 +154,28 @@ def test_the_ablation_resumes_and_reads_what_its_stages_left(tmp_path, monkeypat
 
     def train(self, config, folder, options, env=None):
         trained.append((config, folder.name))
-        record = {key: .25 for key in AP_KEYS.values()} if 'rcnn' in config else dict(loss_gmsr=-2., effective_rank=7.)
+        record = (
+            dict.fromkeys(AP_KEYS.values(), 0.25) if 'rcnn' in config else dict(loss_gmsr=-2.0, effective_rank=7.0)
+        )
         logs = folder / 'run' / 'vis_data'
         logs.mkdir(parents=True)
         (logs / 'scalars.json').write_text(str(record).replace("'", '"') + '\n')
         (folder / 'epoch_2_backbone.pth').touch()
+
     monkeypatch.setattr('odis_mm.workflows.stages.Stages.train', train)
     monkeypatch.setattr(alfm_ablation, 'ensure_demo', lambda root, num_train: root)
-    argv = ['--work-dir', str(tmp_path / 'runs'), '--out', str(tmp_path / 'out'), '--data-root', str(tmp_path), '--seeds', '0', '1', '2']
+    argv = [
+        '--work-dir',
+        str(tmp_path / 'runs'),
+        '--out',
+        str(tmp_path / 'out'),
+        '--data-root',
+        str(tmp_path),
+        '--seeds',
+        '0',
+        '1',
+        '2',
+    ]
     alfm_ablation.main(argv)
     assert len(trained) == 3 + 4 * 3
     assert '| GMSR only | 25.0 (25.0, 25.0, 25.0) |' in (tmp_path / 'out' / 'alfm_ablation.md').read_text()

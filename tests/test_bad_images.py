@@ -1,4 +1,5 @@
 """Bad images: replaced, told once, and too many of them end the run; the checker of data sets."""
+
 import json
 import logging
 import re
@@ -26,7 +27,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def dataset(folder, share=.1, **kwargs):
+def dataset(folder, share=0.1, **kwargs):
     return ObjectDataset(folder / 'img', pipeline=LOAD, max_bad_share=share, **kwargs)
 
 
@@ -54,31 +55,36 @@ def test_workers_share_what_they_found(folder):
 
 
 def test_too_many_end_the_run_with_the_list(folder):
-    data = dataset(folder, share=.05)
-    with pytest.raises(BadImageError, match=r'2 of 20 images are bad, above max_bad_share=0.05: .*03.png, .*11.png; .*verify_dataset'):
+    data = dataset(folder, share=0.05)
+    with pytest.raises(
+        BadImageError, match=r'2 of 20 images are bad, above max_bad_share=0.05: .*03.png, .*11.png; .*verify_dataset'
+    ):
         list(data)
     for path in (folder / 'img').glob('*'):
         path.write_bytes(b'')
     with pytest.raises(BadImageError, match='11 images in a row are bad'):
-        dataset(folder, share=.99)[0]
+        dataset(folder, share=0.99)[0]
 
 
 def test_none_is_allowed_by_default(folder):
     with pytest.raises(BadImageError, match='03.png can not be decoded'):
         ObjectDataset(folder / 'img', pipeline=LOAD)[3]
     with pytest.raises(ValueError, match='max_bad_share'):
-        dataset(folder, share=1.)
+        dataset(folder, share=1.0)
 
 
 class Runner:
     """As much of one as the hook reads."""
+
     world_size, iter = 1, 0
 
     def __init__(self, data):
         self.train_dataloader = DataLoader(data, batch_size=20)
         self.lines = []
         self.logger = logging.Logger('test')
-        self.logger.addHandler(type('Ears', (logging.Handler, ), dict(emit=lambda _, record: self.lines.append(record.getMessage())))())
+        self.logger.addHandler(
+            type('Ears', (logging.Handler,), dict(emit=lambda _, record: self.lines.append(record.getMessage())))()
+        )
 
 
 def test_the_log_names_each_once(folder):
@@ -88,7 +94,9 @@ def test_the_log_names_each_once(folder):
     for _ in range(3):
         hook.after_train_iter(runner, 0)
     assert len(runner.lines) == 2
-    assert re.match(r'bad image replaced by another one \(1 of 20 so far\): image .*03.png can not be decoded', runner.lines[0])
+    assert re.match(
+        r'bad image replaced by another one \(1 of 20 so far\): image .*03.png can not be decoded', runner.lines[0]
+    )
     assert 'is empty' in runner.lines[1]
     data.bad.fill_(1)  # what other ranks found
     with pytest.raises(BadImageError, match='20 of 20'):
@@ -97,17 +105,20 @@ def test_the_log_names_each_once(folder):
 
 def coco(folder):
     """Four images, of which one is broken, and five objects, of which two are of no use."""
-    box = [4., 4., 10., 8.]
-    square = [[4., 4., 14., 4., 14., 12., 4., 12.]]
+    box = [4.0, 4.0, 10.0, 8.0]
+    square = [[4.0, 4.0, 14.0, 4.0, 14.0, 12.0, 4.0, 12.0]]
     content = dict(
-        info='kept', categories=[dict(id=1, name='thing')],
+        info='kept',
+        categories=[dict(id=1, name='thing')],
         images=[dict(id=i, file_name=f'{i:02}.png', height=24, width=32) for i in (1, 2, 3, 4)],
         annotations=[
             dict(id=1, image_id=1, category_id=1, bbox=box, segmentation=square),
             dict(id=2, image_id=1, category_id=1, bbox=[4, 4, 0, 5], segmentation=square),
             dict(id=3, image_id=2, category_id=1, bbox=box, segmentation=dict(size=[5, 5], counts=[25])),
             dict(id=4, image_id=3, category_id=1, bbox=box, segmentation=square),
-            dict(id=5, image_id=4, category_id=1, bbox=box)])
+            dict(id=5, image_id=4, category_id=1, bbox=box),
+        ],
+    )
     (folder / 'ann.json').write_text(json.dumps(content))
     return folder / 'ann.json'
 
@@ -116,16 +127,32 @@ def coco(folder):
 def test_verify_reports_and_cleans(folder, workers, capsys):
     coco(folder)
     with pytest.raises(SystemExit) as stop:
-        verify(['--data', str(folder), '--ann-file', 'ann.json', '--images', 'img', '--workers', workers,
-                '--report', str(folder / 'report.json'), '--clean', str(folder / 'clean.json')])
+        verify(
+            [
+                '--data',
+                str(folder),
+                '--ann-file',
+                'ann.json',
+                '--images',
+                'img',
+                '--workers',
+                workers,
+                '--report',
+                str(folder / 'report.json'),
+                '--clean',
+                str(folder / 'clean.json'),
+            ]
+        )
     assert stop.value.code == 1, 'something was found'
     said = capsys.readouterr().out
     assert '4 images, 1 bad' in said and '5 objects, 2 bad' in said
     report = json.loads((folder / 'report.json').read_text())
     assert [entry['image'] for entry in report['bad_images']] == [str(folder / 'img/03.png')]
     assert {entry['annotation']: entry['why'] for entry in report['bad_objects']} == {
-        1: 'the box [4, 4, 0, 5] has no pixel inside the image', 2: 'an RLE mask of size [5, 5] does not fit an image of height 24 and '
-        'width 32; use the images that the masks were made on.'}
+        1: 'the box [4, 4, 0, 5] has no pixel inside the image',
+        2: 'an RLE mask of size [5, 5] does not fit an image of height 24 and '
+        'width 32; use the images that the masks were made on.',
+    }
     clean = json.loads((folder / 'clean.json').read_text())
     assert clean['info'] == 'kept' and [image['id'] for image in clean['images']] == [1, 2, 4]
     assert [annotation['id'] for annotation in clean['annotations']] == [1, 5]

@@ -1,4 +1,5 @@
 """The benchmark: its counts against independent ones, its yardstick against our losses. Never a time."""
+
 import copy
 import json
 import sys
@@ -21,23 +22,53 @@ D, F, LAYERS, HEADS, K = 32, 64, 3, 4, 24
 
 
 def make_config(model=None, **changes):
-    backbone = dict(type='ObjectViT', arch=dict(embed_dims=D, num_layers=LAYERS, num_heads=HEADS, feedforward_channels=F),
-                    img_size=32, patch_size=8, drop_path_rate=0.)
+    backbone = dict(
+        type='ObjectViT',
+        arch=dict(embed_dims=D, num_layers=LAYERS, num_heads=HEADS, feedforward_channels=F),
+        img_size=32,
+        patch_size=8,
+        drop_path_rate=0.0,
+    )
     model = model or dict(
-        type='ODIS', backbone=backbone, head=dict(type='DistillationHead', num_prototypes=K),
-        neck=dict(type='ProjectionNeck', in_channels=D, hidden_channels=40, bottleneck_channels=16, num_prototypes=K))
+        type='ODIS',
+        backbone=backbone,
+        head=dict(type='DistillationHead', num_prototypes=K),
+        neck=dict(type='ProjectionNeck', in_channels=D, hidden_channels=40, bottleneck_channels=16, num_prototypes=K),
+    )
     pipeline = [
         dict(type='LoadObjectImage'),
-        dict(type='SampleViews', patch_size=8, views=[dict(role='global', num=2, size=32, scale=(0.25, 1.)),
-                                                      dict(role='local', num=2, size=16, scale=(0.05, 0.25))]),
-        dict(type='RenderViews'), dict(type='PhotometricViews'), dict(type='BlockMasks', skip_prob=0.), dict(type='PackViews')]
-    cfg = Config(dict(
-        model=model,
-        train_dataloader=dict(batch_size=2, num_workers=0, drop_last=True, collate_fn=dict(type='collate_views'),
-                              sampler=dict(type='DefaultSampler', shuffle=False),
-                              dataset=dict(type='ObjectDataset', pipeline=pipeline)),
-        optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3), clip_grad=dict(max_norm=1.),
-                           constructor='SelfSupOptimWrapperConstructor')))
+        dict(
+            type='SampleViews',
+            patch_size=8,
+            views=[
+                dict(role='global', num=2, size=32, scale=(0.25, 1.0)),
+                dict(role='local', num=2, size=16, scale=(0.05, 0.25)),
+            ],
+        ),
+        dict(type='RenderViews'),
+        dict(type='PhotometricViews'),
+        dict(type='BlockMasks', skip_prob=0.0),
+        dict(type='PackViews'),
+    ]
+    cfg = Config(
+        dict(
+            model=model,
+            train_dataloader=dict(
+                batch_size=2,
+                num_workers=0,
+                drop_last=True,
+                collate_fn=dict(type='collate_views'),
+                sampler=dict(type='DefaultSampler', shuffle=False),
+                dataset=dict(type='ObjectDataset', pipeline=pipeline),
+            ),
+            optim_wrapper=dict(
+                type='OptimWrapper',
+                optimizer=dict(type='AdamW', lr=1e-3),
+                clip_grad=dict(max_norm=1.0),
+                constructor='SelfSupOptimWrapperConstructor',
+            ),
+        )
+    )
     cfg.merge_from_dict(changes)
     return cfg
 
@@ -53,11 +84,11 @@ def make_step_input(cfg, batch=2):
 # ------------------------------------------------------------------------------------------------------------ textbook
 def test_textbook_losses_and_gradients_are_ours_without_object_masks():
     model, data = make_step_input(make_config(**{'model.masked_attention': False}))
-    model.head.token_center.value.uniform_(-.1, .1)
-    model.head.patch_center.value.uniform_(-.1, .1)
+    model.head.token_center.value.uniform_(-0.1, 0.1)
+    model.head.patch_center.value.uniform_(-0.1, 0.1)
     with torch.no_grad():  # a teacher like its student gives the losses little to say
         for parameter in model.teacher.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=.02)
+            parameter.add_(torch.randn_like(parameter), alpha=0.02)
     found = {}
     for name, form in dict(ours=model, textbook=TextbookIBOT(model)).items():
         losses = form.compute_losses(data['inputs'], data['data_samples'])
@@ -80,7 +111,7 @@ def test_textbook_teacher_moves_as_ours():
     model, _ = make_step_input(make_config())
     other = copy.deepcopy(model)
     for m in (model, other):
-        m.momentum = .9
+        m.momentum = 0.9
         torch.manual_seed(3)
         with torch.no_grad():
             for parameter in m.backbone.parameters():
@@ -91,7 +122,7 @@ def test_textbook_teacher_moves_as_ours():
 
 
 def test_textbook_refuses_what_is_no_ibot():
-    model, _ = make_step_input(make_config(**{'model.lambda_patch': 0.}))
+    model, _ = make_step_input(make_config(**{'model.lambda_patch': 0.0}))
     with pytest.raises(ValueError, match='lambda_patch'):
         TextbookIBOT(model)
 
@@ -117,14 +148,22 @@ def test_flops_of_a_step_are_those_counted_by_hand(masked):
     student = forward_flops(rows[0], 17, rows[0] + masks) + forward_flops(rows[1], 5, rows[1])
     embedding = 2 * 8 * 8 * 3 * D * (rows[0] * 16 + rows[1] * 4)  # images take no gradient
     backward = 2 * student - embedding + 2 * neck_flops(sum(rows) + masks)
-    expected = student + neck_flops(sum(rows) + masks) + backward + forward_flops(rows[0], 17, rows[0] + masks) + neck_flops(rows[0] + masks)
+    expected = (
+        student
+        + neck_flops(sum(rows) + masks)
+        + backward
+        + forward_flops(rows[0], 17, rows[0] + masks)
+        + neck_flops(rows[0] + masks)
+    )
     losses = 3 * 2 * 2 * 4 * 2 * K  # the einsum over pairs of views, at most, both directions
     assert count_step(cfg.model, data).flops == pytest.approx(expected, abs=losses)
 
 
 def test_counting_needs_no_values_and_recomputation_does_not_count():
     cfg = make_config(**{'model.backbone.arch.num_layers': 5})
-    _, data = make_step_input(cfg, batch=16)  # activations must outweigh the gradients, and one block's the others', for the saving to show
+    _, data = make_step_input(
+        cfg, batch=16
+    )  # activations must outweigh the gradients, and one block's the others', for the saving to show
     plain = count_step(cfg.model, data)
     cfg.model.backbone.with_cp = True
     lean = count_step(cfg.model, data)
@@ -146,7 +185,9 @@ def test_the_odis_step_needs_at_most_three_quarters_of_the_textbook_s_memory():
     preprocessor = MODELS.build({'type': 'ViewPreprocessor', **cfg.model.data_preprocessor})
     data = preprocessor(benchmark.noise_batch(cfg, 8), True)
     textbook = count_step(cfg.model, data, lambda m: TextbookIBOT(m).compute_losses, bf16=True)
-    assert count_step(cfg.model, data, bf16=True).peak < .75 * textbook.peak  # of float32 and bf16, here and on GPUs, the worst
+    assert (
+        count_step(cfg.model, data, bf16=True).peak < 0.75 * textbook.peak
+    )  # of float32 and bf16, here and on GPUs, the worst
 
 
 def test_counted_memory_is_that_of_real_tensors():
@@ -159,7 +200,7 @@ def test_counted_memory_is_that_of_real_tensors():
             real.add(tensor)
         total_loss(model.loss(data['inputs'], data['data_samples'])).backward()
     trained = sum(p.numel() * 4 for p in model.parameters() if p.requires_grad)
-    assert count_step(cfg.model, data).peak - 2 * trained == pytest.approx(real.peak, rel=.02)
+    assert count_step(cfg.model, data).peak - 2 * trained == pytest.approx(real.peak, rel=0.02)
 
 
 def test_allocations_follow_storages():
@@ -179,7 +220,9 @@ def test_fused_attention_is_counted():
     q = torch.randn(2, HEADS, 9, 8, requires_grad=True)
     forward = 4 * 2 * HEADS * 9 * 9 * 8
     assert count_flops(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q)) == forward
-    assert count_flops(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q).sum().backward()) == 3 * forward
+    assert (
+        count_flops(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q).sum().backward()) == 3 * forward
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- running
@@ -203,13 +246,15 @@ def test_split_adds_up_to_the_step():
 
 
 def test_timed_step_is_the_training_step():
-    cfg = make_config(**{'model.masked_attention': False, 'model.head.patch_center': 'all'})  # the second step shows the first one's centers
+    cfg = make_config(
+        **{'model.masked_attention': False, 'model.head.patch_center': 'all'}
+    )  # the second step shows the first one's centers
     results = []
     for textbook in (False, True):
         model, data = make_step_input(cfg)
         step = benchmark.Step(model.train(), cfg, data, textbook=textbook)
         before = copy.deepcopy(model.teacher.state_dict())
-        model.momentum = .9
+        model.momentum = 0.9
         step()
         assert any((before[key] != value).any() for key, value in model.teacher.state_dict().items())
         step()
@@ -261,8 +306,8 @@ def test_missing_data_end_in_a_sentence():
 
 
 def test_worker_advice_names_the_bottleneck():
-    assert 'num_workers=3 ' in benchmark.worker_advice(8., 300., 16)
-    assert 'limit this machine to 250 images/s' in benchmark.worker_advice(8., 3000., 2)
+    assert 'num_workers=3 ' in benchmark.worker_advice(8.0, 300.0, 16)
+    assert 'limit this machine to 250 images/s' in benchmark.worker_advice(8.0, 3000.0, 2)
 
 
 def test_vitl_preset_fits_24_gb():
@@ -274,16 +319,34 @@ def test_vitl_preset_fits_24_gb():
     assert 'for batch 8 in bf16 autocast' in benchmark.table(found)  # as the config trains
 
 
-@pytest.mark.parametrize('mode, part', [('--model-only', 'model'), ('--data-only', 'data'), ('--end-to-end', 'end-to-end'),
-                                        ('--memory-only', 'memory')])
+@pytest.mark.parametrize(
+    'mode, part',
+    [('--model-only', 'model'), ('--data-only', 'data'), ('--end-to-end', 'end-to-end'), ('--memory-only', 'memory')],
+)
 def test_command_line_prints_and_keeps_what_was_asked_for(mode, part, shared_data, tmp_path, monkeypatch, capsys):
     cfg = make_config()
     cfg.train_dataloader.dataset.update(data_root=str(shared_data / 'coco_boxes_256' / 'images'))
     cfg.dump(tmp_path / 'tiny.py')
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(benchmark, 'matrix_peak', lambda *_: 1e9)
-    benchmark.main([str(tmp_path / 'tiny.py'), mode, '--device', 'cpu', '--batch', '2', '--repeats', '1', '--images', '2', '--out', 'kept/numbers.json',
-                    '--cfg-options', 'train_dataloader.drop_last=False'])
+    benchmark.main(
+        [
+            str(tmp_path / 'tiny.py'),
+            mode,
+            '--device',
+            'cpu',
+            '--batch',
+            '2',
+            '--repeats',
+            '1',
+            '--images',
+            '2',
+            '--out',
+            'kept/numbers.json',
+            '--cfg-options',
+            'train_dataloader.drop_last=False',
+        ]
+    )
     text = (tmp_path / 'kept' / 'numbers.json').read_text()
     found = json.loads(text)
     assert part in found and not {'model', 'data', 'end-to-end', 'memory'} - {part} & set(found)
@@ -310,7 +373,9 @@ def test_losses_and_heads_are_apart():
     found = benchmark.model_benchmark(make_config(), torch.device('cpu'), 2, repeats=1, matrix_size=32)
     split = found['split']
     assert 0 < found['loss_share'] < 1
-    assert found['loss_share'] == pytest.approx((split['loss'] + split['backward, loss']) / found['seconds']['step'], rel=1e-3)
+    assert found['loss_share'] == pytest.approx(
+        (split['loss'] + split['backward, loss']) / found['seconds']['step'], rel=1e-3
+    )
 
 
 def test_options_are_timed_beside_the_plain_step(monkeypatch):
@@ -318,6 +383,7 @@ def test_options_are_timed_beside_the_plain_step(monkeypatch):
 
     def compile_blocks(self):
         self._block = lambda *args: (calls.append(self), object_vit._block(*args))[1]
+
     monkeypatch.setattr(ObjectViT, 'compile_blocks', compile_blocks)
     forms = {'plain', 'packed', 'compiled'}
     found = benchmark.options_benchmark(make_config(), torch.device('cpu'), 2, repeats=2)
@@ -326,7 +392,9 @@ def test_options_are_timed_beside_the_plain_step(monkeypatch):
         assert len(found[form]['all_seconds']) == 2 and found[form]['first'] > 0
         assert found[form]['loss'] == pytest.approx(found['plain']['loss'], abs=1e-5)
     assert len(set(calls)) == 2  # student and teacher
-    assert '  compiled' in benchmark.table(dict(config='', dtype='', threads=1, date='', hardware='', repeats=2, load=0., options=found))
+    assert '  compiled' in benchmark.table(
+        dict(config='', dtype='', threads=1, date='', hardware='', repeats=2, load=0.0, options=found)
+    )
 
 
 def test_options_of_a_model_without_any_end_in_a_sentence():
@@ -336,17 +404,19 @@ def test_options_of_a_model_without_any_end_in_a_sentence():
 
 def test_start_up_is_the_time_to_the_first_iteration(tmp_path, capsys):
     fake = tmp_path / 'train.py'
-    fake.write_text('import sys, time\n'
-                    "print('reading', *sys.argv[1:], flush=True)\n"
-                    "if sys.argv[1] == 'bad': sys.exit('no such config')\n"
-                    "print('Epoch(train)   [1][ 1/15]  loss: 1.0', flush=True)\n"
-                    'time.sleep(600)\n')
+    fake.write_text(
+        'import sys, time\n'
+        "print('reading', *sys.argv[1:], flush=True)\n"
+        "if sys.argv[1] == 'bad': sys.exit('no such config')\n"
+        "print('Epoch(train)   [1][ 1/15]  loss: 1.0', flush=True)\n"
+        'time.sleep(600)\n'
+    )
     train = (sys.executable, str(fake))
     startup.main(['good', '--repeats', '1', '--out', str(tmp_path / 'kept.json')], train)
     kept = json.loads((tmp_path / 'kept.json').read_text())
     assert 0 < kept['median'] == kept['seconds'][0] < 60 and 'good: first iteration after' in capsys.readouterr().out
     with pytest.raises(benchmark.ConfigError, match='limit 1.*reading silent'):
         fake.write_text(fake.read_text().replace("print('Epoch", "time.sleep(600); print('Epoch"))
-        startup.seconds_to_first_iteration('silent', train=train, limit=1.)
+        startup.seconds_to_first_iteration('silent', train=train, limit=1.0)
     with pytest.raises(benchmark.ConfigError, match='no such config'):
         startup.seconds_to_first_iteration('bad', train=train)

@@ -1,4 +1,5 @@
 """Checkpoints: the last good one stays until the next is verified, and damaged ones are found and passed over aloud."""
+
 import io
 import logging
 import os
@@ -17,7 +18,7 @@ from odis_mm.engine.resume import damage, find_checkpoint
 from odis_mm.transfer import CheckpointError, FileWriteError, load_local
 from odis_mm.utils.errors import ConfigError
 
-CONTENT = dict(state_dict={f'layer{i}.weight': torch.arange(20.) + i for i in range(3)}, meta=dict(epoch=1))
+CONTENT = dict(state_dict={f'layer{i}.weight': torch.arange(20.0) + i for i in range(3)}, meta=dict(epoch=1))
 
 
 def saved(content=CONTENT) -> bytes:
@@ -27,8 +28,14 @@ def saved(content=CONTENT) -> bytes:
 
 
 WHOLE = saved()
-DAMAGED = {'empty': b'', 'truncated': WHOLE[:-40], 'half': WHOLE[:len(WHOLE) // 2], 'garbage': os.urandom(2000),
-           'zeroed': bytes(len(WHOLE)), 'text': b'error 404'}
+DAMAGED = {
+    'empty': b'',
+    'truncated': WHOLE[:-40],
+    'half': WHOLE[: len(WHOLE) // 2],
+    'garbage': os.urandom(2000),
+    'zeroed': bytes(len(WHOLE)),
+    'text': b'error 404',
+}
 
 
 @pytest.mark.parametrize('kind', DAMAGED)
@@ -43,14 +50,18 @@ def test_damage_is_found(tmp_path, kind):
 def test_no_flipped_bit_changes_what_is_read_from_a_whole_file(tmp_path):
     """torch.load looks at no checksum: a part of such files loads as other weights."""
     rng, path, found, unnoticed_by_torch = random.Random(0), tmp_path / 'a.pth', 0, 0
-    for position in rng.sample(range(8 * len(WHOLE)), 600) + list(range(8 * (WHOLE.index(b'PK\1\2') + 20), 8 * len(WHOLE), 11)):
+    for position in rng.sample(range(8 * len(WHOLE)), 600) + list(
+        range(8 * (WHOLE.index(b'PK\1\2') + 20), 8 * len(WHOLE), 11)
+    ):
         flipped = bytearray(WHOLE)
         flipped[position // 8] ^= 1 << position % 8
         path.write_bytes(flipped)
         try:
             loaded = torch.load(path, weights_only=True)
             same = loaded['meta'] == CONTENT['meta']
-            same &= all(torch.equal(tensor, loaded['state_dict'][name]) for name, tensor in CONTENT['state_dict'].items())
+            same &= all(
+                torch.equal(tensor, loaded['state_dict'][name]) for name, tensor in CONTENT['state_dict'].items()
+            )
             unnoticed_by_torch += not same
         except Exception:
             same = False
@@ -85,13 +96,24 @@ def test_the_newest_whole_one_is_taken_aloud(run, kind):
     cfg = Config(dict(work_dir=str(run)))
     (level, first), (_, second), (last, taken), (_, said) = apis._use_resume(cfg, 'auto')
     assert level == last == logging.WARNING
-    assert str(run / 'epoch_2_iter_30.pth') in first and 'is damaged: it is' in first and str(run / 'epoch_2.pth') in second
+    assert (
+        str(run / 'epoch_2_iter_30.pth') in first
+        and 'is damaged: it is' in first
+        and str(run / 'epoch_2.pth') in second
+    )
     assert taken.endswith(f'instead: {run / "epoch_1.pth"}') and said.endswith(f'continuing from {run / "epoch_1.pth"}')
     assert cfg.load_from == str(run / 'epoch_1.pth') and cfg.resume
 
 
-@pytest.mark.parametrize('note, says', [(b'', 'last_checkpoint is empty'), (b'/gone/epoch_7.pth', "'/gone/epoch_7.pth', which is no file"),
-                                        (b'\0' * 20, 'which is no file'), (b'\xff\xfe' * 3000, 'which is no file')])
+@pytest.mark.parametrize(
+    'note, says',
+    [
+        (b'', 'last_checkpoint is empty'),
+        (b'/gone/epoch_7.pth', "'/gone/epoch_7.pth', which is no file"),
+        (b'\0' * 20, 'which is no file'),
+        (b'\xff\xfe' * 3000, 'which is no file'),
+    ],
+)
 def test_a_damaged_note_is_told(run, note, says):
     (run / 'last_checkpoint').write_bytes(note)
     path, warnings = find_checkpoint(run)
@@ -112,9 +134,13 @@ def test_checkpoints_kept_elsewhere(run, tmp_path_factory):
 def test_nothing_whole_ends_in_one_sentence(run):
     for path in run.glob('*.pth'):
         path.write_bytes(b'')
-    with pytest.raises(CheckpointError, match=r'no whole checkpoint in .*iter_30.pth is damaged.*epoch_1.pth is damaged.*--resume FILE'):
+    with pytest.raises(
+        CheckpointError, match=r'no whole checkpoint in .*iter_30.pth is damaged.*epoch_1.pth is damaged.*--resume FILE'
+    ):
         apis._use_resume(Config(dict(work_dir=str(run))), 'auto')
-    with pytest.raises(ConfigError, match=r'epoch_1.pth. is damaged: it is empty \(0 bytes\); name another one, or say --resume alone'):
+    with pytest.raises(
+        ConfigError, match=r'epoch_1.pth. is damaged: it is empty \(0 bytes\); name another one, or say --resume alone'
+    ):
         apis._use_resume(Config(dict(work_dir=str(run))), str(run / 'epoch_1.pth'))
     for path in run.glob('*.pth'):
         path.unlink()
@@ -130,6 +156,7 @@ def names(folder):
 
 def test_what_reads_back_otherwise_replaces_nothing(tmp_path, monkeypatch):
     """A device that says that it wrote, and did not."""
+
     def fsync(handle, real=os.fsync):
         real(handle)
         if os.path.isfile(f'/proc/self/fd/{handle}') and (tmp_path / 'epoch_2.pth').exists():
@@ -137,7 +164,9 @@ def test_what_reads_back_otherwise_replaces_nothing(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(safe.os, 'fsync', fsync)
-        with pytest.raises(FileWriteError, match='read back differs from what was written.*last good checkpoint: .*epoch_2.pth'):
+        with pytest.raises(
+            FileWriteError, match='read back differs from what was written.*last good checkpoint: .*epoch_2.pth'
+        ):
             toy_runner(tmp_path).train()
     assert names(tmp_path) == ['epoch_2.pth'] and damage(tmp_path / 'epoch_2.pth') is None
     runner = toy_runner(tmp_path, load_from=apis.latest_checkpoint(str(tmp_path)), resume=True)
@@ -151,7 +180,9 @@ def test_other_backends_are_read_back_too(tmp_path, monkeypatch):
 
     monkeypatch.setattr(LocalBackend, 'put', put)
     hook = dict(type=SafeCheckpointHook, max_keep_ckpts=1, interval=1, backend_args=dict(backend='local'))
-    with pytest.raises(FileWriteError, match='epoch_3.pth was read back, and it is truncated.*last good checkpoint: .*epoch_2.pth'):
+    with pytest.raises(
+        FileWriteError, match='epoch_3.pth was read back, and it is truncated.*last good checkpoint: .*epoch_2.pth'
+    ):
         toy_runner(tmp_path, default_hooks=dict(checkpoint=hook)).train()
     assert names(tmp_path) == ['epoch_2.pth', 'epoch_3.pth']
     path, warnings = find_checkpoint(tmp_path)

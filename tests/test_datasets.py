@@ -1,4 +1,5 @@
 """ObjectDataset and the reading of images: every form of input, real data, each kind of bad input with its message."""
+
 import json
 import pickle
 import re
@@ -39,7 +40,9 @@ def folder(tmp_path):
 def _coco(folder, annotations, **changes):
     content = dict(
         images=[dict(id=key, file_name=name, height=40, width=60) for key, name in ((7, 'a/1.jpg'), (5, 'b/2.JPEG'))],
-        annotations=annotations, categories=[dict(id=9, name='nine'), dict(id=4, name='four')])
+        annotations=annotations,
+        categories=[dict(id=9, name='nine'), dict(id=4, name='four')],
+    )
     content.update(changes)
     (folder / 'ann.json').write_text(json.dumps(content))
     return dict(data_root=folder, ann_file='ann.json', data_prefix='img')
@@ -57,15 +60,20 @@ def _message(error, call, *args, **kwargs) -> str:
 
 # ---------------------------------------------------------------- forms of input
 
+
 def test_coco_boxes_labels_and_counts(folder, caplog):
     anns = [
-        _ann([50, 10, 20, 5], category_id=9),   # out to the right: clipped
+        _ann([50, 10, 20, 5], category_id=9),  # out to the right: clipped
         _ann([1.5, 2, 10, 20.25], image_id=5),
         _ann([5, 5, 6, 6], iscrowd=1),
-        _ann([5, 5, -3, 6]), _ann([5, 5, 6, 0.5]), _ann([float('nan'), 5, 6, 6]),  # inverted, thin, no number
-        _ann([70, 5, 6, 6]), _ann([-8, 5, 8.5, 6]),  # outside; half a pixel inside
+        _ann([5, 5, -3, 6]),
+        _ann([5, 5, 6, 0.5]),
+        _ann([float('nan'), 5, 6, 6]),  # inverted, thin, no number
+        _ann([70, 5, 6, 6]),
+        _ann([-8, 5, 8.5, 6]),  # outside; half a pixel inside
         _ann([1, 1, 5, 5], image_id=99),
-        _ann([0, 0, 60.2, 40], category_id=77)]
+        _ann([0, 0, 60.2, 40], category_id=77),
+    ]
     dataset = ObjectDataset(**_coco(folder, anns))
     assert len(dataset) == 2 and dataset.metainfo['classes'] == ('four', 'nine')
     first, second = dataset.get_data_info(0), dataset.get_data_info(1)
@@ -76,9 +84,13 @@ def test_coco_boxes_labels_and_counts(folder, caplog):
     assert first['labels'].tolist() == [1, -1] and second['labels'].tolist() == [0]
     assert first['bboxes'].dtype == np.float32 and first['labels'].dtype == np.int64
     assert dataset.counts == {
-        'objects': 3, 'annotations of unknown images dropped': 1, 'crowd regions left out': 1,
-        'degenerate or inverted boxes dropped': 3, 'boxes outside their image dropped': 2,
-        'boxes clipped to their image': 1}
+        'objects': 3,
+        'annotations of unknown images dropped': 1,
+        'crowd regions left out': 1,
+        'degenerate or inverted boxes dropped': 3,
+        'boxes outside their image dropped': 2,
+        'boxes clipped to their image': 1,
+    }
     crowd = ObjectDataset(**_coco(folder, anns), with_crowd=True)
     assert crowd.counts['objects'] == 4 and len(crowd.get_data_info(0)['bboxes']) == 3
 
@@ -87,16 +99,21 @@ def test_log_line_tells_the_counts(folder, monkeypatch):
     lines = []
     monkeypatch.setattr(objects, 'print_log', lambda line, **_: lines.append(line))
     ObjectDataset(**_coco(folder, [_ann([5, 5, 6, 6]), _ann([5, 5, -3, 6])]))
-    assert lines == [f'{folder}/ann.json: 2 images, 1 objects, 1 degenerate or inverted boxes dropped; 1 images '
-                     'without objects kept']
+    assert lines == [
+        f'{folder}/ann.json: 2 images, 1 objects, 1 degenerate or inverted boxes dropped; 1 images without objects kept'
+    ]
 
 
 def test_masks_and_objects_without_one(folder):
     polygon = [[10, 5, 20, 5, 20, 15, 10, 15]]
     rle = coco_mask.encode(np.asfortranarray(np.eye(40, 60, dtype=np.uint8)))
     rle = dict(size=rle['size'], counts=rle['counts'].decode())
-    anns = [_ann([10, 5, 10, 10], segmentation=polygon), _ann([0, 0, 40, 40], segmentation=rle),
-            _ann([1, 2, 3, 4]), _ann([1, 2, 3, 4], segmentation=[[1, 2]])]
+    anns = [
+        _ann([10, 5, 10, 10], segmentation=polygon),
+        _ann([0, 0, 40, 40], segmentation=rle),
+        _ann([1, 2, 3, 4]),
+        _ann([1, 2, 3, 4], segmentation=[[1, 2]]),
+    ]
     options = _coco(folder, anns)
     dataset = ObjectDataset(**options)
     box = [[1, 2, 4, 2, 4, 6, 1, 6]]
@@ -114,7 +131,8 @@ def test_images_without_objects(folder):
 def test_plain_folder_and_list(folder):
     dataset = ObjectDataset(folder / 'img', pipeline=LOAD)
     assert [info['img_path'] for info in map(dataset.get_data_info, range(3))] == [
-        str(folder / 'img' / name) for name in ('a/1.jpg', 'b/2.JPEG', 'b/c/3.png')]
+        str(folder / 'img' / name) for name in ('a/1.jpg', 'b/2.JPEG', 'b/c/3.png')
+    ]
     item = dataset[1]
     assert item['img'].shape == (40, 60, 3) and item['bboxes'].shape == (0, 4) and item['masks'] is None
     assert (item['height'], item['width']) == (40, 60)
@@ -147,6 +165,7 @@ def test_registered(folder):
 
 # ---------------------------------------------------------------- draws
 
+
 def _draw(results):
     return results['epoch'], results['sample_idx'], results['rng'].integers(1 << 40)
 
@@ -163,7 +182,8 @@ def test_draws_do_not_depend_on_the_workers(folder):
     assert other[5][:2] == (1, 2) and other[5] != dataset[5]
     assert len(list(dataset)) == 3
     assert _message(IndexError, dataset.__getitem__, -1) == (
-        'a draw is epoch * len(dataset) + index and so never negative, got -1.')
+        'a draw is epoch * len(dataset) + index and so never negative, got -1.'
+    )
 
 
 def test_data_fraction_is_a_nested_subset_by_seed(tmp_path):
@@ -188,8 +208,10 @@ def test_large_file(folder):
     rng = np.random.default_rng(0)
     count = 10_000
     images = [dict(id=i, file_name='a/1.jpg', height=480, width=640) for i in range(count)]
-    anns = [dict(image_id=int(i), category_id=1, bbox=[10.5, 20, 50, 60], iscrowd=0, segmentation=[[1.5] * 40])
-            for i in rng.integers(0, count, 8 * count)]
+    anns = [
+        dict(image_id=int(i), category_id=1, bbox=[10.5, 20, 50, 60], iscrowd=0, segmentation=[[1.5] * 40])
+        for i in rng.integers(0, count, 8 * count)
+    ]
     options = _coco(folder, anns, images=images)
     dataset = ObjectDataset(**options)
     counts = np.bincount([ann['image_id'] for ann in anns], minlength=count)
@@ -203,6 +225,7 @@ def test_serialised_between_workers(folder):
 
 
 # ---------------------------------------------------------------- real data
+
 
 def test_real_coco_equals_pycocotools(shared_data):
     root = shared_data / 'coco'
@@ -249,6 +272,7 @@ def test_real_imagenet_folders_and_box_file(shared_data):
 
 # ---------------------------------------------------------------- masks
 
+
 def test_rle_masks():
     mask = np.zeros((30, 50), bool)
     mask[5:20, 10:45] = np.random.default_rng(0).random((15, 35)) > 0.3
@@ -261,7 +285,8 @@ def test_rle_masks():
         np.testing.assert_array_equal(segmentation_to_mask(segm, 30, 50), mask)
     assert _message(ValueError, segmentation_to_mask, compressed, 50, 30) == (
         'an RLE mask of size [30, 50] does not fit an image of height 50 and width 30; use the images that the masks '
-        'were made on.')
+        'were made on.'
+    )
 
 
 def test_several_polygons_are_one_object():
@@ -270,6 +295,7 @@ def test_several_polygons_are_one_object():
 
 
 # ---------------------------------------------------------------- bad images
+
 
 def test_kinds_of_images_become_rgb(tmp_path):
     colour = _image(tmp_path / 'c.png')
@@ -291,7 +317,8 @@ def test_exif_orientation_is_not_applied(tmp_path):
     results = dict(img_path=str(tmp_path / 'x.jpg'), height=60, width=40)
     assert _message(ValueError, LoadObjectImage(), results) == (
         f'image {tmp_path}/x.jpg is 60 x 40 pixels but its annotation says 40 x 60 (an EXIF orientation is not applied'
-        ': store the pixels upright); use the images that the boxes were made on.')
+        ': store the pixels upright); use the images that the boxes were made on.'
+    )
 
 
 @pytest.mark.parametrize('options', [dict(), dict(progressive=True), dict(quality=100, subsampling=0)])
@@ -303,11 +330,12 @@ def test_truncated_jpeg(tmp_path, options, share):
     read_image(path)
     path.write_bytes(whole + b'\0' * 100)  # padding after the end marker is harmless
     read_image(path)
-    part = whole[:int(share * len(whole))]
+    part = whole[: int(share * len(whole))]
     path.write_bytes(part)
     assert _message(ValueError, read_image, path) == (
         f'image {path} is a truncated JPEG ({len(part)} bytes, no end marker); fetch it again or remove it from the '
-        'data.')
+        'data.'
+    )
 
 
 def test_preview_in_the_head_does_not_hide_a_truncation(tmp_path):
@@ -325,10 +353,12 @@ def test_preview_in_the_head_does_not_hide_a_truncation(tmp_path):
 def test_bad_image_files(tmp_path):
     path = tmp_path / 'x.png'
     assert _message(FileNotFoundError, read_image, path) == (
-        f'image {path} does not exist; check data_root and data_prefix, or remove it from the annotations or the list.')
+        f'image {path} does not exist; check data_root and data_prefix, or remove it from the annotations or the list.'
+    )
     path.write_bytes(b'')
     assert _message(ValueError, read_image, path) == (
-        f'image {path} is empty (0 bytes); fetch it again or remove it from the data.')
+        f'image {path} is empty (0 bytes); fetch it again or remove it from the data.'
+    )
     damaged = f'image {path} can not be decoded: it is damaged or no image; fetch it again or remove it from the data.'
     path.write_bytes(b'<html>not found</html>')
     assert _message(ValueError, read_image, path) == damaged
@@ -336,7 +366,8 @@ def test_bad_image_files(tmp_path):
     path.write_bytes(path.read_bytes()[:200])
     assert _message(ValueError, read_image, path) == damaged
     assert _message(OSError, read_image, tmp_path) == (
-        f'image {tmp_path} could not be read (Is a directory); check the file and its permissions.')
+        f'image {tmp_path} could not be read (Is a directory); check the file and its permissions.'
+    )
 
 
 def test_mutated_jpegs_never_crash(tmp_path):
@@ -347,7 +378,7 @@ def test_mutated_jpegs_never_crash(tmp_path):
     for _ in range(300):
         data = whole.copy()
         data[rng.integers(0, len(data), 8)] = rng.integers(0, 256, 8)
-        path.write_bytes(data.tobytes()[:rng.integers(1, len(data) + 200)])
+        path.write_bytes(data.tobytes()[: rng.integers(1, len(data) + 200)])
         try:
             assert read_image(path).ndim == 3
         except ValueError as error:
@@ -368,52 +399,80 @@ def test_bad_image_raises_in_the_dataset(folder):
 _BAD_ANNOTATION = ' is not a dict with an image_id, a category_id and a bbox [x, y, width, height]; mend or remove it.'
 
 
-@pytest.mark.parametrize('annotations, changes, message', [
-    ([], {}, 'has no annotations; leave ann_file out to train on images without objects.'),
-    (None, {}, 'has no annotations; leave ann_file out to train on images without objects.'),
-    ([_ann([1, 1, 5, 5])], dict(images=[]), 'has no images; is it complete?'),
-    ([_ann([1, 1, 5, 5]), _ann([1, 1, 5])], {},
-     ': annotations[1]' + _BAD_ANNOTATION),
-    ([_ann([1, 1, 5, 5]), dict(image_id=7, category_id=4)], {},
-     ': annotations[1]' + _BAD_ANNOTATION),
-    ([_ann([1, 1, 5, 'wide'])], {},
-     ': annotations[0]' + _BAD_ANNOTATION),
-    ([_ann([1, 1, 5, 5], category_id=[4])], {},
-     ': annotations[0]' + _BAD_ANNOTATION),
-    ([_ann([1, 1, 5, 5])], dict(images=[dict(id=7, file_name='a/1.jpg', height=40, width=60), dict(id=8)]),
-     ': images[1] is not a dict with an id, a file_name, and positive height and width; mend or remove it.'),
-    ([_ann([1, 1, 5, 5])], dict(images=[dict(id=7, file_name='a/1.jpg', height=-40, width=60)]),
-     ': images[0] is not a dict with an id, a file_name, and positive height and width; mend or remove it.'),
-    ([_ann([1, 1, 5, 5])], dict(images=[dict(id=7, file_name='a/1.jpg')] * 2),
-     ' has two images of one id (7); give each image its own.'),
-    ([_ann([1, 1, 5, 5])], dict(categories=[4]),
-     ': categories is not a list of dicts with an id and a name; mend or remove it.'),
-    ([_ann([5, 5, -3, 6]), _ann([90, 5, 6, 6])], {},
-     ' has no usable object (1 degenerate or inverted boxes dropped, 1 boxes outside their image dropped); boxes are '
-     '[x, y, width, height] in COCO-style files, [x1, y1, x2, y2] in a dict of boxes.'),
-    ([_ann([1, 1, 5, 5])], dict(images=[dict(id=7, file_name='gone.jpg')]), 'gone.jpg'),
-])
+@pytest.mark.parametrize(
+    'annotations, changes, message',
+    [
+        ([], {}, 'has no annotations; leave ann_file out to train on images without objects.'),
+        (None, {}, 'has no annotations; leave ann_file out to train on images without objects.'),
+        ([_ann([1, 1, 5, 5])], dict(images=[]), 'has no images; is it complete?'),
+        ([_ann([1, 1, 5, 5]), _ann([1, 1, 5])], {}, ': annotations[1]' + _BAD_ANNOTATION),
+        ([_ann([1, 1, 5, 5]), dict(image_id=7, category_id=4)], {}, ': annotations[1]' + _BAD_ANNOTATION),
+        ([_ann([1, 1, 5, 'wide'])], {}, ': annotations[0]' + _BAD_ANNOTATION),
+        ([_ann([1, 1, 5, 5], category_id=[4])], {}, ': annotations[0]' + _BAD_ANNOTATION),
+        (
+            [_ann([1, 1, 5, 5])],
+            dict(images=[dict(id=7, file_name='a/1.jpg', height=40, width=60), dict(id=8)]),
+            ': images[1] is not a dict with an id, a file_name, and positive height and width; mend or remove it.',
+        ),
+        (
+            [_ann([1, 1, 5, 5])],
+            dict(images=[dict(id=7, file_name='a/1.jpg', height=-40, width=60)]),
+            ': images[0] is not a dict with an id, a file_name, and positive height and width; mend or remove it.',
+        ),
+        (
+            [_ann([1, 1, 5, 5])],
+            dict(images=[dict(id=7, file_name='a/1.jpg')] * 2),
+            ' has two images of one id (7); give each image its own.',
+        ),
+        (
+            [_ann([1, 1, 5, 5])],
+            dict(categories=[4]),
+            ': categories is not a list of dicts with an id and a name; mend or remove it.',
+        ),
+        (
+            [_ann([5, 5, -3, 6]), _ann([90, 5, 6, 6])],
+            {},
+            ' has no usable object (1 degenerate or inverted boxes dropped, 1 boxes outside their image dropped); boxes are '
+            '[x, y, width, height] in COCO-style files, [x1, y1, x2, y2] in a dict of boxes.',
+        ),
+        ([_ann([1, 1, 5, 5])], dict(images=[dict(id=7, file_name='gone.jpg')]), 'gone.jpg'),
+    ],
+)
 def test_bad_annotations(folder, annotations, changes, message):
     options = _coco(folder, annotations, **changes)
     told = _message((ValueError, FileNotFoundError), ObjectDataset, **options)
     if message == 'gone.jpg':
-        assert told == (f'image {folder}/img/gone.jpg, the first of {folder}/ann.json, does not exist; check data_root '
-                        'and data_prefix.')
+        assert told == (
+            f'image {folder}/img/gone.jpg, the first of {folder}/ann.json, does not exist; check data_root '
+            'and data_prefix.'
+        )
     else:
         assert told == f'annotation file {folder}/ann.json{"" if message[0] in " :" else " "}{message}'
 
 
-@pytest.mark.parametrize('text, message', [
-    ('', 'is not valid JSON (Expecting value: line 1 column 1 (char 0)); is it complete?'),
-    ('{"images": [', 'is not valid JSON (Expecting value: line 1 column 13 (char 12)); is it complete?'),
-    ('[1, 2]', 'holds a list; it must be COCO-style (a dict with images and annotations) or a dict {image path: [[x1, '
-     'y1, x2, y2], ...]}.'),
-    ('{}', 'is empty; leave ann_file out to train on images without objects.'),
-    ('{"a/1.jpg": [[1, 2, 3]]}', "the entry of 'a/1.jpg' is not a list of boxes [x1, y1, x2, y2]; mend or remove it (a "
-     'COCO-style file would have images and annotations).'),
-    ('{"a/1.jpg": [[5, 5, 1, 9]]}', 'has no usable object (1 degenerate or inverted boxes dropped); boxes are [x, y, '
-     'width, height] in COCO-style files, [x1, y1, x2, y2] in a dict of boxes.'),
-])
+@pytest.mark.parametrize(
+    'text, message',
+    [
+        ('', 'is not valid JSON (Expecting value: line 1 column 1 (char 0)); is it complete?'),
+        ('{"images": [', 'is not valid JSON (Expecting value: line 1 column 13 (char 12)); is it complete?'),
+        (
+            '[1, 2]',
+            'holds a list; it must be COCO-style (a dict with images and annotations) or a dict {image path: [[x1, '
+            'y1, x2, y2], ...]}.',
+        ),
+        ('{}', 'is empty; leave ann_file out to train on images without objects.'),
+        (
+            '{"a/1.jpg": [[1, 2, 3]]}',
+            "the entry of 'a/1.jpg' is not a list of boxes [x1, y1, x2, y2]; mend or remove it (a "
+            'COCO-style file would have images and annotations).',
+        ),
+        (
+            '{"a/1.jpg": [[5, 5, 1, 9]]}',
+            'has no usable object (1 degenerate or inverted boxes dropped); boxes are [x, y, '
+            'width, height] in COCO-style files, [x1, y1, x2, y2] in a dict of boxes.',
+        ),
+    ],
+)
 def test_bad_annotation_files(folder, text, message):
     (folder / 'ann.json').write_text(text)
     told = _message(ValueError, ObjectDataset, data_root=folder, ann_file='ann.json', data_prefix='img')
@@ -423,35 +482,44 @@ def test_bad_annotation_files(folder, text, message):
 def test_missing_and_empty_places(folder):
     roots = '(the shipped configs take their roots from COCO_ROOT, IMAGENET_ROOT and ADE20K_ROOT).'
     assert _message(FileNotFoundError, ObjectDataset, folder / 'none') == (
-        f'image folder {folder}/none/ does not exist; check data_root and data_prefix {roots}')
+        f'image folder {folder}/none/ does not exist; check data_root and data_prefix {roots}'
+    )
     assert _message(FileNotFoundError, ObjectDataset, folder, 'none.json', 'img') == (
-        f'annotation file {folder}/none.json does not exist; check data_root and ann_file {roots}')
+        f'annotation file {folder}/none.json does not exist; check data_root and ann_file {roots}'
+    )
     (folder / 'void').mkdir()
     assert _message(ValueError, ObjectDataset, folder / 'void') == (
         f'no image in or below {folder}/void/ (looked for .jpg, .jpeg, .png, .bmp, .webp, .tif, .tiff); check data_root'
-        ' and data_prefix.')
+        ' and data_prefix.'
+    )
     (folder / 'list.txt').write_text('\n \n')
     assert _message(ValueError, ObjectDataset, folder, 'list.txt', 'img') == (
-        f'list {folder}/list.txt is empty; write one image path a line, or leave ann_file out to use the whole folder.')
+        f'list {folder}/list.txt is empty; write one image path a line, or leave ann_file out to use the whole folder.'
+    )
     (folder / 'list.txt').write_bytes(b'\xff\xfe\x80')
     assert _message(ValueError, ObjectDataset, folder, 'list.txt', 'img') == (
-        f'list {folder}/list.txt is no text; ann_file must be a .json, or a text file with one image path a line.')
+        f'list {folder}/list.txt is no text; ann_file must be a .json, or a text file with one image path a line.'
+    )
     options = _coco(folder, [_ann([5, 5, 6, 6])], images=[dict(id=7, file_name='a/1.jpg')])
     ObjectDataset(**options, keep_empty=False)
     (folder / 'ann.json').write_text('{"a/1.jpg": []}')
     assert _message(ValueError, ObjectDataset, **options, keep_empty=False) == (
-        f'annotation file {folder}/ann.json has no image with an object; set keep_empty=True to use those without.')
+        f'annotation file {folder}/ann.json has no image with an object; set keep_empty=True to use those without.'
+    )
 
 
 def test_bad_options(folder):
     assert _message(TypeError, ObjectDataset, folder / 'img', anno_file='x.json') == (
         "ObjectDataset has no option 'anno_file'; its options are data_root, ann_file, data_prefix, pipeline, seed, "
-        'data_fraction, with_masks, with_crowd, keep_empty, max_bad_share, metainfo, indices, serialize_data, lazy_init.')
+        'data_fraction, with_masks, with_crowd, keep_empty, max_bad_share, metainfo, indices, serialize_data, lazy_init.'
+    )
     assert _message(ValueError, ObjectDataset, folder / 'img', data_fraction=0) == (
-        'data_fraction must be above 0 and at most 1, got 0.')
+        'data_fraction must be above 0 and at most 1, got 0.'
+    )
     assert _message(ValueError, ObjectDataset, folder / 'img', seed=-1) == 'seed must be an integer >= 0, got -1.'
     assert _message(ValueError, ObjectDataset, folder, data_prefix=dict(img='img')) == (
-        "data_prefix must be a folder or dict(img_path=folder), got {'img': 'img'}.")
+        "data_prefix must be a folder or dict(img_path=folder), got {'img': 'img'}."
+    )
 
 
 def test_mutated_annotations_never_crash(folder):

@@ -1,4 +1,5 @@
 """The demo set: exact annotations, classes told by pattern and not by colour, the same bytes however it is made."""
+
 import json
 import multiprocessing
 import os
@@ -76,8 +77,14 @@ def _objects(split, count):
         for label, mask in zip(found, masks):
             ys, xs = np.nonzero(mask)
             window = slice(ys.min(), ys.max() + 1), slice(xs.min(), xs.max() + 1)
-            cells = [cv2.resize(np.where(direction == k, strength, 0)[window].astype(np.float32), (4, 4),
-                                interpolation=cv2.INTER_AREA) for k in range(8)]
+            cells = [
+                cv2.resize(
+                    np.where(direction == k, strength, 0)[window].astype(np.float32),
+                    (4, 4),
+                    interpolation=cv2.INTER_AREA,
+                )
+                for k in range(8)
+            ]
             patterns.append(np.ravel(cells) / np.linalg.norm(cells))
             colours.append(image[mask].mean(0))
             labels.append(label)
@@ -162,8 +169,10 @@ def test_foreign_folder_is_never_touched(tmp_path):
     (folder / 'train2017' / 'mine.jpg').write_bytes(b'mine')
     with pytest.raises(FileExistsError) as error:
         demo.ensure_demo(tmp_path / 'set', **TINY)
-    assert str(error.value) == (f'{folder} exists and is no demo set (it has no readable odis_demo.json); name another '
-                                'folder by --root or ODIS_DEMO_ROOT, or remove it.')
+    assert str(error.value) == (
+        f'{folder} exists and is no demo set (it has no readable odis_demo.json); name another '
+        'folder by --root or ODIS_DEMO_ROOT, or remove it.'
+    )
     assert (folder / 'train2017' / 'mine.jpg').read_bytes() == b'mine'
     (folder / demo.MANIFEST).write_text(json.dumps(dict(num_train=5)))
     with pytest.raises(FileExistsError, match='holds a demo set of other parameters'):
@@ -173,8 +182,9 @@ def test_foreign_folder_is_never_touched(tmp_path):
 def test_bad_parameters_and_full_disk(tmp_path, monkeypatch):
     with pytest.raises(ValueError) as error:
         demo.ensure_demo(tmp_path / 'set', num_train=0)
-    assert str(error.value) == ('the demo set needs num_train >= 1, num_val >= 1, size >= 64 and seed >= 0; got 0, '
-                                '200, 128, 0.')
+    assert str(error.value) == (
+        'the demo set needs num_train >= 1, num_val >= 1, size >= 64 and seed >= 0; got 0, 200, 128, 0.'
+    )
 
     def full(*_):
         raise OSError(28, os.strerror(28))
@@ -182,15 +192,22 @@ def test_bad_parameters_and_full_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, '_write_image', full)
     with pytest.raises(OSError) as error:
         demo.ensure_demo(tmp_path / 'set', **TINY)
-    assert error.value.strerror == (f'the demo set could not be written to {tmp_path}/set_6_3_96px_seed3 (No space '
-                                    'left on device); name another folder by --root or ODIS_DEMO_ROOT.')
+    assert error.value.strerror == (
+        f'the demo set could not be written to {tmp_path}/set_6_3_96px_seed3 (No space '
+        'left on device); name another folder by --root or ODIS_DEMO_ROOT.'
+    )
     assert [path.suffix for path in tmp_path.iterdir()] == ['.lock']
 
 
 def test_command_line(tmp_path):
     options = ['--root', str(tmp_path / 'set'), '--num-train', '2', '--num-val', '1']
-    done = subprocess.run([sys.executable, '-m', 'odis_mm.datasets.demo', *options], capture_output=True,
-                          text=True, check=True, cwd=Path(__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, '-m', 'odis_mm.datasets.demo', *options],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[1],
+    )
     assert done.stdout.splitlines()[-1] == str(tmp_path / 'set_2_1_128px_seed0')
     assert 'rendering the demo set: 3/3 images' in done.stderr
     (tmp_path / 'file').write_text('')

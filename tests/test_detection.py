@@ -1,4 +1,5 @@
 """Detectors on a plain ViT: pyramids, layer decay, configs, and the way through mmdet's own runner."""
+
 import copy
 import json
 import os
@@ -12,13 +13,13 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, DefaultScope, init_def
 
 pytest.importorskip('mmdet')
 pytest.importorskip('mmcv._ext')
-from mmdet.registry import MODELS, TRANSFORMS  # noqa: E402
-from mmengine.runner import Runner  # noqa: E402
+from mmdet.registry import MODELS, TRANSFORMS
+from mmengine.runner import Runner
 
-import odis_mm  # noqa: E402,F401
-from odis_mm.detection import ViTFeaturePyramid, ViTSimplePyramid, pyramid_strides  # noqa: E402
-from odis_mm.detection.pyramid import ChannelLayerNorm  # noqa: E402
-from odis_mm.transfer import CheckpointError, read_checkpoint, save_backbone  # noqa: E402
+import odis_mm  # noqa: F401
+from odis_mm.detection import ViTFeaturePyramid, ViTSimplePyramid, pyramid_strides
+from odis_mm.detection.pyramid import ChannelLayerNorm
+from odis_mm.transfer import CheckpointError, read_checkpoint, save_backbone
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs' / 'mask_rcnn'
 TINY = dict(embed_dims=32, num_layers=4, num_heads=2, feedforward_channels=64)
@@ -48,12 +49,16 @@ def detection_batch(size=96, n=2, masks=True):
     from mmdet.structures import DetDataSample
     from mmdet.structures.mask import BitmapMasks
     from mmengine.structures import InstanceData
+
     images, samples = [], []
     for i in range(n):
         images.append(torch.randint(256, (3, size, size), generator=torch.Generator().manual_seed(i)).to(torch.uint8))
-        boxes = torch.tensor([[8., 8, 40, 48], [size / 2, size / 2, size - 8, size - 20]])
-        sample = DetDataSample(metainfo=dict(img_shape=(size, size), ori_shape=(size, size), img_id=i, img_path='',
-                                             scale_factor=(1., 1.)))
+        boxes = torch.tensor([[8.0, 8, 40, 48], [size / 2, size / 2, size - 8, size - 20]])
+        sample = DetDataSample(
+            metainfo=dict(
+                img_shape=(size, size), ori_shape=(size, size), img_id=i, img_path='', scale_factor=(1.0, 1.0)
+            )
+        )
         sample.gt_instances = InstanceData(bboxes=boxes, labels=torch.tensor([0, 3]))
         sample.ignored_instances = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
         if masks:
@@ -74,9 +79,10 @@ def losses_of(model, batch):
 
 # ---- pyramids ------------------------------------------------------------------------------------
 
+
 def test_strides():
     assert pyramid_strides(16, extra_levels=1) == [4, 8, 16, 32, 64]
-    assert pyramid_strides(8, (2, 1, .5)) == [4, 8, 16]
+    assert pyramid_strides(8, (2, 1, 0.5)) == [4, 8, 16]
     assert pyramid_strides(14) == [3.5, 7, 14, 28]
 
 
@@ -118,15 +124,22 @@ def test_channel_layer_norm_is_per_position():
 def test_rois_are_read_where_they_are(name):
     """mmcv's RoIAlign misreads maps that are not contiguous, and those of a ViT are not: torchvision's is the oracle."""
     from torchvision.ops import roi_align
+
     model = MODELS.build(config(name).model)
     model.eval()
     with torch.no_grad():
         maps = model.extract_feat(torch.randn(2, 3, 64, 96))
     assert all(x.is_contiguous() for x in maps)
-    rois = torch.tensor([[0., 3, 5, 40, 41], [1, 30, 2, 80, 60]])
+    rois = torch.tensor([[0.0, 3, 5, 40, 41], [1, 30, 2, 80, 60]])
     for layer, x in zip(model.roi_head.bbox_roi_extractor.roi_layers, maps):
-        wanted = roi_align(x.clone(memory_format=torch.contiguous_format), rois, layer.output_size, layer.spatial_scale,
-                           layer.sampling_ratio or -1, aligned=True)
+        wanted = roi_align(
+            x.clone(memory_format=torch.contiguous_format),
+            rois,
+            layer.output_size,
+            layer.spatial_scale,
+            layer.sampling_ratio or -1,
+            aligned=True,
+        )
         torch.testing.assert_close(layer(x, rois), wanted, atol=1e-5, rtol=1e-5)
 
 
@@ -134,7 +147,7 @@ def test_wrong_number_of_taps_and_unknown_scale():
     with pytest.raises(ValueError, match='3 maps .* 4 pyramid scales'):
         ViTFeaturePyramid(32)([torch.randn(1, 32, 4, 4)] * 3)
     with pytest.raises(ValueError, match='not 3'):
-        ViTFeaturePyramid(32, scales=(3, ))
+        ViTFeaturePyramid(32, scales=(3,))
 
 
 # ---- configs -------------------------------------------------------------------------------------
@@ -169,6 +182,7 @@ def test_config(name, monkeypatch, tmp_path):
     num_classes = {int(m.num_classes) for n, m in model.roi_head.named_children() if hasattr(m, 'num_classes')}
     if 'demo' in name:
         from odis_mm.datasets.demo import CLASSES
+
         assert num_classes == {len(CLASSES)}
     else:
         assert num_classes == {80}
@@ -177,10 +191,10 @@ def test_config(name, monkeypatch, tmp_path):
 def test_recipe_of_the_paper():
     cfg = config('mask-rcnn_vits_fpn_1x_coco')
     optimizer = cfg.optim_wrapper.optimizer
-    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 5e-5, .05)
+    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 5e-5, 0.05)
     assert cfg.auto_scale_lr == dict(enable=True, base_batch_size=8) and cfg.train_cfg.max_epochs == 12
     assert cfg.param_scheduler[0].end == 1000 and cfg.param_scheduler[1].milestones == [8, 11]
-    assert cfg.model.backbone.out_indices == [3, 5, 7, 11] and cfg.model.backbone.drop_path_rate == .05
+    assert cfg.model.backbone.out_indices == [3, 5, 7, 11] and cfg.model.backbone.drop_path_rate == 0.05
 
 
 @pytest.mark.parametrize('kind', ['demo', 'taps', 'vits'])
@@ -189,8 +203,10 @@ def test_every_parameter_gets_a_gradient(kind):
     cfg = config('mask-rcnn_vits_fpn_1x_coco' if kind == 'vits' else 'mask-rcnn_demo')
     if kind == 'taps':
         cfg.model.backbone.out_indices = [1, 2, 3]
-        cfg.model.neck = [dict(type='ViTFeaturePyramid', in_channels=128, scales=(2, 1, .5)),
-                          dict(type='FPN', in_channels=[128] * 3, out_channels=64, num_outs=3)]
+        cfg.model.neck = [
+            dict(type='ViTFeaturePyramid', in_channels=128, scales=(2, 1, 0.5)),
+            dict(type='FPN', in_channels=[128] * 3, out_channels=64, num_outs=3),
+        ]
     model = MODELS.build(cfg.model)
     model.init_weights()
     losses_of(model, detection_batch()).backward()
@@ -201,10 +217,15 @@ def test_every_parameter_gets_a_gradient(kind):
 
 # ---- layer decay ---------------------------------------------------------------------------------
 
+
 def decay_groups(model, **paramwise):
     wrapper = OPTIM_WRAPPER_CONSTRUCTORS.build(
-        dict(type='DetectorLayerDecay', paramwise_cfg=paramwise or None, optim_wrapper_cfg=dict(
-            type='OptimWrapper', optimizer=dict(type='AdamW', lr=1., weight_decay=.05))))(model)
+        dict(
+            type='DetectorLayerDecay',
+            paramwise_cfg=paramwise or None,
+            optim_wrapper_cfg=dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1.0, weight_decay=0.05)),
+        )
+    )(model)
     names = {id(p): name for name, p in model.named_parameters()}
     groups = wrapper.optimizer.param_groups
     return groups, {names[id(p)]: (group['lr'], group['weight_decay']) for group in groups for p in group['params']}
@@ -212,59 +233,74 @@ def decay_groups(model, **paramwise):
 
 def test_layer_decay():
     model, _ = demo_model()
-    groups, of = decay_groups(model, layer_decay_rate=.5)
+    groups, of = decay_groups(model, layer_decay_rate=0.5)
     assert set(of) == {name for name, p in model.named_parameters() if p.requires_grad}
     assert len(groups) <= 2 * 4 + 4
     for name, wanted in {
-            'backbone.pos_embed': (.5**5, 0.), 'backbone.cls_token': (.5**5, 0.),
-            'backbone.patch_embed.projection.weight': (.5**5, .05),
-            'backbone.patch_embed.projection.bias': (.5**5, 0.), 'backbone.layers.0.attn.qkv.weight': (.5**4, .05),
-            'backbone.layers.3.attn.qkv.weight': (.5, .05), 'backbone.layers.3.ln1.weight': (.5, 0.),
-            'backbone.ln1.weight': (1., 0.), 'neck.levels.0.1.weight': (1., .05),
-            'roi_head.bbox_head.fc_cls.bias': (1., 0.)}.items():
+        'backbone.pos_embed': (0.5**5, 0.0),
+        'backbone.cls_token': (0.5**5, 0.0),
+        'backbone.patch_embed.projection.weight': (0.5**5, 0.05),
+        'backbone.patch_embed.projection.bias': (0.5**5, 0.0),
+        'backbone.layers.0.attn.qkv.weight': (0.5**4, 0.05),
+        'backbone.layers.3.attn.qkv.weight': (0.5, 0.05),
+        'backbone.layers.3.ln1.weight': (0.5, 0.0),
+        'backbone.ln1.weight': (1.0, 0.0),
+        'neck.levels.0.1.weight': (1.0, 0.05),
+        'roi_head.bbox_head.fc_cls.bias': (1.0, 0.0),
+    }.items():
         assert of[name] == pytest.approx(wanted), name
 
 
 def test_no_layer_decay_makes_two_groups():
     model, _ = demo_model()
-    for paramwise in ({}, dict(layer_decay_rate=1.)):
+    for paramwise in ({}, dict(layer_decay_rate=1.0)):
         groups, of = decay_groups(model, **paramwise)
-        assert [g['weight_decay'] for g in groups] == [0., .05] and {lr for lr, _ in of.values()} == {1.}
+        assert [g['weight_decay'] for g in groups] == [0.0, 0.05] and {lr for lr, _ in of.values()} == {1.0}
 
 
 def test_frozen_parameters_are_left_out():
     model, _ = demo_model(**{'model.backbone.frozen_stages': 2})
-    _, of = decay_groups(model, layer_decay_rate=.5)
-    assert 'backbone.layers.1.attn.qkv.weight' not in of and of['backbone.layers.2.attn.qkv.weight'][0] == .25
+    _, of = decay_groups(model, layer_decay_rate=0.5)
+    assert 'backbone.layers.1.attn.qkv.weight' not in of and of['backbone.layers.2.attn.qkv.weight'][0] == 0.25
 
 
 def test_backbone_rate():
     model, _ = demo_model()
-    _, of = decay_groups(model, layer_decay_rate=.5, backbone_lr_mult=.1)
-    assert of['backbone.layers.3.attn.qkv.weight'][0] == pytest.approx(.05) and of['neck.levels.0.1.weight'][0] == 1.
+    _, of = decay_groups(model, layer_decay_rate=0.5, backbone_lr_mult=0.1)
+    assert of['backbone.layers.3.attn.qkv.weight'][0] == pytest.approx(0.05) and of['neck.levels.0.1.weight'][0] == 1.0
 
 
-@pytest.mark.parametrize('bad', [dict(backbone_lr_mult=0.), dict(layer_decay_rate=0.), dict(layer_decay_rate=1.2), dict(rate=.5)])
+@pytest.mark.parametrize(
+    'bad', [dict(backbone_lr_mult=0.0), dict(layer_decay_rate=0.0), dict(layer_decay_rate=1.2), dict(rate=0.5)]
+)
 def test_layer_decay_refuses(bad):
     with pytest.raises(ValueError, match='layer_decay_rate|backbone_lr_mult'):
         decay_groups(demo_model()[0], **bad)
     with pytest.raises(ValueError, match='no blocks'):
-        decay_groups(torch.nn.Linear(2, 2), layer_decay_rate=.5)
+        decay_groups(torch.nn.Linear(2, 2), layer_decay_rate=0.5)
 
 
 # ---- weights into the detector -------------------------------------------------------------------
+
 
 @pytest.fixture
 def exported(tmp_path):
     arch = config('mask-rcnn_demo').model.backbone.arch
     torch.manual_seed(3)
-    model = MODELS.build(dict(
-        type='mmpretrain.VisionTransformer', arch=dict(arch), img_size=48, patch_size=8, out_type='featmap',
-        out_indices=[3]))
+    model = MODELS.build(
+        dict(
+            type='mmpretrain.VisionTransformer',
+            arch=dict(arch),
+            img_size=48,
+            patch_size=8,
+            out_type='featmap',
+            out_indices=[3],
+        )
+    )
     model.init_weights()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * .02)
+            parameter.add_(torch.randn_like(parameter) * 0.02)
     path = tmp_path / 'iter_7_backbone.pth'
     save_backbone(path, model.state_dict(), {})
     model.eval()
@@ -274,7 +310,9 @@ def exported(tmp_path):
 def test_mask_rcnn_keeps_what_was_loaded(exported):
     """mmdet calls init_weights on the built detector; the backbone is the file's all the same, features too."""
     source, path = exported
-    detector, _ = demo_model(**{'model.backbone.init_cfg.checkpoint': str(path), 'model.backbone.img_size': 48})  # the file's own grid
+    detector, _ = demo_model(
+        **{'model.backbone.init_cfg.checkpoint': str(path), 'model.backbone.img_size': 48}
+    )  # the file's own grid
     detector.init_weights()
     state = read_checkpoint(path)
     own = detector.backbone.state_dict()
@@ -294,21 +332,29 @@ def test_initialisation_differs_without_a_checkpoint(exported):
 
 
 def test_checkpoint_of_another_architecture(exported):
-    detector, _ = demo_model(**{'model.backbone.init_cfg.checkpoint': str(exported[1]),
-                                'model.backbone.arch.num_layers': 6})
+    detector, _ = demo_model(
+        **{'model.backbone.init_cfg.checkpoint': str(exported[1]), 'model.backbone.arch.num_layers': 6}
+    )
     with pytest.raises(CheckpointError, match='depth 4 instead of 6'):
         detector.init_weights()
 
 
 # ---- data ----------------------------------------------------------------------------------------
 
+
 def test_box_only_data_names_the_twin():
     load = TRANSFORMS.build(dict(type='LoadBoxesAndMasks'))
-    results = dict(img_path='a/b.jpg', ori_shape=(10, 10), height=10, width=10, img_shape=(10, 10),
-                   instances=[dict(bbox=[0, 0, 5, 5], bbox_label=0, ignore_flag=0)])
+    results = dict(
+        img_path='a/b.jpg',
+        ori_shape=(10, 10),
+        height=10,
+        width=10,
+        img_shape=(10, 10),
+        instances=[dict(bbox=[0, 0, 5, 5], bbox_label=0, ignore_flag=0)],
+    )
     with pytest.raises(ValueError, match='a/b.jpg: 1 of 1 objects .* faster-rcnn'):
         load(copy.deepcopy(results))
-    results['instances'][0]['mask'] = [[0., 0, 5, 0, 5, 5]]
+    results['instances'][0]['mask'] = [[0.0, 0, 5, 0, 5, 5]]
     assert load(results)['gt_masks'].masks.sum() > 0
 
 
@@ -328,10 +374,11 @@ def small_run(name, shared_data, tmp_path):
         loader.dataset.pipeline = [resize if s.type in ('Resize', 'RandomChoice') else s for s in steps]
     cfg.train_dataloader.batch_sampler = None
     cfg.val_evaluator.update(
-        ann_file=f'{root}/annotations/instances_val2017.json', outfile_prefix=str(tmp_path / 'results'))
+        ann_file=f'{root}/annotations/instances_val2017.json', outfile_prefix=str(tmp_path / 'results')
+    )
     cfg.test_dataloader, cfg.test_evaluator = cfg.val_dataloader, cfg.val_evaluator
     cfg.train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=1, val_interval=1)
-    cfg.model.test_cfg.rcnn.update(score_thr=0., max_per_img=5)  # pasting masks at the image's own size is what costs
+    cfg.model.test_cfg.rcnn.update(score_thr=0.0, max_per_img=5)  # pasting masks at the image's own size is what costs
     cfg.model.test_cfg.rpn.update(nms_pre=100, max_per_img=50)
     cfg.default_hooks.logger.interval = 1
     return cfg
@@ -341,6 +388,7 @@ def test_recipe_trains_saves_evaluates_and_resumes(shared_data, tmp_path):
     """A step on real images; the val AP is pycocotools' own on the results written; the checkpoint resumes."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
+
     cfg = small_run('mask-rcnn_vits_fpn_1x_coco', shared_data, tmp_path)
     runner = Runner.from_cfg(cfg)
     before = runner.model.backbone.layers[0].attn.qkv.weight.detach().clone()
@@ -369,8 +417,13 @@ def test_recipe_trains_saves_evaluates_and_resumes(shared_data, tmp_path):
 
 def test_mask_rcnn_on_box_only_data_stops_with_the_remedy(shared_data, tmp_path):
     root = shared_data / 'coco_boxes_256'
-    options = dict(train_dataloader=dict(num_workers=0, persistent_workers=False, dataset=dict(
-        data_root=str(root), ann_file='annotations/boxes_train.json', data_prefix=dict(img='images/'))))
+    options = dict(
+        train_dataloader=dict(
+            num_workers=0,
+            persistent_workers=False,
+            dataset=dict(data_root=str(root), ann_file='annotations/boxes_train.json', data_prefix=dict(img='images/')),
+        )
+    )
     loader = Runner.build_dataloader(config('mask-rcnn_vits_fpn_1x_coco', **options).train_dataloader)
     with pytest.raises(ValueError, match='faster-rcnn'):
         next(iter(loader))
@@ -383,6 +436,7 @@ def test_coco_metric_equals_pycocotools(shared_data, tmp_path):
     from mmdet.evaluation import CocoMetric
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
+
     path = str(shared_data / 'coco' / 'annotations' / 'instances_val2017.json')
     truth = COCO(path)
     categories = truth.getCatIds()
@@ -391,29 +445,46 @@ def test_coco_metric_equals_pycocotools(shared_data, tmp_path):
     rng = np.random.default_rng(0)
     ours = []
     for image_id in truth.getImgIds():
-        found = [a for a in truth.loadAnns(truth.getAnnIds(image_id)) if rng.random() < .8]
+        found = [a for a in truth.loadAnns(truth.getAnnIds(image_id)) if rng.random() < 0.8]
         boxes = np.array([a['bbox'] for a in found], np.float64).reshape(-1, 4)
-        boxes[:, :2] += rng.normal(0, .06, (len(boxes), 2)) * boxes[:, 2:]
+        boxes[:, :2] += rng.normal(0, 0.06, (len(boxes), 2)) * boxes[:, 2:]
         scores, labels = rng.random(len(found)).round(4), [categories.index(a['category_id']) for a in found]
-        ours += [dict(image_id=image_id, category_id=a['category_id'], bbox=b.tolist(), score=float(s))
-                 for a, b, s in zip(found, boxes, scores)]
+        ours += [
+            dict(image_id=image_id, category_id=a['category_id'], bbox=b.tolist(), score=float(s))
+            for a, b, s in zip(found, boxes, scores)
+        ]
         xyxy = torch.from_numpy(np.concatenate((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), 1))
         info = truth.loadImgs(image_id)[0]
-        metric.process({}, [dict(img_id=image_id, ori_shape=(info['height'], info['width']), pred_instances=dict(
-            bboxes=xyxy, scores=torch.from_numpy(scores), labels=torch.tensor(labels, dtype=torch.long)))])
+        metric.process(
+            {},
+            [
+                dict(
+                    img_id=image_id,
+                    ori_shape=(info['height'], info['width']),
+                    pred_instances=dict(
+                        bboxes=xyxy, scores=torch.from_numpy(scores), labels=torch.tensor(labels, dtype=torch.long)
+                    ),
+                )
+            ],
+        )
     measured = metric.evaluate(size=100)['coco/bbox_mAP']
     oracle = COCOeval(truth, truth.loadRes(ours), 'bbox')
     oracle.evaluate(), oracle.accumulate(), oracle.summarize()
-    assert .1 < oracle.stats[0] < .9 and measured == pytest.approx(float(oracle.stats[0]), abs=6e-4)
+    assert 0.1 < oracle.stats[0] < 0.9 and measured == pytest.approx(float(oracle.stats[0]), abs=6e-4)
 
 
 def test_demo_dataset_renders_itself(tmp_path, monkeypatch):
     from odis_mm.datasets import demo
     from odis_mm.detection import data
+
     few = dict(num_train=2, num_val=1, size=128, seed=0)
     monkeypatch.setattr(data, 'ensure_demo', lambda root: demo._render_set(Path(root), few, 1))
-    cfg = config('mask-rcnn_demo', train_dataloader=dict(
-        num_workers=0, persistent_workers=False, batch_size=2, dataset=dict(data_root=str(tmp_path / 'set'))))
+    cfg = config(
+        'mask-rcnn_demo',
+        train_dataloader=dict(
+            num_workers=0, persistent_workers=False, batch_size=2, dataset=dict(data_root=str(tmp_path / 'set'))
+        ),
+    )
     batch = next(iter(Runner.build_dataloader(cfg.train_dataloader)))
     assert len(os.listdir(tmp_path / 'set' / 'train2017')) == 2 and batch['inputs'][0].shape == (3, 128, 128)
     assert all(len(s.gt_instances.masks) == len(s.gt_instances.bboxes) > 0 for s in batch['data_samples'])

@@ -1,4 +1,5 @@
 """Photometrics on the device: the numbers of the host's, and its pixels but for rounding."""
+
 import copy
 
 import numpy as np
@@ -10,17 +11,29 @@ import odis_mm  # noqa: F401
 from odis_mm.datasets.transforms import PackViews, RenderViews, collate_views
 from odis_mm.models.device_photometric import apply_photometrics, turn_hue
 
-VIEWS = [dict(role='global', num=2, size=64, scale=(.25, 1.)), dict(role='local', num=3, size=32, scale=(.05, .25))]
-OFF = dict(brightness=0., contrast=0., saturation=0., hue=0., jitter_prob=1., gray_prob=0., blur_prob=(0., 0., 0.))
+VIEWS = [dict(role='global', num=2, size=64, scale=(0.25, 1.0)), dict(role='local', num=3, size=32, scale=(0.05, 0.25))]
+OFF = dict(
+    brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0, jitter_prob=1.0, gray_prob=0.0, blur_prob=(0.0, 0.0, 0.0)
+)
 ONE_STEP = dict(
-    brightness=dict(OFF, brightness=.6), contrast=dict(OFF, contrast=.6), saturation=dict(OFF, saturation=.6), hue=dict(OFF, hue=.5),
-    gray=dict(OFF, gray_prob=.5), blur=dict(OFF, blur_prob=(1., .5, .5)), solarize=dict(OFF, solarize_prob=(1., .5, .5)))
+    brightness=dict(OFF, brightness=0.6),
+    contrast=dict(OFF, contrast=0.6),
+    saturation=dict(OFF, saturation=0.6),
+    hue=dict(OFF, hue=0.5),
+    gray=dict(OFF, gray_prob=0.5),
+    blur=dict(OFF, blur_prob=(1.0, 0.5, 0.5)),
+    solarize=dict(OFF, solarize_prob=(1.0, 0.5, 0.5)),
+)
 
 
 def batch(make_sample, images=4, **photometric):
-    photometric.setdefault('solarize_prob', (0., 0., 0.))
-    steps = [TRANSFORMS.build(dict(type='SampleViews', patch_size=8, views=VIEWS)), RenderViews(),
-             TRANSFORMS.build(dict(type='PhotometricViews', **photometric)), PackViews()]
+    photometric.setdefault('solarize_prob', (0.0, 0.0, 0.0))
+    steps = [
+        TRANSFORMS.build(dict(type='SampleViews', patch_size=8, views=VIEWS)),
+        RenderViews(),
+        TRANSFORMS.build(dict(type='PhotometricViews', **photometric)),
+        PackViews(),
+    ]
     items = []
     for seed in range(images):
         item = make_sample(seed=seed)
@@ -31,7 +44,7 @@ def batch(make_sample, images=4, **photometric):
 
 
 def on_device(data):
-    preprocessor = MODELS.build(dict(type='ViewPreprocessor', mean=(0., 0., 0.), std=(1., 1., 1.)))
+    preprocessor = MODELS.build(dict(type='ViewPreprocessor', mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)))
     return preprocessor(copy.deepcopy(data), True)
 
 
@@ -40,21 +53,25 @@ def test_each_step_gives_the_pixels_of_the_host(name, synthetic_sample):
     host = batch(synthetic_sample, **ONE_STEP[name])
     found = on_device(batch(synthetic_sample, on_device=True, **ONE_STEP[name]))
     plain = batch(synthetic_sample, **OFF)
-    changed = 0.
+    changed = 0.0
     for expected, pixels, before in zip(host['inputs'], found['inputs'], plain['inputs']):
         difference = (expected.float() - pixels).abs()
-        assert difference.mean() < (2. if name == 'hue' else .6)  # OpenCV's HSV has 8 bits a channel
-        assert difference.flatten().quantile(.99) <= (10. if name == 'hue' else 2.)
+        assert difference.mean() < (2.0 if name == 'hue' else 0.6)  # OpenCV's HSV has 8 bits a channel
+        assert difference.flatten().quantile(0.99) <= (10.0 if name == 'hue' else 2.0)
         changed += float((before.float() - pixels).abs().mean())
-    assert changed > 1.
+    assert changed > 1.0
 
 
 def test_all_steps_together_are_the_host_s_distribution(synthetic_sample):
-    recipe = dict(brightness=.4, contrast=.4, saturation=.2, hue=.1, blur_prob=(1., .1, .5), solarize_prob=(0., .2, 0.))
+    recipe = dict(
+        brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, blur_prob=(1.0, 0.1, 0.5), solarize_prob=(0.0, 0.2, 0.0)
+    )
     host = batch(synthetic_sample, images=8, **recipe)
     found = on_device(batch(synthetic_sample, images=8, on_device=True, **recipe))
     for expected, pixels in zip(host['inputs'], found['inputs']):
-        assert ((expected.float() - pixels).abs().mean((1, 2, 3)) < 3.).all()  # view by view: the same numbers, not only alike ones
+        assert (
+            (expected.float() - pixels).abs().mean((1, 2, 3)) < 3.0
+        ).all()  # view by view: the same numbers, not only alike ones
     assert 'photometric' not in found['data_samples']
 
 
@@ -86,6 +103,8 @@ def test_views_without_a_step_are_left_alone():
 
 def test_a_full_turn_of_the_hue_changes_nothing():
     views = torch.rand(2, 3, 8, 8) * 255
-    torch.testing.assert_close(turn_hue(views, torch.tensor([1., -1.])), views, atol=1e-3, rtol=0)
-    red = torch.tensor([255., 0., 0.]).view(1, 3, 1, 1)
-    torch.testing.assert_close(turn_hue(red, torch.tensor([1 / 3])).flatten(), torch.tensor([0., 255., 0.]), atol=1e-2, rtol=0)
+    torch.testing.assert_close(turn_hue(views, torch.tensor([1.0, -1.0])), views, atol=1e-3, rtol=0)
+    red = torch.tensor([255.0, 0.0, 0.0]).view(1, 3, 1, 1)
+    torch.testing.assert_close(
+        turn_hue(red, torch.tensor([1 / 3])).flatten(), torch.tensor([0.0, 255.0, 0.0]), atol=1e-2, rtol=0
+    )

@@ -1,4 +1,5 @@
 """The doctor: each finding provoked, and a healthy machine left alone."""
+
 import pytest
 
 from odis_mm import doctor
@@ -11,12 +12,15 @@ def findings(versions):
 HEALTHY = dict(mmengine='0.10.7', mmcv='2.1.0', mmpretrain='1.2.0', mmdet='3.3.0')
 
 
-@pytest.mark.parametrize('changes, told, remedy', [
-    ({'onedl-mmcv': '2.3.0'}, 'side by side', 'pip uninstall -y mmcv onedl-mmcv'),
-    ({'mmcv-lite': '2.1.0'}, 'side by side', 'mmcv-lite'),
-    ({'mmengine': None}, 'mmengine is not installed', 'pip install mmengine'),
-    ({'mmcv': '2.2.0'}, 'refuses mmcv 2.2.0', 'mmcv<2.2'),
-])
+@pytest.mark.parametrize(
+    'changes, told, remedy',
+    [
+        ({'onedl-mmcv': '2.3.0'}, 'side by side', 'pip uninstall -y mmcv onedl-mmcv'),
+        ({'mmcv-lite': '2.1.0'}, 'side by side', 'mmcv-lite'),
+        ({'mmengine': None}, 'mmengine is not installed', 'pip install mmengine'),
+        ({'mmcv': '2.2.0'}, 'refuses mmcv 2.2.0', 'mmcv<2.2'),
+    ],
+)
 def test_packages(changes, told, remedy):
     assert not findings(HEALTHY)
     found = findings({**HEALTHY, **changes})
@@ -28,7 +32,9 @@ def test_versions():
     assert doctor.torch_pair('2.10.0+cpu', '0.25.0').ok and not doctor.torch_pair('2.10.0', '0.24.1').ok
     assert "'torchvision==0.25.*'" in doctor.torch_pair('2.10.0', '0.24.1').remedy
     assert not doctor.torch_pair('2.1.0', None).ok
-    assert doctor.setup_tools({'setuptools': '79.0.1'}.get).ok and not doctor.setup_tools({'setuptools': '82.0.0'}.get).ok
+    assert (
+        doctor.setup_tools({'setuptools': '79.0.1'}.get).ok and not doctor.setup_tools({'setuptools': '82.0.0'}.get).ok
+    )
 
 
 def test_code_in_a_checkpoint_is_seen(tmp_path, monkeypatch):
@@ -36,6 +42,7 @@ def test_code_in_a_checkpoint_is_seen(tmp_path, monkeypatch):
     import torch
 
     from odis_mm import apis
+
     monkeypatch.setattr(apis, '_load_local', lambda path: torch.load(path, weights_only=False))
     assert not doctor.loading(tmp_path).ok
 
@@ -50,7 +57,9 @@ def test_a_folder_without_permission(tmp_path):
 def test_report_and_exit_code(tmp_path, monkeypatch, capsys):
     doctor.main(['--no-run', '--work-dir', str(tmp_path)])
     assert 'nothing stands in the way' in capsys.readouterr().out
-    monkeypatch.setattr(doctor, 'examine', lambda *args: iter([doctor.Finding(True, 'fine'), doctor.Finding(False, 'sick', 'a cure')]))
+    monkeypatch.setattr(
+        doctor, 'examine', lambda *args: iter([doctor.Finding(True, 'fine'), doctor.Finding(False, 'sick', 'a cure')])
+    )
     with pytest.raises(SystemExit) as stop:
         doctor.main([])
     assert stop.value.code == 1

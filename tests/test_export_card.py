@@ -1,4 +1,5 @@
 """The card beside an export, and the check that a detector starts from the file."""
+
 import re
 from types import SimpleNamespace
 
@@ -11,11 +12,14 @@ from test_models import make_vit
 from odis_mm.transfer import CheckpointError, fingerprint, read_meta, save_backbone
 
 pytest.importorskip('mmdet')
-from odis_mm.detection import DetectorInit  # noqa: E402
+from odis_mm.detection import DetectorInit
 
 
 def test_every_export_has_its_card(tmp_path):
-    runner = run(tmp_path, cfg=dict(train_dataloader=dict(dataset=dict(type='ObjectDataset', data_root='data/coco', data_fraction=.5))))
+    runner = run(
+        tmp_path,
+        cfg=dict(train_dataloader=dict(dataset=dict(type='ObjectDataset', data_root='data/coco', data_fraction=0.5))),
+    )
     runner.message_hub.update_info('frozen_metrics', {'regions/box_pool': 43.21})
     runner.train()
     cards = sorted(path.name for path in tmp_path.glob('*.md'))
@@ -27,7 +31,9 @@ def test_every_export_has_its_card(tmp_path):
     assert lines['data'] == 'type ObjectDataset, data_root data/coco, data_fraction 0.5, 4 images'
     assert lines['metrics so far'] == 'regions/box_pool 43.2'
     assert f'torch {torch.__version__}' in lines['versions'] and 'mmpretrain' in lines['versions']
-    assert 'pytest' in lines['command'] and lines['fingerprint'] == fingerprint(runner.model.branch('teacher').state_dict())
+    assert 'pytest' in lines['command'] and lines['fingerprint'] == fingerprint(
+        runner.model.branch('teacher').state_dict()
+    )
     meta = read_meta(tmp_path / 'epoch_2_backbone.pth')
     assert (meta['num_heads'], meta['iteration'], meta['epoch']) == (4, 8, 2)
 
@@ -43,8 +49,18 @@ def test_a_fingerprint_sees_every_bit():
 
 
 def detector(backbone, init_cfg=None, **kwargs):
-    return SimpleNamespace(**{**dict(model=SimpleNamespace(backbone=backbone), cfg=dict(model=dict(backbone=dict(init_cfg=init_cfg))),
-                                     logger=MMLogger.get_current_instance(), iter=0, _load_from=None), **kwargs})
+    return SimpleNamespace(
+        **{
+            **dict(
+                model=SimpleNamespace(backbone=backbone),
+                cfg=dict(model=dict(backbone=dict(init_cfg=init_cfg))),
+                logger=MMLogger.get_current_instance(),
+                iter=0,
+                _load_from=None,
+            ),
+            **kwargs,
+        }
+    )
 
 
 def test_a_detector_that_lost_its_weights_is_stopped(tmp_path, caplog, monkeypatch):
@@ -58,14 +74,20 @@ def test_a_detector_that_lost_its_weights_is_stopped(tmp_path, caplog, monkeypat
     assert said[-1] == f'DetectorInit: backbone {mark} equals {tmp_path / "a.pth"}, {len(vit.state_dict())} tensors'
     larger = make_vit(img_size=64)
     from odis_mm.transfer import load_backbone
+
     load_backbone(larger, tmp_path / 'a.pth')
     DetectorInit().before_train(detector(larger, init_cfg))  # positions were resampled: the same way here
 
     with torch.no_grad():
         vit.layers[1].ffn.layers[1].bias[0] += 1e-6  # as little as this
-    for hook, config in ((DetectorInit(), init_cfg), (DetectorInit(), dict(init_cfg, type='Pretrained')),
-                         (DetectorInit(init_cfg['checkpoint']), None)):
-        with pytest.raises(CheckpointError, match=r'1 of \d+ backbone tensors differ from the file \(layers.1.ffn.layers.1.bias\)'):
+    for hook, config in (
+        (DetectorInit(), init_cfg),
+        (DetectorInit(), dict(init_cfg, type='Pretrained')),
+        (DetectorInit(init_cfg['checkpoint']), None),
+    ):
+        with pytest.raises(
+            CheckpointError, match=r'1 of \d+ backbone tensors differ from the file \(layers.1.ffn.layers.1.bias\)'
+        ):
             hook.before_train(detector(vit, config))
     DetectorInit().before_train(detector(vit, init_cfg, iter=7, _load_from='epoch_1.pth'))  # resumed
     assert said[-1].endswith('from the checkpoint epoch_1.pth')

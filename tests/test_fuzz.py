@@ -1,4 +1,5 @@
 """A few hundred mutated files through the readers; robustness/fuzz.py takes as many as one likes. And what it found."""
+
 import json
 import os
 import signal
@@ -16,10 +17,16 @@ from robustness import fuzz
 @pytest.mark.parametrize('name, count', [('annotations', 120), ('images', 300)])
 def test_mutated_files_are_read_or_refused(tmp_path, name, count):
     seeds = fuzz.annotation_seeds(tmp_path) if name == 'annotations' else fuzz.image_seeds()
-    cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (9, 9), 2)  # OpenCV's threads are there when the cases' process is forked
+    cv2.GaussianBlur(
+        np.zeros((2000, 2000, 3), np.uint8), (9, 9), 2
+    )  # OpenCV's threads are there when the cases' process is forked
     counts, findings = fuzz.fuzz(fuzz.TASKS[name], seeds, count, 1, tmp_path, batch=count)
     assert not findings, findings
-    assert sum(counts.values()) == count and counts['read'] > count / 10 and sum(counts.values()) - counts['read'] > count / 4
+    assert (
+        sum(counts.values()) == count
+        and counts['read'] > count / 10
+        and sum(counts.values()) - counts['read'] > count / 4
+    )
 
 
 def test_seeds_are_right(tmp_path):
@@ -49,24 +56,33 @@ def reader(faults: dict):
         number = int(path.read_bytes())
         if number in faults:
             faults[number](path)
+
     return fuzz.Task('toy', lambda seeds, case, seed: str(case).encode(), read, 'toy.txt')
 
 
 def test_the_fuzzer_sees_what_it_looks_for(tmp_path, monkeypatch):
     """Crash, foreign error, nameless error, too much memory, and a hang in Python, each with its case; and goes on."""
-    monkeypatch.setattr(fuzz, 'SECONDS', .3)
+    monkeypatch.setattr(fuzz, 'SECONDS', 0.3)
 
     def of(error):
         def fail(path):
             raise error(path)
+
         return fail
 
     def hang(path):
         while True:
             time.sleep(0) if time.process_time() < 0 else None
-    faults = {1: lambda path: os.kill(os.getpid(), signal.SIGKILL), 3: of(lambda path: KeyError('id')),
-              4: of(lambda path: AnnotationError('it is bad')), 5: of(lambda path: AnnotationError(f'{path} is bad')),
-              6: lambda path: np.ones(3 << 30, np.uint8), 8: hang, 9: of(lambda path: BadImageError(f'{path}\nis bad'))}
+
+    faults = {
+        1: lambda path: os.kill(os.getpid(), signal.SIGKILL),
+        3: of(lambda path: KeyError('id')),
+        4: of(lambda path: AnnotationError('it is bad')),
+        5: of(lambda path: AnnotationError(f'{path} is bad')),
+        6: lambda path: np.ones(3 << 30, np.uint8),
+        8: hang,
+        9: of(lambda path: BadImageError(f'{path}\nis bad')),
+    }
     counts, findings = fuzz.fuzz(reader(faults), [], 11, 0, tmp_path)
     assert [finding.case for finding in findings] == [1, 3, 4, 6, 8, 9]
     assert 'exit code -9' in findings[0].what and 'KeyError' in findings[1].what and 'MemoryError' in findings[3].what
@@ -78,9 +94,12 @@ def test_the_fuzzer_sees_what_it_looks_for(tmp_path, monkeypatch):
 def test_a_header_that_claims_too_much_takes_no_memory(tmp_path, side):
     data = bytearray(cv2.imencode('.jpg', np.zeros((48, 64, 3), np.uint8))[1].tobytes())
     at = data.find(b'\xff\xc0') + 5
-    data[at:at + 4] = side.to_bytes(2, 'big') * 2
+    data[at : at + 4] = side.to_bytes(2, 'big') * 2
     (tmp_path / 'a.jpg').write_bytes(data)
-    with pytest.raises(BadImageError, match=r'a.jpg (has more than 134217728 pixels by its header|claims 121000000 pixels in \d+ bytes)'):
+    with pytest.raises(
+        BadImageError,
+        match=r'a.jpg (has more than 134217728 pixels by its header|claims 121000000 pixels in \d+ bytes)',
+    ):
         read_image(tmp_path / 'a.jpg')
 
 
@@ -90,12 +109,28 @@ def test_a_blank_image_is_not_taken_for_a_damaged_one(tmp_path):
         assert read_image(tmp_path / 'a.jpg').shape == (4000, 4000, 3)
 
 
-@pytest.mark.parametrize('segmentation', [
-    dict(size=[4, 6], counts=[10, -4, 18]), dict(size=[4, 6], counts=[10, 4]), dict(size=[4, 6], counts=[1e300, 3]),
-    dict(size=[4, 6], counts=7), dict(size=[4, 6], counts='PPPPPPPPoooo'), dict(size='46', counts=[24]),
-    dict(size=[4, 6], counts='é'), dict(counts=[24]),
-    [[0, 0, 1e9, 0, 1e9, 1e9]], [[float('nan')] * 6], [['a'] * 6], [[1, 2, 3, 4, 5, 6, 7]], [[[1]] * 6], [], 'abc', None,
-    [[1, 2, 3, 4, 10**400, 6]]])
+@pytest.mark.parametrize(
+    'segmentation',
+    [
+        dict(size=[4, 6], counts=[10, -4, 18]),
+        dict(size=[4, 6], counts=[10, 4]),
+        dict(size=[4, 6], counts=[1e300, 3]),
+        dict(size=[4, 6], counts=7),
+        dict(size=[4, 6], counts='PPPPPPPPoooo'),
+        dict(size='46', counts=[24]),
+        dict(size=[4, 6], counts='é'),
+        dict(counts=[24]),
+        [[0, 0, 1e9, 0, 1e9, 1e9]],
+        [[float('nan')] * 6],
+        [['a'] * 6],
+        [[1, 2, 3, 4, 5, 6, 7]],
+        [[[1]] * 6],
+        [],
+        'abc',
+        None,
+        [[1, 2, 3, 4, 10**400, 6]],
+    ],
+)
 def test_masks_that_are_none_are_refused(segmentation):
     """pycocotools takes them, writes beyond its memory, fills all of it, or never ends."""
     with pytest.raises(AnnotationError, match='mask|polygon'):

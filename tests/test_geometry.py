@@ -1,4 +1,5 @@
 """Geometry: hand-made cases, brute force on pixels, properties, and real COCO objects."""
+
 import json
 from fractions import Fraction
 
@@ -35,7 +36,7 @@ def from_pixels(mask, view, patch):
     """Patch mask by repeating pixels until every patch is a whole number of them, then flipping and turning."""
     x, y, w, h = view.crop
     rows, cols = view.size[0] // patch, view.size[1] // patch
-    part = np.asarray(mask[y:y + h, x:x + w] != 0)
+    part = np.asarray(mask[y : y + h, x : x + w] != 0)
     part = part.repeat(rows, 0).reshape(rows, h, w).any(1)
     part = part.repeat(cols, 1).reshape(rows, cols, w).any(2)
     return np.rot90(part[:, ::-1] if view.flip else part, view.rot90)
@@ -44,8 +45,10 @@ def from_pixels(mask, view, patch):
 def box_from_pixels(box, view, patch):
     """Patch mask of a box: every pixel of the view that it enters, in fractions; then flipping and turning."""
     axes = []
-    for (start, extent), total, low, high in (((view.crop[1], view.crop[3]), view.size[0], box[1], box[3]),
-                                              ((view.crop[0], view.crop[2]), view.size[1], box[0], box[2])):
+    for (start, extent), total, low, high in (
+        ((view.crop[1], view.crop[3]), view.size[0], box[1], box[3]),
+        ((view.crop[0], view.crop[2]), view.size[1], box[0], box[2]),
+    ):
         low, high = ((Fraction(float(v)) - start) * total / extent for v in (low, high))
         axes.append(np.array([low < i + 1 and high > i and low < high for i in range(total)]))
     pixels = axes[0][:, None] & axes[1][None, :]
@@ -62,16 +65,19 @@ def test_a_turn_is_counter_clockwise():
     assert np.argwhere(orient(picture, rot90=2)).tolist() == [[3, 0]]
     assert np.argwhere(orient(picture, rot90=3)).tolist() == [[5, 3]]
     view = View((0, 0, 6, 4), (4, 6), rot90=1)
-    assert boxes_to_view(np.array([5., 0, 6, 1]), view).tolist() == [0, 0, 1, 1]
+    assert boxes_to_view(np.array([5.0, 0, 6, 1]), view).tolist() == [0, 0, 1, 1]
 
 
-@pytest.mark.parametrize('view, box, expected', [
-    (View((10, 20, 40, 20), (40, 80)), [20, 25, 30, 30], [20, 10, 40, 20]),
-    (View((10, 20, 40, 20), (40, 80), True), [20, 25, 30, 30], [40, 10, 60, 20]),
-    (View((10, 20, 40, 20), (40, 80), False, 1), [20, 25, 30, 30], [10, 40, 20, 60]),
-    (View((10, 20, 40, 20), (40, 80), True, 3), [20, 25, 30, 30], [20, 40, 30, 60]),
-    (View((10, 20, 40, 20), (40, 80), False, 2), [20, 25, 30, 30], [40, 20, 60, 30]),
-])
+@pytest.mark.parametrize(
+    'view, box, expected',
+    [
+        (View((10, 20, 40, 20), (40, 80)), [20, 25, 30, 30], [20, 10, 40, 20]),
+        (View((10, 20, 40, 20), (40, 80), True), [20, 25, 30, 30], [40, 10, 60, 20]),
+        (View((10, 20, 40, 20), (40, 80), False, 1), [20, 25, 30, 30], [10, 40, 20, 60]),
+        (View((10, 20, 40, 20), (40, 80), True, 3), [20, 25, 30, 30], [20, 40, 30, 60]),
+        (View((10, 20, 40, 20), (40, 80), False, 2), [20, 25, 30, 30], [40, 20, 60, 30]),
+    ],
+)
 def test_boxes_by_hand(view, box, expected):
     out = boxes_to_view(np.array(box, np.float32), view)
     assert out.tolist() == expected
@@ -79,7 +85,7 @@ def test_boxes_by_hand(view, box, expected):
 
 
 def test_clipping():
-    boxes = boxes_to_view(np.array([[0., 0, 25, 22], [0, 0, 5, 5]]), View((10, 20, 40, 20), (40, 80), True), clip=True)
+    boxes = boxes_to_view(np.array([[0.0, 0, 25, 22], [0, 0, 5, 5]]), View((10, 20, 40, 20), (40, 80), True), clip=True)
     assert boxes[0].tolist() == [50, 0, 80, 4]
     assert (boxes[1, 2] - boxes[1, 0]) * (boxes[1, 3] - boxes[1, 1]) == 0
 
@@ -93,11 +99,11 @@ def test_pixels_and_points_agree(size):
         for k in range(-1, 5):
             x, y = int(rng.integers(40)), int(rng.integers(20))
             view = View((x, y, size[1], size[0]), size, flip, k)
-            pixels = orient(image[y:y + size[0], x:x + size[1]], flip, k)
+            pixels = orient(image[y : y + size[0], x : x + size[1]], flip, k)
             i, j = int(rng.integers(pixels.shape[0])), int(rng.integers(pixels.shape[1]))
-            source = points_from_view(np.array([j + .5, i + .5]), view)
+            source = points_from_view(np.array([j + 0.5, i + 0.5]), view)
             assert image[int(source[1]), int(source[0])] == pixels[i, j]
-            assert np.allclose(points_to_view(source, view), [j + .5, i + .5], atol=1e-12)
+            assert np.allclose(points_to_view(source, view), [j + 0.5, i + 0.5], atol=1e-12)
 
 
 def test_inverse_and_four_turns():
@@ -106,7 +112,7 @@ def test_inverse_and_four_turns():
         view = random_view(rng, size=(32, 48))
         points = rng.uniform(-20, 120, (7, 2))
         assert np.allclose(points_from_view(points_to_view(points, view), view), points, atol=1e-9)
-    box, size = np.array([3., 5, 17, 9]), (20, 30)
+    box, size = np.array([3.0, 5, 17, 9]), (20, 30)
     for _ in range(4):
         box, size = boxes_to_view(box, View((0, 0, size[1], size[0]), size, rot90=1)), size[::-1]
     assert box.tolist() == [3, 5, 17, 9] and size == (20, 30)
@@ -117,7 +123,7 @@ def test_inverse_and_four_turns():
 @pytest.mark.parametrize('shape', [(6, 5, 5), (6, 4, 7)])
 def test_orient_per_item(shape):
     rng = np.random.default_rng(2)
-    flip = rng.random(6) < .5
+    flip = rng.random(6) < 0.5
     turns = rng.integers(-4, 8, 6) if shape[1] == shape[2] else rng.integers(0, 4, 6) * 2 + 1
     maps = rng.random(shape)
     for library in (np.asarray, torch.as_tensor):
@@ -138,12 +144,12 @@ def test_orient_needs_square_maps_for_mixed_turns():
 
 def test_patch_masks_by_hand():
     view = View((0, 0, 64, 64), (64, 64))
-    touch = box_patch_mask(np.array([16., 16, 32, 32]), view, 16)  # its edges lie on edges of patches
+    touch = box_patch_mask(np.array([16.0, 16, 32, 32]), view, 16)  # its edges lie on edges of patches
     assert np.argwhere(touch).tolist() == [[1, 1]]
     touch = box_patch_mask(np.array([15.999, 16, 32, 32.001]), view, 16)
     assert np.argwhere(touch).tolist() == [[1, 0], [1, 1], [2, 0], [2, 1]]
-    assert not box_patch_mask(np.array([20., 20, 20, 40]), view, 16).any()  # no area
-    assert not box_patch_mask(np.array([64., 0, 90, 64]), view, 16).any()  # beside the crop
+    assert not box_patch_mask(np.array([20.0, 20, 20, 40]), view, 16).any()  # no area
+    assert not box_patch_mask(np.array([64.0, 0, 90, 64]), view, 16).any()  # beside the crop
     mask = np.zeros((64, 64), np.uint8)
     mask[31, 48] = 1
     assert np.argwhere(mask_patch_mask(summed_area(mask), view, 16)).tolist() == [[1, 3]]
@@ -157,11 +163,11 @@ def test_patch_masks_against_pixels():
     for _ in range(300):
         mask = np.zeros((71, 97), np.uint8)
         y, x = rng.integers(0, 71), rng.integers(0, 97)
-        mask[y:y + rng.integers(1, 30), x:x + rng.integers(1, 30)] = rng.random() < .9
+        mask[y : y + rng.integers(1, 30), x : x + rng.integers(1, 30)] = rng.random() < 0.9
         mask[rng.integers(71), rng.integers(97)] = 1
         view = random_view(rng, size=(48, 32))
         assert (mask_patch_mask(summed_area(mask), view, 8) == from_pixels(mask, view, 8)).all()
-        corners = rng.uniform(-5, 100, (2, 2)) if rng.random() < .5 else rng.integers(-5, 100, (2, 2))
+        corners = rng.uniform(-5, 100, (2, 2)) if rng.random() < 0.5 else rng.integers(-5, 100, (2, 2))
         box = np.sort(corners, 0).reshape(4)
         assert (box_patch_mask(box, view, 8) == box_from_pixels(box, view, 8)).all()
 
@@ -172,15 +178,19 @@ def test_numpy_torch_and_batches_agree():
     batch = stack_views(views)
     tensors = ViewBatch(*(torch.from_numpy(f) for f in batch))
     boxes = np.sort(rng.uniform(0, 90, (5, 2, 2)), 1).reshape(5, 1, 4)
-    mask = rng.random((71, 97)) < .01
+    mask = rng.random((71, 97)) < 0.01
     table = summed_area(mask)
     assert (summed_area(torch.from_numpy(mask)).numpy() == table).all()
-    pairs = ((boxes_to_view(boxes, batch, clip=True), boxes_to_view(torch.from_numpy(boxes), tensors, clip=True)),
-             (box_patch_mask(boxes, batch, 8), box_patch_mask(torch.from_numpy(boxes), tensors, 8)),
-             (mask_patch_mask(table, batch, 8), mask_patch_mask(torch.from_numpy(table), tensors, 8)),
-             (pair_intersections(batch)[0], pair_intersections(tensors)[0]),
-             (mask_area_in_crops(table, batch.crop.astype(int)),
-              mask_area_in_crops(torch.from_numpy(table), tensors.crop.long())))
+    pairs = (
+        (boxes_to_view(boxes, batch, clip=True), boxes_to_view(torch.from_numpy(boxes), tensors, clip=True)),
+        (box_patch_mask(boxes, batch, 8), box_patch_mask(torch.from_numpy(boxes), tensors, 8)),
+        (mask_patch_mask(table, batch, 8), mask_patch_mask(torch.from_numpy(table), tensors, 8)),
+        (pair_intersections(batch)[0], pair_intersections(tensors)[0]),
+        (
+            mask_area_in_crops(table, batch.crop.astype(int)),
+            mask_area_in_crops(torch.from_numpy(table), tensors.crop.long()),
+        ),
+    )
     for a, b in pairs:
         assert isinstance(b, torch.Tensor) and a.shape == b.shape and (a == b.numpy()).all()
     for i, view in enumerate(views):
@@ -188,7 +198,7 @@ def test_numpy_torch_and_batches_agree():
         assert (pairs[1][0][:, i] == box_patch_mask(boxes[:, 0], view, 8)).all()
         assert (pairs[2][0][i] == mask_patch_mask(table, view, 8)).all()
         x, y, w, h = view.crop
-        assert pairs[4][0][i] == mask[y:y + h, x:x + w].sum()
+        assert pairs[4][0][i] == mask[y : y + h, x : x + w].sum()
 
 
 def test_pair_intersections_against_pixels():
@@ -202,7 +212,7 @@ def test_pair_intersections_against_pixels():
             x, y = int(rng.integers(80 - 24)), int(rng.integers(60 - 24))
             views.append(View((x, y, 24, 24), (24, 24), bool(rng.integers(2)), int(rng.integers(4))))
         batches.append(stack_views(views))
-        pixels = [orient(image[v.crop[1]:v.crop[1] + 24, v.crop[0]:v.crop[0] + 24], v.flip, v.rot90) for v in views]
+        pixels = [orient(image[v.crop[1] : v.crop[1] + 24, v.crop[0] : v.crop[0] + 24], v.flip, v.rot90) for v in views]
         first, second, area = pair_intersections(batches[-1])
         assert (first == second.swapaxes(0, 1)).all() and (area == area.T).all()
         for i in range(5):
@@ -223,7 +233,7 @@ def test_bad_views_are_named():
     with pytest.raises(ValueError, match='share one size'):
         patch_grid(stack_views([View((0, 0, 9, 9), (32, 48)), View((0, 0, 9, 9), (32, 48), rot90=1)]), 16)
     with pytest.raises(ValueError, match='integers'):
-        mask_patch_mask(summed_area(np.ones((9, 9))), View((0, .5, 9, 8), (32, 32)), 16)
+        mask_patch_mask(summed_area(np.ones((9, 9))), View((0, 0.5, 9, 8), (32, 32)), 16)
 
 
 def test_thousand_crops_of_coco_objects(shared_data):

@@ -1,4 +1,5 @@
 """GTSA: views, exact turns, the three losses against a slow reference, the teacher, two ranks against one, batch 1."""
+
 import copy
 import itertools
 import sys
@@ -37,13 +38,26 @@ MAP_LOSSES = ('loss_crop', 'loss_correspondence')
 
 def make_gtsa(**head):
     torch.manual_seed(1)
-    model = MODELS.build(dict(
-        type='GTSA', momentum=dict(start=.5, end=1.),
-        backbone=dict(type='ObjectViT', arch=ARCH, img_size=40, patch_size=8, drop_path_rate=0.),
-        neck=dict(type='ConvNeck', in_channels=24, hidden_channels=24, out_channels=32),
-        head=dict(type='GTSAHead', in_channels=24, rotation_channels=(20, 18, 16), crop_cells=(4, 2), num_matches=(12, 5),
-                  predictor=dict(type='ConvNeck', in_channels=32, hidden_channels=28, out_channels=32, num_blocks=1, residual=False),
-                  correspondence_epoch=0, **head)))
+    model = MODELS.build(
+        dict(
+            type='GTSA',
+            momentum=dict(start=0.5, end=1.0),
+            backbone=dict(type='ObjectViT', arch=ARCH, img_size=40, patch_size=8, drop_path_rate=0.0),
+            neck=dict(type='ConvNeck', in_channels=24, hidden_channels=24, out_channels=32),
+            head=dict(
+                type='GTSAHead',
+                in_channels=24,
+                rotation_channels=(20, 18, 16),
+                crop_cells=(4, 2),
+                num_matches=(12, 5),
+                predictor=dict(
+                    type='ConvNeck', in_channels=32, hidden_channels=28, out_channels=32, num_blocks=1, residual=False
+                ),
+                correspondence_epoch=0,
+                **head,
+            ),
+        )
+    )
     model.init_weights()
     return model
 
@@ -70,13 +84,17 @@ def make_batch(batch=3, num_local=3, seed=0, rot90=None):
     rng, g = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     views = 2 + num_local
     return dict(
-        inputs=[torch.randint(0, 256, (2 * batch, 3, 40, 40), generator=g, dtype=torch.uint8),
-                torch.randint(0, 256, (num_local * batch, 3, 24, 24), generator=g, dtype=torch.uint8)],
+        inputs=[
+            torch.randint(0, 256, (2 * batch, 3, 40, 40), generator=g, dtype=torch.uint8),
+            torch.randint(0, 256, (num_local * batch, 3, 24, 24), generator=g, dtype=torch.uint8),
+        ],
         data_samples=dict(
             crop=torch.from_numpy(draw_crops(rng, batch, views)).float(),
             view_size=torch.tensor([[40, 40]] * 2 + [[24, 24]] * num_local).expand(batch, -1, -1).contiguous(),
             flip=torch.zeros(batch, views, dtype=torch.bool),
-            rot90=torch.from_numpy(rng.integers(0, 4, (batch, views))) if rot90 is None else rot90))
+            rot90=torch.from_numpy(rng.integers(0, 4, (batch, views))) if rot90 is None else rot90,
+        ),
+    )
 
 
 def losses_of(model, data, iteration=0):
@@ -93,9 +111,9 @@ def arrow(size=64):
     """A white arrow that points to the right, on black: a shaft along the middle row, a head at the right edge."""
     picture = np.zeros((size, size, 3), np.uint8)
     half = size // 2
-    picture[half - 2:half + 2, size // 8:-size // 8] = 255
+    picture[half - 2 : half + 2, size // 8 : -size // 8] = 255
     for i in range(size // 4):
-        picture[half - i:half + i, size - size // 8 - i - 1] = 255
+        picture[half - i : half + i, size - size // 8 - i - 1] = 255
     return picture
 
 
@@ -105,8 +123,10 @@ def test_a_positive_turn_is_counter_clockwise_on_a_picture(rot90, points_to):
     turned = render_view(arrow(), view)[..., 0].astype(float)
     halves = dict(left=turned[:, :32], right=turned[:, 32:], up=turned[:32], down=turned[32:])
     assert max(halves, key=lambda name: halves[name].sum()) == points_to
-    x1, y1, x2, y2 = boxes_to_view(np.array([40., 12., 60., 52.]), view).astype(int)  # where the head of the arrow is
-    assert turned[y1:y2, x1:x2].sum() > .5 * turned.sum()
+    x1, y1, x2, y2 = boxes_to_view(np.array([40.0, 12.0, 60.0, 52.0]), view).astype(
+        int
+    )  # where the head of the arrow is
+    assert turned[y1:y2, x1:x2].sum() > 0.5 * turned.sum()
 
 
 @pytest.mark.parametrize('rot90', range(4))
@@ -121,7 +141,7 @@ def test_turned_view_and_map_turned_back_agree(rot90):
 
 
 def test_a_box_turned_four_times_is_the_same_box():
-    box, frame = np.array([3., 5., 20., 11.]), (50, 30)  # w, h
+    box, frame = np.array([3.0, 5.0, 20.0, 11.0]), (50, 30)  # w, h
     once, (w, h) = box, frame
     for _ in range(4):
         once = boxes_to_view(once, View((0, 0, w, h), (h, w), False, 1))
@@ -133,7 +153,9 @@ def test_pairs_hold_the_rectangles_of_the_slow_reference():
     crops, rng = draw_crops(np.random.default_rng(3), 4, 5), np.random.default_rng(4)
     rot90 = torch.from_numpy(rng.integers(0, 4, (4, 5)))
     sizes = torch.tensor([[40, 40]] * 2 + [[24, 24]] * 3).expand(4, -1, -1)
-    groups = teacher_student_pairs(ViewBatch(torch.from_numpy(crops), sizes, torch.zeros(4, 5, dtype=torch.bool), rot90), [2, 3])
+    groups = teacher_student_pairs(
+        ViewBatch(torch.from_numpy(crops), sizes, torch.zeros(4, 5, dtype=torch.bool), rot90), [2, 3]
+    )
     assert [pairs.turns.shape for pairs in groups] == [(2, 4), (6, 4)]
     seen = 0
     for start, pairs in zip((0, 2), groups):
@@ -152,7 +174,7 @@ def test_pairs_hold_the_rectangles_of_the_slow_reference():
 
 
 # ------------------------------------------------------------------------------------------------------------------ views
-GROUPS = [dict(role='global', num=2, size=32, scale=(.3, 1.)), dict(role='local', num=8, size=16, scale=(.1, .3))]
+GROUPS = [dict(role='global', num=2, size=32, scale=(0.3, 1.0)), dict(role='local', num=8, size=16, scale=(0.1, 0.3))]
 
 
 def sample_views(height, width, seed=0, **options):
@@ -167,15 +189,19 @@ def test_every_view_meets_every_global_one():
         views = sample_views(height, width, seed)['views']
         crops = np.array([view.crop for view in views], np.float64)
         share = shared_area(crops, crops[:2]) / (height * width)
-        assert share[1, 0] > .02 and share[2:].min() > .01
-        assert (crops[:, :2] >= 0).all() and (crops[:, 0] + crops[:, 2] <= width).all() and (crops[:, 1] + crops[:, 3] <= height).all()
+        assert share[1, 0] > 0.02 and share[2:].min() > 0.01
+        assert (
+            (crops[:, :2] >= 0).all()
+            and (crops[:, 0] + crops[:, 2] <= width).all()
+            and (crops[:, 1] + crops[:, 3] <= height).all()
+        )
         assert [view.size for view in views] == [(32, 32)] * 2 + [(16, 16)] * 8 and not any(view.flip for view in views)
         turns += [view.rot90 for view in views]
-    assert np.bincount(turns, minlength=4).min() > .2 * len(turns) and set(turns) == {0, 1, 2, 3}
+    assert np.bincount(turns, minlength=4).min() > 0.2 * len(turns) and set(turns) == {0, 1, 2, 3}
 
 
 def test_the_rule_is_what_redraws():
-    free = [sample_views(90, 160, seed, min_overlap=(0., 0.), tries=1)['views'] for seed in range(60)]
+    free = [sample_views(90, 160, seed, min_overlap=(0.0, 0.0), tries=1)['views'] for seed in range(60)]
     crops = np.array([[view.crop for view in views] for views in free], np.float64)
     assert min(shared_area(c, c[:2])[2:].min() for c in crops) == 0
 
@@ -211,14 +237,17 @@ def test_picture_of_the_views(synthetic_sample, tmp_path):
     assert cv2.imread(str(tmp_path / 'views.png')).std() > 10
 
 
-@pytest.mark.parametrize('options, told', [
-    (dict(views=[dict(GROUPS[0], flip=.5)]), 'remove flip'),
-    (dict(views=[dict(GROUPS[0], size=(32, 16))]), 'use square ones'),
-    (dict(views=GROUPS[1:]), 'one group of globals'),
-    (dict(views=GROUPS, tries=0), 'at least 1'),
-    (dict(views=GROUPS, min_overlap=(1., 0.)), 'two shares'),
-    (dict(views=[dict(GROUPS[0], sizes=3)]), 'unknown key'),
-])
+@pytest.mark.parametrize(
+    'options, told',
+    [
+        (dict(views=[dict(GROUPS[0], flip=0.5)]), 'remove flip'),
+        (dict(views=[dict(GROUPS[0], size=(32, 16))]), 'use square ones'),
+        (dict(views=GROUPS[1:]), 'one group of globals'),
+        (dict(views=GROUPS, tries=0), 'at least 1'),
+        (dict(views=GROUPS, min_overlap=(1.0, 0.0)), 'two shares'),
+        (dict(views=[dict(GROUPS[0], sizes=3)]), 'unknown key'),
+    ],
+)
 def test_bad_views_are_told(options, told):
     with pytest.raises(ValueError, match=told):
         SamplePairViews(patch_size=8, **options)
@@ -230,7 +259,9 @@ def slow_losses(model, data):
     student = [model._map(model._patches(model.backbone, x), x) for x in processed['inputs']]
     with torch.no_grad():
         teacher = model.extract_feat(processed['inputs'][0])
-    return reference.losses(model.head, model.teacher['neck'], model.neck, teacher, student, processed['data_samples'], 8)
+    return reference.losses(
+        model.head, model.teacher['neck'], model.neck, teacher, student, processed['data_samples'], 8
+    )
 
 
 def assert_equal_to_reference(model, data):
@@ -238,7 +269,10 @@ def assert_equal_to_reference(model, data):
     for key in (*MAP_LOSSES, 'loss_rotation'):
         assert fast[key].item() == pytest.approx(slow[key].item(), abs=1e-5), key
         parameters = [p for p in model.parameters() if p.requires_grad]
-        ours, theirs = (torch.autograd.grad(losses[key], parameters, retain_graph=True, allow_unused=True) for losses in (fast, slow))
+        ours, theirs = (
+            torch.autograd.grad(losses[key], parameters, retain_graph=True, allow_unused=True)
+            for losses in (fast, slow)
+        )
         for a, b in zip(ours, theirs):
             assert (a is None) == (b is None)
             if a is not None:
@@ -250,7 +284,7 @@ def test_losses_equal_the_slow_reference_for_all_sixteen_rotation_pairs():
     turns = torch.tensor(list(itertools.product(range(4), range(4))))  # of the two global views
     rng = np.random.default_rng(7)
     for start in range(0, 16, 4):
-        rot90 = torch.cat((turns[start:start + 4], torch.from_numpy(rng.integers(0, 4, (4, 3)))), 1)
+        rot90 = torch.cat((turns[start : start + 4], torch.from_numpy(rng.integers(0, 4, (4, 3)))), 1)
         assert_equal_to_reference(make_gtsa(), make_batch(batch=4, seed=start, rot90=rot90))
 
 
@@ -259,7 +293,9 @@ def test_matches_found_in_blocks_are_the_same():
     views = ViewBatch(*(data['data_samples'][key] for key in ('crop', 'view_size', 'flip', 'rot90')))
     teacher, student = torch.randn(2, 5, 25, 32), torch.randn(3, 5, 9, 32, requires_grad=True)
     pairs = teacher_student_pairs(views, [2, 3])[1]
-    whole, blocks = (correspondence_similarity(teacher, student, pairs, 5, limit) for limit in (1 << 30, 2 * 2 * 25 * 3 * 9))
+    whole, blocks = (
+        correspondence_similarity(teacher, student, pairs, 5, limit) for limit in (1 << 30, 2 * 2 * 25 * 3 * 9)
+    )
     assert torch.equal(whole, blocks) and whole.shape == (6, 5)
     assert model.head.num_matches == (12, 5)
 
@@ -268,16 +304,26 @@ def test_the_similarities_stay_within_their_limit(monkeypatch):
     sizes = []
     original = torch.einsum
     monkeypatch.setattr(torch, 'einsum', lambda *a: sizes.append(original(*a).numel()) or original(*a))
-    views = ViewBatch(torch.zeros(6, 5, 4), torch.full((6, 5, 2), 8), torch.zeros(6, 5, dtype=torch.bool),
-                      torch.zeros(6, 5, dtype=torch.int64))
+    views = ViewBatch(
+        torch.zeros(6, 5, 4),
+        torch.full((6, 5, 2), 8),
+        torch.zeros(6, 5, dtype=torch.bool),
+        torch.zeros(6, 5, dtype=torch.int64),
+    )
     limit = 4 * (3 * 9 * 2 * 25)
-    correspondence_similarity(torch.randn(2, 6, 25, 4), torch.randn(3, 6, 9, 4), teacher_student_pairs(views, [2, 3])[1], 5, limit)
+    correspondence_similarity(
+        torch.randn(2, 6, 25, 4), torch.randn(3, 6, 9, 4), teacher_student_pairs(views, [2, 3])[1], 5, limit
+    )
     assert sizes == [limit, limit // 2]
 
 
 def test_of_equal_matches_the_first_is_taken():
-    views = ViewBatch(torch.tensor([[[0., 0, 8, 8]] * 2]), torch.full((1, 2, 2), 8), torch.zeros(1, 2, dtype=torch.bool),
-                      torch.zeros(1, 2, dtype=torch.int64))
+    views = ViewBatch(
+        torch.tensor([[[0.0, 0, 8, 8]] * 2]),
+        torch.full((1, 2, 2), 8),
+        torch.zeros(1, 2, dtype=torch.bool),
+        torch.zeros(1, 2, dtype=torch.int64),
+    )
     pairs = teacher_student_pairs(views, [2])[0]
     cells = F.one_hot(torch.tensor([1, 0, 1, 0]), 3).float().expand(2, 1, -1, -1)  # pairs of equal cells
     teacher_cell, student_cell = _best_matches(cells, cells, pairs, keep=3)
@@ -287,21 +333,26 @@ def test_of_equal_matches_the_first_is_taken():
 def test_pairs_without_common_area_do_not_count():
     model, data = make_gtsa(), make_batch(batch=1, num_local=2)
     crop = data['data_samples']['crop']
-    crop[0] = torch.tensor([[0., 0, 50, 50], [50, 0, 50, 50], [0, 50, 50, 50], [100, 0, 9, 9]])  # all of them touch or are apart
+    crop[0] = torch.tensor(
+        [[0.0, 0, 50, 50], [50, 0, 50, 50], [0, 50, 50, 50], [100, 0, 9, 9]]
+    )  # all of them touch or are apart
     losses = losses_of(model, data)
     assert all(losses[key].item() == 0 for key in MAP_LOSSES)
     total(losses).backward()
-    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.requires_grad), 'and in the graph, as DDP wants it'
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.requires_grad), (
+        'and in the graph, as DDP wants it'
+    )
 
 
 # ----------------------------------------------------------------------------------------------- an encoder that turns with its input
 class MeanColour(nn.Module):
     """Tokens of a per-patch mean colour behind a class token: turning the picture turns the map."""
+
     num_leading_tokens = 1
 
     def forward(self, images):
         cells = F.avg_pool2d(images, 8).flatten(2).transpose(1, 2)
-        return (torch.cat((cells[:, :1], cells), 1), )
+        return (torch.cat((cells[:, :1], cells), 1),)
 
 
 def colour_loss(image, views, told=None):
@@ -310,12 +361,16 @@ def colour_loss(image, views, told=None):
     model.backbone = model.teacher['backbone'] = MeanColour()
     model.neck = model.teacher['neck'] = model.head.predictor = nn.Identity()
     model.head.rotation = None
-    model.head.lambda_rotation = 0.
+    model.head.lambda_rotation = 0.0
     pixels = [render_view(image, view) for view in views]
-    geometry = stack_views(views if told is None else [View(view.crop, view.size, False, k) for view, k in zip(views, told)])
+    geometry = stack_views(
+        views if told is None else [View(view.crop, view.size, False, k) for view, k in zip(views, told)]
+    )
     inputs = [torch.from_numpy(np.stack(part)).permute(0, 3, 1, 2) for part in (pixels[:2], pixels[2:])]
     samples = dict(crop=geometry.crop, view_size=geometry.size, flip=geometry.flip, rot90=geometry.rot90)
-    return losses_of(model, dict(inputs=inputs, data_samples={key: torch.from_numpy(value)[None] for key, value in samples.items()}))
+    return losses_of(
+        model, dict(inputs=inputs, data_samples={key: torch.from_numpy(value)[None] for key, value in samples.items()})
+    )
 
 
 def textured(height, width):
@@ -323,8 +378,13 @@ def textured(height, width):
     return np.kron(rng.integers(0, 256, (height // 8, width // 8, 3)), np.ones((8, 8, 1))).astype(np.uint8)
 
 
-VIEWS = [View((8, 3, 60, 50), (40, 40)), View((20, 10, 50, 61), (40, 40)), View((15, 12, 33, 30), (24, 24)),
-         View((30, 20, 25, 31), (24, 24)), View((9, 30, 41, 27), (24, 24))]
+VIEWS = [
+    View((8, 3, 60, 50), (40, 40)),
+    View((20, 10, 50, 61), (40, 40)),
+    View((15, 12, 33, 30), (24, 24)),
+    View((30, 20, 25, 31), (24, 24)),
+    View((9, 30, 41, 27), (24, 24)),
+]
 
 
 @pytest.mark.parametrize('turns', [(1, 0, 0, 0, 0), (0, 3, 1, 2, 0), (2, 1, 3, 0, 1), (3, 2, 2, 3, 1)])
@@ -339,7 +399,9 @@ def test_turning_views_with_their_bookkeeping_changes_nothing(turns):
 def test_turned_pixels_under_wrong_bookkeeping_do_change_it():
     image, turns = textured(80, 104), (0, 3, 1, 2, 0)
     views = [View(view.crop, view.size, False, k) for view, k in zip(VIEWS, turns)]
-    right, upright, clockwise = (colour_loss(image, views, told)['loss_crop'] for told in (turns, (0, ) * 5, (0, 1, 3, 2, 0)))
+    right, upright, clockwise = (
+        colour_loss(image, views, told)['loss_crop'] for told in (turns, (0,) * 5, (0, 1, 3, 2, 0))
+    )
     assert min(upright - right, clockwise - right) > 1e-2
 
 
@@ -369,7 +431,10 @@ def test_conv_neck_equals_its_formula():
         y = y + F.gelu(z)
     torch.testing.assert_close(neck(x), F.conv2d(y, neck.project.weight, neck.project.bias))
     torch.testing.assert_close(neck(x.contiguous(memory_format=torch.channels_last)), neck(x))
-    assert not [p for p in neck.parameters() if p.ndim == 1 and p.shape[0] not in (5, 6)] and len(list(neck.parameters())) == 6
+    assert (
+        not [p for p in neck.parameters() if p.ndim == 1 and p.shape[0] not in (5, 6)]
+        and len(list(neck.parameters())) == 6
+    )
 
 
 def test_losses_are_switched_and_weighted_by_config():
@@ -378,14 +443,16 @@ def test_losses_are_switched_and_weighted_by_config():
     assert set(full) == {*MAP_LOSSES, 'loss_rotation', 'rotation_accuracy', 'teacher_spread'}
     for key in (*MAP_LOSSES, 'loss_rotation'):
         weight = key.replace('loss_', 'lambda_')
-        assert key not in losses_of(make_gtsa(**{weight: 0.}), data)
-        default = 1. if weight == 'lambda_crop' else .5
-        assert losses_of(make_gtsa(**{weight: .2}), data)[key].item() == pytest.approx(full[key].item() * .2 / default, rel=1e-5)
+        assert key not in losses_of(make_gtsa(**{weight: 0.0}), data)
+        default = 1.0 if weight == 'lambda_crop' else 0.5
+        assert losses_of(make_gtsa(**{weight: 0.2}), data)[key].item() == pytest.approx(
+            full[key].item() * 0.2 / default, rel=1e-5
+        )
 
 
 @pytest.mark.parametrize('alone', ['lambda_crop', 'lambda_correspondence', 'lambda_rotation'])
 def test_each_loss_trains_alone_every_parameter_that_asks_for_it(alone):
-    others = {key: 0. for key in ('lambda_crop', 'lambda_correspondence', 'lambda_rotation') if key != alone}
+    others = {key: 0.0 for key in ('lambda_crop', 'lambda_correspondence', 'lambda_rotation') if key != alone}
     model = make_gtsa(**others)
     total(losses_of(model, make_batch())).backward()
     for name, p in model.named_parameters():
@@ -409,11 +476,14 @@ def test_correspondence_comes_after_the_warm_up():
     assert 'loss_correspondence' in losses_of(model, make_batch(), iteration=20)
 
 
-@pytest.mark.parametrize('options, told', [
-    (dict(lambda_crop=0., lambda_correspondence=0., lambda_rotation=0.), 'one of them above 0'),
-    (dict(lambda_crop=-1.), '0 or more'),
-    (dict(lambda_crop=0., correspondence_epoch=3), 'set correspondence_epoch=0'),
-])
+@pytest.mark.parametrize(
+    'options, told',
+    [
+        (dict(lambda_crop=0.0, lambda_correspondence=0.0, lambda_rotation=0.0), 'one of them above 0'),
+        (dict(lambda_crop=-1.0), '0 or more'),
+        (dict(lambda_crop=0.0, correspondence_epoch=3), 'set correspondence_epoch=0'),
+    ],
+)
 def test_bad_weights_are_told(options, told):
     with pytest.raises(ValueError, match=told):
         GTSAHead(24, predictor=dict(type='ConvNeck', in_channels=32), **options)
@@ -431,7 +501,7 @@ def test_rotation_accuracy_counts_views():
     with torch.no_grad():
         for p in model.head.rotation[-1].parameters():
             p.zero_()
-        model.head.rotation[-1].bias[2] = 1.
+        model.head.rotation[-1].bias[2] = 1.0
     share = (data['data_samples']['rot90'] == 2).float().mean().item()
     assert losses_of(model, data)['rotation_accuracy'].item() == pytest.approx(100 * share)
     inputs = model.data_preprocessor(data)['inputs'][0]
@@ -441,7 +511,7 @@ def test_rotation_accuracy_counts_views():
 
 def test_spread_tells_a_collapsed_teacher():
     model, data = make_gtsa(), make_batch()
-    assert .01 < losses_of(model, data)['teacher_spread'] < 1
+    assert 0.01 < losses_of(model, data)['teacher_spread'] < 1
     with torch.no_grad():
         model.teacher['neck'].project.weight.zero_()
     assert losses_of(model, data)['teacher_spread'].item() == pytest.approx(0, abs=1e-5)
@@ -463,7 +533,7 @@ def test_bf16_autocast_keeps_losses_in_float32_and_close():
         half = losses_of(model, data)
     for key in (*MAP_LOSSES, 'loss_rotation'):
         assert half[key].dtype == torch.float32
-        assert half[key].item() == pytest.approx(exact[key].item(), rel=.05, abs=.01), key
+        assert half[key].item() == pytest.approx(exact[key].item(), rel=0.05, abs=0.01), key
 
 
 # ----------------------------------------------------------------------------------------------------------------------- teacher
@@ -472,12 +542,12 @@ def test_teacher_is_what_an_update_before_its_forward_pass_gives(accumulate):
     """The literal rule: before the first forward pass after a step, theta_t <- m theta_t + (1-m) theta_s with this iteration's m."""
     model, total_iters = make_gtsa(), 9
     literal = copy.deepcopy(model.teacher)
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=.1)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     stepped = False
     for i in range(total_iters):
         model.set_progress(i, total_iters, 3)
         if stepped:
-            m = cosine(.5, 1., i, total_iters)
+            m = cosine(0.5, 1.0, i, total_iters)
             with torch.no_grad():
                 for (name, p), q in zip(literal.named_parameters(), model.teacher.parameters()):
                     p.mul_(m).add_(model.get_parameter(name), alpha=1 - m)
@@ -489,13 +559,15 @@ def test_teacher_is_what_an_update_before_its_forward_pass_gives(accumulate):
             optimizer.step()
             optimizer.zero_grad()
             model.after_optimizer_step()
-    for (name, p), q in zip(literal.named_parameters(), model.teacher.parameters()):  # m is 1 at the end: nothing is ahead of it
+    for (name, p), q in zip(
+        literal.named_parameters(), model.teacher.parameters()
+    ):  # m is 1 at the end: nothing is ahead of it
         torch.testing.assert_close(q, p, msg=name)
     assert not torch.equal(next(literal['neck'].parameters()), next(make_gtsa().teacher['neck'].parameters()))
 
 
 def steps(model, iterations, state=None):
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=.1, momentum=.9)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
     if state is not None:
         model.load_state_dict(state['model'])
         optimizer.load_state_dict(state['optimizer'])
@@ -519,7 +591,9 @@ def test_a_resumed_run_is_the_same_run():
 def train_steps(batches, wrap=lambda m: m):
     model = make_gtsa()
     wrapped = wrap(model)
-    optim = OptimWrapper(torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=.3), clip_grad=dict(max_norm=.5))
+    optim = OptimWrapper(
+        torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.3), clip_grad=dict(max_norm=0.5)
+    )
     optim.optimizer.register_step_post_hook(lambda *_: model.after_optimizer_step())
     losses = []
     for i, data in enumerate(batches):
@@ -531,8 +605,10 @@ def train_steps(batches, wrap=lambda m: m):
 
 def shard(data, rank, world):
     batch = len(data['data_samples']['rot90'])
-    return dict(inputs=[x.unflatten(0, (-1, batch))[:, rank::world].flatten(0, 1) for x in data['inputs']],
-                data_samples={key: value[rank::world] for key, value in data['data_samples'].items()})
+    return dict(
+        inputs=[x.unflatten(0, (-1, batch))[:, rank::world].flatten(0, 1) for x in data['inputs']],
+        data_samples={key: value[rank::world] for key, value in data['data_samples'].items()},
+    )
 
 
 def rank_main(rank, world, folder):
@@ -548,7 +624,9 @@ def test_two_ranks_equal_one_with_twice_the_batch(tmp_path):
     mp.spawn(rank_main, args=(2, str(tmp_path)), nprocs=2)
     losses, state = train_steps([make_batch(batch=4, seed=s) for s in range(3)])
     ranks = [torch.load(tmp_path / f'rank{r}.pt', weights_only=True) for r in range(2)]
-    torch.testing.assert_close(torch.tensor([r['losses'] for r in ranks]).mean(0), torch.tensor(losses), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        torch.tensor([r['losses'] for r in ranks]).mean(0), torch.tensor(losses), atol=1e-5, rtol=1e-5
+    )
     for rank in ranks:
         for key, value in state.items():
             torch.testing.assert_close(rank['state'][key], value, atol=1e-5, rtol=1e-4, msg=lambda m: f'{key}: {m}')
@@ -558,10 +636,18 @@ def test_two_ranks_equal_one_with_twice_the_batch(tmp_path):
 @pytest.mark.parametrize('name', ['gtsa_vits_coco', 'gtsa_vits_ade20k'])
 def test_recipes_train_on_real_images(name, shared_data):
     init_default_scope('mmpretrain')
-    cfg = apis.load_config(name, {
-        'train_dataloader.dataset.data_root': str(shared_data / 'coco'), 'train_dataloader.dataset.data_prefix': 'train2017/',
-        'train_dataloader.dataset.pipeline.1.views.0.size': 64, 'train_dataloader.dataset.pipeline.1.views.1.size': 32,
-        'model.head.crop_cells': (3, 2), 'model.head.num_matches': (8, 2), 'model.head.correspondence_epoch': 0})
+    cfg = apis.load_config(
+        name,
+        {
+            'train_dataloader.dataset.data_root': str(shared_data / 'coco'),
+            'train_dataloader.dataset.data_prefix': 'train2017/',
+            'train_dataloader.dataset.pipeline.1.views.0.size': 64,
+            'train_dataloader.dataset.pipeline.1.views.1.size': 32,
+            'model.head.crop_cells': (3, 2),
+            'model.head.num_matches': (8, 2),
+            'model.head.correspondence_epoch': 0,
+        },
+    )
     dataset = DATASETS.build(cfg.train_dataloader.dataset)
     batch = collate_views([dataset[0], dataset[1]])
     assert [tuple(x.shape) for x in batch['inputs']] == [(4, 3, 64, 64), (16, 3, 32, 32)]

@@ -1,4 +1,5 @@
 """The layout of GTSA's official release (encoders under timm's names, with a class token) into our backbones, by one command."""
+
 import pytest
 import torch
 from mmpretrain.registry import MODELS
@@ -16,7 +17,7 @@ def timm_vit(seed):
     vit = VisionTransformer(img_size=32, patch_size=8, embed_dim=32, depth=3, num_heads=2, mlp_ratio=2, num_classes=0)
     with torch.no_grad():
         for parameter in vit.parameters():  # no tensor equal to another, or a swap would not show
-            parameter.normal_(std=.2)
+            parameter.normal_(std=0.2)
     return vit.eval()
 
 
@@ -24,8 +25,11 @@ def timm_vit(seed):
 def official(tmp_path):
     """A file of random tensors under the release's names; its teacher, as timm's ViT."""
     student, teacher = timm_vit(0), timm_vit(1)
-    state = {f'module.{part}.{key}': value for part, vit in (('base_encoder', student), ('momentum_encoder', teacher))
-             for key, value in vit.state_dict().items()}
+    state = {
+        f'module.{part}.{key}': value
+        for part, vit in (('base_encoder', student), ('momentum_encoder', teacher))
+        for key, value in vit.state_dict().items()
+    }
     state['module.predictor.0.weight'] = torch.zeros(4, 4)
     torch.save(dict(epoch=100, arch='vit_small', state_dict=state), tmp_path / 'gtsa.pth')
     return tmp_path / 'gtsa.pth', teacher
@@ -35,12 +39,18 @@ def assert_same_patches(backbone, teacher):
     images = torch.randn(2, 3, 32, 32)
     backbone.eval()
     with torch.no_grad():
-        torch.testing.assert_close(backbone(images)[-1], teacher.forward_features(images)[:, 1:].transpose(1, 2).unflatten(2, (4, 4)),
-                                   atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            backbone(images)[-1],
+            teacher.forward_features(images)[:, 1:].transpose(1, 2).unflatten(2, (4, 4)),
+            atol=1e-5,
+            rtol=1e-5,
+        )
 
 
 def stock(**kwargs):
-    return MODELS.build(dict(type='VisionTransformer', arch=ARCH, img_size=32, patch_size=8, out_type='featmap', **kwargs))
+    return MODELS.build(
+        dict(type='VisionTransformer', arch=ARCH, img_size=32, patch_size=8, out_type='featmap', **kwargs)
+    )
 
 
 def test_the_detectors_backbone_takes_the_file_as_it_is(official):
@@ -67,5 +77,7 @@ def test_the_command_recognises_and_converts_it(official, tmp_path, capsys):
     assert 'GTSA, under momentum_encoder.*' in capsys.readouterr().out
     transfer_main([str(path), str(tmp_path / 'out.pth'), '--heads', '2'])
     backbone = stock()
-    backbone.load_state_dict({key.removeprefix('backbone.'): value for key, value in read_checkpoint(tmp_path / 'out.pth').items()})
+    backbone.load_state_dict(
+        {key.removeprefix('backbone.'): value for key, value in read_checkpoint(tmp_path / 'out.pth').items()}
+    )
     assert_same_patches(backbone, teacher)

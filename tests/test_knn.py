@@ -1,4 +1,5 @@
 """k-NN on labelled folders: the protocol's pixels, scikit-learn's votes, objects at inference, the hook and its ranks."""
+
 import json
 
 import cv2
@@ -28,18 +29,22 @@ def folder(tmp_path_factory):
     """Three classes of stripes, told apart by their spacing, in images of several shapes."""
     root, rng = tmp_path_factory.mktemp('labelled'), np.random.default_rng(0)
     for part, count in (('train', 14), ('val', 6)):
-        for label, spacing in (('wide', 9.), ('narrow', 3.), ('plain', 1e9)):
+        for label, spacing in (('wide', 9.0), ('narrow', 3.0), ('plain', 1e9)):
             (root / part / label).mkdir(parents=True)
             for i in range(count):
                 height, width = rng.integers(40, 70, 2)
-                stripes = 128 + 60 * np.sin(np.arange(width) / spacing + rng.uniform(0, 6)) + rng.normal(0, 30, (height, width))
-                pixels = np.clip(np.repeat(stripes[..., None], 3, 2) * rng.uniform(.5, 1, 3), 0, 255).astype(np.uint8)
+                stripes = (
+                    128
+                    + 60 * np.sin(np.arange(width) / spacing + rng.uniform(0, 6))
+                    + rng.normal(0, 30, (height, width))
+                )
+                pixels = np.clip(np.repeat(stripes[..., None], 3, 2) * rng.uniform(0.5, 1, 3), 0, 255).astype(np.uint8)
                 cv2.imwrite(str(root / part / label / f'{i}.png'), pixels)
     return root
 
 
 def sklearn_accuracy(train, train_labels, test, test_labels, k):
-    oracle = KNeighborsClassifier(k, metric='cosine', algorithm='brute', weights=lambda d: np.exp((1 - d) / .07))
+    oracle = KNeighborsClassifier(k, metric='cosine', algorithm='brute', weights=lambda d: np.exp((1 - d) / 0.07))
     return 100 * oracle.fit(train.double(), train_labels).score(test.double(), test_labels)
 
 
@@ -48,11 +53,15 @@ def test_imagenette_equals_scikit_learn(shared_data, ks):
     frozen = FrozenBackbone(make_vit(img_size=64, patch_size=16))
     train, val = labelled_split(str(shared_data / 'imagenette'), frozen, 64, most=(240, 100))
     assert len(train.classes) == 10 and len(train) == 240 and len(val) == 100 and train.classes[0] == 'n01440764'
-    (voters, voter_labels), (tested, labels) = (image_features(frozen, images, batch_size=50) for images in (train, val))
+    (voters, voter_labels), (tested, labels) = (
+        image_features(frozen, images, batch_size=50) for images in (train, val)
+    )
     found = knn_images(frozen, train, val, ks)
     for feature in ('token', 'patch_mean'):
         for k in ks:
-            assert found[feature][k] == pytest.approx(sklearn_accuracy(voters[feature], voter_labels, tested[feature], labels, k))
+            assert found[feature][k] == pytest.approx(
+                sklearn_accuracy(voters[feature], voter_labels, tested[feature], labels, k)
+            )
     assert 15 < found['patch_mean'][10] < 100  # random weights, yet above the chance of 10 classes
 
 
@@ -64,7 +73,7 @@ def test_chunks_change_memory_only(chunk):
     expected, where = (queries @ keys.T).topk(5)
     torch.testing.assert_close(best, expected)
     assert torch.equal(place, where)
-    labels, test_labels = torch.randint(0, 4, (100, ), generator=g), torch.randint(0, 4, (30, ), generator=g)
+    labels, test_labels = torch.randint(0, 4, (100,), generator=g), torch.randint(0, 4, (30,), generator=g)
     whole = knn_accuracy(keys, labels, queries, test_labels, ks=(5, 20))
     assert knn_accuracy(keys, labels, queries, test_labels, ks=(5, 20), chunk=chunk) == whole
 
@@ -72,8 +81,13 @@ def test_chunks_change_memory_only(chunk):
 def test_pixels_are_those_of_the_protocol(folder):
     """Resize to size * 256/224 and centre crop are those of torchvision on PIL images (DINO's), to a grey level of rounding."""
     images = LabelledImages(str(folder / 'val'), size=56)
-    protocol = transforms.Compose([transforms.Resize(64, transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(56),
-                                   transforms.PILToTensor()])
+    protocol = transforms.Compose(
+        [
+            transforms.Resize(64, transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(56),
+            transforms.PILToTensor(),
+        ]
+    )
     for i in range(len(images)):
         item = images[i]
         expected = protocol(Image.fromarray(read_image(item['name'])))
@@ -86,12 +100,17 @@ def objects(tmp_path):
     (tmp_path / 'train' / 'a').mkdir(parents=True)
     (tmp_path / 'train' / 'b').mkdir()
     for name in ('a/0.png', 'b/0.png', 'b/1.png'):
-        cv2.imwrite(str(tmp_path / 'train' / name), np.random.default_rng(len(name)).integers(0, 256, (40, 80, 3), dtype=np.uint8))
+        cv2.imwrite(
+            str(tmp_path / 'train' / name),
+            np.random.default_rng(len(name)).integers(0, 256, (40, 80, 3), dtype=np.uint8),
+        )
     return tmp_path / 'train'
 
 
 def test_boxes_and_masks_at_inference(objects, tmp_path):
-    (tmp_path / 'boxes.json').write_text(json.dumps({'a/0.png': [[23, 3, 30, 9]], 'b/0.png': [[0, 0, 10, 10]], 'b/1.png': []}))
+    (tmp_path / 'boxes.json').write_text(
+        json.dumps({'a/0.png': [[23, 3, 30, 9]], 'b/0.png': [[0, 0, 10, 10]], 'b/1.png': []})
+    )
     boxes = LabelledImages(str(objects), 28, 7, str(tmp_path / 'boxes.json'))
     masks = [boxes[i]['mask'].view(4, 4) for i in range(3)]
     # 28 pixels of the crop stand for 35 of the image, 7 of a patch for 8.75
@@ -99,10 +118,23 @@ def test_boxes_and_masks_at_inference(objects, tmp_path):
     expected[0, 0] = True
     assert torch.equal(masks[0], expected)
     assert masks[1].all() and masks[2].all()  # outside the crop, and no object at all: the whole image
-    coco = dict(images=[dict(id=0, file_name='a/0.png', height=40, width=80), dict(id=1, file_name='b/0.png', height=40, width=80)],
-                annotations=[dict(id=0, image_id=0, category_id=1, bbox=[23, 3, 20, 15], iscrowd=0,
-                                  segmentation=[[24, 4, 43, 4, 43, 8, 24, 8]])],
-                categories=[dict(id=1, name='x')])
+    coco = dict(
+        images=[
+            dict(id=0, file_name='a/0.png', height=40, width=80),
+            dict(id=1, file_name='b/0.png', height=40, width=80),
+        ],
+        annotations=[
+            dict(
+                id=0,
+                image_id=0,
+                category_id=1,
+                bbox=[23, 3, 20, 15],
+                iscrowd=0,
+                segmentation=[[24, 4, 43, 4, 43, 8, 24, 8]],
+            )
+        ],
+        categories=[dict(id=1, name='x')],
+    )
     (tmp_path / 'masks.json').write_text(json.dumps(coco))
     mask = LabelledImages(str(objects), 28, 7, str(tmp_path / 'masks.json'))[0]['mask'].view(4, 4)
     assert mask.tolist() == [[True, True, True, False], [False] * 4, [False] * 4, [False] * 4]
@@ -136,10 +168,19 @@ def test_convnets_and_plain_vits_are_measured_too(folder):
         FrozenBackbone(resnet)(pixels, torch.ones(4, 1, dtype=torch.bool))
 
 
-@pytest.mark.parametrize('break_it, needle', [
-    (lambda root: cv2.imwrite(str(root / 'train' / 'loose.png'), np.zeros((9, 9, 3))), 'lies in no class folder'),
-    (lambda root: [(root / 'val' / 'b').mkdir(), cv2.imwrite(str(root / 'val' / 'b' / '0.png'), np.zeros((9, 9, 3)))],
-     'different classes .*c in one')])
+@pytest.mark.parametrize(
+    'break_it, needle',
+    [
+        (lambda root: cv2.imwrite(str(root / 'train' / 'loose.png'), np.zeros((9, 9, 3))), 'lies in no class folder'),
+        (
+            lambda root: [
+                (root / 'val' / 'b').mkdir(),
+                cv2.imwrite(str(root / 'val' / 'b' / '0.png'), np.zeros((9, 9, 3))),
+            ],
+            'different classes .*c in one',
+        ),
+    ],
+)
 def test_wrong_folders_are_told(break_it, needle, tmp_path):
     for part, label in (('train', 'a'), ('train', 'b'), ('val', 'a'), ('val', 'c')):
         (tmp_path / part / label).mkdir(parents=True)
@@ -154,6 +195,7 @@ def test_wrong_folders_are_told(break_it, needle, tmp_path):
 
 # ---- the hook ------------------------------------------------------------------------------------
 
+
 def hooked(path, folder, **kwargs):
     hook = KNNHook(str(folder), ks=(1, 5), size=32, interval=1, num_workers=0, batch_size=16, **kwargs)
     runner = run(path, cfg=dict(model=dict(backbone=BACKBONE)))
@@ -165,19 +207,26 @@ def test_the_hook_measures_the_teacher_and_changes_nothing(folder, tmp_path):
     run(tmp_path / 'plain').train()
     runner, hook = hooked(tmp_path / 'measured', folder)
     runner.train()
-    plain, measured = (torch.load(tmp_path / name / 'epoch_2.pth', weights_only=True)['state_dict'] for name in ('plain', 'measured'))
+    plain, measured = (
+        torch.load(tmp_path / name / 'epoch_2.pth', weights_only=True)['state_dict'] for name in ('plain', 'measured')
+    )
     assert all(torch.equal(measured[key], value) for key, value in plain.items())
 
     record = json.loads((tmp_path / 'measured' / 'knn.json').read_text())
     assert [(point['iteration'], point['epoch']) for point in record['history']] == [(4, 1), (8, 2)]
     teacher = FrozenBackbone(runner.model.branch('teacher'))
     direct = knn_images(teacher, *labelled_split(str(folder), teacher, 32), ks=(1, 5))
-    assert record['history'][-1]['token_5'] == direct['token'][5] and record['history'][-1]['patch_mean_1'] == direct['patch_mean'][1]
+    assert (
+        record['history'][-1]['token_5'] == direct['token'][5]
+        and record['history'][-1]['patch_mean_1'] == direct['patch_mean'][1]
+    )
     torch.manual_seed(0)
     twin = MODELS.build(BACKBONE)
     twin.init_weights()
     random = FrozenBackbone(twin)
-    assert record['random']['token_5'] == knn_images(random, *labelled_split(str(folder), random, 32), ks=(5, ))['token'][5]
+    assert (
+        record['random']['token_5'] == knn_images(random, *labelled_split(str(folder), random, 32), ks=(5,))['token'][5]
+    )
     assert (tmp_path / 'measured' / 'knn.png').stat().st_size > 5000
     assert runner.message_hub.get_info('frozen_metrics')['knn/token_5'] == direct['token'][5]
     scalars = next((tmp_path / 'measured').glob('*/vis_data/scalars.json')).read_text()
@@ -233,7 +282,18 @@ def test_the_hook_refuses_what_it_cannot_measure(folder, tmp_path):
 
 def test_the_tool(folder, tmp_path, capsys):
     save_backbone(tmp_path / 'a_backbone.pth', make_vit().state_dict(), dict(num_heads=4))
-    arguments = [str(tmp_path / 'a_backbone.pth'), '--data', str(folder), '--size', '32', '--ks', '1', '5', '--workers', '0']
+    arguments = [
+        str(tmp_path / 'a_backbone.pth'),
+        '--data',
+        str(folder),
+        '--size',
+        '32',
+        '--ks',
+        '1',
+        '5',
+        '--workers',
+        '0',
+    ]
     commands.knn_main([*arguments, '--out', str(tmp_path / 'knn.json')])
     frozen = FrozenBackbone(make_vit())
     expected = knn_images(frozen, *labelled_split(str(folder), frozen, 32), ks=(1, 5))

@@ -1,4 +1,5 @@
 """The linear probe: mmpretrain's own classifier on an exported, frozen backbone."""
+
 import json
 
 import pytest
@@ -10,12 +11,24 @@ from odis_mm import apis
 from odis_mm.transfer import CheckpointError, read_checkpoint, save_backbone
 
 OPTIONS = {
-    'model.backbone.img_size': 32, 'model.backbone.patch_size': 8, 'model.backbone.frozen_stages': 3,
+    'model.backbone.img_size': 32,
+    'model.backbone.patch_size': 8,
+    'model.backbone.frozen_stages': 3,
     'model.head.in_channels': 32,
-    'model.head.num_classes': 3, 'model.head.topk': (1, ), 'val_evaluator.topk': (1, ), 'train_dataloader.dataset.pipeline.1.scale': 32,
-    'val_dataloader.dataset.pipeline.1.scale': 36, 'val_dataloader.dataset.pipeline.2.crop_size': 32, 'train_dataloader.batch_size': 14,
-    'train_dataloader.num_workers': 0, 'val_dataloader.num_workers': 0, 'train_cfg.max_epochs': 12, 'train_cfg.val_interval': 12,
-    'default_hooks.checkpoint.interval': 12, 'optim_wrapper.optimizer.lr': 1.0}
+    'model.head.num_classes': 3,
+    'model.head.topk': (1,),
+    'val_evaluator.topk': (1,),
+    'train_dataloader.dataset.pipeline.1.scale': 32,
+    'val_dataloader.dataset.pipeline.1.scale': 36,
+    'val_dataloader.dataset.pipeline.2.crop_size': 32,
+    'train_dataloader.batch_size': 14,
+    'train_dataloader.num_workers': 0,
+    'val_dataloader.num_workers': 0,
+    'train_cfg.max_epochs': 12,
+    'train_cfg.val_interval': 12,
+    'default_hooks.checkpoint.interval': 12,
+    'optim_wrapper.optimizer.lr': 1.0,
+}
 
 
 def train(checkpoint, work_dir):
@@ -31,7 +44,10 @@ def test_only_the_head_learns(folder, tmp_path, monkeypatch):  # noqa: F811
     exported = read_checkpoint(tmp_path / 'a.pth')
     after = runner.model.backbone.state_dict()
     assert all(torch.equal(after[name.removeprefix('backbone.')], value) for name, value in exported.items())
-    assert {name for name, p in runner.model.named_parameters() if p.requires_grad} == {'head.fc.weight', 'head.fc.bias'}
+    assert {name for name, p in runner.model.named_parameters() if p.requires_grad} == {
+        'head.fc.weight',
+        'head.fc.bias',
+    }
     scalars = next((tmp_path / 'probe').glob('*/vis_data/scalars.json')).read_text().splitlines()
     accuracy = next(json.loads(line)['accuracy/top1'] for line in scalars if 'accuracy/top1' in line)
     assert 50 < accuracy <= 100  # three classes of stripes

@@ -1,4 +1,5 @@
 """What the blocks of an ObjectViT keep for the backward pass, and the forms that their attention takes."""
+
 import contextlib
 import copy
 
@@ -29,8 +30,15 @@ def step(model, seed=3):
 
 @pytest.mark.parametrize('bf16', [False, True])
 @pytest.mark.parametrize('form', ['cpu', 'gpu'])
-@pytest.mark.parametrize('packed, options', [(False, dict()), (True, dict()), (False, dict(drop_path_rate=.4, layer_scale_init_value=.5)),
-                                             (False, dict(with_cp=True))])
+@pytest.mark.parametrize(
+    'packed, options',
+    [
+        (False, dict()),
+        (True, dict()),
+        (False, dict(drop_path_rate=0.4, layer_scale_init_value=0.5)),
+        (False, dict(with_cp=True)),
+    ],
+)
 def test_norms_computed_again_change_no_bit(monkeypatch, packed, options, form, bf16):
     model = make_odis(packed=packed)
     model.backbone = vit(**options)
@@ -40,7 +48,10 @@ def test_norms_computed_again_change_no_bit(monkeypatch, packed, options, form, 
     for variant in (model, plain):
         if variant is plain:
             monkeypatch.setattr(object_vit, '_after_norm', keeping_all)
-        with torch.autocast('cpu', torch.bfloat16, enabled=bf16), forms_of_gpus() if form == 'gpu' else contextlib.nullcontext():
+        with (
+            torch.autocast('cpu', torch.bfloat16, enabled=bf16),
+            forms_of_gpus() if form == 'gpu' else contextlib.nullcontext(),
+        ):
             found.append(step(variant))
     assert len(found[0][1]) == len(found[1][1]) > 10
     torch.testing.assert_close(*found, atol=0, rtol=0)

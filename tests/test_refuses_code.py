@@ -2,6 +2,7 @@
 
 Configs are Python and are meant to run; everything else that a user hands over is data.
 """
+
 import functools
 import http.server
 import json
@@ -55,7 +56,7 @@ class Danger:
         self.marker = str(marker)
 
     def __reduce__(self):
-        return os.mkdir, (self.marker, )
+        return os.mkdir, (self.marker,)
 
 
 @pytest.fixture
@@ -70,7 +71,10 @@ def marker(tmp_path):
 def danger(tmp_path, marker):
     """A checkpoint that looks like one of ours and has everything that its readers want."""
     path = tmp_path / 'danger.pth'
-    torch.save(dict(state_dict=make_odis().state_dict(), meta=dict(num_heads=4, epoch=1, iter=4), optimizer=Danger(marker)), path)
+    torch.save(
+        dict(state_dict=make_odis().state_dict(), meta=dict(num_heads=4, epoch=1, iter=4), optimizer=Danger(marker)),
+        path,
+    )
     return path
 
 
@@ -89,8 +93,16 @@ def labelled(tmp_path_factory):
     return root
 
 
-TINY = ['train_dataloader.batch_size=4', 'train_dataloader.num_workers=0', 'train_cfg.max_epochs=2', 'param_scheduler.0.end=1',
-        'param_scheduler.1.begin=1', 'model.backbone.arch.num_layers=2', 'model.neck.num_prototypes=16', 'model.head.num_prototypes=16']
+TINY = [
+    'train_dataloader.batch_size=4',
+    'train_dataloader.num_workers=0',
+    'train_cfg.max_epochs=2',
+    'param_scheduler.0.end=1',
+    'param_scheduler.1.begin=1',
+    'model.backbone.arch.num_layers=2',
+    'model.neck.num_prototypes=16',
+    'model.head.num_prototypes=16',
+]
 
 
 def test_the_file_is_dangerous(tmp_path):
@@ -103,17 +115,24 @@ def test_the_file_is_dangerous(tmp_path):
 READERS = dict(
     mmengine_load_checkpoint=lambda path: load_checkpoint(torch.nn.Linear(1, 1), path),
     mmengine_loader=lambda path: CheckpointLoader.load_checkpoint(path, 'cpu'),
-    mmengine_pretrained=lambda path: MODELS.build({**VIT, 'init_cfg': dict(type='Pretrained', checkpoint=path)}).init_weights(),
-    verified_pretrained=lambda path: MODELS.build({**VIT, 'init_cfg': dict(type='VerifiedPretrained', checkpoint=path)}).init_weights(),
+    mmengine_pretrained=lambda path: MODELS.build(
+        {**VIT, 'init_cfg': dict(type='Pretrained', checkpoint=path)}
+    ).init_weights(),
+    verified_pretrained=lambda path: MODELS.build(
+        {**VIT, 'init_cfg': dict(type='VerifiedPretrained', checkpoint=path)}
+    ).init_weights(),
     our_loader=load_local,
     read_checkpoint=read_checkpoint,
     read_meta=read_meta,
     load_backbone=lambda path: load_backbone(make_vit(), path),
     build_backbone=build_backbone,
     transfer=lambda path: transfer(path, f'{path}.out.pth', 'timm'),
-    features=lambda path: extract_object_features(path, [np.zeros((32, 32, 3), np.uint8)], [np.array([[0., 0., 9., 9.]])]),
+    features=lambda path: extract_object_features(
+        path, [np.zeros((32, 32, 3), np.uint8)], [np.array([[0.0, 0.0, 9.0, 9.0]])]
+    ),
     rotation=lambda path: rotation.load_model('gtsa_demo', path),
-    pictures_of_the_demo=lambda path: workflow.load_teacher('odis_demo', path))
+    pictures_of_the_demo=lambda path: workflow.load_teacher('odis_demo', path),
+)
 
 
 @pytest.mark.parametrize('name', READERS)
@@ -125,18 +144,38 @@ def test_functions_refuse(name, danger):
 
 def command_lines(path: str, data: str, labelled: str, out: str) -> dict:
     tiny = ['--work-dir', out, '--cfg-options', *TINY, f'train_dataloader.dataset.data_root={data}']
-    probe = ['--work-dir', out, '--cfg-options', f'train_dataloader.dataset.data_root={labelled}',
-             f'val_dataloader.dataset.data_root={labelled}', 'train_dataloader.batch_size=1',
-             'train_dataloader.num_workers=0', 'val_dataloader.num_workers=0']
-    detector = ['--work-dir', out, '--cfg-options', f'train_dataloader.dataset.data_root={data}',
-                f'test_dataloader.dataset.data_root={data}', f'val_dataloader.dataset.data_root={data}',
-                f'val_evaluator.ann_file={data}/annotations/instances_val2017.json',
-                f'test_evaluator.ann_file={data}/annotations/instances_val2017.json']
+    probe = [
+        '--work-dir',
+        out,
+        '--cfg-options',
+        f'train_dataloader.dataset.data_root={labelled}',
+        f'val_dataloader.dataset.data_root={labelled}',
+        'train_dataloader.batch_size=1',
+        'train_dataloader.num_workers=0',
+        'val_dataloader.num_workers=0',
+    ]
+    detector = [
+        '--work-dir',
+        out,
+        '--cfg-options',
+        f'train_dataloader.dataset.data_root={data}',
+        f'test_dataloader.dataset.data_root={data}',
+        f'val_dataloader.dataset.data_root={data}',
+        f'val_evaluator.ann_file={data}/annotations/instances_val2017.json',
+        f'test_evaluator.ann_file={data}/annotations/instances_val2017.json',
+    ]
     return dict(
         train_resume=(cli.train_main, ['odis_demo', '--resume', path, *tiny]),
         train_load_from=(cli.train_main, ['odis_demo', *tiny, f'load_from={path}']),
-        train_init_cfg=(cli.train_main, ['odis_demo', *tiny, '+model.backbone.init_cfg.type=Pretrained',
-                                         f'+model.backbone.init_cfg.checkpoint={path}']),
+        train_init_cfg=(
+            cli.train_main,
+            [
+                'odis_demo',
+                *tiny,
+                '+model.backbone.init_cfg.type=Pretrained',
+                f'+model.backbone.init_cfg.checkpoint={path}',
+            ],
+        ),
         linear_probe=(cli.train_main, ['linear_probe/vits_in1k', *probe, f'model.backbone.init_cfg.checkpoint={path}']),
         detector=(cli.train_main, ['mask-rcnn_demo', *detector, f'model.backbone.init_cfg.checkpoint={path}']),
         test=(cli.test_main, ['mask-rcnn_demo', path, *detector]),
@@ -144,15 +183,30 @@ def command_lines(path: str, data: str, labelled: str, out: str) -> dict:
         transfer_to=(commands.transfer_main, [path, f'{out}/x.pth', '--to', 'mmpretrain']),
         knn=(commands.knn_main, [path, '--data', labelled, '--size', '32']),
         regions=(commands.regions_main, [path, '--data', data, '--size', '32']),
-        features=(commands.features_main, [path, '--data', data, '--ann-file', 'annotations/instances_val2017.json', '--images', 'val2017',
-                                           '--out', f'{out}/f.npz']),
-        rotation=(rotation.main, ['gtsa_demo', path, '--data-root', data]))
+        features=(
+            commands.features_main,
+            [
+                path,
+                '--data',
+                data,
+                '--ann-file',
+                'annotations/instances_val2017.json',
+                '--images',
+                'val2017',
+                '--out',
+                f'{out}/f.npz',
+            ],
+        ),
+        rotation=(rotation.main, ['gtsa_demo', path, '--data-root', data]),
+    )
 
 
 @pytest.mark.parametrize('name', command_lines('', '', '', ''))
 def test_commands_refuse_in_one_sentence(name, danger, data, labelled, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv('ODIS_MM_DEBUG', raising=False)
-    monkeypatch.setattr(logging, 'raiseExceptions', False)  # loggers of other tests still hold their captured, closed streams
+    monkeypatch.setattr(
+        logging, 'raiseExceptions', False
+    )  # loggers of other tests still hold their captured, closed streams
     if name in ('detector', 'test'):
         pytest.importorskip('mmdet')
     main, arguments = command_lines(str(danger), data, str(labelled), str(tmp_path / 'out'))[name]
@@ -168,14 +222,23 @@ def test_the_latest_checkpoint_of_a_work_dir_is_refused(danger, data, tmp_path, 
     (tmp_path / 'run').mkdir()
     danger.rename(tmp_path / 'run/epoch_1.pth')
     with pytest.raises(SystemExit):
-        cli.train_main(['odis_demo', '--resume', '--work-dir', str(tmp_path / 'run'), '--cfg-options', *TINY,
-                        f'train_dataloader.dataset.data_root={data}'])
+        cli.train_main(
+            [
+                'odis_demo',
+                '--resume',
+                '--work-dir',
+                str(tmp_path / 'run'),
+                '--cfg-options',
+                *TINY,
+                f'train_dataloader.dataset.data_root={data}',
+            ]
+        )
     assert 'epoch_1.pth is refused' in capsys.readouterr().err
 
 
 class Harmless:
     def __reduce__(self):
-        return os.path.basename, ('a/trusted', )
+        return os.path.basename, ('a/trusted',)
 
 
 def test_a_user_may_insist_for_a_file_but_not_for_a_download(tmp_path, monkeypatch):
@@ -194,6 +257,7 @@ def test_downloads_are_refused(danger, tmp_path, monkeypatch):
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_):
             pass
+
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'hub'))
     monkeypatch.setenv('no_proxy', '127.0.0.1')
     server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=str(tmp_path)))
@@ -226,7 +290,9 @@ def test_images_are_no_pickles(danger, data, tmp_path, capsys):
 
 def test_harmless_files_are_read(tmp_path):
     """The wall has a door: tensors, plain values, and what mmengine's own checkpoints hold."""
-    torch.save(dict(state_dict=make_vit().state_dict(), meta=dict(num_heads=4, note=['plain', 1, None])), tmp_path / 'good.pth')
+    torch.save(
+        dict(state_dict=make_vit().state_dict(), meta=dict(num_heads=4, note=['plain', 1, None])), tmp_path / 'good.pth'
+    )
     assert CheckpointLoader.load_checkpoint(str(tmp_path / 'good.pth'))['meta']['note'] == ['plain', 1, None]
     with pytest.raises(CheckpointError, match='no checkpoint'):
         CheckpointLoader.load_checkpoint(str(tmp_path / 'gone.pth'))

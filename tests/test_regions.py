@@ -1,4 +1,5 @@
 """The proxy for detection: regions pooled as they lie, closed-form classifiers against scikit-learn, hook, ranks, tool."""
+
 import json
 
 import cv2
@@ -30,8 +31,12 @@ def sample(boxes, labels, seed=0, size=32, **kwargs):
 def test_features_see_their_box():
     vit = make_vit()
     frozen = FrozenBackbone(vit)
-    images = [sample([[0, 0, 9, 8], [8, 16, 16, 32]], [3, 1]), sample([], [], seed=1), sample([[0, 0, 32, 32]], [2], seed=2)]
-    regions = region_features(frozen, RegionImages(images, (32, ), 8), batch_size=2)
+    images = [
+        sample([[0, 0, 9, 8], [8, 16, 16, 32]], [3, 1]),
+        sample([], [], seed=1),
+        sample([[0, 0, 32, 32]], [2], seed=2),
+    ]
+    regions = region_features(frozen, RegionImages(images, (32,), 8), batch_size=2)
     assert regions.labels.tolist() == [3, 1, 2] and len(regions.patches) == 48
     pixels = torch.from_numpy(images[0]['img']).permute(2, 0, 1)[None]
     inputs = ViewPreprocessor()(dict(inputs=pixels))['inputs']
@@ -42,58 +47,67 @@ def test_features_see_their_box():
             torch.testing.assert_close(regions.token[i], vit(inputs, mask)[-1][0, 0])
         map_ = vit(inputs)[-1][:, 1:].mT.unflatten(2, (4, 4))
     assert torch.equal(regions.patches[:16], map_.flatten(2).mT[0])
-    torch.testing.assert_close(regions.pooled[1], pool_boxes(map_, [torch.tensor([[8., 16., 16., 32.]]) / 32])[0])
-    assert regions.inside[:16].nonzero().flatten().tolist() == [0, 9, 13] and not regions.inside[16:32].any() and regions.inside[32:].all()
+    torch.testing.assert_close(regions.pooled[1], pool_boxes(map_, [torch.tensor([[8.0, 16.0, 16.0, 32.0]]) / 32])[0])
+    assert (
+        regions.inside[:16].nonzero().flatten().tolist() == [0, 9, 13]
+        and not regions.inside[16:32].any()
+        and regions.inside[32:].all()
+    )
     with pytest.raises(ValueError, match='no labelled object'):
-        region_features(frozen, RegionImages(images[1:2], (32, ), 8))
+        region_features(frozen, RegionImages(images[1:2], (32,), 8))
     with pytest.raises(ValueError, match='no labelled object'):
-        region_features(frozen, RegionImages([sample([[0, 0, 9, 8]], [-1])], (32, ), 8))
+        region_features(frozen, RegionImages([sample([[0, 0, 9, 8]], [-1])], (32,), 8))
     with pytest.raises(ValueError, match='patches of 8'):
-        region_features(frozen, RegionImages(images, (36, ), 8))
+        region_features(frozen, RegionImages(images, (36,), 8))
 
 
 def test_pooling_a_ramp_gives_its_value_at_the_middle():
     """On a map that rises linearly, the mean over a box is the value at its centre: cell c lies at c + 1/2."""
-    columns = torch.arange(12.).expand(1, 1, 8, 12) + .5
-    rows = torch.arange(8.)[:, None].expand(1, 1, 8, 12) + .5
-    boxes = torch.tensor([[3 / 12, 2 / 8, 8 / 12, 5 / 8], [.5, .25, .75, .75]])
+    columns = torch.arange(12.0).expand(1, 1, 8, 12) + 0.5
+    rows = torch.arange(8.0)[:, None].expand(1, 1, 8, 12) + 0.5
+    boxes = torch.tensor([[3 / 12, 2 / 8, 8 / 12, 5 / 8], [0.5, 0.25, 0.75, 0.75]])
     pooled = pool_boxes(torch.cat((columns, rows), 1), [boxes])
-    torch.testing.assert_close(pooled, torch.tensor([[5.5, 3.5], [7.5, 4.]]))
+    torch.testing.assert_close(pooled, torch.tensor([[5.5, 3.5], [7.5, 4.0]]))
 
 
 def test_background_has_the_sizes_of_the_objects_and_none_of_them():
-    boxes = np.array([[0., 0., 30., 20.], [50., 30., 60., 40.]])
+    boxes = np.array([[0.0, 0.0, 30.0, 20.0], [50.0, 30.0, 60.0, 40.0]])
     area = object_area(boxes, None, 60, 80)
     found = background_boxes(boxes, area)
     assert found.shape == (2, 4) and np.array_equal(found[:, 2:] - found[:, :2], [[30, 20], [10, 10]])
-    assert all(area[int(y1):int(y2), int(x1):int(x2)].mean() <= .1 for x1, y1, x2, y2 in found)
-    assert len(background_boxes(np.array([[0., 0., 80., 60.]]), np.ones((60, 80), bool))) == 0  # nowhere to go
+    assert all(area[int(y1) : int(y2), int(x1) : int(x2)].mean() <= 0.1 for x1, y1, x2, y2 in found)
+    assert len(background_boxes(np.array([[0.0, 0.0, 80.0, 60.0]]), np.ones((60, 80), bool))) == 0  # nowhere to go
 
 
 def test_masks_count_where_there_are_any():
     item = make_sample(seed=3)
     area = object_area(item['bboxes'], item['masks'], item['height'], item['width'])
     boxes = object_area(item['bboxes'], None, item['height'], item['width'])
-    assert 0 < area.sum() < boxes.sum() and boxes[area].mean() > .95
+    assert 0 < area.sum() < boxes.sum() and boxes[area].mean() > 0.95
 
 
-@pytest.mark.parametrize('ridge', [1e-2, 1.])
+@pytest.mark.parametrize('ridge', [1e-2, 1.0])
 def test_the_linear_classifier_is_scikit_learns(ridge):
     g = torch.Generator().manual_seed(0)
-    x, positive = torch.randn(80, 5, generator=g) * torch.tensor([1., 10., .1, 1., 3.]) + 4, torch.rand(80, generator=g) < .2
+    x, positive = (
+        torch.randn(80, 5, generator=g) * torch.tensor([1.0, 10.0, 0.1, 1.0, 3.0]) + 4,
+        torch.rand(80, generator=g) < 0.2,
+    )
     direction, bias = fit_linear(x, positive, ridge)
     standard = ((x.double() - x.double().mean(0)) / x.double().std(0)).numpy()
-    weight = np.where(positive, .5 / positive.sum(), .5 / (~positive).sum())
+    weight = np.where(positive, 0.5 / positive.sum(), 0.5 / (~positive).sum())
     oracle = Ridge(alpha=ridge).fit(standard, positive.double() * 2 - 1, sample_weight=weight)
     np.testing.assert_allclose(x.double() @ direction + bias, oracle.predict(standard), atol=1e-9)
 
 
 def test_auc_and_iou_are_scikit_learns():
     g = torch.Generator().manual_seed(0)
-    scores, positive = torch.randint(0, 10, (200, ), generator=g), torch.rand(200, generator=g) < .3  # with ties
+    scores, positive = torch.randint(0, 10, (200,), generator=g), torch.rand(200, generator=g) < 0.3  # with ties
     assert auc(scores, positive) == pytest.approx(100 * roc_auc_score(positive, scores))
     predicted = scores > 4
-    assert mean_iou(predicted, positive) == pytest.approx(100 * jaccard_score(positive, predicted, average='macro'), rel=1e-6)
+    assert mean_iou(predicted, positive) == pytest.approx(
+        100 * jaccard_score(positive, predicted, average='macro'), rel=1e-6
+    )
 
 
 def test_repeated_objects_find_each_other():
@@ -105,14 +119,17 @@ def test_repeated_objects_find_each_other():
 def test_scales_and_convnets():
     images = [sample([[2, 2, 20, 30], [4, 4, 12, 9]], [0, 1], seed=i) for i in range(3)]
     vit = FrozenBackbone(make_vit())
-    one, two = (region_features(vit, RegionImages(images, sizes, 8)) for sizes in ((32, ), (32, 64)))
+    one, two = (region_features(vit, RegionImages(images, sizes, 8)) for sizes in ((32,), (32, 64)))
     assert two.pooled.shape == (6, 64) and two.token.shape == (6, 64) and len(two.patches) == 3 * 64
     torch.testing.assert_close(two.pooled[:, :32], torch.nn.functional.normalize(one.pooled, dim=-1))
-    resnet = region_features(FrozenBackbone(MODELS.build(dict(type='mmpretrain.ResNet', depth=18))), RegionImages(images, (64, )))
+    resnet = region_features(
+        FrozenBackbone(MODELS.build(dict(type='mmpretrain.ResNet', depth=18))), RegionImages(images, (64,))
+    )
     assert resnet.token is None and resnet.pooled.shape == (6, 512) and len(resnet.patches) == 3 * 4
 
 
 # ---- a folder in COCO style: hook, ranks, tool ----------------------------------------------------
+
 
 @pytest.fixture(scope='module')
 def coco(tmp_path_factory):
@@ -129,17 +146,21 @@ def coco(tmp_path_factory):
                 if kind:
                     cv2.circle(img, (x + 10, y + 10), 10, (250, 220, 40), -1)
                 else:
-                    img[y:y + 20:4, x:x + 20] = 240
-                annotations.append(dict(id=len(annotations), image_id=i, category_id=kind + 1, bbox=[x, y, 20, 20], iscrowd=0))
+                    img[y : y + 20 : 4, x : x + 20] = 240
+                annotations.append(
+                    dict(id=len(annotations), image_id=i, category_id=kind + 1, bbox=[x, y, 20, 20], iscrowd=0)
+                )
             cv2.imwrite(str(root / part / f'{i}.png'), img)
             images.append(dict(id=i, file_name=f'{i}.png', height=64, width=64))
-        content = dict(images=images, annotations=annotations, categories=[dict(id=1, name='bar'), dict(id=2, name='disc')])
+        content = dict(
+            images=images, annotations=annotations, categories=[dict(id=1, name='bar'), dict(id=2, name='disc')]
+        )
         (root / 'annotations' / f'instances_{part}.json').write_text(json.dumps(content))
     return root
 
 
 def hooked(path, coco):
-    hook = RegionProxyHook(str(coco), sizes=(32, ), k=3, interval=3, by_epoch=False, num_workers=0, batch_size=4)
+    hook = RegionProxyHook(str(coco), sizes=(32,), k=3, interval=3, by_epoch=False, num_workers=0, batch_size=4)
     runner = run(path, cfg=dict(model=dict(backbone=BACKBONE)))
     runner.register_hook(hook)
     return runner, hook
@@ -147,8 +168,13 @@ def hooked(path, coco):
 
 def direct(backbone, coco, k=3):
     frozen = FrozenBackbone(backbone)
-    split = region_split(frozen, str(coco), [f'annotations/instances_{part}2017.json' for part in ('train', 'val')],
-                         ('train2017', 'val2017'), (32, ))
+    split = region_split(
+        frozen,
+        str(coco),
+        [f'annotations/instances_{part}2017.json' for part in ('train', 'val')],
+        ('train2017', 'val2017'),
+        (32,),
+    )
     return region_proxy(frozen, *split, k)
 
 
@@ -160,7 +186,9 @@ def test_the_hook_measures_over_training(coco, tmp_path):
     last = {key: value for key, value in record['history'][-1].items() if key not in ('iteration', 'epoch', 'seconds')}
     assert last == pytest.approx(direct(runner.model.branch('teacher'), coco))
     assert set(last) == {'object_token', 'box_pool', 'object_auc', 'mask_miou'}
-    assert record['random'].keys() == last.keys() and 50 < record['random']['object_auc'] <= 100  # bright shapes on dark noise
+    assert (
+        record['random'].keys() == last.keys() and 50 < record['random']['object_auc'] <= 100
+    )  # bright shapes on dark noise
     assert cv2.imread(str(tmp_path / 'regions.png')) is not None
 
 
@@ -190,5 +218,7 @@ def test_the_tool(coco, tmp_path, capsys):
     content['categories'].append(dict(id=3, name='cross'))
     (tmp_path / 'more.json').write_text(json.dumps(content))
     with pytest.raises(SystemExit):
-        commands.regions_main([*arguments, '--ann-files', 'annotations/instances_train2017.json', str(tmp_path / 'more.json')])
+        commands.regions_main(
+            [*arguments, '--ann-files', 'annotations/instances_train2017.json', str(tmp_path / 'more.json')]
+        )
     assert 'name different classes (2 and 3)' in capsys.readouterr().err

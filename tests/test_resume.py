@@ -1,4 +1,5 @@
 """Interrupted in the middle of an epoch and resumed: the run that was not interrupted, bit for bit."""
+
 import os
 import random
 import signal
@@ -60,8 +61,8 @@ class AwaitSignal(Hook):
             Path(runner.work_dir, 'near').touch()
             end = time.monotonic() + 30
             while waits.received is None and time.monotonic() < end:
-                time.sleep(.02)
-            time.sleep(.2)  # a worker that follows the signal, too, is gone by now
+                time.sleep(0.02)
+            time.sleep(0.2)  # a worker that follows the signal, too, is gone by now
 
 
 def first(items):
@@ -72,21 +73,48 @@ def train(work_dir, at=0, name='SIGTERM', accumulate=1, workers=0, awaits=0, **k
     """Two epochs of eight iterations, with random numbers in the model."""
     init_default_scope('mmpretrain')
     torch.manual_seed(1)
-    model = make_odis(backbone=dict(drop_path_rate=.3), momentum=dict(start=.5, end=1.))
+    model = make_odis(backbone=dict(drop_path_rate=0.3), momentum=dict(start=0.5, end=1.0))
     data = Views()
-    loader = torch.utils.data.DataLoader(data, batch_size=1, sampler=EpochSampler(data, seed=0), collate_fn=first, num_workers=workers,
-                                         persistent_workers=workers > 0, worker_init_fn=single_thread_worker)
+    loader = torch.utils.data.DataLoader(
+        data,
+        batch_size=1,
+        sampler=EpochSampler(data, seed=0),
+        collate_fn=first,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        worker_init_fn=single_thread_worker,
+    )
     made = Runner(
-        model, str(work_dir), train_dataloader=loader, train_cfg=dict(type='ResumableEpochLoop', max_epochs=2),
-        optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3, weight_decay=.04), accumulative_counts=accumulate,
-                           clip_grad=dict(max_norm=3.), constructor='SelfSupOptimWrapperConstructor'),
-        param_scheduler=[dict(type='LinearLR', start_factor=.1, begin=0, end=1, convert_to_iter_based=True),
-                         dict(type='CosineAnnealingLR', begin=1, convert_to_iter_based=True)],
-        default_hooks=dict(checkpoint=dict(type='SafeCheckpointHook', interval=1), logger=dict(type='LoggerHook', interval=50)),
-        custom_hooks=[dict(type='SelfSupScheduleHook', weight_decay_end=.4, freeze_prototypes_epochs=1), dict(type='PreemptionHook')]
-        + ([dict(type='SendSignal', at=at, name=name)] if at else []) + ([dict(type='AwaitSignal', at=awaits)] if awaits else []),
-        experiment_name=f'resume_{os.path.basename(work_dir)}_{os.urandom(3).hex()}', default_scope='mmpretrain', log_level='WARNING',
-        randomness=dict(seed=3), **kwargs)
+        model,
+        str(work_dir),
+        train_dataloader=loader,
+        train_cfg=dict(type='ResumableEpochLoop', max_epochs=2),
+        optim_wrapper=dict(
+            type='OptimWrapper',
+            optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.04),
+            accumulative_counts=accumulate,
+            clip_grad=dict(max_norm=3.0),
+            constructor='SelfSupOptimWrapperConstructor',
+        ),
+        param_scheduler=[
+            dict(type='LinearLR', start_factor=0.1, begin=0, end=1, convert_to_iter_based=True),
+            dict(type='CosineAnnealingLR', begin=1, convert_to_iter_based=True),
+        ],
+        default_hooks=dict(
+            checkpoint=dict(type='SafeCheckpointHook', interval=1), logger=dict(type='LoggerHook', interval=50)
+        ),
+        custom_hooks=[
+            dict(type='SelfSupScheduleHook', weight_decay_end=0.4, freeze_prototypes_epochs=1),
+            dict(type='PreemptionHook'),
+        ]
+        + ([dict(type='SendSignal', at=at, name=name)] if at else [])
+        + ([dict(type='AwaitSignal', at=awaits)] if awaits else []),
+        experiment_name=f'resume_{os.path.basename(work_dir)}_{os.urandom(3).hex()}',
+        default_scope='mmpretrain',
+        log_level='WARNING',
+        randomness=dict(seed=3),
+        **kwargs,
+    )
     made.train()
 
 
@@ -103,7 +131,8 @@ def stopped(call, *args, **kwargs) -> int:
 def content(work_dir, name='epoch_2.pth') -> dict:
     loaded = load_local(str(Path(work_dir, name)), 'cpu')
     return {key: loaded[key] for key in ('state_dict', 'optimizer', 'param_schedulers', 'progress')} | dict(
-        epoch=loaded['meta']['epoch'], iter=loaded['meta']['iter'])
+        epoch=loaded['meta']['epoch'], iter=loaded['meta']['iter']
+    )
 
 
 def assert_same(a, b, path=''):
@@ -129,8 +158,10 @@ def undisturbed(tmp_path_factory):
     return content(folder)
 
 
-@pytest.mark.parametrize('at, name, written', [(3, 'SIGTERM', 'epoch_0_iter_3.pth'), (8, 'SIGUSR1', 'epoch_1.pth'),
-                                               (13, 'SIGUSR1', 'epoch_1_iter_13.pth')])
+@pytest.mark.parametrize(
+    'at, name, written',
+    [(3, 'SIGTERM', 'epoch_0_iter_3.pth'), (8, 'SIGUSR1', 'epoch_1.pth'), (13, 'SIGUSR1', 'epoch_1_iter_13.pth')],
+)
 def test_preempted_and_resumed_is_undisturbed(undisturbed, tmp_path, at, name, written):
     before = signal.getsignal(signal.SIGTERM)
     assert stopped(train, tmp_path, at, name) == 75
@@ -180,17 +211,24 @@ for line in sys.stdin:  # one process a line, each in a session of its own; the 
 
 def test_a_signal_to_the_whole_process_group_leaves_the_workers_to_the_run(undisturbed, tmp_path):
     near = tmp_path / 'near'
-    with subprocess.Popen([sys.executable, '-c', RUNS], cwd=Path(__file__).parent, text=True, stdin=subprocess.PIPE,
-                          stdout=subprocess.PIPE) as runs:
+    with subprocess.Popen(
+        [sys.executable, '-c', RUNS],
+        cwd=Path(__file__).parent,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as runs:
 
         def process(call: str, number=None) -> int:
             runs.stdin.write(f'test_resume.{call}\n')
             runs.stdin.flush()
             child = int(runs.stdout.readline())
-            hangs = threading.Timer(240, os.killpg, (child, signal.SIGKILL))  # its code tells; workers that do not end would hang it
+            hangs = threading.Timer(
+                240, os.killpg, (child, signal.SIGKILL)
+            )  # its code tells; workers that do not end would hang it
             hangs.start()
             while number and not near.exists() and hangs.is_alive():
-                time.sleep(.02)
+                time.sleep(0.02)
             if number:
                 near.unlink()
                 os.killpg(child, number)
@@ -222,8 +260,15 @@ def test_gpus_ask_each_other_now_and_then(monkeypatch):
     for world, accumulate, expected in ((2, 1, [4, 8]), (2, 2, [8]), (1, 2, [2, 4, 6, 8])):
         asked.clear()
         for i in range(8):
-            hook.after_train_iter(SimpleNamespace(iter=i, world_size=world, train_dataloader=None,
-                                                  optim_wrapper=SimpleNamespace(_accumulative_counts=accumulate)), i)
+            hook.after_train_iter(
+                SimpleNamespace(
+                    iter=i,
+                    world_size=world,
+                    train_dataloader=None,
+                    optim_wrapper=SimpleNamespace(_accumulative_counts=accumulate),
+                ),
+                i,
+            )
         assert asked == expected
     with pytest.raises(ValueError, match='SIGKILL'):
         PreemptionHook(['SIGKILL'])
@@ -234,6 +279,7 @@ def test_another_number_of_ranks_loses_no_image():
         made = EpochSampler(range(22), seed=0)
         made.rank, made.world_size = rank, world
         return made
+
     done = [draw for rank in (0, 1) for draw in list(sampler(rank, 2))[:3]]
     rest = []
     for rank in range(4):

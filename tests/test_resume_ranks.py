@@ -2,6 +2,7 @@
 
 The file is also the program that the test starts: one interpreter imports everything, and each rank is a process forked from it.
 """
+
 import json
 import os
 import signal
@@ -37,6 +38,7 @@ def program(folder: Path) -> None:
     from odis_mm.config import load_config
     from odis_mm.datasets.demo import ensure_demo
     from robustness.fault_campaign import OPTIONS
+
     os.environ['ODIS_DEMO_ROOT'] = ensure_demo(folder / 'data', num_train=IMAGES, num_val=2, size=64)
 
     def ranks(name: str, world: int, run: str, stop_at: int = 0) -> list:
@@ -56,9 +58,17 @@ def program(folder: Path) -> None:
                     log = os.open(folder / f'{name}.log.{rank}', os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
                     os.dup2(log, 1)
                     os.dup2(log, 2)
-                    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_PORT=str(port),
-                                      MASTER_ADDR='127.0.0.1')
-                    cli.main(['train', str(config), '--work-dir', str(folder / run), '--resume'] + ['--launcher', 'pytorch'] * (world > 1))
+                    os.environ.update(
+                        RANK=str(rank),
+                        LOCAL_RANK=str(rank),
+                        WORLD_SIZE=str(world),
+                        MASTER_PORT=str(port),
+                        MASTER_ADDR='127.0.0.1',
+                    )
+                    cli.main(
+                        ['train', str(config), '--work-dir', str(folder / run), '--resume']
+                        + ['--launcher', 'pytorch'] * (world > 1)
+                    )
                     code = 0
                 except SystemExit as stop:
                     code = stop.code
@@ -83,7 +93,12 @@ def program(folder: Path) -> None:
 
 
 def test_each_image_once_on_another_number_of_ranks(tmp_path):
-    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'PYTHONPATH': str(Path(__file__).resolve().parents[1])}
+    env = {
+        **os.environ,
+        'OMP_NUM_THREADS': '1',
+        'CUDA_VISIBLE_DEVICES': '',
+        'PYTHONPATH': str(Path(__file__).resolve().parents[1]),
+    }
     done = subprocess.run([sys.executable, __file__, tmp_path], env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     codes = json.loads(done.stdout.rpartition('codes ')[2])
@@ -100,8 +115,10 @@ def test_each_image_once_on_another_number_of_ranks(tmp_path):
         assert sum(drawn(before).values()) == done and not drawn(after, 0)
         both = drawn(before) + drawn(after)
         assert set(both.values()) == {1} and len(both) == IMAGES, (after, both)
-        assert (f'epoch 2 goes on after {done} of {IMAGES} images (written by {was} ranks, now {now}): none is lost or drawn twice'
-                in logs[f'{after}.log.0'])
+        assert (
+            f'epoch 2 goes on after {done} of {IMAGES} images (written by {was} ranks, now {now}): none is lost or drawn twice'
+            in logs[f'{after}.log.0']
+        )
 
 
 if __name__ == '__main__':

@@ -1,4 +1,5 @@
 """What makes training faster leaves its numbers as they are: every option beside the plain path."""
+
 import copy
 
 import cv2
@@ -25,7 +26,7 @@ def vit(**kwargs):
     model = ObjectViT(ARCH, img_size=32, patch_size=8, **kwargs)
     model.init_weights()
     for parameter in model.parameters():  # no zero may hide what is left out
-        parameter.data += .05 * torch.randn_like(parameter)
+        parameter.data += 0.05 * torch.randn_like(parameter)
     return model
 
 
@@ -34,14 +35,21 @@ def images(n=3, size=32, seed=1):
 
 
 def object_masks(n=3, patches=16):
-    return torch.rand(n, patches, generator=torch.Generator().manual_seed(2)) < .4
+    return torch.rand(n, patches, generator=torch.Generator().manual_seed(2)) < 0.4
 
 
 # ------------------------------------------------------------------------------------------------------------ backbone
-@pytest.mark.parametrize('options', [dict(), dict(drop_path_rate=.4), dict(layer_scale_init_value=.5), dict(drop_path_rate=.4, with_cp=True)])
+@pytest.mark.parametrize(
+    'options',
+    [dict(), dict(drop_path_rate=0.4), dict(layer_scale_init_value=0.5), dict(drop_path_rate=0.4, with_cp=True)],
+)
 def test_blocks_are_mmpretrain_s_with_their_random_numbers(options):
-    ours, stock = vit(**options), VisionTransformer(ARCH, img_size=32, patch_size=8, out_type='raw',
-                                                    **{k: v for k, v in options.items() if k != 'with_cp'})
+    ours, stock = (
+        vit(**options),
+        VisionTransformer(
+            ARCH, img_size=32, patch_size=8, out_type='raw', **{k: v for k, v in options.items() if k != 'with_cp'}
+        ),
+    )
     stock.load_state_dict(ours.state_dict())
     found = []
     for model in (ours, stock):
@@ -52,7 +60,9 @@ def test_blocks_are_mmpretrain_s_with_their_random_numbers(options):
     torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize('options', [dict(), dict(drop_path_rate=.4), dict(num_object_tokens=2, cls_beside_object=True), dict(with_cp=True)])
+@pytest.mark.parametrize(
+    'options', [dict(), dict(drop_path_rate=0.4), dict(num_object_tokens=2, cls_beside_object=True), dict(with_cp=True)]
+)
 @pytest.mark.parametrize('form', ['cpu', 'gpu'])
 def test_rows_that_are_read_are_those_of_the_whole(options, form):
     model, index = vit(**options), torch.tensor([0, 7, 15, 16, 40])
@@ -64,32 +74,34 @@ def test_rows_that_are_read_are_those_of_the_whole(options, form):
         t = model.num_leading_tokens
         leading, kept = out if patches is not None else (out[-1][:, :t], out[-1][:, t:].flatten(0, 1)[index])
         model.zero_grad()
-        (leading.square().sum() + (kept * torch.arange(5.)[:, None]).sum()).backward()
+        (leading.square().sum() + (kept * torch.arange(5.0)[:, None]).sum()).backward()
         found.append([leading, kept, *(p.grad for p in model.parameters())])
     torch.testing.assert_close(*found, atol=1e-4, rtol=1e-5)
 
 
 def test_reading_fewer_rows_computes_less():
     model = vit()
-    assert count_flops(lambda: model(images(), patches=torch.tensor([3]))) < .88 * count_flops(lambda: model(images()))
+    assert count_flops(lambda: model(images(), patches=torch.tensor([3]))) < 0.88 * count_flops(lambda: model(images()))
 
 
-@pytest.mark.parametrize('options', [dict(), dict(num_object_tokens=2, cls_beside_object=True), dict(num_object_tokens=2)])
+@pytest.mark.parametrize(
+    'options', [dict(), dict(num_object_tokens=2, cls_beside_object=True), dict(num_object_tokens=2)]
+)
 def test_masked_attention_has_one_result_in_all_its_forms(options):
     model = vit(**options)
     plain = model(images(), object_masks())[-1]
     with forms_of_gpus():
         torch.testing.assert_close(model(images(), object_masks())[-1], plain, atol=1e-5, rtol=1e-5)
-    assert (plain - model(images())[-1]).abs().max() > .01
+    assert (plain - model(images())[-1]).abs().max() > 0.01
     gradients = []
     for dtype in (torch.float32, torch.bfloat16):
         model.zero_grad()
         with torch.autocast('cpu', torch.bfloat16, enabled=dtype == torch.bfloat16):
             out = model(images(), object_masks())[-1].float()
-        torch.testing.assert_close(out, plain, atol=.15, rtol=.1)
+        torch.testing.assert_close(out, plain, atol=0.15, rtol=0.1)
         out.square().mean().backward()
         gradients.append(model.layers[0].attn.qkv.weight.grad.clone())
-    assert torch.cosine_similarity(*(g.flatten() for g in gradients), dim=0) > .99
+    assert torch.cosine_similarity(*(g.flatten() for g in gradients), dim=0) > 0.99
 
 
 def test_half_precision_on_cpus_masks_exactly():
@@ -135,17 +147,21 @@ def as_compiled(model, backend):
 def reading_all(model):
     """The plain path: every row of the last block, of which the needed ones are taken afterwards."""
     for backbone in (model.backbone, model.teacher['backbone']):
+
         def forward(images, object_mask=None, replace=None, patches=None, backbone=backbone):
             tokens = ObjectViT.forward(backbone, images, object_mask, replace)[-1]
             t = backbone.num_leading_tokens
             return tokens[:, :t], tokens[:, t:].flatten(0, 1)[patches]
+
         backbone.forward = forward
 
 
 OPTIONS = dict(
-    reading_all=reading_all, packed=lambda model: setattr(model, 'packed', True),
+    reading_all=reading_all,
+    packed=lambda model: setattr(model, 'packed', True),
     with_cp=lambda model: setattr(model.backbone, 'with_cp', True),
-    compiled=lambda model: as_compiled(model, 'aot_eager'))
+    compiled=lambda model: as_compiled(model, 'aot_eager'),
+)
 
 
 @pytest.mark.parametrize('name', list(OPTIONS))
@@ -153,8 +169,8 @@ def test_option_leaves_losses_and_gradients(name):
     model = make_odis()
     with torch.no_grad():
         for parameter in model.teacher.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=.02)
-    model.backbone.drop_path_rate = 0.
+            parameter.add_(torch.randn_like(parameter), alpha=0.02)
+    model.backbone.drop_path_rate = 0.0
     other = copy.deepcopy(model)
     OPTIONS[name](other)
     torch.testing.assert_close(losses_and_gradients(other), losses_and_gradients(model), atol=1e-5, rtol=1e-4)
@@ -167,7 +183,12 @@ def test_losses_are_in_float32_under_autocast():
     found = []
     for enabled in (False, True):
         with torch.autocast('cpu', torch.bfloat16, enabled=enabled):
-            found.append([pairwise_cross_entropy(teacher, logits, .1), patch_cross_entropy(teacher[0, :, 0], logits[0, :, 0], .1, weight)])
+            found.append(
+                [
+                    pairwise_cross_entropy(teacher, logits, 0.1),
+                    patch_cross_entropy(teacher[0, :, 0], logits[0, :, 0], 0.1, weight),
+                ]
+            )
     torch.testing.assert_close(*found, atol=0, rtol=0)
 
 
@@ -183,6 +204,7 @@ def test_compiled_blocks_run_where_masks_are():
     def backend(graph, example):
         calls.append(graph)
         return graph.forward
+
     torch._dynamo.reset()
     model.compile_blocks(backend=backend)
     plain = vit()(images(), object_masks())[-1]
@@ -197,7 +219,11 @@ SYNCS = ('item', '__float__', '__bool__', '__int__', 'tolist', 'cpu', 'numpy', '
 def count_syncs(monkeypatch, seen):
     for name in SYNCS:
         original = getattr(torch.Tensor, name)
-        monkeypatch.setattr(torch.Tensor, name, lambda self, *a, name=name, original=original, **k: (seen.append(name), original(self, *a, **k))[1])
+        monkeypatch.setattr(
+            torch.Tensor,
+            name,
+            lambda self, *a, name=name, original=original, **k: (seen.append(name), original(self, *a, **k))[1],
+        )
 
 
 class Arrived(torch.nn.Module):
@@ -218,8 +244,10 @@ class Count(Hook):
         self.seen.clear()
 
 
-@pytest.mark.parametrize('info, judge, expected', [('DeferredInfoHook', [], 0), ('DeferredInfoHook', ['NonFiniteLossHook'], 1),
-                                                   ('RuntimeInfoHook', [], None)])
+@pytest.mark.parametrize(
+    'info, judge, expected',
+    [('DeferredInfoHook', [], 0), ('DeferredInfoHook', ['NonFiniteLossHook'], 1), ('RuntimeInfoHook', [], None)],
+)
 def test_no_step_waits_for_the_device_but_to_judge_the_loss(tmp_path, monkeypatch, info, judge, expected):
     init_default_scope('mmpretrain')
     model, seen = make_odis(), []
@@ -227,14 +255,27 @@ def test_no_step_waits_for_the_device_but_to_judge_the_loss(tmp_path, monkeypatc
     model.data_preprocessor = Arrived()
     count = Count(seen)
     runner = Runner(
-        model, str(tmp_path), train_dataloader=torch.utils.data.DataLoader([batch] * 4, batch_size=1, collate_fn=lambda items: items[0]),
+        model,
+        str(tmp_path),
+        train_dataloader=torch.utils.data.DataLoader([batch] * 4, batch_size=1, collate_fn=lambda items: items[0]),
         train_cfg=dict(by_epoch=True, max_epochs=1),
-        optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3, fused=True), clip_grad=dict(max_norm=1.),
-                           constructor='SelfSupOptimWrapperConstructor'),
+        optim_wrapper=dict(
+            type='OptimWrapper',
+            optimizer=dict(type='AdamW', lr=1e-3, fused=True),
+            clip_grad=dict(max_norm=1.0),
+            constructor='SelfSupOptimWrapperConstructor',
+        ),
         param_scheduler=dict(type='LinearLR', by_epoch=False, end=4),
         default_hooks=dict(runtime_info=dict(type=info), logger=dict(type='LoggerHook', interval=4), checkpoint=None),
-        custom_hooks=[dict(type='ProgressHook'), *(dict(type=name) for name in judge), dict(type='SelfSupScheduleHook'), count],
-        experiment_name=f'{info}{len(judge)}', default_scope='mmpretrain')
+        custom_hooks=[
+            dict(type='ProgressHook'),
+            *(dict(type=name) for name in judge),
+            dict(type='SelfSupScheduleHook'),
+            count,
+        ],
+        experiment_name=f'{info}{len(judge)}',
+        default_scope='mmpretrain',
+    )
     count_syncs(monkeypatch, seen)
     runner.train()
     for found in count.counts[1:3]:  # the first makes the histories, the last is logged
@@ -249,25 +290,27 @@ def test_deferred_values_are_those_of_the_plain_hook(tmp_path):
     hub = MessageHub.get_instance('deferred')
     plain = HistoryBuffer()
     for i in range(7):
-        value = torch.tensor(i * .37, requires_grad=True)
+        value = torch.tensor(i * 0.37, requires_grad=True)
         defer_scalar(hub, 'train/loss', value)
         plain.update(value.item())
     history = hub.get_scalar('train/loss')
     assert isinstance(history, DeferredHistory) and history._pending
     assert history.mean(3) == plain.mean(3) and history.current() == plain.current() and history.max() == plain.max()
-    defer_scalar(hub, 'train/loss', torch.tensor(9.))
+    defer_scalar(hub, 'train/loss', torch.tensor(9.0))
     saved = hub.state_dict()['log_scalars']['train/loss']
-    assert type(saved) is HistoryBuffer and saved.current() == 9. and len(saved.data[0]) == len(saved.data[1]) == 8
+    assert type(saved) is HistoryBuffer and saved.current() == 9.0 and len(saved.data[0]) == len(saved.data[1]) == 8
     torch.save(saved, tmp_path / 'history.pth')
-    short = DeferredHistory([1.], [1], 3)
+    short = DeferredHistory([1.0], [1], 3)
     for i in range(5):
         short.append(torch.tensor(float(i)))
-    assert short.data[0].tolist() == [2., 3., 4.] and short.data[1].tolist() == [1, 1, 1]
+    assert short.data[0].tolist() == [2.0, 3.0, 4.0] and short.data[1].tolist() == [1, 1, 1]
 
 
 # ---------------------------------------------------------------------------------------------------------- photometrics
 def by_table(center, factor):
-    return lambda img: cv2.LUT(img, np.clip(np.rint(center(img) + factor * (np.arange(256) - center(img))), 0, 255).astype(np.uint8))
+    return lambda img: cv2.LUT(
+        img, np.clip(np.rint(center(img) + factor * (np.arange(256) - center(img))), 0, 255).astype(np.uint8)
+    )
 
 
 def turned(img, shift):
@@ -278,21 +321,24 @@ def turned(img, shift):
 
 
 PLAIN = dict(
-    brightness=lambda img, f: by_table(lambda _: 0., f)(img),
+    brightness=lambda img, f: by_table(lambda _: 0.0, f)(img),
     contrast=lambda img, f: by_table(lambda x: cv2.cvtColor(x, cv2.COLOR_RGB2GRAY).mean(), f)(img),
-    saturation=lambda img, f: np.clip(np.rint(f * img + (1 - f) * (img @ [.299, .587, .114])[..., None]), 0, 255).astype(np.uint8),
+    saturation=lambda img, f: np.clip(
+        np.rint(f * img + (1 - f) * (img @ [0.299, 0.587, 0.114])[..., None]), 0, 255
+    ).astype(np.uint8),
     hue=lambda img, f: turned(img, f - 1),
-    blur=lambda img, f: cv2.GaussianBlur(img, (0, 0), f, borderType=cv2.BORDER_REPLICATE))
+    blur=lambda img, f: cv2.GaussianBlur(img, (0, 0), f, borderType=cv2.BORDER_REPLICATE),
+)
 
 
 @pytest.mark.parametrize('name', list(PLAIN))
 def test_fast_photometrics_are_the_plain_ones(name, synthetic_sample):
     img = synthetic_sample(seed=3)['img']
-    for factor in (.1, .55, 1., 1.3, 1.45, 2.):
+    for factor in (0.1, 0.55, 1.0, 1.3, 1.45, 2.0):
         if name == 'hue':
             factor = 1 + (factor - 1) / 2
         fast = getattr(photometric, name)(img, factor - 1 if name == 'hue' else factor)
         difference = np.abs(fast.astype(int) - PLAIN[name](img, factor))
         assert fast.dtype == np.uint8 and fast.shape == img.shape
-        assert difference.max() <= (2 if name == 'hue' else 1) and difference.mean() < .1  # hue: ties in its table
+        assert difference.max() <= (2 if name == 'hue' else 1) and difference.mean() < 0.1  # hue: ties in its table
     assert np.abs(fast.astype(int) - img).mean() > 1

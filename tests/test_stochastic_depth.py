@@ -1,4 +1,5 @@
 """Dropped residual branches, computed and multiplied by zero or not computed at all: the same step."""
+
 import pytest
 import torch
 from mmcv.cnn.bricks import DropPath
@@ -25,9 +26,11 @@ def unwritten_is_nan():
     torch.use_deterministic_algorithms(False)
 
 
-def draw(flags, monkeypatch, skip=True, p=.25):
+def draw(flags, monkeypatch, skip=True, p=0.25):
     """The path of images of which ``flags`` says whether they are kept."""
-    monkeypatch.setattr(torch, 'rand', lambda shape, **kwargs: torch.tensor([.9 if flag else .1 for flag in flags]).view(shape))
+    monkeypatch.setattr(
+        torch, 'rand', lambda shape, **kwargs: torch.tensor([0.9 if flag else 0.1 for flag in flags]).view(shape)
+    )
     path = draw_path(DropPath(p).train(), torch.zeros(ROWS, 5), SHAPES, skip)
     monkeypatch.undo()
     return path
@@ -63,27 +66,34 @@ def test_masks_are_those_of_the_kept_images(monkeypatch):
 def test_a_batch_without_any_kept_image_still_gives_every_parameter_a_gradient(monkeypatch):
     path = draw([False] * 7, monkeypatch)
     assert torch.equal(path, torch.zeros(ROWS, 1))
-    model = vit(drop_path_rate=.999)
+    model = vit(drop_path_rate=0.999)
     model(images(1))[-1].sum().backward()
     assert all(parameter.grad is not None for layer in model.layers for parameter in layer.parameters())
 
 
 def test_draws_are_as_frequent_as_asked_for_and_scaled_to_the_same_mean():
     torch.manual_seed(0)
-    paths = [draw_path(DropPath(.3).train(), torch.zeros(1, 1), ((40, 1), ), True) for _ in range(200)]
+    paths = [draw_path(DropPath(0.3).train(), torch.zeros(1, 1), ((40, 1),), True) for _ in range(200)]
     kept = sum(path.shapes[0][0] for path in paths) / (200 * 40)
-    assert abs(kept - .7) < .02 and all(path.scale == 1 / .7 for path in paths)
+    assert abs(kept - 0.7) < 0.02 and all(path.scale == 1 / 0.7 for path in paths)
     with expected_paths():
-        assert draw_path(DropPath(.3).train(), torch.zeros(1, 1), ((40, 1), ), True).shapes == ((28, 1), )
-    assert draw_path(DropPath(.3).eval(), torch.zeros(1, 1), SHAPES, True) is None
+        assert draw_path(DropPath(0.3).train(), torch.zeros(1, 1), ((40, 1),), True).shapes == ((28, 1),)
+    assert draw_path(DropPath(0.3).eval(), torch.zeros(1, 1), SHAPES, True) is None
     assert draw_path(None, torch.zeros(1, 1), SHAPES, True) is None
 
 
-@pytest.mark.parametrize('packed, options', [(False, dict()), (True, dict()), (False, dict(with_cp=True)),
-                                             (False, dict(num_object_tokens=2, cls_beside_object=True, layer_scale_init_value=.5))])
+@pytest.mark.parametrize(
+    'packed, options',
+    [
+        (False, dict()),
+        (True, dict()),
+        (False, dict(with_cp=True)),
+        (False, dict(num_object_tokens=2, cls_beside_object=True, layer_scale_init_value=0.5)),
+    ],
+)
 def test_leaving_out_dropped_branches_leaves_losses_and_gradients(packed, options, monkeypatch):
     model, found, skipped = make_odis(packed=packed), [], []
-    model.backbone = vit(drop_path_rate=.5, **options)
+    model.backbone = vit(drop_path_rate=0.5, **options)
     model.teacher['backbone'] = vit(**options).requires_grad_(False)
 
     def watched(drop, x, shapes, skip):
@@ -99,17 +109,17 @@ def test_leaving_out_dropped_branches_leaves_losses_and_gradients(packed, option
 
 
 def test_half_precision_leaves_out_the_same(monkeypatch):
-    model, found = vit(drop_path_rate=.6), []
+    model, found = vit(drop_path_rate=0.6), []
     for draws in (draw_path, computing_all):
         monkeypatch.setattr(object_vit, 'draw_path', draws)
         torch.manual_seed(3)
         with torch.autocast('cpu', torch.bfloat16):
             found.append(model(images(8), object_masks(8))[-1])
-    torch.testing.assert_close(*found, atol=.05, rtol=.05)
+    torch.testing.assert_close(*found, atol=0.05, rtol=0.05)
 
 
 def test_what_is_dropped_costs_nothing():
-    model = vit(drop_path_rate=.5)
+    model = vit(drop_path_rate=0.5)
 
     def work():
         torch.manual_seed(0)
@@ -117,12 +127,12 @@ def test_what_is_dropped_costs_nothing():
 
     with_drops = count_flops(work)
     model.eval()
-    assert with_drops < .85 * count_flops(work)
+    assert with_drops < 0.85 * count_flops(work)
 
 
 @pytest.mark.parametrize('where', ['gpu', 'compiled', 'sharded', 'rows'])
 def test_where_it_does_not_pay_all_is_computed(where, monkeypatch):
-    model, paths = vit(drop_path_rate=.5), []
+    model, paths = vit(drop_path_rate=0.5), []
 
     def block(layer, x, shapes, masks, object_slice, drawn=(None, None), *args):
         paths.append(drawn)

@@ -1,4 +1,5 @@
 """Checkpoints: read without running code, written whole or not at all, loaded completely or refused."""
+
 import os
 import pickle
 import resource
@@ -31,12 +32,13 @@ TINY = dict(embed_dims=24, num_layers=2, num_heads=2, feedforward_channels=48)
 
 def vit(arch=TINY, img_size=32, patch_size=8, seed=0, **kwargs):
     torch.manual_seed(seed)
-    model = MODELS.build(dict(type='VisionTransformer', arch=arch, img_size=img_size, patch_size=patch_size,
-                              out_type='raw', **kwargs))
+    model = MODELS.build(
+        dict(type='VisionTransformer', arch=arch, img_size=img_size, patch_size=patch_size, out_type='raw', **kwargs)
+    )
     model.init_weights()
     with torch.no_grad():
         for parameter in model.parameters():  # nothing stays at a special value, so that a swap would show
-            parameter.add_(torch.randn_like(parameter) * .05)
+            parameter.add_(torch.randn_like(parameter) * 0.05)
     model.eval()  # mmpretrain's returns nothing
     return model
 
@@ -51,6 +53,7 @@ def exported(tmp_path):
 
 # ---- reading -------------------------------------------------------------------------------------
 
+
 class Foreign:
     """Stands for any class whose restoring runs code of its own."""
 
@@ -58,16 +61,19 @@ class Foreign:
         return os.system, ('touch should_not_exist',)
 
 
-@pytest.mark.parametrize('name, write, needle', [
-    ('missing.pth', lambda p: None, 'does not exist'),
-    ('empty.pth', lambda p: p.write_bytes(b''), '0 bytes'),
-    ('text.pth', lambda p: p.write_text('not a checkpoint'), 'truncated or no checkpoint'),
-    ('no_tensors.pth', lambda p: torch.save(dict(meta=dict(epoch=3)), p), 'no tensors'),
-    ('list.pth', lambda p: torch.save([torch.ones(2)], p), 'no tensors'),
-    ('foreign.pth', lambda p: torch.save(dict(state_dict=dict(a=torch.ones(2)), extra=Foreign()), p), 'run code'),
-    ('pickle.pth', lambda p: p.write_bytes(pickle.dumps(Foreign(), protocol=2)), 'run code'),
-    ('module.pth', lambda p: torch.save(nn.Linear(2, 2), p), 'run code'),
-])
+@pytest.mark.parametrize(
+    'name, write, needle',
+    [
+        ('missing.pth', lambda p: None, 'does not exist'),
+        ('empty.pth', lambda p: p.write_bytes(b''), '0 bytes'),
+        ('text.pth', lambda p: p.write_text('not a checkpoint'), 'truncated or no checkpoint'),
+        ('no_tensors.pth', lambda p: torch.save(dict(meta=dict(epoch=3)), p), 'no tensors'),
+        ('list.pth', lambda p: torch.save([torch.ones(2)], p), 'no tensors'),
+        ('foreign.pth', lambda p: torch.save(dict(state_dict=dict(a=torch.ones(2)), extra=Foreign()), p), 'run code'),
+        ('pickle.pth', lambda p: p.write_bytes(pickle.dumps(Foreign(), protocol=2)), 'run code'),
+        ('module.pth', lambda p: torch.save(nn.Linear(2, 2), p), 'run code'),
+    ],
+)
 def test_unusable_files_are_refused_in_one_sentence(tmp_path, monkeypatch, name, write, needle):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / name
@@ -79,11 +85,11 @@ def test_unusable_files_are_refused_in_one_sentence(tmp_path, monkeypatch, name,
     assert not (tmp_path / 'should_not_exist').exists()
 
 
-@pytest.mark.parametrize('keep', [.2, .6, .98])
+@pytest.mark.parametrize('keep', [0.2, 0.6, 0.98])
 def test_truncated_file(exported, tmp_path, keep):
     data = exported[1].read_bytes()
     path = tmp_path / 'cut.pth'
-    path.write_bytes(data[:int(len(data) * keep)])
+    path.write_bytes(data[: int(len(data) * keep)])
     with pytest.raises(CheckpointError, match='truncated') as caught:
         read_checkpoint(path)
     assert '\n' not in str(caught.value)
@@ -113,8 +119,14 @@ def mmengine_checkpoint(path):
     history = HistoryBuffer()
     for i in range(3):
         history.update(i / 3)
-    torch.save(dict(state_dict={'backbone.a': torch.ones(2)}, meta=dict(iter=3),
-                    message_hub=dict(log_scalars=OrderedDict(loss=history))), path)
+    torch.save(
+        dict(
+            state_dict={'backbone.a': torch.ones(2)},
+            meta=dict(iter=3),
+            message_hub=dict(log_scalars=OrderedDict(loss=history)),
+        ),
+        path,
+    )
 
 
 def test_own_checkpoints_of_mmengine_load_restricted(tmp_path):
@@ -129,7 +141,6 @@ def test_own_checkpoints_of_mmengine_load_restricted(tmp_path):
 
 
 class Sneaky:
-
     def __reduce__(self):
         return getattr, (HistoryBuffer, '__init__')
 
@@ -142,16 +153,19 @@ def test_allowing_histories_does_not_allow_getattr(tmp_path):
 
 # ---- writing -------------------------------------------------------------------------------------
 
+
 def test_failed_save_keeps_the_old_file(tmp_path, exported):
     _, path = exported
     before = path.read_bytes()
-    code = ('import resource, sys, torch\n'
-            'from odis_mm.transfer import atomic_save, FileWriteError\n'
-            'content = dict(a=torch.zeros(500_000))\n'
-            # every file ends at 100 kB, as on a full disk
-            'resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n'
-            'try:\n    atomic_save(content, sys.argv[1])\n'
-            'except FileWriteError as error:\n    print("REFUSED", error)\n')
+    code = (
+        'import resource, sys, torch\n'
+        'from odis_mm.transfer import atomic_save, FileWriteError\n'
+        'content = dict(a=torch.zeros(500_000))\n'
+        # every file ends at 100 kB, as on a full disk
+        'resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n'
+        'try:\n    atomic_save(content, sys.argv[1])\n'
+        'except FileWriteError as error:\n    print("REFUSED", error)\n'
+    )
     assert hasattr(resource, 'RLIMIT_FSIZE')
     done = subprocess.run([sys.executable, '-c', code, str(path)], capture_output=True, text=True, timeout=120)
     assert 'REFUSED' in done.stdout and 'full' in done.stdout and path.name in done.stdout, done.stdout + done.stderr
@@ -183,8 +197,10 @@ def test_save_into_nowhere_and_without_permission(tmp_path, monkeypatch):
         atomic_save(dict(a=torch.zeros(3)), tmp_path / 'a.pth')
 
 
-@pytest.mark.parametrize('state, meta, needle', [({}, None, 'no tensor'), (dict(a=3), None, "'a' is a int"),
-                                                 (dict(a=torch.ones(1)), dict(path=os), 'plain')])
+@pytest.mark.parametrize(
+    'state, meta, needle',
+    [({}, None, 'no tensor'), (dict(a=3), None, "'a' is a int"), (dict(a=torch.ones(1)), dict(path=os), 'plain')],
+)
 def test_only_tensors_and_plain_values_are_saved(tmp_path, state, meta, needle):
     with pytest.raises(CheckpointError, match=needle):
         save_backbone(tmp_path / 'a.pth', state, meta)
@@ -192,6 +208,7 @@ def test_only_tensors_and_plain_values_are_saved(tmp_path, state, meta, needle):
 
 
 # ---- loading -------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize('prefix', ['', 'backbone.', 'teacher.backbone.', 'module.backbone.'])
 def test_everything_matches(prefix):
@@ -208,15 +225,18 @@ def test_everything_matches(prefix):
     assert torch.equal(source(images)[0], target(images)[0])
 
 
-@pytest.mark.parametrize('other, needle', [
-    (dict(arch=dict(TINY, embed_dims=32, feedforward_channels=48)), 'width 24 instead of 32'),
-    (dict(arch=dict(TINY, num_layers=3)), 'depth 2 instead of 3'),
-    (dict(arch=dict(TINY, feedforward_channels=96)), 'MLP width 48 instead of 96'),
-    (dict(patch_size=4), 'patch size 8 instead of 4'),
-    (dict(final_norm=False), 'set final_norm=True'),
-    (dict(with_cls_token=False), 'cls_token'),
-    (dict(layer_scale_init_value=1e-5), 'gamma'),
-])
+@pytest.mark.parametrize(
+    'other, needle',
+    [
+        (dict(arch=dict(TINY, embed_dims=32, feedforward_channels=48)), 'width 24 instead of 32'),
+        (dict(arch=dict(TINY, num_layers=3)), 'depth 2 instead of 3'),
+        (dict(arch=dict(TINY, feedforward_channels=96)), 'MLP width 48 instead of 96'),
+        (dict(patch_size=4), 'patch size 8 instead of 4'),
+        (dict(final_norm=False), 'set final_norm=True'),
+        (dict(with_cls_token=False), 'cls_token'),
+        (dict(layer_scale_init_value=1e-5), 'gamma'),
+    ],
+)
 def test_another_architecture_is_refused_and_changes_nothing(exported, other, needle):
     target = vit(seed=1, **other)
     before = {k: v.clone() for k, v in target.state_dict().items()}
@@ -254,9 +274,9 @@ def test_allowed_exceptions_and_lenient_loading():
     with pytest.raises(CheckpointError, match='object_tokens.*ln1.bias'):
         load_backbone(vit(), state)
     report = load_backbone(vit(), state, allow_missing=['ln1.*'], allow_unexpected=['object_*'])
-    assert report.expected_missing == ('ln1.bias', ) and report.unexpected == ('object_tokens', )
+    assert report.expected_missing == ('ln1.bias',) and report.unexpected == ('object_tokens',)
     assert '1 expected-missing, 1 unexpected' in str(report) and '\n' not in str(report)
-    assert load_backbone(vit(), state, strict=False).unexpected == ('object_tokens', )
+    assert load_backbone(vit(), state, strict=False).unexpected == ('object_tokens',)
 
 
 @pytest.mark.parametrize('size', [64, (48, 80), 24])
@@ -286,6 +306,7 @@ def test_class_slot_of_positions():
 
 # ---- initialisation ------------------------------------------------------------------------------
 
+
 def fingerprint(module):
     return {k: (v.double().sum().item(), v.double().square().sum().item()) for k, v in module.state_dict().items()}
 
@@ -305,11 +326,16 @@ def test_init_weights_does_not_draw_anew(exported):
 def test_no_checkpoint_means_random_initialisation_and_says_so(caplog, monkeypatch):
     lines = []
     monkeypatch.setattr('odis_mm.transfer.initializer.print_log', lambda text, **kwargs: lines.append(text))
-    cfg = dict(type='VisionTransformer', arch=TINY, img_size=32, patch_size=8,
-               init_cfg=dict(type='VerifiedPretrained', checkpoint=None))
+    cfg = dict(
+        type='VisionTransformer',
+        arch=TINY,
+        img_size=32,
+        patch_size=8,
+        init_cfg=dict(type='VerifiedPretrained', checkpoint=None),
+    )
     model = MODELS.build(cfg)
     model.init_weights()
-    assert model.pos_embed.std() > .01
+    assert model.pos_embed.std() > 0.01
     assert len(lines) == 1 and 'random initialisation' in lines[0]
 
 
@@ -321,13 +347,22 @@ def test_missing_file_through_init_cfg(tmp_path):
 
 # ---- other libraries -----------------------------------------------------------------------------
 
-@pytest.mark.parametrize('layer_scale', [0., .1])
+
+@pytest.mark.parametrize('layer_scale', [0.0, 0.1])
 def test_timm_computes_the_same_features(exported, tmp_path, layer_scale):
     timm_vit = pytest.importorskip('timm.models.vision_transformer')
     source = vit(layer_scale_init_value=layer_scale)
     save_backbone(tmp_path / 'a.pth', source.state_dict())
-    model = timm_vit.VisionTransformer(img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=2, mlp_ratio=2,
-                                       num_classes=0, init_values=layer_scale or None).eval()
+    model = timm_vit.VisionTransformer(
+        img_size=32,
+        patch_size=8,
+        embed_dim=24,
+        depth=2,
+        num_heads=2,
+        mlp_ratio=2,
+        num_classes=0,
+        init_values=layer_scale or None,
+    ).eval()
     model.load_state_dict(to_timm(read_checkpoint(tmp_path / 'a.pth')), strict=True)
     images = torch.randn(3, 3, 32, 32)
     with torch.no_grad():

@@ -1,4 +1,5 @@
 """From an image with objects to a batch of views."""
+
 import numpy as np
 import pytest
 import torch
@@ -21,7 +22,7 @@ from odis_mm.datasets.transforms.mim import draw_blocks
 from odis_mm.structures import View, box_patch_mask, orient
 from odis_mm.visualization import draw_views
 
-GROUPS = [dict(role='global', num=2, size=64, scale=(.25, 1)), dict(role='local', num=3, size=32, scale=(.05, .25))]
+GROUPS = [dict(role='global', num=2, size=64, scale=(0.25, 1)), dict(role='local', num=3, size=32, scale=(0.05, 0.25))]
 
 
 class Recorded(SampleViews):
@@ -45,10 +46,10 @@ def pixel_cover(results, crops, region):
     for index in np.ndindex(out.shape):
         x, y, w, h = (int(v) for v in crops[index])
         if region == 'mask':
-            out[index] = mask[y:y + h, x:x + w].mean()
+            out[index] = mask[y : y + h, x : x + w].mean()
         else:
             x1, y1, x2, y2 = (float(v) for v in results['bboxes'][target])
-            out[index] = max(min(x + w, x2) - max(x, x1), 0.) * max(min(y + h, y2) - max(y, y1), 0.) / (w * h)
+            out[index] = max(min(x + w, x2) - max(x, x1), 0.0) * max(min(y + h, y2) - max(y, y1), 0.0) / (w * h)
     return out
 
 
@@ -56,19 +57,23 @@ def test_each_global_view_can_have_a_cover_of_its_own(synthetic_sample):
     covers = []
     for seed in range(20):
         sample = dict(synthetic_sample(num_objects=2), rng=np.random.default_rng(seed))
-        out = SampleViews(GROUPS[:1], patch_size=8, min_cover=(.1, .3), tries=200)(sample)
+        out = SampleViews(GROUPS[:1], patch_size=8, min_cover=(0.1, 0.3), tries=200)(sample)
         if all(out['object_visible']):
             covers.append(pixel_cover(out, np.array([view.crop for view in out['views']]), 'box'))
-    assert len(covers) > 5 and (np.array(covers) >= (.1, .3)).all()
+    assert len(covers) > 5 and (np.array(covers) >= (0.1, 0.3)).all()
     with pytest.raises(ValueError, match='each of the 2 global views'):
-        SampleViews(GROUPS, patch_size=8, min_cover=(.1, .1, .1))
+        SampleViews(GROUPS, patch_size=8, min_cover=(0.1, 0.1, 0.1))
 
 
 @pytest.mark.parametrize('region', ['box', 'mask'])
 def test_target_is_visible_whenever_a_try_makes_it_so(shared_data, region):
     """Every image of the real set: the accepted crop is the first try that shows what is demanded, judged on pixels."""
-    dataset = ObjectDataset(data_root=str(shared_data / 'coco'), ann_file='annotations/instances_val2017.json',
-                            data_prefix='val2017', pipeline=[])
+    dataset = ObjectDataset(
+        data_root=str(shared_data / 'coco'),
+        ann_file='annotations/instances_val2017.json',
+        data_prefix='val2017',
+        pipeline=[],
+    )
     step = Recorded(GROUPS, region=region, local_touch=True, target_rule='random', tries=8, local_tries=4)
     seen = {True: 0, False: 0}
     for i in range(len(dataset)):
@@ -76,13 +81,15 @@ def test_target_is_visible_whenever_a_try_makes_it_so(shared_data, region):
         if results['height'] is None or not len(results['bboxes']):
             continue
         results = step(results)
-        if region == 'mask' and not segmentation_to_mask(results['masks'][results['target']], results['height'],
-                                                         results['width']).any():
+        if (
+            region == 'mask'
+            and not segmentation_to_mask(results['masks'][results['target']], results['height'], results['width']).any()
+        ):
             continue
         cover = [row for crops in step.drawn for row in pixel_cover(results, crops, region)]
         tries = [row for crops in step.drawn for row in crops]
         for v, view in enumerate(results['views']):
-            good = cover[v] >= .04 if v == 0 else cover[v] > 0
+            good = cover[v] >= 0.04 if v == 0 else cover[v] > 0
             pick = good.argmax() if good.any() else cover[v].argmax()
             assert view.crop == tuple(tries[v][pick]) and results['object_visible'][v] == good.any()
             assert not (v < 2 and good.any()) or results['patch_masks'][v].any()
@@ -97,12 +104,12 @@ def test_object_aware_finds_a_small_target(synthetic_sample):
         hits[aware] = []
         for seed in range(100):
             sample = synthetic_sample(seed=seed, num_objects=0)
-            sample.update(bboxes=np.array([[0., 0, 16, 12]], np.float32), masks=None)
+            sample.update(bboxes=np.array([[0.0, 0, 16, 12]], np.float32), masks=None)
             out = SampleViews(GROUPS, object_aware=aware, patch_size=8)(sample)
             hits[aware].append(out['object_visible'][1])
             assert out['patch_masks'][1].any() == out['object_visible'][1] and all(out['object_visible'][2:])
             assert all(mask.all() for mask in out['patch_masks'][2:])
-    assert np.mean(hits[True]) > .95 > .7 > np.mean(hits[False])
+    assert np.mean(hits[True]) > 0.95 > 0.7 > np.mean(hits[False])
 
 
 def test_no_object_is_the_whole_image(synthetic_sample):
@@ -115,8 +122,13 @@ def test_no_object_is_the_whole_image(synthetic_sample):
 @pytest.mark.parametrize('height, width', [(1, 1), (1, 3000), (2000, 3), (7, 900), (33, 20)])
 def test_thin_images_end(synthetic_sample, height, width):
     sample = synthetic_sample(height=8, width=8, num_objects=0)
-    sample.update(img=np.zeros((height, width, 3), np.uint8), height=height, width=width, masks=None,
-                  bboxes=np.array([[width - 1, height - 1, width, height]], np.float32))
+    sample.update(
+        img=np.zeros((height, width, 3), np.uint8),
+        height=height,
+        width=width,
+        masks=None,
+        bboxes=np.array([[width - 1, height - 1, width, height]], np.float32),
+    )
     out = RenderViews()(SampleViews(GROUPS, patch_size=8, local_touch=True)(sample))
     for view in out['views']:
         x, y, w, h = view.crop
@@ -125,11 +137,11 @@ def test_thin_images_end(synthetic_sample, height, width):
 
 
 def test_crops_have_the_drawn_distribution():
-    group = dict(role='global', num=1, size=(64, 64), scale=(.25, .5), ratio=(3 / 4, 4 / 3))
+    group = dict(role='global', num=1, size=(64, 64), scale=(0.25, 0.5), ratio=(3 / 4, 4 / 3))
     crops = SampleViews.draw_crops(np.random.default_rng(0), group, 20000, 1000, 1000)[0].astype(float)
     share, ratio = crops[:, 2] * crops[:, 3] / 1e6, crops[:, 2] / crops[:, 3]
-    assert abs(share.mean() - .375) < .003 and share.min() > .248 and share.max() < .502
-    assert abs(np.log(ratio).mean()) < .005 and abs(np.log(ratio).std() - np.log(4 / 3) / np.sqrt(3)) < .003
+    assert abs(share.mean() - 0.375) < 0.003 and share.min() > 0.248 and share.max() < 0.502
+    assert abs(np.log(ratio).mean()) < 0.005 and abs(np.log(ratio).std() - np.log(4 / 3) / np.sqrt(3)) < 0.003
     middle = (crops[:, 0] + crops[:, 2] / 2).mean()
     assert abs(middle - 500) < 5
 
@@ -140,15 +152,20 @@ def test_target_rules(synthetic_sample):
     for rule in ('random_area', 'random', 'largest', 'whole_image'):
         step = SampleViews(GROUPS, target_rule=rule, patch_size=8)
         counts[rule] = np.bincount([step.draw_target(rng, boxes) + 1 for _ in range(4000)], minlength=4) / 4000
-    assert np.allclose(counts['random_area'], [0, .1, .3, .6], atol=.03)
-    assert np.allclose(counts['random'], [0, 1 / 3, 1 / 3, 1 / 3], atol=.03)
+    assert np.allclose(counts['random_area'], [0, 0.1, 0.3, 0.6], atol=0.03)
+    assert np.allclose(counts['random'], [0, 1 / 3, 1 / 3, 1 / 3], atol=0.03)
     assert counts['largest'].tolist() == [0, 0, 0, 1] and counts['whole_image'].tolist() == [1, 0, 0, 0]
 
 
 def test_region_mask_is_finer_than_box_and_falls_back_to_it(synthetic_sample):
     masks = {}
-    for name, change in dict(box={}, mask={}, none=dict(masks=None), empty=dict(masks=[None] * 3),
-                             no_pixel=dict(masks=[[[1, 1, 1.1, 1, 1.1, 1.1]]] * 3)).items():
+    for name, change in dict(
+        box={},
+        mask={},
+        none=dict(masks=None),
+        empty=dict(masks=[None] * 3),
+        no_pixel=dict(masks=[[[1, 1, 1.1, 1, 1.1, 1.1]]] * 3),
+    ).items():
         sample = synthetic_sample(seed=3)
         sample.update(change)
         step = SampleViews(GROUPS[:1], region='box' if name == 'box' else 'mask', object_aware=False, patch_size=4)
@@ -157,17 +174,20 @@ def test_region_mask_is_finer_than_box_and_falls_back_to_it(synthetic_sample):
     assert all((masks[name] == masks['box']).all() for name in ('none', 'empty', 'no_pixel'))
 
 
-@pytest.mark.parametrize('change, message', [
-    (dict(views=[dict(role='global', size=60, scale=(.25, 1))]), 'no multiple of the patch size 8'),
-    (dict(views=[dict(role='big', size=64, scale=(.25, 1))]), "role='big'"),
-    (dict(views=[dict(role='local', size=64, scale=(.25, 1))]), 'at least one global'),
-    (dict(views=GROUPS[::-1]), 'before the local'),
-    (dict(views=[dict(role='global', size=64, scale=(.25, 1), crop=3)]), "unknown key \\['crop'\\]"),
-    (dict(views=[dict(role='global', size=64, scale=(.5, 1.5))]), 'scale='),
-    (dict(views=[dict(role='global', size=64)]), "lacks \\['scale'\\]"),
-    (dict(views=GROUPS, target_rule='biggest'), "target_rule='biggest'"),
-    (dict(views=GROUPS, region='circle'), "region='circle'"),
-])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (dict(views=[dict(role='global', size=60, scale=(0.25, 1))]), 'no multiple of the patch size 8'),
+        (dict(views=[dict(role='big', size=64, scale=(0.25, 1))]), "role='big'"),
+        (dict(views=[dict(role='local', size=64, scale=(0.25, 1))]), 'at least one global'),
+        (dict(views=GROUPS[::-1]), 'before the local'),
+        (dict(views=[dict(role='global', size=64, scale=(0.25, 1), crop=3)]), "unknown key \\['crop'\\]"),
+        (dict(views=[dict(role='global', size=64, scale=(0.5, 1.5))]), 'scale='),
+        (dict(views=[dict(role='global', size=64)]), "lacks \\['scale'\\]"),
+        (dict(views=GROUPS, target_rule='biggest'), "target_rule='biggest'"),
+        (dict(views=GROUPS, region='circle'), "region='circle'"),
+    ],
+)
 def test_bad_options_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         SampleViews(patch_size=8, **change)
@@ -178,7 +198,7 @@ def test_rendering_equals_pil_and_turns():
     img = rng.integers(0, 256, (90, 120, 3), dtype=np.uint8)
     for crop in ((0, 0, 120, 90), (7, 11, 60, 33), (5, 5, 10, 12), (3, 2, 1, 1)):
         x, y, w, h = crop
-        expected = np.asarray(Image.fromarray(img[y:y + h, x:x + w]).resize((48, 32), Image.BICUBIC)).astype(int)
+        expected = np.asarray(Image.fromarray(img[y : y + h, x : x + w]).resize((48, 32), Image.BICUBIC)).astype(int)
         upright = render_view(img, View(crop, (32, 48)))
         assert np.abs(upright - expected).max() <= 1
         for flip in (False, True):
@@ -193,9 +213,13 @@ def test_patch_mask_lies_where_the_object_is_seen(synthetic_sample):
         rng = np.random.default_rng(seed)
         x, y = int(rng.integers(0, 90)), int(rng.integers(0, 90))
         img = np.zeros((128, 128, 3), np.uint8)
-        img[y:y + 30, x:x + 30] = 255
-        view = View((int(rng.integers(60)), int(rng.integers(60)), 64, 64), (64, 64), bool(rng.integers(2)),
-                    int(rng.integers(4)))
+        img[y : y + 30, x : x + 30] = 255
+        view = View(
+            (int(rng.integers(60)), int(rng.integers(60)), 64, 64),
+            (64, 64),
+            bool(rng.integers(2)),
+            int(rng.integers(4)),
+        )
         bright = render_view(img, view)[..., 0].reshape(8, 8, 8, 8).max((1, 3)) > 0
         assert (bright == box_patch_mask(np.array([x, y, x + 30, y + 30]), view, 8)).all()
 
@@ -203,10 +227,12 @@ def test_patch_mask_lies_where_the_object_is_seen(synthetic_sample):
 def test_photometrics_against_their_formulas():
     rng = np.random.default_rng(0)
     img = rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)
-    real, gray = img.astype(float), img @ np.array([.299, .587, .114])
-    for name, factor, expected in (('brightness', 1.3, real * 1.3),
-                                   ('contrast', .7, gray.mean() + .7 * (real - gray.mean())),
-                                   ('saturation', 1.2, 1.2 * real - .2 * gray[..., None])):
+    real, gray = img.astype(float), img @ np.array([0.299, 0.587, 0.114])
+    for name, factor, expected in (
+        ('brightness', 1.3, real * 1.3),
+        ('contrast', 0.7, gray.mean() + 0.7 * (real - gray.mean())),
+        ('saturation', 1.2, 1.2 * real - 0.2 * gray[..., None]),
+    ):
         out = getattr(photometric, name)(img, factor)
         assert np.abs(out - np.clip(expected, 0, 255)).max() <= 1.2, name
     assert np.abs(photometric.grayscale(img) - gray[..., None]).max() <= 1
@@ -219,28 +245,28 @@ def test_photometrics_against_their_formulas():
     point[20, 20] = 255
     profile = photometric.blur(point, 1.5).sum(0)[:, 0].astype(float)
     offset = np.arange(41) - 20
-    assert abs(np.sqrt((profile * offset**2).sum() / profile.sum()) - 1.5) < .15
+    assert abs(np.sqrt((profile * offset**2).sum() / profile.sum()) - 1.5) < 0.15
 
 
 def test_photometrics_are_drawn_per_image_and_view_with_the_stated_odds():
     step, roles = PhotometricViews(), ['global', 'global', 'local', 'local']
     draws = [step.draw(np.random.default_rng(i), roles) for i in range(4000)]
     rate = {key: np.mean([d[key] for d in draws], 0) for key in ('jitter', 'gray', 'blur', 'solarize')}
-    assert np.allclose(rate['jitter'], .8, atol=.03) and np.allclose(rate['gray'], .2, atol=.03)
-    assert np.allclose(rate['blur'], [1, .1, .5, .5], atol=.03)
-    assert np.allclose(rate['solarize'], [0, .2, 0, 0], atol=.03)
+    assert np.allclose(rate['jitter'], 0.8, atol=0.03) and np.allclose(rate['gray'], 0.2, atol=0.03)
+    assert np.allclose(rate['blur'], [1, 0.1, 0.5, 0.5], atol=0.03)
+    assert np.allclose(rate['solarize'], [0, 0.2, 0, 0], atol=0.03)
     sigma = np.stack([d['sigma'] for d in draws])
-    assert len(np.unique(sigma)) == sigma.size and sigma.min() >= .1 and sigma.max() <= 2
+    assert len(np.unique(sigma)) == sigma.size and sigma.min() >= 0.1 and sigma.max() <= 2
     factors = np.stack([d['factors'] for d in draws])
-    assert np.allclose(factors.min((0, 1)), [.6, .6, .8, -.1], atol=.01)
-    assert np.allclose(factors.max((0, 1)), [1.4, 1.4, 1.2, .1], atol=.01)
+    assert np.allclose(factors.min((0, 1)), [0.6, 0.6, 0.8, -0.1], atol=0.01)
+    assert np.allclose(factors.max((0, 1)), [1.4, 1.4, 1.2, 0.1], atol=0.01)
 
 
 def test_block_masks(synthetic_sample):
     rng = np.random.default_rng(0)
-    for ratio in (.1, .3, .5):
-        shares = [draw_blocks(rng, 14, 14, ratio, .3, 10).mean() for _ in range(200)]
-        assert max(shares) <= ratio and np.mean(shares) > .8 * ratio
+    for ratio in (0.1, 0.3, 0.5):
+        shares = [draw_blocks(rng, 14, 14, ratio, 0.3, 10).mean() for _ in range(200)]
+        assert max(shares) <= ratio and np.mean(shares) > 0.8 * ratio
     step, counts = BlockMasks(), []
     for seed in range(500):
         sample = SampleViews(GROUPS, patch_size=8)(synthetic_sample(height=32, width=32, seed=seed, num_objects=0))
@@ -248,7 +274,7 @@ def test_block_masks(synthetic_sample):
         assert len(masks) == 2 and all(m.shape == (8, 8) and m.dtype == bool for m in masks)
         counts += [m.mean() for m in masks]
     counts = np.array(counts)
-    assert abs((counts == 0).mean() - .5) < .06 and counts.max() <= .5 and counts[counts > 0].mean() > .2
+    assert abs((counts == 0).mean() - 0.5) < 0.06 and counts.max() <= 0.5 and counts[counts > 0].mean() > 0.2
 
 
 def make_batch(synthetic_sample, count=3):
@@ -306,8 +332,14 @@ def test_views_do_not_depend_on_the_number_of_workers(synthetic_sample):
         dataset = Synthetic(synthetic_sample)
         sampler = EpochSampler(dataset, seed=5)
         sampler.set_epoch(2)
-        loader = DataLoader(dataset, 3, sampler=sampler, num_workers=workers, collate_fn=collate_views,
-                            worker_init_fn=single_thread_worker)
+        loader = DataLoader(
+            dataset,
+            3,
+            sampler=sampler,
+            num_workers=workers,
+            collate_fn=collate_views,
+            worker_init_fn=single_thread_worker,
+        )
         batches[workers] = list(loader)
     for workers in (1, 2):
         for a, b in zip(batches[0], batches[workers]):
@@ -330,8 +362,8 @@ def test_sampler_shards_share_global_batches(monkeypatch, length, world, batch):
     drawn = sum(ranks, [])
     assert {len(r) for r in ranks} == {length // world} and len(set(drawn)) == len(drawn) and set(drawn) <= set(alone)
     for k in range(length // (world * batch)):
-        together = sum((r[k * batch:(k + 1) * batch] for r in ranks), [])
-        assert set(together) == set(alone[k * world * batch:(k + 1) * world * batch])
+        together = sum((r[k * batch : (k + 1) * batch] for r in ranks), [])
+        assert set(together) == set(alone[k * world * batch : (k + 1) * world * batch])
 
 
 def test_an_empty_dataset_is_refused():
@@ -342,8 +374,15 @@ def test_an_empty_dataset_is_refused():
 def test_real_image_through_all_steps(shared_data):
     path = sorted((shared_data / 'coco/train2017').glob('*.jpg'))[0]
     img = read_image(path)
-    sample = dict(img=img, height=img.shape[0], width=img.shape[1], bboxes=np.array([[10, 20, 200, 180]], np.float32),
-                  masks=None, img_id=1, rng=np.random.default_rng(0))
+    sample = dict(
+        img=img,
+        height=img.shape[0],
+        width=img.shape[1],
+        bboxes=np.array([[10, 20, 200, 180]], np.float32),
+        masks=None,
+        img_id=1,
+        rng=np.random.default_rng(0),
+    )
     for step in (SampleViews(GROUPS, patch_size=8), RenderViews(), PhotometricViews(), BlockMasks(), PackViews()):
         sample = step(sample)
     assert sample['inputs'][0].float().std() > 5

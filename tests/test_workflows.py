@@ -1,4 +1,5 @@
 """Stages that resume, what is read from a run's folder, and verdicts that follow from numbers."""
+
 import argparse
 import json
 
@@ -16,6 +17,7 @@ def test_a_stage_runs_once_and_refuses_other_settings(tmp_path, capsys):
     def work(folder):
         calls.append(folder)
         return dict(value=3)
+
     assert Stages(tmp_path, 2).run('a', dict(lr=1), work)['value'] == 3
     assert Stages(tmp_path, 2).run('a', dict(lr=1), work)['value'] == 3
     assert len(calls) == 1 and 'a: done before' in capsys.readouterr().out
@@ -49,7 +51,10 @@ def test_a_failing_command_shows_its_end(tmp_path, capfd, monkeypatch):
 def test_a_short_run_has_a_short_warmup(length, warmup, config, tmp_path):
     asked = []
     stages = Stages(tmp_path, 1)
-    stages.train = lambda config, folder, options, env: (asked.append((config, options)), (folder / 'epoch_1_backbone.pth').touch())
+    stages.train = lambda config, folder, options, env: (
+        asked.append((config, options)),
+        (folder / 'epoch_1_backbone.pth').touch(),
+    )
     demo.pretrain(stages, 'a', config, tmp_path, length)
     _, options = asked[0]
     cfg = apis.load_config(config, options)
@@ -67,7 +72,12 @@ def test_a_short_detector_run_has_a_short_warmup(iters, warmup, tmp_path, monkey
     config, options = asked[0]
     cfg = apis.load_config(config, options)
     check_schedule(cfg)
-    assert cfg.param_scheduler[0].end == cfg.param_scheduler[1].begin == warmup == cfg.param_scheduler[1].end - cfg.param_scheduler[1].T_max
+    assert (
+        cfg.param_scheduler[0].end
+        == cfg.param_scheduler[1].begin
+        == warmup
+        == cfg.param_scheduler[1].end - cfg.param_scheduler[1].T_max
+    )
 
 
 def test_one_epoch_is_refused_before_anything_is_made(tmp_path):
@@ -79,10 +89,12 @@ def test_one_epoch_is_refused_before_anything_is_made(tmp_path):
 def test_metrics_come_from_the_last_evaluation(tmp_path):
     with pytest.raises(RuntimeError, match='was not evaluated'):
         detector_ap(tmp_path)
-    for stamp, ap in (('20260101_000000', .1), ('20260102_000000', .234)):
+    for stamp, ap in (('20260101_000000', 0.1), ('20260102_000000', 0.234)):
         folder = tmp_path / stamp / 'vis_data'
         folder.mkdir(parents=True)
-        (folder / 'scalars.json').write_text(json.dumps(dict(loss=1., step=1)) + '\n' + json.dumps({'coco/bbox_mAP': ap, 'step': 2}) + '\n')
+        (folder / 'scalars.json').write_text(
+            json.dumps(dict(loss=1.0, step=1)) + '\n' + json.dumps({'coco/bbox_mAP': ap, 'step': 2}) + '\n'
+        )
     assert detector_ap(tmp_path) == {'box AP': 23.4} and len(scalars(tmp_path)) == 4
 
 
@@ -104,13 +116,20 @@ def test_transfer_line_must_be_there(tmp_path):
     assert quickstart.transfer_line(tmp_path) == 'backbone <- x: 53 matched'
 
 
-@pytest.mark.parametrize('ours, theirs, words', [((5, 6), (3, 4), 'is above every'), ((3, 4), (5, 6), 'BELOW'), ((3, 6), (4, 5), 'overlap')])
+@pytest.mark.parametrize(
+    'ours, theirs, words', [((5, 6), (3, 4), 'is above every'), ((3, 4), (5, 6), 'BELOW'), ((3, 6), (4, 5), 'overlap')]
+)
 def test_the_report_says_what_the_seeds_bear_out(ours, theirs, words):
     def runs(values):
-        return [{name: v for name in evidence.AP} for v in values]
+        return [dict.fromkeys(evidence.AP, v) for v in values]
+
     rows = ['ODIS', 'iBOT', evidence.RANDOM]
-    text = evidence.report(rows, {r: dict(object_token=50., box_pool=40.) for r in rows},
-                           {'ODIS': runs(ours), 'iBOT': runs((1, 9)), evidence.RANDOM: runs(theirs)},
-                           argparse.Namespace(seeds=[0, 1], epochs=1, train_images=10, finetune_iters=5), [])
+    text = evidence.report(
+        rows,
+        {r: dict(object_token=50.0, box_pool=40.0) for r in rows},
+        {'ODIS': runs(ours), 'iBOT': runs((1, 9)), evidence.RANDOM: runs(theirs)},
+        argparse.Namespace(seeds=[0, 1], epochs=1, train_images=10, finetune_iters=5),
+        [],
+    )
     line = next(line for line in text.splitlines() if line.startswith('- ODIS against random'))
     assert words in line

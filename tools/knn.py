@@ -1,5 +1,6 @@
 #!/usr/bin/env python
 """k-NN accuracy on a labelled folder: python tools/knn.py CHECKPOINT --data DIR [options, see --help]"""
+
 import sys
 from pathlib import Path
 

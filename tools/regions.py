@@ -1,5 +1,6 @@
 #!/usr/bin/env python
 """A proxy for detection from frozen features: python tools/regions.py CHECKPOINT --data DIR [options, see --help]"""
+
 import sys
 from pathlib import Path
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env python
 """Evaluation by the config: python tools/test.py CONFIG CHECKPOINT [options, see --help]"""
+
 import sys
 from pathlib import Path
 

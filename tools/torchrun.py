@@ -1,5 +1,6 @@
 #!/usr/bin/env python
 """torchrun that says in one sentence which nodes it waited for in vain; its arguments are torchrun's. Called by torchrun.sh."""
+
 import os
 import sys
 from pathlib import Path
@@ -13,5 +14,12 @@ if __name__ == '__main__':
     except (DistNetworkError, DistStoreError):
         sys.path[0] = str(Path(__file__).resolve().parents[1])
         from odis_mm.engine.peers import missing_nodes
-        sys.exit('error: ' + missing_nodes(os.environ.get('MASTER_ADDR', '127.0.0.1'), os.environ.get('PORT', '29500'),
-                                           os.environ.get('NNODES', '1')))
+
+        sys.exit(
+            'error: '
+            + missing_nodes(
+                os.environ.get('MASTER_ADDR', '127.0.0.1'),
+                os.environ.get('PORT', '29500'),
+                os.environ.get('NNODES', '1'),
+            )
+        )

@@ -1,5 +1,6 @@
 #!/usr/bin/env python
 """Pretraining and detectors alike, by the config: python tools/train.py CONFIG [options, see --help]"""
+
 import sys
 from pathlib import Path
 

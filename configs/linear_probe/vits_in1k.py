@@ -8,12 +8,20 @@ _base_ = '../_base_/default_runtime.py'
 # ======================================== frequently changed ========================================
 model = dict(
     type='ImageClassifier',
-    data_preprocessor=dict(type='ClsDataPreprocessor', mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True),
+    data_preprocessor=dict(
+        type='ClsDataPreprocessor', mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True
+    ),
     backbone=dict(
-        type='VisionTransformer', arch='deit-small', img_size=224, patch_size=16, out_type='cls_token',
+        type='VisionTransformer',
+        arch='deit-small',
+        img_size=224,
+        patch_size=16,
+        out_type='cls_token',
         frozen_stages=12,  # all of them
-        init_cfg=dict(type='VerifiedPretrained', checkpoint=None)),
-    head=dict(type='LinearClsHead', num_classes=1000, in_channels=384, loss=dict(type='CrossEntropyLoss'), topk=(1, 5)))
+        init_cfg=dict(type='VerifiedPretrained', checkpoint=None),
+    ),
+    head=dict(type='LinearClsHead', num_classes=1000, in_channels=384, loss=dict(type='CrossEntropyLoss'), topk=(1, 5)),
+)
 
 # IMAGENET_ROOT in the environment names another folder; it holds train/ and val/, with one folder a class in each
 train_dataloader = dict(
@@ -26,13 +34,17 @@ train_dataloader = dict(
     collate_fn=dict(type='default_collate'),
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
-        type='CustomDataset', data_root='{{$IMAGENET_ROOT:data/imagenet/}}', data_prefix='train',
+        type='CustomDataset',
+        data_root='{{$IMAGENET_ROOT:data/imagenet/}}',
+        data_prefix='train',
         pipeline=[
             dict(type='LoadImageFromFile'),
             dict(type='RandomResizedCrop', scale=224, backend='pillow', interpolation='bicubic'),
             dict(type='RandomFlip', prob=0.5, direction='horizontal'),
-            dict(type='PackInputs')
-        ]))
+            dict(type='PackInputs'),
+        ],
+    ),
+)
 val_dataloader = dict(
     batch_size=128,
     num_workers=8,
@@ -41,18 +53,24 @@ val_dataloader = dict(
     collate_fn=dict(type='default_collate'),
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
-        type='CustomDataset', data_root='{{$IMAGENET_ROOT:data/imagenet/}}', data_prefix='val',
+        type='CustomDataset',
+        data_root='{{$IMAGENET_ROOT:data/imagenet/}}',
+        data_prefix='val',
         pipeline=[
             dict(type='LoadImageFromFile'),
             dict(type='ResizeEdge', scale=256, edge='short', backend='pillow', interpolation='bicubic'),
             dict(type='CenterCrop', crop_size=224),
-            dict(type='PackInputs')
-        ]))
+            dict(type='PackInputs'),
+        ],
+    ),
+)
 val_evaluator = dict(type='Accuracy', topk=(1, 5))
 test_dataloader = val_dataloader
 test_evaluator = val_evaluator
 
-optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.001, momentum=0.9, weight_decay=0.0))  # per 256 images (DINO)
+optim_wrapper = dict(
+    type='OptimWrapper', optimizer=dict(type='SGD', lr=0.001, momentum=0.9, weight_decay=0.0)
+)  # per 256 images (DINO)
 auto_scale_lr = dict(enable=True, base_batch_size=256)
 param_scheduler = [dict(type='CosineAnnealingLR', eta_min=0.0, by_epoch=True, convert_to_iter_based=True)]
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=100, val_interval=1)

@@ -4,7 +4,8 @@ _base_ = './mask-rcnn_r50_fpn_1x_coco.py'
 model = dict(
     type='FasterRCNN',
     roi_head=dict(mask_roi_extractor=None, mask_head=None),
-    train_cfg=dict(rcnn=dict(assigner=dict(match_low_quality=False))))  # as mmdet's
+    train_cfg=dict(rcnn=dict(assigner=dict(match_low_quality=False))),
+)  # as mmdet's
 
 load_boxes = dict(type='LoadAnnotations', with_bbox=True)
 train_pipeline = _base_.train_pipeline

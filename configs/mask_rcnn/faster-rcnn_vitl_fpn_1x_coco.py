@@ -6,5 +6,6 @@ model = dict(
     backbone=dict(arch='large', drop_path_rate=0.2, out_indices=[7, 11, 15, 23]),  # after blocks 8, 12, 16 and 24
     neck=[
         dict(type='ViTFeaturePyramid', in_channels=1024, norm_cfg=dict(type='BN')),
-        dict(type='FPN', in_channels=[1024] * 4, out_channels=256, num_outs=5)
-    ])
+        dict(type='FPN', in_channels=[1024] * 4, out_channels=256, num_outs=5),
+    ],
+)

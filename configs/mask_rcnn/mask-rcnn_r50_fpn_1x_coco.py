@@ -15,23 +15,26 @@ model = dict(
         norm_eval=True,
         style='pytorch',
         # the pretrained backbone: --cfg-options model.backbone.init_cfg.checkpoint=FILE; None: random initialisation
-        init_cfg=dict(type='VerifiedPretrained', checkpoint=None)),
+        init_cfg=dict(type='VerifiedPretrained', checkpoint=None),
+    ),
     neck=dict(_delete_=True, type='FPN', in_channels=[256, 512, 1024, 2048], out_channels=256, num_outs=5),
-    train_cfg=dict(rcnn=dict(assigner=dict(match_low_quality=True))))
+    train_cfg=dict(rcnn=dict(assigner=dict(match_low_quality=True))),
+)
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadBoxesAndMasks'),
     dict(type='Resize', scale=(1333, 800), keep_ratio=True),
     dict(type='RandomFlip', prob=0.5),
-    dict(type='PackDetInputs')
+    dict(type='PackDetInputs'),
 ]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 
 optim_wrapper = dict(
-    _delete_=True, type='OptimWrapper', optimizer=dict(type='SGD', lr=0.02, momentum=0.9, weight_decay=0.0001))
+    _delete_=True, type='OptimWrapper', optimizer=dict(type='SGD', lr=0.02, momentum=0.9, weight_decay=0.0001)
+)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=500),
-    dict(type='MultiStepLR', by_epoch=True, begin=0, end=12, milestones=[8, 11], gamma=0.1)
+    dict(type='MultiStepLR', by_epoch=True, begin=0, end=12, milestones=[8, 11], gamma=0.1),
 ]
 auto_scale_lr = dict(base_batch_size=16)

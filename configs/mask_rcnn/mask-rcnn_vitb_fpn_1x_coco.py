@@ -5,5 +5,6 @@ model = dict(
     backbone=dict(arch='base', drop_path_rate=0.1),
     neck=[
         dict(type='ViTFeaturePyramid', in_channels=768, norm_cfg=dict(type='BN')),
-        dict(type='FPN', in_channels=[768] * 4, out_channels=256, num_outs=5)
-    ])
+        dict(type='FPN', in_channels=[768] * 4, out_channels=256, num_outs=5),
+    ],
+)

@@ -1,4 +1,5 @@
 """Where a training step's time goes: the data pipeline, the step and both together, measured beside the machine's own limit."""
+
 import contextlib
 import copy
 import datetime
@@ -29,14 +30,27 @@ GIB = 2**30
 
 def noise_batch(cfg: Config, batch: int, height: int = 480, width: int = 640) -> dict:
     """A collated batch of noise with three objects an image, through the config's own pipeline but for reading."""
-    steps = [TRANSFORMS.build(step) for step in cfg.train_dataloader.dataset.pipeline if step['type'] != 'LoadObjectImage']
+    steps = [
+        TRANSFORMS.build(step) for step in cfg.train_dataloader.dataset.pipeline if step['type'] != 'LoadObjectImage'
+    ]
     items = []
     for i in range(batch):
         rng = np.random.default_rng(i)
         corner, side = rng.random((3, 2)) * 0.5, 0.2 + 0.3 * rng.random((3, 2))
         boxes = (np.concatenate([corner, corner + side], 1) * [width, height, width, height]).astype(np.float32)
-        item = dict(img=rng.integers(0, 256, (height, width, 3), dtype=np.uint8), height=height, width=width, img_id=i,
-                    img_path=f'noise {i}', bboxes=boxes, masks=None, labels=np.zeros(3, np.int64), epoch=0, sample_idx=i, rng=rng)
+        item = dict(
+            img=rng.integers(0, 256, (height, width, 3), dtype=np.uint8),
+            height=height,
+            width=width,
+            img_id=i,
+            img_path=f'noise {i}',
+            bboxes=boxes,
+            masks=None,
+            labels=np.zeros(3, np.int64),
+            epoch=0,
+            sample_idx=i,
+            rng=rng,
+        )
         for step in steps:
             item = step(item)
         items.append(item)
@@ -64,8 +78,15 @@ def _model(cfg: Config, device: torch.device, compiled: bool) -> TeacherStudent:
     return model
 
 
-def model_benchmark(cfg: Config, device: torch.device, batch: int, repeats: int = 5, bf16: bool = False, compiled: bool = False,
-                    matrix_size: Optional[int] = None) -> dict:
+def model_benchmark(
+    cfg: Config,
+    device: torch.device,
+    batch: int,
+    repeats: int = 5,
+    bf16: bool = False,
+    compiled: bool = False,
+    matrix_size: Optional[int] = None,
+) -> dict:
     """Times the step on noise, in turn with the matrix peak, and for ODIS with the step without object masks and with iBOT's textbook step.
 
     Returns:
@@ -84,12 +105,18 @@ def model_benchmark(cfg: Config, device: torch.device, batch: int, repeats: int 
     times: Dict[str, List[dict]] = {name: [] for name in forms}
     peaks, memory = [], {}
     masked = getattr(model, 'masked_attention', None)
-    for repeat in range(repeats + 1):  # the first does not count; in turn, so that a busy machine is busy for all of them
+    for repeat in range(
+        repeats + 1
+    ):  # the first does not count; in turn, so that a busy machine is busy for all of them
         found = matrix_peak(device, dtype, matrix_size)
         pair = [name for name in ('step', 'no masks') if name in forms]
         pair = pair if repeat % 2 else pair[::-1]
         spent: Dict[str, List[dict]] = {name: [] for name in forms}
-        for name in (*pair, *(name for name in forms if name not in pair), *pair[::-1]):  # ABBA: what drifts falls on both alike
+        for name in (
+            *pair,
+            *(name for name in forms if name not in pair),
+            *pair[::-1],
+        ):  # ABBA: what drifts falls on both alike
             if name == 'no masks':
                 model.masked_attention = False
             if device.type == 'cuda':
@@ -111,14 +138,20 @@ def model_benchmark(cfg: Config, device: torch.device, batch: int, repeats: int 
         cost['textbook iBOT'] = count_step(cfg.model, data, lambda m: TextbookIBOT(m).compute_losses, **counted)
     whole = {name: [spent['step'] for spent in runs] for name, runs in times.items()}
     result = dict(
-        batch=batch, views=len(raw['data_samples']['view_size'][0]), images_per_s=batch / statistics.median(whole['step']),
-        seconds={name: statistics.median(values) for name, values in whole.items()}, all_seconds=whole,
+        batch=batch,
+        views=len(raw['data_samples']['view_size'][0]),
+        images_per_s=batch / statistics.median(whole['step']),
+        seconds={name: statistics.median(values) for name, values in whole.items()},
+        all_seconds=whole,
         split={part: statistics.median(spent[part] for spent in times['step']) for part in PARTS},
-        loss_share=statistics.median((spent['loss'] + spent['backward, loss']) / spent['step'] for spent in times['step']),
+        loss_share=statistics.median(
+            (spent['loss'] + spent['backward, loss']) / spent['step'] for spent in times['step']
+        ),
         gflop_per_image={name: value.flops / batch / 1e9 for name, value in cost.items()},
         counted_peak_bytes={name: value.peak for name, value in cost.items()},
         matrix_peak=statistics.median(peaks),
-        peak_share=ratio((cost['step'].flops / t for t in whole['step']), peaks))
+        peak_share=ratio((cost['step'].flops / t for t in whole['step']), peaks),
+    )
     if memory:  # all forms share the model, the textbook's optimizer state stands beside ours
         result['measured_peak_bytes'] = memory
     if 'no masks' in whole:
@@ -141,7 +174,9 @@ def options_benchmark(cfg: Config, device: torch.device, batch: int, repeats: in
     step = Step(model, cfg, model.data_preprocessor(noise_batch(cfg, batch), True), bf16)
     forms = ['plain'] + ['packed'] * hasattr(model, 'packed') + ['compiled'] * hasattr(model.backbone, 'compile_blocks')
     if len(forms) == 1:
-        raise ConfigError(f'{cfg.filename}: --options times model.packed and model.backbone.compiled, of which this model has neither.')
+        raise ConfigError(
+            f'{cfg.filename}: --options times model.packed and model.backbone.compiled, of which this model has neither.'
+        )
     backbones = (model.backbone, model.teacher['backbone'])
     blocks = {'plain': [getattr(backbone, '_block', None) for backbone in backbones]}
     if 'compiled' in forms:
@@ -189,7 +224,7 @@ def data_benchmark(cfg: Config, images: int = 32, repeats: int = 5) -> dict:
     try:
         plain_sampler = TRANSFORMS.build(plain) if samplers else None
         for repeat in range(repeats + 1):  # the first reads the files into the cache
-            spent, crops = np.zeros(len(names)), 0.
+            spent, crops = np.zeros(len(names)), 0.0
             for index in range(images):
                 results = dataset.get_data_info(index)
                 results['epoch'] = repeat
@@ -197,7 +232,9 @@ def data_benchmark(cfg: Config, images: int = 32, repeats: int = 5) -> dict:
                 for i, step in enumerate(variants['step']):
                     if samplers and i == samplers[0]:
                         other = {**results, 'rng': np.random.default_rng((0, repeat, index))}
-                        if (index + repeat) % 2:  # each goes first as often: what it touched is in the cache for the other
+                        if (
+                            index + repeat
+                        ) % 2:  # each goes first as often: what it touched is in the cache for the other
                             crops += _timed(plain_sampler, other)[1]
                             results, seconds = _timed(step, results)
                         else:
@@ -208,11 +245,15 @@ def data_benchmark(cfg: Config, images: int = 32, repeats: int = 5) -> dict:
                     spent[i] += seconds
             if repeat:
                 rows.append(1000 * spent / images)
-                extra.append(rows[-1][samplers[0]] - 1000 * crops / images if samplers else 0.)
+                extra.append(rows[-1][samplers[0]] - 1000 * crops / images if samplers else 0.0)
     finally:
         torch.set_num_threads(cores)
-    result = dict(images=images, ms_per_image=float(np.median(np.sum(rows, 1))),
-                  steps=dict(zip(names, np.median(rows, 0).tolist())), all_ms=np.sum(rows, 1).tolist())
+    result = dict(
+        images=images,
+        ms_per_image=float(np.median(np.sum(rows, 1))),
+        steps=dict(zip(names, np.median(rows, 0).tolist())),
+        all_ms=np.sum(rows, 1).tolist(),
+    )
     if samplers:
         result['cropping_ms'] = statistics.median(extra)
     return result
@@ -231,13 +272,17 @@ def _dataset(cfg: Config):
         raise ConfigError(f'{error} The data pipeline is measured on real images; --model-only needs none.') from error
 
 
-def end_to_end_benchmark(cfg: Config, device: torch.device, steps: int = 10, bf16: bool = False, compiled: bool = False) -> dict:
+def end_to_end_benchmark(
+    cfg: Config, device: torch.device, steps: int = 10, bf16: bool = False, compiled: bool = False
+) -> dict:
     """Steps fed by the config's own loader: images/s, and the share of time in which the step waits for data."""
     model = _model(cfg, device, compiled)
     _dataset(cfg)
     loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
     if len(loader) < 1:
-        raise ConfigError(f'{cfg.filename}: fewer images than one batch of {loader.batch_size}: lower train_dataloader.batch_size.')
+        raise ConfigError(
+            f'{cfg.filename}: fewer images than one batch of {loader.batch_size}: lower train_dataloader.batch_size.'
+        )
     step, waits, whole, batches = None, [], [], iter(loader)
     for count in range(steps + 2):  # two do not count: the workers start, and have batches ready
         start = time.perf_counter()
@@ -252,14 +297,21 @@ def end_to_end_benchmark(cfg: Config, device: torch.device, steps: int = 10, bf1
         if count > 1:
             waits.append(waited)
             whole.append(time.perf_counter() - start)
-    return dict(batch=loader.batch_size, workers=loader.num_workers, images_per_s=loader.batch_size / statistics.median(whole),
-                data_wait=sum(waits) / sum(whole), all_seconds=whole)
+    return dict(
+        batch=loader.batch_size,
+        workers=loader.num_workers,
+        images_per_s=loader.batch_size / statistics.median(whole),
+        data_wait=sum(waits) / sum(whole),
+        all_seconds=whole,
+    )
 
 
 def worker_advice(ms_per_image: float, images_per_s: float, cores: int) -> str:
     """How many loader workers feed a step of that speed."""
     wanted = math.ceil(images_per_s * ms_per_image / 1000 * 1.1)  # a tenth more than just enough
-    text = f'{images_per_s:.0f} images/s at {ms_per_image:.1f} ms an image: train_dataloader.num_workers={wanted} a rank'
+    text = (
+        f'{images_per_s:.0f} images/s at {ms_per_image:.1f} ms an image: train_dataloader.num_workers={wanted} a rank'
+    )
     if wanted > cores:
         text += f', more than the {cores} cores here: the data limit this machine to {1000 * cores / ms_per_image:.0f} images/s'
     return text
@@ -276,7 +328,9 @@ def memory_estimate(cfg: Config, bf16: Optional[bool] = None) -> StepCost:
     batch = cfg.train_dataloader.batch_size
     preprocessor = MODELS.build({'type': 'ViewPreprocessor', **cfg.model.get('data_preprocessor', {})})
     data = preprocessor(noise_batch(cfg, batch), True)
-    return count_step(cfg.model, data, bf16=bf16, device='cuda', accumulated=cfg.optim_wrapper.get('accumulative_counts', 1) > 1)
+    return count_step(
+        cfg.model, data, bf16=bf16, device='cuda', accumulated=cfg.optim_wrapper.get('accumulative_counts', 1) > 1
+    )
 
 
 def _trains_in_bf16(cfg: Config) -> bool:
@@ -288,8 +342,16 @@ def fits(cost: StepCost, gigabytes: float) -> bool:
     return cost.peak * 1.1 + GIB <= gigabytes * 1e9
 
 
-def run(cfg: Config, modes: Iterable[str], device: str = 'cpu', bf16: bool = False, compiled: bool = False, batch: Optional[int] = None,
-        repeats: int = 5, images: int = 32) -> dict:
+def run(
+    cfg: Config,
+    modes: Iterable[str],
+    device: str = 'cpu',
+    bf16: bool = False,
+    compiled: bool = False,
+    batch: Optional[int] = None,
+    repeats: int = 5,
+    images: int = 32,
+) -> dict:
     """All that is asked for, as a dict that json can keep.
 
     Args:
@@ -300,14 +362,27 @@ def run(cfg: Config, modes: Iterable[str], device: str = 'cpu', bf16: bool = Fal
     if batch:
         cfg.train_dataloader.batch_size = batch
     batch, target = cfg.train_dataloader.batch_size, torch.device(device)
-    result = dict(config=cfg.filename and Path(cfg.filename).name, date=datetime.datetime.now().astimezone().isoformat(timespec='seconds'), hardware=hardware(),
-                  device=device, dtype='bf16 autocast' if bf16 else 'float32', compiled=compiled, threads=torch.get_num_threads(),
-                  repeats=repeats, load=os.getloadavg()[0])
+    result = dict(
+        config=cfg.filename and Path(cfg.filename).name,
+        date=datetime.datetime.now().astimezone().isoformat(timespec='seconds'),
+        hardware=hardware(),
+        device=device,
+        dtype='bf16 autocast' if bf16 else 'float32',
+        compiled=compiled,
+        threads=torch.get_num_threads(),
+        repeats=repeats,
+        load=os.getloadavg()[0],
+    )
     if 'memory' in modes:
         counted = bf16 or _trains_in_bf16(cfg)
         cost = memory_estimate(cfg, counted)
-        result['memory'] = dict(batch=batch, dtype='bf16 autocast' if counted else 'float32', peak_bytes=cost.peak,
-                                resting_bytes=cost.resting, fits={f'{g} GB': fits(cost, g) for g in (16, 24, 40, 80)})
+        result['memory'] = dict(
+            batch=batch,
+            dtype='bf16 autocast' if counted else 'float32',
+            peak_bytes=cost.peak,
+            resting_bytes=cost.resting,
+            fits={f'{g} GB': fits(cost, g) for g in (16, 24, 40, 80)},
+        )
     if 'data' in modes:
         result['data'] = data_benchmark(cfg, images, repeats)
     if 'model' in modes:
@@ -317,50 +392,77 @@ def run(cfg: Config, modes: Iterable[str], device: str = 'cpu', bf16: bool = Fal
     if 'end-to-end' in modes:
         result['end-to-end'] = end_to_end_benchmark(cfg, target, max(5, repeats), bf16, compiled)
     if 'data' in result and 'model' in result:
-        result['advice'] = worker_advice(result['data']['ms_per_image'], result['model']['images_per_s'], os.cpu_count() or 1)
+        result['advice'] = worker_advice(
+            result['data']['ms_per_image'], result['model']['images_per_s'], os.cpu_count() or 1
+        )
     return result
 
 
 def table(result: dict) -> str:
     """The result for people."""
-    lines = [f'{result["config"]}: {result["dtype"]}, {result["threads"]} threads, {result["date"]}', result['hardware'],
-             f'medians of {result["repeats"]} repeats; load of the machine {result["load"]:.1f}']
+    lines = [
+        f'{result["config"]}: {result["dtype"]}, {result["threads"]} threads, {result["date"]}',
+        result['hardware'],
+        f'medians of {result["repeats"]} repeats; load of the machine {result["load"]:.1f}',
+    ]
     if 'memory' in result:
         part = result['memory']
-        lines += [f'memory, counted for batch {part["batch"]} in {part["dtype"]}: {part["peak_bytes"] / GIB:.2f} GiB, of it resting '
-                  f'{part["resting_bytes"] / GIB:.2f}; fits '
-                  + (', '.join(name for name, good in part['fits'].items() if good) or 'none of the sizes asked for')]
+        lines += [
+            f'memory, counted for batch {part["batch"]} in {part["dtype"]}: {part["peak_bytes"] / GIB:.2f} GiB, of it resting '
+            f'{part["resting_bytes"] / GIB:.2f}; fits '
+            + (', '.join(name for name, good in part['fits'].items() if good) or 'none of the sizes asked for')
+        ]
     if 'data' in result:
         part = result['data']
-        lines += ['', f'data, one core: {part["ms_per_image"]:.2f} ms an image ({1000 / part["ms_per_image"]:.0f} images/s a worker)']
+        lines += [
+            '',
+            f'data, one core: {part["ms_per_image"]:.2f} ms an image ({1000 / part["ms_per_image"]:.0f} images/s a worker)',
+        ]
         lines += [f'  {name:32s} {ms:8.2f} ms' for name, ms in part['steps'].items()]
         if 'cropping_ms' in part:
             lines.append(f'  object-aware over plain cropping {part["cropping_ms"]:8.2f} ms')
     if 'model' in result:
         part = result['model']
-        lines += ['', f'step, batch {part["batch"]}, {part["views"]} views: {part["seconds"]["step"]:.3f} s, '
-                  f'{part["images_per_s"]:.2f} images/s']
+        lines += [
+            '',
+            f'step, batch {part["batch"]}, {part["views"]} views: {part["seconds"]["step"]:.3f} s, '
+            f'{part["images_per_s"]:.2f} images/s',
+        ]
         lines += [f'  {name:32s} {s:8.3f} s {s / part["seconds"]["step"]:7.1%}' for name, s in part['split'].items()]
-        lines += [f'  {part["gflop_per_image"]["step"]:.1f} GFLOP an image, {part["peak_share"]:.1%} of the matrix peak '
-                  f'({part["matrix_peak"] / 1e9:.0f} GFLOP/s)',
-                  f'  peak memory, counted: {part["counted_peak_bytes"]["step"] / GIB:.2f} GiB'
-                  + ''.join(f'; measured, {name}: {size / GIB:.2f} GiB' for name, size in part.get('measured_peak_bytes', {}).items())]
+        lines += [
+            f'  {part["gflop_per_image"]["step"]:.1f} GFLOP an image, {part["peak_share"]:.1%} of the matrix peak '
+            f'({part["matrix_peak"] / 1e9:.0f} GFLOP/s)',
+            f'  peak memory, counted: {part["counted_peak_bytes"]["step"] / GIB:.2f} GiB'
+            + ''.join(
+                f'; measured, {name}: {size / GIB:.2f} GiB'
+                for name, size in part.get('measured_peak_bytes', {}).items()
+            ),
+        ]
         lines.append(f'  losses, heads apart: {part["loss_share"]:.1%} of the step')
         if 'mask_overhead' in part:
-            lines.append(f'  object masks: {part["mask_overhead"]:+.2%} of the step; of attention timed apart {part["mask_overhead_attention"]:+.2%}')
+            lines.append(
+                f'  object masks: {part["mask_overhead"]:+.2%} of the step; of attention timed apart {part["mask_overhead_attention"]:+.2%}'
+            )
         if 'speedup' in part:
-            lines.append(f'  textbook iBOT step: {part["seconds"]["textbook iBOT"]:.3f} s, '
-                         f'{part["gflop_per_image"]["textbook iBOT"]:.1f} GFLOP an image; this step is {part["speedup"]:.2f} times as fast '
-                         f'at {part["memory_ratio"]:.2f} of its peak memory')
+            lines.append(
+                f'  textbook iBOT step: {part["seconds"]["textbook iBOT"]:.3f} s, '
+                f'{part["gflop_per_image"]["textbook iBOT"]:.1f} GFLOP an image; this step is {part["speedup"]:.2f} times as fast '
+                f'at {part["memory_ratio"]:.2f} of its peak memory'
+            )
     if 'options' in result:
         part = result['options']
         lines += ['', f'options, batch {part["batch"]}'] + [
             f'  {name:10s} {form["seconds"]:8.3f} s, {form["ratio"]:.3f} of the plain step; the first step {form["first"]:.1f} s; loss {form["loss"]:.6f}'
-            for name, form in part.items() if name != 'batch']
+            for name, form in part.items()
+            if name != 'batch'
+        ]
     if 'end-to-end' in result:
         part = result['end-to-end']
-        lines += ['', f'end to end, batch {part["batch"]}, {part["workers"]} workers: {part["images_per_s"]:.2f} images/s, data wait '
-                  f'{part["data_wait"]:.1%}']
+        lines += [
+            '',
+            f'end to end, batch {part["batch"]}, {part["workers"]} workers: {part["images_per_s"]:.2f} images/s, data wait '
+            f'{part["data_wait"]:.1%}',
+        ]
     if 'advice' in result:
         lines += ['', result['advice']]
     return '\n'.join(lines)

@@ -1,4 +1,5 @@
 """The parts of a GTSA training step, and the same step with its losses and heads in their slow form (``textbook_gtsa``)."""
+
 from typing import Callable, Dict, List
 
 import numpy as np
@@ -28,7 +29,9 @@ def slow_losses(model, inputs: List[torch.Tensor], samples: dict, heads_once: bo
     student = [model._map(model._patches(model.backbone, x), x) for x in inputs]
     with torch.no_grad():
         teacher = model.extract_feat(inputs[0])
-    return textbook_gtsa.losses(model.head, model.teacher['neck'], model.neck, teacher, student, samples, model.patch_size, heads_once)
+    return textbook_gtsa.losses(
+        model.head, model.teacher['neck'], model.neck, teacher, student, samples, model.patch_size, heads_once
+    )
 
 
 def heads_alone(model, inputs: List[torch.Tensor], samples: dict) -> Callable[[], None]:

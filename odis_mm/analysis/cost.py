@@ -1,4 +1,5 @@
 """What a training step costs, counted from the shapes of its tensors: nothing is computed, so any model takes seconds anywhere."""
+
 import contextlib
 import copy
 import weakref
@@ -29,6 +30,7 @@ class StepCost:
         peak: Bytes at the fullest moment of forward and backward pass, ``resting`` and gradients included. A device adds its context, and
             what its allocator and kernels set aside.
     """
+
     flops: int
     resting: int
     peak: int
@@ -97,8 +99,14 @@ def total_loss(losses: Dict[str, Tensor]) -> Tensor:
     return sum(value for name, value in losses.items() if 'loss' in name)
 
 
-def count_step(model_cfg: dict, data: dict, losses_of: Optional[Callable] = None, bf16: bool = False,
-               accumulated: bool = False, device: str = 'cpu') -> StepCost:
+def count_step(
+    model_cfg: dict,
+    data: dict,
+    losses_of: Optional[Callable] = None,
+    bf16: bool = False,
+    accumulated: bool = False,
+    device: str = 'cpu',
+) -> StepCost:
     """Cost of one step (forward, backward, AdamW, EMA) of a teacher-student model.
 
     Args:

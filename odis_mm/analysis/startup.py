@@ -1,4 +1,5 @@
 """How long a run takes to its first iteration."""
+
 import contextlib
 import os
 import re
@@ -16,7 +17,9 @@ FIRST = re.compile(r'Epoch\(train\)|Iter\(train\)')  # of mmengine's log line of
 TRAIN = (sys.executable, '-m', 'odis_mm', 'train')
 
 
-def seconds_to_first_iteration(config: str, options: Sequence[str] = (), train: Sequence[str] = TRAIN, limit: float = 300.) -> float:
+def seconds_to_first_iteration(
+    config: str, options: Sequence[str] = (), train: Sequence[str] = TRAIN, limit: float = 300.0
+) -> float:
     """Starts training in a process of its own and ends it when the log shows an iteration.
 
     Args:
@@ -31,8 +34,14 @@ def seconds_to_first_iteration(config: str, options: Sequence[str] = (), train: 
     lines: List[str] = []
     with tempfile.TemporaryDirectory() as work_dir:
         start = time.perf_counter()
-        process = subprocess.Popen([*train, config, '--work-dir', work_dir, '--cfg-options', 'default_hooks.logger.interval=1', *options],
-                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace', start_new_session=True)
+        process = subprocess.Popen(
+            [*train, config, '--work-dir', work_dir, '--cfg-options', 'default_hooks.logger.interval=1', *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors='replace',
+            start_new_session=True,
+        )
         alarm = threading.Timer(limit, _kill, [process])  # also of a run that says nothing
         alarm.start()
         try:
@@ -46,7 +55,9 @@ def seconds_to_first_iteration(config: str, options: Sequence[str] = (), train: 
             process.wait()
             process.stdout.close()
     said = f'; it said last: {" | ".join(lines[-3:])}' if lines else ''
-    raise ConfigError(f'{config}: the run ended after {time.perf_counter() - start:.0f} s (limit {limit:.0f}) without an iteration{said}')
+    raise ConfigError(
+        f'{config}: the run ended after {time.perf_counter() - start:.0f} s (limit {limit:.0f}) without an iteration{said}'
+    )
 
 
 def _kill(process: subprocess.Popen) -> None:

@@ -2,6 +2,7 @@
 
 Slow on purpose. Tests compare the training code with it, ``benchmark_gtsa`` times both.
 """
+
 from functools import cache
 from typing import Dict, List, Optional, Tuple
 
@@ -31,7 +32,9 @@ def in_view(box: Box, crop: Box, size: Tuple[int, int], turns: int) -> Box:
     return x1, y1, x2, y2
 
 
-def crop_loss(teacher: Tensor, student: Tensor, teacher_box: Box, student_box: Box, turns: int, size: int, patch: int) -> Tensor:
+def crop_loss(
+    teacher: Tensor, student: Tensor, teacher_box: Box, student_box: Box, turns: int, size: int, patch: int
+) -> Tensor:
     """- mean cosine over the cells of one pair's maps [C, h, w]; the teacher's crop turned by ``turns``."""
     t = roi_align(teacher[None], [torch.tensor([teacher_box])], size, 1 / patch, aligned=True)[0]
     s = roi_align(student[None], [torch.tensor([student_box])], size, 1 / patch, aligned=True)[0]
@@ -53,8 +56,16 @@ def correspondence_loss(teacher: Tensor, student: Tensor, keep: int) -> Tensor:
     return (one_way(s, t) + one_way(t, s)) / 2
 
 
-def losses(head: nn.Module, teacher_neck: nn.Module, student_neck: nn.Module, teacher: Tensor, student: List[Tensor],
-           samples: dict, patch: int, heads_once: bool = False) -> Dict[str, Tensor]:
+def losses(
+    head: nn.Module,
+    teacher_neck: nn.Module,
+    student_neck: nn.Module,
+    teacher: Tensor,
+    student: List[Tensor],
+    samples: dict,
+    patch: int,
+    heads_once: bool = False,
+) -> Dict[str, Tensor]:
     """The losses of ``GTSA.compute_losses``, weighted.
 
     As the equations have it, a pair's loss is a function of its two backbone maps: necks and predictor are part of it.
@@ -70,7 +81,9 @@ def losses(head: nn.Module, teacher_neck: nn.Module, student_neck: nn.Module, te
     """
     batch = len(samples['rot90'])
     keep = cache if heads_once else lambda function: function
-    where = [(r, i) for r, maps in enumerate(student) for i in range(len(maps) // batch)]  # resolution and place of each view
+    where = [
+        (r, i) for r, maps in enumerate(student) for i in range(len(maps) // batch)
+    ]  # resolution and place of each view
     crops, matches, rotations = [], [], []
     for b in range(batch):
         crop, size, rot90 = (samples[key][b].tolist() for key in ('crop', 'view_size', 'rot90'))
@@ -97,6 +110,8 @@ def losses(head: nn.Module, teacher_neck: nn.Module, student_neck: nn.Module, te
                 maps = target(q), prediction(v)
                 crops.append(crop_loss(*maps, *boxes, rot90[v] - rot90[q], head.crop_cells[r], patch))
                 matches.append(correspondence_loss(*maps, head.num_matches[r]))
-    return dict(loss_crop=head.lambda_crop * sum(crops) / len(crops),
-                loss_correspondence=head.lambda_correspondence * sum(matches) / len(matches),
-                loss_rotation=head.lambda_rotation * sum(rotations) / len(rotations))
+    return dict(
+        loss_crop=head.lambda_crop * sum(crops) / len(crops),
+        loss_correspondence=head.lambda_correspondence * sum(matches) / len(matches),
+        loss_rotation=head.lambda_rotation * sum(rotations) / len(rotations),
+    )

@@ -1,4 +1,5 @@
 """iBOT's training step as its equations read (arXiv 2111.07832, eq. 1-3; DINO, arXiv 2104.14294, eq. 1-4), as a yardstick of speed."""
+
 from typing import Dict, List, Optional, Tuple
 
 import torch
@@ -22,15 +23,20 @@ class TextbookIBOT:
 
     def __init__(self, model: nn.Module):
         if model.backbone.num_leading_tokens != 1 or not model.lambda_patch or model.head.balance != 'center':
-            raise ConfigError('the textbook step has one [CLS] token, a patch loss and centering: take an ODIS or iBOT config with '
-                             "num_object_tokens=1, lambda_patch above 0 and head.balance='center'.")
+            raise ConfigError(
+                'the textbook step has one [CLS] token, a patch loss and centering: take an ODIS or iBOT config with '
+                "num_object_tokens=1, lambda_patch above 0 and head.balance='center'."
+            )
         self.model = model
 
     def compute_losses(self, inputs: List[Tensor], data_samples: dict) -> Dict[str, Tensor]:
         """See ``ODIS.compute_losses``; ``mim_mask`` [G * B, N] is all it reads of the samples."""
         model, mask = self.model, data_samples['mim_mask']
         batch = len(data_samples['object_visible'])
-        student = [_features(model.backbone, views, (mask, model.mask_token) if i == 0 else None) for i, views in enumerate(inputs)]
+        student = [
+            _features(model.backbone, views, (mask, model.mask_token) if i == 0 else None)
+            for i, views in enumerate(inputs)
+        ]
         with torch.no_grad():
             teacher = _features(model.teacher['backbone'], inputs[0])
             teacher_logits = model.teacher['neck'](teacher)  # [G*B, 1+N, K]
@@ -41,8 +47,12 @@ class TextbookIBOT:
         for tokens in student[1:]:
             cls += model.neck(tokens[:, 0]).split(batch)
 
-        pairs = [self._cross_entropy(q, p).mean()
-                 for i, q in enumerate(targets_cls.split(batch)) for j, p in enumerate(cls) if i != j]
+        pairs = [
+            self._cross_entropy(q, p).mean()
+            for i, q in enumerate(targets_cls.split(batch))
+            for j, p in enumerate(cls)
+            if i != j
+        ]
         patches = self._cross_entropy(targets, global_logits[:, 1:])  # [G*B, N]
         patches = (patches * mask).sum(1) / mask.sum(1).clamp(min=1)
         return dict(loss_obj=sum(pairs) / len(pairs), loss_patch=model.lambda_patch * patches.mean())
@@ -74,6 +84,6 @@ def _features(vit: nn.Module, images: Tensor, replace: Optional[Tuple[Tensor, Te
 def _attention(attn: nn.Module, x: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v for x [B, T, D], the [B, heads, T, T] matrix written out."""
     q, k, v = attn.qkv(x).unflatten(-1, (3, attn.num_heads, attn.head_dims)).permute(2, 0, 3, 1, 4)  # [B, heads, T, d]
-    weights = (q @ k.transpose(-2, -1) * attn.head_dims**-.5).softmax(-1)
+    weights = (q @ k.transpose(-2, -1) * attn.head_dims**-0.5).softmax(-1)
     out = (weights @ v).transpose(1, 2).flatten(2)
     return attn.out_drop(attn.gamma1(attn.proj_drop(attn.proj(out))))

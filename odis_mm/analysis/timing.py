@@ -1,4 +1,5 @@
 """Instruments of the benchmark: a clock that waits for nobody, a step in pieces, and the machine's own limit."""
+
 import contextlib
 import copy
 import math
@@ -17,7 +18,16 @@ from ..models.selfsup.base import TeacherStudent
 from .cost import total_loss
 from .textbook_ibot import TextbookIBOT
 
-PARTS = ('teacher', 'student', 'heads', 'loss', 'backward, heads', 'backward, loss', 'backward, student', 'optimizer + EMA')
+PARTS = (
+    'teacher',
+    'student',
+    'heads',
+    'loss',
+    'backward, heads',
+    'backward, loss',
+    'backward, student',
+    'optimizer + EMA',
+)
 
 
 class Clock:
@@ -88,9 +98,15 @@ class Step:
         turn = split.features_reached or forward
         before = spent['teacher'] + spent['student'] + spent['heads']
         return dict(
-            **spent, loss=clock.between(start, forward) - before,
-            **{'backward, loss': clock.between(forward, turn) - spent['backward, heads'], 'backward, student': clock.between(turn, backward)},
-            **{'optimizer + EMA': clock.between(backward, end)}, step=clock.between(start, end))
+            **spent,
+            loss=clock.between(start, forward) - before,
+            **{
+                'backward, loss': clock.between(forward, turn) - spent['backward, heads'],
+                'backward, student': clock.between(turn, backward),
+            },
+            **{'optimizer + EMA': clock.between(backward, end)},
+            step=clock.between(start, end),
+        )
 
 
 class _Split:
@@ -101,19 +117,25 @@ class _Split:
         self.clock, self.features_reached = clock, None
         self.spans: Dict[str, list] = {'teacher': [], 'student': [], 'heads': [], 'backward, heads': []}
         # necks are entered at their layers, too, not only by forward
-        trained, heads = ([m for part in parts for m in part.modules() if next(m.parameters(), None) is not None]
-                          for parts in ((model.neck, model.head), (model.neck, model.teacher['neck'], model.head)))
+        trained, heads = (
+            [m for part in parts for m in part.modules() if next(m.parameters(), None) is not None]
+            for parts in ((model.neck, model.head), (model.neck, model.teacher['neck'], model.head))
+        )
         self.groups = dict(teacher=[model.teacher['backbone']], student=[model.backbone], heads=heads)
         self.trained, self.backbone, self.handles, self._depth, self._start = trained, model.backbone, [], 0, None
 
     def __enter__(self):
         for name, modules in self.groups.items():
             for module in dict.fromkeys(modules):
-                self.handles += [module.register_forward_pre_hook(self._enter),
-                                 module.register_forward_hook(lambda *_, name=name: self._leave(name))]
+                self.handles += [
+                    module.register_forward_pre_hook(self._enter),
+                    module.register_forward_hook(lambda *_, name=name: self._leave(name)),
+                ]
         for module in dict.fromkeys(self.trained):
-            self.handles += [module.register_full_backward_pre_hook(self._enter),
-                             module.register_full_backward_hook(lambda *_: self._leave('backward, heads'))]
+            self.handles += [
+                module.register_full_backward_pre_hook(self._enter),
+                module.register_full_backward_hook(lambda *_: self._leave('backward, heads')),
+            ]
         self.handles.append(self.backbone.register_forward_hook(self._watch))
         return self
 
@@ -164,7 +186,9 @@ def mask_seconds(model: TeacherStudent, data: dict, bf16: bool, repeats: int) ->
     attn, device, dtype = backbone.layers[0].attn, views.device, torch.bfloat16 if bf16 else torch.float32
     with torch.no_grad():
         tokens, grid = backbone.embed(views)
-    qkv = torch.randn(*tokens.shape[:2], 3, attn.num_heads, attn.head_dims, device=device, dtype=dtype, requires_grad=True)
+    qkv = torch.randn(
+        *tokens.shape[:2], 3, attn.num_heads, attn.head_dims, device=device, dtype=dtype, requires_grad=True
+    )
     clock, spent = Clock(device), {name: [] for name in ('masks', 'masked', 'plain')}
 
     def attend(mask: Optional[Tensor]) -> None:

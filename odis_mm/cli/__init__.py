@@ -2,6 +2,7 @@
 
 A command's module is imported when the command is called, so that ``--help`` and the doctor need nothing but Python.
 """
+
 import sys
 from importlib import import_module
 from typing import Dict, List, NamedTuple, Optional
@@ -19,15 +20,23 @@ class Command(NamedTuple):
 COMMANDS: Dict[str, Command] = {
     'train': Command('odis_mm.cli.train', 'train_main', 'pretrain a backbone or train a detector, by a config'),
     'test': Command('odis_mm.cli.train', 'test_main', 'evaluate a detector: COCO AP'),
-    'transfer': Command('odis_mm.cli.checkpoints', 'transfer_main', "bring a checkpoint's ViT into another library's layout"),
+    'transfer': Command(
+        'odis_mm.cli.checkpoints', 'transfer_main', "bring a checkpoint's ViT into another library's layout"
+    ),
     'knn': Command('odis_mm.cli.checkpoints', 'knn_main', 'k-NN accuracy of frozen features on a labelled folder'),
-    'regions': Command('odis_mm.cli.checkpoints', 'regions_main', 'a proxy for detection from frozen features of objects'),
+    'regions': Command(
+        'odis_mm.cli.checkpoints', 'regions_main', 'a proxy for detection from frozen features of objects'
+    ),
     'features': Command('odis_mm.cli.checkpoints', 'features_main', 'objects of a data set as vectors'),
-    'rotation': Command('odis_mm.cli.rotation', 'rotation_main', "accuracy of GTSA's rotation classifier on unseen images"),
+    'rotation': Command(
+        'odis_mm.cli.rotation', 'rotation_main', "accuracy of GTSA's rotation classifier on unseen images"
+    ),
     'verify': Command('odis_mm.cli.verify', 'verify_main', 'check every image, box and mask of a data set'),
     'demo': Command('odis_mm.datasets.demo', 'main', 'render the demo set'),
     'replay': Command('odis_mm.cli.replay', 'replay_main', 'rerun a batch whose loss was not finite'),
-    'benchmark': Command('odis_mm.cli.benchmarks', 'benchmark_main', 'where the time and memory of a pretraining step go'),
+    'benchmark': Command(
+        'odis_mm.cli.benchmarks', 'benchmark_main', 'where the time and memory of a pretraining step go'
+    ),
     'doctor': Command('odis_mm.cli.doctor', 'main', 'check this installation', needs_registry=False),
 }
 
@@ -39,6 +48,7 @@ def main(argv: Optional[List[str]] = None) -> None:
         command = COMMANDS[argv[0]]
         if command.needs_registry and not {'-h', '--help'} & set(argv):
             import odis_mm
+
             odis_mm.register()
         getattr(import_module(command.module), command.function)(argv[1:])
         return

@@ -1,4 +1,5 @@
 """``odis-mm benchmark CONFIG`` and its relatives: where the time goes."""
+
 import argparse
 import datetime
 import json
@@ -22,17 +23,33 @@ from ..utils.errors import run_command
 
 def benchmark_main(argv: Optional[List[str]] = None) -> None:
     """``tools/analysis/benchmark.py CONFIG``: prints the table, keeps the json."""
-    parser = argparse.ArgumentParser(description='Where the time of a pretraining step goes, and how far it is from the machine\'s limit.')
+    parser = argparse.ArgumentParser(
+        description="Where the time of a pretraining step goes, and how far it is from the machine's limit."
+    )
     parser.add_argument('config', help='path of a config, or name of a shipped one such as odis_vits_coco')
     mode = parser.add_mutually_exclusive_group()
     for name in ('data', 'model'):
         mode.add_argument(f'--{name}-only', dest='mode', action='store_const', const=name)
-    mode.add_argument('--options', dest='mode', action='store_const', const='options', help='the step with each of its speed options in turn')
+    mode.add_argument(
+        '--options',
+        dest='mode',
+        action='store_const',
+        const='options',
+        help='the step with each of its speed options in turn',
+    )
     mode.add_argument('--end-to-end', dest='mode', action='store_const', const='end-to-end')
-    mode.add_argument('--memory-only', dest='mode', action='store_const', const='memory', help='count the memory of a step; nothing is run')
+    mode.add_argument(
+        '--memory-only',
+        dest='mode',
+        action='store_const',
+        const='memory',
+        help='count the memory of a step; nothing is run',
+    )
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--amp', action='store_true', help='bf16 autocast')
-    parser.add_argument('--compile', action='store_true', help='torch.compile of the blocks: the first steps take minutes')
+    parser.add_argument(
+        '--compile', action='store_true', help='torch.compile of the blocks: the first steps take minutes'
+    )
     parser.add_argument('--batch', type=int, help='images a step (default: of the config)')
     parser.add_argument('--repeats', type=int, default=5)
     parser.add_argument('--images', type=int, default=32, help='of the data set, for the pipeline')
@@ -46,8 +63,16 @@ def benchmark_main(argv: Optional[List[str]] = None) -> None:
         if args.threads:
             torch.set_num_threads(args.threads)
         cfg = load_config(args.config, parse_options(args.cfg_options))
-        result = benchmark.run(cfg, [args.mode] if args.mode else ['memory', 'data', 'model', 'end-to-end'], args.device, args.amp, args.compile,
-                     args.batch, args.repeats, args.images)
+        result = benchmark.run(
+            cfg,
+            [args.mode] if args.mode else ['memory', 'data', 'model', 'end-to-end'],
+            args.device,
+            args.amp,
+            args.compile,
+            args.batch,
+            args.repeats,
+            args.images,
+        )
         print(benchmark.table(result))
         if args.out:
             Path(args.out).parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +83,9 @@ def benchmark_main(argv: Optional[List[str]] = None) -> None:
 
 def startup_main(argv: Optional[List[str]] = None, train: Sequence[str] = TRAIN) -> None:
     """``tools/analysis/benchmark_startup.py CONFIG``: prints the times, keeps the json."""
-    parser = argparse.ArgumentParser(description='Seconds from the command to the first finished iteration of training.')
+    parser = argparse.ArgumentParser(
+        description='Seconds from the command to the first finished iteration of training.'
+    )
     parser.add_argument('config', nargs='?', default='odis_demo')
     parser.add_argument('--repeats', type=int, default=5, help='counted ones; one before them fills the page cache')
     parser.add_argument('--out', metavar='JSON', help='keep the numbers')
@@ -66,11 +93,21 @@ def startup_main(argv: Optional[List[str]] = None, train: Sequence[str] = TRAIN)
     args = parser.parse_args(argv)
 
     def work() -> None:
-        seconds = [seconds_to_first_iteration(args.config, args.cfg_options, train) for _ in range(args.repeats + 1)][1:]
-        result = dict(config=args.config, date=datetime.datetime.now().astimezone().isoformat(timespec='seconds'), hardware=hardware(),
-                      median=statistics.median(seconds), seconds=seconds, load=os.getloadavg()[0])
-        print(f'{args.config}: first iteration after {result["median"]:.1f} s, the median of {args.repeats} '
-              f'({", ".join(f"{s:.1f}" for s in seconds)}); {result["hardware"]}, load {result["load"]:.1f}')
+        seconds = [seconds_to_first_iteration(args.config, args.cfg_options, train) for _ in range(args.repeats + 1)][
+            1:
+        ]
+        result = dict(
+            config=args.config,
+            date=datetime.datetime.now().astimezone().isoformat(timespec='seconds'),
+            hardware=hardware(),
+            median=statistics.median(seconds),
+            seconds=seconds,
+            load=os.getloadavg()[0],
+        )
+        print(
+            f'{args.config}: first iteration after {result["median"]:.1f} s, the median of {args.repeats} '
+            f'({", ".join(f"{s:.1f}" for s in seconds)}); {result["hardware"]}, load {result["load"]:.1f}'
+        )
         if args.out:
             Path(args.out).parent.mkdir(parents=True, exist_ok=True)
             Path(args.out).write_text(json.dumps(result, indent=1) + '\n')
@@ -80,11 +117,15 @@ def startup_main(argv: Optional[List[str]] = None, train: Sequence[str] = TRAIN)
 
 def gtsa_main(argv: Optional[List[str]] = None) -> None:
     """``tools/analysis/benchmark_gtsa.py``: time of one GTSA step beside its slow forms."""
-    parser = argparse.ArgumentParser(description='Time of one GTSA training step, beside the same step with losses and heads in their slow form.')
+    parser = argparse.ArgumentParser(
+        description='Time of one GTSA training step, beside the same step with losses and heads in their slow form.'
+    )
     parser.add_argument('--config', default='gtsa_vits_coco')
     parser.add_argument('--batch', type=int, default=8)
     parser.add_argument('--threads', type=int, default=2)
-    parser.add_argument('--repeats', type=int, default=3, help='of each form, after one that is not counted; the median is reported')
+    parser.add_argument(
+        '--repeats', type=int, default=3, help='of each form, after one that is not counted; the median is reported'
+    )
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
@@ -103,11 +144,15 @@ def gtsa_main(argv: Optional[List[str]] = None) -> None:
             optimizer.step()
             optimizer.zero_grad()
             model.after_optimizer_step()
+
         return step
 
-    forms = dict(step=training_step(model.compute_losses), heads=benchmark_gtsa.heads_alone(model, inputs, samples),
-                 slow=training_step(lambda *batch: benchmark_gtsa.slow_losses(model, *batch, heads_once=False)),
-                 once=training_step(lambda *batch: benchmark_gtsa.slow_losses(model, *batch, heads_once=True)))
+    forms = dict(
+        step=training_step(model.compute_losses),
+        heads=benchmark_gtsa.heads_alone(model, inputs, samples),
+        slow=training_step(lambda *batch: benchmark_gtsa.slow_losses(model, *batch, heads_once=False)),
+        once=training_step(lambda *batch: benchmark_gtsa.slow_losses(model, *batch, heads_once=True)),
+    )
     times: Dict[str, List[float]] = {name: [] for name in forms}
     for repeat in range(args.repeats + 1):  # in turn, so that a busy machine is busy for all of them
         for name, form in forms.items():
@@ -116,11 +161,19 @@ def gtsa_main(argv: Optional[List[str]] = None) -> None:
             if repeat:
                 times[name].append(time.perf_counter() - start)
     median = {name: statistics.median(values) for name, values in times.items()}
-    print(f'{args.config}, batch {args.batch}, {len(samples["rot90"][0])} views, float32, {args.threads} threads; '
-          f'{datetime.date.today().isoformat()}; {hardware()}')
-    words = dict(step='training step', heads='of it heads and losses, both directions', slow='step, heads and losses pair by pair',
-                 once='step, heads view by view, losses pair by pair')
+    print(
+        f'{args.config}, batch {args.batch}, {len(samples["rot90"][0])} views, float32, {args.threads} threads; '
+        f'{datetime.date.today().isoformat()}; {hardware()}'
+    )
+    words = dict(
+        step='training step',
+        heads='of it heads and losses, both directions',
+        slow='step, heads and losses pair by pair',
+        once='step, heads view by view, losses pair by pair',
+    )
     for name, values in times.items():
         print(f'{words[name]:46s} {median[name]:7.2f} s   ({", ".join(f"{t:.2f}" for t in values)})')
     slow, once, heads = (median[name] / median['step'] for name in ('slow', 'once', 'heads'))
-    print(f'the slow forms take {slow:.2f} and {once:.2f} times as long; heads and losses are {heads:.0%} of a training step')
+    print(
+        f'the slow forms take {slow:.2f} and {once:.2f} times as long; heads and losses are {heads:.0%} of a training step'
+    )

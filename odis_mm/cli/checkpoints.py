@@ -1,4 +1,5 @@
 """Command lines of what is done with a checkpoint: transfer and frozen evaluation. Parsing and one call each."""
+
 import argparse
 import json
 from pathlib import Path
@@ -19,22 +20,45 @@ def transfer_main(argv: Optional[List[str]] = None) -> None:
     """``tools/transfer.py SOURCE [OUT --to LAYOUT]``: bring the ViT of a file into another library's layout, and prove it."""
     parser = argparse.ArgumentParser(
         description='Bring the ViT of a checkpoint (ours, timm, DINO, iBOT, DINOv2, MAE, GTSA, Hugging Face, mmpretrain, mmseg, '
-        'detectron2) into the layout of a library, and prove that it arrived. Without OUT: say what the file holds.')
+        'detectron2) into the layout of a library, and prove that it arrived. Without OUT: say what the file holds.'
+    )
     parser.add_argument('source', help='.pth of tensors, or .safetensors')
     parser.add_argument('out', nargs='?', help='.pth, .safetensors, or a folder for huggingface')
     parser.add_argument('--to', choices=list(LAYOUTS), default='odis_mm', help='layout of OUT (default: odis_mm)')
-    parser.add_argument('--grid', type=_grid, metavar='ROWSxCOLUMNS', help='patch grid to resample the position embedding to, e.g. 32x32')
-    parser.add_argument('--source-grid', type=_grid, metavar='ROWSxCOLUMNS', help='patch grid of SOURCE, if it is no square')
-    parser.add_argument('--heads', type=int, help="attention heads (default: from the file's meta, or those of ViT-T/S/B/L/H)")
-    parser.add_argument('--drop', nargs='+', default=[], metavar='NAME', help='tensors to leave out knowingly: names or their beginnings')
+    parser.add_argument(
+        '--grid',
+        type=_grid,
+        metavar='ROWSxCOLUMNS',
+        help='patch grid to resample the position embedding to, e.g. 32x32',
+    )
+    parser.add_argument(
+        '--source-grid', type=_grid, metavar='ROWSxCOLUMNS', help='patch grid of SOURCE, if it is no square'
+    )
+    parser.add_argument(
+        '--heads', type=int, help="attention heads (default: from the file's meta, or those of ViT-T/S/B/L/H)"
+    )
+    parser.add_argument(
+        '--drop',
+        nargs='+',
+        default=[],
+        metavar='NAME',
+        help='tensors to leave out knowingly: names or their beginnings',
+    )
     args = parser.parse_args(argv)
 
     def work() -> None:
         if args.out is None:
             print(_describe(args))
             return
-        for part in transfer(args.source, args.out, args.to, grid=args.grid, source_grid=args.source_grid, heads=args.heads,
-                             drop=args.drop):
+        for part in transfer(
+            args.source,
+            args.out,
+            args.to,
+            grid=args.grid,
+            source_grid=args.source_grid,
+            heads=args.heads,
+            drop=args.drop,
+        ):
             print(part)
         print(f'written: {args.out}')
 
@@ -45,13 +69,24 @@ def _describe(args: argparse.Namespace) -> str:
     source = read_vit(read_checkpoint(args.source), args.source, source_grid=args.source_grid, drop=args.drop)
     state, patch = source.state, source.state['patch_embed.projection.weight']
     patches = state['pos_embed'].shape[1] - int('cls_token' in state)
-    side = round(patches**.5)
+    side = round(patches**0.5)
     rows, columns = args.source_grid or (side, side)
     positions = f'{rows} x {columns} positions' if rows * columns == patches else f'{patches} positions'
-    parts = [f'{1 + max(int(name.split(".")[1]) for name in state if name.startswith("layers."))} blocks', f'{patch.shape[0]} wide',
-             f'patch {patch.shape[2]}', positions]
-    parts += [words for name, words in (('layers.0.attn.gamma1.weight', 'layer scale'), ('object_tokens', 'registers')) if name in state]
-    lines = [f'{args.source}: {source.dialect}' + (f', under {source.prefix}*' if source.prefix else ''), f'  {", ".join(parts)}']
+    parts = [
+        f'{1 + max(int(name.split(".")[1]) for name in state if name.startswith("layers."))} blocks',
+        f'{patch.shape[0]} wide',
+        f'patch {patch.shape[2]}',
+        positions,
+    ]
+    parts += [
+        words
+        for name, words in (('layers.0.attn.gamma1.weight', 'layer scale'), ('object_tokens', 'registers'))
+        if name in state
+    ]
+    lines = [
+        f'{args.source}: {source.dialect}' + (f', under {source.prefix}*' if source.prefix else ''),
+        f'  {", ".join(parts)}',
+    ]
     lines += [f'  beside it: {count} tensors under {part}' for part, count in source.outside.items()]
     lines += [f'  no target gets {name}: {why}' for name, why in source.dropped.items()]
     return '\n'.join(lines)
@@ -66,14 +101,27 @@ def _grid(text: str) -> Tuple[int, int]:
 
 def knn_main(argv: Optional[List[str]] = None) -> None:
     """``tools/knn.py CHECKPOINT --data DIR``: k-NN accuracy on a labelled folder."""
-    parser = _frozen_parser('k-NN accuracy of frozen features on a labelled folder: DIR/train/<class>/, DIR/val/<class>/.')
+    parser = _frozen_parser(
+        'k-NN accuracy of frozen features on a labelled folder: DIR/train/<class>/, DIR/val/<class>/.'
+    )
     parser.add_argument('--data', required=True, metavar='DIR')
     parser.add_argument('--ks', type=int, nargs='+', default=list(KS))
     parser.add_argument('--temperature', type=float, default=0.07)
-    parser.add_argument('--boxes', nargs=2, default=('', ''), metavar=('TRAIN', 'VAL'),
-                        help='json files of objects, which [OBJ] is told at inference')
-    parser.add_argument('--max-images', type=int, nargs=2, default=(None, None), metavar=('TRAIN', 'VAL'),
-                        help='at most so many, evenly spread')
+    parser.add_argument(
+        '--boxes',
+        nargs=2,
+        default=('', ''),
+        metavar=('TRAIN', 'VAL'),
+        help='json files of objects, which [OBJ] is told at inference',
+    )
+    parser.add_argument(
+        '--max-images',
+        type=int,
+        nargs=2,
+        default=(None, None),
+        metavar=('TRAIN', 'VAL'),
+        help='at most so many, evenly spread',
+    )
     args = parser.parse_args(argv)
 
     def work() -> None:
@@ -82,8 +130,14 @@ def knn_main(argv: Optional[List[str]] = None) -> None:
         found = knn_images(frozen, *split, args.ks, args.temperature, args.batch_size, args.workers)
         ks = list(next(iter(found.values())))
         lines = [f'| feature | {" | ".join(f"k = {k}" for k in ks)} |', '|---|' + '---|' * len(ks)]
-        lines += [f'| {name} | ' + ' | '.join(f'{accuracy[k]:.1f}' for k in ks) + ' |' for name, accuracy in found.items()]
-        print('\n'.join([f'k-NN accuracy in percent, {len(split[0])} images to vote, {len(split[1])} to classify', *lines]))
+        lines += [
+            f'| {name} | ' + ' | '.join(f'{accuracy[k]:.1f}' for k in ks) + ' |' for name, accuracy in found.items()
+        ]
+        print(
+            '\n'.join(
+                [f'k-NN accuracy in percent, {len(split[0])} images to vote, {len(split[1])} to classify', *lines]
+            )
+        )
         _save(args, accuracy=found)
 
     run_command(work)
@@ -91,15 +145,35 @@ def knn_main(argv: Optional[List[str]] = None) -> None:
 
 def regions_main(argv: Optional[List[str]] = None) -> None:
     """``tools/regions.py CHECKPOINT --data DIR``: the proxy for detection, beside that of random weights."""
-    parser = _frozen_parser('A proxy for detection from frozen features of annotated objects, beside the values of random weights.')
+    parser = _frozen_parser(
+        'A proxy for detection from frozen features of annotated objects, beside the values of random weights.'
+    )
     parser.add_argument('--data', required=True, metavar='DIR', help='folder of the annotations and images')
-    parser.add_argument('--ann-files', nargs=2, metavar=('TRAIN', 'VAL'), help='COCO-style json, below DIR (default: those of COCO)',
-                        default=('annotations/instances_train2017.json', 'annotations/instances_val2017.json'))
-    parser.add_argument('--images', nargs=2, metavar=('TRAIN', 'VAL'), default=('train2017', 'val2017'), help='image folders, below DIR')
-    parser.add_argument('--scales', type=int, nargs='+', metavar='SIZE',
-                        help='several sizes in place of --size: their features side by side')
-    parser.add_argument('--max-images', type=int, nargs=2, default=(800, 400), metavar=('TRAIN', 'VAL'),
-                        help='at most so many, evenly spread')
+    parser.add_argument(
+        '--ann-files',
+        nargs=2,
+        metavar=('TRAIN', 'VAL'),
+        help='COCO-style json, below DIR (default: those of COCO)',
+        default=('annotations/instances_train2017.json', 'annotations/instances_val2017.json'),
+    )
+    parser.add_argument(
+        '--images', nargs=2, metavar=('TRAIN', 'VAL'), default=('train2017', 'val2017'), help='image folders, below DIR'
+    )
+    parser.add_argument(
+        '--scales',
+        type=int,
+        nargs='+',
+        metavar='SIZE',
+        help='several sizes in place of --size: their features side by side',
+    )
+    parser.add_argument(
+        '--max-images',
+        type=int,
+        nargs=2,
+        default=(800, 400),
+        metavar=('TRAIN', 'VAL'),
+        help='at most so many, evenly spread',
+    )
     parser.add_argument('--k', type=int, default=20)
     args = parser.parse_args(argv)
 
@@ -107,11 +181,15 @@ def regions_main(argv: Optional[List[str]] = None) -> None:
         rows = {}
         for name, random in (('checkpoint', False), ('random weights', True)):
             frozen = _frozen(args, random)
-            split = region_split(frozen, args.data, args.ann_files, args.images, args.scales or (args.size, ), args.max_images)
+            split = region_split(
+                frozen, args.data, args.ann_files, args.images, args.scales or (args.size,), args.max_images
+            )
             rows[name] = region_proxy(frozen, *split, args.k, batch_size=args.batch_size, num_workers=args.workers)
         names = list(rows['checkpoint'])
         lines = [f'| weights | {" | ".join(names)} |', '|---|' + '---|' * len(names)]
-        lines += [f'| {name} | ' + ' | '.join(f'{values[key]:.1f}' for key in names) + ' |' for name, values in rows.items()]
+        lines += [
+            f'| {name} | ' + ' | '.join(f'{values[key]:.1f}' for key in names) + ' |' for name, values in rows.items()
+        ]
         print('\n'.join([f'in percent; {len(split[0])} train and {len(split[1])} val images', *lines]))
         _save(args, metrics=rows['checkpoint'], random=rows['random weights'])
 
@@ -120,8 +198,10 @@ def regions_main(argv: Optional[List[str]] = None) -> None:
 
 def features_main(argv: Optional[List[str]] = None) -> None:
     """``tools/extract_features.py CHECKPOINT --ann-file FILE --out FILE.npz``: features of all objects of a data set."""
-    parser = _frozen_parser('Features of all annotated objects of a data set: [OBJ] tokens and pooled boxes or masks, as .npz.',
-                            out='the .npz to write')
+    parser = _frozen_parser(
+        'Features of all annotated objects of a data set: [OBJ] tokens and pooled boxes or masks, as .npz.',
+        out='the .npz to write',
+    )
     parser.add_argument('--data', default='', metavar='DIR', help='folder of the annotations and images')
     parser.add_argument('--ann-file', required=True, help='any json of objects that ObjectDataset reads, below DIR')
     parser.add_argument('--images', default='', metavar='DIR', help='image folder, below --data')
@@ -130,11 +210,17 @@ def features_main(argv: Optional[List[str]] = None) -> None:
 
     def work() -> None:
         frozen = _frozen(args)
-        dataset = ObjectDataset(data_root=args.data, ann_file=args.ann_file, data_prefix=args.images,
-                                pipeline=[dict(type='LoadObjectImage')])
+        dataset = ObjectDataset(
+            data_root=args.data,
+            ann_file=args.ann_file,
+            data_prefix=args.images,
+            pipeline=[dict(type='LoadObjectImage')],
+        )
         found = extract_dataset(frozen, dataset, args.out, args.size, args.sheet, args.batch_size, args.workers)
-        print(f'written: {args.out}, {len(found.image)} objects of {len(dataset)} images, {found.pooled.shape[1]} channels'
-              + (f'; {args.sheet}' if args.sheet else ''))
+        print(
+            f'written: {args.out}, {len(found.image)} objects of {len(dataset)} images, {found.pooled.shape[1]} channels'
+            + (f'; {args.sheet}' if args.sheet else '')
+        )
 
     run_command(work)
 
@@ -143,9 +229,15 @@ def _frozen_parser(description: str, out: str = '') -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('checkpoint', help='of any layout that tools/transfer.py reads, or a ResNet')
     parser.add_argument('--size', type=int, default=224, help='side of the images in pixels')
-    parser.add_argument('--heads', type=int, help="attention heads (default: from the file's meta, or those of ViT-T/S/B/L/H)")
-    parser.add_argument('--source-grid', type=_grid, metavar='ROWSxCOLUMNS', help='patch grid of CHECKPOINT, if it is no square')
-    parser.add_argument('--student', action='store_true', help='of a training checkpoint take the student, not the teacher')
+    parser.add_argument(
+        '--heads', type=int, help="attention heads (default: from the file's meta, or those of ViT-T/S/B/L/H)"
+    )
+    parser.add_argument(
+        '--source-grid', type=_grid, metavar='ROWSxCOLUMNS', help='patch grid of CHECKPOINT, if it is no square'
+    )
+    parser.add_argument(
+        '--student', action='store_true', help='of a training checkpoint take the student, not the teacher'
+    )
     parser.add_argument('--batch-size', type=int, default=64)
     parser.add_argument('--workers', type=int, default=2, help='processes that decode images')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
@@ -155,7 +247,9 @@ def _frozen_parser(description: str, out: str = '') -> argparse.ArgumentParser:
 
 def _frozen(args: argparse.Namespace, random: bool = False) -> FrozenBackbone:
     init_default_scope('mmpretrain')
-    frozen = FrozenBackbone(build_backbone(args.checkpoint, args.heads, args.source_grid, args.student, random).to(args.device))
+    frozen = FrozenBackbone(
+        build_backbone(args.checkpoint, args.heads, args.source_grid, args.student, random).to(args.device)
+    )
     frozen.check_size(args.size)
     return frozen
 

@@ -1,4 +1,5 @@
 """``odis-mm replay CONFIG FILE``: rerun a batch that ``NonFiniteLossHook`` saved."""
+
 import argparse
 from typing import Optional, Sequence
 
@@ -17,7 +18,9 @@ def replay_main(argv: Optional[Sequence[str]] = None) -> None:
     parser = argparse.ArgumentParser(description='Reruns a batch whose loss was not finite.')
     parser.add_argument('config', help='path, or name of a shipped recipe; the copy in the work dir is best')
     parser.add_argument('file', help='nonfinite_iter_N.pth of the work dir')
-    parser.add_argument('--checkpoint', help='weights, best the last before the iteration; without it the model is freshly initialised')
+    parser.add_argument(
+        '--checkpoint', help='weights, best the last before the iteration; without it the model is freshly initialised'
+    )
     parser.add_argument('--amp', choices=('bf16', 'fp16'), help='as in the run')
     args = parser.parse_args(argv)
     run_command(lambda: _replay(args))

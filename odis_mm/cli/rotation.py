@@ -1,4 +1,5 @@
 """``odis-mm rotation CONFIG CHECKPOINT``: does GTSA's classifier read the rotation of images that it has not seen?"""
+
 import argparse
 from typing import List, Optional
 
@@ -26,8 +27,10 @@ def load_model(config: str, checkpoint: str) -> torch.nn.Module:
     state, own = read_checkpoint(checkpoint), model.state_dict()
     wrong = [key for key in own if key not in state or state[key].shape != own[key].shape]
     if wrong:
-        raise ConfigError(f'{checkpoint} does not hold {wrong[0]} as {config} has it: take the epoch_N.pth of a run of this config '
-                         '(the *_backbone.pth beside it has no classifier).')
+        raise ConfigError(
+            f'{checkpoint} does not hold {wrong[0]} as {config} has it: take the epoch_N.pth of a run of this config '
+            '(the *_backbone.pth beside it has no classifier).'
+        )
     model.load_state_dict(state)
     return model
 
@@ -38,16 +41,28 @@ def rotation_main(argv: Optional[List[str]] = None) -> None:
     parser.add_argument('checkpoint', help='epoch_N.pth of the pretraining')
     parser.add_argument('--data-root', required=True, help='of images that were not trained on')
     parser.add_argument('--data-prefix', default='', help='image folder below it')
-    parser.add_argument('--ann-file', default='', help='json or list below it that names the images; default: all of the folder')
+    parser.add_argument(
+        '--ann-file', default='', help='json or list below it that names the images; default: all of the folder'
+    )
     parser.add_argument('--size', type=int, help="pixels per side (default: that of the config's global views)")
     args = parser.parse_args(argv)
 
     def work() -> None:
         model = load_model(args.config, args.checkpoint)
-        dataset = DATASETS.build(dict(type='ObjectDataset', data_root=args.data_root, data_prefix=args.data_prefix,
-                                      ann_file=args.ann_file, with_masks=False, pipeline=[dict(type='LoadObjectImage')]))
+        dataset = DATASETS.build(
+            dict(
+                type='ObjectDataset',
+                data_root=args.data_root,
+                data_prefix=args.data_prefix,
+                ann_file=args.ann_file,
+                with_masks=False,
+                pipeline=[dict(type='LoadObjectImage')],
+            )
+        )
         result = rotation_accuracy(model, dataset, args.size or model.backbone.img_size[0])
-        print(f'rotation accuracy {result["accuracy"]:.1f} % +- {result["standard_error"]:.1f} (standard error), {result["images"]} images '
-              'in four orientations; chance 25 %')
+        print(
+            f'rotation accuracy {result["accuracy"]:.1f} % +- {result["standard_error"]:.1f} (standard error), {result["images"]} images '
+            'in four orientations; chance 25 %'
+        )
 
     run_command(work)

@@ -1,4 +1,5 @@
 """Training and testing by a config: ``odis-mm train CONFIG``, ``odis-mm test CONFIG CHECKPOINT``."""
+
 from typing import List, Optional
 
 from .. import apis
@@ -10,23 +11,31 @@ from .common import config_parser
 def train_main(argv: Optional[List[str]] = None) -> None:
     """Parses arguments and calls :func:`odis_mm.apis.train`; exits with 2 and one sentence if the input is wrong."""
     parser = config_parser('Pretrain a backbone or train a detector, by the config.')
-    parser.add_argument('--resume',
-                        nargs='?',
-                        const='auto',
-                        metavar='CHECKPOINT',
-                        help='continue; without a path, from the latest checkpoint in the work dir')
-    parser.add_argument('--amp',
-                        nargs='?',
-                        const='bf16',
-                        choices=sorted(apis.AMP_WRAPPERS),
-                        help='mixed precision (default bf16, on any device)')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='continue; without a path, from the latest checkpoint in the work dir',
+    )
+    parser.add_argument(
+        '--amp',
+        nargs='?',
+        const='bf16',
+        choices=sorted(apis.AMP_WRAPPERS),
+        help='mixed precision (default bf16, on any device)',
+    )
     args = parser.parse_args(argv)
-    run_command(lambda: apis.train(args.config,
-                                work_dir=args.work_dir,
-                                resume=args.resume,
-                                amp=args.amp,
-                                options=parse_options(args.cfg_options),
-                                launcher=args.launcher))
+    run_command(
+        lambda: apis.train(
+            args.config,
+            work_dir=args.work_dir,
+            resume=args.resume,
+            amp=args.amp,
+            options=parse_options(args.cfg_options),
+            launcher=args.launcher,
+        )
+    )
 
 
 def test_main(argv: Optional[List[str]] = None) -> None:
@@ -34,8 +43,12 @@ def test_main(argv: Optional[List[str]] = None) -> None:
     parser = config_parser('Evaluate a checkpoint by the test set and metric of the config.')
     parser.add_argument('checkpoint', help='epoch_N.pth of a run of this config')
     args = parser.parse_args(argv)
-    run_command(lambda: apis.test(args.config,
-                               args.checkpoint,
-                               work_dir=args.work_dir,
-                               options=parse_options(args.cfg_options),
-                               launcher=args.launcher))
+    run_command(
+        lambda: apis.test(
+            args.config,
+            args.checkpoint,
+            work_dir=args.work_dir,
+            options=parse_options(args.cfg_options),
+            launcher=args.launcher,
+        )
+    )

@@ -1,4 +1,5 @@
 """``odis-mm verify --data DIR``: check every image, box and mask of a data set."""
+
 import argparse
 import json
 import os
@@ -16,11 +17,17 @@ def verify_main(argv: Optional[List[str]] = None) -> None:
     """``tools/misc/verify_dataset.py --data DIR [--ann-file FILE] [--images DIR]``; exits with 1 if something is bad."""
     parser = argparse.ArgumentParser(description='Decode every image of a data set and check its boxes and masks.')
     parser.add_argument('--data', default='', metavar='DIR', help='folder of the annotations and images')
-    parser.add_argument('--ann-file', default='', help='json of objects, or list of images, below DIR; without: all images')
+    parser.add_argument(
+        '--ann-file', default='', help='json of objects, or list of images, below DIR; without: all images'
+    )
     parser.add_argument('--images', default='', metavar='DIR', help='image folder, below --data')
-    parser.add_argument('--workers', type=int, default=os.cpu_count() or 1, help='processes; 0: none (default: one a core)')
+    parser.add_argument(
+        '--workers', type=int, default=os.cpu_count() or 1, help='processes; 0: none (default: one a core)'
+    )
     parser.add_argument('--report', metavar='JSON', help='write what was found')
-    parser.add_argument('--clean', metavar='FILE', help='write the annotations (or the list of images) without what is bad')
+    parser.add_argument(
+        '--clean', metavar='FILE', help='write the annotations (or the list of images) without what is bad'
+    )
     args = parser.parse_args(argv)
     if run_command(lambda: _verify(args)):
         sys.exit(1)
@@ -38,8 +45,12 @@ def _verify(args: argparse.Namespace) -> int:
         now = time.monotonic()
         if now - last > 2:
             last, done = now, i + 1
-            print(f'{done}/{len(tasks)} images, {done / (now - start):.0f}/s, {(now - start) * (len(tasks) - done) / done:.0f} s left, '
-                  f'{len(bad_images)} bad', file=sys.stderr, flush=True)
+            print(
+                f'{done}/{len(tasks)} images, {done / (now - start):.0f}/s, {(now - start) * (len(tasks) - done) / done:.0f} s left, '
+                f'{len(bad_images)} bad',
+                file=sys.stderr,
+                flush=True,
+            )
     count = sum(len(task[2]) for task in tasks)
     for _, wrong in bad_images[:50]:
         print(wrong)
@@ -47,14 +58,25 @@ def _verify(args: argparse.Namespace) -> int:
         print(f'object {number} of image {tasks[i][0]}: {why}')
     if len(bad_images) > 50 or len(bad_objects) > 50:
         print('(the first 50 of each kind; --report writes them all)')
-    print(f'{len(tasks)} images, {len(bad_images)} bad; {count} objects, {len(bad_objects)} bad (those of bad images not looked at)')
+    print(
+        f'{len(tasks)} images, {len(bad_images)} bad; {count} objects, {len(bad_objects)} bad (those of bad images not looked at)'
+    )
     if args.report:
-        report = dict(images=len(tasks), objects=count,
-                      bad_images=[dict(image=tasks[i][0], why=wrong) for i, wrong in bad_images],
-                      bad_objects=[dict(annotation=number, image=tasks[i][0], why=why) for number, i, why in bad_objects])
+        report = dict(
+            images=len(tasks),
+            objects=count,
+            bad_images=[dict(image=tasks[i][0], why=wrong) for i, wrong in bad_images],
+            bad_objects=[dict(annotation=number, image=tasks[i][0], why=why) for number, i, why in bad_objects],
+        )
         atomic_write_text(args.report, json.dumps(report, indent=1))
     if args.clean:
-        text = verify.cleaned(content, tasks, (i for i, _ in bad_images), (number for number, *_ in bad_objects), Path(args.data, args.images))
+        text = verify.cleaned(
+            content,
+            tasks,
+            (i for i, _ in bad_images),
+            (number for number, *_ in bad_objects),
+            Path(args.data, args.images),
+        )
         atomic_write_text(args.clean, text)
         print(f'written: {args.clean}')
     return len(bad_images) + len(bad_objects)

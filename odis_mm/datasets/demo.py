@@ -6,6 +6,7 @@ Each class is one surface pattern on one silhouette. Colour tells nothing: every
 the same distribution for all classes. Pattern periods are those that a patch of 8 pixels sees, and no class is another
 one's mirror image, since horizontal flips are an augmentation.
 """
+
 import argparse
 import contextlib
 import json
@@ -87,6 +88,7 @@ def _chroma(rng: np.random.Generator, n: int) -> np.ndarray:
 
 def _background(rng: np.random.Generator, size: int) -> np.ndarray:
     """A gradient, smooth noise of three scales and blotches, quieter than any object: float32 [size, size, 3]."""
+
     def noise(cells):
         grid = rng.standard_normal((cells, cells), dtype=np.float32)
         return cv2.resize(grid, (size, size), interpolation=cv2.INTER_CUBIC)
@@ -178,9 +180,16 @@ def _write_image(job):
     Path(folder, name).write_bytes(cv2.imencode('.jpg', image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 93])[1].tobytes())
     rles = coco_mask.encode(np.asfortranarray(masks.transpose(1, 2, 0).astype(np.uint8)))
     objects = [
-        dict(image_id=img_id, category_id=int(label) + 1, iscrowd=0, area=int(area), bbox=box.tolist(),
-             segmentation=dict(size=rle['size'], counts=rle['counts'].decode()))
-        for label, rle, area, box in zip(labels, rles, coco_mask.area(rles), coco_mask.toBbox(rles))]
+        dict(
+            image_id=img_id,
+            category_id=int(label) + 1,
+            iscrowd=0,
+            area=int(area),
+            bbox=box.tolist(),
+            segmentation=dict(size=rle['size'], counts=rle['counts'].decode()),
+        )
+        for label, rle, area, box in zip(labels, rles, coco_mask.area(rles), coco_mask.toBbox(rles))
+    ]
     return dict(id=img_id, file_name=name, width=size, height=size), objects
 
 
@@ -205,8 +214,10 @@ def _render_set(folder: Path, parameters: dict, processes: int):
         images, annotations = [], []
         place = folder / f'{split}2017'
         place.mkdir()
-        for image, objects in _map([(str(place), split, i, parameters['size'], parameters['seed'])
-                                    for i in range(parameters[f'num_{split}'])], processes):
+        for image, objects in _map(
+            [(str(place), split, i, parameters['size'], parameters['seed']) for i in range(parameters[f'num_{split}'])],
+            processes,
+        ):
             images.append(image)
             annotations += objects
             done += 1
@@ -218,8 +229,9 @@ def _render_set(folder: Path, parameters: dict, processes: int):
             ann['id'] = i
         categories = [dict(id=i, name=name, supercategory='demo') for i, name in enumerate(CLASSES, 1)]
         info = dict(description='odis_mm demo set, rendered', parameters=parameters)
-        (folder / 'annotations' / f'instances_{split}2017.json').write_text(json.dumps(
-            dict(info=info, licenses=[], images=images, annotations=annotations, categories=categories)))
+        (folder / 'annotations' / f'instances_{split}2017.json').write_text(
+            json.dumps(dict(info=info, licenses=[], images=images, annotations=annotations, categories=categories))
+        )
 
 
 def _is_complete(root: Path, parameters: dict) -> bool:
@@ -229,14 +241,21 @@ def _is_complete(root: Path, parameters: dict) -> bool:
     try:
         found = json.loads((root / MANIFEST).read_text())
     except (OSError, ValueError):
-        raise FolderInUseError(f'{root} exists and is no demo set (it has no readable {MANIFEST}); name another folder '
-                              'by --root or ODIS_DEMO_ROOT, or remove it.') from None
+        raise FolderInUseError(
+            f'{root} exists and is no demo set (it has no readable {MANIFEST}); name another folder '
+            'by --root or ODIS_DEMO_ROOT, or remove it.'
+        ) from None
     if {**found, 'drawing': None} != {**parameters, 'drawing': None}:
-        raise FolderInUseError(f'{root} holds a demo set of other parameters ({found}); name another folder by --root '
-                              'or ODIS_DEMO_ROOT, or remove it.')
+        raise FolderInUseError(
+            f'{root} holds a demo set of other parameters ({found}); name another folder by --root '
+            'or ODIS_DEMO_ROOT, or remove it.'
+        )
     return found == parameters and all(
-        (root / 'annotations' / f'instances_{split}2017.json').is_file() and (root / f'{split}2017').is_dir()
-        and len(os.listdir(root / f'{split}2017')) == parameters[f'num_{split}'] for split in _SPLITS)
+        (root / 'annotations' / f'instances_{split}2017.json').is_file()
+        and (root / f'{split}2017').is_dir()
+        and len(os.listdir(root / f'{split}2017')) == parameters[f'num_{split}']
+        for split in _SPLITS
+    )
 
 
 @contextlib.contextmanager
@@ -269,8 +288,9 @@ def demo_root(root=None, num_train: int = 2000, num_val: int = 200, size: int = 
     return root.with_name(f'{root.name}_{num_train}_{num_val}_{size}px_seed{seed}')
 
 
-def ensure_demo(root=None, num_train: int = 2000, num_val: int = 200, size: int = 128, seed: int = 0,
-                processes: int | None = None) -> str:
+def ensure_demo(
+    root=None, num_train: int = 2000, num_val: int = 200, size: int = 128, seed: int = 0, processes: int | None = None
+) -> str:
     """Renders the demo set unless it is there (about 3 ms an image) and returns its folder, see `demo_root`.
 
     The folder holds {train,val}2017/*.jpg and annotations/instances_{train,val}2017.json, and appears under its name
@@ -282,8 +302,10 @@ def ensure_demo(root=None, num_train: int = 2000, num_val: int = 200, size: int 
         OSError: it can't be written.
     """
     if min(num_train, num_val) < 1 or size < 64 or seed < 0:
-        raise ConfigError('the demo set needs num_train >= 1, num_val >= 1, size >= 64 and seed >= 0; got '
-                         f'{num_train}, {num_val}, {size}, {seed}.')
+        raise ConfigError(
+            'the demo set needs num_train >= 1, num_val >= 1, size >= 64 and seed >= 0; got '
+            f'{num_train}, {num_val}, {size}, {seed}.'
+        )
     target = demo_root(root, num_train, num_val, size, seed).absolute()
     parameters = dict(drawing=DRAWING, num_train=num_train, num_val=num_val, size=size, seed=seed)
     if _is_complete(target, parameters):
@@ -298,8 +320,10 @@ def ensure_demo(root=None, num_train: int = 2000, num_val: int = 200, size: int 
     except OSError as error:
         if error.errno is None:  # from _is_complete: it says all
             raise
-        raise FileWriteError(f'the demo set could not be written to {target} ({error.strerror}); name another '
-                      'folder by --root or ODIS_DEMO_ROOT.') from error
+        raise FileWriteError(
+            f'the demo set could not be written to {target} ({error.strerror}); name another '
+            'folder by --root or ODIS_DEMO_ROOT.'
+        ) from error
     return str(target)
 
 

@@ -1,4 +1,5 @@
 """The embedded demo set for pretraining."""
+
 import os.path as osp
 
 from mmpretrain.registry import DATASETS

@@ -1,4 +1,5 @@
 """Reading images: one decode each, and a clear refusal instead of half an image."""
+
 import io
 import warnings
 from pathlib import Path
@@ -21,13 +22,13 @@ MAX_PIXELS = 1 << 27  # 400 MB as RGB; a damaged header can claim 65535 x 65535
 def _jpeg_ends(data: bytes) -> bool:
     """Whether a JPEG has its end marker. libjpeg paints what is missing grey, and OpenCV 4 passes that on."""
     at = 2
-    while data[at:at + 1] == b'\xff' and at + 4 <= len(data):  # skip the head: a preview in it has its own end marker
+    while data[at : at + 1] == b'\xff' and at + 4 <= len(data):  # skip the head: a preview in it has its own end marker
         if data[at + 1] == 0xFF:  # fill byte
             at += 1
         elif data[at + 1] == 0xDA:
             return data.rfind(b'\xff\xd9') > at
         else:
-            at += 2 + int.from_bytes(data[at + 2:at + 4], 'big')
+            at += 2 + int.from_bytes(data[at + 2 : at + 4], 'big')
     return False
 
 
@@ -63,18 +64,25 @@ def read_image(path) -> np.ndarray:
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError:
-        raise MissingImageError(f'image {path} does not exist; check data_root and data_prefix, or remove it from '
-                                'the annotations or the list.') from None
+        raise MissingImageError(
+            f'image {path} does not exist; check data_root and data_prefix, or remove it from '
+            'the annotations or the list.'
+        ) from None
     except OSError as error:
-        raise UnreadableImageError(f'image {path} could not be read ({error.strerror}); check the file and its '
-                                   'permissions.') from error
+        raise UnreadableImageError(
+            f'image {path} could not be read ({error.strerror}); check the file and its permissions.'
+        ) from error
     except ValueError as error:
-        raise BadImageError(f'image {str(path)!r} can have no such name ({error}); mend the annotations or the list.') from error
+        raise BadImageError(
+            f'image {str(path)!r} can have no such name ({error}); mend the annotations or the list.'
+        ) from error
     if not data:
         raise BadImageError(f'image {path} is empty (0 bytes); fetch it again or remove it from the data.')
     if data[:2] == b'\xff\xd8' and not _jpeg_ends(data):
-        raise BadImageError(f'image {path} is a truncated JPEG ({len(data)} bytes, no end marker); fetch it again or '
-                            'remove it from the data.')
+        raise BadImageError(
+            f'image {path} is a truncated JPEG ({len(data)} bytes, no end marker); fetch it again or '
+            'remove it from the data.'
+        )
     fault = _header_fault(data)
     if fault:
         raise BadImageError(f'image {path} {fault}; fetch it again, shrink it or remove it from the data.')
@@ -83,8 +91,9 @@ def read_image(path) -> np.ndarray:
     except cv2.error:
         image = None
     if image is None:
-        raise BadImageError(f'image {path} can not be decoded: it is damaged or no image; fetch it again or remove it '
-                            'from the data.')
+        raise BadImageError(
+            f'image {path} can not be decoded: it is damaged or no image; fetch it again or remove it from the data.'
+        )
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
@@ -121,7 +130,9 @@ class LoadObjectImage(BaseTransform):
                 results['masks'] = [mask for mask, kept in zip(results['masks'], keep) if kept]
         elif told != size:
             hint = ' (an EXIF orientation is not applied: store the pixels upright)' if told == size[::-1] else ''
-            raise BadImageError(f'image {results["img_path"]} is {size[1]} x {size[0]} pixels but its annotation says '
-                                f'{told[1]} x {told[0]}{hint}; use the images that the boxes were made on.')
+            raise BadImageError(
+                f'image {results["img_path"]} is {size[1]} x {size[0]} pixels but its annotation says '
+                f'{told[1]} x {told[0]}{hint}; use the images that the boxes were made on.'
+            )
         results['img'], results['height'], results['width'] = img, *size
         return results

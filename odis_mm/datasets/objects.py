@@ -1,4 +1,5 @@
 """Images with objects: COCO-style files, plain folders and lists, ImageNet folders with a file of boxes."""
+
 import inspect
 import json
 import os
@@ -54,13 +55,29 @@ class ObjectDataset(BaseDataset):
         ConfigError: a file can't be understood or holds nothing to use.
     """
 
-    def __init__(self, data_root='', ann_file='', data_prefix='', pipeline=(), seed: int = 0,
-                 data_fraction: float = 1.0, with_masks: bool = True, with_crowd: bool = False, keep_empty: bool = True,
-                 max_bad_share: float = 0., metainfo=None, indices=None, serialize_data: bool = True, lazy_init: bool = False, **unknown):
+    def __init__(
+        self,
+        data_root='',
+        ann_file='',
+        data_prefix='',
+        pipeline=(),
+        seed: int = 0,
+        data_fraction: float = 1.0,
+        with_masks: bool = True,
+        with_crowd: bool = False,
+        keep_empty: bool = True,
+        max_bad_share: float = 0.0,
+        metainfo=None,
+        indices=None,
+        serialize_data: bool = True,
+        lazy_init: bool = False,
+        **unknown,
+    ):
         if unknown:
             known = [name for name in inspect.signature(ObjectDataset).parameters if name != 'unknown']
-            raise ConfigError(f'ObjectDataset has no option {", ".join(map(repr, unknown))}; its options are '
-                            f'{", ".join(known)}.')
+            raise ConfigError(
+                f'ObjectDataset has no option {", ".join(map(repr, unknown))}; its options are {", ".join(known)}.'
+            )
         if not 0 < data_fraction <= 1:
             raise ConfigError(f'data_fraction must be above 0 and at most 1, got {data_fraction}.')
         if not 0 <= max_bad_share < 1:
@@ -77,10 +94,16 @@ class ObjectDataset(BaseDataset):
         self.max_bad_share = max_bad_share
         self.bad: Optional[torch.Tensor] = None  # uint8 [images], 1: bad; memory that the loader's workers share
         super().__init__(
-            ann_file=os.fspath(ann_file), data_root=os.fspath(data_root), data_prefix=data_prefix,
+            ann_file=os.fspath(ann_file),
+            data_root=os.fspath(data_root),
+            data_prefix=data_prefix,
             # mmengine would look for the transforms in the default scope's registry, whichever that is
             pipeline=[TRANSFORMS.build(step) if isinstance(step, dict) else step for step in pipeline],
-            metainfo=metainfo, indices=indices, serialize_data=serialize_data, lazy_init=lazy_init)
+            metainfo=metainfo,
+            indices=indices,
+            serialize_data=serialize_data,
+            lazy_init=lazy_init,
+        )
 
     def __getitem__(self, draw: int):
         epoch, index = divmod(int(draw), len(self))
@@ -128,7 +151,11 @@ class ObjectDataset(BaseDataset):
 
     def bad_images(self) -> List[str]:
         """Paths of the bad images that were met so far, by the workers of this process."""
-        return [] if self.bad is None else [self.get_data_info(i)['img_path'] for i in self.bad.nonzero().flatten().tolist()]
+        return (
+            []
+            if self.bad is None
+            else [self.get_data_info(i)['img_path'] for i in self.bad.nonzero().flatten().tolist()]
+        )
 
     def check_bad_share(self) -> None:
         """Raises BadImageError with the list (its first 50) if more images are bad than `max_bad_share` allows."""
@@ -138,16 +165,21 @@ class ObjectDataset(BaseDataset):
             more = f' and {count - 50} more' if count > 50 else ''
             raise BadImageError(
                 f'{count} of {len(self)} images are bad, above max_bad_share={self.max_bad_share:g}: {", ".join(paths[:50])}{more}; mend or '
-                'remove them (tools/misc/verify_dataset.py checks a whole data set and writes a clean annotation file).') from None  # a worker's error reaches the user as one text
+                'remove them (tools/misc/verify_dataset.py checks a whole data set and writes a clean annotation file).'
+            ) from None  # a worker's error reaches the user as one text
 
     def load_data_list(self) -> list:
         folder = self.data_prefix['img_path'] or '.'
         if not os.path.isdir(folder):
-            raise MissingFileError(f'image folder {folder} does not exist; check data_root and data_prefix (the '
-                                    'shipped configs take their roots from COCO_ROOT, IMAGENET_ROOT and ADE20K_ROOT).')
+            raise MissingFileError(
+                f'image folder {folder} does not exist; check data_root and data_prefix (the '
+                'shipped configs take their roots from COCO_ROOT, IMAGENET_ROOT and ADE20K_ROOT).'
+            )
         if self.ann_file and not os.path.isfile(self.ann_file):
-            raise MissingFileError(f'annotation file {self.ann_file} does not exist; check data_root and ann_file '
-                                    '(the shipped configs take their roots from COCO_ROOT, IMAGENET_ROOT and ADE20K_ROOT).')
+            raise MissingFileError(
+                f'annotation file {self.ann_file} does not exist; check data_root and ann_file '
+                '(the shipped configs take their roots from COCO_ROOT, IMAGENET_ROOT and ADE20K_ROOT).'
+            )
         if not self.ann_file:
             data = _without_objects(_walk(folder), '')
             print_log(f'{folder}: {len(data)} images without objects', logger='current')
@@ -161,20 +193,27 @@ class ObjectDataset(BaseDataset):
             empty = sum(not len(info['bboxes']) for info in data)
             if not self.keep_empty:
                 data = [info for info in data if len(info['bboxes'])]
-            print_log(f'{self.ann_file}: {len(data)} images, {told}; {empty} images without objects '
-                      f'{"kept" if self.keep_empty else "left out"}', logger='current')
+            print_log(
+                f'{self.ann_file}: {len(data)} images, {told}; {empty} images without objects '
+                f'{"kept" if self.keep_empty else "left out"}',
+                logger='current',
+            )
             if not data:
-                raise AnnotationError(f'annotation file {self.ann_file} has no image with an object; set keep_empty=True to '
-                                 'use those without.')
+                raise AnnotationError(
+                    f'annotation file {self.ann_file} has no image with an object; set keep_empty=True to '
+                    'use those without.'
+                )
         else:
             data = _without_objects(_read_list(self.ann_file), folder)
             print_log(f'{self.ann_file}: {len(data)} images without objects', logger='current')
         if not os.path.isfile(data[0]['img_path']):
-            raise MissingFileError(f'image {data[0]["img_path"]}, the first of {self.ann_file}, does not exist; check '
-                                    'data_root and data_prefix.')
+            raise MissingFileError(
+                f'image {data[0]["img_path"]}, the first of {self.ann_file}, does not exist; check '
+                'data_root and data_prefix.'
+            )
         if self.data_fraction < 1:
             order = np.random.default_rng(self.seed).permutation(len(data))
-            data = [data[i] for i in sorted(order[:max(1, round(self.data_fraction * len(data)))])]
+            data = [data[i] for i in sorted(order[: max(1, round(self.data_fraction * len(data)))])]
         return data
 
 
@@ -184,7 +223,10 @@ def segmentation_to_mask(segm, height: int, width: int) -> np.ndarray:
     Pixels are chosen as pycocotools does, so that areas and IoUs are those of the COCO evaluation.
     """
     from pycocotools import mask as coco_mask
-    fault = _mask_fault(segm, height, width)  # of what it is handed, pycocotools believes everything, and reads or fills memory accordingly
+
+    fault = _mask_fault(
+        segm, height, width
+    )  # of what it is handed, pycocotools believes everything, and reads or fills memory accordingly
     if fault:
         raise AnnotationError(fault)
     if isinstance(segm, dict):
@@ -202,26 +244,36 @@ def _mask_fault(segm, height: int, width: int) -> Optional[str]:
     if isinstance(segm, dict):
         size, counts = segm.get('size'), segm.get('counts')
         if not isinstance(size, (list, tuple)) or list(size) != [height, width]:
-            return (f'an RLE mask of size {size} does not fit an image of height {height} and width {width}; use the images that the masks '
-                    'were made on.')
+            return (
+                f'an RLE mask of size {size} does not fit an image of height {height} and width {width}; use the images that the masks '
+                'were made on.'
+            )
         if isinstance(counts, list):
             if not all(type(run) is int and run >= 0 for run in counts) or sum(counts) != height * width:
                 return f'the counts of an RLE mask are not whole numbers that sum to {height} x {width} pixels; mend or remove it.'
             return None
         text = counts.decode('latin-1') if isinstance(counts, bytes) else counts
         if not isinstance(text, str) or not _RLE_TEXT.fullmatch(text):
-            return 'the counts of an RLE mask are neither a list nor text in COCO\'s code; mend or remove it.'
+            return "the counts of an RLE mask are neither a list nor text in COCO's code; mend or remove it."
         return None
-    if not isinstance(segm, list) or not segm or not all(isinstance(polygon, list) and len(polygon) >= 6 for polygon in segm):
+    if (
+        not isinstance(segm, list)
+        or not segm
+        or not all(isinstance(polygon, list) and len(polygon) >= 6 for polygon in segm)
+    ):
         return 'a mask is neither an RLE nor a list of polygons of three points or more; mend or remove it.'
     try:
         points = np.array([x for polygon in segm for x in polygon], np.float64)
     except (ValueError, TypeError, OverflowError):
         points = np.full(1, np.nan)
     reach = 2 * max(height, width)
-    if points.ndim != 1 or any(len(polygon) % 2 for polygon in segm) or not (np.abs(points) <= reach).all():  # NaN is not, either
-        return (f'a polygon is not a list of x, y, x, y, ... in pixels within or near an image of height {height} and width {width}; mend '
-                'or remove it.')
+    if (
+        points.ndim != 1 or any(len(polygon) % 2 for polygon in segm) or not (np.abs(points) <= reach).all()
+    ):  # NaN is not, either
+        return (
+            f'a polygon is not a list of x, y, x, y, ... in pixels within or near an image of height {height} and width {width}; mend '
+            'or remove it.'
+        )
     return None
 
 
@@ -229,11 +281,15 @@ def _walk(folder: str) -> list:
     names = []
     for place, folders, files in os.walk(folder, followlinks=True):
         folders.sort()
-        names += [os.path.join(place, name) for name in sorted(files)
-                  if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith('.')]
+        names += [
+            os.path.join(place, name)
+            for name in sorted(files)
+            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith('.')
+        ]
     if not names:
-        raise ConfigError(f'no image in or below {folder} (looked for {", ".join(IMAGE_SUFFIXES)}); check data_root and '
-                         'data_prefix.')
+        raise ConfigError(
+            f'no image in or below {folder} (looked for {", ".join(IMAGE_SUFFIXES)}); check data_root and data_prefix.'
+        )
     return names
 
 
@@ -241,17 +297,29 @@ def _read_list(path: str) -> list:
     try:
         names = [line.strip() for line in Path(path).read_text().splitlines() if line.strip()]
     except UnicodeDecodeError:
-        raise AnnotationError(f'list {path} is no text; ann_file must be a .json, or a text file with one image path a '
-                         'line.') from None
+        raise AnnotationError(
+            f'list {path} is no text; ann_file must be a .json, or a text file with one image path a line.'
+        ) from None
     if not names:
-        raise AnnotationError(f'list {path} is empty; write one image path a line, or leave ann_file out to use the whole '
-                         'folder.')
+        raise AnnotationError(
+            f'list {path} is empty; write one image path a line, or leave ann_file out to use the whole folder.'
+        )
     return names
 
 
 def _without_objects(names: list, folder: str) -> list:
-    return [dict(img_path=os.path.join(folder, name), img_id=i, height=None, width=None, masks=None,
-                 bboxes=np.zeros((0, 4), np.float32), labels=np.zeros(0, np.int64)) for i, name in enumerate(names)]
+    return [
+        dict(
+            img_path=os.path.join(folder, name),
+            img_id=i,
+            height=None,
+            width=None,
+            masks=None,
+            bboxes=np.zeros((0, 4), np.float32),
+            labels=np.zeros(0, np.int64),
+        )
+        for i, name in enumerate(names)
+    ]
 
 
 def _read_json(path: str) -> dict:
@@ -260,16 +328,20 @@ def _read_json(path: str) -> dict:
     except (ValueError, RecursionError) as error:
         raise AnnotationError(f'annotation file {path} is not valid JSON ({error}); is it complete?') from None
     if not isinstance(content, dict):
-        raise AnnotationError(f'annotation file {path} holds a {type(content).__name__}; it must be COCO-style (a dict with '
-                         'images and annotations) or a dict {image path: [[x1, y1, x2, y2], ...]}.')
+        raise AnnotationError(
+            f'annotation file {path} holds a {type(content).__name__}; it must be COCO-style (a dict with '
+            'images and annotations) or a dict {image path: [[x1, y1, x2, y2], ...]}.'
+        )
     return content
 
 
 def _coco_columns(content: dict, path: str) -> dict:
     """The file as columns: an entry per image (names, ids, sizes), one per annotation (owner: number of its image)."""
     images, annotations = content.get('images'), content.get('annotations')
-    for what, found, advice in (('images', images, 'is it complete?'),
-                                ('annotations', annotations, 'leave ann_file out to train on images without objects.')):
+    for what, found, advice in (
+        ('images', images, 'is it complete?'),
+        ('annotations', annotations, 'leave ann_file out to train on images without objects.'),
+    ):
         if not isinstance(found, list) or not found:
             raise AnnotationError(f'annotation file {path} has no {what}; {advice}')
     try:
@@ -282,11 +354,14 @@ def _coco_columns(content: dict, path: str) -> dict:
             raise ValueError
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         bad = next((i for i, image in enumerate(images) if not _is_image(image)), '?')
-        raise AnnotationError(f'annotation file {path}: images[{bad}] is not a dict with an id, a file_name, and positive '
-                         'height and width; mend or remove it.') from None
+        raise AnnotationError(
+            f'annotation file {path}: images[{bad}] is not a dict with an id, a file_name, and positive '
+            'height and width; mend or remove it.'
+        ) from None
     if len(place) < len(ids):
-        raise AnnotationError(f'annotation file {path} has two images of one id ({_first_twice(ids)}); give each image its '
-                         'own.')
+        raise AnnotationError(
+            f'annotation file {path} has two images of one id ({_first_twice(ids)}); give each image its own.'
+        )
     try:
         boxes = np.array([ann['bbox'] for ann in annotations], np.float64)
         owner = np.array([place.get(ann['image_id'], -1) for ann in annotations], np.int64)
@@ -299,30 +374,60 @@ def _coco_columns(content: dict, path: str) -> dict:
             raise ValueError
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         bad = next((i for i, ann in enumerate(annotations) if not _is_annotation(ann)), None)
-        what = 'categories is not a list of dicts with an id and a name' if bad is None else (
-            f'annotations[{bad}] is not a dict with an image_id, a category_id and a bbox [x, y, width, height]')
+        what = (
+            'categories is not a list of dicts with an id and a name'
+            if bad is None
+            else (f'annotations[{bad}] is not a dict with an image_id, a category_id and a bbox [x, y, width, height]')
+        )
         raise AnnotationError(f'annotation file {path}: {what}; mend or remove it.') from None
     boxes[:, 2:] += boxes[:, :2]
-    return dict(names=names, ids=ids, sizes=sizes, owner=owner, boxes=boxes, crowd=crowd, labels=labels,
-                masks=[ann.get('segmentation') for ann in annotations], classes=tuple(map(known.get, sorted(known))))
+    return dict(
+        names=names,
+        ids=ids,
+        sizes=sizes,
+        owner=owner,
+        boxes=boxes,
+        crowd=crowd,
+        labels=labels,
+        masks=[ann.get('segmentation') for ann in annotations],
+        classes=tuple(map(known.get, sorted(known))),
+    )
 
 
 def _box_columns(content: dict, path: str) -> dict:
     if not content:
-        raise AnnotationError(f'annotation file {path} is empty; leave ann_file out to train on images without objects.')
+        raise AnnotationError(
+            f'annotation file {path} is empty; leave ann_file out to train on images without objects.'
+        )
     try:
         boxes = np.array([box for found in content.values() for box in found], np.float64).reshape(-1, 4)
         owner = np.repeat(np.arange(len(content)), [len(found) for found in content.values()])
         if len(owner) != len(boxes):
             raise ValueError
     except (TypeError, ValueError, OverflowError):
-        bad = next((name for name, found in content.items() if not isinstance(found, list)
-                    or not all(_is_box(box) for box in found)), '')
-        raise AnnotationError(f'annotation file {path}: the entry of {bad!r} is not a list of boxes [x1, y1, x2, y2]; mend '
-                         'or remove it (a COCO-style file would have images and annotations).') from None
-    return dict(names=list(content), ids=list(range(len(content))), sizes=np.full((len(content), 2), np.inf),
-                owner=owner, boxes=boxes, crowd=np.zeros(len(boxes), bool), labels=np.full(len(boxes), -1), masks=None,
-                classes=())
+        bad = next(
+            (
+                name
+                for name, found in content.items()
+                if not isinstance(found, list) or not all(_is_box(box) for box in found)
+            ),
+            '',
+        )
+        raise AnnotationError(
+            f'annotation file {path}: the entry of {bad!r} is not a list of boxes [x1, y1, x2, y2]; mend '
+            'or remove it (a COCO-style file would have images and annotations).'
+        ) from None
+    return dict(
+        names=list(content),
+        ids=list(range(len(content))),
+        sizes=np.full((len(content), 2), np.inf),
+        owner=owner,
+        boxes=boxes,
+        crowd=np.zeros(len(boxes), bool),
+        labels=np.full(len(boxes), -1),
+        masks=None,
+        classes=(),
+    )
 
 
 def _is_box(box) -> bool:
@@ -333,13 +438,20 @@ def _is_image(image) -> bool:
     if not isinstance(image, dict):
         return False
     sides = [image[side] for side in ('height', 'width') if image.get(side) is not None]
-    return (isinstance(image.get('file_name'), str) and isinstance(image.get('id'), (int, str))
-            and all(isinstance(side, int) and 1 <= side < 1e9 for side in sides))
+    return (
+        isinstance(image.get('file_name'), str)
+        and isinstance(image.get('id'), (int, str))
+        and all(isinstance(side, int) and 1 <= side < 1e9 for side in sides)
+    )
 
 
 def _is_annotation(ann) -> bool:
-    return (isinstance(ann, dict) and _is_box(ann.get('bbox')) and isinstance(ann.get('image_id'), (int, str))
-            and isinstance(ann.get('category_id', 0), (int, str)))
+    return (
+        isinstance(ann, dict)
+        and _is_box(ann.get('bbox'))
+        and isinstance(ann.get('image_id'), (int, str))
+        and isinstance(ann.get('category_id', 0), (int, str))
+    )
 
 
 def _first_twice(ids: list):
@@ -371,7 +483,8 @@ def _group(columns: dict, folder: str, path: str, with_masks: bool, with_crowd: 
             'annotations of unknown images dropped': owner < 0,
             'crowd regions left out': crowd & (not with_crowd),
             'degenerate or inverted boxes dropped': ~has_extent(boxes),
-            'boxes outside their image dropped': ~has_extent(clipped)}
+            'boxes outside their image dropped': ~has_extent(clipped),
+        }
     good, counts = np.ones(len(boxes), bool), {}
     for what, bad in found.items():
         counts[what] = int((bad & good).sum())
@@ -379,8 +492,10 @@ def _group(columns: dict, folder: str, path: str, with_masks: bool, with_crowd: 
     keep = np.flatnonzero(good)
     counts = {'objects': len(keep), **counts, 'boxes clipped to their image': int((moved & good).sum())}
     if len(boxes) and not len(keep):
-        raise AnnotationError(f'annotation file {path} has no usable object ({_told(counts)}); boxes are [x, y, width, '
-                         'height] in COCO-style files, [x1, y1, x2, y2] in a dict of boxes.')
+        raise AnnotationError(
+            f'annotation file {path} has no usable object ({_told(counts)}); boxes are [x, y, width, '
+            'height] in COCO-style files, [x1, y1, x2, y2] in a dict of boxes.'
+        )
     keep = keep[np.argsort(owner[keep], kind='stable')]
     bounds = np.searchsorted(owner[keep], np.arange(len(columns['names']) + 1)).tolist()
     boxes, labels = clipped[keep].astype(np.float32), columns['labels'][keep]
@@ -395,8 +510,15 @@ def _group(columns: dict, folder: str, path: str, with_masks: bool, with_crowd: 
     for i, (name, key, (height, width)) in enumerate(zip(columns['names'], columns['ids'], sizes.tolist())):
         part = slice(bounds[i], bounds[i + 1])
         known = height < np.inf and width < np.inf
-        data.append(dict(
-            img_path=os.path.join(folder, name), img_id=key if isinstance(key, int) and abs(key) < 1 << 63 else i,
-            height=int(height) if known else None, width=int(width) if known else None, bboxes=boxes[part],
-            labels=labels[part], masks=None if masks is None else masks[part]))
+        data.append(
+            dict(
+                img_path=os.path.join(folder, name),
+                img_id=key if isinstance(key, int) and abs(key) < 1 << 63 else i,
+                height=int(height) if known else None,
+                width=int(width) if known else None,
+                bboxes=boxes[part],
+                labels=labels[part],
+                masks=None if masks is None else masks[part],
+            )
+        )
     return data, counts

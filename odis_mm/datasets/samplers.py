@@ -1,4 +1,5 @@
 """Which image is drawn when."""
+
 from typing import Iterator, Optional, Sized
 
 import numpy as np

@@ -1,4 +1,5 @@
 """Checks a whole data set before a run of days meets its one bad file."""
+
 import argparse
 import json
 import os
@@ -91,21 +92,34 @@ def tasks(args: argparse.Namespace) -> Tuple[List[Task], Optional[dict]]:
         x, y, w, h = annotation['bbox']
         entry = (number, ((x, y, x + w, y + h), annotation['bbox']), annotation.get('segmentation'))
         objects.get(annotation['image_id'], []).append(entry)
-    return [(str(folder / image['file_name']),
-             (image['height'], image['width']) if image.get('height') and image.get('width') else None, objects[image['id']])
-            for image in content['images']], content
+    return [
+        (
+            str(folder / image['file_name']),
+            (image['height'], image['width']) if image.get('height') and image.get('width') else None,
+            objects[image['id']],
+        )
+        for image in content['images']
+    ], content
 
 
-def cleaned(content: Optional[dict], tasks: List[Task], bad_images: Iterable[int], bad_objects: Iterable[int], folder: Path) -> str:
+def cleaned(
+    content: Optional[dict], tasks: List[Task], bad_images: Iterable[int], bad_objects: Iterable[int], folder: Path
+) -> str:
     bad_images, bad_objects = set(bad_images), set(bad_objects)
     if content is None:
         return ''.join(f'{os.path.relpath(task[0], folder)}\n' for i, task in enumerate(tasks) if i not in bad_images)
     if 'images' not in content:
-        kept = {name: [box for (number, *_), box in zip(tasks[i][2], boxes) if number not in bad_objects]
-                for i, (name, boxes) in enumerate(content.items()) if i not in bad_images}
+        kept = {
+            name: [box for (number, *_), box in zip(tasks[i][2], boxes) if number not in bad_objects]
+            for i, (name, boxes) in enumerate(content.items())
+            if i not in bad_images
+        }
         return json.dumps(kept)
     images = [image for i, image in enumerate(content['images']) if i not in bad_images]
     ids = {image['id'] for image in images}
-    annotations = [annotation for number, annotation in enumerate(content['annotations'])
-                   if number not in bad_objects and annotation['image_id'] in ids]
+    annotations = [
+        annotation
+        for number, annotation in enumerate(content['annotations'])
+        if number not in bad_objects and annotation['image_id'] in ids
+    ]
     return json.dumps({**content, 'images': images, 'annotations': annotations})

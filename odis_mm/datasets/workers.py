@@ -1,4 +1,5 @@
 """Loader workers and the signals that their whole process group gets."""
+
 import os
 import signal
 import threading
@@ -38,7 +39,7 @@ def obey_parent_alone() -> None:
     if not CAN_TELL_SENDERS:
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
-    threading.Thread(target=_answer, args=(os.getppid(), ), daemon=True).start()
+    threading.Thread(target=_answer, args=(os.getppid(),), daemon=True).start()
 
 
 def _answer(parent: int) -> None:

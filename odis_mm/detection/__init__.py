@@ -1,4 +1,5 @@
 """What mmdet needs for a plain ViT; imported with mmdet only. The data pieces alone need mmcv's compiled ops."""
+
 from importlib.util import find_spec
 
 from .init_check import DetectorInit
@@ -8,5 +9,6 @@ from .pyramid import ViTFeaturePyramid, ViTSimplePyramid, pyramid_strides
 __all__ = ['DetectorInit', 'DetectorLayerDecay', 'ViTFeaturePyramid', 'ViTSimplePyramid', 'pyramid_strides']
 
 if find_spec('mmcv._ext') is not None:
-    from .data import DemoDetectionDataset, LoadBoxesAndMasks  # noqa: F401
+    from .data import DemoDetectionDataset, LoadBoxesAndMasks
+
     __all__ += ['DemoDetectionDataset', 'LoadBoxesAndMasks']

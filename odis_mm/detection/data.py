@@ -1,4 +1,5 @@
 """Data pieces of the detectors; they need mmdet's datasets, hence mmcv's compiled ops."""
+
 import os.path as osp
 
 from mmdet.datasets import CocoDataset
@@ -23,9 +24,11 @@ class LoadBoxesAndMasks(LoadAnnotations):
     def _process_masks(self, results: dict) -> list:
         bare = sum('mask' not in instance for instance in results.get('instances', ()))
         if bare:
-            raise ConfigError(f"{results['img_path']}: {bare} of {len(results['instances'])} objects have a box but "
-                             "no segmentation, which "
-                             'Mask R-CNN needs; for boxes alone take the faster-rcnn_* config of the same name.')
+            raise ConfigError(
+                f'{results["img_path"]}: {bare} of {len(results["instances"])} objects have a box but '
+                'no segmentation, which '
+                'Mask R-CNN needs; for boxes alone take the faster-rcnn_* config of the same name.'
+            )
         return super()._process_masks(results)
 
 
@@ -38,9 +41,11 @@ class DemoDetectionDataset(CocoDataset):
         ann_file: Below ``data_root``.
         **kwargs: See ``mmdet.CocoDataset``.
     """
+
     METAINFO = dict(
         classes=CLASSES,
-        palette=[(220, 20, 60), (60, 180, 75), (0, 130, 200), (245, 130, 48), (145, 30, 180), (0, 128, 128)])
+        palette=[(220, 20, 60), (60, 180, 75), (0, 130, 200), (245, 130, 48), (145, 30, 180), (0, 128, 128)],
+    )
 
     def __init__(self, *args, data_root: str, ann_file: str, **kwargs):
         if not osp.isfile(osp.join(data_root, ann_file)):

@@ -1,4 +1,5 @@
 """Whether a detector starts from the weights that its config names."""
+
 import copy
 
 import torch
@@ -60,5 +61,6 @@ class DetectorInit(Hook):
                 f'the detector does not start from {path}: {len(differ)} of {len(wanted)} backbone tensors differ from the file '
                 f'({", ".join(differ[:4])}), so '
                 "they were initialised anew after loading; load by init_cfg=dict(type='VerifiedPretrained', checkpoint=FILE) on the "
-                "backbone.")
+                'backbone.'
+            )
         runner.logger.info(f'DetectorInit: backbone {mark} equals {path}, {len(wanted)} tensors')

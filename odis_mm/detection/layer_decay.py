@@ -1,4 +1,5 @@
 """Learning rates that shrink towards the input of a ViT, inside a detector."""
+
 from typing import List
 
 from mmengine.logging import print_log
@@ -34,15 +35,19 @@ class DetectorLayerDecay(DefaultOptimWrapperConstructor):
         super()._validate_cfg()
         unknown = set(self.paramwise_cfg) - {'layer_decay_rate', 'backbone_lr_mult'}
         if unknown:
-            raise ConfigError("DetectorLayerDecay knows 'layer_decay_rate' and 'backbone_lr_mult' in paramwise_cfg, not "
-                             f'{sorted(unknown)}.')
-        self.rate = self.paramwise_cfg.get('layer_decay_rate', 1.)
-        self.backbone_mult = self.paramwise_cfg.get('backbone_lr_mult', 1.)
+            raise ConfigError(
+                "DetectorLayerDecay knows 'layer_decay_rate' and 'backbone_lr_mult' in paramwise_cfg, not "
+                f'{sorted(unknown)}.'
+            )
+        self.rate = self.paramwise_cfg.get('layer_decay_rate', 1.0)
+        self.backbone_mult = self.paramwise_cfg.get('backbone_lr_mult', 1.0)
         if not 0 < self.rate <= 1:
             raise ConfigError(f'layer_decay_rate must be in (0, 1], got {self.rate}.')
         if self.backbone_mult <= 0:
-            raise ConfigError(f'backbone_lr_mult must be positive, got {self.backbone_mult}; to freeze blocks set the '
-                             "backbone's frozen_stages.")
+            raise ConfigError(
+                f'backbone_lr_mult must be positive, got {self.backbone_mult}; to freeze blocks set the '
+                "backbone's frozen_stages."
+            )
         if self.base_lr is None or self.base_wd is None:
             raise ConfigError('DetectorLayerDecay needs lr and weight_decay in the optimizer config.')
 
@@ -56,21 +61,25 @@ class DetectorLayerDecay(DefaultOptimWrapperConstructor):
         trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
         blocks = [int(n.split('.')[2]) for n, _ in module.named_parameters() if n.startswith('backbone.layers.')]
         if not blocks and self.rate < 1:
-            raise ConfigError('DetectorLayerDecay finds no blocks named backbone.layers.<i>; use it with '
-                             'mmpretrain.VisionTransformer.')
+            raise ConfigError(
+                'DetectorLayerDecay finds no blocks named backbone.layers.<i>; use it with '
+                'mmpretrain.VisionTransformer.'
+            )
         top = max(blocks, default=-1) + 2
         groups = {}
         for name, parameter in trained:
-            scale = self.rate**(top - layer_of(name, top))
+            scale = self.rate ** (top - layer_of(name, top))
             if name.startswith('backbone.'):
                 scale *= self.backbone_mult
-            decay = 0. if parameter.ndim <= 1 or name.rsplit('.', 1)[-1] in _TOKENS else self.base_wd
+            decay = 0.0 if parameter.ndim <= 1 or name.rsplit('.', 1)[-1] in _TOKENS else self.base_wd
             groups.setdefault((scale, decay), []).append(parameter)
         for (scale, decay), parameters in sorted(groups.items()):
             params.append(dict(params=parameters, lr=self.base_lr * scale, weight_decay=decay))
         rates = sorted({scale for scale, _ in groups})
-        print_log(f'DetectorLayerDecay: {len(params)} parameter groups, lr x {rates[0]:.3g} to x '
-                  f'{rates[-1]:.3g}', logger='current')
+        print_log(
+            f'DetectorLayerDecay: {len(params)} parameter groups, lr x {rates[0]:.3g} to x {rates[-1]:.3g}',
+            logger='current',
+        )
 
 
 def layer_of(name: str, top: int) -> int:

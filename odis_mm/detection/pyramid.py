@@ -1,4 +1,5 @@
 """Feature pyramids for a plain ViT, whose maps all have one stride: the patch size p."""
+
 from typing import List, Sequence, Tuple
 
 import torch.nn.functional as F
@@ -35,8 +36,11 @@ def _rescale(scale: float, channels: int, norm_cfg: dict, keep_width: bool) -> T
     if scale == 4:
         half, quarter = (channels, channels) if keep_width else (channels // 2, channels // 4)
         return nn.Sequential(
-            nn.ConvTranspose2d(channels, half, 2, stride=2), build_norm_layer(norm_cfg, half)[1], nn.GELU(),
-            nn.ConvTranspose2d(half, quarter, 2, stride=2)), quarter
+            nn.ConvTranspose2d(channels, half, 2, stride=2),
+            build_norm_layer(norm_cfg, half)[1],
+            nn.GELU(),
+            nn.ConvTranspose2d(half, quarter, 2, stride=2),
+        ), quarter
     if scale == 2:
         half = channels if keep_width else channels // 2
         return nn.ConvTranspose2d(channels, half, 2, stride=2), half
@@ -71,16 +75,18 @@ class ViTFeaturePyramid(BaseModule):
         norm_cfg: BN is what the papers use; 'ChannelLN' does without batch statistics.
     """
 
-    def __init__(self, in_channels: int, scales: Sequence[float] = SCALES, norm_cfg: dict = dict(type='BN'),
-                 init_cfg=None):
+    def __init__(
+        self, in_channels: int, scales: Sequence[float] = SCALES, norm_cfg: dict = dict(type='BN'), init_cfg=None
+    ):
         super().__init__(init_cfg)
         self.levels = nn.ModuleList(_rescale(scale, in_channels, norm_cfg, keep_width=True)[0] for scale in scales)
 
     def forward(self, inputs: Sequence[Tensor]) -> Tuple[Tensor, ...]:
         """len(scales) maps [B, C, H, W] to as many [B, C, H * scale, W * scale]."""
         if len(inputs) != len(self.levels):
-            raise ConfigError(f'the backbone gives {len(inputs)} maps (its out_indices) for {len(self.levels)} '
-                             'pyramid scales.')
+            raise ConfigError(
+                f'the backbone gives {len(inputs)} maps (its out_indices) for {len(self.levels)} pyramid scales.'
+            )
         return tuple(level(x.contiguous()) for level, x in zip(self.levels, inputs))
 
 
@@ -99,17 +105,28 @@ class ViTSimplePyramid(BaseModule):
         extra_levels: Levels above the last, each halving the resolution (ViTDet: 1).
     """
 
-    def __init__(self, in_channels: int, out_channels: int = 256, scales: Sequence[float] = SCALES,
-                 extra_levels: int = 1, init_cfg=None):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int = 256,
+        scales: Sequence[float] = SCALES,
+        extra_levels: int = 1,
+        init_cfg=None,
+    ):
         super().__init__(init_cfg)
         norm_cfg = dict(type='ChannelLN')
         self.levels = nn.ModuleList()
         for scale in scales:
             rescale, width = _rescale(scale, in_channels, norm_cfg, keep_width=False)
-            self.levels.append(nn.Sequential(
-                rescale,
-                nn.Conv2d(width, out_channels, 1, bias=False), ChannelLayerNorm(out_channels),
-                nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False), ChannelLayerNorm(out_channels)))
+            self.levels.append(
+                nn.Sequential(
+                    rescale,
+                    nn.Conv2d(width, out_channels, 1, bias=False),
+                    ChannelLayerNorm(out_channels),
+                    nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
+                    ChannelLayerNorm(out_channels),
+                )
+            )
         self.extra_levels = extra_levels
 
     def forward(self, inputs: Sequence[Tensor]) -> Tuple[Tensor, ...]:

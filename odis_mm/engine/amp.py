@@ -1,4 +1,5 @@
 """bf16 autocast on any device."""
+
 from contextlib import contextmanager
 
 import torch

@@ -1,4 +1,5 @@
 """The card beside an exported backbone: what it is, what it was made from, by what, and what is known of it so far."""
+
 import datetime
 import platform
 import shlex
@@ -37,21 +38,33 @@ def facts(runner, model: nn.Module, state: Dict[str, torch.Tensor], iteration: i
     return {
         'method': type(model).__name__,
         'backbone': f'{type(model.branch("teacher")).__name__}{f" ({size})" if size else ""}, the teacher, {len(state)} tensors, '
-                    f'{sum(value.numel() for value in state.values()) / 1e6:.1f} M values',
+        f'{sum(value.numel() for value in state.values()) / 1e6:.1f} M values',
         # under the names that the line of DetectorInit is made from
         'fingerprint': fingerprint({name.removeprefix('backbone.'): value for name, value in state.items()}),
         'config': config.filename or 'none (built by hand)',
-        'data': ', '.join([f'{key} {dataset[key]}' for key in ('type', 'data_root', 'ann_file', 'data_prefix', 'data_fraction')
-                           if key in dataset]
-                          + [f'{len(runner.train_dataloader.dataset)} images']),
+        'data': ', '.join(
+            [
+                f'{key} {dataset[key]}'
+                for key in ('type', 'data_root', 'ann_file', 'data_prefix', 'data_fraction')
+                if key in dataset
+            ]
+            + [f'{len(runner.train_dataloader.dataset)} images']
+        ),
         'training': f'{iteration} of {runner.max_iters} iterations ({iteration / len(runner.train_dataloader):.4g} epochs), '
-                    f'{get_world_size()} ranks x {batch} images x {accumulated} accumulated, seed {runner.seed}',
+        f'{get_world_size()} ranks x {batch} images x {accumulated} accumulated, seed {runner.seed}',
         'metrics so far': ', '.join(f'{key} {value:.1f}' for key, value in metrics.items())
         or 'none measured (add KNNHook or RegionProxyHook)',
-        'versions': ', '.join([f'odis_mm {__version__}', f'Python {platform.python_version()}', f'torch {torch.__version__}',
-                               *_packages()]),
+        'versions': ', '.join(
+            [
+                f'odis_mm {__version__}',
+                f'Python {platform.python_version()}',
+                f'torch {torch.__version__}',
+                *_packages(),
+            ]
+        ),
         'command': f'`{shlex.join([sys.executable.rpartition("/")[2], *sys.argv])}`',
-        'date': datetime.datetime.now().astimezone().isoformat(timespec='seconds')}
+        'date': datetime.datetime.now().astimezone().isoformat(timespec='seconds'),
+    }
 
 
 def _packages():
@@ -72,7 +85,9 @@ def write_card(path: str, title: str, lines: Dict[str, str]) -> None:
         FileWriteError: see :func:`atomic_write`.
     """
     text = f'# {title}\n\n' + ''.join(f'- **{name}**: {value}\n' for name, value in lines.items())
-    text += ('\nTensors only, under `backbone.*`. In a detector: `--cfg-options model.backbone.init_cfg.checkpoint=FILE`; in other '
-             'libraries: '
-             '`tools/transfer.py FILE OUT --to LAYOUT`.\n')
+    text += (
+        '\nTensors only, under `backbone.*`. In a detector: `--cfg-options model.backbone.init_cfg.checkpoint=FILE`; in other '
+        'libraries: '
+        '`tools/transfer.py FILE OUT --to LAYOUT`.\n'
+    )
     atomic_write(path, lambda file: file.write(text.encode()))

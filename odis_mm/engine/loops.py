@@ -1,4 +1,5 @@
 """Training by epochs that a resumed run continues where it stopped, in the middle of an epoch as well."""
+
 import math
 import random
 from typing import Any, Dict, Optional
@@ -19,7 +20,11 @@ PROGRESS = 'progress'  # the key in checkpoints
 def random_state() -> Dict[str, Any]:
     """States of the global random number generators, of tensors and plain values only."""
     kind, keys, *rest = np.random.get_state()
-    state = dict(python=random.getstate(), numpy=[kind, torch.from_numpy(keys.astype(np.int64)), *rest], torch=torch.get_rng_state())
+    state = dict(
+        python=random.getstate(),
+        numpy=[kind, torch.from_numpy(keys.astype(np.int64)), *rest],
+        torch=torch.get_rng_state(),
+    )
     if torch.cuda.is_available():
         state['cuda'] = torch.cuda.get_rng_state()
     return state
@@ -82,14 +87,22 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
         """Tells the sampler where to go on; returns the number of the first iteration to come in this epoch."""
         sampler, self.images_done = self.dataloader.sampler, loaded['images']
         if not hasattr(sampler, 'start_at'):
-            raise ConfigError(f'the checkpoint was written in the middle of an epoch, where {type(sampler).__name__} can not go on: set '
-                               "train_dataloader.sampler.type='EpochSampler', or resume from an epoch_N.pth.")
+            raise ConfigError(
+                f'the checkpoint was written in the middle of an epoch, where {type(sampler).__name__} can not go on: set '
+                "train_dataloader.sampler.type='EpochSampler', or resume from an epoch_N.pth."
+            )
         left = sampler.start_at(self.images_done)
         size = self.global_batch // get_world_size()
         iterations = left // size if self.dataloader.drop_last else math.ceil(left / size)
-        changed = '' if loaded['ranks'] == get_world_size() else f' (written by {loaded["ranks"]} ranks, now {get_world_size()})'
-        self.runner.logger.info(f'epoch {self._epoch + 1} goes on after {self.images_done} of {len(self.dataloader.dataset)} images'
-                                f'{changed}: none is lost or drawn twice')
+        changed = (
+            ''
+            if loaded['ranks'] == get_world_size()
+            else f' (written by {loaded["ranks"]} ranks, now {get_world_size()})'
+        )
+        self.runner.logger.info(
+            f'epoch {self._epoch + 1} goes on after {self.images_done} of {len(self.dataloader.dataset)} images'
+            f'{changed}: none is lost or drawn twice'
+        )
         return len(self.dataloader) - iterations
 
     def _restore(self, loaded: dict) -> None:
@@ -105,14 +118,18 @@ class _ProgressHook(Hook):
         save = loop.runner.save_checkpoint
 
         def gather_and_save(*args, **kwargs):
-            self.random = all_gather_object(random_state())  # all ranks come here; save() and its hooks are the first rank's alone
+            self.random = all_gather_object(
+                random_state()
+            )  # all ranks come here; save() and its hooks are the first rank's alone
             save(*args, **kwargs)
 
         loop.runner.save_checkpoint = gather_and_save
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         between = checkpoint['meta']['epoch'] > self.loop.epoch
-        checkpoint[PROGRESS] = dict(images=0 if between else self.loop.images_done, ranks=get_world_size(), random=self.random)
+        checkpoint[PROGRESS] = dict(
+            images=0 if between else self.loop.images_done, ranks=get_world_size(), random=self.random
+        )
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         if runner._resume:

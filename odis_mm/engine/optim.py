@@ -1,4 +1,5 @@
 """Two parameter groups instead of one per parameter."""
+
 from typing import Optional
 
 from mmengine.optim import OptimWrapper
@@ -30,8 +31,10 @@ class SelfSupOptimWrapperConstructor:
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: Optional[dict] = None):
         if paramwise_cfg:
-            raise ConfigError('SelfSupOptimWrapperConstructor takes no paramwise_cfg: remove optim_wrapper.paramwise_cfg, or '
-                             'optim_wrapper.constructor to use mmengine\'s default one.')
+            raise ConfigError(
+                'SelfSupOptimWrapperConstructor takes no paramwise_cfg: remove optim_wrapper.paramwise_cfg, or '
+                "optim_wrapper.constructor to use mmengine's default one."
+            )
         self.cfg = dict(optim_wrapper_cfg)
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
@@ -41,6 +44,6 @@ class SelfSupOptimWrapperConstructor:
         for name, parameter in unwrap(model).named_parameters():
             if parameter.requires_grad:
                 groups[decays(name, parameter)].append(parameter)
-        optimizer['params'] = [dict(params=groups[True]), dict(params=groups[False], weight_decay=0.)]
+        optimizer['params'] = [dict(params=groups[True]), dict(params=groups[False], weight_decay=0.0)]
         cfg.setdefault('type', 'OptimWrapper')
         return OPTIM_WRAPPERS.build(cfg, default_args=dict(optimizer=OPTIMIZERS.build(optimizer)))

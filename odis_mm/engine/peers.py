@@ -1,4 +1,5 @@
 """Ranks that wait for each other at the start, but not for ever, and say who is missing."""
+
 import os
 import socket
 import sys
@@ -10,10 +11,12 @@ from torch.distributed import DistNetworkError, PrefixStore, Store, TCPStore
 
 from ..utils.errors import ConfigError, MissingPeersError
 
-TIMEOUT_VARIABLE, TIMEOUT = 'ODIS_MM_PEER_TIMEOUT', 600.
-CAUSES = ('Usual causes: its job has not started or failed at its start (see its log); MASTER_ADDR is not the first node, or not reachable '
-          'from there (host name, firewall, another network: GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME); PORT is taken or differs; NNODES '
-          f'differs or a NODE_RANK is given twice. {TIMEOUT_VARIABLE}=SECONDS waits longer.')
+TIMEOUT_VARIABLE, TIMEOUT = 'ODIS_MM_PEER_TIMEOUT', 600.0
+CAUSES = (
+    'Usual causes: its job has not started or failed at its start (see its log); MASTER_ADDR is not the first node, or not reachable '
+    'from there (host name, firewall, another network: GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME); PORT is taken or differs; NNODES '
+    f'differs or a NODE_RANK is given twice. {TIMEOUT_VARIABLE}=SECONDS waits longer.'
+)
 
 
 def peer_timeout() -> float:
@@ -26,7 +29,7 @@ def peer_timeout() -> float:
     try:
         seconds = float(text)
     except ValueError:
-        seconds = 0.
+        seconds = 0.0
     if not 0 < seconds < float('inf'):
         raise ConfigError(f'{TIMEOUT_VARIABLE}={text!r} is no positive number of seconds.')
     return seconds
@@ -51,28 +54,39 @@ def await_peers() -> Store:
     end = time.monotonic() + seconds
     master = rank == 0 and not agent_keeps_store()
     try:
-        store = TCPStore(host, port, world, is_master=master, timeout=timedelta(seconds=seconds), wait_for_workers=False)
+        store = TCPStore(
+            host, port, world, is_master=master, timeout=timedelta(seconds=seconds), wait_for_workers=False
+        )
     except DistNetworkError as error:
         if master:
-            raise MissingPeersError(f"rank 0 can not listen at the master's address {host}:{port}: another run uses the port (set PORT), "
-                                    'or the address is not that of this machine.') from error
-        raise MissingPeersError(f'rank {rank} of {world} (on {socket.gethostname()}) did not reach the master {host}:{port} within '
-                                f'{seconds:g} s, where rank 0 should be. {CAUSES}') from error
+            raise MissingPeersError(
+                f"rank 0 can not listen at the master's address {host}:{port}: another run uses the port (set PORT), "
+                'or the address is not that of this machine.'
+            ) from error
+        raise MissingPeersError(
+            f'rank {rank} of {world} (on {socket.gethostname()}) did not reach the master {host}:{port} within '
+            f'{seconds:g} s, where rank 0 should be. {CAUSES}'
+        ) from error
     shared = PrefixStore(f'odis_mm/{os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)}', store)
     shared.set(f'joined/{rank}', socket.gethostname())
-    missing, said = list(range(world)), time.monotonic() + min(10., seconds / 2)
+    missing, said = list(range(world)), time.monotonic() + min(10.0, seconds / 2)
     while True:
         missing = [other for other in missing if not shared.check([f'joined/{other}'])]
         if not missing:
             return shared
         now = time.monotonic()
         if now > end:
-            raise MissingPeersError(f'{_who(missing, world)} did not join the master {host}:{port} within {seconds:g} s. {CAUSES}')
+            raise MissingPeersError(
+                f'{_who(missing, world)} did not join the master {host}:{port} within {seconds:g} s. {CAUSES}'
+            )
         if rank == 0 and now > said:
-            print(f'waiting for {_who(missing, world)} to join the master {host}:{port}, {end - now:.0f} s more', file=sys.stderr,
-                  flush=True)
+            print(
+                f'waiting for {_who(missing, world)} to join the master {host}:{port}, {end - now:.0f} s more',
+                file=sys.stderr,
+                flush=True,
+            )
             said = end
-        time.sleep(.05)
+        time.sleep(0.05)
 
 
 def _who(missing: Sequence[int], world: int) -> str:

@@ -1,4 +1,5 @@
 """Rerunning a batch that ``NonFiniteLossHook`` saved."""
+
 from typing import Dict, Optional, Tuple
 
 import torch
@@ -23,6 +24,7 @@ def replay(model: nn.Module, saved: dict, amp: Optional[str] = None) -> Tuple[Di
         def hook(module, args, output):
             if not first and not all(x.isfinite().all() for x in _tensors(output)):
                 first.append(name)
+
         return hook
 
     handles = [module.register_forward_hook(look(name)) for name, module in model.named_modules() if name]
@@ -32,7 +34,10 @@ def replay(model: nn.Module, saved: dict, amp: Optional[str] = None) -> Tuple[Di
             model.set_progress(saved['iteration'], saved['max_iters'], saved['iters_per_epoch'])
         set_random_state(saved['random'])
         device = next(model.parameters()).device.type
-        with torch.no_grad(), torch.autocast(device, torch.float16 if amp == 'fp16' else torch.bfloat16, enabled=amp is not None):
+        with (
+            torch.no_grad(),
+            torch.autocast(device, torch.float16 if amp == 'fp16' else torch.bfloat16, enabled=amp is not None),
+        ):
             data = model.data_preprocessor(saved['batch'], True)
             terms = model._run_forward(data, mode='loss')
     finally:

@@ -1,4 +1,5 @@
 """Which checkpoint a run continues from: the newest one that is whole."""
+
 import os.path as osp
 import pickle
 import re
@@ -27,7 +28,9 @@ def damage(path: str) -> Optional[str]:
         if osp.getsize(path) == 0:
             return 'it is empty (0 bytes)'
         with zipfile.ZipFile(path) as archive:
-            wrong = archive.testzip() or next((i.filename for i in archive.infolist() if i.external_attr), None)  # torch sets none
+            wrong = archive.testzip() or next(
+                (i.filename for i in archive.infolist() if i.external_attr), None
+            )  # torch sets none
         if wrong:
             return f'the checksum of its part {wrong} is wrong'
         allow_mmengine_histories()
@@ -57,7 +60,9 @@ def find_checkpoint(work_dir: str) -> Tuple[Optional[str], List[str]]:
     note, passed, text, named = Path(work_dir, NOTE), [], '', None
     if note.is_file():
         text = note.read_text(encoding='utf-8', errors='replace').strip()
-        named = next((path for path in (text, osp.join(work_dir, osp.basename(text))) if text and osp.isfile(path)), None)
+        named = next(
+            (path for path in (text, osp.join(work_dir, osp.basename(text))) if text and osp.isfile(path)), None
+        )
         if named is None:
             passed.append(f'{note} names {text[:200]!r}, which is no file' if text else f'{note} is empty')
     others = _newest_first(osp.dirname(named)) if named else _newest_first(work_dir) or _newest_first(osp.dirname(text))
@@ -67,11 +72,15 @@ def find_checkpoint(work_dir: str) -> Tuple[Optional[str], List[str]]:
             return path, passed + [f'--resume takes the newest whole checkpoint instead: {path}'] * bool(passed)
         passed.append(f'checkpoint {path} is damaged: {wrong}')
     if passed:
-        raise CheckpointError(f'--resume: there is no whole checkpoint in {work_dir} ({"; ".join(passed)}): put a copy back and name it '
-                              'with --resume FILE, or move these files away and start at the beginning.')
+        raise CheckpointError(
+            f'--resume: there is no whole checkpoint in {work_dir} ({"; ".join(passed)}): put a copy back and name it '
+            'with --resume FILE, or move these files away and start at the beginning.'
+        )
     return None, []
 
 
 def _newest_first(folder: str) -> List[str]:
-    found = {(int(m[1]), int(m[2] or 0)): str(p) for p in Path(folder).glob('*.pth') if (m := NUMBERED.fullmatch(p.name))}
+    found = {
+        (int(m[1]), int(m[2] or 0)): str(p) for p in Path(folder).glob('*.pth') if (m := NUMBERED.fullmatch(p.name))
+    }
     return [found[key] for key in sorted(found, reverse=True)] if folder else []

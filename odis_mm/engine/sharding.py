@@ -1,4 +1,5 @@
 """Fully sharded training (FSDP): each rank keeps its part of every parameter, gradient and optimizer state, student and teacher alike."""
+
 from typing import Callable, Optional
 
 from mmengine._strategy import DDPStrategy
@@ -28,8 +29,9 @@ class FullyShardedStrategy(DDPStrategy):
     def _wrap_model(self, model: nn.Module) -> nn.Module:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard  # torch >= 2.6
+
         model, name = self.convert_model(model.to(get_device())), type(model).__name__
-        mesh = init_device_mesh(get_device(), (get_world_size(), ))
+        mesh = init_device_mesh(get_device(), (get_world_size(),))
         for module in list(model.modules()):
             if hasattr(module, 'shard_blocks'):
                 module.shard_blocks(mesh=mesh)
@@ -41,7 +43,9 @@ class FullyShardedStrategy(DDPStrategy):
         built = super().build_optim_wrapper(optim_wrapper, model)
         clip = getattr(built, 'clip_func', None)
         if clip is not None:
-            built.clip_func = lambda *args, **kwargs: whole(clip(*args, **kwargs))  # the norm of all parts, as a plain number
+            built.clip_func = lambda *args, **kwargs: whole(
+                clip(*args, **kwargs)
+            )  # the norm of all parts, as a plain number
         return built
 
     def model_state_dict(self) -> dict:
@@ -52,7 +56,9 @@ class FullyShardedStrategy(DDPStrategy):
         """As :meth:`model_state_dict`; in the form of an unsharded run."""
         return gather(self.optim_wrapper.state_dict())
 
-    def load_model_state_dict(self, state_dict: dict, *, strict: bool = False, revise_keys: list = [(r'^module.', '')]) -> None:
+    def load_model_state_dict(
+        self, state_dict: dict, *, strict: bool = False, revise_keys: list = [(r'^module.', '')]
+    ) -> None:
         own = self.model.state_dict()
         state_dict = {name: part(value, own.get(name)) for name, value in state_dict.items()}
         super().load_model_state_dict(state_dict, strict=strict, revise_keys=revise_keys)
@@ -60,11 +66,20 @@ class FullyShardedStrategy(DDPStrategy):
     def load_optim_state_dict(self, state_dict: dict) -> None:
         parameters = [p for group in self.optim_wrapper.optimizer.param_groups for p in group['params']]
         state_dict['state'] = {
-            index: {key: part(value, parameters[index]) for key, value in entry.items()} for index, entry in state_dict['state'].items()}
+            index: {key: part(value, parameters[index]) for key, value in entry.items()}
+            for index, entry in state_dict['state'].items()
+        }
         super().load_optim_state_dict(state_dict)
 
-    def save_checkpoint(self, filename: str, *, save_optimizer: bool = True, save_param_scheduler: bool = True,
-                        extra_ckpt: Optional[dict] = None, callback: Optional[Callable] = None) -> None:
+    def save_checkpoint(
+        self,
+        filename: str,
+        *,
+        save_optimizer: bool = True,
+        save_param_scheduler: bool = True,
+        extra_ckpt: Optional[dict] = None,
+        callback: Optional[Callable] = None,
+    ) -> None:
         """All ranks gather, the first one writes."""
         content = dict(state_dict=self.model_state_dict())
         if save_optimizer:

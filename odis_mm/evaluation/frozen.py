@@ -1,4 +1,5 @@
 """One face for every frozen backbone: uint8 images in, the token and the map out."""
+
 from contextlib import contextmanager
 from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -16,6 +17,7 @@ IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 class Features(NamedTuple):
     """``token`` [B, D] ([OBJ] or [CLS]; None for a ConvNet) and ``map`` [B, D, rows, columns]."""
+
     token: Optional[Tensor]
     map: Tensor
 
@@ -45,7 +47,9 @@ class FrozenBackbone:
     def __init__(self, backbone: nn.Module, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD):
         self.backbone = backbone
         self.device = next(backbone.parameters()).device
-        self.mean, self.std = (torch.as_tensor(values, dtype=torch.float32, device=self.device).reshape(-1, 1, 1) for values in (mean, std))
+        self.mean, self.std = (
+            torch.as_tensor(values, dtype=torch.float32, device=self.device).reshape(-1, 1, 1) for values in (mean, std)
+        )
         embed = getattr(backbone, 'patch_embed', None)
         self.patch = None if embed is None else int(embed.projection.stride[0])
         self.can_mask = hasattr(backbone, 'object_slice')
@@ -56,7 +60,9 @@ class FrozenBackbone:
             ValueError: patches do not divide this image size.
         """
         if self.patch and size % self.patch:
-            raise ConfigError(f'images of {size} pixels cannot be cut into patches of {self.patch}: choose a multiple (size=, --size).')
+            raise ConfigError(
+                f'images of {size} pixels cannot be cut into patches of {self.patch}: choose a multiple (size=, --size).'
+            )
 
     def __call__(self, images: Tensor, object_mask: Optional[Tensor] = None) -> Features:
         """Features of uint8 images [B, 3, H, W]; with ``object_mask`` (bool [B, rows * columns]) the token sees those patches only.
@@ -66,8 +72,10 @@ class FrozenBackbone:
         """
         inputs = (images.to(self.device, non_blocking=True).float() - self.mean) / self.std
         if object_mask is not None and not self.can_mask:
-            raise ConfigError(f'{type(self.backbone).__name__} has no [OBJ] token that could be told its object: evaluate it without boxes, '
-                             'or pool them from the map.')
+            raise ConfigError(
+                f'{type(self.backbone).__name__} has no [OBJ] token that could be told its object: evaluate it without boxes, '
+                'or pool them from the map.'
+            )
         with evaluating(self.backbone):
             out = self.backbone(inputs) if object_mask is None else self.backbone(inputs, object_mask.to(self.device))
         out = out[-1] if isinstance(out, (tuple, list)) else out
@@ -98,8 +106,14 @@ def batches(dataset: Dataset, batch_size: int, num_workers: int = 0) -> DataLoad
     """This rank's share (every world-size-th item) of a data set in batches; the global random numbers are left alone."""
     rank, world = get_dist_info()
     share = Subset(dataset, range(rank, len(dataset), world))
-    return DataLoader(share, batch_size, num_workers=num_workers, collate_fn=_columns, worker_init_fn=single_thread_worker,
-                      generator=torch.Generator())  # without one of its own, a loader draws its seed from the global generator
+    return DataLoader(
+        share,
+        batch_size,
+        num_workers=num_workers,
+        collate_fn=_columns,
+        worker_init_fn=single_thread_worker,
+        generator=torch.Generator(),
+    )  # without one of its own, a loader draws its seed from the global generator
 
 
 def _columns(items: List[dict]) -> Dict[str, list]:

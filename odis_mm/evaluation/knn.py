@@ -1,4 +1,5 @@
 """Weighted k-NN on frozen features, the protocol of DINO and iBOT."""
+
 import os
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple
@@ -18,8 +19,15 @@ from .frozen import FrozenBackbone, batches, gather_rows, resize, subset
 KS = (10, 20, 100, 200)
 
 
-def knn_accuracy(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, ks: Sequence[int] = KS, temperature: float = 0.07,
-                 chunk: int = 4096) -> dict:
+def knn_accuracy(
+    train: Tensor,
+    train_labels: Tensor,
+    test: Tensor,
+    test_labels: Tensor,
+    ks: Sequence[int] = KS,
+    temperature: float = 0.07,
+    chunk: int = 4096,
+) -> dict:
     """Share of test features whose class wins the vote of their k nearest training features.
 
     Votes weigh exp(cosine similarity/temperature) (DINO, arXiv 2104.14294; the authors' k are the default). Under several ranks, all of
@@ -60,9 +68,12 @@ def knn_accuracy(train: Tensor, train_labels: Tensor, test: Tensor, test_labels:
 
 def _nearest(queries: Tensor, keys: Tensor, k: int, chunk: int) -> Tuple[Tensor, Tensor]:
     """The k largest inner products [c, k] and their places among the keys, block by block."""
-    best, place = queries.new_empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.long, device=queries.device)
+    best, place = (
+        queries.new_empty(len(queries), 0),
+        torch.empty(len(queries), 0, dtype=torch.long, device=queries.device),
+    )
     for start in range(0, len(keys), chunk):
-        similarity, index = (queries @ keys[start:start + chunk].T).topk(min(k, len(keys) - start, chunk), dim=-1)
+        similarity, index = (queries @ keys[start : start + chunk].T).topk(min(k, len(keys) - start, chunk), dim=-1)
         best, place = torch.cat((best, similarity), 1), torch.cat((place, index + start), 1)
         best, order = best.topk(min(k, best.shape[1]), dim=-1)
         place = place.gather(1, order)
@@ -86,15 +97,22 @@ class LabelledImages(Dataset):
         ConfigError: an image that lies in no class folder, or a single class.
     """
 
-    def __init__(self, root: str, size: int = 224, patch: Optional[int] = None, ann_file: str = '', most: Optional[int] = None):
-        self.images = ObjectDataset(ann_file=os.path.abspath(ann_file) if ann_file else '', data_prefix=str(root),
-                                    pipeline=[dict(type='LoadObjectImage')])
+    def __init__(
+        self, root: str, size: int = 224, patch: Optional[int] = None, ann_file: str = '', most: Optional[int] = None
+    ):
+        self.images = ObjectDataset(
+            ann_file=os.path.abspath(ann_file) if ann_file else '',
+            data_prefix=str(root),
+            pipeline=[dict(type='LoadObjectImage')],
+        )
         self.size, self.patch = size, patch
         self.index = subset(len(self.images), most)
         names = [os.path.relpath(self.images.get_data_info(i)['img_path'], root) for i in range(len(self.images))]
         bare = next((name for name in names if len(Path(name).parts) < 2), None)
         if bare is not None:
-            raise ConfigError(f'{os.path.join(root, bare)} lies in no class folder: labelled images are expected as {root}/<class>/<image>.')
+            raise ConfigError(
+                f'{os.path.join(root, bare)} lies in no class folder: labelled images are expected as {root}/<class>/<image>.'
+            )
         self.classes = sorted({Path(name).parts[0] for name in names})
         if len(self.classes) < 2:
             raise ConfigError(f'{root} holds the class {self.classes[0]} only: k-NN needs two or more class folders.')
@@ -110,19 +128,23 @@ class LabelledImages(Dataset):
         height, width = sample['img'].shape[:2]
         short = round(self.size * 256 / 224)
         new = (short, int(short * width / height)) if height <= width else (int(short * height / width), short)
-        top, left = (int(round((side - self.size) / 2.)) for side in new)
+        top, left = (int(round((side - self.size) / 2.0)) for side in new)
         window = (slice(top, top + self.size), slice(left, left + self.size))
         pixels = resize(torch.from_numpy(np.ascontiguousarray(sample['img'])).permute(2, 0, 1), new)[(..., *window)]
         mask = None
         if self.with_objects:
-            view = View((left * width / new[1], top * height / new[0], self.size * width / new[1], self.size * height / new[0]),
-                        (self.size, ) * 2)
+            view = View(
+                (left * width / new[1], top * height / new[0], self.size * width / new[1], self.size * height / new[0]),
+                (self.size,) * 2,
+            )
             mask = self._object_mask(sample, view, new, window)
         return dict(pixels=pixels, label=self.labels[index], name=sample['img_path'], mask=mask)
 
     def _object_mask(self, sample: dict, view: View, new: Tuple[int, int], window: Tuple[slice, slice]) -> Tensor:
         if sample['masks']:
-            area = np.any([segmentation_to_mask(segm, sample['height'], sample['width']) for segm in sample['masks']], axis=0)
+            area = np.any(
+                [segmentation_to_mask(segm, sample['height'], sample['width']) for segm in sample['masks']], axis=0
+            )
             area = F.interpolate(torch.from_numpy(area)[None, None].float(), new, mode='nearest-exact')[(..., *window)]
             mask = F.max_pool2d(area, self.patch)[0, 0] > 0
         else:
@@ -131,16 +153,19 @@ class LabelledImages(Dataset):
         return (mask if mask.any() else torch.ones_like(mask)).flatten()
 
 
-def image_features(frozen: FrozenBackbone, images: LabelledImages, batch_size: int = 64,
-                   num_workers: int = 0) -> Tuple[Dict[str, Tensor], Tensor]:
+def image_features(
+    frozen: FrozenBackbone, images: LabelledImages, batch_size: int = 64, num_workers: int = 0
+) -> Tuple[Dict[str, Tensor], Tensor]:
     """Features of all images, on every rank: ``token`` [n, D] if the backbone has one, ``patch_mean`` [n, D], and labels [n].
 
     With objects the token sees them only, and the mean is over their patches.
     """
     frozen.check_size(images.size)
     if len(images) < get_dist_info()[1]:
-        raise ConfigError(f'{len(images)} images are fewer than the {get_dist_info()[1]} ranks that share them: use fewer ranks, or more '
-                         'images.')
+        raise ConfigError(
+            f'{len(images)} images are fewer than the {get_dist_info()[1]} ranks that share them: use fewer ranks, or more '
+            'images.'
+        )
     tokens, means, labels = [], [], []
     for batch in batches(images, batch_size, num_workers):
         mask = torch.stack(batch['mask']) if images.with_objects else None
@@ -156,8 +181,15 @@ def image_features(frozen: FrozenBackbone, images: LabelledImages, batch_size: i
     return found, gather_rows(torch.tensor(labels), len(images))
 
 
-def knn_images(frozen: FrozenBackbone, train: LabelledImages, val: LabelledImages, ks: Sequence[int] = KS, temperature: float = 0.07,
-               batch_size: int = 64, num_workers: int = 0) -> Dict[str, Dict[int, float]]:
+def knn_images(
+    frozen: FrozenBackbone,
+    train: LabelledImages,
+    val: LabelledImages,
+    ks: Sequence[int] = KS,
+    temperature: float = 0.07,
+    batch_size: int = 64,
+    num_workers: int = 0,
+) -> Dict[str, Dict[int, float]]:
     """k-NN accuracy in percent by feature (``token``: [OBJ] or [CLS]; ``patch_mean``) and k.
 
     Raises:
@@ -165,14 +197,25 @@ def knn_images(frozen: FrozenBackbone, train: LabelledImages, val: LabelledImage
     """
     if train.classes != val.classes:
         only = sorted(set(train.classes) ^ set(val.classes))
-        raise ConfigError(f'the training and the validation folder have different classes ({", ".join(only[:4])} in one of them only).')
+        raise ConfigError(
+            f'the training and the validation folder have different classes ({", ".join(only[:4])} in one of them only).'
+        )
     voters, voter_labels = image_features(frozen, train, batch_size, num_workers)
     tested, test_labels = image_features(frozen, val, batch_size, num_workers)
-    return {name: knn_accuracy(voters[name], voter_labels, tested[name], test_labels, ks, temperature) for name in voters}
+    return {
+        name: knn_accuracy(voters[name], voter_labels, tested[name], test_labels, ks, temperature) for name in voters
+    }
 
 
-def labelled_split(root: str, frozen: FrozenBackbone, size: int = 224, boxes: Sequence[str] = ('', ''),
-                   most: Sequence[Optional[int]] = (None, None)) -> List[LabelledImages]:
+def labelled_split(
+    root: str,
+    frozen: FrozenBackbone,
+    size: int = 224,
+    boxes: Sequence[str] = ('', ''),
+    most: Sequence[Optional[int]] = (None, None),
+) -> List[LabelledImages]:
     """``root/train`` and ``root/val``, with a json of objects and a largest number of images for each."""
-    return [LabelledImages(os.path.join(root, part), size, frozen.patch, ann_file, count)
-            for part, ann_file, count in zip(('train', 'val'), boxes, most)]
+    return [
+        LabelledImages(os.path.join(root, part), size, frozen.patch, ann_file, count)
+        for part, ann_file, count in zip(('train', 'val'), boxes, most)
+    ]

@@ -1,4 +1,5 @@
 """Features of objects that someone points at: boxes or masks in, one vector an object out."""
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import List, Optional, Sequence, Union
@@ -32,15 +33,23 @@ class ObjectFeatures:
         image: Which image, int64 [n].
         boxes: In pixels of the image, float32 [n, 4]; of a mask the box around it.
     """
+
     token: Optional[Tensor]
     pooled: Tensor
     image: Tensor
     boxes: Tensor
 
 
-def extract_object_features(model_or_checkpoint: Union[nn.Module, str, Path], images: Sequence[Image],
-                            boxes_or_masks: Sequence[np.ndarray], *,
-                            size: int = 224, batch_size: int = 64, heads: Optional[int] = None, num_workers: int = 0) -> ObjectFeatures:
+def extract_object_features(
+    model_or_checkpoint: Union[nn.Module, str, Path],
+    images: Sequence[Image],
+    boxes_or_masks: Sequence[np.ndarray],
+    *,
+    size: int = 224,
+    batch_size: int = 64,
+    heads: Optional[int] = None,
+    num_workers: int = 0,
+) -> ObjectFeatures:
     """Frozen features of objects in images.
 
     Args:
@@ -63,9 +72,13 @@ def extract_object_features(model_or_checkpoint: Union[nn.Module, str, Path], im
         torch.Size([1, 384])
     """
     if len(images) != len(boxes_or_masks):
-        raise ConfigError(f'{len(images)} images and {len(boxes_or_masks)} sets of boxes or masks were given; there must be one set an '
-                         'image.')
-    return object_features(as_frozen(model_or_checkpoint, heads), ObjectImages(images, boxes_or_masks), size, batch_size, num_workers)
+        raise ConfigError(
+            f'{len(images)} images and {len(boxes_or_masks)} sets of boxes or masks were given; there must be one set an '
+            'image.'
+        )
+    return object_features(
+        as_frozen(model_or_checkpoint, heads), ObjectImages(images, boxes_or_masks), size, batch_size, num_workers
+    )
 
 
 def as_frozen(model_or_checkpoint: Union[nn.Module, str, Path], heads: Optional[int] = None) -> FrozenBackbone:
@@ -109,8 +122,13 @@ class AnnotatedObjects(Dataset):
         sample = self.images[index]
         regions = sample['bboxes']
         if sample['masks']:
-            masks = [segmentation_to_mask(segmentation, sample['height'], sample['width']) for segmentation in sample['masks']]
-            regions = np.stack(masks) if all(mask.any() for mask in masks) else regions  # a polygon may enclose no pixel
+            masks = [
+                segmentation_to_mask(segmentation, sample['height'], sample['width'])
+                for segmentation in sample['masks']
+            ]
+            regions = (
+                np.stack(masks) if all(mask.any() for mask in masks) else regions
+            )  # a polygon may enclose no pixel
         return dict(img=sample['img'], regions=np.asarray(regions))
 
 
@@ -123,15 +141,19 @@ def _checked(regions, size, name: str) -> np.ndarray:
         inside = np.minimum(np.maximum(regions, 0), (size[1], size[0]) * 2)
         if not (inside[:, 2:] > inside[:, :2]).all():
             bad = int((inside[:, 2:] <= inside[:, :2]).any(1).argmax())
-            raise ConfigError(f'{name}: box {bad} ({", ".join(f"{x:g}" for x in regions[bad])}) has no area within the image of '
-                             f'{size[1]} x {size[0]} pixels; boxes are (x1, y1, x2, y2).')
+            raise ConfigError(
+                f'{name}: box {bad} ({", ".join(f"{x:g}" for x in regions[bad])}) has no area within the image of '
+                f'{size[1]} x {size[0]} pixels; boxes are (x1, y1, x2, y2).'
+            )
         return inside
     if regions.ndim == 3 and regions.shape[1:] == tuple(size):
         regions = regions.astype(bool)
         if not regions.any((1, 2)).all():
             raise ConfigError(f'{name}: mask {int((~regions.any((1, 2))).argmax())} is empty.')
         return regions
-    raise ConfigError(f'{name}: an array {list(regions.shape)} is neither boxes [n, 4] nor masks [n, {size[0]}, {size[1]}] of this image.')
+    raise ConfigError(
+        f'{name}: an array {list(regions.shape)} is neither boxes [n, 4] nor masks [n, {size[0]}, {size[1]}] of this image.'
+    )
 
 
 class _Resized(Dataset):
@@ -148,15 +170,21 @@ class _Resized(Dataset):
         (height, width), regions = item['img'].shape[:2], item['regions']
         masks = regions if regions.ndim == 3 else None
         boxes = regions if masks is None else np.array([_box_around(mask) for mask in masks], np.float64)
-        view, patches = View((0, 0, width, height), (self.size, ) * 2), None
+        view, patches = View((0, 0, width, height), (self.size,) * 2), None
         if self.patch and masks is not None:
-            patches = torch.from_numpy(np.stack([mask_patch_mask(summed_area(mask), view, self.patch) for mask in masks])).flatten(1)
+            patches = torch.from_numpy(
+                np.stack([mask_patch_mask(summed_area(mask), view, self.patch) for mask in masks])
+            ).flatten(1)
         elif self.patch:
             patches = torch.from_numpy(np.asarray(box_patch_mask(boxes, view, self.patch))).flatten(1)
-        pixels = resize(torch.from_numpy(np.ascontiguousarray(item['img'])).permute(2, 0, 1), (self.size, ) * 2)
-        return dict(pixels=pixels, boxes=torch.from_numpy(np.asarray(boxes)).float(), patches=patches,
-                    shares=torch.from_numpy(boxes_to_view(boxes, View((0, 0, width, height), (1, 1)))).float(),
-                    masks=None if masks is None else torch.from_numpy(masks))
+        pixels = resize(torch.from_numpy(np.ascontiguousarray(item['img'])).permute(2, 0, 1), (self.size,) * 2)
+        return dict(
+            pixels=pixels,
+            boxes=torch.from_numpy(np.asarray(boxes)).float(),
+            patches=patches,
+            shares=torch.from_numpy(boxes_to_view(boxes, View((0, 0, width, height), (1, 1)))).float(),
+            masks=None if masks is None else torch.from_numpy(masks),
+        )
 
 
 def _box_around(mask: np.ndarray) -> List[int]:
@@ -164,7 +192,9 @@ def _box_around(mask: np.ndarray) -> List[int]:
     return [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
 
 
-def object_features(frozen: FrozenBackbone, images: Dataset, size: int, batch_size: int = 64, num_workers: int = 0) -> ObjectFeatures:
+def object_features(
+    frozen: FrozenBackbone, images: Dataset, size: int, batch_size: int = 64, num_workers: int = 0
+) -> ObjectFeatures:
     """:func:`extract_object_features` over items ``img``, ``regions``."""
     frozen.check_size(size)
     tokens, pooled, owners, boxes, done = [], [], [], [], 0
@@ -172,19 +202,29 @@ def object_features(frozen: FrozenBackbone, images: Dataset, size: int, batch_si
         pixels, counts = torch.stack(batch['pixels']), [len(found) for found in batch['boxes']]
         map_ = frozen(pixels).map
         rows = pool_boxes(map_, batch['shares']).split(counts)
-        pooled += [row if masks is None else _pool_masks(features, masks) for row, features, masks in zip(rows, map_, batch['masks'])]
+        pooled += [
+            row if masks is None else _pool_masks(features, masks)
+            for row, features, masks in zip(rows, map_, batch['masks'])
+        ]
         owner = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
         if frozen.can_mask:
             patches = torch.cat(batch['patches'])
-            tokens += [frozen(pixels[own], mask).token.cpu() for own,
-                       mask in zip(owner.split(batch_size), patches.split(batch_size)) if len(own)]
+            tokens += [
+                frozen(pixels[own], mask).token.cpu()
+                for own, mask in zip(owner.split(batch_size), patches.split(batch_size))
+                if len(own)
+            ]
         owners.append(owner + done)
         boxes += batch['boxes']
         done += len(counts)
     if not sum(map(len, owners)):
         raise ConfigError('there is no object in these images: give boxes or masks.')
-    return ObjectFeatures(torch.cat(tokens) if tokens else None, torch.cat([row.cpu() for row in pooled]), torch.cat(owners),
-                          torch.cat(boxes))
+    return ObjectFeatures(
+        torch.cat(tokens) if tokens else None,
+        torch.cat([row.cpu() for row in pooled]),
+        torch.cat(owners),
+        torch.cat(boxes),
+    )
 
 
 def _pool_masks(features: Tensor, masks: Tensor) -> Tensor:
@@ -193,9 +233,16 @@ def _pool_masks(features: Tensor, masks: Tensor) -> Tensor:
     return cover / cover.sum(1, keepdim=True) @ features.flatten(1).T
 
 
-def neighbour_sheet(path: Union[str, Path], features: Tensor, owner: Tensor, boxes: Tensor, images: Sequence[Image],
-                    names: Optional[Sequence[str]] = None,
-                    queries: int = 8, neighbours: int = 7) -> None:
+def neighbour_sheet(
+    path: Union[str, Path],
+    features: Tensor,
+    owner: Tensor,
+    boxes: Tensor,
+    images: Sequence[Image],
+    names: Optional[Sequence[str]] = None,
+    queries: int = 8,
+    neighbours: int = 7,
+) -> None:
     """A PNG: in each row an object and those of other images that are most similar to it, with the cosine.
 
     Args:
@@ -212,19 +259,23 @@ def neighbour_sheet(path: Union[str, Path], features: Tensor, owner: Tensor, box
         ConfigError: all objects lie in one image.
     """
     if len(owner.unique()) < 2:
-        raise ConfigError('a sheet of neighbours needs objects in two images or more: neighbours in the same image would tell nothing.')
+        raise ConfigError(
+            'a sheet of neighbours needs objects in two images or more: neighbours in the same image would tell nothing.'
+        )
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+
     chosen = torch.tensor(subset(len(features), queries))
     unit = F.normalize(features.float(), dim=-1)
-    similarity = (unit[chosen] @ unit.T).masked_fill(owner[chosen, None] == owner, -2.)
+    similarity = (unit[chosen] @ unit.T).masked_fill(owner[chosen, None] == owner, -2.0)
     best, place = similarity.topk(min(neighbours, len(features)), dim=-1)
     figure = Figure(figsize=(1.5 * (neighbours + 1), 1.75 * len(chosen)), dpi=100, layout='constrained')
     FigureCanvasAgg(figure)
     grid = figure.subplots(len(chosen), neighbours + 1, squeeze=False)
     for row, query in enumerate(chosen.tolist()):
-        shown = [(query, 'query')] + [(other, f'{cosine:.2f}') for other,
-                                      cosine in zip(place[row].tolist(), best[row].tolist()) if cosine > -2]
+        shown = [(query, 'query')] + [
+            (other, f'{cosine:.2f}') for other, cosine in zip(place[row].tolist(), best[row].tolist()) if cosine > -2
+        ]
         for axes in grid[row]:
             axes.set(xticks=[], yticks=[])
             axes.set_frame_on(False)
@@ -232,7 +283,9 @@ def neighbour_sheet(path: Union[str, Path], features: Tensor, owner: Tensor, box
             image = images[int(owner[index])]
             image = image if isinstance(image, np.ndarray) else read_image(image)
             x1, y1, x2, y2 = boxes[index].tolist()
-            axes.imshow(image[int(y1):max(int(np.ceil(y2)), int(y1) + 1), int(x1):max(int(np.ceil(x2)), int(x1) + 1)])
+            axes.imshow(
+                image[int(y1) : max(int(np.ceil(y2)), int(y1) + 1), int(x1) : max(int(np.ceil(x2)), int(x1) + 1)]
+            )
             axes.set_title(title if names is None else f'{names[index]} {title}', fontsize=7)
             if names is not None and index != query:
                 axes.set_frame_on(True)
@@ -241,9 +294,15 @@ def neighbour_sheet(path: Union[str, Path], features: Tensor, owner: Tensor, box
     figure.savefig(path)
 
 
-def extract_dataset(frozen: FrozenBackbone, dataset: ObjectDataset, out: Union[str, Path], size: int = 224,
-                    sheet: Optional[Union[str, Path]] = None,
-                    batch_size: int = 64, num_workers: int = 0) -> ObjectFeatures:
+def extract_dataset(
+    frozen: FrozenBackbone,
+    dataset: ObjectDataset,
+    out: Union[str, Path],
+    size: int = 224,
+    sheet: Optional[Union[str, Path]] = None,
+    batch_size: int = 64,
+    num_workers: int = 0,
+) -> ObjectFeatures:
     """Features of all objects of a data set, written as ``.npz`` without pickles, and a sheet of neighbours.
 
     The file holds ``token`` (if there is one), ``pooled``, ``boxes``, ``image`` (row of ``file_name`` and ``image_id``), ``label`` (row of
@@ -258,14 +317,26 @@ def extract_dataset(frozen: FrozenBackbone, dataset: ObjectDataset, out: Union[s
     infos = [dataset.get_data_info(i) for i in range(len(dataset))]
     labels = np.concatenate([info['labels'] for info in infos])
     classes = [str(name) for name in dataset.metainfo.get('classes') or ()]
-    arrays = dict(pooled=found.pooled.numpy(), boxes=found.boxes.numpy(), image=found.image.numpy(), label=labels,
-                  classes=np.array(classes, dtype=str),
-                  file_name=np.array([info['img_path'] for info in infos]), image_id=np.array([info['img_id'] for info in infos]))
+    arrays = dict(
+        pooled=found.pooled.numpy(),
+        boxes=found.boxes.numpy(),
+        image=found.image.numpy(),
+        label=labels,
+        classes=np.array(classes, dtype=str),
+        file_name=np.array([info['img_path'] for info in infos]),
+        image_id=np.array([info['img_id'] for info in infos]),
+    )
     if found.token is not None:
         arrays['token'] = found.token.numpy()
     atomic_write(out, lambda file: np.savez(file, **arrays))
     if sheet is not None:
         names = [classes[label] for label in labels] if classes and labels.min() >= 0 else None
-        neighbour_sheet(sheet, found.pooled if found.token is None else found.token, found.image, found.boxes,
-                        [info['img_path'] for info in infos], names)
+        neighbour_sheet(
+            sheet,
+            found.pooled if found.token is None else found.token,
+            found.image,
+            found.boxes,
+            [info['img_path'] for info in infos],
+            names,
+        )
     return found

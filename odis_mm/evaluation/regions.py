@@ -9,6 +9,7 @@ in every run and on any number of ranks:
   on train images; its area under the ROC curve on val images;
 * **mask**: a linear classifier of patches, fitted the same way; the mean IoU of object and background on val patches.
 """
+
 from dataclasses import dataclass
 from typing import Dict, List, Optional, Sequence, Tuple
 
@@ -42,8 +43,14 @@ class RegionImages(Dataset):
     ``masks`` (one bool [n, patches] a scale) and ``area`` bool [H, W], the pixels of all objects.
     """
 
-    def __init__(self, images: Sequence[dict], sizes: Sequence[int], patch: Optional[int] = None, most: Optional[int] = None,
-                 per_image: int = 10):
+    def __init__(
+        self,
+        images: Sequence[dict],
+        sizes: Sequence[int],
+        patch: Optional[int] = None,
+        most: Optional[int] = None,
+        per_image: int = 10,
+    ):
         self.images, self.sizes, self.patch, self.per_image = images, tuple(sizes), patch, per_image
         self.index = subset(len(images), most)
 
@@ -63,10 +70,15 @@ class RegionImages(Dataset):
             view = View((0, 0, width, height), (size, size))
             masks.append(torch.from_numpy(np.asarray(box_patch_mask(boxes, view, self.patch))).flatten(1))
         unit = View((0, 0, width, height), (1, 1))
-        return dict(item=item, pixels=[resize(pixels, (size, size)) for size in self.sizes],
-                    boxes=torch.from_numpy(boxes_to_view(boxes, unit)).float(),
-                    background=torch.from_numpy(boxes_to_view(background_boxes(boxes, area), unit)).float(),
-                    labels=torch.as_tensor(np.asarray(sample['labels'])[keep], dtype=torch.long), masks=masks, area=torch.from_numpy(area))
+        return dict(
+            item=item,
+            pixels=[resize(pixels, (size, size)) for size in self.sizes],
+            boxes=torch.from_numpy(boxes_to_view(boxes, unit)).float(),
+            background=torch.from_numpy(boxes_to_view(background_boxes(boxes, area), unit)).float(),
+            labels=torch.as_tensor(np.asarray(sample['labels'])[keep], dtype=torch.long),
+            masks=masks,
+            area=torch.from_numpy(area),
+        )
 
 
 def object_area(boxes: np.ndarray, masks: Optional[list], height: int, width: int) -> np.ndarray:
@@ -96,7 +108,9 @@ def background_boxes(boxes: np.ndarray, area: np.ndarray, places: int = 7, most_
     found = []
     for w, h in np.rint(boxes[:, 2:] - boxes[:, :2]).astype(int).clip(1).tolist():
         xs, ys = (np.rint(np.linspace(0, max(room, 0), places)).astype(int) for room in (width - w, height - h))
-        crops = np.stack([*(grid.ravel() for grid in np.meshgrid(xs, ys)), np.full(places**2, w), np.full(places**2, h)], 1)
+        crops = np.stack(
+            [*(grid.ravel() for grid in np.meshgrid(xs, ys)), np.full(places**2, w), np.full(places**2, h)], 1
+        )
         covered = mask_area_in_crops(table, crops) / (w * h)
         best = int(covered.argmin())
         if covered[best] <= most_covered:
@@ -116,6 +130,7 @@ class Regions:
         patches: Cells of the dense map [p, D].
         inside: bool [p], cells that objects cover by half or more.
     """
+
     token: Optional[Tensor]
     pooled: Tensor
     labels: Tensor
@@ -128,11 +143,14 @@ def pool_boxes(map_: Tensor, boxes: Sequence[Tensor], cells: int = 7) -> Tensor:
     """Mean over RoIAlign's cells (aligned) of boxes [n_b, 4], shares of the image, from maps [B, D, rows, columns]: [sum n_b, D]."""
     rows, columns = map_.shape[2:]
     scale = torch.tensor([columns, rows, columns, rows], dtype=map_.dtype, device=map_.device)
-    return roi_align(map_, [box.to(map_) * scale for box in boxes], cells, 1., sampling_ratio=2, aligned=True).mean((2, 3))
+    return roi_align(map_, [box.to(map_) * scale for box in boxes], cells, 1.0, sampling_ratio=2, aligned=True).mean(
+        (2, 3)
+    )
 
 
-def region_features(frozen: FrozenBackbone, images: RegionImages, batch_size: int = 64, num_workers: int = 0,
-                    max_patches: int = 50_000) -> Regions:
+def region_features(
+    frozen: FrozenBackbone, images: RegionImages, batch_size: int = 64, num_workers: int = 0, max_patches: int = 50_000
+) -> Regions:
     """All features at once, on every rank. With several scales those of a region are l2-normalised and put side by side; patches are of the
     last.
 
@@ -150,7 +168,9 @@ def region_features(frozen: FrozenBackbone, images: RegionImages, batch_size: in
     for batch in batches(images, batch_size, num_workers):
         records += _batch_records(frozen, batch, batch_size, max_patches // max(len(images), 1))
     if get_dist_info()[1] > 1:
-        records = sorted((record for part in all_gather_object(records) for record in part), key=lambda record: record['item'])
+        records = sorted(
+            (record for part in all_gather_object(records) for record in part), key=lambda record: record['item']
+        )
 
     def together(key: str) -> Tensor:
         return torch.cat([record[key] for record in records])
@@ -161,7 +181,9 @@ def region_features(frozen: FrozenBackbone, images: RegionImages, batch_size: in
     return Regions(token, *(together(key) for key in ('pooled', 'labels', 'background', 'patches', 'inside')))
 
 
-def _batch_records(frozen: FrozenBackbone, batch: Dict[str, list], batch_size: int, patches_per_image: int) -> List[dict]:
+def _batch_records(
+    frozen: FrozenBackbone, batch: Dict[str, list], batch_size: int, patches_per_image: int
+) -> List[dict]:
     counts = [len(boxes) for boxes in batch['boxes']]
     spare = [len(boxes) for boxes in batch['background']]
     pooled, background, tokens = [], [], []
@@ -174,16 +196,29 @@ def _batch_records(frozen: FrozenBackbone, batch: Dict[str, list], batch_size: i
         if frozen.can_mask and batch['masks'][0]:
             masks = torch.cat([image[scale] for image in batch['masks']])
             parts = [out.token[:0].cpu()]
-            parts += [frozen(pixels[own], mask).token.cpu()
-                      for own, mask in zip(owner.split(batch_size), masks.split(batch_size)) if len(own)]
+            parts += [
+                frozen(pixels[own], mask).token.cpu()
+                for own, mask in zip(owner.split(batch_size), masks.split(batch_size))
+                if len(own)
+            ]
             tokens.append(torch.cat(parts))
     pooled, background = (_side_by_side(parts).split(sizes) for parts, sizes in ((pooled, counts), (background, spare)))
     tokens = _side_by_side(tokens).split(counts) if tokens else [None] * len(counts)
     cells = out.map.flatten(2).mT.cpu()  # [B, rows * columns, D]
     keep = subset(cells.shape[1], max(patches_per_image, 1))
-    inside = [F.adaptive_avg_pool2d(area[None].float(), out.map.shape[2:]).flatten() >= .5 for area in batch['area']]
-    return [dict(item=item, token=tokens[i], pooled=pooled[i], labels=batch['labels'][i], background=background[i], patches=cells[i][keep],
-                 inside=inside[i][keep]) for i, item in enumerate(batch['item'])]
+    inside = [F.adaptive_avg_pool2d(area[None].float(), out.map.shape[2:]).flatten() >= 0.5 for area in batch['area']]
+    return [
+        dict(
+            item=item,
+            token=tokens[i],
+            pooled=pooled[i],
+            labels=batch['labels'][i],
+            background=background[i],
+            patches=cells[i][keep],
+            inside=inside[i][keep],
+        )
+        for i, item in enumerate(batch['item'])
+    ]
 
 
 def _side_by_side(parts: List[Tensor]) -> Tensor:
@@ -204,7 +239,7 @@ def fit_linear(features: Tensor, positive: Tensor, ridge: float = 1e-2) -> Tuple
     x, y = features.double(), positive.double() * 2 - 1
     mean, std = x.mean(0), x.std(0).clamp(min=1e-12)
     x = torch.cat(((x - mean) / std, torch.ones(len(x), 1, dtype=x.dtype)), dim=1)
-    weight = torch.where(positive, .5 / positive.sum().clamp(min=1), .5 / (~positive).sum().clamp(min=1)).double()
+    weight = torch.where(positive, 0.5 / positive.sum().clamp(min=1), 0.5 / (~positive).sum().clamp(min=1)).double()
     penalty = ridge * torch.eye(x.shape[1], dtype=x.dtype)
     penalty[-1, -1] = 0
     solution = torch.linalg.solve((x.T * weight) @ x + penalty, (x.T * weight) @ y)
@@ -222,8 +257,10 @@ def auc(scores: Tensor, positive: Tensor) -> float:
 
 def mean_iou(predicted: Tensor, inside: Tensor) -> float:
     """Mean of the IoU of objects and of background, in percent."""
-    both = [((predicted == side) & (inside == side)).sum() / ((predicted == side) | (inside == side)).sum().clamp(min=1)
-            for side in (True, False)]
+    both = [
+        ((predicted == side) & (inside == side)).sum() / ((predicted == side) | (inside == side)).sum().clamp(min=1)
+        for side in (True, False)
+    ]
     return 100 * float(sum(both)) / 2
 
 
@@ -232,7 +269,7 @@ def region_metrics(train: Regions, val: Regions, k: int = 20) -> Dict[str, float
     metrics = {}
     for name, ours, theirs in (('object_token', train.token, val.token), ('box_pool', train.pooled, val.pooled)):
         if ours is not None:
-            metrics[name] = next(iter(knn_accuracy(ours, train.labels, theirs, val.labels, ks=(k, )).values()))
+            metrics[name] = next(iter(knn_accuracy(ours, train.labels, theirs, val.labels, ks=(k,)).values()))
     if min(len(train.background), len(val.background)):
         both = [torch.cat((part.pooled, part.background)) for part in (train, val)]
         positive = [torch.arange(len(x)) < len(part.pooled) for x, part in zip(both, (train, val))]
@@ -247,7 +284,9 @@ def region_metrics(train: Regions, val: Regions, k: int = 20) -> Dict[str, float
     return metrics
 
 
-def region_proxy(frozen: FrozenBackbone, train: RegionImages, val: RegionImages, k: int = 20, **kwargs) -> Dict[str, float]:
+def region_proxy(
+    frozen: FrozenBackbone, train: RegionImages, val: RegionImages, k: int = 20, **kwargs
+) -> Dict[str, float]:
     """:func:`region_metrics` of val images by train images; ``kwargs`` go to :func:`region_features`.
 
     Raises:
@@ -255,23 +294,52 @@ def region_proxy(frozen: FrozenBackbone, train: RegionImages, val: RegionImages,
     """
     classes = [tuple(getattr(part.images, 'metainfo', {}).get('classes') or ()) for part in (train, val)]
     if classes[0] != classes[1]:
-        raise ConfigError(f'train and val annotations name different classes ({len(classes[0])} and {len(classes[1])}): give both files the '
-                         'same categories.')
+        raise ConfigError(
+            f'train and val annotations name different classes ({len(classes[0])} and {len(classes[1])}): give both files the '
+            'same categories.'
+        )
     return region_metrics(region_features(frozen, train, **kwargs), region_features(frozen, val, **kwargs), k)
 
 
-def region_split(frozen: FrozenBackbone, data_root: str, ann_files: Sequence[str], prefixes: Sequence[str], sizes: Sequence[int] = (224, ),
-                 most: Sequence[Optional[int]] = (None, None), per_image: int = 10) -> List[RegionImages]:
+def region_split(
+    frozen: FrozenBackbone,
+    data_root: str,
+    ann_files: Sequence[str],
+    prefixes: Sequence[str],
+    sizes: Sequence[int] = (224,),
+    most: Sequence[Optional[int]] = (None, None),
+    per_image: int = 10,
+) -> List[RegionImages]:
     """Train and val images below ``data_root``, from a json and an image folder each."""
     patch = frozen.patch if frozen.can_mask else None
-    return [RegionImages(ObjectDataset(data_root=data_root, ann_file=ann_file, data_prefix=prefix, keep_empty=False,
-                                       pipeline=[dict(type='LoadObjectImage')]),
-                         sizes, patch, count, per_image) for ann_file, prefix, count in zip(ann_files, prefixes, most)]
+    return [
+        RegionImages(
+            ObjectDataset(
+                data_root=data_root,
+                ann_file=ann_file,
+                data_prefix=prefix,
+                keep_empty=False,
+                pipeline=[dict(type='LoadObjectImage')],
+            ),
+            sizes,
+            patch,
+            count,
+            per_image,
+        )
+        for ann_file, prefix, count in zip(ann_files, prefixes, most)
+    ]
 
 
-def region_knn(backbone: torch.nn.Module, train: Sequence[dict], val: Sequence[dict], preprocessor: torch.nn.Module, size: int, k: int = 20,
-               **kwargs) -> Dict[str, float]:
+def region_knn(
+    backbone: torch.nn.Module,
+    train: Sequence[dict],
+    val: Sequence[dict],
+    preprocessor: torch.nn.Module,
+    size: int,
+    k: int = 20,
+    **kwargs,
+) -> Dict[str, float]:
     """:func:`region_proxy` of a module and two sets of images, normalised as ``preprocessor`` does."""
     frozen = FrozenBackbone(backbone, preprocessor.mean, preprocessor.std)
     patch = frozen.patch if frozen.can_mask else None
-    return region_proxy(frozen, RegionImages(train, (size, ), patch), RegionImages(val, (size, ), patch), k, **kwargs)
+    return region_proxy(frozen, RegionImages(train, (size,), patch), RegionImages(val, (size,), patch), k, **kwargs)

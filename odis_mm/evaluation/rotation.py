@@ -1,4 +1,5 @@
 """Does GTSA's classifier read the rotation of images that it has not been trained on?"""
+
 import numpy as np
 import torch
 
@@ -34,5 +35,5 @@ def rotation_accuracy(model: torch.nn.Module, dataset, size: int, batch_size: in
         answers = model.predict_rotation(inputs.to(device)).argmax(-1).view(-1, 4)  # [images, turns]
         right.append((answers == torch.arange(4, device=device)).float().mean(1).cpu())
     right = 100 * torch.cat(right)
-    error = right.std().item() / len(right)**.5 if len(right) > 1 else float('nan')
+    error = right.std().item() / len(right) ** 0.5 if len(right) > 1 else float('nan')
     return dict(accuracy=right.mean().item(), standard_error=error, images=len(right))

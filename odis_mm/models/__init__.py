@@ -5,6 +5,16 @@ from .necks import ConvNeck, GlobalLocalNeck, ProjectionNeck
 from .selfsup import ALFM, GTSA, ODIS, TeacherStudent
 
 __all__ = [
-    'ALFM', 'ALFMHead', 'ConvNeck', 'DistillationHead', 'GTSA', 'GTSAHead', 'GlobalLocalNeck', 'ODIS', 'ObjectViT', 'ProjectionNeck',
-    'TeacherStudent', 'ViewPreprocessor'
+    'ALFM',
+    'ALFMHead',
+    'ConvNeck',
+    'DistillationHead',
+    'GTSA',
+    'GTSAHead',
+    'GlobalLocalNeck',
+    'ODIS',
+    'ObjectViT',
+    'ProjectionNeck',
+    'TeacherStudent',
+    'ViewPreprocessor',
 ]

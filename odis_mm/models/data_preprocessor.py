@@ -1,4 +1,5 @@
 """uint8 views to normalised tensors on the device."""
+
 from typing import Sequence
 
 import torch
@@ -18,8 +19,12 @@ class ViewPreprocessor(BaseDataPreprocessor):
         non_blocking: Copy without waiting (pinned memory).
     """
 
-    def __init__(self, mean: Sequence[float] = (123.675, 116.28, 103.53), std: Sequence[float] = (58.395, 57.12, 57.375),
-                 non_blocking: bool = True):
+    def __init__(
+        self,
+        mean: Sequence[float] = (123.675, 116.28, 103.53),
+        std: Sequence[float] = (58.395, 57.12, 57.375),
+        non_blocking: bool = True,
+    ):
         super().__init__(non_blocking=non_blocking)
         self.register_buffer('mean', torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer('std', torch.tensor(std).view(-1, 1, 1), persistent=False)
@@ -36,12 +41,17 @@ class ViewPreprocessor(BaseDataPreprocessor):
             mask = samples['mim_mask']  # [G*B, N]
             where = mask.flatten().nonzero().flatten()
             weight = 1 / (mask.sum(1, keepdim=True).clamp(min=1) * len(mask))
-            data = {**data, 'data_samples': {
-                **samples, 'mim_index': where, 'mim_weight': weight.expand_as(mask).flatten()[where]}}
+            data = {
+                **data,
+                'data_samples': {**samples, 'mim_index': where, 'mim_weight': weight.expand_as(mask).flatten()[where]},
+            }
         photometric = None
         if isinstance(samples, dict) and 'photometric' in samples:
             photometric = samples['photometric']  # stays in host memory, see apply_photometrics
-            data = {**data, 'data_samples': {key: value for key, value in data['data_samples'].items() if key != 'photometric'}}
+            data = {
+                **data,
+                'data_samples': {key: value for key, value in data['data_samples'].items() if key != 'photometric'},
+            }
         data = self.cast_data(data)
         inputs = data['inputs']
         views = inputs if isinstance(inputs, (list, tuple)) else [inputs]

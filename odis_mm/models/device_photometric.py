@@ -1,4 +1,5 @@
 """Photometrics of views on the device: the numbers that ``PhotometricViews`` draws, applied to whole batches in float."""
+
 import math
 
 import torch
@@ -23,9 +24,11 @@ def turn_hue(views: Tensor, shift: Tensor) -> Tensor:
     chroma = value - views.amin(1)
     red, green, blue = views.unbind(1)
     scale = 1 / chroma.clamp(min=1e-6)
-    sector = torch.where(place == 0, (green - blue) * scale, torch.where(place == 1, 2 + (blue - red) * scale, 4 + (red - green) * scale))
+    sector = torch.where(
+        place == 0, (green - blue) * scale, torch.where(place == 1, 2 + (blue - red) * scale, 4 + (red - green) * scale)
+    )
     sector = sector + 6 * shift[:, None, None]
-    k = (sector[:, None] + sector.new_tensor((5., 3., 1.))[:, None, None]) % 6  # [n, 3, h, w]
+    k = (sector[:, None] + sector.new_tensor((5.0, 3.0, 1.0))[:, None, None]) % 6  # [n, 3, h, w]
     return value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
 
 
@@ -34,9 +37,9 @@ def blur_views(views: Tensor, sigma: Tensor, max_sigma: float) -> Tensor:
     n, channels = views.shape[:2]
     reach = round(6 * max_sigma + 1) // 2
     offset = torch.arange(-reach, reach + 1, device=views.device)
-    kernel = torch.exp(-0.5 * (offset / sigma[:, None])**2) * (offset.abs() <= (6 * sigma[:, None] + 1).round() // 2)
+    kernel = torch.exp(-0.5 * (offset / sigma[:, None]) ** 2) * (offset.abs() <= (6 * sigma[:, None] + 1).round() // 2)
     kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(channels, 0)[:, None]  # [n*C, 1, 2 reach + 1]
-    x = F.pad(views.flatten(0, 1)[None], (reach, ) * 4, mode='replicate')
+    x = F.pad(views.flatten(0, 1)[None], (reach,) * 4, mode='replicate')
     x = F.conv2d(x, kernel[:, :, None], groups=n * channels)
     return F.conv2d(x, kernel[..., None], groups=n * channels)[0].unflatten(0, (n, channels))
 
@@ -62,8 +65,12 @@ def apply_photometrics(views: Tensor, drawn: Tensor) -> Tensor:
 
     views = views.clone()
     jitter, order, factors = drawn[:, _JITTER] > 0, drawn[:, _ORDER], numbers[:, _FACTORS]
-    steps = (lambda x, f: _toward(x, 0., f), lambda x, f: _toward(x, _gray(x).mean((2, 3), keepdim=True), f),
-             lambda x, f: _toward(x, _gray(x), f), turn_hue)
+    steps = (
+        lambda x, f: _toward(x, 0.0, f),
+        lambda x, f: _toward(x, _gray(x).mean((2, 3), keepdim=True), f),
+        lambda x, f: _toward(x, _gray(x), f),
+        turn_hue,
+    )
     for turn in range(4):
         for j, step in enumerate(steps):
             index = chosen(jitter & (order[:, turn] == j))

@@ -12,6 +12,7 @@ Conventions, stated here once and used everywhere:
 * Leading dimensions broadcast. Results are float64: with integer crops and float32 boxes the numerators that patch
   masks are decided by are exact in it.
 """
+
 from dataclasses import dataclass
 from typing import List, NamedTuple, Sequence, Tuple, Union
 
@@ -34,6 +35,7 @@ class View:
         flip: Mirrored left to right after the resize.
         rot90: Counter-clockwise quarter turns after the flip.
     """
+
     crop: Tuple[float, float, float, float]
     size: Tuple[int, int]
     flip: bool = False
@@ -43,6 +45,7 @@ class View:
 class ViewBatch(NamedTuple):
     """Many views as arrays: ``crop`` [..., 4], ``size`` [..., 2], ``flip`` [...], ``rot90`` [...]; fields as in
     :class:`View`."""
+
     crop: Array
     size: Array
     flip: Array
@@ -50,8 +53,9 @@ class ViewBatch(NamedTuple):
 
     def at(self, *index) -> 'ViewBatch':
         """Index (slices, None, Ellipsis, numbers) the leading dimensions of all fields."""
-        return ViewBatch(self.crop[index + (slice(None), )], self.size[index + (slice(None), )], self.flip[index],
-                         self.rot90[index])
+        return ViewBatch(
+            self.crop[index + (slice(None),)], self.size[index + (slice(None),)], self.flip[index], self.rot90[index]
+        )
 
 
 AnyView = Union[View, ViewBatch]
@@ -61,8 +65,10 @@ def stack_views(views) -> ViewBatch:
     """A list of V views as numpy arrays: crop float64 [V, 4], size int64 [V, 2], flip bool [V], rot90 int64 [V]."""
     return ViewBatch(
         np.array([v.crop for v in views], np.float64).reshape(-1, 4),
-        np.array([v.size for v in views], np.int64).reshape(-1, 2), np.array([v.flip for v in views], bool),
-        np.array([v.rot90 for v in views], np.int64))
+        np.array([v.size for v in views], np.int64).reshape(-1, 2),
+        np.array([v.flip for v in views], bool),
+        np.array([v.rot90 for v in views], np.int64),
+    )
 
 
 def _unpack(view: AnyView, *others):
@@ -82,8 +88,10 @@ def _unpack(view: AnyView, *others):
 def _turn(xp, x, y, w, h, k):
     """Points of a ``w x h`` frame after k counter-clockwise quarter turns; ``w - 1``, ``h - 1`` for pixel indices."""
     k = k % 4
-    return (xp.where(k == 0, x, xp.where(k == 1, y, xp.where(k == 2, w - x, h - y))),
-            xp.where(k == 0, y, xp.where(k == 1, w - x, xp.where(k == 2, h - y, x))))
+    return (
+        xp.where(k == 0, x, xp.where(k == 1, y, xp.where(k == 2, w - x, h - y))),
+        xp.where(k == 0, y, xp.where(k == 1, w - x, xp.where(k == 2, h - y, x))),
+    )
 
 
 def _swap_if_odd(xp, a, b, k):
@@ -258,7 +266,7 @@ def orient(maps: Array, flip=False, rot90=0, inverse: bool = False) -> Array:
     """
     xp = torch if torch.is_tensor(maps) else np
     if np.ndim(_numpy(flip)) == 0 and np.ndim(_numpy(rot90)) == 0:
-        mirror = (lambda m: xp.flip(m, (-1, ))) if bool(flip) else (lambda m: m)
+        mirror = (lambda m: xp.flip(m, (-1,))) if bool(flip) else (lambda m: m)
         k = int(rot90) % 4
         return mirror(xp.rot90(maps, -k % 4, (-2, -1))) if inverse else xp.rot90(mirror(maps), k, (-2, -1))
     if xp is torch:
@@ -268,8 +276,9 @@ def orient(maps: Array, flip=False, rot90=0, inverse: bool = False) -> Array:
     h, w = maps.shape[-2:]
     odd = bool((k % 2 == 1).any())
     if odd and h != w and not bool((k % 2 == 1).all()):
-        raise ValueError(f'maps of {h} x {w} cannot be turned by odd and even quarter turns in one batch: '
-                         'use square ones')
+        raise ValueError(
+            f'maps of {h} x {w} cannot be turned by odd and even quarter turns in one batch: use square ones'
+        )
     out_h, out_w = (w, h) if odd and h != w else (h, w)
     device = dict(device=maps.device) if xp is torch else {}
     row, col = xp.arange(out_h, **device)[:, None], xp.arange(out_w, **device)[None, :]
@@ -282,8 +291,10 @@ def orient(maps: Array, flip=False, rot90=0, inverse: bool = False) -> Array:
     source = y * w + x
     flat = maps.reshape(*maps.shape[:-2], h * w)
     shape = xp.broadcast_shapes(flat.shape[:-1], source.shape[:-2])
-    source, flat = xp.broadcast_to(source.reshape(*source.shape[:-2], h * w), (*shape, h * w)), \
-        xp.broadcast_to(flat, (*shape, h * w))
+    source, flat = (
+        xp.broadcast_to(source.reshape(*source.shape[:-2], h * w), (*shape, h * w)),
+        xp.broadcast_to(flat, (*shape, h * w)),
+    )
     out = torch.gather(flat, -1, source) if xp is torch else np.take_along_axis(flat, source, -1)
     return out.reshape(*shape, out_h, out_w)
 
@@ -336,6 +347,7 @@ class ViewPairs(NamedTuple):
         turns: int64 [P, B], counter-clockwise quarter turns that bring q's orientation to v's: rot90_v - rot90_q.
         overlap: bool [P, B], whether they share any area; the boxes are 0 where not.
     """
+
     teacher: torch.Tensor
     student: torch.Tensor
     teacher_box: torch.Tensor
@@ -357,11 +369,18 @@ def teacher_student_pairs(views: ViewBatch, groups: Sequence[int]) -> List[ViewP
     teacher_box, student_box, area = pair_intersections(views)  # [B, V, V, ...]
     pairs, start = [], 0
     for count in groups:
-        q, v = np.nonzero(~np.eye(groups[0], sum(groups), dtype=bool)[:, start:start + count])
+        q, v = np.nonzero(~np.eye(groups[0], sum(groups), dtype=bool)[:, start : start + count])
         q, v = (torch.from_numpy(index).to(area.device, non_blocking=True) for index in (q, v))
         at = (slice(None), q, v + start)
-        pairs.append(ViewPairs(
-            q, v, teacher_box[at].transpose(0, 1).float(), student_box[at].transpose(0, 1).float(),
-            (views.rot90[:, v + start] - views.rot90[:, q]).T, (area[at] > 0).T))
+        pairs.append(
+            ViewPairs(
+                q,
+                v,
+                teacher_box[at].transpose(0, 1).float(),
+                student_box[at].transpose(0, 1).float(),
+                (views.rot90[:, v + start] - views.rot90[:, q]).T,
+                (area[at] > 0).T,
+            )
+        )
         start += count
     return pairs

@@ -1,4 +1,5 @@
 """From a checkpoint file to a backbone that verifiably holds it, and back."""
+
 from ..utils.errors import CheckpointError, FileWriteError
 from ..utils.files import atomic_save, atomic_write
 from .build import Proof, build_timm, build_vit, prove
@@ -16,8 +17,32 @@ allow_mmengine_histories()
 refuse_code()
 
 __all__ = [
-    'CheckpointError', 'FileWriteError', 'Conversion', 'LAYOUTS', 'Proof', 'Report', 'Source', 'VerifiedPretrained',
-    'allow_mmengine_histories', 'atomic_save', 'atomic_write', 'build_backbone', 'build_resnet', 'build_timm', 'build_vit', 'convert',
-    'describe_vit', 'fingerprint', 'load_backbone', 'load_local', 'prove', 'read_checkpoint', 'read_meta', 'read_vit', 'resize_positions',
-    'save_backbone', 'to_timm', 'transfer'
+    'CheckpointError',
+    'FileWriteError',
+    'Conversion',
+    'LAYOUTS',
+    'Proof',
+    'Report',
+    'Source',
+    'VerifiedPretrained',
+    'allow_mmengine_histories',
+    'atomic_save',
+    'atomic_write',
+    'build_backbone',
+    'build_resnet',
+    'build_timm',
+    'build_vit',
+    'convert',
+    'describe_vit',
+    'fingerprint',
+    'load_backbone',
+    'load_local',
+    'prove',
+    'read_checkpoint',
+    'read_meta',
+    'read_vit',
+    'resize_positions',
+    'save_backbone',
+    'to_timm',
+    'transfer',
 ]

@@ -1,4 +1,5 @@
 """Backbones built from nothing but a file: what a frozen evaluation runs, and what proves a conversion."""
+
 import re
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -31,8 +32,10 @@ def count_heads(state: State, name: str, heads: Optional[int] = None) -> int:
     width = state['patch_embed.projection.weight'].shape[0]
     heads = HEADS.get(width) if heads is None else heads
     if heads is None:
-        raise CheckpointError(f'{name} is {width} wide, which is none of the usual ViTs ({", ".join(map(str, HEADS))}), and its tensors do '
-                              'not tell how many attention heads it has: say it (heads=, --heads).')
+        raise CheckpointError(
+            f'{name} is {width} wide, which is none of the usual ViTs ({", ".join(map(str, HEADS))}), and its tensors do '
+            'not tell how many attention heads it has: say it (heads=, --heads).'
+        )
     if heads < 1 or width % heads:
         raise CheckpointError(f'{name} is {width} wide, which {heads} attention heads do not divide.')
     return heads
@@ -45,15 +48,19 @@ def patch_grid_of(state: State, grid: Optional[Grid] = None) -> Grid:
         CheckpointError: neither fits.
     """
     patches = state['pos_embed'].shape[1] - int('cls_token' in state)
-    side = round(patches**.5)
+    side = round(patches**0.5)
     rows, columns = grid or (side, side)
     if rows * columns != patches:
-        raise CheckpointError(f'the position embedding has {patches} patches, which are not {rows} x {columns}: give the grid (--grid, '
-                              '--source-grid).')
+        raise CheckpointError(
+            f'the position embedding has {patches} patches, which are not {rows} x {columns}: give the grid (--grid, '
+            '--source-grid).'
+        )
     return rows, columns
 
 
-def build_vit(state: State, heads: int, grid: Optional[Grid] = None, stock: bool = False, random: bool = False) -> nn.Module:
+def build_vit(
+    state: State, heads: int, grid: Optional[Grid] = None, stock: bool = False, random: bool = False
+) -> nn.Module:
     """An ``ObjectViT`` that holds the tensors of a plain ViT under our names, in evaluation mode.
 
     A stock ``mmpretrain.VisionTransformer`` if there is no [CLS], or if asked for.
@@ -63,11 +70,20 @@ def build_vit(state: State, heads: int, grid: Optional[Grid] = None, stock: bool
     rows, columns = patch_grid_of(state, grid)
     patch = state['patch_embed.projection.weight']
     settings = dict(
-        arch=dict(embed_dims=patch.shape[0], num_layers=1 + max(int(name.split('.')[1]) for name in state if name.startswith('layers.')),
-                  num_heads=heads, feedforward_channels=state['layers.0.ffn.layers.0.0.weight'].shape[0]),
-        img_size=(rows * patch.shape[2], columns * patch.shape[2]), patch_size=patch.shape[2], in_channels=patch.shape[1], out_type='raw',
-        final_norm='ln1.weight' in state, qkv_bias='layers.0.attn.qkv.bias' in state,
-        layer_scale_init_value=float('layers.0.attn.gamma1.weight' in state))
+        arch=dict(
+            embed_dims=patch.shape[0],
+            num_layers=1 + max(int(name.split('.')[1]) for name in state if name.startswith('layers.')),
+            num_heads=heads,
+            feedforward_channels=state['layers.0.ffn.layers.0.0.weight'].shape[0],
+        ),
+        img_size=(rows * patch.shape[2], columns * patch.shape[2]),
+        patch_size=patch.shape[2],
+        in_channels=patch.shape[1],
+        out_type='raw',
+        final_norm='ln1.weight' in state,
+        qkv_bias='layers.0.attn.qkv.bias' in state,
+        layer_scale_init_value=float('layers.0.attn.gamma1.weight' in state),
+    )
     if 'cls_token' in state and not stock:
         registers = state['object_tokens'].shape[1] if 'object_tokens' in state else 0
         settings.update(type='ObjectViT', cls_beside_object=registers > 0, num_object_tokens=max(registers, 1))
@@ -100,18 +116,32 @@ def build_timm(tensors: State, heads: int, grid: Grid) -> nn.Module:
         ImportError: timm is not installed.
     """
     from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+
     patch = tensors['patch_embed.proj.weight']
     width, size = patch.shape[0], patch.shape[2]
     registers = next((tensors[name].shape[1] for name in ('reg_token', 'register_tokens') if name in tensors), 0)
     cls = 'cls_token' in tensors
-    bare = tensors['pos_embed'].shape[1] == grid[0] * grid[1] or 'register_tokens' in tensors  # [CLS] has no position of its own
+    bare = (
+        tensors['pos_embed'].shape[1] == grid[0] * grid[1] or 'register_tokens' in tensors
+    )  # [CLS] has no position of its own
     with torch.random.fork_rng(devices=[]):
         model = VisionTransformer(
-            img_size=(grid[0] * size, grid[1] * size), patch_size=size, in_chans=patch.shape[1], embed_dim=width, num_heads=heads,
-            depth=1 + max(int(name.split('.')[1]) for name in tensors if name.startswith('blocks.')), num_classes=0,
-            mlp_ratio=tensors['blocks.0.mlp.fc1.weight'].shape[0] / width, qkv_bias='blocks.0.attn.qkv.bias' in tensors,
-            init_values=1. if {'blocks.0.ls1.gamma', 'blocks.0.gamma_1'} & set(tensors) else None, class_token=cls,
-            global_pool='token' if cls else '', reg_tokens=registers, no_embed_class=cls and bare, final_norm='norm.weight' in tensors)
+            img_size=(grid[0] * size, grid[1] * size),
+            patch_size=size,
+            in_chans=patch.shape[1],
+            embed_dim=width,
+            num_heads=heads,
+            depth=1 + max(int(name.split('.')[1]) for name in tensors if name.startswith('blocks.')),
+            num_classes=0,
+            mlp_ratio=tensors['blocks.0.mlp.fc1.weight'].shape[0] / width,
+            qkv_bias='blocks.0.attn.qkv.bias' in tensors,
+            init_values=1.0 if {'blocks.0.ls1.gamma', 'blocks.0.gamma_1'} & set(tensors) else None,
+            class_token=cls,
+            global_pool='token' if cls else '',
+            reg_tokens=registers,
+            no_embed_class=cls and bare,
+            final_norm='norm.weight' in tensors,
+        )
     # timm's own reader knows the names of BEiT and, by the mask token beside them, of DINOv2
     raw = {**tensors, **({'mask_token': patch} if 'register_tokens' in tensors else {})}
     model.load_state_dict(checkpoint_filter_fn(raw, model, adapt_layer_scale=True), strict=True)
@@ -128,6 +158,7 @@ class Proof:
         difference: Largest absolute difference of the features; None if nothing could be compared.
         scale: Largest absolute feature.
     """
+
     read_back: int
     features: str
     difference: Optional[float] = None
@@ -135,7 +166,9 @@ class Proof:
 
     def __str__(self) -> str:
         text = f'proof: {self.read_back} tensors read back bit for bit; {self.features}'
-        return text if self.difference is None else f'{text}: largest difference {self.difference:.1e} of {self.scale:.1f}'
+        return (
+            text if self.difference is None else f'{text}: largest difference {self.difference:.1e} of {self.scale:.1f}'
+        )
 
 
 @torch.no_grad()
@@ -158,11 +191,17 @@ def prove(conversion: Conversion, written: State, heads: Optional[int] = None, g
     target, name = conversion.target.name, conversion.source.name
     again = read_vit(written, f'{name} as {target}', source_grid=grid or _square(conversion.state)).state
     wanted = conversion.state
-    lost = [key for key in {**wanted, **again} if key not in again or key not in wanted or not torch.equal(again[key], wanted[key])]
+    lost = [
+        key
+        for key in {**wanted, **again}
+        if key not in again or key not in wanted or not torch.equal(again[key], wanted[key])
+    ]
     if lost:
         raise CheckpointError(f'{name} as {target} does not read back as it was written: {some(lost)} differ.')
     if not conversion.comparable:
-        return Proof(len(written), f'features cannot be equal, as {some([k for k in conversion.dropped])} had to be dropped')
+        return Proof(
+            len(written), f'features cannot be equal, as {some([k for k in conversion.dropped])} had to be dropped'
+        )
     heads = count_heads(wanted, name, heads)
     rows, columns = patch_grid_of(wanted, grid)
     patch = wanted['patch_embed.projection.weight']
@@ -171,22 +210,31 @@ def prove(conversion: Conversion, written: State, heads: Optional[int] = None, g
     first, by_first = _source_features(conversion, heads, (rows, columns), probe)
     second, by_second = _target_features(conversion, written, again, heads, (rows, columns), probe)
     difference, scale = float((first - second).abs().max()), float(first.abs().max())
-    if not difference <= TOLERANCE * max(scale, 1.):
-        raise CheckpointError(f'{name} computes other features as {target}: on a probe image they differ by {difference:.2g} of '
-                              f'{scale:.2g}.')
-    return Proof(len(written), f'features of a {size[0]} x {size[1]} probe, source by {by_first}, target by {by_second}', difference, scale)
+    if not difference <= TOLERANCE * max(scale, 1.0):
+        raise CheckpointError(
+            f'{name} computes other features as {target}: on a probe image they differ by {difference:.2g} of '
+            f'{scale:.2g}.'
+        )
+    return Proof(
+        len(written),
+        f'features of a {size[0]} x {size[1]} probe, source by {by_first}, target by {by_second}',
+        difference,
+        scale,
+    )
 
 
 def _square(state: State) -> Optional[Grid]:
     patches = state['pos_embed'].shape[1] - int('cls_token' in state)
-    side = round(patches**.5)
+    side = round(patches**0.5)
     return (side, side) if side * side == patches else None
 
 
 def _source_features(conversion: Conversion, heads: int, grid: Grid, probe: Tensor) -> Tuple[Tensor, str]:
     """All tokens of the probe, from the file's own tensors if timm can take them."""
     source = conversion.source
-    resampled = conversion.changed.get('pos_embed', '').startswith('resampled')  # then both sides get the same positions
+    resampled = conversion.changed.get('pos_embed', '').startswith(
+        'resampled'
+    )  # then both sides get the same positions
     state = {**source.state, 'pos_embed': conversion.state['pos_embed']} if resampled else source.state
     if source.layout == 'timm' and find_spec('timm'):
         chunks = re.compile(r'^blocks\.\d+\.(\d+)\.')
@@ -196,9 +244,13 @@ def _source_features(conversion: Conversion, heads: int, grid: Grid, probe: Tens
     return build_vit(state, heads, grid)(probe)[-1], 'mmpretrain'
 
 
-def _target_features(conversion: Conversion, written: State, again: State, heads: int, grid: Grid, probe: Tensor) -> Tuple[Tensor, str]:
+def _target_features(
+    conversion: Conversion, written: State, again: State, heads: int, grid: Grid, probe: Tensor
+) -> Tuple[Tensor, str]:
     target = conversion.target.name
     if target == 'timm' and find_spec('timm'):
         return build_timm(written, heads, grid).forward_features(probe), 'timm'
-    rebuilt = '' if target in ('odis_mm', 'mmpretrain') else f' (read back; {target.split("-")[0]} itself is not run here)'
+    rebuilt = (
+        '' if target in ('odis_mm', 'mmpretrain') else f' (read back; {target.split("-")[0]} itself is not run here)'
+    )
     return build_vit(again, heads, grid, stock=target == 'mmpretrain')(probe)[-1], f'mmpretrain{rebuilt}'

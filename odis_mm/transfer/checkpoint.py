@@ -1,4 +1,5 @@
 """Reading checkpoint files without running code from them, and writing exports."""
+
 import os
 import pickle
 import re
@@ -32,11 +33,13 @@ def read_checkpoint(path: PathLike) -> Dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f'checkpoint {path} does not exist; check the path (it is relative to {Path.cwd()} '
-                              'unless absolute).')
+        raise CheckpointError(
+            f'checkpoint {path} does not exist; check the path (it is relative to {Path.cwd()} unless absolute).'
+        )
     if path.stat().st_size == 0:
-        raise CheckpointError(f'checkpoint {path} is empty (0 bytes): its writing was interrupted; take an earlier '
-                              'one.')
+        raise CheckpointError(
+            f'checkpoint {path} is empty (0 bytes): its writing was interrupted; take an earlier one.'
+        )
     content = _read_safetensors(path) if path.suffix == '.safetensors' else _read_torch(path)
     if isinstance(content, Mapping):
         for key in CONTAINERS:
@@ -45,8 +48,9 @@ def read_checkpoint(path: PathLike) -> Dict[str, Tensor]:
                 break
         content = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     if not isinstance(content, dict) or not content:
-        raise CheckpointError(f"checkpoint {path} holds no tensors by name, neither at its top level nor under "
-                              f'{", ".join(CONTAINERS)}.')
+        raise CheckpointError(
+            f'checkpoint {path} holds no tensors by name, neither at its top level nor under {", ".join(CONTAINERS)}.'
+        )
     return content
 
 
@@ -83,13 +87,17 @@ def restore(source, name: str, map_location='cpu'):
     except (pickle.UnpicklingError, UnsafeCheckpoint) as error:
         wanted = re.search(r'(?:GLOBAL|class|function|instantiate|only, not) ([^\s,]+)', str(error))
         if wanted is None:  # the bytes are no pickle at all
-            raise CheckpointError(f'{name} is truncated or no checkpoint: its contents are not those of torch.save.') from error
+            raise CheckpointError(
+                f'{name} is truncated or no checkpoint: its contents are not those of torch.save.'
+            ) from error
         wanted = wanted.group(1).rstrip('.')
         if os.environ.get(TRUST) == '1' and not callable(source):
             warnings.warn(f'{name}: code from the file is run ({wanted}), as {TRUST}=1 asks for.')
             return torch.load(source, map_location=map_location, weights_only=False)
-        raise CheckpointError(f'{name} is refused: restoring it would run code from the file ({wanted}); save its state_dict alone, tensors by '
-                              f'name, and pass that, or set {TRUST}=1 if you trust whoever wrote it.') from error
+        raise CheckpointError(
+            f'{name} is refused: restoring it would run code from the file ({wanted}); save its state_dict alone, tensors by '
+            f'name, and pass that, or set {TRUST}=1 if you trust whoever wrote it.'
+        ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
         raise CheckpointError(f'{name} is truncated or no checkpoint: {first_sentence(error)}.') from error
 
@@ -129,8 +137,9 @@ def save_backbone(path: PathLike, state_dict: Dict[str, Tensor], meta: Optional[
         tensors[name] = value.detach().to('cpu', copy=True).contiguous()
     meta = {} if meta is None else meta
     if not _is_plain(meta):
-        raise CheckpointError(f'{path} is not written: meta must hold plain values only (str, int, float, bool, '
-                              'None, lists, dicts).')
+        raise CheckpointError(
+            f'{path} is not written: meta must hold plain values only (str, int, float, bool, None, lists, dicts).'
+        )
     atomic_save(dict(state_dict=tensors, meta=meta), path)
 
 

@@ -1,4 +1,5 @@
 """The way a checkpoint enters a model that mmengine initialises."""
+
 from typing import Optional, Sequence
 
 from mmengine.logging import print_log
@@ -25,10 +26,9 @@ class VerifiedPretrained:
         allow_unexpected: Names (shell patterns) of backbone tensors in the file that the module need not have.
     """
 
-    def __init__(self,
-                 checkpoint: Optional[str] = None,
-                 allow_missing: Sequence[str] = (),
-                 allow_unexpected: Sequence[str] = ()):
+    def __init__(
+        self, checkpoint: Optional[str] = None, allow_missing: Sequence[str] = (), allow_unexpected: Sequence[str] = ()
+    ):
         self.checkpoint = checkpoint
         self.allow_missing = allow_missing
         self.allow_unexpected = allow_unexpected
@@ -37,14 +37,18 @@ class VerifiedPretrained:
     def __call__(self, module: nn.Module) -> None:
         kind = type(module).__name__
         if self.checkpoint is None:
-            print_log(f'backbone <- random initialisation of {kind}: no checkpoint is set '
-                      '(--cfg-options model.backbone.init_cfg.checkpoint=FILE)', logger='current')
+            print_log(
+                f'backbone <- random initialisation of {kind}: no checkpoint is set '
+                '(--cfg-options model.backbone.init_cfg.checkpoint=FILE)',
+                logger='current',
+            )
             return
         for child in module.children():
             if isinstance(child, BaseModule) and not child.is_init:
                 child.init_weights()
         self.report = load_backbone(
-            module, self.checkpoint, allow_missing=self.allow_missing, allow_unexpected=self.allow_unexpected)
+            module, self.checkpoint, allow_missing=self.allow_missing, allow_unexpected=self.allow_unexpected
+        )
         module.init_cfg = dict(type='Pretrained', checkpoint=self.checkpoint)
         if hasattr(module, '_params_init_info'):
             update_init_info(module, init_info=f'loaded and verified: {self.report}')

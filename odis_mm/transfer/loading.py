@@ -1,4 +1,5 @@
 """Loading a backbone so that one can rely on it: every tensor finds its place, or an error says which and why."""
+
 import hashlib
 import os
 import re
@@ -35,6 +36,7 @@ class Report:
         resized: Of the matched ones, those resampled on the way: name -> (shape in the file, shape in the module).
         outside: How many tensors of the file belong to other parts of the model (heads, optimizer-side copies).
     """
+
     source: str
     prefix: str
     matched: Tuple[str, ...]
@@ -44,8 +46,11 @@ class Report:
     outside: int
 
     def __str__(self) -> str:
-        parts = [f'{len(self.matched)} matched', f'{len(self.expected_missing)} expected-missing',
-                 f'{len(self.unexpected)} unexpected']
+        parts = [
+            f'{len(self.matched)} matched',
+            f'{len(self.expected_missing)} expected-missing',
+            f'{len(self.unexpected)} unexpected',
+        ]
         for kind in ('expected_missing', 'unexpected'):
             names = getattr(self, kind)
             if names:
@@ -56,8 +61,15 @@ class Report:
         return f'{self.source}{where}: ' + ', '.join(parts)
 
 
-def load_backbone(module: nn.Module, source: Union[PathLike, Dict[str, Tensor]], *, strict: bool = True,
-                  allow_missing: Sequence[str] = (), allow_unexpected: Sequence[str] = (), logger='current') -> Report:
+def load_backbone(
+    module: nn.Module,
+    source: Union[PathLike, Dict[str, Tensor]],
+    *,
+    strict: bool = True,
+    allow_missing: Sequence[str] = (),
+    allow_unexpected: Sequence[str] = (),
+    logger='current',
+) -> Report:
     """Copy the backbone found in ``source`` into ``module`` and prove that it arrived.
 
     The backbone is looked for under ``teacher.backbone.``, ``backbone.`` and at the top level, in this order. For a plain ViT a file of
@@ -94,28 +106,39 @@ def load_backbone(module: nn.Module, source: Union[PathLike, Dict[str, Tensor]],
         before = tuple(found['pos_embed'].shape)
         found['pos_embed'] = _fit_positions(found['pos_embed'], module, name)
         resized['pos_embed'] = (before, tuple(found['pos_embed'].shape))
-    wrong = [f'{k} {list(found[k].shape)} (the module has {list(own[k].shape)})' for k in found
-             if k in own and found[k].shape != own[k].shape]
+    wrong = [
+        f'{k} {list(found[k].shape)} (the module has {list(own[k].shape)})'
+        for k in found
+        if k in own and found[k].shape != own[k].shape
+    ]
     if wrong:
-        raise CheckpointError(f'{name} does not fit {type(module).__name__}: {_some(wrong)}; use the settings it was '
-                              'trained with.')
+        raise CheckpointError(
+            f'{name} does not fit {type(module).__name__}: {_some(wrong)}; use the settings it was trained with.'
+        )
     bad = [k for k, v in found.items() if v.is_floating_point() and not torch.isfinite(v).all()]
     if bad:
-        raise CheckpointError(f'{name} holds NaN or Inf in {_some(bad)}: that training diverged; take an earlier '
-                              'checkpoint.')
+        raise CheckpointError(
+            f'{name} holds NaN or Inf in {_some(bad)}: that training diverged; take an earlier checkpoint.'
+        )
 
     matched = [k for k in found if k in own]
     homeless, unfilled = [k for k in found if k not in own], [k for k in own if k not in found]
     if strict:
-        _require_fit(name, module, [k for k in homeless if not _any_match(k, allow_unexpected)],
-                     [k for k in unfilled if not _any_match(k, allow_missing)])
+        _require_fit(
+            name,
+            module,
+            [k for k in homeless if not _any_match(k, allow_unexpected)],
+            [k for k in unfilled if not _any_match(k, allow_missing)],
+        )
     # what is missing or left over was judged above, by name; what arrives is compared below
     module.load_state_dict({k: found[k] for k in matched}, strict=False)
     now = module.state_dict()
     lost = [k for k in matched if not torch.equal(now[k].cpu(), found[k].to(now[k].dtype))]
     if lost:  # a state-dict hook of the module changed them on the way
-        raise CheckpointError(f'{name} was loaded but {_some(lost)} differ from the file afterwards: a hook of '
-                              f'{type(module).__name__} changes them.')
+        raise CheckpointError(
+            f'{name} was loaded but {_some(lost)} differ from the file afterwards: a hook of '
+            f'{type(module).__name__} changes them.'
+        )
     report = Report(name, prefix, tuple(matched), tuple(unfilled), tuple(homeless), resized, len(state) - len(found))
     print_log(f'backbone <- {report}', logger=logger)
     return report
@@ -123,11 +146,12 @@ def load_backbone(module: nn.Module, source: Union[PathLike, Dict[str, Tensor]],
 
 def _find_backbone(state: Dict[str, Tensor], module: nn.Module, name: str) -> Tuple[str, Dict[str, Tensor]]:
     for prefix in PREFIXES:
-        found = {key[len(prefix):]: value for key, value in state.items() if key.startswith(prefix)}
+        found = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
         if found and (prefix or any(key in found for key in module.state_dict())):
             return prefix, found
-    raise CheckpointError(f'{name} holds no backbone of the kind {type(module).__name__}: its tensors are named '
-                          f'{_some(list(state))}.')
+    raise CheckpointError(
+        f'{name} holds no backbone of the kind {type(module).__name__}: its tensors are named {_some(list(state))}.'
+    )
 
 
 def describe_vit(state: Dict[str, Tensor]) -> Dict[str, object]:
@@ -140,8 +164,12 @@ def describe_vit(state: Dict[str, Tensor]) -> Dict[str, object]:
     blocks = {int(m.group(1)) for m in (re.match(r'layers\.(\d+)\.', key) for key in state) if m}
     if patch is None or patch.ndim != 4 or not blocks:
         return {}
-    described = {'width': patch.shape[0], 'depth': max(blocks) + 1, 'patch size': patch.shape[2],
-                 'input channels': patch.shape[1]}
+    described = {
+        'width': patch.shape[0],
+        'depth': max(blocks) + 1,
+        'patch size': patch.shape[2],
+        'input channels': patch.shape[1],
+    }
     mlp = state.get('layers.0.ffn.layers.0.0.weight')
     if mlp is not None:
         described['MLP width'] = mlp.shape[0]
@@ -153,22 +181,29 @@ def _check_architecture(found: Dict[str, Tensor], own: Dict[str, Tensor], module
     if not ours:
         return
     if not theirs:
-        raise CheckpointError(f'{name} holds no plain ViT in mmpretrain names (its tensors are named '
-                              f'{_some(list(found))}), '
-                              f'but {type(module).__name__} needs one.')
-    differ = [f'{key} {theirs[key]} instead of {value}' for key, value in ours.items()
-              if theirs.get(key, value) != value]
+        raise CheckpointError(
+            f'{name} holds no plain ViT in mmpretrain names (its tensors are named '
+            f'{_some(list(found))}), '
+            f'but {type(module).__name__} needs one.'
+        )
+    differ = [
+        f'{key} {theirs[key]} instead of {value}' for key, value in ours.items() if theirs.get(key, value) != value
+    ]
     if differ:
-        raise CheckpointError(f'{name} is of another architecture than the module: {", ".join(differ)}; '
-                              'take the config of the same architecture, or another checkpoint.')
+        raise CheckpointError(
+            f'{name} is of another architecture than the module: {", ".join(differ)}; '
+            'take the config of the same architecture, or another checkpoint.'
+        )
 
 
 def _fit_positions(pos_embed: Tensor, module: nn.Module, name: str) -> Tensor:
     grid = getattr(module, 'patch_resolution', None)
     if grid is None or pos_embed.ndim != 3 or pos_embed.shape[2] != module.pos_embed.shape[2]:
-        raise CheckpointError(f'{name}: its pos_embed {list(pos_embed.shape)} cannot be brought to '
-                              f'{list(module.pos_embed.shape)} '
-                              f'of {type(module).__name__}.')
+        raise CheckpointError(
+            f'{name}: its pos_embed {list(pos_embed.shape)} cannot be brought to '
+            f'{list(module.pos_embed.shape)} '
+            f'of {type(module).__name__}.'
+        )
     extra = module.pos_embed.shape[1] - grid[0] * grid[1]
     try:
         return resize_positions(pos_embed, tuple(grid), extra, getattr(module, 'interpolate_mode', 'bicubic'))

@@ -1,4 +1,5 @@
 """mmengine's way of reading checkpoints, closed to code."""
+
 import os.path as osp
 from pathlib import Path
 

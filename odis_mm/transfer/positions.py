@@ -1,4 +1,5 @@
 """Position embeddings of a ViT on another patch grid."""
+
 from typing import Optional, Tuple
 
 import torch
@@ -17,14 +18,15 @@ def split_tokens(length: int, expected_extra: int) -> Optional[Tuple[int, int]]:
         (leading slots, side of the grid), or None if no such split exists.
     """
     for extra in (expected_extra, *range(9)):
-        side = round(max(length - extra, 0)**.5)
+        side = round(max(length - extra, 0) ** 0.5)
         if side > 0 and side * side == length - extra:
             return extra, side
     return None
 
 
-def resize_positions(pos_embed: Tensor, grid: Grid, extra: int, mode: str = 'bicubic',
-                     source_grid: Optional[Grid] = None) -> Tensor:
+def resize_positions(
+    pos_embed: Tensor, grid: Grid, extra: int, mode: str = 'bicubic', source_grid: Optional[Grid] = None
+) -> Tensor:
     """Bring a position embedding to ``grid`` rows and columns, leading-token slots handled apart.
 
     Resampling is given the target *size*, never a scale factor: a rounded factor shifts positions or misses the grid

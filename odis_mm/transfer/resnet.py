@@ -1,4 +1,5 @@
 """ResNets: torchvision, timm, mmpretrain and mmdet share their names, so that a transfer is a check."""
+
 import re
 from collections import Counter
 from typing import Optional, Tuple
@@ -13,10 +14,17 @@ from .layouts import PREFIXES, State, some
 from .loading import load_backbone
 
 _STEM = 'layer1.0.conv1.weight'
-_DEPTHS = {(False, (2, 2, 2, 2)): 18, (False, (3, 4, 6, 3)): 34, (True, (3, 4, 6, 3)): 50, (True, (3, 4, 23, 3)): 101,
-           (True, (3, 8, 36, 3)): 152}
-_OURS = re.compile(r'(conv1|bn1|layer[1-4]\.\d+\.((conv|bn)[123]|downsample\.[01]))'
-                   r'\.(weight|bias|running_mean|running_var|num_batches_tracked)')
+_DEPTHS = {
+    (False, (2, 2, 2, 2)): 18,
+    (False, (3, 4, 6, 3)): 34,
+    (True, (3, 4, 6, 3)): 50,
+    (True, (3, 4, 23, 3)): 101,
+    (True, (3, 8, 36, 3)): 152,
+}
+_OURS = re.compile(
+    r'(conv1|bn1|layer[1-4]\.\d+\.((conv|bn)[123]|downsample\.[01]))'
+    r'\.(weight|bias|running_mean|running_var|num_batches_tracked)'
+)
 
 
 def find_resnet(state: State) -> Optional[str]:
@@ -33,7 +41,7 @@ def read_resnet(state: State, name: str) -> Tuple[State, str, State]:
     prefix = find_resnet(state)
     if prefix is None:
         raise CheckpointError(f'{name} holds no ResNet: its tensors are named {some(list(state))}.')
-    found = {key[len(prefix):]: value for key, value in state.items() if key.startswith(prefix)}
+    found = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
     body = {key: value for key, value in found.items() if _OURS.fullmatch(key)}
     rest = {key: value for key, value in found.items() if key not in body}
     unknown = [key for key in rest if not key.startswith(('fc.', 'head.'))]
@@ -54,8 +62,10 @@ def build_resnet(state: State, name: str = 'state dict', random: bool = False) -
     blocks = tuple(stages[str(stage)] for stage in range(1, 5))
     depth = _DEPTHS.get(('layer1.0.conv3.weight' in state, blocks))
     if depth is None:
-        raise CheckpointError(f'{name} has {blocks} blocks in its four stages, which is no '
-                              f'ResNet-{", -".join(map(str, _DEPTHS.values()))}.')
+        raise CheckpointError(
+            f'{name} has {blocks} blocks in its four stages, which is no '
+            f'ResNet-{", -".join(map(str, _DEPTHS.values()))}.'
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = MODELS.build(dict(type='mmpretrain.ResNet', depth=depth, in_channels=state['conv1.weight'].shape[1]))

@@ -5,6 +5,7 @@ torch >= 2.6 loads with ``weights_only=True``. A checkpoint of a mmengine run al
 Exactly these types are allowed here, when ``odis_mm`` is imported; a file that wants anything else is still refused.
 With them, ``argparse.Namespace``: a plain bag of settings, in every training checkpoint of DINO, iBOT and MAE.
 """
+
 import argparse
 
 import numpy as np
@@ -22,8 +23,9 @@ def history_buffer_method(owner: type, name: str):
     """Stands in for ``getattr``, by which pickle stores methods of a class: those of HistoryBuffer, nothing else."""
     if owner is not HistoryBuffer or name not in _STATISTICS:
         wanted = f'{getattr(owner, "__name__", owner)}.{name}'
-        raise UnsafeCheckpoint(f'a checkpoint may name the statistics {", ".join(_STATISTICS)} of HistoryBuffer '
-                               f'only, not {wanted}')
+        raise UnsafeCheckpoint(
+            f'a checkpoint may name the statistics {", ".join(_STATISTICS)} of HistoryBuffer only, not {wanted}'
+        )
     return getattr(HistoryBuffer, name)
 
 
@@ -32,7 +34,15 @@ def allow_mmengine_histories() -> None:
     if not hasattr(torch.serialization, 'safe_globals'):
         return
     core = np._core if hasattr(np, '_core') else np.core
-    allowed = [argparse.Namespace, HistoryBuffer, np.ndarray, np.dtype, type(np.dtype('f8')), type(np.dtype('f4')), type(np.dtype('i8'))]
+    allowed = [
+        argparse.Namespace,
+        HistoryBuffer,
+        np.ndarray,
+        np.dtype,
+        type(np.dtype('f8')),
+        type(np.dtype('f4')),
+        type(np.dtype('i8')),
+    ]
     # numpy renamed its core module in 2.0: files written under either name are read under both
     for module in ('numpy._core.multiarray', 'numpy.core.multiarray'):
         for function in ('_reconstruct', 'scalar'):

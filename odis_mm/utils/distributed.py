@@ -1,4 +1,5 @@
 """Tensors and models that may be spread over ranks."""
+
 from typing import Any, Optional
 
 from mmengine.dist import is_main_process
@@ -24,6 +25,7 @@ def gather(state: Any) -> Any:
     def one(tensor: Tensor) -> Optional[Tensor]:
         full = whole(tensor)
         return full.detach().cpu() if keep else None
+
     return apply_to(state, lambda x: isinstance(x, Tensor), one)
 
 
@@ -32,4 +34,5 @@ def part(value: Any, like: Optional[Tensor]) -> Any:
     if not hasattr(like, 'full_tensor') or not isinstance(value, Tensor) or value.shape != like.shape:
         return value
     from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

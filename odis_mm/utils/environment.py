@@ -1,4 +1,5 @@
 """What this process runs on."""
+
 import os
 import platform
 from pathlib import Path
@@ -10,7 +11,18 @@ from ..version import __version__
 
 def hardware() -> str:
     """One line: processor or GPU, cores, versions."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else next(
-        (line.split(':')[1].strip() for line in Path('/proc/cpuinfo').read_text().splitlines() if line.startswith('model name')),
-        platform.processor()) if Path('/proc/cpuinfo').is_file() else platform.processor()
+    device = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else next(
+            (
+                line.split(':')[1].strip()
+                for line in Path('/proc/cpuinfo').read_text().splitlines()
+                if line.startswith('model name')
+            ),
+            platform.processor(),
+        )
+        if Path('/proc/cpuinfo').is_file()
+        else platform.processor()
+    )
     return f'{device}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}, odis_mm {__version__}'

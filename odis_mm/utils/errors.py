@@ -2,6 +2,7 @@
 
 Whatever is not a :class:`UserError` is a fault of this package or of one below it, and keeps its traceback.
 """
+
 import errno
 import os
 import re

@@ -1,4 +1,5 @@
 """Files that are whole or not there."""
+
 import errno
 import os
 import tempfile
@@ -44,8 +45,9 @@ def atomic_write(path: PathLike, write: Callable[[BinaryIO], object]) -> None:
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns some write errors into RuntimeError
         cause = error if isinstance(error, OSError) else error.__context__
-        raise FileWriteError(f'could not save {path}: {_write_reason(cause, path)} Nothing that was there is '
-                             'changed.') from error
+        raise FileWriteError(
+            f'could not save {path}: {_write_reason(cause, path)} Nothing that was there is changed.'
+        ) from error
     finally:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)

@@ -1,4 +1,5 @@
 """Schedules as functions of the global iteration, so that a resumed run is the same run."""
+
 import math
 
 

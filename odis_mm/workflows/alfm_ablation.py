@@ -4,6 +4,7 @@
 
 It is resumable: started again with the same arguments it continues where it stopped.
 """
+
 import argparse
 import datetime
 import json
@@ -47,16 +48,22 @@ def main(argv: Optional[List[str]] = None) -> None:
     ap: Dict[str, List[dict]] = {row: [] for row in rows}
     for seed in args.seeds:
         for row in rows:
-            ap[row].append(finetune(stages, f'detector_{slug(row)}_seed{seed}', root, exports[row], args.finetune_iters, seed))
+            ap[row].append(
+                finetune(stages, f'detector_{slug(row)}_seed{seed}', root, exports[row], args.finetune_iters, seed)
+            )
     text = report(ap, last, args, argv)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     (out / 'alfm_ablation.md').write_text(text)
-    (out / 'alfm_ablation.json').write_text(json.dumps(dict(detector=ap, pretraining=last, settings=vars(args)), indent=1))
+    (out / 'alfm_ablation.json').write_text(
+        json.dumps(dict(detector=ap, pretraining=last, settings=vars(args)), indent=1)
+    )
     print(text)
 
 
-def report(ap: Dict[str, List[dict]], last: Dict[str, dict], args: argparse.Namespace, argv: Optional[List[str]]) -> str:
+def report(
+    ap: Dict[str, List[dict]], last: Dict[str, dict], args: argparse.Namespace, argv: Optional[List[str]]
+) -> str:
     """The table as Markdown.
 
     Args:
@@ -65,15 +72,23 @@ def report(ap: Dict[str, List[dict]], last: Dict[str, dict], args: argparse.Name
             kept their rank.
     """
     lines = [
-        '# What the losses of ALFM (our reconstruction) contribute', '',
-        f'Command: `{" ".join(["python -m odis_mm.workflows.alfm_ablation", *(sys.argv[1:] if argv is None else argv)])}`', '',
+        '# What the losses of ALFM (our reconstruction) contribute',
+        '',
+        f'Command: `{" ".join(["python -m odis_mm.workflows.alfm_ablation", *(sys.argv[1:] if argv is None else argv)])}`',
+        '',
         f'{datetime.date.today().isoformat()}; {hardware()}. Pretraining: {args.epochs} epochs of {args.train_images} images of the '
         f'embedded demo set. Detector: the demo Mask R-CNN, {args.finetune_iters} iterations of 8 images, the same for all rows, all weights '
         f'trained; mean over {len(args.seeds)} seed(s), each value in parentheses. A demonstration budget on rendered images: it does not '
-        'predict COCO.', '',
-        '| pretraining | ' + ' | '.join(AP_KEYS) + ' | L_GMSR | L_CDLP | effective rank |', '|---|' + '---|' * (len(AP_KEYS) + 3)]
+        'predict COCO.',
+        '',
+        '| pretraining | ' + ' | '.join(AP_KEYS) + ' | L_GMSR | L_CDLP | effective rank |',
+        '|---|' + '---|' * (len(AP_KEYS) + 3),
+    ]
     for row, runs in ap.items():
-        cells = [f'{statistics.mean(r[key] for r in runs):.1f} ({", ".join(f"{r[key]:.1f}" for r in runs)})' for key in AP_KEYS]
+        cells = [
+            f'{statistics.mean(r[key] for r in runs):.1f} ({", ".join(f"{r[key]:.1f}" for r in runs)})'
+            for key in AP_KEYS
+        ]
         for key in ('loss_gmsr', 'loss_cdlp', 'effective_rank'):
             value = last.get(row, {}).get(key)
             cells.append('-' if value is None else f'{value:.2f}')

@@ -4,6 +4,7 @@
 
 It is resumable: started again with the same arguments it continues where it stopped.
 """
+
 import argparse
 import datetime
 import itertools
@@ -43,11 +44,22 @@ def main(argv: Optional[List[str]] = None) -> None:
         exports[method] = pretrain(stages, f'pretrain_{method.lower()}', METHODS[method], root, args.epochs)
     frozen, ap = {}, {row: [] for row in detectors}
     for row in rows:
-        frozen[row] = frozen_measure(stages, f'frozen_{slug(row)}', METHODS.get(row, METHODS['ODIS']), root, exports[row])
+        frozen[row] = frozen_measure(
+            stages, f'frozen_{slug(row)}', METHODS.get(row, METHODS['ODIS']), root, exports[row]
+        )
     for seed in args.seeds:
         for row in detectors:
-            ap[row].append(finetune(stages, f'detector_{slug(row)}_seed{seed}', root, exports[row], args.finetune_iters, seed,
-                                    backbone_lr=1. if row == FULL_LR else None))
+            ap[row].append(
+                finetune(
+                    stages,
+                    f'detector_{slug(row)}_seed{seed}',
+                    root,
+                    exports[row],
+                    args.finetune_iters,
+                    seed,
+                    backbone_lr=1.0 if row == FULL_LR else None,
+                )
+            )
     frozen[FULL_LR] = frozen[RANDOM]
     text = report(detectors, frozen, ap, args, argv)
     out = Path(args.out)
@@ -57,31 +69,55 @@ def main(argv: Optional[List[str]] = None) -> None:
     logs = out / 'logs'
     logs.mkdir(exist_ok=True)
     for folder in sorted(path.parent for path in Path(args.work_dir).glob('*/result.json')):
-        result = {key: value for key, value in json.loads((folder / 'result.json').read_text()).items() if key != 'export'}  # a path of here
+        result = {
+            key: value for key, value in json.loads((folder / 'result.json').read_text()).items() if key != 'export'
+        }  # a path of here
         (logs / f'{folder.name}.json').write_text(json.dumps(result, indent=1))
         if scalars(folder):
-            (logs / f'{folder.name}_scalars.jsonl').write_text(''.join(json.dumps(record) + '\n' for record in scalars(folder)))
+            (logs / f'{folder.name}_scalars.jsonl').write_text(
+                ''.join(json.dumps(record) + '\n' for record in scalars(folder))
+            )
     print(text)
 
 
-def report(rows: List[str], frozen: Dict[str, dict], ap: Dict[str, List[dict]], args: argparse.Namespace, argv: Optional[List[str]]) -> str:
+def report(
+    rows: List[str],
+    frozen: Dict[str, dict],
+    ap: Dict[str, List[dict]],
+    args: argparse.Namespace,
+    argv: Optional[List[str]],
+) -> str:
     """The table as Markdown, and what it says, in words that follow from the numbers."""
     seeds = len(args.seeds)
     lines = [
-        '# Evidence on the embedded demo set', '',
-        f'Command: `{" ".join(["python -m odis_mm.workflows.evidence", *(sys.argv[1:] if argv is None else argv)])}`', '',
+        '# Evidence on the embedded demo set',
+        '',
+        f'Command: `{" ".join(["python -m odis_mm.workflows.evidence", *(sys.argv[1:] if argv is None else argv)])}`',
+        '',
         f'{datetime.date.today().isoformat()}; {hardware()}. Pretraining: {args.epochs} epochs of {args.train_images} images for every '
         f'method. Detector: the demo Mask R-CNN, {args.finetune_iters} iterations of 8 images, '
         f'{seeds} detector seeds (each value given) of one pretraining, all weights trained. Frozen measure: 20-NN class accuracy of the annotated objects of the val images. '
-        'This is a demonstration budget on rendered images: it compares, it does not predict COCO.', '',
+        'This is a demonstration budget on rendered images: it compares, it does not predict COCO.',
+        '',
         'ODIS, iBOT and DINO share size and scale of the views, photometrics, head and optimizer. ODIS alone is told the objects, and its views '
-        'are drawn around them; iBOT alone has the patch loss. The scale was chosen for ODIS: two plain crops of it often share nothing.', '',
+        'are drawn around them; iBOT alone has the patch loss. The scale was chosen for ODIS: two plain crops of it often share nothing.',
+        '',
         'All settings were tuned for ODIS, in some twenty short trials judged by frozen measures on the same val images, and its patch loss was left out after one '
-        'detector comparison on them (seed 0). The baselines run with what came out, untuned.', '',
-        '| weights | frozen: [OBJ] token | frozen: box pooling | ' + ' | '.join(AP) + ' |', '|---|---|---|' + '---|' * len(AP)]
+        'detector comparison on them (seed 0). The baselines run with what came out, untuned.',
+        '',
+        '| weights | frozen: [OBJ] token | frozen: box pooling | ' + ' | '.join(AP) + ' |',
+        '|---|---|---|' + '---|' * len(AP),
+    ]
     for row in rows:
-        cells = [f'{statistics.mean(r[key] for r in ap[row]):.1f} ({", ".join(f"{r[key]:.1f}" for r in ap[row])})' for key in AP]
-        lines.append(f'| {row} | {frozen[row]["object_token"]:.1f} % | {frozen[row]["box_pool"]:.1f} % | ' + ' | '.join(cells) + ' |')
+        cells = [
+            f'{statistics.mean(r[key] for r in ap[row]):.1f} ({", ".join(f"{r[key]:.1f}" for r in ap[row])})'
+            for key in AP
+        ]
+        lines.append(
+            f'| {row} | {frozen[row]["object_token"]:.1f} % | {frozen[row]["box_pool"]:.1f} % | '
+            + ' | '.join(cells)
+            + ' |'
+        )
     lines += ['', 'What it says:', '']
     lines += [_compare(a, b, ap) for a, b in itertools.combinations(rows, 2)]
     return '\n'.join(lines) + '\n'

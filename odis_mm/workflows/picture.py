@@ -1,4 +1,5 @@
 """The quickstart's picture: loss curves, views with their patch masks, where [OBJ] looks or what patches are alike, detections."""
+
 from pathlib import Path
 
 import matplotlib
@@ -15,7 +16,7 @@ from .demo import DETECTOR, SIZE, demo_objects, load_teacher
 from .stages import scalars
 
 matplotlib.use('Agg')
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
 COLUMNS = 6
 
@@ -59,7 +60,9 @@ def _views(figure, config: str, root: Path) -> None:
     axes = figure.subplots(1, COLUMNS)
     axes[0].imshow(results['img'])
     target = results.get('target', -1)
-    figure.suptitle('Views of one image: crops' + (', box of the target, and the patches that [OBJ] sees' if target >= 0 else ''))
+    figure.suptitle(
+        'Views of one image: crops' + (', box of the target, and the patches that [OBJ] sees' if target >= 0 else '')
+    )
     if target >= 0:
         _box(axes[0], results['bboxes'][target], 'yellow')
     for view, color in zip(results['views'], ('red', 'orange', *['white'] * COLUMNS)):
@@ -68,7 +71,7 @@ def _views(figure, config: str, root: Path) -> None:
     masks = results['patch_masks'] if target >= 0 else [np.ones((1, 1))] * len(results['pixels'])
     for ax, pixels, mask in zip(axes[1:], results['pixels'], masks):
         ax.imshow(_shade(pixels, np.asarray(mask, float)))
-    for ax in axes[1 + len(results['pixels']):]:
+    for ax in axes[1 + len(results['pixels']) :]:
         ax.axis('off')
     _bare(axes)
 
@@ -76,9 +79,11 @@ def _views(figure, config: str, root: Path) -> None:
 def _attention(figure, config: str, export: Path, root: Path) -> None:
     """Where [OBJ] looks; for a method that does not train that token, which patches are like those of an object."""
     objects = load_config(config).model.type == 'ODIS'
-    figure.suptitle('Where the teacher\'s [OBJ] looks in the last block, unmasked (left of each pair) and given a box (right)'
-                    if objects else
-                    'An object (left of each pair), and how similar the teacher\'s patches are to the mean of those in its box (right)')
+    figure.suptitle(
+        "Where the teacher's [OBJ] looks in the last block, unmasked (left of each pair) and given a box (right)"
+        if objects
+        else "An object (left of each pair), and how similar the teacher's patches are to the mean of those in its box (right)"
+    )
     backbone, preprocessor = load_teacher(config, export)
     patch = backbone.patch_embed.projection.stride[0]
     axes = figure.subplots(1, COLUMNS)
@@ -90,10 +95,10 @@ def _attention(figure, config: str, export: Path, root: Path) -> None:
             maps = [backbone.object_attention_map(inputs, given)[0] for given in (None, mask.flatten()[None])]
         else:
             with torch.no_grad():
-                patches = F.normalize(backbone(inputs)[-1][0, backbone.num_leading_tokens:], dim=-1)  # [N, D]
+                patches = F.normalize(backbone(inputs)[-1][0, backbone.num_leading_tokens :], dim=-1)  # [N, D]
             cosine = F.cosine_similarity(patches, patches[mask.flatten()].mean(0, keepdim=True))
             maps = [torch.ones_like(mask, dtype=torch.float32), (cosine - cosine.min()).view_as(mask)]
-        for ax, weights in zip(axes[2 * i:], maps):
+        for ax, weights in zip(axes[2 * i :], maps):
             ax.imshow(_shade(sample['img'], (weights / weights.max()).numpy()))
         _box(axes[2 * i + objects], box, 'yellow')
     _bare(axes)
@@ -101,6 +106,7 @@ def _attention(figure, config: str, export: Path, root: Path) -> None:
 
 def _detections(figure, root: Path, folder: Path, title: str) -> None:
     from mmdet.apis import inference_detector, init_detector
+
     figure.suptitle(title)
     checkpoint = sorted(folder.glob('iter_*.pth'), key=lambda p: int(p.stem.split('_')[1]))[-1]
     images = list(demo_objects(root, 'val', COLUMNS))
@@ -108,13 +114,22 @@ def _detections(figure, root: Path, folder: Path, title: str) -> None:
     model = init_detector(load_config(DETECTOR), str(checkpoint), device='cpu')
     axes = figure.subplots(1, COLUMNS)
     for ax, info in zip(axes, images):
-        found = inference_detector(model, np.ascontiguousarray(info['img'][..., ::-1])).pred_instances  # mmdet expects BGR
+        found = inference_detector(
+            model, np.ascontiguousarray(info['img'][..., ::-1])
+        ).pred_instances  # mmdet expects BGR
         ax.imshow(info['img'])
         for box, label, score in zip(found.bboxes.numpy(), found.labels.tolist(), found.scores.tolist()):
             if score > 0.3:
                 _box(ax, box, f'C{label}')
-                ax.text(box[0], box[1], f'{CLASSES[label]} {score:.1f}', fontsize=6, color='white', backgroundcolor=f'C{label}',
-                        clip_on=True)
+                ax.text(
+                    box[0],
+                    box[1],
+                    f'{CLASSES[label]} {score:.1f}',
+                    fontsize=6,
+                    color='white',
+                    backgroundcolor=f'C{label}',
+                    clip_on=True,
+                )
         ax.set_xlim(0, SIZE)
         ax.set_ylim(SIZE, 0)
     _bare(axes)

@@ -1,7 +1,8 @@
 """The main job end to end on the embedded demo set: pretrain, transfer, fine-tune, COCO AP, one picture.
 
-    python -m odis_mm.workflows.quickstart --work-dir work_dirs/quickstart
+python -m odis_mm.workflows.quickstart --work-dir work_dirs/quickstart
 """
+
 import argparse
 import datetime
 from pathlib import Path
@@ -22,7 +23,11 @@ def main(argv: Optional[List[str]] = None) -> None:
     parser.add_argument('--method', default='odis', choices=[label.lower() for label in METHODS])
     parser.add_argument('--work-dir', default='work_dirs/quickstart')
     parser.add_argument('--data-root', default='data/odis_demo')
-    parser.add_argument('--epochs', type=int, help='of pretraining; default: ' + ', '.join(f'{n} for {label}' for label, (_, n) in BUDGETS.items()))
+    parser.add_argument(
+        '--epochs',
+        type=int,
+        help='of pretraining; default: ' + ', '.join(f'{n} for {label}' for label, (_, n) in BUDGETS.items()),
+    )
     parser.add_argument('--finetune-iters', type=int, default=300, help='of the detector, 8 images each')
     args = parser.parse_args(argv)
     label = next(name for name in METHODS if name.lower() == args.method)
@@ -32,10 +37,13 @@ def main(argv: Optional[List[str]] = None) -> None:
     stages = Stages(Path(args.work_dir) / args.method, total=3)
     root = Path(ensure_demo(args.data_root, num_train=images)).resolve()
     export = pretrain(stages, 'pretrain', config, root, epochs)
-    ap = {label: finetune(stages, 'detector_pretrained', root, export, args.finetune_iters, seed=0),
-          RANDOM: finetune(stages, 'detector_random', root, None, args.finetune_iters, seed=0)}
+    ap = {
+        label: finetune(stages, 'detector_pretrained', root, export, args.finetune_iters, seed=0),
+        RANDOM: finetune(stages, 'detector_random', root, None, args.finetune_iters, seed=0),
+    }
     picture = stages.work_dir / 'quickstart.png'
     from .picture import draw  # matplotlib and mmdet, only now
+
     draw(picture, config, export, root, stages.work_dir)
 
     names = list(next(iter(ap.values())))
@@ -43,13 +51,19 @@ def main(argv: Optional[List[str]] = None) -> None:
     table = [f'| weights of the backbone | {" | ".join(names)} |', '|---|' + '---|' * len(names)]
     table += [f'| {row} | ' + ' | '.join(f'{values[n]:.1f}' for n in names) + ' |' for row, values in ap.items()]
     matched = stages.work_dir / 'detector_pretrained'
-    text = '\n'.join([
-        '', f'COCO AP on the demo set\'s val images, the same Mask R-CNN and schedule ({args.finetune_iters} iterations of 8 images) twice:', '',
-        *table, '',
-        f'Transfer: {transfer_line(matched)}',
-        f'Picture: {picture}',
-        f'{datetime.date.today().isoformat()}; {hardware()}.',
-        'This budget is a demonstration\'s: one seed, minutes of pretraining. `python -m odis_mm.workflows.evidence` runs the longer comparison.'])
+    text = '\n'.join(
+        [
+            '',
+            f"COCO AP on the demo set's val images, the same Mask R-CNN and schedule ({args.finetune_iters} iterations of 8 images) twice:",
+            '',
+            *table,
+            '',
+            f'Transfer: {transfer_line(matched)}',
+            f'Picture: {picture}',
+            f'{datetime.date.today().isoformat()}; {hardware()}.',
+            "This budget is a demonstration's: one seed, minutes of pretraining. `python -m odis_mm.workflows.evidence` runs the longer comparison.",
+        ]
+    )
     print(text, flush=True)
     (stages.work_dir / 'quickstart.md').write_text(text + '\n')
 

@@ -1,4 +1,5 @@
 """Stages of an experiment: each is run once, remembered in a file, and continued where it was interrupted."""
+
 import json
 import multiprocessing
 import os
@@ -11,8 +12,15 @@ from typing import Callable, Dict, List, Optional, Union
 
 from ..utils.errors import USER_ERROR, ConfigError, StageError
 
-AP_KEYS = {'box AP': 'coco/bbox_mAP', 'box AP50': 'coco/bbox_mAP_50', 'mask AP': 'coco/segm_mAP', 'mask AP50': 'coco/segm_mAP_50'}
-_SHOWN = re.compile(r'Epoch\((train|val)\)|Iter\((train|val)\)|backbone <- |mmengine - INFO - lr = |ERROR|Error|exported')
+AP_KEYS = {
+    'box AP': 'coco/bbox_mAP',
+    'box AP50': 'coco/bbox_mAP_50',
+    'mask AP': 'coco/segm_mAP',
+    'mask AP50': 'coco/segm_mAP_50',
+}
+_SHOWN = re.compile(
+    r'Epoch\((train|val)\)|Iter\((train|val)\)|backbone <- |mmengine - INFO - lr = |ERROR|Error|exported'
+)
 
 
 class Stages:
@@ -40,7 +48,9 @@ class Stages:
         record = folder / 'result.json'
         settings = json.loads(json.dumps(settings))
         if (folder / 'settings.json').is_file() and json.loads((folder / 'settings.json').read_text()) != settings:
-            raise ConfigError(f'{folder} was made with other settings than {settings}: take another --work-dir, or remove it.')
+            raise ConfigError(
+                f'{folder} was made with other settings than {settings}: take another --work-dir, or remove it.'
+            )
         if record.is_file():
             self.say(f'{name}: done before')
             return json.loads(record.read_text())
@@ -69,8 +79,13 @@ class Stages:
         command = [sys.executable, '-m', 'odis_mm', 'train', config, '--work-dir', str(folder), '--resume']
         command += ['--cfg-options', *pairs] if pairs else []
         tail: List[str] = []
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                                   env={**os.environ, 'PYTHONUNBUFFERED': '1', **(env or {})})
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, 'PYTHONUNBUFFERED': '1', **(env or {})},
+        )
         with process.stdout:
             for line in process.stdout:
                 tail = (tail + [line])[-20:]
@@ -82,7 +97,9 @@ class Stages:
         if process.returncode == USER_ERROR and sentences:
             raise StageError(f'{sentences[-1]} (of: {" ".join(command[2:])})')
         print(''.join(tail), file=sys.stderr, flush=True)
-        raise StageError(f'{" ".join(command[2:])} ended with exit code {process.returncode}; its last lines are above, the rest in the logs in {folder}.')
+        raise StageError(
+            f'{" ".join(command[2:])} ended with exit code {process.returncode}; its last lines are above, the rest in the logs in {folder}.'
+        )
 
 
 def slug(label: str) -> str:

@@ -1,5 +1,6 @@
 #!/usr/bin/env python
 """Time of one GTSA training step: python tools/analysis/benchmark_gtsa.py [--batch 8 --threads 2, see --help]"""
+
 import sys
 from pathlib import Path
 

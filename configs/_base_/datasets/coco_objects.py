@@ -29,7 +29,7 @@ train_dataloader = dict(
                 type='SampleViews',
                 views=[  # iBOT recipe
                     dict(role='global', num=2, size=224, scale=(0.25, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5),
-                    dict(role='local', num=10, size=96, scale=(0.05, 0.25), ratio=(3 / 4, 4 / 3), flip=0.5)
+                    dict(role='local', num=10, size=96, scale=(0.05, 0.25), ratio=(3 / 4, 4 / 3), flip=0.5),
                 ],
                 patch_size=16,
                 object_aware=True,  # False: plain multi-crop
@@ -38,17 +38,31 @@ train_dataloader = dict(
                 min_cover=0.04,  # a derivative of the authors' code
                 tries=20,  # paper
                 local_touch=False,  # True: local views touch the object, too
-                local_tries=10),
+                local_tries=10,
+            ),
             dict(type='RenderViews'),
             dict(
                 type='PhotometricViews',  # iBOT recipe; three values are for global 1, global 2, local views
-                brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, jitter_prob=0.8,
+                brightness=0.4,
+                contrast=0.4,
+                saturation=0.2,
+                hue=0.1,
+                jitter_prob=0.8,
                 gray_prob=0.2,
-                blur_prob=(1.0, 0.1, 0.5), blur_sigma=(0.1, 2.0),
+                blur_prob=(1.0, 0.1, 0.5),
+                blur_sigma=(0.1, 2.0),
                 solarize_prob=(0.0, 0.2, 0.0),
-                on_device=False),  # True: the same numbers, applied by the GPU to whole batches: fewer workers
+                on_device=False,
+            ),  # True: the same numbers, applied by the GPU to whole batches: fewer workers
             dict(
                 type='BlockMasks',  # iBOT recipe
-                ratio_mean=0.3, ratio_spread=0.2, skip_prob=0.5, aspect=0.3, attempts=10),
-            dict(type='PackViews')
-        ]))
+                ratio_mean=0.3,
+                ratio_spread=0.2,
+                skip_prob=0.5,
+                aspect=0.3,
+                attempts=10,
+            ),
+            dict(type='PackViews'),
+        ],
+    ),
+)

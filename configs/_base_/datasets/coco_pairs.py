@@ -8,14 +8,24 @@ sample_views = dict(
     type='SamplePairViews',
     views=[  # paper
         dict(role='global', num=2, size=224, scale=(0.3, 1.0), ratio=(3 / 4, 4 / 3)),
-        dict(role='local', num=8, size=96, scale=(0.1, 0.3), ratio=(3 / 4, 4 / 3))
+        dict(role='local', num=8, size=96, scale=(0.1, 0.3), ratio=(3 / 4, 4 / 3)),
     ],
     min_overlap=(0.02, 0.01),  # paper: share of the image that two globals have in common, and a local and a global
     tries=50,  # the paper's release draws without end
     turns=True,  # paper: by 0, 90, 180 or 270 degrees
-    patch_size=16)
-photometric.merge(dict(  # paper
-    brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, jitter_prob=0.8, gray_prob=0.2,
-    blur_prob=(0.2, 0.2, 0.2), solarize_prob=(0.0, 0.0, 0.0)))
+    patch_size=16,
+)
+photometric.merge(
+    dict(  # paper
+        brightness=0.8,
+        contrast=0.8,
+        saturation=0.8,
+        hue=0.2,
+        jitter_prob=0.8,
+        gray_prob=0.2,
+        blur_prob=(0.2, 0.2, 0.2),
+        solarize_prob=(0.0, 0.0, 0.0),
+    )
+)
 train_dataloader.dataset.pipeline = [load, sample_views, render, photometric, packing]
 del load, sample_views, render, photometric, packing

@@ -9,8 +9,12 @@ sample_views = dict(
     type='SamplePairViews',
     views=[
         dict(role='global', num=2, size=48, scale=(0.2, 0.8), ratio=(3 / 4, 4 / 3)),
-        dict(role='local', num=2, size=24, scale=(0.05, 0.2), ratio=(3 / 4, 4 / 3))
+        dict(role='local', num=2, size=24, scale=(0.05, 0.2), ratio=(3 / 4, 4 / 3)),
     ],
-    min_overlap=(0.02, 0.01), tries=50, turns=True, patch_size=8)
+    min_overlap=(0.02, 0.01),
+    tries=50,
+    turns=True,
+    patch_size=8,
+)
 train_dataloader.dataset.pipeline = [load, sample_views, render, photometric, packing]
 del load, sample_views, render, photometric, packing

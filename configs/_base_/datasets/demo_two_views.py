@@ -5,7 +5,10 @@ train_dataloader = _base_.train_dataloader
 train_dataloader.batch_size = 32
 pipeline = train_dataloader.dataset.pipeline
 pipeline[1] = dict(
-    type='SampleViews', patch_size=8, target_rule='whole_image',
-    views=[dict(role='global', num=2, size=48, scale=(0.2, 0.8), ratio=(3 / 4, 4 / 3), flip=0.5)])
+    type='SampleViews',
+    patch_size=8,
+    target_rule='whole_image',
+    views=[dict(role='global', num=2, size=48, scale=(0.2, 0.8), ratio=(3 / 4, 4 / 3), flip=0.5)],
+)
 pipeline[4:] = pipeline[5:]  # no masked image modelling
 del pipeline

@@ -10,4 +10,6 @@ train_dataloader = dict(
     dataset=dict(
         data_root='{{$IMAGENET_ROOT:data/imagenet/}}',
         ann_file='annotations/boxes_train.json',  # '': no boxes at all
-        data_prefix='train/'))
+        data_prefix='train/',
+    ),
+)

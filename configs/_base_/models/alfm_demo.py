@@ -4,13 +4,20 @@ _base_ = './alfm_vits.py'
 model = dict(
     backbone=dict(
         arch=dict(_delete_=True, embed_dims=128, num_layers=4, num_heads=4, feedforward_channels=512),
-        img_size=48, patch_size=8, drop_path_rate=0.0),
+        img_size=48,
+        patch_size=8,
+        drop_path_rate=0.0,
+    ),
     # At this size and length centering at temperature 0.04 drifts to flat soft labels (so does ODIS, odis_demo.py). Batch norm, balanced
     # sharp targets and prototypes that cannot shrink keep it from there.
     neck=dict(
-        in_channels=128, hidden_channels=512, bottleneck_channels=128, num_prototypes=64, norm_trainable=False,
-        norm_cfg=dict(type='BN1d')),
-    head=dict(
-        num_prototypes=64, balance='sinkhorn', teacher_temp=0.025,
-        num_cells=4),  # the maps have 6 x 6 cells
-    momentum=dict(start=0.99))
+        in_channels=128,
+        hidden_channels=512,
+        bottleneck_channels=128,
+        num_prototypes=64,
+        norm_trainable=False,
+        norm_cfg=dict(type='BN1d'),
+    ),
+    head=dict(num_prototypes=64, balance='sinkhorn', teacher_temp=0.025, num_cells=4),  # the maps have 6 x 6 cells
+    momentum=dict(start=0.99),
+)

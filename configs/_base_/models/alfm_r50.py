@@ -2,7 +2,6 @@
 _base_ = './alfm_vits.py'
 
 model = dict(
-    backbone=dict(
-        _delete_=True, type='ResNet', depth=50,
-        with_cp=False),  # True: activation checkpointing
-    neck=dict(in_channels=2048))
+    backbone=dict(_delete_=True, type='ResNet', depth=50, with_cp=False),  # True: activation checkpointing
+    neck=dict(in_channels=2048),
+)

@@ -4,9 +4,17 @@ _base_ = './gtsa_vits.py'
 model = dict(
     backbone=dict(
         arch=dict(_delete_=True, embed_dims=128, num_layers=4, num_heads=4, feedforward_channels=512),
-        img_size=48, patch_size=8, drop_path_rate=0.0),
+        img_size=48,
+        patch_size=8,
+        drop_path_rate=0.0,
+    ),
     neck=dict(in_channels=128, hidden_channels=128, out_channels=128),
     head=dict(
-        in_channels=128, predictor=dict(in_channels=128, hidden_channels=128, out_channels=128),
-        crop_cells=(4, 2), num_matches=(18, 4),  # the maps have 6 x 6 and 3 x 3 cells
-        rotation_channels=(256, 256, 64), correspondence_epoch=3))
+        in_channels=128,
+        predictor=dict(in_channels=128, hidden_channels=128, out_channels=128),
+        crop_cells=(4, 2),
+        num_matches=(18, 4),  # the maps have 6 x 6 and 3 x 3 cells
+        rotation_channels=(256, 256, 64),
+        correspondence_epoch=3,
+    ),
+)

@@ -2,6 +2,4 @@
 # project's defaults.
 _base_ = './odis_vits.py'
 
-model = dict(
-    backbone=dict(arch='base', drop_path_rate=0.1),
-    neck=dict(in_channels=768, norm_trainable=False))
+model = dict(backbone=dict(arch='base', drop_path_rate=0.1), neck=dict(in_channels=768, norm_trainable=False))

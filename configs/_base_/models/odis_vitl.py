@@ -2,6 +2,4 @@
 # project's defaults.
 _base_ = './odis_vits.py'
 
-model = dict(
-    backbone=dict(arch='large', drop_path_rate=0.4),
-    neck=dict(in_channels=1024, norm_trainable=False))
+model = dict(backbone=dict(arch='large', drop_path_rate=0.4), neck=dict(in_channels=1024, norm_trainable=False))

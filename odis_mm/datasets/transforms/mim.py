@@ -1,4 +1,5 @@
 """Masks of masked image modelling, in blocks (BEiT, arXiv 2106.08254, algorithm 1; ratios as in iBOT)."""
+
 import math
 
 import numpy as np
@@ -8,8 +9,9 @@ from mmpretrain.registry import TRANSFORMS
 from ...utils.errors import ConfigError
 
 
-def draw_blocks(rng: np.random.Generator, rows: int, cols: int, ratio: float, aspect: float,
-                attempts: int) -> np.ndarray:
+def draw_blocks(
+    rng: np.random.Generator, rows: int, cols: int, ratio: float, aspect: float, attempts: int
+) -> np.ndarray:
     """A mask bool [rows, cols] of at most ``ratio * rows * cols`` patches, made of rectangles.
 
     A block has between ``(min(rows, cols) // 3) ** 2`` and all the patches that are still to be masked, with
@@ -17,7 +19,7 @@ def draw_blocks(rng: np.random.Generator, rows: int, cols: int, ratio: float, as
     draws in a row fail.
     """
     mask = np.zeros((rows, cols), bool)
-    least, spread, left = (min(rows, cols) // 3)**2, math.log(aspect), ratio * rows * cols
+    least, spread, left = (min(rows, cols) // 3) ** 2, math.log(aspect), ratio * rows * cols
     while left >= 1:
         for area, stretch, top, start in rng.random((attempts, 4)).tolist():
             area, stretch = least + (left - least) * area, math.exp(spread * (2 * stretch - 1))
@@ -25,7 +27,7 @@ def draw_blocks(rng: np.random.Generator, rows: int, cols: int, ratio: float, as
             if not (0 < h < rows and 0 < w < cols):
                 continue
             top, start = int(top * (rows - h + 1)), int(start * (cols - w + 1))
-            block = mask[top:top + h, start:start + w]
+            block = mask[top : top + h, start : start + w]
             new = block.size - np.count_nonzero(block)
             if 0 < new <= left:
                 block[:] = True
@@ -50,12 +52,14 @@ class BlockMasks(BaseTransform):
     views.
     """
 
-    def __init__(self,
-                 ratio_mean: float = 0.3,
-                 ratio_spread: float = 0.2,
-                 skip_prob: float = 0.5,
-                 aspect: float = 0.3,
-                 attempts: int = 10):
+    def __init__(
+        self,
+        ratio_mean: float = 0.3,
+        ratio_spread: float = 0.2,
+        skip_prob: float = 0.5,
+        aspect: float = 0.3,
+        attempts: int = 10,
+    ):
         if not 0 <= ratio_mean - ratio_spread <= ratio_mean + ratio_spread <= 1:
             raise ConfigError(f'ratio_mean={ratio_mean} +- ratio_spread={ratio_spread} must lie within 0 and 1')
         if not 0 < aspect <= 1:

@@ -1,4 +1,5 @@
 """From one image's views to a batch, view-major: index ``v * B + b``."""
+
 from typing import List, Sequence
 
 import numpy as np
@@ -39,12 +40,18 @@ class PackViews(BaseTransform):
             raise ConfigError('local views of one size must stand in one group of SampleViews: merge the groups')
         pixels, geometry = results['pixels'], stack_views(results['views'])
         samples = dict(
-            crop=torch.from_numpy(geometry.crop.astype(np.float32)), view_size=torch.from_numpy(geometry.size),
-            flip=torch.from_numpy(geometry.flip), rot90=torch.from_numpy(geometry.rot90),
-            image_size=torch.tensor([results['height'], results['width']]), img_id=torch.tensor(int(results['img_id'])))
+            crop=torch.from_numpy(geometry.crop.astype(np.float32)),
+            view_size=torch.from_numpy(geometry.size),
+            flip=torch.from_numpy(geometry.flip),
+            rot90=torch.from_numpy(geometry.rot90),
+            image_size=torch.tensor([results['height'], results['width']]),
+            img_id=torch.tensor(int(results['img_id'])),
+        )
         if 'patch_masks' in results:
             masks = results['patch_masks']
-            samples['object_mask'] = [torch.from_numpy(np.stack([masks[i].reshape(-1) for i in group])) for group in groups]
+            samples['object_mask'] = [
+                torch.from_numpy(np.stack([masks[i].reshape(-1) for i in group])) for group in groups
+            ]
             samples['object_visible'] = torch.tensor(results['object_visible'])
         if 'photometric' in results:
             samples['photometric'] = [torch.from_numpy(results['photometric'][group]) for group in groups]

@@ -1,4 +1,5 @@
 """Views whose pairs overlap, each turned by quarter turns (GTSA, arXiv 2304.08014)."""
+
 from typing import Sequence, Tuple
 
 import numpy as np
@@ -38,18 +39,30 @@ class SamplePairViews(BaseTransform):
     Reads ``height``, ``width``, ``rng``; adds ``views`` (list of :class:`View`) and ``view_roles`` (list of str).
     """
 
-    def __init__(self, views: Sequence[dict], min_overlap: Tuple[float, float] = (0.02, 0.01), tries: int = 50,
-                 turns: bool = True, patch_size: int = 16):
+    def __init__(
+        self,
+        views: Sequence[dict],
+        min_overlap: Tuple[float, float] = (0.02, 0.01),
+        tries: int = 50,
+        turns: bool = True,
+        patch_size: int = 16,
+    ):
         if any(group.get('flip') for group in views):
-            raise ConfigError('SamplePairViews knows no flip, as the losses compare turned crops: remove flip from the views')
-        self.groups = [SampleViews.check_group({**group, 'flip': 0.}, patch_size) for group in views]
+            raise ConfigError(
+                'SamplePairViews knows no flip, as the losses compare turned crops: remove flip from the views'
+            )
+        self.groups = [SampleViews.check_group({**group, 'flip': 0.0}, patch_size) for group in views]
         if [group['role'] for group in self.groups] not in (['global'], ['global', 'local']):
             raise ConfigError('views must be one group of globals and at most one of locals after it')
         for group in self.groups:
             if turns and group['size'][0] != group['size'][1]:
-                raise ConfigError(f"views of size {group['size']} change their shape when turned: use square ones or turns=False")
+                raise ConfigError(
+                    f'views of size {group["size"]} change their shape when turned: use square ones or turns=False'
+                )
         if len(min_overlap) != 2 or not all(0 <= share < 1 for share in min_overlap):
-            raise ConfigError(f'min_overlap={min_overlap} must be two shares of the image in [0, 1): between globals, local and global')
+            raise ConfigError(
+                f'min_overlap={min_overlap} must be two shares of the image in [0, 1): between globals, local and global'
+            )
         if tries < 1:
             raise ConfigError('tries counts the first draw too: it must be at least 1')
         self.min_overlap, self.tries, self.turns = min_overlap, tries, turns
@@ -67,7 +80,9 @@ class SamplePairViews(BaseTransform):
             roles += [group['role']] * group['num']
             sizes += [group['size']] * group['num']
         turns = rng.integers(0, 4, len(crops)) if self.turns else np.zeros(len(crops), np.int64)
-        views = [View(tuple(crop), size, False, turn) for crop, size, turn in zip(crops.tolist(), sizes, turns.tolist())]
+        views = [
+            View(tuple(crop), size, False, turn) for crop, size, turn in zip(crops.tolist(), sizes, turns.tolist())
+        ]
         results.update(views=views, view_roles=roles)
         return results
 

@@ -1,4 +1,5 @@
 """Colours of rendered views: numbers are drawn for all views at once, then each view is changed by uint8 kernels."""
+
 from typing import Sequence
 
 import cv2
@@ -10,7 +11,7 @@ from ...utils.errors import ConfigError
 
 _LEVELS = np.arange(256, dtype=np.float32)
 _NEGATIVE = np.where(_LEVELS < 128, _LEVELS, 255 - _LEVELS).astype(np.uint8)  # solarize, threshold 128
-_GREY = np.array([.299, .587, .114])  # of red, green, blue (ITU-R BT.601), as OpenCV has it
+_GREY = np.array([0.299, 0.587, 0.114])  # of red, green, blue (ITU-R BT.601), as OpenCV has it
 
 
 def brightness(img: np.ndarray, factor: float) -> np.ndarray:
@@ -75,24 +76,26 @@ class PhotometricViews(BaseTransform):
     Reads ``pixels``, ``view_roles``, ``rng``; replaces ``pixels``, or adds ``photometric`` float32 [V, 13] (:meth:`pack`).
     """
 
-    def __init__(self,
-                 brightness: float = 0.4,
-                 contrast: float = 0.4,
-                 saturation: float = 0.2,
-                 hue: float = 0.1,
-                 jitter_prob: float = 0.8,
-                 gray_prob: float = 0.2,
-                 blur_prob: Sequence[float] = (1., .1, .5),
-                 blur_sigma: Sequence[float] = (.1, 2.),
-                 solarize_prob: Sequence[float] = (0., .2, 0.),
-                 on_device: bool = False):
+    def __init__(
+        self,
+        brightness: float = 0.4,
+        contrast: float = 0.4,
+        saturation: float = 0.2,
+        hue: float = 0.1,
+        jitter_prob: float = 0.8,
+        gray_prob: float = 0.2,
+        blur_prob: Sequence[float] = (1.0, 0.1, 0.5),
+        blur_sigma: Sequence[float] = (0.1, 2.0),
+        solarize_prob: Sequence[float] = (0.0, 0.2, 0.0),
+        on_device: bool = False,
+    ):
         for name, probs in (('blur_prob', blur_prob), ('solarize_prob', solarize_prob)):
             if len(probs) != 3:
                 raise ConfigError(f'{name}={probs} must hold three numbers: first global view, other globals, locals')
-        if not 0 <= hue <= .5:
+        if not 0 <= hue <= 0.5:
             raise ConfigError(f'hue={hue} is a share of the colour circle: choose it from 0 to 0.5')
         spread = np.array([brightness, contrast, saturation, hue], np.float64)
-        self.low = np.maximum(np.array([1, 1, 1, 0]) - spread, [0, 0, 0, -.5])
+        self.low = np.maximum(np.array([1, 1, 1, 0]) - spread, [0, 0, 0, -0.5])
         self.high = np.array([1, 1, 1, 0]) + spread
         self.active = spread > 0
         self.jitter_prob, self.gray_prob = jitter_prob, gray_prob
@@ -106,9 +109,14 @@ class PhotometricViews(BaseTransform):
         u = rng.random((len(roles), 13))
         low, high = self.blur_sigma
         return dict(
-            jitter=u[:, 0] < self.jitter_prob, gray=u[:, 1] < self.gray_prob, blur=u[:, 2] < self.blur_prob[kind],
-            solarize=u[:, 3] < self.solarize_prob[kind], factors=self.low + (self.high - self.low) * u[:, 4:8],
-            order=u[:, 8:12].argsort(1), sigma=low + (high - low) * u[:, 12])
+            jitter=u[:, 0] < self.jitter_prob,
+            gray=u[:, 1] < self.gray_prob,
+            blur=u[:, 2] < self.blur_prob[kind],
+            solarize=u[:, 3] < self.solarize_prob[kind],
+            factors=self.low + (self.high - self.low) * u[:, 4:8],
+            order=u[:, 8:12].argsort(1),
+            sigma=low + (high - low) * u[:, 12],
+        )
 
     @staticmethod
     def pack(drawn: dict) -> np.ndarray:

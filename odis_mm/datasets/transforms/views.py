@@ -2,6 +2,7 @@
 
 Crops are drawn, judged and accepted as numbers; pixels are touched only for those that were kept.
 """
+
 from typing import Sequence, Tuple, Union
 
 import cv2
@@ -83,16 +84,18 @@ class SampleViews(BaseTransform):
     ``target`` (index of the object, -1 for the whole image).
     """
 
-    def __init__(self,
-                 views: Sequence[dict],
-                 target_rule: str = 'random_area',
-                 region: str = 'box',
-                 min_cover: Union[float, Sequence[float]] = 0.04,
-                 tries: int = 20,
-                 local_tries: int = 10,
-                 local_touch: bool = False,
-                 object_aware: bool = True,
-                 patch_size: int = 16):
+    def __init__(
+        self,
+        views: Sequence[dict],
+        target_rule: str = 'random_area',
+        region: str = 'box',
+        min_cover: Union[float, Sequence[float]] = 0.04,
+        tries: int = 20,
+        local_tries: int = 10,
+        local_touch: bool = False,
+        object_aware: bool = True,
+        patch_size: int = 16,
+    ):
         if target_rule not in TARGET_RULES:
             raise ConfigError(f'target_rule={target_rule!r} is unknown: choose one of {TARGET_RULES}')
         if region not in ('box', 'mask'):
@@ -106,9 +109,11 @@ class SampleViews(BaseTransform):
         if len({group['size'] for group in self.groups if group['role'] == 'global'}) > 1:
             raise ConfigError('all global views must have one size: teacher and student compare them patch by patch')
         num_global = sum(group['num'] for group in self.groups if group['role'] == 'global')
-        covers = [min_cover] + [0.] * (num_global - 1) if isinstance(min_cover, (int, float)) else list(min_cover)
+        covers = [min_cover] + [0.0] * (num_global - 1) if isinstance(min_cover, (int, float)) else list(min_cover)
         if len(covers) != num_global or not all(0 <= cover < 1 for cover in covers):
-            raise ConfigError(f'min_cover={min_cover} must be a share from 0 to below 1, or one for each of the {num_global} global views')
+            raise ConfigError(
+                f'min_cover={min_cover} must be a share from 0 to below 1, or one for each of the {num_global} global views'
+            )
         self.min_cover = np.array(covers)
         self.target_rule, self.region = target_rule, region
         self.tries, self.local_tries, self.local_touch = tries, local_tries, local_touch
@@ -129,7 +134,7 @@ class SampleViews(BaseTransform):
         if group['role'] not in ('global', 'local'):
             raise ConfigError(f"role={group['role']!r} of a group of views is unknown: choose 'global' or 'local'")
         if group['size'][0] % patch or group['size'][1] % patch:
-            raise ConfigError(f"view size {group['size']} is no multiple of the patch size {patch}: change one of them")
+            raise ConfigError(f'view size {group["size"]} is no multiple of the patch size {patch}: change one of them')
         for key in ('scale', 'ratio'):
             low, high = group[key]
             if not 0 < low <= high or (key == 'scale' and high > 1):
@@ -194,7 +199,7 @@ class SampleViews(BaseTransform):
         cover = area / (crops[..., 2] * crops[..., 3])
         good = area > 0  # a crop that holds some of the target holds some patch of it: patches tile the crop
         if role == 'global' and self.object_aware:
-            good &= cover >= self.min_cover[first:first + len(crops), None]
+            good &= cover >= self.min_cover[first : first + len(crops), None]
         each, good_any = np.arange(len(crops)), good.any(1)
         pick = np.where(good_any, good.argmax(1), cover.argmax(1))
         return crops[each, pick], good_any
@@ -230,7 +235,7 @@ def render_view(img: np.ndarray, view: View) -> np.ndarray:
     """
     x, y, w, h = view.crop
     # [1, h, w, 3] in one piece, seen as channels last: any other layout of strides costs three times as much
-    part = torch.from_numpy(np.ascontiguousarray(img[None, y:y + h, x:x + w])).permute(0, 3, 1, 2)
+    part = torch.from_numpy(np.ascontiguousarray(img[None, y : y + h, x : x + w])).permute(0, 3, 1, 2)
     pixels = F.interpolate(part, size=view.size, mode='bicubic', antialias=True)[0].permute(1, 2, 0).numpy()
     if view.flip:
         pixels = cv2.flip(pixels, 1)

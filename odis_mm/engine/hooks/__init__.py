@@ -10,6 +10,15 @@ from .regions import RegionProxyHook
 from .schedule import SelfSupScheduleHook
 
 __all__ = [
-    'BadImageHook', 'DeferredInfoHook', 'ExportTeacherHook', 'HealthHook', 'KNNHook', 'NonFiniteLossHook', 'PreemptionHook', 'ProgressHook',
-    'RegionProxyHook', 'SafeCheckpointHook', 'SelfSupScheduleHook'
+    'BadImageHook',
+    'DeferredInfoHook',
+    'ExportTeacherHook',
+    'HealthHook',
+    'KNNHook',
+    'NonFiniteLossHook',
+    'PreemptionHook',
+    'ProgressHook',
+    'RegionProxyHook',
+    'SafeCheckpointHook',
+    'SelfSupScheduleHook',
 ]

@@ -1,4 +1,5 @@
 """Tells the log which images could not be used."""
+
 from typing import Optional
 
 from mmengine.dist import all_reduce
@@ -22,7 +23,9 @@ class BadImageHook(Hook):
         BadImageError: more images are bad than the data set's ``max_bad_share`` allows; the message lists them.
     """
 
-    priority = 'BELOW_NORMAL'  # before checkpoints: what stops the run here is no reason to lose the epoch, but comes first
+    priority = (
+        'BELOW_NORMAL'  # before checkpoints: what stops the run here is no reason to lose the epoch, but comes first
+    )
 
     def __init__(self, interval: int = 50):
         if interval < 1:
@@ -47,7 +50,9 @@ class BadImageHook(Hook):
             if index not in self.told:
                 self.told.add(index)
                 path = dataset.get_data_info(index)['img_path']
-                runner.logger.warning(f'bad image replaced by another one ({len(self.told)} of {len(dataset)} so far): {_reason(path)}')
+                runner.logger.warning(
+                    f'bad image replaced by another one ({len(self.told)} of {len(dataset)} so far): {_reason(path)}'
+                )
         dataset.check_bad_share()
 
 

@@ -1,4 +1,5 @@
 """Checkpoints that are either whole or not there."""
+
 import errno
 import glob
 import os
@@ -17,7 +18,9 @@ from ..resume import damage
 
 PARTIAL = '.part'
 BETWEEN = r'epoch_(\d+)_iter_(\d+)\.pth'  # checkpoints within an epoch
-UNFINISHED = r'.+\.pth\.part|\..+_backbone\.(?:pth|md)\.\w+\.tmp'  # checkpoint, export or card, of a process that was killed
+UNFINISHED = (
+    r'.+\.pth\.part|\..+_backbone\.(?:pth|md)\.\w+\.tmp'  # checkpoint, export or card, of a process that was killed
+)
 
 
 class AtomicLocalBackend(LocalBackend):
@@ -55,7 +58,7 @@ def _holds(path: str, content: bytes, piece: int = 1 << 20) -> bool:
     with open(path, 'rb') as f:
         if hasattr(os, 'posix_fadvise'):
             os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        return all(f.read(piece) == content[start:start + piece] for start in range(0, len(content) + 1, piece))
+        return all(f.read(piece) == content[start : start + piece] for start in range(0, len(content) + 1, piece))
 
 
 register_backend('odis_mm.atomic', AtomicLocalBackend, force=True)
@@ -136,8 +139,13 @@ class SafeCheckpointHook(CheckpointHook):
         name = f'epoch_{runner.epoch}_iter_{iteration}.pth'
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
-        runner.save_checkpoint(self.out_dir, name, meta=dict(epoch=runner.epoch, iter=iteration), by_epoch=False,
-                               backend_args=self.backend_args)
+        runner.save_checkpoint(
+            self.out_dir,
+            name,
+            meta=dict(epoch=runner.epoch, iter=iteration),
+            by_epoch=False,
+            backend_args=self.backend_args,
+        )
         if is_main_process():
             with open(osp.join(runner.work_dir, 'last_checkpoint'), 'w') as f:
                 f.write(self.last_ckpt)
@@ -155,14 +163,18 @@ class SafeCheckpointHook(CheckpointHook):
             raise FileWriteError(
                 f'could not write a checkpoint to {self.out_dir}: {error.strerror or error}; make room or mend '
                 'the permissions, or the disk, and continue '
-                f'with --resume (last good checkpoint: {last_good or "none"}).') from error
+                f'with --resume (last good checkpoint: {last_good or "none"}).'
+            ) from error
         self.file_backend.settle(True)
 
     def _verify(self) -> None:
         """Files of other backends than ours, which has done it: their checksums, after they were written."""
         if (self.backend_args or {}).get('backend') == 'odis_mm.atomic' or not is_main_process():
             return
-        best = {getattr(self, 'best_ckpt_path', None), *getattr(self, 'best_ckpt_path_dict', {}).values()} - self._verified
+        best = {
+            getattr(self, 'best_ckpt_path', None),
+            *getattr(self, 'best_ckpt_path_dict', {}).values(),
+        } - self._verified
         for path in {self.last_ckpt, *best} - {None}:
             with self.file_backend.get_local_path(path) as local:
                 wrong = damage(local)

@@ -1,4 +1,5 @@
 """Writes the teacher's backbone, and a card about it, beside every checkpoint."""
+
 import os
 import os.path as osp
 from typing import Optional
@@ -59,8 +60,13 @@ class ExportTeacherHook(Hook):
             return
         path = f'{osp.splitext(checkpoint)[0]}_backbone.pth'
         iteration = runner.iter if iteration is None else iteration
-        meta = dict(method=type(model).__name__, epoch=iteration // len(runner.train_dataloader), iteration=iteration, odis_mm=__version__,
-                    config=osp.basename(runner.cfg.filename) if getattr(runner.cfg, 'filename', None) else '')
+        meta = dict(
+            method=type(model).__name__,
+            epoch=iteration // len(runner.train_dataloader),
+            iteration=iteration,
+            odis_mm=__version__,
+            config=osp.basename(runner.cfg.filename) if getattr(runner.cfg, 'filename', None) else '',
+        )
         backbone = model.branch('teacher')
         if isinstance(backbone, VisionTransformer):  # its tensors do not tell
             meta['num_heads'] = backbone.layers[0].attn.num_heads

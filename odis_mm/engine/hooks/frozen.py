@@ -1,4 +1,5 @@
 """What the hooks that measure frozen features during pretraining share."""
+
 import json
 import time
 from abc import abstractmethod
@@ -52,20 +53,26 @@ class FrozenMetricHook(Hook):
     def before_train(self, runner) -> None:
         model = unwrap(runner.model)
         if not hasattr(model, 'branch'):
-            raise ConfigError(f'{type(self).__name__} measures TeacherStudent models, not {type(model).__name__}: remove it from the hooks.')
+            raise ConfigError(
+                f'{type(self).__name__} measures TeacherStudent models, not {type(model).__name__}: remove it from the hooks.'
+            )
         if any(hasattr(p, 'full_tensor') for p in model.parameters()):
-            raise ConfigError(f'{type(self).__name__} can not measure a sharded model, whose ranks must all see as many images: remove it '
-                            'from the hooks, and measure the exports by tools/knn.py or tools/regions.py.')
+            raise ConfigError(
+                f'{type(self).__name__} can not measure a sharded model, whose ranks must all see as many images: remove it '
+                'from the hooks, and measure the exports by tools/knn.py or tools/regions.py.'
+            )
         self.prepare(self._frozen(runner, model.branch(self.of)))
         self._file = Path(runner.work_dir, f'{self.name}.json')
         self._record = dict(of=self.of, random=None, history=[])
         if runner.iter and self._file.is_file():  # resumed
             kept = json.loads(self._file.read_text())
-            self._record.update(random=kept['random'], history=[point for point in kept['history'] if point['iteration'] <= runner.iter])
+            self._record.update(
+                random=kept['random'], history=[point for point in kept['history'] if point['iteration'] <= runner.iter]
+            )
         if self.random_baseline and self._record['random'] is None:
             self._record['random'] = self.measure(self._frozen(runner, self._random_twin(runner, model)))
             runner.logger.info(f'{self.name} of random weights: {_words(self._record["random"])}')
-        self._begin, self._spent = time.perf_counter(), 0.
+        self._begin, self._spent = time.perf_counter(), 0.0
 
     def after_train_epoch(self, runner) -> None:
         if self.by_epoch and (self.every_n_epochs(runner, self.interval) or self.is_last_train_epoch(runner)):
@@ -84,14 +91,21 @@ class FrozenMetricHook(Hook):
         seconds = time.perf_counter() - begin
         self._spent += seconds
         self._record['history'].append(dict(iteration=iteration, epoch=epoch, seconds=round(seconds, 3), **metrics))
-        runner.message_hub.update_info(METRICS, {**runner.message_hub.runtime_info.get(METRICS, {}),
-                                                 **{f'{self.name}/{key}': value for key, value in metrics.items()}})
+        runner.message_hub.update_info(
+            METRICS,
+            {
+                **runner.message_hub.runtime_info.get(METRICS, {}),
+                **{f'{self.name}/{key}': value for key, value in metrics.items()},
+            },
+        )
         runner.visualizer.add_scalars({f'{self.name}/{key}': value for key, value in metrics.items()}, step=iteration)
         share = self._spent / (time.perf_counter() - self._begin)
         random = self._record['random']
         beside = {} if random is None else {key: f' (random {random[key]:.1f})' for key in metrics}
-        runner.logger.info(f'{self.name} of the {self.of}: {_words(metrics, beside)}; {seconds:.1f} s, '
-                           f'{100 * share:.2g} % of the run so far')
+        runner.logger.info(
+            f'{self.name} of the {self.of}: {_words(metrics, beside)}; {seconds:.1f} s, '
+            f'{100 * share:.2g} % of the run so far'
+        )
         if is_main_process():
             partial = self._file.with_suffix('.tmp')
             partial.write_text(json.dumps(self._record, indent=1))
@@ -101,14 +115,18 @@ class FrozenMetricHook(Hook):
     @staticmethod
     def _frozen(runner, backbone: torch.nn.Module) -> FrozenBackbone:
         preprocessor = getattr(unwrap(runner.model), 'data_preprocessor', None)
-        return FrozenBackbone(backbone, getattr(preprocessor, 'mean', IMAGENET_MEAN), getattr(preprocessor, 'std', IMAGENET_STD))
+        return FrozenBackbone(
+            backbone, getattr(preprocessor, 'mean', IMAGENET_MEAN), getattr(preprocessor, 'std', IMAGENET_STD)
+        )
 
     @staticmethod
     def _random_twin(runner, model) -> torch.nn.Module:
         config = runner.cfg.get('model')
         if not isinstance(config, dict) or 'backbone' not in config:
-            raise ConfigError('the value of random weights needs the model as a config; '
-                             'set random_baseline=False for a model built by hand.')
+            raise ConfigError(
+                'the value of random weights needs the model as a config; '
+                'set random_baseline=False for a model built by hand.'
+            )
         device = next(model.parameters()).device
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -125,6 +143,7 @@ def plot_history(record: dict, path: str, title: str) -> None:
     """Each metric over the iterations, with the value of random weights as a dashed line, as a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+
     history = record['history']
     keys = [key for key in history[-1] if key not in ('iteration', 'epoch', 'seconds')]
     figure = Figure(figsize=(3.2 * min(len(keys), 4), 2.6 * -(-len(keys) // 4)), dpi=100, layout='constrained')

@@ -1,4 +1,5 @@
 """A monitor with an opinion: cheap figures of a run, and a verdict in plain words when a known sickness shows."""
+
 import math
 from dataclasses import dataclass
 from typing import Dict, Optional
@@ -13,14 +14,14 @@ from ...utils.errors import ConfigError
 START_NORM = 'health_start_norm'  # in the message hub, hence in checkpoints: a resumed run compares with its own start
 CURES = {
     'uniform collapse': 'lower model.head.teacher_temp (0.04) or lengthen its warm-up, keep the teacher slower (model.momentum.start=0.9995 for '
-                        "small batches), halve the learning rate, use bf16 instead of fp16, or set model.head.balance='sinkhorn'",
+    "small batches), halve the learning rate, use bf16 instead of fp16, or set model.head.balance='sinkhorn'",
     'one-prototype collapse': "see that the teacher is centered (model.head.center_momentum=0.9, or balance='sinkhorn'), raise "
-                              'model.head.teacher_temp, halve the learning rate',
+    'model.head.teacher_temp, halve the learning rate',
     'dimensional collapse': 'halve the learning rate, enlarge the batch, make the views differ more, and see that the images do differ',
     'divergence': 'go back to a checkpoint from before it, divide the learning rate by 2 to 10, lengthen the warm-up, lower '
-                  'optim_wrapper.clip_grad.max_norm, use bf16 instead of fp16',
+    'optim_wrapper.clip_grad.max_norm, use bf16 instead of fp16',
     'starvation': 'raise train_dataloader.num_workers up to the number of cores, keep persistent_workers=True, or move the images to faster '
-                  'storage or a smaller size',
+    'storage or a smaller size',
 }
 
 
@@ -34,14 +35,16 @@ class Limits:
     rank: float = 1.5  # directions in which features differ
     spread: float = 1e-4  # share of the features' energy in which images differ
     diverged_loss: float = 1.3  # in ln K: knowing nothing costs 1
-    growth: float = 5.  # of the weights' norm since the start of the run
+    growth: float = 5.0  # of the weights' norm since the start of the run
     data_wait: float = 0.5  # share of the time
 
     def sickness(self, figures: Dict[str, float]) -> Dict[str, str]:
         """Names of the sicknesses that ``figures`` show, each with what shows it."""
         nan = math.nan  # compares as False: a figure that is not there shows nothing
         entropy, loss = figures.get('entropy/ln K', nan), figures.get('loss/ln K', nan)
-        perplexity, rank, spread = (figures.get(key, nan) for key in ('prototypes in use', 'feature rank', 'feature spread'))
+        perplexity, rank, spread = (
+            figures.get(key, nan) for key in ('prototypes in use', 'feature rank', 'feature spread')
+        )
         growth, wait = figures.get('weight growth', nan), figures.get('data wait', nan)
         found = {}
         if growth > self.growth:
@@ -49,7 +52,9 @@ class Limits:
         elif loss > self.diverged_loss:
             found['divergence'] = f'the loss is {loss:.2f} ln K, and knowing nothing costs 1'
         if entropy > self.entropy and not abs(loss - 1) > self.loss:
-            found['uniform collapse'] = f'the teacher gives every image all prototypes alike (entropy {entropy:.3f} ln K)'
+            found['uniform collapse'] = (
+                f'the teacher gives every image all prototypes alike (entropy {entropy:.3f} ln K)'
+            )
         if perplexity < self.perplexity:
             found['one-prototype collapse'] = f'the teacher gives all images one prototype ({perplexity:.2f} in use)'
         if spread < self.spread:
@@ -84,8 +89,10 @@ class HealthHook(Hook):
 
     def __init__(self, interval: int = 50, patience: int = 3, grace: float = 0.05, limits: Optional[dict] = None):
         if interval < 1 or patience < 1 or not 0 <= grace <= 1:
-            raise ConfigError(f'HealthHook: interval and patience must be at least 1 and grace within [0, 1], got {interval}, {patience}, '
-                             f'{grace}.')
+            raise ConfigError(
+                f'HealthHook: interval and patience must be at least 1 and grace within [0, 1], got {interval}, {patience}, '
+                f'{grace}.'
+            )
         self.interval, self.patience, self.grace = interval, patience, grace
         self.limits = Limits(**(limits or {}))
         self.rows: Dict[str, int] = {}
@@ -93,7 +100,9 @@ class HealthHook(Hook):
     def before_train(self, runner) -> None:
         model = unwrap(runner.model)
         if not hasattr(model, 'watch_health'):
-            raise ConfigError(f'HealthHook watches TeacherStudent models, not {type(model).__name__}: remove it from custom_hooks.')
+            raise ConfigError(
+                f'HealthHook watches TeacherStudent models, not {type(model).__name__}: remove it from custom_hooks.'
+            )
         info = runner.message_hub.runtime_info
         if START_NORM not in info:
             runner.message_hub.update_info(START_NORM, float(model.student_norm()))
@@ -108,7 +117,9 @@ class HealthHook(Hook):
             return
         figures = self.measure(runner, data_batch, outputs or {})
         runner.logger.info('health: ' + ', '.join(f'{name} {value:.3g}' for name, value in figures.items()))
-        runner.visualizer.add_scalars({f'health/{name.replace(" ", "_")}': value for name, value in figures.items()}, step=runner.iter + 1)
+        runner.visualizer.add_scalars(
+            {f'health/{name.replace(" ", "_")}': value for name, value in figures.items()}, step=runner.iter + 1
+        )
         self.judge(runner, figures)
 
     def measure(self, runner, data_batch, outputs: dict) -> Dict[str, float]:
@@ -149,4 +160,6 @@ class HealthHook(Hook):
         for name, why in found.items():
             self.rows[name] = self.rows.get(name, 0) + 1
             if self.rows[name] == self.patience:
-                runner.logger.warning(f'health: {name}: {why}, for {self.patience * self.interval} iterations by now. To try: {CURES[name]}.')
+                runner.logger.warning(
+                    f'health: {name}: {why}, for {self.patience * self.interval} iterations by now. To try: {CURES[name]}.'
+                )

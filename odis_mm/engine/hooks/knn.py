@@ -1,4 +1,5 @@
 """k-NN accuracy while pretraining runs."""
+
 from typing import Dict, Optional, Sequence
 
 from mmpretrain.registry import HOOKS
@@ -27,8 +28,17 @@ class KNNHook(FrozenMetricHook):
 
     name = 'knn'
 
-    def __init__(self, data_root: str, ks: Sequence[int] = (10, 20), size: int = 224, boxes: Sequence[str] = ('', ''),
-                 max_images: Sequence[Optional[int]] = (10_000, 2_000), batch_size: int = 64, num_workers: int = 2, **kwargs):
+    def __init__(
+        self,
+        data_root: str,
+        ks: Sequence[int] = (10, 20),
+        size: int = 224,
+        boxes: Sequence[str] = ('', ''),
+        max_images: Sequence[Optional[int]] = (10_000, 2_000),
+        batch_size: int = 64,
+        num_workers: int = 2,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         self.data_root, self.ks, self.size, self.boxes, self.max_images = data_root, ks, size, boxes, max_images
         self.loading = dict(batch_size=batch_size, num_workers=num_workers)

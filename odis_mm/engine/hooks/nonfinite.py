@@ -1,4 +1,5 @@
 """A step whose loss is not a number is not taken, and can be looked into afterwards."""
+
 import glob
 import io
 import os.path as osp
@@ -20,6 +21,7 @@ NAMED = 16  # images in a message; the file names all
 
 class _Batch(NamedTuple):
     """An iteration of the optimizer step under way."""
+
     iteration: int
     random: dict  # states before it
     data: Any
@@ -50,7 +52,9 @@ class NonFiniteLossHook(Hook):
 
     def __init__(self, in_a_row: int = 3, keep: int = 3):
         if in_a_row < 1 or keep < 0:
-            raise ConfigError(f'NonFiniteLossHook: in_a_row must be at least 1 and keep at least 0, got {in_a_row} and {keep}.')
+            raise ConfigError(
+                f'NonFiniteLossHook: in_a_row must be at least 1 and keep at least 0, got {in_a_row} and {keep}.'
+            )
         self.in_a_row, self.keep = in_a_row, keep
         self.row = 0
         self._clear()
@@ -114,11 +118,14 @@ class NonFiniteLossHook(Hook):
         told = [text for text in all_gather_object(self._describe(runner)) if text]
         text = '; '.join(told) or f'the gradient is not finite at iteration {runner.iter + 1}'
         if self.row < self.in_a_row:
-            return runner.logger.warning(f'{text}. The step is skipped ({self.row} in a row; {self.in_a_row} end the run).')
+            return runner.logger.warning(
+                f'{text}. The step is skipped ({self.row} in a row; {self.in_a_row} end the run).'
+            )
         last = runner.message_hub.runtime_info.get('last_ckpt')
         raise NonFiniteLossError(
             f'{text}. {self.row} steps in a row were skipped for such reasons; last good checkpoint: {last or "none"}. '
-            'Resume from it with --amp bf16 instead of fp16, half the learning rate, or a smaller clip_grad.max_norm.')
+            'Resume from it with --amp bf16 instead of fp16, half the learning rate, or a smaller clip_grad.max_norm.'
+        )
 
     def _describe(self, runner) -> str:
         """What was wrong on this rank, where, and the file; empty if nothing was."""
@@ -127,10 +134,17 @@ class NonFiniteLossHook(Hook):
             if bad:
                 names = [name for name in bad if name != 'loss'] or bad
                 images = _images(runner, batch.data)
-                shown = ', '.join(map(str, images[:NAMED])) + (f' and {len(images) - NAMED} more' if len(images) > NAMED else '')
-                verb, rank = 'is' if len(names) == 1 else 'are', f' (rank {runner.rank})' if runner.world_size > 1 else ''
-                return (f'{", ".join(names)} {verb} not finite at iteration {batch.iteration + 1}{rank}, images {shown or "unknown"}'
-                        f'{self._save(runner, batch, images)}')
+                shown = ', '.join(map(str, images[:NAMED])) + (
+                    f' and {len(images) - NAMED} more' if len(images) > NAMED else ''
+                )
+                verb, rank = (
+                    'is' if len(names) == 1 else 'are',
+                    f' (rank {runner.rank})' if runner.world_size > 1 else '',
+                )
+                return (
+                    f'{", ".join(names)} {verb} not finite at iteration {batch.iteration + 1}{rank}, images {shown or "unknown"}'
+                    f'{self._save(runner, batch, images)}'
+                )
         return ''
 
     def _save(self, runner, batch: _Batch, images: list) -> str:
@@ -139,9 +153,18 @@ class NonFiniteLossHook(Hook):
         if len(glob.glob(osp.join(glob.escape(runner.work_dir), f'nonfinite_iter_*[0-9]{rank}.pth'))) >= self.keep:
             return ''
         content = io.BytesIO()
-        torch.save(dict(
-            iteration=batch.iteration, max_iters=runner.max_iters, iters_per_epoch=len(runner.train_dataloader), random=batch.random,
-            images=images, terms={name: value.tolist() for name, value in batch.terms.items()}, batch=plain(batch.data)), content)
+        torch.save(
+            dict(
+                iteration=batch.iteration,
+                max_iters=runner.max_iters,
+                iters_per_epoch=len(runner.train_dataloader),
+                random=batch.random,
+                images=images,
+                terms={name: value.tolist() for name, value in batch.terms.items()},
+                batch=plain(batch.data),
+            ),
+            content,
+        )
         try:
             AtomicLocalBackend().put(content.getvalue(), path)
         except OSError as error:

@@ -1,4 +1,5 @@
 """A scheduler that wants the machine back gets it, and the run loses nothing."""
+
 import signal
 import threading
 from typing import Optional, Sequence
@@ -34,7 +35,9 @@ class PreemptionHook(Hook):
         self.signals = [getattr(signal, name) for name in signals]
         if not GROUP_SIGNALS.issuperset(self.signals) or interval < 1:
             known = ', '.join(sorted(number.name for number in GROUP_SIGNALS))
-            raise ConfigError(f'PreemptionHook: signals must be among {known}, interval at least 1; got {", ".join(signals)}; {interval}.')
+            raise ConfigError(
+                f'PreemptionHook: signals must be among {known}, interval at least 1; got {", ".join(signals)}; {interval}.'
+            )
         self.interval = interval
         self.received: Optional[int] = None
         self._former = {}
@@ -42,8 +45,10 @@ class PreemptionHook(Hook):
     def before_train(self, runner) -> None:
         found = [hook for hook in runner.hooks if isinstance(hook, SafeCheckpointHook)]
         if not found:
-            raise ConfigError('PreemptionHook saves through a SafeCheckpointHook, and there is none: set '
-                            "default_hooks.checkpoint.type='SafeCheckpointHook', or remove it from custom_hooks.")
+            raise ConfigError(
+                'PreemptionHook saves through a SafeCheckpointHook, and there is none: set '
+                "default_hooks.checkpoint.type='SafeCheckpointHook', or remove it from custom_hooks."
+            )
         self.checkpoints = found[0]
         if threading.current_thread() is threading.main_thread():  # Python allows no other to handle signals
             self._former = {number: signal.signal(number, self._note) for number in self.signals}
@@ -80,7 +85,9 @@ class PreemptionHook(Hook):
 
     def _leave(self, runner) -> None:
         name = signal.Signals(self.received).name if self.received else 'a signal to another rank'
-        runner.logger.warning(f'{name}: checkpoint {self.checkpoints.last_ckpt} is written; exiting with code {REQUEUE}, --resume continues')
+        runner.logger.warning(
+            f'{name}: checkpoint {self.checkpoints.last_ckpt} is written; exiting with code {REQUEUE}, --resume continues'
+        )
         barrier()  # rank 0 may still be writing
         self.after_train(runner)
         raise SystemExit(REQUEUE)

@@ -1,4 +1,5 @@
 """What a run tells about itself, without making the device wait for the host."""
+
 from typing import List, Optional
 
 import numpy as np
@@ -58,8 +59,10 @@ class DeferredHistory(HistoryBuffer):
         if self._pending:
             values = torch.stack([value.float().reshape(()) for value in self._pending]).tolist()
             self._pending = []
-            self._values = np.append(self._values, values)[-self.max_length:]
-            self._count_history = np.append(self._count_history, np.ones(len(values), self._count_history.dtype))[-self.max_length:]
+            self._values = np.append(self._values, values)[-self.max_length :]
+            self._count_history = np.append(self._count_history, np.ones(len(values), self._count_history.dtype))[
+                -self.max_length :
+            ]
         return self._values
 
     @_log_history.setter
@@ -94,7 +97,9 @@ class DeferredInfoHook(RuntimeInfoHook):
 
     def before_train(self, runner) -> None:
         super().before_train(runner)
-        for wrapper in (runner.optim_wrapper.values() if hasattr(runner.optim_wrapper, 'values') else [runner.optim_wrapper]):
+        for wrapper in (
+            runner.optim_wrapper.values() if hasattr(runner.optim_wrapper, 'values') else [runner.optim_wrapper]
+        ):
             if getattr(wrapper, 'clip_grad_kwargs', None) and not isinstance(wrapper.clip_func, _DeferredNorm):
                 wrapper.clip_func = _DeferredNorm(wrapper)
 

@@ -1,4 +1,5 @@
 """The proxy for detection while pretraining runs."""
+
 from typing import Dict, Optional, Sequence
 
 from mmpretrain.registry import HOOKS
@@ -29,11 +30,19 @@ class RegionProxyHook(FrozenMetricHook):
 
     name = 'regions'
 
-    def __init__(self, data_root: str, ann_files: Sequence[str] = ('annotations/instances_train2017.json',
-                                                                   'annotations/instances_val2017.json'),
-                 prefixes: Sequence[str] = ('train2017', 'val2017'), sizes: Sequence[int] = (224, ),
-                 max_images: Sequence[Optional[int]] = (800, 400), per_image: int = 10, k: int = 20, batch_size: int = 64,
-                 num_workers: int = 2, **kwargs):
+    def __init__(
+        self,
+        data_root: str,
+        ann_files: Sequence[str] = ('annotations/instances_train2017.json', 'annotations/instances_val2017.json'),
+        prefixes: Sequence[str] = ('train2017', 'val2017'),
+        sizes: Sequence[int] = (224,),
+        max_images: Sequence[Optional[int]] = (800, 400),
+        per_image: int = 10,
+        k: int = 20,
+        batch_size: int = 64,
+        num_workers: int = 2,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         self.data = (data_root, ann_files, prefixes, sizes, max_images, per_image)
         self.measuring = dict(k=k, batch_size=batch_size, num_workers=num_workers)

@@ -1,4 +1,5 @@
 """Drives a teacher-student model: schedules before each iteration, teacher and centers after each optimizer step."""
+
 from typing import Optional
 
 from mmengine.hooks import Hook
@@ -30,8 +31,10 @@ class SelfSupScheduleHook(Hook):
     def before_train(self, runner) -> None:
         model = unwrap(runner.model)
         if not hasattr(model, 'set_progress'):
-            raise ConfigError(f'SelfSupScheduleHook drives TeacherStudent models, not {type(model).__name__}: '
-                            'remove it from custom_hooks.')
+            raise ConfigError(
+                f'SelfSupScheduleHook drives TeacherStudent models, not {type(model).__name__}: '
+                'remove it from custom_hooks.'
+            )
         optimizer = runner.optim_wrapper.optimizer
         iters_per_epoch = len(runner.train_dataloader)
         freeze_until = self.freeze_prototypes_epochs * iters_per_epoch
@@ -47,10 +50,12 @@ class SelfSupScheduleHook(Hook):
             if skipped is None or not skipped:
                 model.after_optimizer_step()
 
-        self._handles = [optimizer.register_step_pre_hook(before_step),
-                         optimizer.register_step_post_hook(after_step)]
-        self._decayed = [(g, g.setdefault('initial_weight_decay', g['weight_decay']))
-                         for g in optimizer.param_groups if g.get('initial_weight_decay', g['weight_decay']) > 0]
+        self._handles = [optimizer.register_step_pre_hook(before_step), optimizer.register_step_post_hook(after_step)]
+        self._decayed = [
+            (g, g.setdefault('initial_weight_decay', g['weight_decay']))
+            for g in optimizer.param_groups
+            if g.get('initial_weight_decay', g['weight_decay']) > 0
+        ]
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         unwrap(runner.model).set_progress(runner.iter, runner.max_iters, len(runner.train_dataloader))
@@ -61,5 +66,3 @@ class SelfSupScheduleHook(Hook):
     def after_train(self, runner) -> None:
         for handle in self._handles:
             handle.remove()
-
-

@@ -1,4 +1,5 @@
 """A plain ViT whose [OBJ] token can be told which patches are the object."""
+
 from contextlib import contextmanager
 from types import MethodType
 from typing import Callable, Iterator, List, Optional, Sequence, Tuple, Union
@@ -52,12 +53,21 @@ class ObjectViT(VisionTransformer):
         **kwargs: Everything ``mmpretrain.VisionTransformer`` takes; ``arch`` 'deit-small' is the ViT-S of the papers.
     """
 
-    def __init__(self, *args, num_object_tokens: int = 1, cls_beside_object: bool = False, with_cp: bool = False, compiled: bool = False,
-                 **kwargs):
+    def __init__(
+        self,
+        *args,
+        num_object_tokens: int = 1,
+        cls_beside_object: bool = False,
+        with_cp: bool = False,
+        compiled: bool = False,
+        **kwargs,
+    ):
         kwargs.setdefault('out_type', 'raw')
         if kwargs['out_type'] != 'raw' or not kwargs.get('with_cls_token', True):
-            raise ConfigError("ObjectViT returns tokens: leave out_type at 'raw' and with_cls_token at True; "
-                             'detectors take the exported file into mmpretrain.VisionTransformer.')
+            raise ConfigError(
+                "ObjectViT returns tokens: leave out_type at 'raw' and with_cls_token at True; "
+                'detectors take the exported file into mmpretrain.VisionTransformer.'
+            )
         if num_object_tokens < 1:
             raise ConfigError(f'num_object_tokens must be at least 1, got {num_object_tokens}.')
         super().__init__(*args, **kwargs)
@@ -81,9 +91,9 @@ class ObjectViT(VisionTransformer):
         if isinstance(self.init_cfg, dict) and self.init_cfg['type'] == 'Pretrained':
             return
         # the stock ViT leaves the token at zero, DINO and iBOT start it like the positions
-        nn.init.trunc_normal_(self.cls_token, std=.02)
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
         if self.num_leading_tokens > 1:
-            nn.init.trunc_normal_(self.object_tokens, std=.02)
+            nn.init.trunc_normal_(self.object_tokens, std=0.02)
 
     def embed(self, images: Tensor, replace: Optional[Tuple[Tensor, Tensor]] = None) -> Tuple[Tensor, Tuple[int, int]]:
         """Images to the sequence that enters the first block.
@@ -106,8 +116,13 @@ class ObjectViT(VisionTransformer):
         tokens = torch.cat((leading.expand(len(images), -1, -1).to(patches.dtype), patches + position[:, 1:]), dim=1)
         return self.pre_norm(self.drop_after_pos(tokens)), grid
 
-    def forward(self, images: OneOrMore, object_mask: OneOrMore = None, replace: Optional[Tuple[Tensor, Tensor]] = None,
-                patches: OneOrMore = None) -> Union[Tuple[Tensor, ...], List[Tuple[Tensor, ...]]]:
+    def forward(
+        self,
+        images: OneOrMore,
+        object_mask: OneOrMore = None,
+        replace: Optional[Tuple[Tensor, Tensor]] = None,
+        patches: OneOrMore = None,
+    ) -> Union[Tuple[Tensor, ...], List[Tuple[Tensor, ...]]]:
         """Token sequences after the blocks ``out_indices``.
 
         Args:
@@ -132,12 +147,22 @@ class ObjectViT(VisionTransformer):
             return self._forward([images], [object_mask], replace, None if patches is None else [patches])[0]
         return self._forward(images, object_mask or [None] * len(images), replace, patches)
 
-    def _forward(self, images: Sequence[Tensor], object_masks: Sequence[Optional[Tensor]], replace: Optional[Tuple[Tensor, Tensor]],
-                 patches: Optional[Sequence[Tensor]]) -> List[Tuple[Tensor, ...]]:
+    def _forward(
+        self,
+        images: Sequence[Tensor],
+        object_masks: Sequence[Optional[Tensor]],
+        replace: Optional[Tuple[Tensor, Tensor]],
+        patches: Optional[Sequence[Tensor]],
+    ) -> List[Tuple[Tensor, ...]]:
         views = [self.embed(x, replace if i == 0 else None) for i, x in enumerate(images)]
         shapes = tuple(tuple(x.shape[:2]) for x, _ in views)  # (B, T) of each resolution
-        masks = tuple(None if mask is None else self._attention_mask(mask, x, grid) for mask, (x, grid) in zip(object_masks, views))
-        x = torch.cat([x.flatten(0, 1) for x, _ in views]) if len(views) > 1 else views[0][0].flatten(0, 1)  # [R, D], R = sum of B * T
+        masks = tuple(
+            None if mask is None else self._attention_mask(mask, x, grid)
+            for mask, (x, grid) in zip(object_masks, views)
+        )
+        x = (
+            torch.cat([x.flatten(0, 1) for x, _ in views]) if len(views) > 1 else views[0][0].flatten(0, 1)
+        )  # [R, D], R = sum of B * T
         sizes = [batch * length for batch, length in shapes]
         rows = None
         if patches is not None:
@@ -151,8 +176,21 @@ class ObjectViT(VisionTransformer):
             block = self._sharded or (_block if some else self._block)
             # elsewhere than on a CPU the host would have to wait for the draws
             skip = block is _block and not some and _cpu_forms(x)
-            args = (layer, x, shapes, masks, self.object_slice, _paths(layer, x, shapes, skip), rows if last else None, not self.with_cp)
-            x = checkpoint(block, *args, use_reentrant=False) if self.with_cp and torch.is_grad_enabled() else block(*args)
+            args = (
+                layer,
+                x,
+                shapes,
+                masks,
+                self.object_slice,
+                _paths(layer, x, shapes, skip),
+                rows if last else None,
+                not self.with_cp,
+            )
+            x = (
+                checkpoint(block, *args, use_reentrant=False)
+                if self.with_cp and torch.is_grad_enabled()
+                else block(*args)
+            )
             if last and self.final_norm:
                 x = self.ln1(x)
             if i in self.out_indices:
@@ -175,8 +213,11 @@ class ObjectViT(VisionTransformer):
     def shard_blocks(self, **kwargs) -> None:
         """Has torch's ``fully_shard(**kwargs)`` leave each rank its part of every block; a block is gathered while it runs, uncompiled."""
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
         for layer in self.layers:
-            layer.run = MethodType(_block, layer)  # what gathers it: the forward() of mmpretrain's layer is never called
+            layer.run = MethodType(
+                _block, layer
+            )  # what gathers it: the forward() of mmpretrain's layer is never called
             fully_shard(layer, **kwargs)
             register_fsdp_forward_method(layer, 'run')
         self._sharded = lambda layer, *args: layer.run(*args)
@@ -202,12 +243,14 @@ class ObjectViT(VisionTransformer):
         mask = self._attention_mask(object_mask, x, grid)
         shape = tuple(x.shape[:2])
         for layer in self.layers[:-1]:
-            x = _block(layer, x.flatten(0, 1), (shape, ), (mask, ), self.object_slice).unflatten(0, shape)
+            x = _block(layer, x.flatten(0, 1), (shape,), (mask,), self.object_slice).unflatten(0, shape)
         attn = self.layers[-1].attn
-        q, k, _ = attn.qkv(self.layers[-1].ln1(x)).unflatten(-1, (3, attn.num_heads, attn.head_dims)).unbind(2)  # [B, T, h, d]
-        scores = torch.einsum('bqhd,bkhd->bhqk', q[:, self.object_slice], k) / attn.head_dims ** 0.5
+        q, k, _ = (
+            attn.qkv(self.layers[-1].ln1(x)).unflatten(-1, (3, attn.num_heads, attn.head_dims)).unbind(2)
+        )  # [B, T, h, d]
+        scores = torch.einsum('bqhd,bkhd->bhqk', q[:, self.object_slice], k) / attn.head_dims**0.5
         weights = scores.masked_fill(~self._key_mask(object_mask, x, grid), -torch.inf).softmax(-1)
-        return weights.mean((1, 2))[:, self.num_leading_tokens:].unflatten(1, tuple(grid))
+        return weights.mean((1, 2))[:, self.num_leading_tokens :].unflatten(1, tuple(grid))
 
     def _attention_mask(self, object_mask: Tensor, x: Tensor, grid: Sequence[int]) -> Tensor:
         """The mask in the form that :func:`object_attention` takes where ``x`` is."""
@@ -223,23 +266,35 @@ class ObjectViT(VisionTransformer):
         """Which keys each [OBJ] query sees, bool [B, 1, k, T]: itself and the object's patches."""
         batch, length = x.shape[:2]
         if object_mask.shape != (batch, grid[0] * grid[1]):
-            raise ConfigError(f'object_mask must be bool [{batch}, {grid[0] * grid[1]}] (images, patches of the '
-                             f'{grid[0]}x{grid[1]} grid), got {tuple(object_mask.shape)}.')
+            raise ConfigError(
+                f'object_mask must be bool [{batch}, {grid[0] * grid[1]}] (images, patches of the '
+                f'{grid[0]}x{grid[1]} grid), got {tuple(object_mask.shape)}.'
+            )
         first, stop = self.object_slice.start, self.object_slice.stop
         mask = torch.zeros(batch, 1, stop - first, length, dtype=torch.bool, device=x.device)
-        mask[..., self.num_leading_tokens:] = object_mask.bool()[:, None, None]
+        mask[..., self.num_leading_tokens :] = object_mask.bool()[:, None, None]
         mask[:, :, range(stop - first), range(first, stop)] = True
         return mask
 
 
 def _paths(layer: nn.Module, x: Tensor, shapes: Shapes, skip: bool) -> Tuple[Path, Path]:
     """Of attention and MLP. Drawn outside of the block, so that recomputing it draws nothing."""
-    return (draw_path(getattr(layer.attn, 'out_drop', None), x, shapes, skip),
-            draw_path(getattr(layer.ffn, 'dropout_layer', None), x, shapes, skip))
+    return (
+        draw_path(getattr(layer.attn, 'out_drop', None), x, shapes, skip),
+        draw_path(getattr(layer.ffn, 'dropout_layer', None), x, shapes, skip),
+    )
 
 
-def _block(layer: nn.Module, x: Tensor, shapes: Shapes, masks: Tuple[Optional[Tensor], ...], object_slice: slice,
-           paths: Tuple[Path, Path] = (None, None), rows: Optional[Tensor] = None, lean: bool = False) -> Tensor:
+def _block(
+    layer: nn.Module,
+    x: Tensor,
+    shapes: Shapes,
+    masks: Tuple[Optional[Tensor], ...],
+    object_slice: slice,
+    paths: Tuple[Path, Path] = (None, None),
+    rows: Optional[Tensor] = None,
+    lean: bool = False,
+) -> Tensor:
     """One of mmpretrain's encoder layers, with object masks in its attention.
 
     Args:
@@ -258,9 +313,12 @@ def _block(layer: nn.Module, x: Tensor, shapes: Shapes, masks: Tuple[Optional[Te
     if isinstance(paths[0], Kept):
         shapes = paths[0].shapes
     sizes = [batch * length for batch, length in shapes]
-    dropout = attn.attn_drop if attn.training else 0.
-    parts = [object_attention(part.view(*shape, 3, attn.num_heads, attn.head_dims), mask, object_slice, dropout)
-             for part, shape, mask in zip(qkv.split(sizes) if len(sizes) > 1 else (qkv, ), shapes, select(masks, paths[0])) if shape[0]]
+    dropout = attn.attn_drop if attn.training else 0.0
+    parts = [
+        object_attention(part.view(*shape, 3, attn.num_heads, attn.head_dims), mask, object_slice, dropout)
+        for part, shape, mask in zip(qkv.split(sizes) if len(sizes) > 1 else (qkv,), shapes, select(masks, paths[0]))
+        if shape[0]
+    ]
     out = torch.cat(parts) if len(parts) > 1 else parts[0]
     if rows is not None:  # a token's projection and MLP depend on it alone
         out, x = out.index_select(0, rows), x.index_select(0, rows)
@@ -299,7 +357,7 @@ def _after_norm(then: nn.Module, norm: nn.Module, x: Tensor, lean: bool, path: P
         return then(y)
 
 
-def object_attention(qkv: Tensor, mask: Optional[Tensor], object_slice: slice, dropout: float = 0.) -> Tensor:
+def object_attention(qkv: Tensor, mask: Optional[Tensor], object_slice: slice, dropout: float = 0.0) -> Tensor:
     """Attention with masked [OBJ] rows.
 
     Only k of the T rows are masked. On GPUs they are computed on their own, so that the other rows keep the fused kernel without a
@@ -325,20 +383,24 @@ def object_attention(qkv: Tensor, mask: Optional[Tensor], object_slice: slice, d
     else:
         first, count = object_slice.start, object_slice.stop - object_slice.start
         front, objects, rest = q.split([first, count, q.shape[2] - first - count], dim=2)
-        rows = [F.scaled_dot_product_attention(objects, k, v, attn_mask=mask, dropout_p=dropout),
-                F.scaled_dot_product_attention(rest, k, v, dropout_p=dropout)]
+        rows = [
+            F.scaled_dot_product_attention(objects, k, v, attn_mask=mask, dropout_p=dropout),
+            F.scaled_dot_product_attention(rest, k, v, dropout_p=dropout),
+        ]
         if first:  # [CLS] in front sees everything, as the patches do
             rows.insert(0, F.scaled_dot_product_attention(front, k, v, dropout_p=dropout))
         out = torch.cat(rows, dim=2)
     return out.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
-def _plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor], object_slice: slice, dropout: float) -> Tensor:
+def _plain_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor], object_slice: slice, dropout: float
+) -> Tensor:
     """softmax(q k^T / sqrt(d)) v, mask bool [B, 1, k, T] of the [OBJ] rows."""
     with torch.autocast(q.device.type, enabled=False):  # its softmax would copy the scores to float32 and back
         shape = q.shape
         q, k, v = (part.flatten(0, 1) for part in (q, k, v))  # [B * h, T, d]
-        scores = torch.baddbmm(q.new_empty(()), q, k.mT, beta=0, alpha=shape[-1]**-.5)  # [B * h, T, T]
+        scores = torch.baddbmm(q.new_empty(()), q, k.mT, beta=0, alpha=shape[-1] ** -0.5)  # [B * h, T, T]
         if mask is not None:  # past autograd: without weight in the softmax, these scores have no gradient in any case
             scores.detach().unflatten(0, shape[:2])[:, :, object_slice].masked_fill_(~mask, -torch.inf)
         return (F.dropout(scores.softmax(-1), dropout) @ v).view(shape)

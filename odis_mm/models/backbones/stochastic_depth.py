@@ -1,4 +1,5 @@
 """Stochastic depth (Huang et al., arXiv 1603.09382) by image, which can leave dropped branches uncomputed."""
+
 from contextlib import contextmanager
 from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
@@ -20,6 +21,7 @@ class Kept(NamedTuple):
         pieces: Rows of the tokens [R, D] of all images, one after the other: how many, and whether they are kept.
         scale: What the branch is multiplied by, 1/(1 - p).
     """
+
     images: Tuple[Optional[Tensor], ...]
     shapes: Shapes
     pieces: Tuple[Tuple[int, bool], ...]
@@ -69,7 +71,7 @@ def draw_path(drop: Optional[nn.Module], x: Tensor, shapes: Shapes, skip: bool) 
 def _kept(flags: List[bool], shapes: Shapes, scale: float) -> Kept:
     images, sizes, pieces, first = [], [], [], 0
     for batch, length in shapes:
-        own = flags[first:first + batch]
+        own = flags[first : first + batch]
         first += batch
         images.append(None if all(own) else torch.tensor([i for i, flag in enumerate(own) if flag], dtype=torch.int64))
         sizes.append((sum(own), length))
@@ -102,10 +104,15 @@ def select(masks: Sequence[Optional[Tensor]], path: Path) -> Tuple[Optional[Tens
     """Of each resolution's mask [B, ...] the kept images'."""
     if not isinstance(path, Kept):
         return tuple(masks)
-    return tuple(mask if mask is None or images is None else mask.index_select(0, images) for mask, images in zip(masks, path.images))
+    return tuple(
+        mask if mask is None or images is None else mask.index_select(0, images)
+        for mask, images in zip(masks, path.images)
+    )
 
 
-def _pairs(whole: Tensor, part: Tensor, pieces: Sequence[Tuple[int, bool]]) -> Iterator[Tuple[Tensor, Optional[Tensor]]]:
+def _pairs(
+    whole: Tensor, part: Tensor, pieces: Sequence[Tuple[int, bool]]
+) -> Iterator[Tuple[Tensor, Optional[Tensor]]]:
     """Pieces of the whole, each beside its piece of the kept part, or None."""
     kept = iter(part.split([rows for rows, flag in pieces if flag]))
     for piece, (_, flag) in zip(whole.split([rows for rows, _ in pieces]), pieces):
@@ -113,7 +120,6 @@ def _pairs(whole: Tensor, part: Tensor, pieces: Sequence[Tuple[int, bool]]) -> I
 
 
 class _Take(torch.autograd.Function):
-
     @staticmethod
     def forward(ctx, x, pieces, dtype):
         ctx.pieces, ctx.rows, ctx.dtype = pieces, len(x), x.dtype
@@ -133,7 +139,6 @@ class _Take(torch.autograd.Function):
 
 
 class _Add(torch.autograd.Function):
-
     @staticmethod
     def forward(ctx, x, branch, pieces, scale):
         ctx.pieces, ctx.scale, ctx.rows, ctx.dtypes = pieces, scale, len(branch), (x.dtype, branch.dtype)

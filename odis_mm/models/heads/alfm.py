@@ -1,4 +1,5 @@
 """ALFM's head: the two losses, the center and the temperatures. Our reconstruction: see :class:`odis_mm.models.ALFM`."""
+
 from typing import Dict, Union
 
 import torch
@@ -24,9 +25,19 @@ class ALFMHead(SoftTargetHead):
         eps2: eps^2 of :func:`coding_length`.
     """
 
-    def __init__(self, num_prototypes: int, num_cells: int = 7, context_temp: float = 0.1, student_temp: float = 0.1,
-                 teacher_temp: Union[float, dict] = dict(start=0.04, end=0.07, warmup_epochs=30), center_momentum: float = 0.9,
-                 lambda_entropy: float = 1., eps2: float = 0.05, balance: str = 'center', init_cfg=None):
+    def __init__(
+        self,
+        num_prototypes: int,
+        num_cells: int = 7,
+        context_temp: float = 0.1,
+        student_temp: float = 0.1,
+        teacher_temp: Union[float, dict] = dict(start=0.04, end=0.07, warmup_epochs=30),
+        center_momentum: float = 0.9,
+        lambda_entropy: float = 1.0,
+        eps2: float = 0.05,
+        balance: str = 'center',
+        init_cfg=None,
+    ):
         super().__init__(student_temp, teacher_temp, balance, init_cfg)
         for name, value in dict(num_cells=num_cells, context_temp=context_temp, eps2=eps2).items():
             if value <= 0:
@@ -57,7 +68,8 @@ class ALFMHead(SoftTargetHead):
         return dict(
             loss_gmsr=-similarity - self.lambda_entropy * entropy,
             similarity=similarity.detach(),
-            effective_rank=effective_rank(moment.detach()).mean())
+            effective_rank=effective_rank(moment.detach()).mean(),
+        )
 
     @torch.no_grad()
     def enrich(self, cells: Tensor) -> Tensor:
@@ -79,6 +91,9 @@ class ALFMHead(SoftTargetHead):
             self.center.observe_mean(torch.einsum('vbik,b->k', teacher_logits.float(), weight), cells)
             entropy = torch.einsum('vbik,b->', torch.special.entr(targets), weight) / cells.clamp(min=1)
         return dict(
-            loss_cdlp=pairwise_cross_entropy(targets, student_logits, self.student_temp, overlap[:, None].expand(-1, 2)),
+            loss_cdlp=pairwise_cross_entropy(
+                targets, student_logits, self.student_temp, overlap[:, None].expand(-1, 2)
+            ),
             teacher_entropy=entropy,  # ln K: uniform collapse; 0: one prototype for everything
-            overlap=weight.mean())
+            overlap=weight.mean(),
+        )

@@ -1,4 +1,5 @@
 """Self-distillation head: centered, sharpened teacher distributions and the losses against them."""
+
 from typing import Dict, List, Optional, Union
 
 import torch
@@ -33,7 +34,9 @@ def sinkhorn_knopp(logits: Tensor, temperature: float, iterations: int = 3, coun
         rows = rows.masked_fill(~counted.flatten()[:, None], -torch.inf)
     top = rows.max() if rows.numel() else rows.new_full((), -torch.inf)
     all_reduce(top, 'max')
-    weight = torch.exp((rows - top.clamp(min=torch.finfo(top.dtype).min)) / temperature)  # -inf where no row counts: exp(-inf) is 0
+    weight = torch.exp(
+        (rows - top.clamp(min=torch.finfo(top.dtype).min)) / temperature
+    )  # -inf where no row counts: exp(-inf) is 0
     for _ in range(iterations):
         used = weight.sum(0)  # [K]
         all_reduce(used)
@@ -94,8 +97,11 @@ class SoftTargetHead(BaseModule):
             raise ConfigError(f'head.balance is {balance!r}; use one of {BALANCES}.')
         self.balance = balance
         self.student_temp = student_temp
-        self.teacher_temp_cfg = teacher_temp if isinstance(teacher_temp, dict) else dict(
-            start=teacher_temp, end=teacher_temp, warmup_epochs=0)
+        self.teacher_temp_cfg = (
+            teacher_temp
+            if isinstance(teacher_temp, dict)
+            else dict(start=teacher_temp, end=teacher_temp, warmup_epochs=0)
+        )
         self.teacher_temp = self.teacher_temp_cfg['start']
         self._watched: Optional[List[Tensor]] = None
 
@@ -142,8 +148,11 @@ class SoftTargetHead(BaseModule):
         if total[-1] < 2:
             return {}
         mean = total[:-2] / total[-1]
-        return {'num_prototypes': mean.new_tensor(len(mean)), 'entropy': total[-2] / total[-1],
-                'prototypes in use': torch.special.entr(mean).sum().exp()}
+        return {
+            'num_prototypes': mean.new_tensor(len(mean)),
+            'entropy': total[-2] / total[-1],
+            'prototypes in use': torch.special.entr(mean).sum().exp(),
+        }
 
 
 @MODELS.register_module()
@@ -158,9 +167,16 @@ class DistillationHead(SoftTargetHead):
             projection), or 'all' patches (iBOT's definition).
     """
 
-    def __init__(self, num_prototypes: int, student_temp: float = 0.1,
-                 teacher_temp: Union[float, dict] = dict(start=0.04, end=0.07, warmup_epochs=30),
-                 center_momentum: float = 0.9, patch_center: str = 'masked', balance: str = 'center', init_cfg=None):
+    def __init__(
+        self,
+        num_prototypes: int,
+        student_temp: float = 0.1,
+        teacher_temp: Union[float, dict] = dict(start=0.04, end=0.07, warmup_epochs=30),
+        center_momentum: float = 0.9,
+        patch_center: str = 'masked',
+        balance: str = 'center',
+        init_cfg=None,
+    ):
         super().__init__(student_temp, teacher_temp, balance, init_cfg)
         if patch_center not in PATCH_CENTERS:
             raise ConfigError(f'head.patch_center is {patch_center!r}; use one of {PATCH_CENTERS}.')

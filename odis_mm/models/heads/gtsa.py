@@ -1,4 +1,5 @@
 """Head of GTSA: predictor, rotation classifier and the three losses (Kim, Lee; arXiv 2304.08014)."""
+
 from typing import Dict, List, Sequence
 
 import torch
@@ -37,20 +38,35 @@ class GTSAHead(BaseModule):
         correspondence_epoch: First epoch with L_correspondence (paper: after the warm-up).
     """
 
-    def __init__(self, in_channels: int, predictor: dict, crop_cells: Sequence[int] = (10, 4),
-                 num_matches: Sequence[int] = (98, 18), rotation_channels: Sequence[int] = (768, 768, 128),
-                 lambda_crop: float = 1., lambda_correspondence: float = .5, lambda_rotation: float = .5,
-                 correspondence_epoch: float = 10, init_cfg=None):
+    def __init__(
+        self,
+        in_channels: int,
+        predictor: dict,
+        crop_cells: Sequence[int] = (10, 4),
+        num_matches: Sequence[int] = (98, 18),
+        rotation_channels: Sequence[int] = (768, 768, 128),
+        lambda_crop: float = 1.0,
+        lambda_correspondence: float = 0.5,
+        lambda_rotation: float = 0.5,
+        correspondence_epoch: float = 10,
+        init_cfg=None,
+    ):
         super().__init__(init_cfg)
-        weights = dict(lambda_crop=lambda_crop, lambda_correspondence=lambda_correspondence, lambda_rotation=lambda_rotation)
+        weights = dict(
+            lambda_crop=lambda_crop, lambda_correspondence=lambda_correspondence, lambda_rotation=lambda_rotation
+        )
         if min(weights.values()) < 0 or not any(weights.values()):
-            raise ConfigError(f'head: the weights of the losses must be 0 or more, and one of them above 0, got {weights}.')
+            raise ConfigError(
+                f'head: the weights of the losses must be 0 or more, and one of them above 0, got {weights}.'
+            )
         if lambda_correspondence and not lambda_crop and correspondence_epoch > 0:
-            raise ConfigError(f'head.correspondence_epoch={correspondence_epoch} with head.lambda_crop=0 leaves the neck without any '
-                             'loss until then: set correspondence_epoch=0.')
+            raise ConfigError(
+                f'head.correspondence_epoch={correspondence_epoch} with head.lambda_crop=0 leaves the neck without any '
+                'loss until then: set correspondence_epoch=0.'
+            )
         self.lambda_crop, self.lambda_correspondence, self.lambda_rotation = weights.values()
         self.crop_cells, self.num_matches = tuple(crop_cells), tuple(num_matches)
-        self.correspondence_epoch, self.epoch = correspondence_epoch, 0.
+        self.correspondence_epoch, self.epoch = correspondence_epoch, 0.0
         self.compares_maps = lambda_crop > 0 or lambda_correspondence > 0
         if self.compares_maps:
             self.predictor = MODELS.build(predictor)
@@ -86,19 +102,23 @@ class GTSAHead(BaseModule):
             losses = dict(teacher_spread=1 - F.normalize(teacher.float(), dim=1).mean((0, 2, 3)).square().sum())
         if self.lambda_crop:
             losses['loss_crop'] = self.lambda_crop * loss(
-                crop_similarity(teacher, x, pairs, size, patch) for x, pairs, size in zip(maps, groups, self.crop_cells))
+                crop_similarity(teacher, x, pairs, size, patch) for x, pairs, size in zip(maps, groups, self.crop_cells)
+            )
         if self.lambda_correspondence and self.epoch >= self.correspondence_epoch:
             cells = _cells(teacher, batch)
             losses['loss_correspondence'] = self.lambda_correspondence * loss(
                 correspondence_similarity(cells, _cells(x, batch), pairs, self._keep(x, k))
-                for x, pairs, k in zip(maps, groups, self.num_matches))
+                for x, pairs, k in zip(maps, groups, self.num_matches)
+            )
         return losses
 
     @staticmethod
     def _keep(maps: Tensor, keep: int) -> int:
         cells = maps.shape[-2] * maps.shape[-1]
         if not 1 <= keep <= cells:
-            raise ConfigError(f'head.num_matches asks for {keep} matches of a map with {cells} cells: the paper takes half of them.')
+            raise ConfigError(
+                f'head.num_matches asks for {keep} matches of a map with {cells} cells: the paper takes half of them.'
+            )
         return keep
 
     def rotation_logits(self, pooled: Tensor) -> Tensor:
@@ -113,8 +133,10 @@ class GTSAHead(BaseModule):
             rot90: int64 [n], quarter turns of the views.
         """
         logits = self.rotation_logits(pooled)
-        return dict(loss_rotation=self.lambda_rotation * F.cross_entropy(logits, rot90),
-                    rotation_accuracy=100 * (logits.detach().argmax(-1) == rot90).float().mean())
+        return dict(
+            loss_rotation=self.lambda_rotation * F.cross_entropy(logits, rot90),
+            rotation_accuracy=100 * (logits.detach().argmax(-1) == rot90).float().mean(),
+        )
 
 
 def _cells(maps: Tensor, batch: int) -> Tensor:

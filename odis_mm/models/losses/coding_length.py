@@ -1,4 +1,5 @@
 """Differential entropy of embeddings over the global batch, in its log-det form, with exact gradients across ranks."""
+
 import torch
 from mmengine.dist import all_reduce, get_dist_info
 from torch import Tensor
@@ -40,7 +41,7 @@ def second_moment(z: Tensor) -> Tensor:
         z = z.double()
         if n <= channels:  # n x d numbers to exchange, no more than the d x d of the other side
             every = z.new_zeros(*z.shape[:-2], n, channels)
-            every[..., rank * local:(rank + 1) * local, :] = z
+            every[..., rank * local : (rank + 1) * local, :] = z
             every = SumOverRanks.apply(every)
             return every @ every.mT / n
         return SumOverRanks.apply(z.mT @ z) / n

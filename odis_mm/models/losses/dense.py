@@ -1,4 +1,5 @@
 """Similarities of the maps of two views of one image, for all pairs of one resolution at once (GTSA, arXiv 2304.08014)."""
+
 from typing import Tuple
 
 import torch
@@ -52,8 +53,9 @@ def crop_similarity(teacher: Tensor, student: Tensor, pairs: ViewPairs, size: in
     return cosine.mean((1, 2)).unflatten(0, (-1, batch))
 
 
-def correspondence_similarity(teacher: Tensor, student: Tensor, pairs: ViewPairs, keep: int,
-                              max_similarities: int = MAX_SIMILARITIES) -> Tensor:
+def correspondence_similarity(
+    teacher: Tensor, student: Tensor, pairs: ViewPairs, keep: int, max_similarities: int = MAX_SIMILARITIES
+) -> Tensor:
     """Mean cosine similarity of the ``keep`` best matches of cells, student to teacher and teacher to student, averaged.
 
     Args:

@@ -1,4 +1,5 @@
 """Cross-entropies between a teacher's and a student's prototype distributions, normalised over the global batch."""
+
 from typing import Optional
 
 import torch
@@ -7,8 +8,9 @@ from mmengine.dist import all_reduce, get_world_size
 from torch import Tensor
 
 
-def pairwise_cross_entropy(teacher: Tensor, student_logits: Tensor, temperature: float,
-                           visible: Optional[Tensor] = None) -> Tensor:
+def pairwise_cross_entropy(
+    teacher: Tensor, student_logits: Tensor, temperature: float, visible: Optional[Tensor] = None
+) -> Tensor:
     """Mean of H(P_t(q), P_s(v)) over the pairs of a teacher view q and another view v (DINO eq. 3; ODIS: L_obj).
 
     Within a pair the mean is over the images of the GLOBAL batch whose object is visible in both views: the counts are summed over

@@ -1,4 +1,5 @@
 """Cells of what two views share: the same places of the image in the same order, and their context (ALFM)."""
+
 from typing import Tuple
 
 import torch
@@ -10,7 +11,9 @@ from ...utils.errors import ConfigError
 from .dense import align_boxes
 
 
-def aligned_cells(maps: Tensor, boxes: Tensor, pixels: Tuple[int, int], flip: Tensor, rot90: Tensor, num_cells: int) -> Tensor:
+def aligned_cells(
+    maps: Tensor, boxes: Tensor, pixels: Tuple[int, int], flip: Tensor, rot90: Tensor, num_cells: int
+) -> Tensor:
     """Boxes out of feature maps as S x S cells, with flips and quarter turns undone: cell i shows the same place in every view.
 
     Args:
@@ -29,8 +32,10 @@ def aligned_cells(maps: Tensor, boxes: Tensor, pixels: Tuple[int, int], flip: Te
     """
     stride, other = pixels[0] / maps.shape[2], pixels[1] / maps.shape[3]
     if stride != other:
-        raise ConfigError(f'views of {pixels[0]} x {pixels[1]} pixels become maps of {maps.shape[2]} x {maps.shape[3]} cells, which are not '
-                         "square: make the size in SampleViews' views a multiple of the backbone's stride.")
+        raise ConfigError(
+            f'views of {pixels[0]} x {pixels[1]} pixels become maps of {maps.shape[2]} x {maps.shape[3]} cells, which are not '
+            "square: make the size in SampleViews' views a multiple of the backbone's stride."
+        )
     index = torch.arange(len(maps), device=maps.device)
     cells = turn_squares(align_boxes(maps, boxes, index, num_cells, stride), -rot90)  # [n, C, S, S]
     return torch.where(flip[:, None, None, None], cells.flip(-1), cells).flatten(2).mT

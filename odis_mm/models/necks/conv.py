@@ -1,4 +1,5 @@
 """Convolutional projection of patch maps (GTSA, arXiv 2304.08014)."""
+
 import torch.nn.functional as F
 from mmengine.model import BaseModule
 from mmpretrain.registry import MODELS
@@ -19,8 +20,15 @@ class ConvNeck(BaseModule):
         residual: Add a block's input to its output where the widths agree (paper: yes; predictor: no).
     """
 
-    def __init__(self, in_channels: int, hidden_channels: int = 384, out_channels: int = 768, num_blocks: int = 2,
-                 residual: bool = True, init_cfg=None):
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_channels: int = 384,
+        out_channels: int = 768,
+        num_blocks: int = 2,
+        residual: bool = True,
+        init_cfg=None,
+    ):
         super().__init__(init_cfg)
         widths = [in_channels] + [hidden_channels] * num_blocks
         self.blocks = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in zip(widths, widths[1:]))

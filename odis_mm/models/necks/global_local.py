@@ -1,4 +1,5 @@
 """Projection of a feature map's mean and of its cells."""
+
 import copy
 
 import torch.nn.functional as F
@@ -26,7 +27,7 @@ class GlobalLocalNeck(ProjectionNeck):
         super().init_weights()
         for module in self.global_mlp:
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=.02)
+                nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
     def embed_images(self, maps: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
 """Projection neck with prototypes: from tokens to logits."""
+
 from typing import List, Optional
 
 import torch
@@ -24,7 +25,7 @@ class PrototypeLayer(nn.Module):
 
     def __init__(self, in_features: int, num_prototypes: int, norm_trainable: bool = True):
         super().__init__()
-        self.weight_v = nn.Parameter(nn.init.trunc_normal_(torch.empty(num_prototypes, in_features), std=.02))
+        self.weight_v = nn.Parameter(nn.init.trunc_normal_(torch.empty(num_prototypes, in_features), std=0.02))
         self.weight_g = nn.Parameter(self.weight_v.new_ones(num_prototypes, 1), requires_grad=norm_trainable)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -47,11 +48,23 @@ class ProjectionNeck(BaseModule):
             tokens are: a small model at a small batch learns from its first steps on instead of drifting to a uniform answer.
     """
 
-    def __init__(self, in_channels: int, hidden_channels: int = 2048, bottleneck_channels: int = 256,
-                 num_prototypes: int = 8192, norm_trainable: bool = True, norm_cfg: Optional[dict] = None, init_cfg=None):
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_channels: int = 2048,
+        bottleneck_channels: int = 256,
+        num_prototypes: int = 8192,
+        norm_trainable: bool = True,
+        norm_cfg: Optional[dict] = None,
+        init_cfg=None,
+    ):
         super().__init__(init_cfg)
         layers = []
-        for width, out in ((in_channels, hidden_channels), (hidden_channels, hidden_channels), (hidden_channels, bottleneck_channels)):
+        for width, out in (
+            (in_channels, hidden_channels),
+            (hidden_channels, hidden_channels),
+            (hidden_channels, bottleneck_channels),
+        ):
             layers.append(nn.Linear(width, out))
             if norm_cfg is not None:
                 layers.append(build_norm_layer(norm_cfg, out)[1])
@@ -65,9 +78,9 @@ class ProjectionNeck(BaseModule):
         super().init_weights()
         for module in self.mlp:
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=.02)
+                nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
-        nn.init.trunc_normal_(self.prototypes.weight_v, std=.02)
+        nn.init.trunc_normal_(self.prototypes.weight_v, std=0.02)
 
     def prototype_parameters(self) -> List[nn.Parameter]:
         """The parameters that get no gradient in the first epoch."""

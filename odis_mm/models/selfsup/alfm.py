@@ -1,4 +1,5 @@
 """ALFM: aligning local features from multi-view (Fang et al., Knowledge-Based Systems 330, 114671, 2025), reconstructed."""
+
 from typing import Dict, List
 
 import torch
@@ -33,7 +34,7 @@ class ALFM(TeacherStudent):
 
     prototype_loss = 'loss_cdlp'
 
-    def __init__(self, *args, lambda_gmsr: float = 1., lambda_cdlp: float = 1., **kwargs):
+    def __init__(self, *args, lambda_gmsr: float = 1.0, lambda_cdlp: float = 1.0, **kwargs):
         super().__init__(*args, **kwargs)
         if not (lambda_gmsr or lambda_cdlp):
             raise ConfigError('model.lambda_gmsr and model.lambda_cdlp are both 0: nothing would be learned.')
@@ -61,8 +62,10 @@ class ALFM(TeacherStudent):
         """
         views = ViewBatch(*(data_samples[key] for key in ('crop', 'view_size', 'flip', 'rot90')))
         if len(inputs) != 1 or views.flip.shape[1] != 2:
-            raise ConfigError(f'ALFM compares two views of one size, and the pipeline makes {views.flip.shape[1]} of {len(inputs)} size(s): '
-                             "give SampleViews the single group dict(role='global', num=2, ...).")
+            raise ConfigError(
+                f'ALFM compares two views of one size, and the pipeline makes {views.flip.shape[1]} of {len(inputs)} size(s): '
+                "give SampleViews the single group dict(role='global', num=2, ...)."
+            )
         student = _last_map(self.backbone, inputs[0])  # [2*B, C, H, W]
         with torch.no_grad():
             teacher = self.extract_feat(inputs[0])
@@ -85,15 +88,19 @@ class ALFM(TeacherStudent):
         with torch.no_grad():
             t = self.teacher['neck'].embed(aligned_cells(teacher, *where))
             labels = self.teacher['neck'].prototypes(self.head.enrich(t))
-        return self.head.cdlp(*(logits.unflatten(0, (2, -1)) for logits in (self.neck.prototypes(s), labels)), area[:, 0, 1] > 0)
+        return self.head.cdlp(
+            *(logits.unflatten(0, (2, -1)) for logits in (self.neck.prototypes(s), labels)), area[:, 0, 1] > 0
+        )
 
 
 def _last_map(backbone: nn.Module, images: Tensor) -> Tensor:
     out = backbone(images)[-1]
     if isinstance(backbone, ObjectViT):  # it yields tokens
         grid = [side // stride for side, stride in zip(images.shape[-2:], backbone.patch_embed.projection.stride)]
-        return out[:, backbone.num_leading_tokens:].unflatten(1, grid).permute(0, 3, 1, 2)
+        return out[:, backbone.num_leading_tokens :].unflatten(1, grid).permute(0, 3, 1, 2)
     if out.ndim != 4:
-        raise ConfigError(f'ALFM needs a backbone that yields maps [B, C, H, W], and {type(backbone).__name__} yields {list(out.shape)}: '
-                         "for mmpretrain's ViTs set model.backbone.out_type='featmap', or take ObjectViT.")
+        raise ConfigError(
+            f'ALFM needs a backbone that yields maps [B, C, H, W], and {type(backbone).__name__} yields {list(out.shape)}: '
+            "for mmpretrain's ViTs set model.backbone.out_type='featmap', or take ObjectViT."
+        )
     return out

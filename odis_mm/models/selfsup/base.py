@@ -1,4 +1,5 @@
 """What ODIS, GTSA and ALFM share: a student, its EMA teacher, the teacher's update and its export."""
+
 import copy
 from abc import abstractmethod
 from typing import Dict, List, Optional, Tuple
@@ -29,17 +30,28 @@ class TeacherStudent(BaseSelfSupervisor):
         data_preprocessor: Config; default ``ViewPreprocessor``.
     """
 
-    prototype_loss: Optional[str] = None  # the term that compares distributions over prototypes: ln K means knowing nothing
-    prototype_weight = 1.  # its weight in the sum of losses
+    prototype_loss: Optional[str] = (
+        None  # the term that compares distributions over prototypes: ln K means knowing nothing
+    )
+    prototype_weight = 1.0  # its weight in the sum of losses
 
-    def __init__(self, backbone: dict, neck: dict, head: dict, momentum: dict = dict(start=0.996, end=1.),
-                 data_preprocessor: Optional[dict] = None, init_cfg: Optional[dict] = None):
+    def __init__(
+        self,
+        backbone: dict,
+        neck: dict,
+        head: dict,
+        momentum: dict = dict(start=0.996, end=1.0),
+        data_preprocessor: Optional[dict] = None,
+        init_cfg: Optional[dict] = None,
+    ):
         preprocessor = data_preprocessor or {}
         if isinstance(preprocessor, dict):
             preprocessor = MODELS.build({'type': 'ViewPreprocessor', **preprocessor})
         super().__init__(backbone=backbone, neck=neck, head=head, data_preprocessor=preprocessor, init_cfg=init_cfg)
         if not 0 <= momentum['start'] <= momentum['end'] <= 1:
-            raise ConfigError(f'model.momentum must rise from start to end within [0, 1] (the teacher keeps this share), got {momentum}.')
+            raise ConfigError(
+                f'model.momentum must rise from start to end within [0, 1] (the teacher keeps this share), got {momentum}.'
+            )
         self.momentum_cfg = momentum
         self.momentum = momentum['start']
         self.teacher = ModuleDict(dict(backbone=copy.deepcopy(self.backbone), neck=copy.deepcopy(self.neck)))
@@ -111,7 +123,8 @@ class TeacherStudent(BaseSelfSupervisor):
         """Keeps what the next forward pass of the teacher gives for :meth:`health`; without it, nothing is kept."""
         self._features: List[Tensor] = []
         self._watching = self.teacher['backbone'].register_forward_hook(
-            lambda module, args, output: self._features.append(self.image_features(output)))
+            lambda module, args, output: self._features.append(self.image_features(output))
+        )
         if hasattr(self.head, 'watch_health'):
             self.head.watch_health()
 
@@ -136,21 +149,31 @@ class TeacherStudent(BaseSelfSupervisor):
         """
         self._watching.remove()
         teacher, student = self._pair_parameters()
-        figures = {'student_norm': _norm(student), 'EMA distance': _norm(torch._foreach_sub(student, teacher)) / _norm(teacher)}
+        figures = {
+            'student_norm': _norm(student),
+            'EMA distance': _norm(torch._foreach_sub(student, teacher)) / _norm(teacher),
+        }
         if hasattr(self.head, 'health'):
             figures.update(self.head.health())
-        if self._features and len(self._features[0]) > 1 and self._features[0].isfinite().all():  # else there is no spectrum
+        if (
+            self._features and len(self._features[0]) > 1 and self._features[0].isfinite().all()
+        ):  # else there is no spectrum
             x = self._features.pop()[:256].float()
             centered = x - x.mean(0)
             share = torch.linalg.eigvalsh(centered @ centered.T).clamp(min=0)
             energy = share.sum()
-            figures['feature rank'] = torch.special.entr(share / energy.clamp(min=torch.finfo(x.dtype).tiny)).sum().exp()
+            figures['feature rank'] = (
+                torch.special.entr(share / energy.clamp(min=torch.finfo(x.dtype).tiny)).sum().exp()
+            )
             figures['feature spread'] = energy / x.square().sum()
         return figures
 
     def teacher_backbone_state(self) -> Dict[str, Tensor]:
         """The tensors to export, under ``backbone.*``; of a sharded model all ranks must ask for them."""
-        return {f'backbone.{key}': whole(value).detach().cpu() for key, value in self.teacher['backbone'].state_dict().items()}
+        return {
+            f'backbone.{key}': whole(value).detach().cpu()
+            for key, value in self.teacher['backbone'].state_dict().items()
+        }
 
     def loss(self, inputs: List[Tensor], data_samples: dict) -> Dict[str, Tensor]:
         """The method's losses for a collated batch (see ``collate_views``).
@@ -161,7 +184,8 @@ class TeacherStudent(BaseSelfSupervisor):
         if not self._progress_known:
             raise ConfigError(
                 f'{type(self).__name__} is trained without its schedules, so its teacher would never move: add '
-                "dict(type='SelfSupScheduleHook') to custom_hooks (or call set_progress and after_optimizer_step yourself).")
+                "dict(type='SelfSupScheduleHook') to custom_hooks (or call set_progress and after_optimizer_step yourself)."
+            )
         return self.compute_losses(inputs, data_samples)
 
     @abstractmethod

@@ -1,4 +1,5 @@
 """GTSA: geometric-transformation-sensitive architecture (Kim, Lee; arXiv 2304.08014, 2023)."""
+
 from typing import Dict, List
 
 import torch
@@ -68,7 +69,7 @@ class GTSA(TeacherStudent):
     @staticmethod
     def _patches(backbone, inputs: Tensor) -> Tensor:
         """[B, N, D]: the sequence without its leading token."""
-        return backbone(inputs)[-1][:, backbone.num_leading_tokens:]
+        return backbone(inputs)[-1][:, backbone.num_leading_tokens :]
 
     def _map(self, patches: Tensor, inputs: Tensor) -> Tensor:
         """[B, N, D] as [B, D, rows, columns], channels last in memory as the tokens are."""

@@ -1,4 +1,5 @@
 """ODIS: object-level self-distillation (Hizli, Yildiz, Marttinen; arXiv 2506.05409, 2025). iBOT is its special case."""
+
 from typing import Dict, List, Optional, Tuple
 
 import torch
@@ -25,11 +26,20 @@ class ODIS(TeacherStudent):
         **kwargs: See :class:`TeacherStudent`; the backbone an ``ObjectViT``, the head a ``DistillationHead``.
     """
 
-    def __init__(self, *args, lambda_patch: float = 1., lambda_img: float = 0., masked_attention: bool = True,
-                 packed: bool = False, **kwargs):
+    def __init__(
+        self,
+        *args,
+        lambda_patch: float = 1.0,
+        lambda_img: float = 0.0,
+        masked_attention: bool = True,
+        packed: bool = False,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
         if lambda_img and not self.backbone.cls_beside_object:
-            raise ConfigError('model.lambda_img needs a [CLS] token beside [OBJ]: set model.backbone.cls_beside_object=True.')
+            raise ConfigError(
+                'model.lambda_img needs a [CLS] token beside [OBJ]: set model.backbone.cls_beside_object=True.'
+            )
         self.lambda_patch = lambda_patch
         self.lambda_img = lambda_img
         self.masked_attention = masked_attention
@@ -55,7 +65,7 @@ class ODIS(TeacherStudent):
             [OBJ] [B, D] (mean over the k tokens) and patch tokens [B, N, D].
         """
         tokens = self.teacher['backbone'](inputs, object_mask)[-1]
-        return tokens[:, self.backbone.object_slice].mean(1), tokens[:, self.backbone.num_leading_tokens:]
+        return tokens[:, self.backbone.object_slice].mean(1), tokens[:, self.backbone.num_leading_tokens :]
 
     def compute_losses(self, inputs: List[Tensor], data_samples: dict) -> Dict[str, Tensor]:
         """V views of B images: G global ones at one resolution, the others after them.
@@ -79,24 +89,35 @@ class ODIS(TeacherStudent):
             student = self.backbone(inputs, [masks[0]] + [None] * others, replace, [index] + [none] * others)
         else:
             student = [self.backbone(inputs[0], masks[0], replace, index)]
-            student += [self.backbone(views, patches=none) for views in inputs[1:]]  # local views: [OBJ] sees all of them
+            student += [
+                self.backbone(views, patches=none) for views in inputs[1:]
+            ]  # local views: [OBJ] sees all of them
         leading = torch.cat([out[-2] for out in student])  # [V*B, t, D]
-        token_logits, *patch_logits = self._project(self.neck, [leading.flatten(0, 1)] + [student[0][-1]] * (replace is not None))
+        token_logits, *patch_logits = self._project(
+            self.neck, [leading.flatten(0, 1)] + [student[0][-1]] * (replace is not None)
+        )
         token_logits = token_logits.unflatten(0, (-1, batch, first_patch))  # [V, B, t, K]
 
         objects = self.backbone.object_slice
-        losses = dict(loss_obj=self.head.token_loss(token_logits[:, :, objects], targets[:, :, objects],
-                                                    visible if self.masked_attention else None))
+        losses = dict(
+            loss_obj=self.head.token_loss(
+                token_logits[:, :, objects], targets[:, :, objects], visible if self.masked_attention else None
+            )
+        )
         if self.lambda_img:
             losses['loss_img'] = self.lambda_img * self.head.token_loss(token_logits[:, :, :1], targets[:, :, :1])
         if replace is not None:
-            losses['loss_patch'] = self.lambda_patch * self.head.patch_loss(patch_logits[0], patch_targets, data_samples['mim_weight'])
+            losses['loss_patch'] = self.lambda_patch * self.head.patch_loss(
+                patch_logits[0], patch_targets, data_samples['mim_weight']
+            )
         # ln K: uniform collapse; 0: one prototype for everything
         losses['teacher_entropy'] = -torch.xlogy(targets, targets).sum(-1).mean()
         return losses
 
     @torch.no_grad()
-    def _targets(self, views: Tensor, mask: Optional[Tensor], index: Tensor, batch: int) -> Tuple[Tensor, Optional[Tensor]]:
+    def _targets(
+        self, views: Tensor, mask: Optional[Tensor], index: Tensor, batch: int
+    ) -> Tuple[Tensor, Optional[Tensor]]:
         """The teacher's distributions of the leading tokens [G, B, t, K] and of the patches ``index`` [M, K]; feeds the centers."""
         first_patch, every_patch = self.backbone.num_leading_tokens, None
         if self.lambda_patch and self.head.patch_center_of_all:
@@ -105,7 +126,9 @@ class ODIS(TeacherStudent):
             patches = every_patch.flatten(0, 1)[index]
         else:
             leading, patches = self.teacher['backbone'](views, mask, patches=index)[-2:]
-        logits, *patch_logits = self._project(self.teacher['neck'], [leading.flatten(0, 1)] + [patches] * bool(self.lambda_patch))
+        logits, *patch_logits = self._project(
+            self.teacher['neck'], [leading.flatten(0, 1)] + [patches] * bool(self.lambda_patch)
+        )
         logits = logits.unflatten(0, (-1, batch, first_patch))
         targets = self.head.targets(logits, self.head.token_center)
         self.head.token_center.observe(logits)
@@ -127,5 +150,7 @@ class ODIS(TeacherStudent):
         if patches is None:
             return center.observe(masked_logits)
         neck = self.teacher['neck']
-        z = neck.embed(patches)  # the last layer is linear: the sum of logits is the logit of the sum, and no [G*B*N, K] is built
+        z = neck.embed(
+            patches
+        )  # the last layer is linear: the sum of logits is the logit of the sum, and no [G*B*N, K] is built
         center.observe_mean(neck.prototypes(z.float().flatten(0, -2).sum(0)).float(), z[..., 0].numel())
