@@ -154,9 +154,7 @@ def test_the_ablation_resumes_and_reads_what_its_stages_left(tmp_path, monkeypat
 
     def train(self, config, folder, options, env=None):
         trained.append((config, folder.name))
-        record = (
-            dict.fromkeys(AP_KEYS.values(), 0.25) if 'rcnn' in config else dict(loss_gmsr=-2.0, effective_rank=7.0)
-        )
+        record = dict.fromkeys(AP_KEYS.values(), 0.25) if 'rcnn' in config else dict(loss_gmsr=-2.0, effective_rank=7.0)
         logs = folder / 'run' / 'vis_data'
         logs.mkdir(parents=True)
         (logs / 'scalars.json').write_text(str(record).replace("'", '"') + '\n')

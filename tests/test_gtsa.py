@@ -549,7 +549,7 @@ def test_teacher_is_what_an_update_before_its_forward_pass_gives(accumulate):
         if stepped:
             m = cosine(0.5, 1.0, i, total_iters)
             with torch.no_grad():
-                for (name, p), q in zip(literal.named_parameters(), model.teacher.parameters()):
+                for (name, p), _ in zip(literal.named_parameters(), model.teacher.parameters()):
                     p.mul_(m).add_(model.get_parameter(name), alpha=1 - m)
         for (name, p), q in zip(literal.named_parameters(), model.teacher.named_parameters()):
             torch.testing.assert_close(q[1], p, msg=name)

@@ -199,9 +199,7 @@ def prove(conversion: Conversion, written: State, heads: Optional[int] = None, g
     if lost:
         raise CheckpointError(f'{name} as {target} does not read back as it was written: {some(lost)} differ.')
     if not conversion.comparable:
-        return Proof(
-            len(written), f'features cannot be equal, as {some([k for k in conversion.dropped])} had to be dropped'
-        )
+        return Proof(len(written), f'features cannot be equal, as {some(list(conversion.dropped))} had to be dropped')
     heads = count_heads(wanted, name, heads)
     rows, columns = patch_grid_of(wanted, grid)
     patch = wanted['patch_embed.projection.weight']
