@@ -7,7 +7,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon, Rectangle
 
-from odis_mm.structures import boxes_to_view, points_from_view
+from .structures import boxes_to_view, points_from_view
 
 _GLOBAL, _LOCAL, _TARGET, _MIM = '#ff8c00', '#1e90ff', '#00d060', '#e0218a'
 

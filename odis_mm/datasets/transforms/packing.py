@@ -8,8 +8,7 @@ from mmcv.transforms import BaseTransform
 from mmengine.registry import FUNCTIONS
 from mmpretrain.registry import TRANSFORMS
 
-from odis_mm.structures import stack_views
-
+from ...structures import stack_views
 from ...utils.errors import ConfigError
 
 

@@ -6,8 +6,7 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 from mmpretrain.registry import TRANSFORMS
 
-from odis_mm.structures import View
-
+from ...structures import View
 from ...utils.errors import ConfigError
 from .views import SampleViews
 

@@ -12,10 +12,9 @@ import torch.nn.functional as F
 from mmcv.transforms import BaseTransform
 from mmpretrain.registry import TRANSFORMS
 
-from odis_mm.structures import View, box_patch_mask, mask_area_in_crops, mask_patch_mask, stack_views, summed_area
-from odis_mm.utils.errors import AnnotationError, BadImageError, segmentation_to_mask
-
-from ...utils.errors import ConfigError
+from ...structures import View, box_patch_mask, mask_area_in_crops, mask_patch_mask, stack_views, summed_area
+from ...utils.errors import AnnotationError, BadImageError, ConfigError
+from ..objects import segmentation_to_mask
 
 ATTEMPTS = 10  # draws of a crop's shape until one fits into the image (torchvision's RandomResizedCrop)
 TARGET_RULES = ('random_area', 'random', 'largest', 'whole_image')
