@@ -1,0 +1,172 @@
+"""Where a folder of a user's own data keeps its annotations and images."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict, List, Optional, Tuple
+
+from ..utils.errors import AnnotationError, ConfigError, MissingFileError
+from ..utils.files import PathLike
+from .image_io import IMAGE_SUFFIXES
+
+SPLITS = {'train': ('train', 'training'), 'val': ('val', 'valid', 'validation'), 'test': ('test', 'testing')}
+
+
+@dataclass(frozen=True)
+class Split:
+    """One part of a data set: a COCO-style json and the folder that its file names are relative to."""
+
+    ann_file: Path
+    images: Path
+
+
+def find_splits(root: PathLike) -> Dict[str, Split]:
+    """Return the COCO-style annotations in a folder by split: 'train', 'val', 'test', as far as they are there.
+
+    Recognised are COCO's own tree, ``annotations/{train,val,test}.json`` beside ``images/``, exports with one json in each folder of images
+    (``train/_annotations.coco.json``), and any other json of COCO style up to two folders deep whose name or folder names its split. A json
+    that names no split is 'train'.
+
+    Raises:
+        MissingFileError: there is no such folder, or a json's images are nowhere near it.
+        ConfigError: two files claim the same split.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise MissingFileError(f'data folder {root} does not exist.')
+    found: Dict[str, List[Path]] = {}
+    for path in _jsons(root):
+        if _is_coco(path):
+            found.setdefault(_split_of(path.relative_to(root)), []).append(path)
+    splits = {}
+    for name, paths in found.items():
+        paths = _preferred(paths)
+        if len(paths) > 1:
+            raise ConfigError(
+                f'{root} holds more than one COCO-style json for the split {name!r} ({", ".join(map(str, paths[:4]))}): '
+                'name the one to use (--train FILE --val FILE for a detector, --boxes FILE for pretraining).'
+            )
+        splits[name] = Split(paths[0], image_folder(paths[0], root, name))
+    return splits
+
+
+def image_folder(ann_file: PathLike, root: PathLike, split: str = '') -> Path:
+    """Return the folder that holds the first images that a COCO-style json names.
+
+    Raises:
+        AnnotationError: the json names no image.
+        MissingFileError: no folder near the json holds them.
+    """
+    ann_file, root = Path(ann_file), Path(root)
+    names = [image.get('file_name') for image in read_coco(ann_file)['images'][:3]]
+    if not names or not all(isinstance(name, str) for name in names):
+        raise AnnotationError(f'{ann_file} names no image: its list "images" must hold entries with a "file_name".')
+    words = [split, *SPLITS.get(split, ())]
+    near = [ann_file.parent, root, *(root / word for word in words), *(root / f'{word}2017' for word in words)]
+    places = (
+        near
+        + [folder / 'images' for folder in near]
+        + [root / 'images' / word for word in words]
+        + [root / 'JPEGImages']
+    )
+    for place in dict.fromkeys(places):
+        if all((place / name).is_file() for name in names):
+            return place
+    raise MissingFileError(
+        f'{names[0]}, an image of {ann_file}, is in none of the folders near it ({", ".join(str(p) for p in near[:3])}, ...): '
+        'name the image folder with --images.'
+    )
+
+
+def read_coco(path: PathLike) -> dict:
+    """Return the content of a COCO-style json.
+
+    Raises:
+        AnnotationError: it is no json, or not of that style.
+    """
+    try:
+        content = json.loads(Path(path).read_text('utf-8-sig'))
+    except (ValueError, OSError) as error:
+        raise AnnotationError(f'{path} cannot be read as json: {error}.') from error
+    if not isinstance(content, dict) or not isinstance(content.get('images'), list):
+        raise AnnotationError(f'{path} is not of COCO style: it has no list "images".')
+    return content
+
+
+def count_images(folder: PathLike) -> int:
+    """Return the number of image files in and below a folder, hidden folders left out."""
+    count = 0
+    for _, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith('.')]
+        count += sum(name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith('.') for name in files)
+    return count
+
+
+def _jsons(root: Path) -> List[Path]:
+    found = []
+    for folder, folders, files in os.walk(root):
+        depth = len(Path(folder).relative_to(root).parts)
+        folders[:] = sorted(name for name in folders if not name.startswith('.')) if depth < 2 else []
+        found += [Path(folder, name) for name in sorted(files) if name.lower().endswith('.json')]
+    return found
+
+
+def _is_coco(path: Path) -> bool:
+    """By its beginning: some tools write one small json per image, and reading all of them would take minutes."""
+    with open(path, encoding='utf-8-sig', errors='replace') as file:
+        head = file.read(65536)
+    if not head.lstrip().startswith('{'):
+        return False
+    if '"images"' in head and ('"annotations"' in head or '"file_name"' in head):
+        return True
+    try:  # the keys may stand in any order, behind a long list of annotations
+        return path.stat().st_size > 65536 and {'images', 'annotations'} <= set(json.loads(path.read_text('utf-8-sig')))
+    except ValueError:
+        return False
+
+
+def _split_of(path: Path) -> str:
+    """By the file's name first, then by its folder's; 'test' and 'val' before 'train', as in train_val.json a part is meant."""
+    for text in (path.stem, path.parent.name):
+        words = ''.join(c if c.isalpha() else ' ' for c in text.lower()).split()
+        for name in ('test', 'val', 'train'):
+            if set(words) & set(SPLITS[name]):
+                return name
+    return 'train'
+
+
+def _preferred(paths: List[Path]) -> List[Path]:
+    """COCO ships captions and key points beside the instances."""
+    instances = [path for path in paths if path.stem.startswith('instances')]
+    return instances or paths
+
+
+def split_coco(content: dict, share: float, seed: int) -> Tuple[dict, dict]:
+    """Return two COCO-style dicts, the second with ``share`` of the images (at least one), drawn by ``seed``."""
+    import numpy as np
+
+    images = content['images']
+    order = np.random.default_rng(seed).permutation(len(images))
+    held = {images[i]['id'] for i in order[: max(1, round(share * len(images)))]}
+
+    def part(inside: bool) -> dict:
+        return {
+            **content,
+            'images': [image for image in images if (image['id'] in held) == inside],
+            'annotations': [a for a in content.get('annotations', []) if (a['image_id'] in held) == inside],
+        }
+
+    return part(False), part(True)
+
+
+def categories(content: dict) -> List[dict]:
+    """Return the categories of a COCO-style dict that have an object, by id; all of them if none has."""
+    used = {annotation.get('category_id') for annotation in content.get('annotations', [])}
+    listed = sorted(content.get('categories', []), key=lambda category: category['id'])
+    return [category for category in listed if category['id'] in used] or listed
+
+
+def find_boxes(data: PathLike) -> Optional[Split]:
+    """Return the training annotations of a folder, if :func:`find_splits` finds any."""
+    return find_splits(data).get('train')
