@@ -509,9 +509,9 @@ def test_missing_and_empty_places(folder):
 
 
 def test_bad_options(folder):
-    assert _message(TypeError, ObjectDataset, folder / 'img', anno_file='x.json') == (
+    assert _message(ValueError, ObjectDataset, folder / 'img', anno_file='x.json') == (
         "ObjectDataset has no option 'anno_file'; its options are data_root, ann_file, data_prefix, pipeline, seed, "
-        'data_fraction, with_masks, with_crowd, keep_empty, max_bad_share, metainfo, indices, serialize_data, lazy_init.'
+        'data_fraction, with_masks, with_crowd, keep_empty, min_score, max_bad_share, metainfo, indices, serialize_data, lazy_init.'
     )
     assert _message(ValueError, ObjectDataset, folder / 'img', data_fraction=0) == (
         'data_fraction must be above 0 and at most 1, got 0.'

@@ -125,7 +125,7 @@ class LoadObjectImage(BaseTransform):
         if None in told:
             boxes = clip_boxes(results['bboxes'], *size)
             keep = has_extent(boxes)
-            results['bboxes'], results['labels'] = boxes[keep], results['labels'][keep]
+            results.update(bboxes=boxes[keep], **{k: results[k][keep] for k in ('labels', 'scores') if k in results})
             if results['masks'] is not None:
                 results['masks'] = [mask for mask, kept in zip(results['masks'], keep) if kept]
         elif told != size:

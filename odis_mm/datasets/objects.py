@@ -47,6 +47,7 @@ class ObjectDataset(BaseDataset):
         with_masks: keep the masks; without, COCO train2017 takes a fifth of the memory.
         with_crowd: keep regions of many objects (`iscrowd`).
         keep_empty: keep images without objects; the whole image is their object then.
+        min_score: leave out objects whose `score` is lower; one without a score counts as 1.
         max_bad_share: share of the images that may be bad; above it, the next bad one raises with the list. 0: the first one raises.
         metainfo, indices, serialize_data, lazy_init: as in mmengine's BaseDataset.
 
@@ -66,6 +67,7 @@ class ObjectDataset(BaseDataset):
         with_masks: bool = True,
         with_crowd: bool = False,
         keep_empty: bool = True,
+        min_score: Optional[float] = None,
         max_bad_share: float = 0.0,
         metainfo=None,
         indices=None,
@@ -90,6 +92,7 @@ class ObjectDataset(BaseDataset):
             raise ConfigError(f'data_prefix must be a folder or dict(img_path=folder), got {dict(data_prefix)}.')
         self.seed, self.data_fraction = seed, data_fraction
         self.with_masks, self.with_crowd, self.keep_empty = with_masks, with_crowd, keep_empty
+        self.min_score = min_score
         self.counts = {}
         self.max_bad_share = max_bad_share
         self.bad: Optional[torch.Tensor] = None  # uint8 [images], 1: bad; memory that the loader's workers share
@@ -188,7 +191,7 @@ class ObjectDataset(BaseDataset):
             coco_style = 'images' in content or 'annotations' in content
             columns = (_coco_columns if coco_style else _box_columns)(content, self.ann_file)
             self._metainfo.setdefault('classes', columns['classes'])
-            data, self.counts = _group(columns, folder, self.ann_file, self.with_masks, self.with_crowd)
+            data, self.counts = _group(columns, folder, self.ann_file, self.with_masks, self.with_crowd, self.min_score)
             told = _told(self.counts)
             empty = sum(not len(info['bboxes']) for info in data)
             if not self.keep_empty:
@@ -317,6 +320,7 @@ def _without_objects(names: list, folder: str) -> list:
             masks=None,
             bboxes=np.zeros((0, 4), np.float32),
             labels=np.zeros(0, np.int64),
+            scores=np.zeros(0, np.float32),
         )
         for i, name in enumerate(names)
     ]
@@ -370,6 +374,8 @@ def _coco_columns(content: dict, path: str) -> dict:
         known = {category['id']: category.get('name') for category in content.get('categories') or ()}
         number = {key: i for i, key in enumerate(sorted(known))}
         labels = np.array([number.get(kind, -1) for kind in kinds], np.int64)
+        scores = [ann.get('score') for ann in annotations]
+        scores = np.array([1.0 if score is None else score for score in scores], np.float32)
         if boxes.shape != (len(annotations), 4):
             raise ValueError
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
@@ -389,6 +395,7 @@ def _coco_columns(content: dict, path: str) -> dict:
         boxes=boxes,
         crowd=crowd,
         labels=labels,
+        scores=scores,
         masks=[ann.get('segmentation') for ann in annotations],
         classes=tuple(map(known.get, sorted(known))),
     )
@@ -425,6 +432,7 @@ def _box_columns(content: dict, path: str) -> dict:
         boxes=boxes,
         crowd=np.zeros(len(boxes), bool),
         labels=np.full(len(boxes), -1),
+        scores=np.ones(len(boxes), np.float32),
         masks=None,
         classes=(),
     )
@@ -451,6 +459,7 @@ def _is_annotation(ann) -> bool:
         and _is_box(ann.get('bbox'))
         and isinstance(ann.get('image_id'), (int, str))
         and isinstance(ann.get('category_id', 0), (int, str))
+        and isinstance(ann.get('score'), (int, float, type(None)))
     )
 
 
@@ -473,7 +482,7 @@ def _usable_mask(segm):
     return None
 
 
-def _group(columns: dict, folder: str, path: str, with_masks: bool, with_crowd: bool):
+def _group(columns: dict, folder: str, path: str, with_masks: bool, with_crowd: bool, min_score: Optional[float]):
     """Cleans the boxes and hands them to their images. Returns (data list, counts by what was found)."""
     boxes, owner, crowd, sizes = columns['boxes'], columns['owner'], columns['crowd'], columns['sizes']
     with np.errstate(invalid='ignore'):
@@ -485,6 +494,8 @@ def _group(columns: dict, folder: str, path: str, with_masks: bool, with_crowd: 
             'degenerate or inverted boxes dropped': ~has_extent(boxes),
             'boxes outside their image dropped': ~has_extent(clipped),
         }
+        if min_score is not None:
+            found[f'objects below min_score={min_score:g} left out'] = columns['scores'] < min_score
     good, counts = np.ones(len(boxes), bool), {}
     for what, bad in found.items():
         counts[what] = int((bad & good).sum())
@@ -498,7 +509,7 @@ def _group(columns: dict, folder: str, path: str, with_masks: bool, with_crowd: 
         )
     keep = keep[np.argsort(owner[keep], kind='stable')]
     bounds = np.searchsorted(owner[keep], np.arange(len(columns['names']) + 1)).tolist()
-    boxes, labels = clipped[keep].astype(np.float32), columns['labels'][keep]
+    boxes, labels, scores = clipped[keep].astype(np.float32), columns['labels'][keep], columns['scores'][keep]
     masks = None
     if with_masks and columns['masks'] is not None and any(columns['masks']):
         masks = [_usable_mask(columns['masks'][i]) for i in keep.tolist()]
@@ -518,6 +529,7 @@ def _group(columns: dict, folder: str, path: str, with_masks: bool, with_crowd: 
                 width=int(width) if known else None,
                 bboxes=boxes[part],
                 labels=labels[part],
+                scores=scores[part],
                 masks=None if masks is None else masks[part],
             )
         )

@@ -3,7 +3,7 @@
 Crops are drawn, judged and accepted as numbers; pixels are touched only for those that were kept.
 """
 
-from typing import Sequence, Tuple, Union
+from typing import Optional, Sequence, Tuple, Union
 
 import cv2
 import numpy as np
@@ -17,7 +17,7 @@ from ...utils.errors import AnnotationError, BadImageError, ConfigError
 from ..objects import segmentation_to_mask
 
 ATTEMPTS = 10  # draws of a crop's shape until one fits into the image (torchvision's RandomResizedCrop)
-TARGET_RULES = ('random_area', 'random', 'largest', 'whole_image')
+TARGET_RULES = ('random_area', 'random', 'largest', 'score', 'whole_image')
 _GROUP_KEYS = {'role', 'num', 'size', 'scale', 'ratio', 'flip'}
 
 
@@ -65,8 +65,8 @@ class SampleViews(BaseTransform):
         views: Groups of views, globals first, each ``dict(role='global' | 'local', num, size, scale, ratio, flip)``:
             ``size`` in pixels (or (h, w)), ``scale`` range of the crop's share of the image area, ``ratio`` range of
             its width / height (log-uniform), ``flip`` probability. All globals have one size.
-        target_rule: ``random_area`` (probability proportional to the area of the box), ``random``, ``largest``, or
-            ``whole_image`` (objects are ignored: iBOT).
+        target_rule: ``random_area`` (probability proportional to the area of the box), ``random``, ``largest``,
+            ``score`` (probability proportional to the object's score), or ``whole_image`` (objects are ignored: iBOT).
         region: ``box``, or ``mask``; an object that has no mask, or one without a single pixel, is taken by its box.
         min_cover: Share of the crop that the target must cover in global view 1, or one share for each global view; a view
             of share 0 has to contain some of it.
@@ -78,7 +78,7 @@ class SampleViews(BaseTransform):
             its crop contains some of it.
         patch_size: Side of a patch in pixels of the view.
 
-    Reads ``height``, ``width``, ``bboxes``, ``masks``, ``rng``; adds ``views`` (list of :class:`View`, integer crops),
+    Reads ``height``, ``width``, ``bboxes``, ``masks``, ``scores``, ``rng``; adds ``views`` (list of :class:`View`, integer crops),
     ``patch_masks`` (list of bool [rows, columns]), ``object_visible`` (list of bool), ``view_roles`` (list of str) and
     ``target`` (index of the object, -1 for the whole image).
     """
@@ -141,16 +141,20 @@ class SampleViews(BaseTransform):
                 raise ConfigError(f'{key}={group[key]} of a group of views must be a range 0 < low <= high{bound}')
         return group
 
-    def draw_target(self, rng: np.random.Generator, boxes: np.ndarray) -> int:
+    def draw_target(self, rng: np.random.Generator, boxes: np.ndarray, scores: Optional[np.ndarray] = None) -> int:
         """Index of the target, -1 for the whole image."""
         if self.target_rule == 'whole_image' or len(boxes) == 0:
             return -1
         if self.target_rule == 'random':
             return int(rng.integers(len(boxes)))
-        area = np.cumsum((boxes[:, 2] - boxes[:, 0]).astype(np.float64) * (boxes[:, 3] - boxes[:, 1]))
+        if self.target_rule == 'score':
+            weight = np.ones(len(boxes)) if scores is None else np.maximum(scores, 1e-6, dtype=np.float64)
+        else:
+            weight = (boxes[:, 2] - boxes[:, 0]).astype(np.float64) * (boxes[:, 3] - boxes[:, 1])
         if self.target_rule == 'largest':
-            return int(np.diff(area, prepend=0).argmax())
-        return min(int(np.searchsorted(area, rng.random() * area[-1], side='right')), len(boxes) - 1)
+            return int(weight.argmax())
+        total = np.cumsum(weight)
+        return min(int(np.searchsorted(total, rng.random() * total[-1], side='right')), len(boxes) - 1)
 
     def _region(self, results: dict, target: int) -> Union[BoxRegion, MaskRegion]:
         if self.region == 'mask' and results.get('masks') is not None and results['masks'][target]:
@@ -205,7 +209,7 @@ class SampleViews(BaseTransform):
 
     def transform(self, results: dict) -> dict:
         rng, height, width = results['rng'], results['height'], results['width']
-        target = self.draw_target(rng, results['bboxes'])
+        target = self.draw_target(rng, results['bboxes'], results.get('scores'))
         region = None if target < 0 else self._region(results, target)
         views, masks, visible, roles = [], [], [], []
         for group in self.groups:
