@@ -13,7 +13,10 @@ NO_DECAY = ('cls_token', 'pos_embed', 'mask_token', 'object_tokens', 'weight_g')
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Weight decay spares biases, norms (1-d), tokens, positions and the norms of prototypes."""
+    """Weight decay spares biases, norms (1-d), tokens, positions and the norms of prototypes.
+
+    The releases of DINO and iBOT decay tokens and positions, which have more than one dimension; sparing them is this project's choice.
+    """
     return parameter.ndim > 1 and not name.endswith('.bias') and not any(part in name.split('.') for part in NO_DECAY)
 
 

@@ -1,21 +1,27 @@
 """Photometrics of views on the device: the numbers that ``PhotometricViews`` draws, applied to whole batches in float."""
 
-import math
-
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ..datasets.transforms.photometric import blur_kernel
 
 _GREY = (0.299, 0.587, 0.114)  # of red, green, blue (ITU-R BT.601), as OpenCV has it
 _JITTER, _GRAY, _BLUR, _SOLARIZE, _FACTORS, _ORDER, _SIGMA = 0, 1, 2, 3, slice(4, 8), slice(8, 12), 12
 
 
 def _gray(views: Tensor) -> Tensor:
-    return torch.einsum('nchw,c->nhw', views, views.new_tensor(_GREY))[:, None]
+    return (torch.einsum('nchw,c->nhw', views, views.new_tensor(_GREY)) + 0.5).floor()[:, None]
+
+
+def _mean_gray(views: Tensor) -> Tensor:
+    return (_gray(views).mean((2, 3), keepdim=True) + 0.5).floor()
 
 
 def _toward(views: Tensor, origin, factor: Tensor) -> Tensor:
-    return (origin + factor[:, None, None, None] * (views - origin)).clamp(0, 255)
+    """PIL's blend: whole numbers, cut off and not rounded, as :mod:`..datasets.transforms.photometric` has them."""
+    return (origin + factor[:, None, None, None] * (views - origin)).clamp(0, 255).floor()
 
 
 def turn_hue(views: Tensor, shift: Tensor) -> Tensor:
@@ -32,13 +38,16 @@ def turn_hue(views: Tensor, shift: Tensor) -> Tensor:
     return value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
 
 
-def blur_views(views: Tensor, sigma: Tensor, max_sigma: float) -> Tensor:
-    """Gaussian blur of [n, C, h, w] with a ``sigma`` [n] of each, edges replicated; kernels end at about 3 sigma, as OpenCV's for uint8."""
+def blur_views(views: Tensor, sigma: Tensor) -> Tensor:
+    """Gaussian blur of [n, C, h, w] with a ``sigma`` [n] of each, in HOST memory, by the kernels of ``blur_kernel``; edges replicated."""
     n, channels = views.shape[:2]
-    reach = round(6 * max_sigma + 1) // 2
-    offset = torch.arange(-reach, reach + 1, device=views.device)
-    kernel = torch.exp(-0.5 * (offset / sigma[:, None]) ** 2) * (offset.abs() <= (6 * sigma[:, None] + 1).round() // 2)
-    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(channels, 0)[:, None]  # [n*C, 1, 2 reach + 1]
+    kernels = [blur_kernel(float(s)) for s in sigma]
+    reach = max(len(kernel) for kernel in kernels) // 2
+    padded = torch.from_numpy(np.stack([np.pad(kernel, reach - len(kernel) // 2) for kernel in kernels]))
+    padded = padded.to(views.dtype)
+    if views.is_cuda:
+        padded = padded.pin_memory()
+    kernel = padded.to(views.device, non_blocking=True).repeat_interleave(channels, 0)[:, None]  # [n*C, 1, 2 reach + 1]
     x = F.pad(views.flatten(0, 1)[None], (reach,) * 4, mode='replicate')
     x = F.conv2d(x, kernel[:, :, None], groups=n * channels)
     return F.conv2d(x, kernel[..., None], groups=n * channels)[0].unflatten(0, (n, channels))
@@ -54,7 +63,7 @@ def apply_photometrics(views: Tensor, drawn: Tensor) -> Tensor:
         drawn: float32 [n, 13] in HOST memory, columns as ``PhotometricViews.pack`` has them.
 
     Returns:
-        [n, 3, h, w] in 0..255, not rounded.
+        [n, 3, h, w] in 0..255; hue and blur are not rounded.
     """
     pinned = views.is_cuda
     numbers = (drawn.pin_memory() if pinned else drawn).to(views.device, views.dtype, non_blocking=True)
@@ -67,7 +76,7 @@ def apply_photometrics(views: Tensor, drawn: Tensor) -> Tensor:
     jitter, order, factors = drawn[:, _JITTER] > 0, drawn[:, _ORDER], numbers[:, _FACTORS]
     steps = (
         lambda x, f: _toward(x, 0.0, f),
-        lambda x, f: _toward(x, _gray(x).mean((2, 3), keepdim=True), f),
+        lambda x, f: _toward(x, _mean_gray(x), f),
         lambda x, f: _toward(x, _gray(x), f),
         turn_hue,
     )
@@ -81,9 +90,7 @@ def apply_photometrics(views: Tensor, drawn: Tensor) -> Tensor:
         views[index] = _gray(views[index]).expand(-1, 3, -1, -1)
     index = chosen(drawn[:, _BLUR] > 0)
     if len(index):
-        # a kernel as long as the batch needs, found on the host
-        longest = math.ceil(10 * float(drawn[drawn[:, _BLUR] > 0, _SIGMA].max())) / 10
-        views[index] = blur_views(views[index], numbers[index, _SIGMA], longest)
+        views[index] = blur_views(views[index], drawn[drawn[:, _BLUR] > 0, _SIGMA])
     index = chosen(drawn[:, _SOLARIZE] > 0)
     if len(index):
         part = views[index]

@@ -4,6 +4,7 @@ _base_ = './coco_objects.py'
 train_dataloader = _base_.train_dataloader
 train_dataloader.dataset.ann_file = ''  # every image of the folder
 load, render, photometric, packing = [train_dataloader.dataset.pipeline[i] for i in (0, 2, 3, 5)]
+render.interpolation = 'bilinear'  # the paper's release
 sample_views = dict(
     type='SamplePairViews',
     views=[  # paper

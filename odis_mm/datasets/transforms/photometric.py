@@ -1,4 +1,6 @@
-"""Colours of rendered views: numbers are drawn for all views at once, then each view is changed by uint8 kernels."""
+"""Colours of rendered views: numbers are drawn for all views at once, then each view is changed by uint8 kernels.
+
+Brightness, contrast, saturation, grey and blur follow PIL, which torchvision's jitter and the releases of DINO and iBOT use."""
 
 from typing import Sequence
 
@@ -11,18 +13,19 @@ from ...utils.errors import ConfigError
 
 _LEVELS = np.arange(256, dtype=np.float32)
 _NEGATIVE = np.where(_LEVELS < 128, _LEVELS, 255 - _LEVELS).astype(np.uint8)  # solarize, threshold 128
-_GREY = np.array([0.299, 0.587, 0.114])  # of red, green, blue (ITU-R BT.601), as OpenCV has it
+_DOWN = 0.4999  # OpenCV rounds to the nearest, PIL's blend cuts off what is behind the point
 
 
 def brightness(img: np.ndarray, factor: float) -> np.ndarray:
     """Values times ``factor``, which is not negative."""
-    return cv2.convertScaleAbs(img, alpha=factor)
+    return cv2.convertScaleAbs(img, alpha=factor, beta=-_DOWN)
 
 
 def contrast(img: np.ndarray, factor: float) -> np.ndarray:
-    """Distances from the mean grey of the picture times ``factor``."""
-    offset = (1 - factor) * cv2.mean(cv2.cvtColor(img, cv2.COLOR_RGB2GRAY))[0]
-    if offset >= 0:
+    """Distances from the mean grey of the picture, a whole number, times ``factor``."""
+    grey = int(cv2.mean(cv2.cvtColor(img, cv2.COLOR_RGB2GRAY))[0] + 0.5)
+    offset = (1 - factor) * grey - _DOWN
+    if factor <= 1:  # nothing below 0, of which it would take the absolute value
         return cv2.convertScaleAbs(img, alpha=factor, beta=offset)
     return cv2.addWeighted(img, factor, img, 0, offset)
 
@@ -32,8 +35,8 @@ def grayscale(img: np.ndarray) -> np.ndarray:
 
 
 def saturation(img: np.ndarray, factor: float) -> np.ndarray:
-    """Distances from each pixel's own grey times ``factor``."""
-    return cv2.transform(img, factor * np.eye(3) + (1 - factor) * _GREY)
+    """Distances from each pixel's own grey, a whole number, times ``factor``."""
+    return cv2.addWeighted(img, factor, grayscale(img), 1 - factor, -_DOWN)
 
 
 def hue(img: np.ndarray, shift: float) -> np.ndarray:
@@ -45,12 +48,29 @@ def hue(img: np.ndarray, shift: float) -> np.ndarray:
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
 
 
-def blur(img: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian blur, sigma in pixels of the view, edges replicated.
+def blur_kernel(sigma: float) -> np.ndarray:
+    """Weights, float64 and odd in number, of three box filters of fractional width in a row, whose variance is sigma^2.
 
-    ``cv2.GaussianBlur`` to within one grey level, at half its time: the bit-exact arithmetic that it has for uint8 is slow.
+    This is what PIL's GaussianBlur applies (Gwosdek et al., SSVM 2011, extended box filters). A sampled Gaussian blurs less
+    below sigma 0.5, where nearly all of its weight falls on the middle. Ends below a quarter of a grey level are cut off.
     """
-    kernel = cv2.getGaussianKernel(round(6 * sigma + 1) | 1, sigma, cv2.CV_32F)
+    variance = sigma**2 / 3
+    whole = int((np.sqrt(12 * variance + 1) - 1) / 2)
+    ends = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) ** 2))
+    box = np.ones(2 * whole + 3)
+    box[[0, -1]] = ends
+    kernel = np.convolve(np.convolve(box, box), box)
+    kernel = (kernel + kernel[::-1]) / (
+        2 * kernel.sum()
+    )  # to the last bit alike on both sides: OpenCV has kernels for that
+    cut = int((kernel < 1e-3).sum()) // 2
+    kernel = kernel[cut : len(kernel) - cut]
+    return kernel / kernel.sum()
+
+
+def blur(img: np.ndarray, sigma: float) -> np.ndarray:
+    """Gaussian blur, sigma in pixels of the view, edges replicated; PIL's but for its rounding between the passes."""
+    kernel = blur_kernel(sigma).astype(np.float32)
     return cv2.sepFilter2D(img, -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE)
 
 

@@ -42,7 +42,7 @@ class SelfSupScheduleHook(Hook):
         def before_step(*_):
             if runner.iter < freeze_until:
                 for parameter in model.prototype_parameters():
-                    parameter.grad = None  # after clipping, as in DINO: the norm counts them
+                    parameter.grad = None  # after clipping: no matter where each tensor is clipped by itself (the recipes)
 
         def after_step(*_):
             # a fused optimizer is called by the fp16 loss scaler at every step, and skips those with infinite gradients itself
