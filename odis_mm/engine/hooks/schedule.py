@@ -41,8 +41,9 @@ class SelfSupScheduleHook(Hook):
 
         def before_step(*_):
             if runner.iter < freeze_until:
+                # after clipping, which is no matter where each tensor is clipped by itself, as the recipes have it
                 for parameter in model.prototype_parameters():
-                    parameter.grad = None  # after clipping: no matter where each tensor is clipped by itself (the recipes)
+                    parameter.grad = None
 
         def after_step(*_):
             # a fused optimizer is called by the fp16 loss scaler at every step, and skips those with infinite gradients itself
