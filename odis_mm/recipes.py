@@ -1,0 +1,296 @@
+"""Configs made for a data set: what a person would write by hand after looking at the annotations."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+from mmengine.config import Config
+
+from .config import apply_options, load_config
+from .datasets.layout import Split, categories, read_coco
+from .transfer import read_checkpoint, read_vit
+from .transfer.build import count_heads, patch_grid_of
+from .transfer.checkpoint import read_meta
+from .transfer.loading import describe_vit
+from .utils.errors import CheckpointError, ConfigError
+from .utils.files import PathLike
+
+BATCH = 8  # images a step of the small detectors
+
+
+@dataclass(frozen=True)
+class Content:
+    """What the annotations of a split hold, as far as a detector's config depends on it.
+
+    Attributes:
+        classes: Names of the categories that have an object, in the file's order, which is that of mmdet's labels.
+        masks: Whether every object has a segmentation.
+        images: Number of images.
+        boxes: float [n, 4], x, y, width, height in pixels, crowd regions left out.
+        short: float [n], the short side of each box's image in pixels.
+    """
+
+    classes: Tuple[str, ...]
+    masks: bool
+    images: int
+    boxes: np.ndarray
+    short: np.ndarray
+
+
+def read_content(split: Split) -> Content:
+    """Read the annotations of a split.
+
+    Raises:
+        ConfigError: two categories of one name, or no object to learn from.
+    """
+    content = read_coco(split.ann_file)
+    used = {category['id'] for category in categories(content)}
+    classes = [category['name'] for category in content.get('categories', []) if category['id'] in used]
+    if len(set(classes)) < len(classes):
+        twice = next(name for name in classes if classes.count(name) > 1)
+        raise ConfigError(f'{split.ann_file}: two categories are named {twice!r}: merge or rename them.')
+    objects = [a for a in content.get('annotations', []) if not a.get('iscrowd') and len(a.get('bbox') or ()) == 4]
+    if not objects:
+        raise ConfigError(f'{split.ann_file} has no object with a box: a detector has nothing to learn from it.')
+    sides = {i['id']: min(i.get('width') or 0, i.get('height') or 0) for i in content['images']}
+    return Content(
+        tuple(classes),
+        all(a.get('segmentation') for a in objects),
+        len(content['images']),
+        np.asarray([a['bbox'] for a in objects], float),
+        np.asarray([sides.get(a['image_id'], 0) for a in objects], float),
+    )
+
+
+def detector_config(
+    train: Split,
+    val: Split,
+    test: Optional[Split] = None,
+    *,
+    detector: Optional[str] = None,
+    init: Optional[PathLike] = None,
+    size: Optional[int] = None,
+    iterations: int = 300,
+    batch: Optional[int] = None,
+    seed: int = 0,
+    evaluations: int = 1,
+    options: Optional[Dict[str, Any]] = None,
+) -> Config:
+    """Return the config of a detector for a data set, ready for ``apis.train``.
+
+    Classes, paths, anchors, backbone, and a schedule that ends with the run follow from the data, the file and the
+    length.
+
+    Args:
+        detector: A shipped config or a path; None: ``mask-rcnn_small`` if every object has a segmentation, else
+            ``faster-rcnn_small``.
+        init: A checkpoint whose backbone the detector starts from and whose shape its backbone takes; None: the
+            config's own shape, random weights.
+        size: Shortest side of the images in pixels, for the small configs; None: that of the config.
+        iterations: Length, in steps of ``batch`` images (None: the config's own).
+        evaluations: How many times the val split is evaluated, evenly spread, the last time at the end.
+        options: ``--cfg-options``, set last.
+
+    Raises:
+        ConfigError: annotations, length or an option that cannot be used.
+        CheckpointError: ``init`` cannot be read.
+    """
+    content = read_content(train)
+    if iterations < 2:
+        raise ConfigError(f'{iterations} iterations of the detector are no run: ask for two or more.')
+    name = detector or ('mask-rcnn_small' if content.masks else 'faster-rcnn_small')
+    cfg = load_config(name)
+    for split in (val, test):
+        if split is not None:
+            _check_classes(content.classes, split, train)
+    _set_data(cfg, train, val, test or val, content.classes)
+    _set_length(cfg, iterations, batch, evaluations)
+    if size is not None:
+        _set_size(cfg, size)
+    if init is not None:
+        _set_backbone(cfg, init)
+    if 'ViTSimplePyramid' in str(cfg.model.get('neck')):
+        _set_pyramid(cfg, content, _short_side(cfg))
+    cfg.setdefault('randomness', dict())
+    cfg.randomness.update(seed=seed)
+    apply_options(cfg, options or {})
+    return cfg
+
+
+def _check_classes(classes: Sequence[str], split: Split, train: Split) -> None:
+    """mmdet numbers classes in the order of each file: another order would give every object another object's name."""
+    names = [category['name'] for category in read_coco(split.ann_file).get('categories', [])]
+    shared = [name for name in names if name in classes]
+    if not shared:
+        raise ConfigError(
+            f'{split.ann_file} and {train.ann_file} have no class in common: {names} and {list(classes)}.'
+        )
+    if shared != list(classes):
+        raise ConfigError(
+            f'{split.ann_file} lists the classes {shared} and {train.ann_file} {list(classes)}: both must list the '
+            'same in the same order, as labels are numbered by it.'
+        )
+
+
+def _set_data(cfg: Config, train: Split, val: Split, test: Split, classes: Sequence[str]) -> None:
+    for key, split in (('train', train), ('val', val), ('test', test)):
+        dataset = cfg[f'{key}_dataloader'].dataset
+        dataset.update(
+            type='CocoDataset',
+            data_root='',
+            ann_file=str(Path(split.ann_file).resolve()),
+            data_prefix=dict(img=str(Path(split.images).resolve()) + '/'),
+            metainfo=dict(classes=tuple(classes)),
+        )
+        if key != 'train':
+            cfg[f'{key}_evaluator'].ann_file = dataset.ann_file
+    for head in _dicts(cfg.model.roi_head) if 'roi_head' in cfg.model else [cfg.model.bbox_head]:
+        if 'num_classes' in head:
+            head['num_classes'] = len(classes)
+
+
+def _dicts(node: Any) -> List[dict]:
+    """A nest's dicts, itself first."""
+    if isinstance(node, dict):
+        return [node, *(found for value in node.values() for found in _dicts(value))]
+    return [found for value in node for found in _dicts(value)] if isinstance(node, (list, tuple)) else []
+
+
+def _set_length(cfg: Config, iterations: int, batch: Optional[int], evaluations: int) -> None:
+    warmup = min(max(iterations // 4, 1), int(cfg.param_scheduler[0].get('end', 50)))
+    cfg.train_cfg = dict(
+        type='IterBasedTrainLoop', max_iters=iterations, val_interval=math.ceil(iterations / max(evaluations, 1))
+    )
+    cfg.param_scheduler = [
+        dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=warmup),
+        dict(
+            type='CosineAnnealingLR',
+            by_epoch=False,
+            begin=warmup,
+            end=iterations,
+            T_max=iterations - warmup,
+            eta_min_ratio=0.01,
+        ),
+    ]
+    cfg.log_processor = dict(type='LogProcessor', window_size=20, by_epoch=False)
+    cfg.default_hooks.checkpoint.update(by_epoch=False, interval=iterations, max_keep_ckpts=1)
+    cfg.default_hooks.logger.interval = min(cfg.default_hooks.logger.get('interval', 20), max(iterations // 10, 1))
+    loader = cfg.train_dataloader
+    loader.sampler = dict(type='InfiniteSampler', shuffle=True)
+    loader.pop('batch_sampler', None)
+    if batch is not None:
+        loader.batch_size = batch
+
+
+def _set_size(cfg: Config, size: int) -> None:
+    scale = (round(size * 5 / 3), size)
+    for key in ('train', 'val', 'test'):
+        steps = [step for step in cfg[f'{key}_dataloader'].dataset.pipeline if step['type'] == 'Resize']
+        if not steps:
+            raise ConfigError(
+                f'{cfg.filename} resizes its images by a rule of its own, so size={size} cannot be set: leave it out, '
+                'or take mask-rcnn_small or faster-rcnn_small.'
+            )
+        for step in steps:
+            step['scale'] = scale
+    cfg.model.backbone.img_size = size
+
+
+def _short_side(cfg: Config) -> int:
+    steps = [step for step in cfg.test_dataloader.dataset.pipeline if step['type'] == 'Resize']
+    return min(steps[0]['scale'])
+
+
+def backbone_settings(init: PathLike) -> Dict[str, Any]:
+    """Return the arguments of ``mmpretrain.VisionTransformer`` that give a backbone the shape of a checkpoint's ViT.
+
+    Raises:
+        CheckpointError: it cannot be read, or holds no plain ViT.
+    """
+    state = read_vit(read_checkpoint(init), str(init)).state
+    found = describe_vit(state)
+    if not found:
+        raise CheckpointError(
+            f'{init} holds no plain ViT, so the shape of the backbone cannot be read off it: name a detector config.'
+        )
+    rows, columns = patch_grid_of(state)
+    patch = int(found['patch size'])
+    return dict(
+        arch=dict(
+            embed_dims=int(found['width']),
+            num_layers=int(found['depth']),
+            num_heads=count_heads(state, str(init), read_meta(init).get('num_heads')),
+            feedforward_channels=int(found['MLP width']),
+        ),
+        patch_size=patch,
+        img_size=(rows * patch, columns * patch),
+        with_cls_token='cls_token' in state,
+        final_norm='ln1.weight' in state,
+        qkv_bias='layers.0.attn.qkv.bias' in state,
+        layer_scale_init_value=float('layers.0.attn.gamma1.weight' in state),
+    )
+
+
+def _set_backbone(cfg: Config, init: PathLike) -> None:
+    backbone = cfg.model.backbone
+    init = str(Path(init).resolve())
+    if 'VisionTransformer' not in backbone.type:
+        backbone.init_cfg = dict(type='VerifiedPretrained', checkpoint=init)
+        return
+    settings = backbone_settings(init)
+    settings.pop('img_size')  # positions are resampled to the config's own grid
+    depth, width = settings['arch']['num_layers'], settings['arch']['embed_dims']
+    backbone.pop('arch')
+    backbone.update(settings)
+    taps = len(backbone.out_indices)
+    backbone.out_indices = [depth - 1] if taps == 1 else [round(depth * f) - 1 for f in (1 / 3, 1 / 2, 2 / 3, 1)]
+    backbone.init_cfg = dict(type='VerifiedPretrained', checkpoint=init)
+    necks = cfg.model.neck if isinstance(cfg.model.neck, (list, tuple)) else [cfg.model.neck]
+    for neck in necks:
+        neck['in_channels'] = (
+            [width] * len(neck['in_channels']) if isinstance(neck['in_channels'], (list, tuple)) else width
+        )
+
+
+def _set_pyramid(cfg: Config, content: Content, short: int) -> None:
+    """Levels for the patch size, and anchors for the sizes of the objects."""
+    patch, neck = int(cfg.model.backbone.patch_size), cfg.model.neck
+    scales = (2, 1, 0.5) if patch <= 8 else (4, 2, 1, 0.5)
+    strides = [patch / scale for scale in scales]
+    strides = [int(s) if s == int(s) else s for s in strides]
+    neck.update(scales=scales, extra_levels=0)
+    cfg.model.backbone.img_size = math.ceil(cfg.model.backbone.img_size / patch) * patch
+    cfg.model.data_preprocessor.pad_size_divisor = 2 * patch
+    cfg.model.rpn_head.anchor_generator.update(strides=strides, **anchors(content, short, strides))
+    for key in ('bbox_roi_extractor', 'mask_roi_extractor'):
+        if cfg.model.roi_head.get(key):
+            cfg.model.roi_head[key].featmap_strides = strides
+
+
+def anchors(content: Content, short: int, strides: Sequence[float]) -> Dict[str, List[float]]:
+    """Return scales and ratios of anchors that meet the objects at a short side of ``short`` pixels.
+
+    Two scales half an octave apart on every level, as in ``mask-rcnn_demo``, reach from 4 times the first stride to 5.6
+    times the last; smaller and larger ones are added where 5 % of the objects lie beyond. So is a ratio of 1 : 3 to
+    either side of 2 : 3 and 3 : 2 where 5 % of the objects are that long.
+    """
+    known = content.short > 0
+    boxes = content.boxes[known] if known.any() else content.boxes
+    zoom = short / content.short[known] if known.any() else np.ones(len(boxes))
+    width, height = (np.maximum(boxes[:, i], 1e-3) for i in (2, 3))
+    sides = np.sqrt(width * height) * zoom
+    low, high = np.percentile(sides, (5, 95))
+    scales = [4, 5.6]
+    while low < scales[0] * strides[0] / 2**0.5 and scales[0] > 1:
+        scales = [scales[0] / 2, scales[0] / 2**0.5] + scales
+    while high > scales[-1] * strides[-1] * 2**0.5 and scales[-1] < 32:
+        scales = scales + [scales[-1] * 2**0.5, scales[-1] * 2]
+    narrow, wide = np.percentile(height / width, (5, 95))
+    ratios = [0.67, 1.5]
+    if narrow < 0.45:
+        ratios = [0.33, *ratios]
+    if wide > 2.2:
+        ratios = [*ratios, 3.0]
+    return dict(scales=[round(float(s), 2) for s in scales], ratios=ratios)

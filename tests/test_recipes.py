@@ -1,0 +1,102 @@
+"""Detector configs made for a data set: classes, anchors, backbone, schedule."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from mmengine.registry import init_default_scope
+
+from odis_mm.config import check_schedule
+from odis_mm.datasets.layout import Split
+from odis_mm.recipes import anchors, backbone_settings, detector_config, read_content
+from odis_mm.transfer import save_backbone
+from odis_mm.utils.errors import ConfigError
+
+
+def write_split(folder, name, categories=('cat', 'dog'), segmentation=None, boxes=((10, 10, 40, 30), (50, 20, 30, 40))):
+    content = dict(
+        images=[dict(id=i, file_name=f'{i}.jpg', width=200, height=100) for i in range(3)],
+        annotations=[
+            dict(id=3 * i + k, image_id=i, category_id=1 + k % 2, bbox=list(box), area=box[2] * box[3], iscrowd=0)
+            | (dict(segmentation=segmentation) if segmentation else {})
+            for i in range(3)
+            for k, box in enumerate(boxes)
+        ],
+        categories=[dict(id=i + 1, name=name) for i, name in enumerate(categories)],
+    )
+    path = folder / f'{name}.json'
+    path.write_text(json.dumps(content))
+    return Split(path, folder)
+
+
+def test_boxes_give_faster_rcnn_and_masks_give_mask_rcnn(tmp_path):
+    boxes = write_split(tmp_path, 'boxes')
+    cfg = detector_config(boxes, boxes)
+    assert cfg.model.type == 'FasterRCNN' and cfg.val_evaluator.metric == 'bbox'
+    masks = write_split(tmp_path, 'masks', segmentation=[[0, 0, 10, 0, 10, 10]])
+    cfg = detector_config(masks, masks)
+    assert cfg.model.type == 'MaskRCNN' and 'segm' in cfg.val_evaluator.metric
+    assert cfg.model.roi_head.mask_head.num_classes == cfg.model.roi_head.bbox_head.num_classes == 2
+    assert cfg.train_dataloader.dataset.metainfo.classes == ('cat', 'dog')
+
+
+@pytest.mark.parametrize('iterations', [2, 20, 300, 5000])
+def test_the_schedule_ends_with_the_run(tmp_path, iterations):
+    split = write_split(tmp_path, 'train')
+    cfg = detector_config(split, split, iterations=iterations, evaluations=2)
+    check_schedule(cfg)
+    warmup, cosine = cfg.param_scheduler
+    assert warmup.end == cosine.begin < iterations == cosine.end == cosine.begin + cosine.T_max
+    assert warmup.end <= iterations / 2 and cfg.train_cfg.max_iters == iterations
+    with pytest.raises(ConfigError, match='1 iterations of the detector are no run'):
+        detector_config(split, split, iterations=1)
+
+
+def test_classes_must_be_numbered_alike(tmp_path):
+    train, val = write_split(tmp_path, 'train'), write_split(tmp_path, 'val', categories=('dog', 'cat'))
+    with pytest.raises(ConfigError, match='in the same order'):
+        detector_config(train, val)
+    with pytest.raises(ConfigError, match='no class in common'):
+        detector_config(train, write_split(tmp_path, 'other', categories=('bird', 'fish')))
+    with pytest.raises(ConfigError, match="two categories are named 'cat'"):
+        read_content(write_split(tmp_path, 'twice', categories=('cat', 'cat')))
+
+
+def test_the_backbone_takes_the_shape_of_the_file(tmp_path):
+    from mmpretrain.registry import MODELS
+
+    init_default_scope('mmpretrain')
+    arch = dict(embed_dims=96, num_layers=3, num_heads=3, feedforward_channels=192)
+    vit = MODELS.build(dict(type='VisionTransformer', arch=arch, img_size=64, patch_size=16))
+    file = tmp_path / 'x_backbone.pth'
+    save_backbone(file, vit.state_dict(), dict(num_heads=3))
+    settings = backbone_settings(file)
+    assert settings['arch'] == arch and settings['patch_size'] == 16 and settings['img_size'] == (64, 64)
+    split = write_split(tmp_path, 'train')
+    cfg = detector_config(split, split, init=file, size=120)
+    assert cfg.model.backbone.out_indices == [2] and cfg.model.neck.in_channels == 96
+    assert (
+        cfg.model.rpn_head.anchor_generator.strides
+        == [4, 8, 16, 32]
+        == cfg.model.roi_head.bbox_roi_extractor.featmap_strides
+    )
+    assert cfg.model.backbone.img_size == 128  # a multiple of the patch
+    from mmdet.registry import MODELS as DETECTORS
+
+    init_default_scope('mmdet')
+    detector = DETECTORS.build(cfg.model)
+    detector.init_weights()
+    assert torch.equal(detector.backbone.layers[0].attn.qkv.weight, vit.layers[0].attn.qkv.weight)
+    maps = detector.extract_feat(torch.zeros(1, 3, 128, 224))
+    assert [m.shape[-1] for m in maps] == [56, 28, 14, 7]
+
+
+def test_anchors_reach_the_objects(tmp_path):
+    for side in (3, 12, 30, 90):
+        split = write_split(tmp_path, f'x{side}', boxes=((5, 5, side, side),))
+        found = anchors(read_content(split), short=100, strides=[4, 8, 16])
+        sides = np.outer(found['scales'], [4, 8, 16]).ravel()
+        assert np.abs(np.log2(sides / side)).min() <= 0.5
+    long = anchors(read_content(write_split(tmp_path, 'long', boxes=((5, 5, 10, 60),))), 100, [4, 8, 16])
+    assert 3.0 in long['ratios']
