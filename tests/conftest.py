@@ -1,12 +1,17 @@
 """Fixtures shared by all tests: the real sample data, and a tiny synthetic image with known objects."""
 
+import json
 import os
 from pathlib import Path
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
+import cv2
 import numpy as np
 import pytest
+
+from helpers import make_sample
+from odis_mm.datasets.demo import ensure_demo
 
 
 @pytest.fixture(scope='session')
@@ -22,44 +27,63 @@ def shared_data() -> Path:
     return root
 
 
-def make_sample(height=120, width=160, num_objects=3, seed=0, masks=True) -> dict:
-    """A dataset item after loading: a textured RGB image with ellipses on it.
-
-    Returns:
-        dict: ``img`` uint8 [H, W, 3], ``height``, ``width``, ``bboxes`` float32 [n, 4] xyxy in pixels, ``masks`` list
-        of n COCO polygon lists (or None), ``labels`` int64 [n], ``img_id``, ``img_path``, ``rng`` seeded by ``seed``.
-    """
-    rng = np.random.default_rng(seed)
-    ys, xs = np.mgrid[:height, :width]
-    waves = [np.sin(xs / rng.uniform(3, 20) + rng.uniform(0, 6)) * np.cos(ys / rng.uniform(3, 20)) for _ in range(3)]
-    img = (110 + 60 * np.stack(waves, -1)).astype(np.uint8)
-    boxes, polygons = [], []
-    for _ in range(num_objects):
-        rx, ry = rng.uniform(0.06, 0.25, 2) * (width, height)
-        cx, cy = rng.uniform(rx, width - rx), rng.uniform(ry, height - ry)
-        img[((xs + 0.5 - cx) / rx) ** 2 + ((ys + 0.5 - cy) / ry) ** 2 <= 1] = rng.integers(0, 256, 3)
-        angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-        polygons.append([np.stack([cx + rx * np.cos(angles), cy + ry * np.sin(angles)], 1).reshape(-1).tolist()])
-        boxes.append([cx - rx, cy - ry, cx + rx, cy + ry])
-    return dict(
-        img=img,
-        height=height,
-        width=width,
-        img_id=seed,
-        img_path=f'synthetic_{seed}.png',
-        bboxes=np.asarray(boxes, np.float32).reshape(-1, 4),
-        masks=polygons if masks else None,
-        labels=np.zeros(num_objects, np.int64),
-        epoch=0,
-        sample_idx=seed,
-        rng=np.random.default_rng((seed, 0, 1)),
-    )
-
-
 @pytest.fixture
 def synthetic_sample():
     """The function :func:`make_sample`, for tests that need images with objects but no data."""
     return make_sample
+
+
+@pytest.fixture(scope='session')
+def labelled_images(tmp_path_factory):
+    """Three classes of stripes, told apart by their spacing, in images of several shapes."""
+    root, rng = tmp_path_factory.mktemp('labelled'), np.random.default_rng(0)
+    for part, count in (('train', 14), ('val', 6)):
+        for label, spacing in (('wide', 9.0), ('narrow', 3.0), ('plain', 1e9)):
+            (root / part / label).mkdir(parents=True)
+            for i in range(count):
+                height, width = rng.integers(40, 70, 2)
+                stripes = (
+                    128
+                    + 60 * np.sin(np.arange(width) / spacing + rng.uniform(0, 6))
+                    + rng.normal(0, 30, (height, width))
+                )
+                pixels = np.clip(np.repeat(stripes[..., None], 3, 2) * rng.uniform(0.5, 1, 3), 0, 255).astype(np.uint8)
+                cv2.imwrite(str(root / part / label / f'{i}.png'), pixels)
+    return root
+
+
+@pytest.fixture(scope='session')
+def coco_folder(tmp_path_factory):
+    """Discs and bars on noise; the two classes differ by shape."""
+    root, rng = tmp_path_factory.mktemp('coco'), np.random.default_rng(0)
+    (root / 'annotations').mkdir()
+    for part, count in (('train2017', 10), ('val2017', 7)):
+        (root / part).mkdir()
+        images, annotations = [], []
+        for i in range(count):
+            img = rng.integers(0, 90, (64, 64, 3)).astype(np.uint8)
+            for x, kind in ((4, i % 2), (36, (i + 1) % 2)):
+                y = int(rng.integers(4, 30))
+                if kind:
+                    cv2.circle(img, (x + 10, y + 10), 10, (250, 220, 40), -1)
+                else:
+                    img[y : y + 20 : 4, x : x + 20] = 240
+                annotations.append(
+                    dict(id=len(annotations), image_id=i, category_id=kind + 1, bbox=[x, y, 20, 20], iscrowd=0)
+                )
+            cv2.imwrite(str(root / part / f'{i}.png'), img)
+            images.append(dict(id=i, file_name=f'{i}.png', height=64, width=64))
+        content = dict(
+            images=images, annotations=annotations, categories=[dict(id=1, name='bar'), dict(id=2, name='disc')]
+        )
+        (root / 'annotations' / f'instances_{part}.json').write_text(json.dumps(content))
+    return root
+
+
+@pytest.fixture(scope='session')
+def demo(tmp_path_factory) -> str:
+    """Sixteen images."""
+    return ensure_demo(tmp_path_factory.mktemp('demo') / 'set', num_train=16, num_val=2, size=64)
 
 
 @pytest.fixture(autouse=True)

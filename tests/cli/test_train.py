@@ -1,0 +1,136 @@
+"""The tools as a user starts them: training, resuming, two ranks, an installed wheel, and what goes wrong."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers import ROOT, TINY_RUN, environment, run_command_line
+from odis_mm.cli import train as cli
+
+
+def test_two_ranks_and_resume(demo, tmp_path, monkeypatch, capfd):
+    said = run_command_line(
+        [
+            'bash',
+            ROOT / 'tools/dist_train.sh',
+            'odis_demo',
+            2,
+            '--work-dir',
+            'out',
+            '--cfg-options',
+            *TINY_RUN,
+            'train_dataloader.batch_size=2',
+            'train_dataloader.num_workers=1',  # a worker that outlives the run would hang it
+        ],
+        tmp_path,
+        environment(demo),
+    )
+    assert 'rank 0 of 2 on 1 node (gloo, master ' in said
+    assert 'lr = 0.001 x (2 ranks x 2 images x 1 accumulated)/128 = 3.125e-05 at a global batch of 4' in said
+    assert re.search(r'eta: .* images/s: \d.* data_wait: \d', said)
+    assert {p.name for p in tmp_path.glob('out/*.pth')} == {
+        f'epoch_{n}{part}.pth' for n in (1, 2) for part in ('', '_backbone')
+    }
+    resolved = (tmp_path / 'out/odis_demo.py').read_text()
+    # with the unscaled lr: the copy may be run again
+    assert 'num_prototypes=48' in resolved and 'max_epochs=2' in resolved and 'lr=0.001' in resolved
+
+    # one rank continues what two began; bf16 on the way
+    exported = (tmp_path / 'out/epoch_2_backbone.pth').read_bytes()
+    monkeypatch.setenv('ODIS_DEMO_ROOT', demo)
+    cli.train_main(
+        [
+            'odis_demo',
+            '--work-dir',
+            str(tmp_path / 'out'),
+            '--resume',
+            '--amp',
+            '--cfg-options',
+            *TINY_RUN,
+            'train_cfg.max_epochs=3',
+        ]
+    )
+    said = capfd.readouterr()
+    said = said.out + said.err
+    assert (
+        '--resume: continuing from' in said
+        and 'epoch_2.pth' in said
+        and 'Epoch(train) [3][4/4]' in said.replace('  ', ' ')
+    )
+    assert 'Epoch(train) [1]' not in said.replace('  ', ' ')
+    assert 'autocast in bf16' in said
+    assert (tmp_path / 'out/epoch_2_backbone.pth').read_bytes() == exported, (
+        'the export of epoch 2 was overwritten with later weights'
+    )
+    state = torch.load(tmp_path / 'out/epoch_3.pth', map_location='cpu', weights_only=True)
+    assert state['meta']['iter'] == 12 and state['meta']['epoch'] == 3
+
+
+def test_a_folder_of_plain_images_trains_without_annotations(demo, tmp_path, capfd):
+    photos = tmp_path / 'photos'
+    shutil.copytree(Path(demo) / 'train2017', photos / 'nested/deep')
+    cli.train_main(
+        [
+            'odis_demo',
+            '--work-dir',
+            str(tmp_path / 'out'),
+            '--cfg-options',
+            *TINY_RUN,
+            'train_dataloader.dataset.type=ObjectDataset',
+            f'train_dataloader.dataset.data_root={photos}',
+            'train_dataloader.dataset.ann_file=',
+            'train_dataloader.dataset.data_prefix=',
+        ]
+    )
+    said = capfd.readouterr()
+    assert 'Epoch(train) [2][4/4]' in (said.out + said.err).replace('  ', ' ')  # 16 images by 4
+    assert (tmp_path / 'out/epoch_2_backbone.pth').is_file()
+
+
+def test_tool_says_one_sentence_and_exits_with_2(demo, tmp_path):
+    done = subprocess.run(
+        [sys.executable, ROOT / 'tools/train.py', 'odis_demo', '--cfg-options', 'model.backbone.archh=3'],
+        cwd=tmp_path,
+        env=environment(demo),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    told = "error: --cfg-options model.backbone.archh: model.backbone has no key 'archh'; did you mean 'arch'?"
+    assert told in done.stderr.splitlines()
+    assert 'Traceback' not in done.stderr
+
+
+@pytest.mark.parametrize(
+    'arguments, told',
+    [
+        (['--resume', 'gone.pth'], "no checkpoint 'gone.pth'"),
+        (['--launcher', 'pytorch'], 'tools/dist_train.sh'),
+        (['--cfg-options', 'nonsense'], 'KEY=VALUE'),
+        (
+            ['--cfg-options', '+model.head.temperature=3'],
+            "model.head: DistillationHead takes no argument 'temperature'",
+        ),
+        (['--cfg-options', *TINY_RUN, 'train_dataloader.batch_size=400'], 'fewer than one batch of 400'),
+        (['--cfg-options', 'train_dataloader.dataset.data_prefix=gone/'], 'gone'),
+        (['--cfg-options', 'train_dataloader.dataset.serialise_data=1'], "'serialize_data'"),
+    ],
+)
+def test_bad_input_is_told_before_training(arguments, told, demo, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('ODIS_DEMO_ROOT', demo)
+    monkeypatch.delenv('RANK', raising=False)
+    with pytest.raises(SystemExit) as stop:
+        cli.train_main(['odis_demo', '--work-dir', str(tmp_path), *arguments])
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error: ')]
+    assert stop.value.code == 2 and len(lines) == 1 and told in lines[0], lines
+
+
+def test_pretraining_has_nothing_to_test(capsys):
+    with pytest.raises(SystemExit):
+        cli.test_main(['odis_demo', 'epoch_1.pth'])
+    assert 'has no test_dataloader' in capsys.readouterr().err

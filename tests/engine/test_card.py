@@ -1,0 +1,96 @@
+"""The card beside an export, and the check that a detector starts from the file."""
+
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmengine.logging import MMLogger
+
+from helpers import make_vit, odis_runner
+from odis_mm.transfer import CheckpointError, fingerprint, read_meta, save_backbone
+
+pytest.importorskip('mmdet')
+from odis_mm.detection import DetectorInit
+
+
+def test_every_export_has_its_card(tmp_path):
+    runner = odis_runner(
+        tmp_path,
+        cfg=dict(train_dataloader=dict(dataset=dict(type='ObjectDataset', data_root='data/coco', data_fraction=0.5))),
+    )
+    runner.message_hub.update_info('frozen_metrics', {'regions/box_pool': 43.21})
+    runner.train()
+    cards = sorted(path.name for path in tmp_path.glob('*.md'))
+    assert cards == ['epoch_2_backbone.md']  # that of the removed checkpoint went with it
+    text = (tmp_path / cards[0]).read_text()
+    lines = dict(re.findall(r'^- \*\*(.+?)\*\*: (.+)$', text, re.MULTILINE))
+    assert lines['method'] == 'ODIS' and lines['backbone'].startswith('ObjectViT')
+    assert '8 of 8 iterations (2 epochs), 1 ranks x 1 images' in lines['training']
+    assert lines['data'] == 'type ObjectDataset, data_root data/coco, data_fraction 0.5, 4 images'
+    assert lines['metrics so far'] == 'regions/box_pool 43.2'
+    assert f'torch {torch.__version__}' in lines['versions'] and 'mmpretrain' in lines['versions']
+    assert 'pytest' in lines['command'] and lines['fingerprint'] == fingerprint(
+        runner.model.branch('teacher').state_dict()
+    )
+    meta = read_meta(tmp_path / 'epoch_2_backbone.pth')
+    assert (meta['num_heads'], meta['iteration'], meta['epoch']) == (4, 8, 2)
+
+
+def test_a_fingerprint_sees_every_bit():
+    state = make_vit().state_dict()
+    again = {name: state[name].clone() for name in reversed(state)}
+    assert fingerprint(state) == fingerprint(again) and re.fullmatch('[0-9a-f]{12}', fingerprint(state))
+    again['ln1.bias'][3] += 1e-7
+    assert fingerprint(state) != fingerprint(again)
+    renamed = {name.replace('ln1', 'ln9'): value for name, value in state.items()}
+    assert fingerprint(state) != fingerprint(renamed)
+
+
+def detector(backbone, init_cfg=None, **kwargs):
+    return SimpleNamespace(
+        **{
+            **dict(
+                model=SimpleNamespace(backbone=backbone),
+                cfg=dict(model=dict(backbone=dict(init_cfg=init_cfg))),
+                logger=MMLogger.get_current_instance(),
+                iter=0,
+                _load_from=None,
+            ),
+            **kwargs,
+        }
+    )
+
+
+def test_a_detector_that_lost_its_weights_is_stopped(tmp_path, caplog, monkeypatch):
+    said = []
+    monkeypatch.setattr(MMLogger.get_current_instance(), 'info', said.append)
+    vit = make_vit()
+    save_backbone(tmp_path / 'a.pth', vit.state_dict())
+    init_cfg = dict(type='VerifiedPretrained', checkpoint=str(tmp_path / 'a.pth'))
+    DetectorInit().before_train(detector(vit, init_cfg))
+    mark = fingerprint(vit.state_dict())
+    assert said[-1] == f'DetectorInit: backbone {mark} equals {tmp_path / "a.pth"}, {len(vit.state_dict())} tensors'
+    larger = make_vit(img_size=64)
+    from odis_mm.transfer import load_backbone
+
+    load_backbone(larger, tmp_path / 'a.pth')
+    DetectorInit().before_train(detector(larger, init_cfg))  # positions were resampled: the same way here
+
+    with torch.no_grad():
+        vit.layers[1].ffn.layers[1].bias[0] += 1e-6  # as little as this
+    for hook, config in (
+        (DetectorInit(), init_cfg),
+        (DetectorInit(), dict(init_cfg, type='Pretrained')),
+        (DetectorInit(init_cfg['checkpoint']), None),
+    ):
+        with pytest.raises(
+            CheckpointError, match=r'1 of \d+ backbone tensors differ from the file \(layers.1.ffn.layers.1.bias\)'
+        ):
+            hook.before_train(detector(vit, config))
+    DetectorInit().before_train(detector(vit, init_cfg, iter=7, _load_from='epoch_1.pth'))  # resumed
+    assert said[-1].endswith('from the checkpoint epoch_1.pth')
+    DetectorInit().before_train(detector(vit, dict(type='Pretrained', checkpoint='torchvision://resnet50')))
+    assert 'not compared' in said[-1]
+    DetectorInit().before_train(detector(vit))
+    assert said[-1].endswith('no checkpoint named: random weights')

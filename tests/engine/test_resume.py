@@ -1,0 +1,298 @@
+"""Interrupted in the middle of an epoch and resumed: the run that was not interrupted, bit for bit."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS, init_default_scope
+from mmengine.runner import Runner
+
+from helpers import environment, make_batch, make_odis
+from odis_mm import apis
+from odis_mm.datasets import EpochSampler
+from odis_mm.datasets.transforms import single_thread_worker
+from odis_mm.engine.hooks import PreemptionHook
+from odis_mm.engine.loops import random_state, set_random_state
+from odis_mm.transfer import load_local
+
+
+class Views(torch.utils.data.Dataset):
+    """Eight small batches by their draws."""
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, draw):
+        return make_batch(batch=2, seed=draw)
+
+
+@HOOKS.register_module(force=True)
+class SendSignal(Hook):
+    """To this process, before an iteration."""
+
+    def __init__(self, at: int, name: str):
+        self.at, self.name = at, name
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter + 1 == self.at:
+            os.kill(os.getpid(), getattr(signal, self.name))
+
+
+@HOOKS.register_module(force=True)
+class AwaitSignal(Hook):
+    """Says that an iteration is near, and starts it when the signal is there."""
+
+    def __init__(self, at: int):
+        self.at = at
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter + 1 == self.at:
+            waits = next(hook for hook in runner.hooks if isinstance(hook, PreemptionHook))
+            Path(runner.work_dir, 'near').touch()
+            end = time.monotonic() + 30
+            while waits.received is None and time.monotonic() < end:
+                time.sleep(0.02)
+            time.sleep(0.2)  # a worker that follows the signal, too, is gone by now
+
+
+def first(items):
+    return items[0]
+
+
+def train(work_dir, at=0, name='SIGTERM', accumulate=1, workers=0, awaits=0, **kwargs):
+    """Two epochs of eight iterations, with random numbers in the model."""
+    init_default_scope('mmpretrain')
+    torch.manual_seed(1)
+    model = make_odis(backbone=dict(drop_path_rate=0.3), momentum=dict(start=0.5, end=1.0))
+    data = Views()
+    loader = torch.utils.data.DataLoader(
+        data,
+        batch_size=1,
+        sampler=EpochSampler(data, seed=0),
+        collate_fn=first,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        worker_init_fn=single_thread_worker,
+    )
+    made = Runner(
+        model,
+        str(work_dir),
+        train_dataloader=loader,
+        train_cfg=dict(type='ResumableEpochLoop', max_epochs=2),
+        optim_wrapper=dict(
+            type='OptimWrapper',
+            optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.04),
+            accumulative_counts=accumulate,
+            clip_grad=dict(max_norm=3.0),
+            constructor='SelfSupOptimWrapperConstructor',
+        ),
+        param_scheduler=[
+            dict(type='LinearLR', start_factor=0.1, begin=0, end=1, convert_to_iter_based=True),
+            dict(type='CosineAnnealingLR', begin=1, convert_to_iter_based=True),
+        ],
+        default_hooks=dict(
+            checkpoint=dict(type='SafeCheckpointHook', interval=1), logger=dict(type='LoggerHook', interval=50)
+        ),
+        custom_hooks=[
+            dict(type='SelfSupScheduleHook', weight_decay_end=0.4, freeze_prototypes_epochs=1),
+            dict(type='PreemptionHook'),
+        ]
+        + ([dict(type='SendSignal', at=at, name=name)] if at else [])
+        + ([dict(type='AwaitSignal', at=awaits)] if awaits else []),
+        experiment_name=f'resume_{os.path.basename(work_dir)}_{os.urandom(3).hex()}',
+        default_scope='mmpretrain',
+        log_level='WARNING',
+        randomness=dict(seed=3),
+        **kwargs,
+    )
+    made.train()
+
+
+def resumed(work_dir, **kwargs):
+    train(work_dir, load_from=apis.latest_checkpoint(str(work_dir)), resume=True, **kwargs)
+
+
+def stopped(call, *args, **kwargs) -> int:
+    with pytest.raises(SystemExit) as stop:
+        call(*args, **kwargs)
+    return stop.value.code
+
+
+def content(work_dir, name='epoch_2.pth') -> dict:
+    loaded = load_local(str(Path(work_dir, name)), 'cpu')
+    return {key: loaded[key] for key in ('state_dict', 'optimizer', 'param_schedulers', 'progress')} | dict(
+        epoch=loaded['meta']['epoch'], iter=loaded['meta']['iter']
+    )
+
+
+def assert_same(a, b, path=''):
+    assert type(a) is type(b), path
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), path
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            assert_same(a[key], b[key], f'{path}.{key}')
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), path
+        for i, pair in enumerate(zip(a, b)):
+            assert_same(*pair, f'{path}[{i}]')
+    else:
+        assert a == b, path
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('undisturbed')
+    train(folder)
+    return content(folder)
+
+
+@pytest.mark.parametrize(
+    'at, name, written',
+    [(3, 'SIGTERM', 'epoch_0_iter_3.pth'), (8, 'SIGUSR1', 'epoch_1.pth'), (13, 'SIGUSR1', 'epoch_1_iter_13.pth')],
+)
+def test_preempted_and_resumed_is_undisturbed(undisturbed, tmp_path, at, name, written):
+    before = signal.getsignal(signal.SIGTERM)
+    assert stopped(train, tmp_path, at, name) == 75
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert apis.latest_checkpoint(str(tmp_path)) == str(tmp_path / written)
+    (tmp_path / 'last_checkpoint').write_text('')
+    assert apis.latest_checkpoint(str(tmp_path)) == str(tmp_path / written), 'without the note, too'
+    torch.rand(5)  # what the process did before must not matter
+    resumed(tmp_path)
+    assert_same(content(tmp_path), undisturbed)
+    assert not list(tmp_path.glob('epoch_*_iter_*')), 'gone with the next regular one'
+
+
+def test_random_numbers_and_position_do_matter(undisturbed, tmp_path):
+    assert stopped(train, tmp_path, 3) == 75
+    path = apis.latest_checkpoint(str(tmp_path))
+    loaded = load_local(path, 'cpu')
+    loaded['progress']['random'] = []
+    torch.save(loaded, path)
+    resumed(tmp_path)
+    with pytest.raises(AssertionError):
+        assert_same(content(tmp_path)['state_dict'], undisturbed['state_dict'])
+
+
+def test_twice_with_workers(undisturbed, tmp_path):
+    assert stopped(train, tmp_path, 2, workers=1) == 75
+    assert stopped(resumed, tmp_path, at=12, workers=1) == 75
+    resumed(tmp_path, workers=1)
+    assert_same(content(tmp_path), undisturbed)
+
+
+RUNS = """
+import os, sys
+answers = os.fdopen(os.dup(1), 'w', buffering=1)
+os.dup2(2, 1)  # what imports and runs say goes elsewhere
+import test_resume
+for line in sys.stdin:  # one process a line, each in a session of its own; the imports are shared
+    child = os.fork()
+    if not child:
+        os.setsid()
+        eval(line)
+        break
+    print(child, file=answers)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=answers)
+"""
+
+
+def test_a_signal_to_the_whole_process_group_leaves_the_workers_to_the_run(undisturbed, tmp_path):
+    near = tmp_path / 'near'
+    with subprocess.Popen(
+        [sys.executable, '-c', RUNS],
+        cwd=Path(__file__).parent,
+        env=environment(),
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as runs:
+
+        def process(call: str, number=None) -> int:
+            runs.stdin.write(f'test_resume.{call}\n')
+            runs.stdin.flush()
+            child = int(runs.stdout.readline())
+            hangs = threading.Timer(
+                240, os.killpg, (child, signal.SIGKILL)
+            )  # its code tells; workers that do not end would hang it
+            hangs.start()
+            while number and not near.exists() and hangs.is_alive():
+                time.sleep(0.02)
+            if number:
+                near.unlink()
+                os.killpg(child, number)
+            code = int(runs.stdout.readline())
+            hangs.cancel()
+            with pytest.raises(ProcessLookupError):
+                os.killpg(child, 0)  # no worker is left
+            return code
+
+        folder = str(tmp_path)
+        assert process(f'train({folder!r}, workers=2, awaits=3)', signal.SIGTERM) == 75
+        assert (tmp_path / 'epoch_0_iter_3.pth').is_file()
+        assert process(f'resumed({folder!r}, workers=1, awaits=12)', signal.SIGUSR1) == 75
+        assert (tmp_path / 'epoch_1_iter_12.pth').is_file()
+        assert process(f'resumed({folder!r}, workers=2)') == 0
+        runs.stdin.close()
+    assert_same(content(tmp_path), undisturbed)
+
+
+def test_a_signal_waits_for_the_end_of_an_accumulated_step(tmp_path):
+    assert stopped(train, tmp_path, 3, accumulate=2) == 75
+    assert (tmp_path / 'epoch_0_iter_4.pth').is_file()
+
+
+def test_gpus_ask_each_other_now_and_then(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    hook, asked = PreemptionHook(interval=4), []
+    hook.end_of_epoch, hook._wanted = lambda *_: False, lambda runner: asked.append(runner.iter + 1)
+    for world, accumulate, expected in ((2, 1, [4, 8]), (2, 2, [8]), (1, 2, [2, 4, 6, 8])):
+        asked.clear()
+        for i in range(8):
+            hook.after_train_iter(
+                SimpleNamespace(
+                    iter=i,
+                    world_size=world,
+                    train_dataloader=None,
+                    optim_wrapper=SimpleNamespace(_accumulative_counts=accumulate),
+                ),
+                i,
+            )
+        assert asked == expected
+    with pytest.raises(ValueError, match='SIGKILL'):
+        PreemptionHook(['SIGKILL'])
+
+
+def test_another_number_of_ranks_loses_no_image():
+    def sampler(rank, world):
+        made = EpochSampler(range(22), seed=0)
+        made.rank, made.world_size = rank, world
+        return made
+
+    done = [draw for rank in (0, 1) for draw in list(sampler(rank, 2))[:3]]
+    rest = []
+    for rank in range(4):
+        made = sampler(rank, 4)
+        assert made.start_at(6) == 4
+        rest += list(made)
+        assert len(list(made)) == 5, 'the next epoch is a whole one, but for 2 images that 4 ranks can not share'
+    assert sorted(done + rest) == sorted(range(22)), 'each once'
+
+
+def test_random_states_come_back():
+    state = random_state()
+    first = random.random(), np.random.rand(), torch.rand(3).tolist()
+    set_random_state(state)
+    assert (random.random(), np.random.rand(), torch.rand(3).tolist()) == first

@@ -1,0 +1,307 @@
+"""k-NN on labelled folders: the protocol's pixels, scikit-learn's votes, objects at inference, the hook and its ranks."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+from mmpretrain.registry import MODELS
+from PIL import Image
+from sklearn.neighbors import KNeighborsClassifier
+from torchvision import transforms
+
+from helpers import BACKBONE, make_vit, odis_runner
+from odis_mm.cli import checkpoints as commands
+from odis_mm.datasets.image_io import read_image
+from odis_mm.engine.hooks import KNNHook
+from odis_mm.evaluation import FrozenBackbone, LabelledImages, image_features, knn_accuracy, knn_images, labelled_split
+from odis_mm.evaluation.knn import _nearest
+from odis_mm.transfer import save_backbone
+
+
+def sklearn_accuracy(train, train_labels, test, test_labels, k):
+    oracle = KNeighborsClassifier(k, metric='cosine', algorithm='brute', weights=lambda d: np.exp((1 - d) / 0.07))
+    return 100 * oracle.fit(train.double(), train_labels).score(test.double(), test_labels)
+
+
+@pytest.mark.parametrize('ks', [(10, 20, 100, 200)])
+def test_imagenette_equals_scikit_learn(shared_data, ks):
+    frozen = FrozenBackbone(make_vit(img_size=64, patch_size=16))
+    train, val = labelled_split(str(shared_data / 'imagenette'), frozen, 64, most=(240, 100))
+    assert len(train.classes) == 10 and len(train) == 240 and len(val) == 100 and train.classes[0] == 'n01440764'
+    (voters, voter_labels), (tested, labels) = (
+        image_features(frozen, images, batch_size=50) for images in (train, val)
+    )
+    found = knn_images(frozen, train, val, ks)
+    for feature in ('token', 'patch_mean'):
+        for k in ks:
+            assert found[feature][k] == pytest.approx(
+                sklearn_accuracy(voters[feature], voter_labels, tested[feature], labels, k)
+            )
+    assert 15 < found['patch_mean'][10] < 100  # random weights, yet above the chance of 10 classes
+
+
+@pytest.mark.parametrize('chunk', [1, 7, 64, 10_000])
+def test_chunks_change_memory_only(chunk):
+    g = torch.Generator().manual_seed(0)
+    keys, queries = torch.randn(100, 8, generator=g), torch.randn(30, 8, generator=g)
+    best, place = _nearest(queries, keys, 5, chunk)
+    expected, where = (queries @ keys.T).topk(5)
+    torch.testing.assert_close(best, expected)
+    assert torch.equal(place, where)
+    labels, test_labels = torch.randint(0, 4, (100,), generator=g), torch.randint(0, 4, (30,), generator=g)
+    whole = knn_accuracy(keys, labels, queries, test_labels, ks=(5, 20))
+    assert knn_accuracy(keys, labels, queries, test_labels, ks=(5, 20), chunk=chunk) == whole
+
+
+def test_pixels_are_those_of_the_protocol(labelled_images):
+    """Resize to size * 256/224 and centre crop are those of torchvision on PIL images (DINO's), to a grey level of rounding."""
+    images = LabelledImages(str(labelled_images / 'val'), size=56)
+    protocol = transforms.Compose(
+        [
+            transforms.Resize(64, transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(56),
+            transforms.PILToTensor(),
+        ]
+    )
+    for i in range(len(images)):
+        item = images[i]
+        expected = protocol(Image.fromarray(read_image(item['name'])))
+        assert item['pixels'].shape == (3, 56, 56) and (item['pixels'].int() - expected.int()).abs().max() <= 1
+
+
+@pytest.fixture
+def objects(tmp_path):
+    """One image, 80 x 40 with a box and a mask, its crop at 28 pixels being the columns 22.5..57.5 and the rows 2.5..37.5."""
+    (tmp_path / 'train' / 'a').mkdir(parents=True)
+    (tmp_path / 'train' / 'b').mkdir()
+    for name in ('a/0.png', 'b/0.png', 'b/1.png'):
+        cv2.imwrite(
+            str(tmp_path / 'train' / name),
+            np.random.default_rng(len(name)).integers(0, 256, (40, 80, 3), dtype=np.uint8),
+        )
+    return tmp_path / 'train'
+
+
+def test_boxes_and_masks_at_inference(objects, tmp_path):
+    (tmp_path / 'boxes.json').write_text(
+        json.dumps({'a/0.png': [[23, 3, 30, 9]], 'b/0.png': [[0, 0, 10, 10]], 'b/1.png': []})
+    )
+    boxes = LabelledImages(str(objects), 28, 7, str(tmp_path / 'boxes.json'))
+    masks = [boxes[i]['mask'].view(4, 4) for i in range(3)]
+    # 28 pixels of the crop stand for 35 of the image, 7 of a patch for 8.75
+    expected = torch.zeros(4, 4, dtype=torch.bool)
+    expected[0, 0] = True
+    assert torch.equal(masks[0], expected)
+    assert masks[1].all() and masks[2].all()  # outside the crop, and no object at all: the whole image
+    coco = dict(
+        images=[
+            dict(id=0, file_name='a/0.png', height=40, width=80),
+            dict(id=1, file_name='b/0.png', height=40, width=80),
+        ],
+        annotations=[
+            dict(
+                id=0,
+                image_id=0,
+                category_id=1,
+                bbox=[23, 3, 20, 15],
+                iscrowd=0,
+                segmentation=[[24, 4, 43, 4, 43, 8, 24, 8]],
+            )
+        ],
+        categories=[dict(id=1, name='x')],
+    )
+    (tmp_path / 'masks.json').write_text(json.dumps(coco))
+    mask = LabelledImages(str(objects), 28, 7, str(tmp_path / 'masks.json'))[0]['mask'].view(4, 4)
+    assert mask.tolist() == [[True, True, True, False], [False] * 4, [False] * 4, [False] * 4]
+
+    frozen = FrozenBackbone(make_vit(img_size=28, patch_size=7))
+    features, labels = image_features(frozen, boxes)
+    out = frozen(boxes[0]['pixels'][None], boxes[0]['mask'][None])
+    torch.testing.assert_close(features['token'][0], out.token[0])
+    torch.testing.assert_close(features['patch_mean'][0], out.map[0, :, 0, 0])
+    assert labels.tolist() == [0, 1, 1]
+    plain = frozen(boxes[0]['pixels'][None])
+    assert (plain.token - out.token).abs().max() > 1e-3
+
+
+def test_convnets_and_plain_vits_are_measured_too(labelled_images):
+    resnet = MODELS.build(dict(type='mmpretrain.ResNet', depth=18))
+    stock = make_vit('mmpretrain.VisionTransformer')
+    stock.load_state_dict(make_vit().state_dict())
+    images = LabelledImages(str(labelled_images / 'val'), 32, most=4)
+    pixels = torch.stack([images[i]['pixels'] for i in range(4)])
+    ours = FrozenBackbone(make_vit())(pixels)
+    for a, b in zip(FrozenBackbone(stock)(pixels), ours):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+    features, _ = image_features(FrozenBackbone(resnet), images)
+    assert list(features) == ['patch_mean'] and features['patch_mean'].shape == (4, 512)
+    assert resnet.training  # as it was: its batch norms go on
+    before = resnet.bn1.running_mean.clone()
+    FrozenBackbone(resnet)(pixels)
+    assert torch.equal(resnet.bn1.running_mean, before)
+    with pytest.raises(ValueError, match='no .OBJ. token'):
+        FrozenBackbone(resnet)(pixels, torch.ones(4, 1, dtype=torch.bool))
+
+
+@pytest.mark.parametrize(
+    'break_it, needle',
+    [
+        (
+            lambda root: cv2.imwrite(str(root / 'train' / 'loose.png'), np.zeros((9, 9, 3))),
+            'lies in no class labelled_images',
+        ),
+        (
+            lambda root: [
+                (root / 'val' / 'b').mkdir(),
+                cv2.imwrite(str(root / 'val' / 'b' / '0.png'), np.zeros((9, 9, 3))),
+            ],
+            'different classes .*c in one',
+        ),
+    ],
+)
+def test_wrong_folders_are_told(break_it, needle, tmp_path):
+    for part, label in (('train', 'a'), ('train', 'b'), ('val', 'a'), ('val', 'c')):
+        (tmp_path / part / label).mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / part / label / '0.png'), np.zeros((9, 9, 3)))
+    break_it(tmp_path)
+    frozen = FrozenBackbone(make_vit())
+    with pytest.raises(ValueError, match=needle):
+        knn_images(frozen, *labelled_split(str(tmp_path), frozen, 32))
+    with pytest.raises(ValueError, match='patches of 8: choose a multiple'):
+        frozen.check_size(30)
+
+
+# ---- the hook ------------------------------------------------------------------------------------
+
+
+def hooked(path, labelled_images, **kwargs):
+    hook = KNNHook(str(labelled_images), ks=(1, 5), size=32, interval=1, num_workers=0, batch_size=16, **kwargs)
+    runner = odis_runner(path, cfg=dict(model=dict(backbone=BACKBONE)))
+    runner.register_hook(hook)
+    return runner, hook
+
+
+def test_the_hook_measures_the_teacher_and_changes_nothing(labelled_images, tmp_path):
+    odis_runner(tmp_path / 'plain').train()
+    runner, hook = hooked(tmp_path / 'measured', labelled_images)
+    runner.train()
+    plain, measured = (
+        torch.load(tmp_path / name / 'epoch_2.pth', weights_only=True)['state_dict'] for name in ('plain', 'measured')
+    )
+    assert all(torch.equal(measured[key], value) for key, value in plain.items())
+
+    record = json.loads((tmp_path / 'measured' / 'knn.json').read_text())
+    assert [(point['iteration'], point['epoch']) for point in record['history']] == [(4, 1), (8, 2)]
+    teacher = FrozenBackbone(runner.model.branch('teacher'))
+    direct = knn_images(teacher, *labelled_split(str(labelled_images), teacher, 32), ks=(1, 5))
+    assert (
+        record['history'][-1]['token_5'] == direct['token'][5]
+        and record['history'][-1]['patch_mean_1'] == direct['patch_mean'][1]
+    )
+    torch.manual_seed(0)
+    twin = MODELS.build(BACKBONE)
+    twin.init_weights()
+    random = FrozenBackbone(twin)
+    assert (
+        record['random']['token_5']
+        == knn_images(random, *labelled_split(str(labelled_images), random, 32), ks=(5,))['token'][5]
+    )
+    assert (tmp_path / 'measured' / 'knn.png').stat().st_size > 5000
+    assert runner.message_hub.get_info('frozen_metrics')['knn/token_5'] == direct['token'][5]
+    scalars = next((tmp_path / 'measured').glob('*/vis_data/scalars.json')).read_text()
+    assert '"knn/token_5"' in scalars
+
+
+def test_a_resumed_run_goes_on_with_the_history(labelled_images, tmp_path):
+    runner, _ = hooked(tmp_path, labelled_images, of='student')
+    runner.train()
+    runner, _ = hooked(tmp_path, labelled_images, of='student')
+    runner._train_loop['max_epochs'] = 3
+    runner._resume, runner._load_from = True, str(tmp_path / 'epoch_2.pth')
+    runner.train()
+    record = json.loads((tmp_path / 'knn.json').read_text())
+    assert [point['epoch'] for point in record['history']] == [1, 2, 3] and record['of'] == 'student'
+
+
+def rank_main(rank, world, path, labelled_images):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group('gloo', init_method=f'file://{path}/store', rank=rank, world_size=world)
+    runner, hook = hooked(f'{path}/run', labelled_images)
+    hook.before_train(runner)
+    frozen = hook._frozen(runner, runner.model.branch())
+    torch.save(hook.measure(frozen), f'{path}/rank{rank}.pt')
+    features = image_features(frozen, LabelledImages(f'{labelled_images}/val', 32, most=17))
+    torch.save(features, f'{path}/features{rank}.pt')
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_give_the_result_of_one(labelled_images, tmp_path):
+    mp.spawn(rank_main, args=(2, str(tmp_path), str(labelled_images)), nprocs=2)
+    runner, hook = hooked(tmp_path / 'one', labelled_images)
+    hook.before_train(runner)
+    frozen = hook._frozen(runner, runner.model.branch())
+    alone, labels = image_features(frozen, LabelledImages(str(labelled_images / 'val'), 32, most=17))
+    for rank in range(2):
+        assert torch.load(tmp_path / f'rank{rank}.pt') == hook.measure(frozen)
+        features, their_labels = torch.load(tmp_path / f'features{rank}.pt')  # 17 images: one rank has one more
+        torch.testing.assert_close(features, alone, atol=1e-6, rtol=0)
+        assert torch.equal(labels, their_labels)
+
+
+def test_the_hook_refuses_what_it_cannot_measure(labelled_images, tmp_path):
+    with pytest.raises(ValueError, match="'teacher' or 'student'"):
+        KNNHook(str(labelled_images), of='both')
+    with pytest.raises(ValueError, match='at least 1'):
+        KNNHook(str(labelled_images), interval=0)
+    runner, hook = hooked(tmp_path, labelled_images)
+    runner.model = torch.nn.Linear(1, 1)
+    with pytest.raises(TypeError, match='measures TeacherStudent models, not Linear'):
+        hook.before_train(runner)
+
+
+def test_the_tool(labelled_images, tmp_path, capsys):
+    save_backbone(tmp_path / 'a_backbone.pth', make_vit().state_dict(), dict(num_heads=4))
+    arguments = [
+        str(tmp_path / 'a_backbone.pth'),
+        '--data',
+        str(labelled_images),
+        '--size',
+        '32',
+        '--ks',
+        '1',
+        '5',
+        '--workers',
+        '0',
+    ]
+    commands.knn_main([*arguments, '--out', str(tmp_path / 'knn.json')])
+    frozen = FrozenBackbone(make_vit())
+    expected = knn_images(frozen, *labelled_split(str(labelled_images), frozen, 32), ks=(1, 5))
+    said = json.loads((tmp_path / 'knn.json').read_text())
+    assert said['accuracy']['token'] == {'1': expected['token'][1], '5': expected['token'][5]}
+    assert f'| token | {expected["token"][1]:.1f} | {expected["token"][5]:.1f} |' in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        commands.knn_main([*arguments[:1], '--data', str(tmp_path / 'gone')])
+    assert 'does not exist' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('k', [1, 10, 30])
+def test_knn_equals_scikit_learn(k):
+    g = torch.Generator().manual_seed(0)
+    centers = torch.randn(5, 16, generator=g)
+    labels, test_labels = torch.randint(0, 5, (300,), generator=g), torch.randint(0, 5, (90,), generator=g)
+    train = centers[labels] + 2 * torch.randn(300, 16, generator=g)
+    test = centers[test_labels] + 2 * torch.randn(90, 16, generator=g)
+    oracle = KNeighborsClassifier(k, metric='cosine', algorithm='brute', weights=lambda d: np.exp((1 - d) / 0.07))
+    expected = 100 * oracle.fit(train, labels).score(test, test_labels)
+    got = knn_accuracy(train, labels, test, test_labels, ks=(k,), chunk=32)[k]
+    assert 20 < expected < 100 and got == pytest.approx(expected)
+
+
+def test_knn_without_features_says_so():
+    with pytest.raises(ValueError, match='0 to vote'):
+        knn_accuracy(
+            torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), torch.ones(1, 4), torch.zeros(1, dtype=torch.long)
+        )

@@ -1,0 +1,59 @@
+"""The linear probe: mmpretrain's own classifier on an exported, frozen backbone."""
+
+import json
+
+import pytest
+import torch
+
+from helpers import ARCH, make_vit
+from odis_mm import apis
+from odis_mm.transfer import CheckpointError, read_checkpoint, save_backbone
+
+OPTIONS = {
+    'model.backbone.img_size': 32,
+    'model.backbone.patch_size': 8,
+    'model.backbone.frozen_stages': 3,
+    'model.head.in_channels': 32,
+    'model.head.num_classes': 3,
+    'model.head.topk': (1,),
+    'val_evaluator.topk': (1,),
+    'train_dataloader.dataset.pipeline.1.scale': 32,
+    'val_dataloader.dataset.pipeline.1.scale': 36,
+    'val_dataloader.dataset.pipeline.2.crop_size': 32,
+    'train_dataloader.batch_size': 14,
+    'train_dataloader.num_workers': 0,
+    'val_dataloader.num_workers': 0,
+    'train_cfg.max_epochs': 12,
+    'train_cfg.val_interval': 12,
+    'default_hooks.checkpoint.interval': 12,
+    'optim_wrapper.optimizer.lr': 1.0,
+}
+
+
+def train(checkpoint, work_dir):
+    cfg = apis.load_config('linear_probe/vits_in1k', OPTIONS)
+    cfg.model.backbone.update(arch=ARCH, init_cfg=dict(type='VerifiedPretrained', checkpoint=str(checkpoint)))
+    return apis.train(cfg, work_dir=str(work_dir))
+
+
+def test_only_the_head_learns(labelled_images, tmp_path, monkeypatch):
+    monkeypatch.setenv('IMAGENET_ROOT', str(labelled_images))
+    save_backbone(tmp_path / 'a.pth', make_vit().state_dict())
+    runner = train(tmp_path / 'a.pth', tmp_path / 'probe')
+    exported = read_checkpoint(tmp_path / 'a.pth')
+    after = runner.model.backbone.state_dict()
+    assert all(torch.equal(after[name.removeprefix('backbone.')], value) for name, value in exported.items())
+    assert {name for name, p in runner.model.named_parameters() if p.requires_grad} == {
+        'head.fc.weight',
+        'head.fc.bias',
+    }
+    scalars = next((tmp_path / 'probe').glob('*/vis_data/scalars.json')).read_text().splitlines()
+    accuracy = next(json.loads(line)['accuracy/top1'] for line in scalars if 'accuracy/top1' in line)
+    assert 50 < accuracy <= 100  # three classes of stripes
+
+
+def test_a_backbone_of_another_shape_is_refused(labelled_images, tmp_path, monkeypatch):
+    monkeypatch.setenv('IMAGENET_ROOT', str(labelled_images))
+    save_backbone(tmp_path / 'a.pth', make_vit(arch=dict(ARCH, num_layers=2)).state_dict())
+    with pytest.raises(CheckpointError, match='depth 2 instead of 3'):
+        train(tmp_path / 'a.pth', tmp_path / 'probe')

@@ -1,0 +1,191 @@
+"""The proxy for detection: regions pooled as they lie, closed-form classifiers against scikit-learn, hook, ranks, tool."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+from mmpretrain.registry import MODELS
+from sklearn.linear_model import Ridge
+from sklearn.metrics import jaccard_score, roc_auc_score
+
+from helpers import BACKBONE, make_sample, make_vit, measure_regions, odis_runner
+from odis_mm.cli import checkpoints as commands
+from odis_mm.engine.hooks import RegionProxyHook
+from odis_mm.evaluation import FrozenBackbone, RegionImages, region_features, region_knn
+from odis_mm.evaluation.regions import auc, background_boxes, fit_linear, mean_iou, object_area, pool_boxes
+from odis_mm.models import ViewPreprocessor
+from odis_mm.transfer import save_backbone
+
+
+def sample(boxes, labels, seed=0, size=32, **kwargs):
+    img = np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    return dict(img=img, bboxes=np.array(boxes, np.float32).reshape(-1, 4), labels=labels, **kwargs)
+
+
+def test_features_see_their_box():
+    vit = make_vit()
+    frozen = FrozenBackbone(vit)
+    images = [
+        sample([[0, 0, 9, 8], [8, 16, 16, 32]], [3, 1]),
+        sample([], [], seed=1),
+        sample([[0, 0, 32, 32]], [2], seed=2),
+    ]
+    regions = region_features(frozen, RegionImages(images, (32,), 8), batch_size=2)
+    assert regions.labels.tolist() == [3, 1, 2] and len(regions.patches) == 48
+    pixels = torch.from_numpy(images[0]['img']).permute(2, 0, 1)[None]
+    inputs = ViewPreprocessor()(dict(inputs=pixels))['inputs']
+    with torch.no_grad():
+        for i, patches in enumerate(([0, 1], [9, 13])):  # of the 4 x 4 grid
+            mask = torch.zeros(1, 16, dtype=torch.bool)
+            mask[0, patches] = True
+            torch.testing.assert_close(regions.token[i], vit(inputs, mask)[-1][0, 0])
+        map_ = vit(inputs)[-1][:, 1:].mT.unflatten(2, (4, 4))
+    assert torch.equal(regions.patches[:16], map_.flatten(2).mT[0])
+    torch.testing.assert_close(regions.pooled[1], pool_boxes(map_, [torch.tensor([[8.0, 16.0, 16.0, 32.0]]) / 32])[0])
+    assert (
+        regions.inside[:16].nonzero().flatten().tolist() == [0, 9, 13]
+        and not regions.inside[16:32].any()
+        and regions.inside[32:].all()
+    )
+    with pytest.raises(ValueError, match='no labelled object'):
+        region_features(frozen, RegionImages(images[1:2], (32,), 8))
+    with pytest.raises(ValueError, match='no labelled object'):
+        region_features(frozen, RegionImages([sample([[0, 0, 9, 8]], [-1])], (32,), 8))
+    with pytest.raises(ValueError, match='patches of 8'):
+        region_features(frozen, RegionImages(images, (36,), 8))
+
+
+def test_pooling_a_ramp_gives_its_value_at_the_middle():
+    """On a map that rises linearly, the mean over a box is the value at its centre: cell c lies at c + 1/2."""
+    columns = torch.arange(12.0).expand(1, 1, 8, 12) + 0.5
+    rows = torch.arange(8.0)[:, None].expand(1, 1, 8, 12) + 0.5
+    boxes = torch.tensor([[3 / 12, 2 / 8, 8 / 12, 5 / 8], [0.5, 0.25, 0.75, 0.75]])
+    pooled = pool_boxes(torch.cat((columns, rows), 1), [boxes])
+    torch.testing.assert_close(pooled, torch.tensor([[5.5, 3.5], [7.5, 4.0]]))
+
+
+def test_background_has_the_sizes_of_the_objects_and_none_of_them():
+    boxes = np.array([[0.0, 0.0, 30.0, 20.0], [50.0, 30.0, 60.0, 40.0]])
+    area = object_area(boxes, None, 60, 80)
+    found = background_boxes(boxes, area)
+    assert found.shape == (2, 4) and np.array_equal(found[:, 2:] - found[:, :2], [[30, 20], [10, 10]])
+    assert all(area[int(y1) : int(y2), int(x1) : int(x2)].mean() <= 0.1 for x1, y1, x2, y2 in found)
+    assert len(background_boxes(np.array([[0.0, 0.0, 80.0, 60.0]]), np.ones((60, 80), bool))) == 0  # nowhere to go
+
+
+def test_masks_count_where_there_are_any():
+    item = make_sample(seed=3)
+    area = object_area(item['bboxes'], item['masks'], item['height'], item['width'])
+    boxes = object_area(item['bboxes'], None, item['height'], item['width'])
+    assert 0 < area.sum() < boxes.sum() and boxes[area].mean() > 0.95
+
+
+@pytest.mark.parametrize('ridge', [1e-2, 1.0])
+def test_the_linear_classifier_is_scikit_learns(ridge):
+    g = torch.Generator().manual_seed(0)
+    x, positive = (
+        torch.randn(80, 5, generator=g) * torch.tensor([1.0, 10.0, 0.1, 1.0, 3.0]) + 4,
+        torch.rand(80, generator=g) < 0.2,
+    )
+    direction, bias = fit_linear(x, positive, ridge)
+    standard = ((x.double() - x.double().mean(0)) / x.double().std(0)).numpy()
+    weight = np.where(positive, 0.5 / positive.sum(), 0.5 / (~positive).sum())
+    oracle = Ridge(alpha=ridge).fit(standard, positive.double() * 2 - 1, sample_weight=weight)
+    np.testing.assert_allclose(x.double() @ direction + bias, oracle.predict(standard), atol=1e-9)
+
+
+def test_auc_and_iou_are_scikit_learns():
+    g = torch.Generator().manual_seed(0)
+    scores, positive = torch.randint(0, 10, (200,), generator=g), torch.rand(200, generator=g) < 0.3  # with ties
+    assert auc(scores, positive) == pytest.approx(100 * roc_auc_score(positive, scores))
+    predicted = scores > 4
+    assert mean_iou(predicted, positive) == pytest.approx(
+        100 * jaccard_score(positive, predicted, average='macro'), rel=1e-6
+    )
+
+
+def test_repeated_objects_find_each_other():
+    train = [sample([[0, 0, 16, 32]], [i], seed=i) for i in range(4)]
+    found = region_knn(make_vit(), train, train, ViewPreprocessor(), 32, k=1)
+    assert found['object_token'] == found['box_pool'] == 100 and {'object_auc', 'mask_miou'} < set(found)
+
+
+def test_scales_and_convnets():
+    images = [sample([[2, 2, 20, 30], [4, 4, 12, 9]], [0, 1], seed=i) for i in range(3)]
+    vit = FrozenBackbone(make_vit())
+    one, two = (region_features(vit, RegionImages(images, sizes, 8)) for sizes in ((32,), (32, 64)))
+    assert two.pooled.shape == (6, 64) and two.token.shape == (6, 64) and len(two.patches) == 3 * 64
+    torch.testing.assert_close(two.pooled[:, :32], torch.nn.functional.normalize(one.pooled, dim=-1))
+    resnet = region_features(
+        FrozenBackbone(MODELS.build(dict(type='mmpretrain.ResNet', depth=18))), RegionImages(images, (64,))
+    )
+    assert resnet.token is None and resnet.pooled.shape == (6, 512) and len(resnet.patches) == 3 * 4
+
+
+# ---- a folder in COCO style: hook, ranks, tool ----------------------------------------------------
+
+
+def hooked(path, coco_folder):
+    hook = RegionProxyHook(str(coco_folder), sizes=(32,), k=3, interval=3, by_epoch=False, num_workers=0, batch_size=4)
+    runner = odis_runner(path, cfg=dict(model=dict(backbone=BACKBONE)))
+    runner.register_hook(hook)
+    return runner, hook
+
+
+def test_the_hook_measures_over_training(coco_folder, tmp_path):
+    runner, hook = hooked(tmp_path, coco_folder)
+    runner.train()
+    record = json.loads((tmp_path / 'regions.json').read_text())
+    assert [point['iteration'] for point in record['history']] == [3, 6, 8]  # every third, and the last
+    last = {key: value for key, value in record['history'][-1].items() if key not in ('iteration', 'epoch', 'seconds')}
+    assert last == pytest.approx(measure_regions(runner.model.branch('teacher'), coco_folder))
+    assert set(last) == {'object_token', 'box_pool', 'object_auc', 'mask_miou'}
+    assert (
+        record['random'].keys() == last.keys() and 50 < record['random']['object_auc'] <= 100
+    )  # bright shapes on dark noise
+    assert cv2.imread(str(tmp_path / 'regions.png')) is not None
+
+
+def rank_main(rank, world, path, coco_folder):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group('gloo', init_method=f'file://{path}/store', rank=rank, world_size=world)
+    torch.save(measure_regions(make_vit(), coco_folder), f'{path}/rank{rank}.pt')
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_give_the_result_of_one(coco_folder, tmp_path):
+    mp.spawn(rank_main, args=(2, str(tmp_path), str(coco_folder)), nprocs=2)
+    expected = measure_regions(make_vit(), coco_folder)
+    for rank in range(2):
+        assert torch.load(tmp_path / f'rank{rank}.pt') == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_tool(coco_folder, tmp_path, capsys):
+    save_backbone(tmp_path / 'a_backbone.pth', make_vit().state_dict(), dict(num_heads=4))
+    arguments = [
+        str(tmp_path / 'a_backbone.pth'),
+        '--data',
+        str(coco_folder),
+        '--size',
+        '32',
+        '--k',
+        '3',
+        '--workers',
+        '0',
+    ]
+    commands.regions_main([*arguments, '--out', str(tmp_path / 'r.json')])
+    said = json.loads((tmp_path / 'r.json').read_text())
+    assert said['metrics'] == pytest.approx(measure_regions(make_vit(), coco_folder))
+    assert said['random'] == pytest.approx(said['metrics'])  # this file holds what seed 0 draws
+    assert '| random weights | ' in capsys.readouterr().out
+    content = json.loads((coco_folder / 'annotations' / 'instances_val2017.json').read_text())
+    content['categories'].append(dict(id=3, name='cross'))
+    (tmp_path / 'more.json').write_text(json.dumps(content))
+    with pytest.raises(SystemExit):
+        commands.regions_main(
+            [*arguments, '--ann-files', 'annotations/instances_train2017.json', str(tmp_path / 'more.json')]
+        )
+    assert 'name different classes (2 and 3)' in capsys.readouterr().err

@@ -1,0 +1,352 @@
+"""Models, batches, runners and command lines in small, shared by tests of several modules."""
+
+import copy
+import os
+import os.path as osp
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.dataset import DefaultSampler
+from mmengine.model import BaseModel
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from mmpretrain.registry import MODELS
+
+import odis_mm  # noqa: F401
+from odis_mm.analysis.cost import total_loss
+from odis_mm.engine.hooks import SafeCheckpointHook
+from odis_mm.evaluation import FrozenBackbone, region_proxy, region_split
+from odis_mm.models import ObjectViT
+
+ROOT = Path(__file__).resolve().parents[1]
+ARCH = dict(embed_dims=32, num_layers=3, num_heads=4, feedforward_channels=64)
+
+
+K = 24
+
+
+def make_vit(type_='ObjectViT', **kwargs):
+    torch.manual_seed(0)
+    vit = MODELS.build({**dict(type=type_, arch=ARCH, img_size=32, patch_size=8, out_type='raw'), **kwargs})
+    vit.init_weights()
+    vit.eval()  # returns None in mmpretrain
+    return vit
+
+
+def make_odis(**kwargs):
+    cfg = dict(
+        type='ODIS',
+        backbone=dict(type='ObjectViT', arch=ARCH, img_size=32, patch_size=8, drop_path_rate=0.0),
+        neck=dict(type='ProjectionNeck', in_channels=32, hidden_channels=40, bottleneck_channels=16, num_prototypes=K),
+        head=dict(type='DistillationHead', num_prototypes=K),
+    )
+    for key, value in kwargs.items():
+        cfg[key] = {**cfg[key], **value} if isinstance(value, dict) and key in cfg else value
+    torch.manual_seed(1)
+    model = MODELS.build(cfg)
+    model.init_weights()
+    return model
+
+
+def make_batch(batch=3, num_local=2, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    mim = torch.rand(2 * batch, 16, generator=g) < 0.4
+    mim[0] = False  # an image without masked patches
+    return dict(
+        inputs=[
+            torch.randint(0, 256, (2 * batch, 3, 32, 32), generator=g, dtype=torch.uint8),
+            torch.randint(0, 256, (num_local * batch, 3, 16, 16), generator=g, dtype=torch.uint8),
+        ],
+        data_samples=dict(
+            object_mask=[
+                torch.rand(2 * batch, 16, generator=g) < 0.5,
+                torch.ones(num_local * batch, 4, dtype=torch.bool),
+            ],
+            object_visible=torch.rand(batch, 2 + num_local, generator=g) < 0.8,
+            mim_mask=mim,
+        ),
+    )
+
+
+def losses_of(model, data, iteration=0):
+    model.set_progress(iteration, 100, 10)
+    return model(**model.data_preprocessor(copy.deepcopy(data), True), mode='loss')
+
+
+def noisy_vit(**kwargs):
+    torch.manual_seed(0)
+    model = ObjectViT(ARCH, img_size=32, patch_size=8, **kwargs)
+    model.init_weights()
+    for parameter in model.parameters():  # no zero may hide what is left out
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return model
+
+
+def random_images(n=3, size=32, seed=1):
+    return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def random_masks(n=3, patches=16):
+    return torch.rand(n, patches, generator=torch.Generator().manual_seed(2)) < 0.4
+
+
+def losses_and_gradients_of(model, seed=3):
+    data = model.data_preprocessor(make_batch(batch=3), True)
+    model.zero_grad()
+    torch.manual_seed(seed)
+    losses = model.compute_losses(data['inputs'], data['data_samples'])
+    total_loss(losses).backward()
+    return losses, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+ODIS_CONFIG = dict(  # of make_odis
+    type='ODIS',
+    backbone=dict(type='ObjectViT', arch=ARCH, img_size=32, patch_size=8),
+    neck=dict(type='ProjectionNeck', in_channels=32, hidden_channels=40, bottleneck_channels=16, num_prototypes=K),
+    head=dict(type='DistillationHead', num_prototypes=K),
+)
+
+
+class ViewBatches(torch.utils.data.Dataset):
+    """Collated-batch content per index, so that a plain loader of batch size 1 feeds the model; NaN in a pixel of some."""
+
+    def __init__(self, nan_at=()):
+        self.nan_at = nan_at
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        data = make_batch(batch=2, seed=index)
+        data['data_samples']['img_id'] = torch.tensor([7, 8])
+        return poisoned(data) if index in self.nan_at else data
+
+    def paths_of(self, ids):
+        return [f'img/{i}.jpg' for i in ids]
+
+
+def poisoned(data):
+    data['inputs'][0] = data['inputs'][0].float()
+    data['inputs'][0][0, 0, 0, 0] = float('nan')
+    return data
+
+
+def odis_runner(
+    tmp_path,
+    nan_at=(),
+    epochs=2,
+    accumulate=1,
+    lr=0.01,
+    optimizer='SGD',
+    hooks=(),
+    nonfinite=None,
+    model=None,
+    **kwargs,
+):
+    init_default_scope('mmpretrain')
+    model = model or make_odis(momentum=dict(start=0.5, end=1.0))
+    loader = torch.utils.data.DataLoader(ViewBatches(nan_at), batch_size=1, collate_fn=lambda items: items[0])
+    runner = Runner(
+        model,
+        str(tmp_path),
+        train_dataloader=loader,
+        train_cfg=dict(by_epoch=True, max_epochs=epochs),
+        optim_wrapper=dict(
+            type='OptimWrapper',
+            optimizer=dict(type=optimizer, lr=lr, weight_decay=0.04),
+            accumulative_counts=accumulate,
+            constructor='SelfSupOptimWrapperConstructor',
+        ),
+        default_hooks=dict(
+            checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=1),
+            logger=dict(type='LoggerHook', interval=1),
+        ),
+        custom_hooks=[
+            dict(type='NonFiniteLossHook', **(nonfinite or {})),
+            dict(type='ExportTeacherHook'),
+            dict(type='SelfSupScheduleHook', weight_decay_end=0.4, freeze_prototypes_epochs=1),
+            *hooks,
+        ],
+        experiment_name=f'{osp.basename(tmp_path)}_{epochs}_{accumulate}',
+        default_scope='mmpretrain',
+        **kwargs,
+    )
+    return runner
+
+
+def make_sample(height=120, width=160, num_objects=3, seed=0, masks=True) -> dict:
+    """A dataset item after loading: a textured RGB image with ellipses on it.
+
+    Returns:
+        dict: ``img`` uint8 [H, W, 3], ``height``, ``width``, ``bboxes`` float32 [n, 4] xyxy in pixels, ``masks`` list
+        of n COCO polygon lists (or None), ``labels`` int64 [n], ``img_id``, ``img_path``, ``rng`` seeded by ``seed``.
+    """
+    rng = np.random.default_rng(seed)
+    ys, xs = np.mgrid[:height, :width]
+    waves = [np.sin(xs / rng.uniform(3, 20) + rng.uniform(0, 6)) * np.cos(ys / rng.uniform(3, 20)) for _ in range(3)]
+    img = (110 + 60 * np.stack(waves, -1)).astype(np.uint8)
+    boxes, polygons = [], []
+    for _ in range(num_objects):
+        rx, ry = rng.uniform(0.06, 0.25, 2) * (width, height)
+        cx, cy = rng.uniform(rx, width - rx), rng.uniform(ry, height - ry)
+        img[((xs + 0.5 - cx) / rx) ** 2 + ((ys + 0.5 - cy) / ry) ** 2 <= 1] = rng.integers(0, 256, 3)
+        angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+        polygons.append([np.stack([cx + rx * np.cos(angles), cy + ry * np.sin(angles)], 1).reshape(-1).tolist()])
+        boxes.append([cx - rx, cy - ry, cx + rx, cy + ry])
+    return dict(
+        img=img,
+        height=height,
+        width=width,
+        img_id=seed,
+        img_path=f'synthetic_{seed}.png',
+        bboxes=np.asarray(boxes, np.float32).reshape(-1, 4),
+        masks=polygons if masks else None,
+        labels=np.zeros(num_objects, np.int64),
+        epoch=0,
+        sample_idx=seed,
+        rng=np.random.default_rng((seed, 0, 1)),
+    )
+
+
+BACKBONE = dict(type='ObjectViT', arch=ARCH, img_size=32, patch_size=8)
+
+
+def measure_regions(backbone, coco, k=3):
+    frozen = FrozenBackbone(backbone)
+    split = region_split(
+        frozen,
+        str(coco),
+        [f'annotations/instances_{part}2017.json' for part in ('train', 'val')],
+        ('train2017', 'val2017'),
+        (32,),
+    )
+    return region_proxy(frozen, *split, k)
+
+
+GTSA_ARCH = dict(embed_dims=24, num_layers=2, num_heads=2, feedforward_channels=32)
+
+
+def make_gtsa(**head):
+    torch.manual_seed(1)
+    model = MODELS.build(
+        dict(
+            type='GTSA',
+            momentum=dict(start=0.5, end=1.0),
+            backbone=dict(type='ObjectViT', arch=GTSA_ARCH, img_size=40, patch_size=8, drop_path_rate=0.0),
+            neck=dict(type='ConvNeck', in_channels=24, hidden_channels=24, out_channels=32),
+            head=dict(
+                type='GTSAHead',
+                in_channels=24,
+                rotation_channels=(20, 18, 16),
+                crop_cells=(4, 2),
+                num_matches=(12, 5),
+                predictor=dict(
+                    type='ConvNeck', in_channels=32, hidden_channels=28, out_channels=32, num_blocks=1, residual=False
+                ),
+                correspondence_epoch=0,
+                **head,
+            ),
+        )
+    )
+    model.init_weights()
+    return model
+
+
+def arrow(size=64):
+    """A white arrow that points to the right, on black: a shaft along the middle row, a head at the right edge."""
+    picture = np.zeros((size, size, 3), np.uint8)
+    half = size // 2
+    picture[half - 2 : half + 2, size // 8 : -size // 8] = 255
+    for i in range(size // 4):
+        picture[half - i : half + i, size - size // 8 - i - 1] = 255
+    return picture
+
+
+TINY_ARCH = dict(embed_dims=24, num_layers=2, num_heads=2, feedforward_channels=48)
+
+
+def stock_vit(arch=TINY_ARCH, img_size=32, patch_size=8, seed=0, **kwargs):
+    torch.manual_seed(seed)
+    model = MODELS.build(
+        dict(type='VisionTransformer', arch=arch, img_size=img_size, patch_size=patch_size, out_type='raw', **kwargs)
+    )
+    model.init_weights()
+    with torch.no_grad():
+        for parameter in model.parameters():  # nothing stays at a special value, so that a swap would show
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    model.eval()  # mmpretrain's returns nothing
+    return model
+
+
+class Foreign:
+    """Stands for any class whose restoring runs code of its own."""
+
+    def __reduce__(self):
+        return os.system, ('touch should_not_exist',)
+
+
+@MODELS.register_module(name='ToyOfTests', force=True)
+class Toy(BaseModel):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 1)
+
+    def forward(self, inputs, mode='tensor'):
+        return dict(loss=self.layer(torch.stack(inputs)).square().mean())
+
+
+def toy_runner(work_dir, **changes) -> Runner:
+    dataset = [dict(inputs=torch.ones(2)) for _ in range(4)]
+    return Runner(
+        **{
+            **dict(
+                model=Toy(),
+                work_dir=str(work_dir),
+                train_dataloader=dict(batch_size=2, dataset=dataset, sampler=dict(type=DefaultSampler, shuffle=False)),
+                optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+                train_cfg=dict(by_epoch=True, max_epochs=4),
+                log_level='ERROR',
+                default_hooks=dict(checkpoint=dict(type=SafeCheckpointHook, max_keep_ckpts=1, interval=1)),
+                experiment_name=f'toy_{id(changes)}',
+            ),
+            **changes,
+        }
+    )
+
+
+TINY_RUN = [  # of odis_demo: a ViT of two blocks on 32 pixel views
+    'train_dataloader.batch_size=4',
+    'train_dataloader.num_workers=0',
+    'train_cfg.max_epochs=2',
+    'param_scheduler.0.end=1',
+    'param_scheduler.1.begin=1',
+    'model.backbone.arch.num_layers=2',
+    'model.neck.num_prototypes=48',
+    'model.head.num_prototypes=48',
+    'default_hooks.logger.interval=1',
+]
+
+
+def environment(demo: str = '', **extra: str) -> dict:
+    """Return the environment of a subprocess: this checkout, this interpreter, one thread."""
+    env = {k: v for k, v in os.environ.items() if k != 'ODIS_MM_DEBUG'}
+    return {
+        **env,
+        'ODIS_DEMO_ROOT': demo,
+        'OMP_NUM_THREADS': '1',
+        'PYTHON': sys.executable,
+        'CUDA_VISIBLE_DEVICES': '',
+        'PYTHONPATH': f'{ROOT}{os.pathsep}{ROOT / "tests"}',
+        **extra,
+    }
+
+
+def run_command_line(command, cwd, env) -> str:
+    done = subprocess.run(
+        [str(part) for part in command], cwd=cwd, env=env, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr

@@ -1,0 +1,76 @@
+"""The distillation head: centers, and Sinkhorn against loops."""
+
+import pytest
+import torch
+
+import odis_mm  # noqa: F401
+from helpers import K, losses_of, make_batch, make_odis
+from odis_mm.models.heads import Center, DistillationHead, sinkhorn_knopp
+
+
+def test_center_is_a_running_mean_and_moves_once_per_step():
+    center = Center(K, 0.9)
+    first, second = torch.randn(4, K), torch.randn(2, 3, K)
+    center.observe(first)
+    center.observe(second)
+    assert center.value.abs().max() == 0, 'only an optimizer step moves it'
+    center.step()
+    torch.testing.assert_close(center.value, 0.1 * torch.cat((first, second.flatten(0, 1))).mean(0))
+    before = center.value.clone()
+    center.step()  # nothing observed
+    torch.testing.assert_close(center.value, before)
+
+
+def test_center_of_all_patches_equals_that_of_their_logits():
+    model, data = make_odis(head=dict(patch_center='all')), make_batch()
+    losses_of(model, data)
+    views = model.data_preprocessor(data, True)
+    with torch.no_grad():
+        patches = model.teacher['backbone'](views['inputs'][0], views['data_samples']['object_mask'][0])[-1][:, 1:]
+        expected = model.teacher['neck'](patches).flatten(0, 1).mean(0)
+    model.head.step()
+    torch.testing.assert_close(model.head.patch_center.value, 0.1 * expected)
+
+
+def test_wrong_patch_center_is_named():
+    with pytest.raises(ValueError, match="patch_center is 'some'"):
+        DistillationHead(K, patch_center='some')
+
+
+@pytest.mark.parametrize('shape', [(7, K), (2, 5, 1, K)])
+def test_sinkhorn_equals_loops_and_converges_to_equal_use(shape):
+    logits = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    rows = torch.exp(logits.double().flatten(0, -2) / 0.2)
+    for _ in range(3):
+        for k in range(K):
+            rows[:, k] /= rows[:, k].sum()
+        for row in rows:
+            row /= row.sum()
+    torch.testing.assert_close(sinkhorn_knopp(logits, 0.2), rows.float().view(shape), atol=1e-5, rtol=1e-4)
+    even = sinkhorn_knopp(logits, 0.2, iterations=300).flatten(0, -2)
+    torch.testing.assert_close(even.sum(0), torch.full((K,), len(even) / K), atol=1e-3, rtol=0)
+    torch.testing.assert_close(even.sum(1), torch.ones(len(even)))
+
+
+def test_sinkhorn_survives_far_logits_and_no_rows():
+    far = torch.zeros(3, K)
+    far[:, 0] = 1000.0  # all others underflow
+    out = sinkhorn_knopp(far, 0.04)
+    assert out.isfinite().all() and torch.equal(out.argmax(1), torch.zeros(3, dtype=torch.int64))
+    assert sinkhorn_knopp(torch.zeros(0, K), 0.04).shape == (0, K)
+
+
+def test_sinkhorn_leaves_out_rows_that_do_not_count():
+    logits = torch.randn(2, 5, K, generator=torch.Generator().manual_seed(0))
+    counted = torch.tensor([[True, False, True, True, False], [False, True, True, False, True]])
+    out = sinkhorn_knopp(logits, 0.2, counted=counted)
+    torch.testing.assert_close(out[counted], sinkhorn_knopp(logits[counted], 0.2))
+    assert (out[~counted] == 0).all() and (sinkhorn_knopp(logits, 0.2, counted=torch.zeros_like(counted)) == 0).all()
+
+
+def test_sinkhorn_head_and_wrong_balance():
+    head = DistillationHead(K, teacher_temp=0.05, balance='sinkhorn')
+    logits = torch.randn(2, 3, 1, K)
+    torch.testing.assert_close(head.targets(logits, head.token_center), sinkhorn_knopp(logits, 0.05))
+    with pytest.raises(ValueError, match="balance is 'none'"):
+        DistillationHead(K, balance='none')

@@ -1,0 +1,64 @@
+"""train() and test() as functions: work dirs, checkpoints that are found, the scaled learning rate, logs."""
+
+import errno
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from helpers import toy_runner
+from odis_mm import apis
+from odis_mm.utils.errors import ConfigError
+
+
+def test_work_dir_without_permission(tmp_path, monkeypatch):
+    (tmp_path / 'file').touch()
+    with pytest.raises(ConfigError, match='cannot write to the work dir .*choose another one with --work-dir'):
+        apis.train('odis_demo', work_dir=str(tmp_path / 'file' / 'below'))
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(errno.EACCES, 'Permission denied')
+
+    monkeypatch.setattr(apis.tempfile, 'TemporaryFile', refuse)
+    with pytest.raises(ConfigError, match='Permission denied'):
+        apis.train('odis_demo', work_dir=str(tmp_path))
+
+
+def test_latest_checkpoint(tmp_path):
+    assert apis.latest_checkpoint(str(tmp_path)) is None
+    for name in ('epoch_2.pth', 'epoch_10.pth', 'epoch_10_backbone.pth', 'epoch_11.pth.part'):
+        torch.save({}, tmp_path / name)
+    assert apis.latest_checkpoint(str(tmp_path)) == str(tmp_path / 'epoch_10.pth')
+    (tmp_path / 'last_checkpoint').write_text('/where/the/folder/was/epoch_2.pth')
+    assert apis.latest_checkpoint(str(tmp_path)) == str(tmp_path / 'epoch_2.pth')
+    (tmp_path / 'last_checkpoint').write_text('')  # killed or out of space while it was written
+    assert apis.latest_checkpoint(str(tmp_path)) == str(tmp_path / 'epoch_10.pth')
+
+
+def test_scaled_lr_counts_accumulation(tmp_path):
+    runner = toy_runner(
+        tmp_path,
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1), accumulative_counts=4),
+        auto_scale_lr=dict(enable=True, base_batch_size=16),
+    )
+    assert apis.scale_lr(runner) == 'lr = 0.1 x (1 ranks x 2 images x 4 accumulated)/16 = 0.05 at a global batch of 8'
+    runner.train()
+    assert runner.optim_wrapper.get_lr()['lr'] == [0.05]
+
+
+def test_runs_of_one_process_within_a_second_keep_their_own_logs(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, 'strftime', lambda *_: '20260101_000000')
+    logs = []
+    for name in ('first', 'second'):
+        cfg = Config(dict(model=dict(type='ToyOfTests'), work_dir=str(tmp_path / name)), filename=__file__)
+        runner = apis._build_runner(cfg)
+        runner.logger.info(f'said by the {name}')
+        runner.message_hub.update_info('who', name)
+        assert 'experiment_name' not in cfg
+        logs.append(runner)
+    for name, runner in zip(('first', 'second'), logs):
+        text = Path(runner.log_dir, f'{runner.timestamp}.log').read_text()
+        assert [n for n in ('first', 'second') if f'said by the {n}' in text] == [name]
+        assert runner.message_hub.get_info('who') == name

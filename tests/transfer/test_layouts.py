@@ -1,0 +1,468 @@
+"""Every layout: recognised, brought there and back bit for bit, and computing what timm computes."""
+
+import argparse
+import json
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from helpers import Foreign, stock_vit
+from odis_mm.cli import checkpoints as commands
+from odis_mm.transfer import (
+    LAYOUTS,
+    CheckpointError,
+    build_backbone,
+    build_timm,
+    build_vit,
+    convert,
+    load_backbone,
+    prove,
+    read_checkpoint,
+    read_vit,
+    resize_positions,
+    save_backbone,
+    transfer,
+)
+
+SHAPE = dict(embed_dim=32, depth=3, num_heads=2, mlp_ratio=2, num_classes=0)
+ARCH = dict(embed_dims=32, num_layers=3, num_heads=2, feedforward_channels=64)
+
+
+def timm_vit(seed=0, img_size=32, patch_size=8, **kwargs):
+    torch.manual_seed(seed)
+    model = VisionTransformer(img_size=img_size, patch_size=patch_size, **{**SHAPE, **kwargs})
+    with torch.no_grad():
+        for parameter in model.parameters():  # nothing stays at a special value, so that a swap would show
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model.eval()
+
+
+def ours(layer_scale=0.0, registers=0):
+    state = stock_vit(ARCH, layer_scale_init_value=layer_scale).state_dict()
+    return {**state, **({'object_tokens': torch.randn(1, registers, 32)} if registers else {})}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@torch.no_grad()
+def tokens(state, images, grid=None):
+    return build_vit(state, 2, grid)(images)[-1]
+
+
+# ---- there and back ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    'target, layer_scale, registers',
+    [
+        ('odis_mm', 0, 0),
+        ('odis_mm', 0.1, 3),
+        ('mmpretrain', 0.1, 0),
+        ('timm', 0, 0),
+        ('timm', 0.1, 0),
+        ('huggingface', 0, 0),
+        ('huggingface', 0.1, 0),
+        ('huggingface', 0.1, 3),
+        ('mmseg', 0, 0),
+    ],
+)
+def test_round_trip_is_bit_for_bit(target, layer_scale, registers):
+    state = ours(layer_scale, registers)
+    there = convert(state, target)
+    assert not there.dropped and not there.changed and there.comparable
+    back = read_vit(there.tensors)
+    assert same(back.state, state) and not back.dropped and not back.changed and not back.outside
+    assert same(convert(back, 'odis_mm').tensors, {f'backbone.{key}': value for key, value in state.items()})
+
+
+def test_what_detectron2_holds_comes_back_bit_for_bit():
+    first = convert(ours(), 'detectron2')
+    assert set(first.dropped) == {'cls_token', 'ln1.weight', 'ln1.bias'} and not first.comparable
+    kept = read_vit(first.tensors)
+    assert kept.layout == 'detectron2' and torch.equal(kept.state['pos_embed'], ours()['pos_embed'][:, 1:])
+    second = convert(kept, 'detectron2')
+    assert not second.dropped and same(read_vit(second.tensors).state, kept.state)
+    assert torch.equal(second.tensors['backbone.net.pos_embed'][:, 1:], first.tensors['backbone.net.pos_embed'][:, 1:])
+
+
+@pytest.mark.parametrize('target', ['mmpretrain', 'mmseg', 'detectron2'])
+def test_registers_are_dropped_by_name_where_there_is_no_place(target):
+    conversion = convert(ours(registers=2), target)
+    assert 'no place' in conversion.dropped['object_tokens'] and not conversion.comparable
+    assert 'dropped: ' in str(conversion) and 'object_tokens' in str(conversion)
+
+
+@pytest.mark.parametrize('target', ['mmseg', 'detectron2'])
+def test_a_layer_scale_is_never_lost(target):
+    """Dropped, it ruins the AP; multiplied into the layer before it, it computes the same."""
+    state = ours(0.3)
+    conversion = convert(state, target)
+    assert len([how for how in conversion.changed.values() if 'multiplied' in how]) == 6
+    folded = {**state, **conversion.state, 'pos_embed': state['pos_embed']}
+    for key in [key for key in folded if 'gamma' in key]:
+        del folded[key]
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(tokens(folded, images), tokens(state, images), atol=2e-5, rtol=0)
+
+
+# ---- timm computes the same ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('size', [(224, 224), (160, 288)])
+@pytest.mark.parametrize(
+    'settings', [{}, dict(init_values=0.3), dict(init_values=0.3, reg_tokens=4, no_embed_class=True)]
+)
+def test_timm_to_ours_and_back_at(size, settings):
+    model = timm_vit(img_size=size, patch_size=16, **settings)
+    grid = size[0] // 16, size[1] // 16
+    state = convert(read_vit(model.state_dict(), source_grid=grid), 'odis_mm').state
+    images = torch.randn(2, 3, *size)
+    with torch.no_grad():
+        expected = model.forward_features(images)
+        torch.testing.assert_close(tokens(state, images, grid), expected, atol=2e-5, rtol=0)
+        again = build_timm(convert(state, 'timm', source_grid=grid).tensors, 2, grid)
+    assert same(again.state_dict(), model.state_dict())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('grid', [(14, 14), (10, 18)])
+def test_positions_are_resampled_to_an_explicit_grid(grid):
+    state, images = ours(), torch.randn(1, 3, grid[0] * 8, grid[1] * 8)
+    conversion = convert(state, 'timm', grid=grid)
+    assert 'resampled' in conversion.changed['pos_embed'] and f'{grid[0]} x {grid[1]}' in str(conversion)
+    assert torch.equal(conversion.tensors['pos_embed'], resize_positions(state['pos_embed'], grid, 1))
+    expected = stock_vit(ARCH)(images)[-1]  # mmpretrain resamples on the fly
+    torch.testing.assert_close(
+        build_timm(conversion.tensors, 2, grid).forward_features(images), expected, atol=2e-5, rtol=0
+    )
+    assert prove(conversion, conversion.tensors, 2, grid).difference < 1e-4
+
+
+# ---- files of other projects, as they write them --------------------------------------------------
+
+
+def dino(model):  # a training checkpoint: settings and epoch beside student and teacher
+    state = {f'backbone.{k}': v for k, v in model.state_dict().items()}
+    return dict(
+        student={f'module.{k}': torch.zeros_like(v) for k, v in state.items()},
+        epoch=3,
+        args=argparse.Namespace(arch='vit_small', lr=5e-4),
+        teacher={**state, 'head.mlp.0.weight': torch.ones(2, 2)},
+    )
+
+
+def ibot(model):
+    state = {re.sub(r'ls(\d)\.gamma', r'gamma_\1', k): v for k, v in model.state_dict().items()}
+    return dict(state_dict={**{f'module.{k}': v for k, v in state.items()}, 'module.masked_embed': torch.zeros(1, 32)})
+
+
+def dinov2(model):  # blocks in chunks of two, registers without a position
+    state = {
+        re.sub(r'^blocks\.(\d+)', lambda m: f'blocks.{int(m[1]) // 2}.{m[1]}', k): v
+        for k, v in model.state_dict().items()
+    }
+    state['register_tokens'], position = state.pop('reg_token'), state.pop('pos_embed')
+    return {**state, 'pos_embed': torch.cat((torch.zeros(1, 1, 32), position), 1), 'mask_token': torch.zeros(1, 32)}
+
+
+def mae(model):
+    return dict(
+        model={
+            **model.state_dict(),
+            'mask_token': torch.zeros(1, 1, 32),
+            'decoder_embed.weight': torch.ones(8, 32),
+            'decoder_pos_embed': torch.zeros(1, 17, 8),
+            'decoder_blocks.0.norm1.weight': torch.ones(8),
+        }
+    )
+
+
+def gtsa(model):
+    state = model.state_dict()
+    return dict(
+        state_dict={
+            **{f'module.base_encoder.{k}': torch.zeros_like(v) for k, v in state.items()},
+            **{f'module.momentum_encoder.{k}': v for k, v in state.items()},
+            'module.predictor.0.weight': torch.ones(2),
+        },
+        epoch=1,
+    )
+
+
+def huggingface(model):
+    names = {
+        'norm1': 'layernorm_before',
+        'norm2': 'layernorm_after',
+        'mlp.fc1': 'intermediate.dense',
+        'mlp.fc2': 'output.dense',
+        'attn.proj': 'attention.output.dense',
+    }
+    out = {'classifier.weight': torch.ones(5, 32), 'vit.pooler.dense.weight': torch.ones(32, 32)}
+    for key, value in model.state_dict().items():
+        for old, new in (
+            ('patch_embed.proj', 'embeddings.patch_embeddings.projection'),
+            ('pos_embed', 'embeddings.position_embeddings'),
+            ('cls_token', 'embeddings.cls_token'),
+        ):
+            key = key.replace(old, new)
+        key = re.sub('^norm', 'layernorm', key)
+        block = re.match(r'blocks\.(\d+)\.(.+)\.(weight|bias)$', key)
+        if block and block[2] == 'attn.qkv':
+            for part, piece in zip(('query', 'key', 'value'), value.chunk(3)):
+                out[f'vit.encoder.layer.{block[1]}.attention.attention.{part}.{block[3]}'] = piece
+        else:
+            out['vit.' + (f'encoder.layer.{block[1]}.{names[block[2]]}.{block[3]}' if block else key)] = value
+    return out
+
+
+FOREIGN = {
+    'DINO': (dino, {}, {'head': 1}, 0),
+    'iBOT': (ibot, dict(init_values=0.3), {}, 1),
+    'MAE': (mae, {}, {}, 4),
+    'GTSA': (gtsa, {}, {'base_encoder': 0}, 0),
+    'DINOv2': (dinov2, dict(init_values=0.3, reg_tokens=4, no_embed_class=True), {}, 1),
+    'Hugging Face ViT': (huggingface, {}, {'classifier': 1}, 1),
+}
+
+
+@pytest.mark.parametrize('kind', FOREIGN)
+def test_files_of_other_projects_are_recognised_and_arrive(kind, tmp_path):
+    write, settings, outside, dropped = FOREIGN[kind]
+    model = timm_vit(**settings)
+    torch.save(write(model), tmp_path / 'theirs.pth')
+    conversion, proof = transfer(tmp_path / 'theirs.pth', tmp_path / 'ours.pth', 'odis_mm', heads=2)
+    source = conversion.source
+    assert source.dialect.startswith(kind) and len(source.dropped) == dropped
+    assert set(outside) <= set(source.outside) and all(source.outside[part] >= count for part, count in outside.items())
+    total = len(read_checkpoint(tmp_path / 'theirs.pth'))
+    assert total == len(source.raw) + len(source.dropped) + sum(source.outside.values())
+    assert proof.read_back == len(conversion.tensors) and proof.difference < 1e-4
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        backbone = build_backbone(tmp_path / 'ours.pth')  # its heads are in the file's meta
+        torch.testing.assert_close(backbone(images)[-1], model.forward_features(images), atol=2e-5, rtol=0)
+        if not model.num_reg_tokens:  # and straight into a detector's backbone
+            target = stock_vit(ARCH, layer_scale_init_value=float('init_values' in settings), seed=3)
+            assert kind.split()[-1] in str(
+                load_backbone(target, tmp_path / 'theirs.pth', allow_unexpected=['object_tokens'])
+            )
+            torch.testing.assert_close(target(images)[-1], model.forward_features(images), atol=2e-5, rtol=0)
+
+
+def test_a_resnet_arrives(tmp_path):
+    import timm
+
+    torch.manual_seed(0)
+    model = timm.create_model('resnet50').eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(std=0.1)
+    torch.save(model.state_dict(), tmp_path / 'r50.pth')
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            build_backbone(tmp_path / 'r50.pth')(images)[-1], model.forward_features(images), atol=1e-4, rtol=1e-4
+        )
+
+
+# ---- what is written -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def export(tmp_path):
+    save_backbone(tmp_path / 'epoch_1_backbone.pth', ours(0.1), dict(num_heads=2, method='ODIS'))
+    return tmp_path / 'epoch_1_backbone.pth'
+
+
+@pytest.mark.parametrize(
+    'target, name',
+    [
+        ('timm', 'a.safetensors'),
+        ('timm', 'a.pth'),
+        ('huggingface', 'folder'),
+        ('detectron2', 'a.pth'),
+        ('mmseg', 'a.pth'),
+        ('mmpretrain', 'a.safetensors'),
+        ('odis_mm', 'a.pth'),
+    ],
+)
+def test_written_files_hold_tensors_only_and_are_proved(export, tmp_path, target, name):
+    conversion, proof = transfer(export, tmp_path / name, target)
+    file = tmp_path / name / 'model.safetensors' if target == 'huggingface' else tmp_path / name
+    assert same(read_checkpoint(file), conversion.tensors) and str(proof).startswith(
+        f'proof: {len(conversion.tensors)} tensors read back'
+    )
+    assert (proof.difference is None) == (target == 'detectron2')
+    assert sorted(p.name for p in file.parent.iterdir() if p.name.startswith('.')) == []
+    if target == 'huggingface':
+        config = json.loads((file.parent / 'config.json').read_text())
+        assert (config['model_type'], config['num_attention_heads'], config['hidden_size'], config['image_size']) == (
+            'dinov2',
+            2,
+            32,
+            32,
+        )
+        assert config['layer_norm_eps'] == 1e-6  # their default of 1e-12 computes something else
+
+
+@torch.no_grad()
+def test_mmseg_names_compute_the_same_in_torchs_own_attention():
+    """mmseg's blocks hold a torch.nn.MultiheadAttention: norm, attention, norm, two linear layers."""
+    state = ours()
+    theirs = {k.removeprefix('backbone.'): v for k, v in convert(state, 'mmseg').tensors.items()}
+    images = torch.randn(2, 3, 32, 32)
+    x = (
+        F.conv2d(images, theirs['patch_embed.projection.weight'], theirs['patch_embed.projection.bias'], stride=8)
+        .flatten(2)
+        .mT
+    )
+    x = torch.cat((theirs['cls_token'].expand(2, -1, -1), x), 1) + theirs['pos_embed']
+
+    def norm(x, name):
+        return F.layer_norm(x, (32,), theirs[f'{name}.weight'], theirs[f'{name}.bias'], 1e-6)
+
+    for i in range(3):
+        block = f'layers.{i}.'
+        attention = nn.MultiheadAttention(32, 2, batch_first=True)
+        attention.load_state_dict(
+            {k[len(f'{block}attn.attn.') :]: v for k, v in theirs.items() if k.startswith(f'{block}attn.attn.')}
+        )
+        y = norm(x, f'{block}ln1')
+        x = x + attention(y, y, y)[0]
+        y = F.gelu(
+            F.linear(
+                norm(x, f'{block}ln2'), theirs[f'{block}ffn.layers.0.0.weight'], theirs[f'{block}ffn.layers.0.0.bias']
+            )
+        )
+        x = x + F.linear(y, theirs[f'{block}ffn.layers.1.weight'], theirs[f'{block}ffn.layers.1.bias'])
+    torch.testing.assert_close(norm(x, 'ln1'), tokens(state, images), atol=2e-5, rtol=0)
+
+
+# ---- refusals ------------------------------------------------------------------------------------
+
+
+def without(name):
+    return {k: v for k, v in ours().items() if k != name}
+
+
+NAN = {**ours(), 'layers.1.ln1.bias': torch.full((32,), float('nan'))}
+
+
+@pytest.mark.parametrize(
+    'state, needle',
+    [
+        ({'layer1.0.conv1.weight': torch.ones(1), 'stem.conv.weight': torch.ones(1)}, 'no plain ViT of a known layout'),
+        ({k: v for k, v in ours().items() if not k.startswith('layers.1.')}, 'of 3 blocks it lacks 1'),
+        (without('layers.2.attn.proj.bias'), 'block 2 has no attn.proj.bias'),
+        (without('pos_embed'), 'no position embedding'),
+        (NAN, 'NaN or Inf in layers.1.ln1.bias'),
+        ({**ours(), 'layers.0.attn.q_norm.weight': torch.ones(16)}, 'layers.0.attn.q_norm.weight'),
+        ({**ours(), 'layers.1.ln1.weight': torch.ones(16)}, 'contradicts itself: ln1.weight'),
+        ({**ours(), 'pos_embed': torch.ones(1, 17, 16)}, 'contradicts itself'),
+        ({**timm_vit().state_dict(), 'pos_embed': torch.ones(1, 15, 32)}, '--source-grid'),
+        (
+            {**{k: v for k, v in huggingface(timm_vit()).items() if not k.endswith('0.attention.attention.key.bias')}},
+            'it lacks layers.0.attn.key.bias',
+        ),
+    ],
+)
+def test_wrong_files_are_refused_in_one_sentence(state, needle, tmp_path):
+    torch.save(state, tmp_path / 'bad.pth')
+    with pytest.raises(CheckpointError) as caught:
+        transfer(tmp_path / 'bad.pth', tmp_path / 'out.pth', 'timm', heads=2)
+    message = str(caught.value)
+    assert needle in message and 'bad.pth' in message and '\n' not in message and len(message) < 600, message
+    assert not (tmp_path / 'out.pth').exists()
+
+
+@pytest.mark.parametrize(
+    'name, write',
+    [
+        ('pickle.pth', lambda p: torch.save(dict(model=ours(), extra=Foreign()), p)),
+        ('text.safetensors', lambda p: p.write_text('no')),
+        ('cut.pth', lambda p: (torch.save(ours(), p), p.write_bytes(p.read_bytes()[:9000]))),
+    ],
+)
+def test_hostile_and_truncated_files(name, write, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / name)
+    with pytest.raises(CheckpointError, match=name) as caught:
+        transfer(tmp_path / name, tmp_path / 'out.pth', 'timm', heads=2)
+    assert (
+        '\n' not in str(caught.value)
+        and not (tmp_path / 'should_not_exist').exists()
+        and not (tmp_path / 'out.pth').exists()
+    )
+
+
+def test_requests_that_make_no_sense(export, tmp_path):
+    for arguments, needle in (
+        (dict(target='keras'), 'no layout'),
+        (dict(out='a.onnx'), '.pth or .safetensors'),
+        (dict(out=export.name), 'the source itself'),
+        (dict(heads=3), '3 attention heads do not divide'),
+        (dict(source_grid=(3, 3)), 'which are not 3 x 3'),
+    ):
+        with pytest.raises(CheckpointError, match=needle):
+            transfer(export, tmp_path / arguments.pop('out', 'b.pth'), **{'target': 'timm', **arguments})
+    save_backbone(tmp_path / 'silent.pth', ours())
+    with pytest.raises(CheckpointError, match='say it'):  # 32 wide: nobody can know
+        transfer(tmp_path / 'silent.pth', tmp_path / 'b.pth', 'timm')
+
+
+def test_what_does_not_prove_leaves_no_file(export, tmp_path, monkeypatch):
+    from odis_mm.transfer import export as module
+
+    def tamper(path, conversion, meta, write=module._write):
+        conversion.tensors['blocks.0.attn.qkv.bias'] = conversion.tensors['blocks.0.attn.qkv.bias'].flip(0)
+        write(path, conversion, meta)
+
+    monkeypatch.setattr(module, '_write', tamper)
+    with pytest.raises(CheckpointError, match='does not read back as it was written: layers.0.attn.qkv.bias'):
+        transfer(export, tmp_path / 'b.pth', 'timm')
+    assert [p.name for p in tmp_path.iterdir()] == [export.name]
+
+
+def test_features_that_differ_are_refused():
+    state = ours()
+    conversion = convert(state, 'timm')
+    wrong = convert({**state, 'layers.0.attn.qkv.weight': state['layers.0.attn.qkv.weight'] * 1.5}, 'timm')
+    assert prove(conversion, conversion.tensors, 2).difference < 1e-4
+    with pytest.raises(CheckpointError, match='computes other features'):
+        prove(type(conversion)(**{**vars(wrong), 'source': conversion.source}), wrong.tensors, 2)
+
+
+def test_every_layout_has_its_own_signature():
+    for name in LAYOUTS:
+        read = read_vit(convert(ours(), name).tensors)
+        expected = {'mmpretrain': 'odis_mm'}.get(name, name)  # the same names
+        assert read.layout == expected
+
+
+# ---- the command ---------------------------------------------------------------------------------
+
+
+def test_the_tool_says_what_became_of_every_tensor(export, tmp_path, capsys):
+    commands.transfer_main([str(export)])
+    said = capsys.readouterr().out
+    assert 'odis_mm or mmpretrain (they share these names), under backbone.*' in said
+    assert '3 blocks, 32 wide, patch 8, 4 x 4 positions' in said
+    commands.transfer_main([str(export), str(tmp_path / 'a.pth'), '--to', 'timm', '--grid', '6x10'])
+    said = capsys.readouterr().out
+    assert (
+        'to timm' in said
+        and 'resampled [1, 17, 32] -> [1, 61, 32], 6 x 10 patches' in said
+        and 'features of a 48 x 80 probe' in said
+    )
+    with pytest.raises(SystemExit) as stop:
+        commands.transfer_main([str(tmp_path / 'gone.pth')])
+    assert stop.value.code == 2 and capsys.readouterr().err.startswith('error: checkpoint ')
+    with pytest.raises(SystemExit):
+        commands.transfer_main([str(export), str(tmp_path / 'b.pth'), '--to', 'timm', '--grid', 'large'])
+    assert '--grid' in capsys.readouterr().err

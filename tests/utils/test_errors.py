@@ -1,0 +1,121 @@
+"""User errors end in one sentence, everything else in its traceback."""
+
+import errno
+import os
+import pickle
+import subprocess
+import sys
+
+import pytest
+from torch.utils.data import DataLoader, Dataset
+
+from helpers import ROOT, TINY_RUN, environment
+from odis_mm.utils import errors
+from odis_mm.utils.errors import AnnotationError, BadImageError, ConfigError, MissingFileError, explain, run_command
+
+CLASSES = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, errors.UserError)]
+
+
+@pytest.mark.parametrize('error', CLASSES, ids=lambda cls: cls.__name__)
+def test_each_class_ends_in_its_sentence(error):
+    assert explain(error('image x.jpg is\n  truncated')) == 'image x.jpg is truncated'
+    assert str(pickle.loads(pickle.dumps(error('between processes')))) == 'between processes'
+
+
+def test_faults_of_the_code_keep_their_traceback(tmp_path):
+    for error in (ValueError('x'), KeyError('x'), RuntimeError('x'), TypeError('x'), AssertionError('x'), OSError('x')):
+        assert explain(error) is None
+    with pytest.raises(FileNotFoundError) as gone:
+        open(tmp_path / 'gone.json')
+    assert explain(gone.value).startswith(f'{tmp_path}/gone.json: No such file')
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), 'epoch_1.pth')
+    assert explain(full).startswith('no space left on the device for epoch_1.pth')
+
+
+def test_a_command_exits_with_2_or_raises(capsys, monkeypatch):
+    def wrong():
+        raise ConfigError("model has no key 'archh'")
+
+    def fault():
+        raise KeyError('archh')
+
+    assert run_command(lambda: 3) == 3
+    monkeypatch.delenv('RANK', raising=False)
+    with pytest.raises(SystemExit) as stop:
+        run_command(wrong)
+    assert stop.value.code == errors.USER_ERROR
+    monkeypatch.setenv('RANK', '1')
+    with pytest.raises(SystemExit):
+        run_command(wrong)
+    assert capsys.readouterr().err.splitlines() == [
+        "error: model has no key 'archh'",
+        "error (rank 1): model has no key 'archh'",
+    ]
+    with pytest.raises(KeyError):
+        run_command(fault)
+    monkeypatch.setenv('ODIS_MM_DEBUG', '1')
+    with pytest.raises(ConfigError):
+        run_command(wrong)
+
+
+class Failing(Dataset):
+    def __init__(self, error):
+        self.error = error
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    'error, told',
+    [
+        (AnnotationError('a.json: the box of\nimage 3 has no width'), 'a.json: the box of image 3 has no width'),
+        (BadImageError('x.jpg is truncated'), 'x.jpg is truncated'),
+        (MissingFileError('no folder photos'), 'no folder photos'),
+        (KeyError('bbox'), None),
+        (ValueError('a fault'), None),
+    ],
+)
+def test_errors_of_loading_workers_are_told_as_those_of_the_process(error, told):
+    with pytest.raises(type(error)) as caught:
+        next(iter(DataLoader(Failing(error), num_workers=1)))
+    assert 'in DataLoader worker process' in str(caught.value) and explain(caught.value) == told
+
+
+PLANTED = """
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from odis_mm.cli import main
+from odis_mm.utils.errors import ConfigError
+
+@HOOKS.register_module()
+class Planted(Hook):
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        raise {error}
+
+main(['train', 'planted.py', '--work-dir', 'out', '--cfg-options', *{options!r}])
+"""
+CONFIG = """
+_base_ = [{base!r}]
+custom_hooks = [*_base_.custom_hooks, dict(type='Planted')]
+"""
+
+
+@pytest.mark.parametrize(
+    'error, code, traceback',
+    [("ValueError('a bug of ours')", 1, True), ("ConfigError('planted: no such thing')", 2, False)],
+)
+def test_a_bug_in_a_hook_shows_its_traceback_and_a_user_error_does_not(demo, tmp_path, error, code, traceback):
+    (tmp_path / 'planted.py').write_text(CONFIG.format(base=str(ROOT / 'configs/odis_demo.py')))
+    (tmp_path / 'run.py').write_text(PLANTED.format(error=error, options=TINY_RUN))
+    done = subprocess.run(
+        [sys.executable, 'run.py'], cwd=tmp_path, env=environment(demo), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == code, done.stderr[-3000:]
+    assert ('Traceback' in done.stderr) == traceback and ('before_train_iter' in done.stderr) == traceback
+    assert done.stderr.rstrip().splitlines()[-1] == (
+        'ValueError: a bug of ours' if traceback else 'error: planted: no such thing'
+    )
