@@ -198,7 +198,7 @@ def command_lines(path: str, data: str, labelled: str, out: str) -> dict:
                 f'{out}/f.npz',
             ],
         ),
-        rotation=(rotation.main, ['gtsa_demo', path, '--data-root', data]),
+        rotation=(rotation.rotation_main, ['gtsa_demo', path, '--data-root', data]),
     )
 
 
