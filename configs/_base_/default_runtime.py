@@ -20,6 +20,9 @@ custom_hooks = [
     dict(type='HealthHook', interval=50),  # figures and, when they show a known sickness, a verdict and a cure
     dict(type='BadImageHook', interval=50),  # names the images that were replaced: see max_bad_share of the data set
     dict(type='PreemptionHook'),
+    dict(
+        type='ViewInspectionHook'
+    ),  # share of images that show their object, and pictures of views, curves and attention
 ]  # SIGTERM, SIGUSR1: a checkpoint, then exit code 75; --resume goes on in the middle of the epoch
 
 env_cfg = dict(

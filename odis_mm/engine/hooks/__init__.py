@@ -8,6 +8,7 @@ from .preemption import PreemptionHook
 from .progress import DeferredInfoHook, ProgressHook
 from .regions import RegionProxyHook
 from .schedule import SelfSupScheduleHook
+from .views import ViewInspectionHook
 
 __all__ = [
     'BadImageHook',
@@ -21,4 +22,5 @@ __all__ = [
     'RegionProxyHook',
     'SafeCheckpointHook',
     'SelfSupScheduleHook',
+    'ViewInspectionHook',
 ]

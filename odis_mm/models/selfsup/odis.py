@@ -110,6 +110,8 @@ class ODIS(TeacherStudent):
             losses['loss_patch'] = self.lambda_patch * self.head.patch_loss(
                 patch_logits[0], patch_targets, data_samples['mim_weight']
             )
+        num_global = len(inputs[0]) // batch
+        losses['visible_share'] = visible[:, :num_global].all(1).float().mean()  # of images, in all global views
         # ln K: uniform collapse; 0: one prototype for everything
         losses['teacher_entropy'] = -torch.xlogy(targets, targets).sum(-1).mean()
         return losses

@@ -7,7 +7,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon, Rectangle
 
-from .structures import boxes_to_view, points_from_view
+from ..structures import boxes_to_view, points_from_view
 
 _GLOBAL, _LOCAL, _TARGET, _MIM = '#ff8c00', '#1e90ff', '#00d060', '#e0218a'
 
@@ -33,7 +33,7 @@ def _outline(segmentation) -> list:
     return [np.reshape(ring, (-1, 2)) for ring in segmentation] if isinstance(segmentation, list) else []
 
 
-def draw_views(sample: dict, out_png: str) -> None:
+def draw_views(sample: dict, out_png: str) -> np.ndarray:
     """The original image with its target and crops, then each view with its patch mask and MIM mask, as one PNG.
 
     A view is darkened where a patch does not belong to the object and tinted where it is masked for the student. The
@@ -43,6 +43,9 @@ def draw_views(sample: dict, out_png: str) -> None:
         sample: Results of the pipeline before packing: ``img``, ``views``, ``view_roles``, ``pixels``; of an object-aware one
             also ``bboxes``, ``target``, ``patch_masks``, ``object_visible``, and ``masks``, ``mim_masks`` if there are any.
         out_png: File to write.
+
+    Returns:
+        The picture, uint8 [h, w, 3].
     """
     views, roles, target = sample['views'], sample['view_roles'], sample.get('target', -1)
     masks = sample.get('patch_masks', [np.ones((1, 1), bool)] * len(views))
@@ -50,7 +53,7 @@ def draw_views(sample: dict, out_png: str) -> None:
     indices = [[i for i, r in enumerate(roles) if r == role] for role in ('global', 'local')]
     columns = max(3, -(-len(indices[1]) // 2))
     figure = Figure(figsize=(5 + 1.7 * columns, 6.2), dpi=100, layout='constrained')
-    FigureCanvasAgg(figure)
+    canvas = FigureCanvasAgg(figure)
     left, right = figure.subfigures(1, 2, width_ratios=[5, 1.7 * columns])
 
     axes = left.subplots()
@@ -99,3 +102,4 @@ def draw_views(sample: dict, out_png: str) -> None:
         masked = '' if mims[i] is None else f', {mims[i].mean():.0%} masked'
         panel.set_title(f'{roles[i]} {i + 1}{", flipped" if views[i].flip else ""}{turned}{seen}{masked}', fontsize=8)
     figure.savefig(out_png)
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -1,0 +1,104 @@
+"""What a data set holds, found before training: from annotations and image headers, no image is decoded."""
+
+from dataclasses import dataclass
+from typing import Optional, Sequence
+
+import numpy as np
+from PIL import Image
+
+from ..utils.errors import BadImageError
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Numbers of a data set.
+
+    Attributes:
+        images: How many there are.
+        annotated: How many of them have an object.
+        objects: How many objects there are in all.
+        sizes: int [n, 2], height and width of up to ``limit`` images, evenly spread.
+        shares: float [m], of each object of these images its area as a share of its image's.
+    """
+
+    images: int
+    annotated: int
+    objects: int
+    sizes: np.ndarray
+    shares: np.ndarray
+
+    def words(self) -> str:
+        """One line for people."""
+        low, middle, high = np.percentile(self.sizes.min(1), (5, 50, 95))
+        text = f'{self.images} images, short side {middle:.0f} px (5 to 95 %: {low:.0f} to {high:.0f})'
+        if not self.objects:
+            return f'{text}, no objects'
+        small, median, large = 100 * np.percentile(self.shares, (5, 50, 95))
+        return (
+            f'{text}; {self.objects} objects in {self.annotated} of them, each {median:.2g} % of its image '
+            f'(5 to 95 %: {small:.2g} to {large:.2g})'
+        )
+
+
+def survey(dataset, limit: int = 2000) -> Survey:
+    """Look at the annotations of a whole ``ObjectDataset``, and at sizes of up to ``limit`` images.
+
+    Raises:
+        BadImageError: no header of these images can be read.
+    """
+    counts = np.array([len(dataset.get_data_info(i)['bboxes']) for i in range(len(dataset))])
+    sizes, shares = [], []
+    for i in spread(len(dataset), limit):
+        info = dataset.get_data_info(int(i))
+        size = image_size(info)
+        if size is None:
+            continue
+        sizes.append(size)
+        boxes = np.asarray(info['bboxes'], np.float64).reshape(-1, 4)
+        shares.append((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) / (size[0] * size[1]))
+    if not sizes:
+        raise BadImageError(
+            'no image of the data set can be read: check the paths (odis-mm verify names each bad one).'
+        )
+    return Survey(
+        len(dataset), int((counts > 0).sum()), int(counts.sum()), np.array(sizes), np.concatenate(shares).clip(0, 1)
+    )
+
+
+def visible_share(dataset, sampler, limit: int = 1000) -> float:
+    """Return the share of images that show their object in all global views, by drawing views of up to ``limit`` images.
+
+    An image without objects is its own object and counts as showing it.
+
+    Args:
+        dataset: An ``ObjectDataset``; its pipeline is not run.
+        sampler: A ``SampleViews``.
+    """
+    shown = []
+    for i in spread(len(dataset), limit):
+        info = dict(dataset.get_data_info(int(i)))
+        size = (1, 1) if not len(info['bboxes']) else image_size(info)
+        if size is None:
+            continue
+        drawn = sampler.transform(
+            {**info, 'height': size[0], 'width': size[1], 'rng': np.random.default_rng((0, int(i)))}
+        )
+        roles = zip(drawn['object_visible'], drawn['view_roles'])
+        shown.append(all(visible for visible, role in roles if role == 'global'))
+    return float(np.mean(shown)) if shown else 1.0
+
+
+def image_size(info: dict) -> Optional[Sequence[int]]:
+    """Height and width from the annotation, else from the image's header; None if neither tells."""
+    if info.get('height') and info.get('width'):
+        return int(info['height']), int(info['width'])
+    try:
+        with Image.open(info['img_path']) as image:
+            return image.size[1], image.size[0]
+    except Exception:  # training names it; a look at the whole set does not stop at one bad file
+        return None
+
+
+def spread(count: int, limit: int) -> np.ndarray:
+    """At most ``limit`` indices, evenly over ``count``."""
+    return np.arange(count) if count <= limit else np.linspace(0, count - 1, limit).round().astype(int)

@@ -1,0 +1,92 @@
+"""Pictures of a run: its curves, and where the [OBJ] token of its teacher looks."""
+
+from typing import Dict, Optional, Sequence, Tuple
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+PANELS_PER_ROW = 3
+
+
+def draw_curves(
+    records: Sequence[dict], out_png: str, title: str, levels: Optional[Dict[str, Tuple[float, str]]] = None
+) -> np.ndarray:
+    """Plot every logged loss, the learning rate and the health figures over the iterations, and write a PNG.
+
+    Args:
+        records: Scalars by name, each record with its ``step`` (iteration), in order of time.
+        title: Name of the run.
+        levels: Lines to draw beside a curve: name to (value, what it means).
+
+    Returns:
+        The picture, uint8 [h, w, 3].
+    """
+    names = [name for name in dict.fromkeys(key for record in records for key in record) if _shown(name, records)]
+    rows = max(1, -(-len(names) // PANELS_PER_ROW))
+    figure = Figure(figsize=(4 * PANELS_PER_ROW, 2.6 * rows + 0.4), dpi=90, layout='constrained')
+    canvas = FigureCanvasAgg(figure)
+    panels = figure.subplots(rows, PANELS_PER_ROW, squeeze=False).flat
+    for name, ax in zip(names, panels):
+        points = [(record['step'], record[name]) for record in records if name in record]
+        ax.plot(*zip(*points), lw=1.2)
+        if levels and name in levels:
+            value, meaning = levels[name]
+            ax.axhline(value, color='gray', ls='--', lw=1, label=meaning)
+            ax.legend(fontsize=7)
+        ax.set_title(name, fontsize=9)
+        ax.set_xlabel('iteration', fontsize=8)
+        ax.tick_params(labelsize=7)
+        ax.grid(alpha=0.3)
+    for ax in list(panels):
+        ax.set_axis_off()
+    figure.suptitle(title, fontsize=10)
+    return _written(figure, canvas, out_png)
+
+
+def draw_attention(
+    views: Sequence[np.ndarray], attention: np.ndarray, masks: Sequence[np.ndarray], out_png: str
+) -> np.ndarray:
+    """Show views, their object's patches, and where the teacher's [OBJ] token looks in the last block, and write a PNG.
+
+    Args:
+        views: n views, uint8 [h, w, 3].
+        attention: float [n, rows, columns], as ``ObjectViT.object_attention_map`` gives it.
+        masks: n patch masks, bool [rows, columns].
+
+    Returns:
+        The picture, uint8 [h, w, 3].
+    """
+    from .views import shade_view
+
+    figure = Figure(figsize=(1.8 * len(views), 5.6), dpi=90, layout='constrained')
+    canvas = FigureCanvasAgg(figure)
+    grid = figure.subplots(3, len(views), squeeze=False)
+    image = None
+    for column, (view, weights, mask) in enumerate(zip(views, attention, masks)):
+        height, width = view.shape[:2]
+        grid[0, column].imshow(view)
+        grid[1, column].imshow(shade_view(view, mask), interpolation='nearest')
+        relative = weights * weights.size  # 1: as much as if it looked everywhere alike
+        grid[2, column].imshow(view.mean(-1), cmap='gray')
+        image = grid[2, column].imshow(
+            relative, extent=(-0.5, width - 0.5, height - 0.5, -0.5), cmap='inferno', alpha=0.7, vmin=0, vmax=4
+        )
+    for row, text in enumerate(('view', "object's patches", '[OBJ] attention')):
+        grid[row, 0].set_ylabel(text, fontsize=9)
+    for ax in grid.flat:
+        ax.set_xticks([])
+        ax.set_yticks([])
+    figure.colorbar(image, ax=grid[2].tolist(), label='x uniform', shrink=0.8)
+    return _written(figure, canvas, out_png)
+
+
+def _shown(name: str, records: Sequence[dict]) -> bool:
+    wanted = 'loss' in name or name in ('lr', 'grad_norm', 'visible_share') or name.startswith(('health/', 'coco/'))
+    return wanted and sum(name in record for record in records) > 1
+
+
+def _written(figure: Figure, canvas: FigureCanvasAgg, out_png: str) -> np.ndarray:
+    figure.savefig(out_png)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
