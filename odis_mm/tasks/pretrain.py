@@ -1,0 +1,123 @@
+"""Pretraining on a folder of images."""
+
+import copy
+import logging
+import re
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Dict, Iterator, Optional
+
+from mmengine.logging import print_log
+
+from .. import apis
+from ..recipes.pretraining import pretraining_config
+from ..utils.errors import ConfigError, StageError
+from ..utils.files import PathLike
+
+PROBE_STEPS = 8
+
+
+def pretrain(
+    data: PathLike,
+    *,
+    boxes: Optional[PathLike] = None,
+    method: Optional[str] = None,
+    init: Optional[PathLike] = None,
+    steps: Optional[int] = None,
+    hours: Optional[float] = None,
+    size: Optional[int] = None,
+    batch: Optional[int] = None,
+    work_dir: PathLike = 'work_dirs/pretrain',
+    resume: bool = False,
+    seed: int = 0,
+    amp: Optional[str] = None,
+    quiet: bool = False,
+    options: Optional[Dict[str, Any]] = None,
+) -> Path:
+    """Pretrain a backbone on a folder of images and return the path of its export, the file that detectors load.
+
+    Recipe, views, batch and length follow from what the folder holds; the config that was used is written to ``work_dir``, to be changed and
+    trained again with ``tools/train.py``.
+
+    Args:
+        data, boxes, method, steps, size, batch, seed, options: See :func:`~odis_mm.recipes.pretraining.pretraining_config`.
+        init: A checkpoint to start from, of any layout that transfer reads.
+        hours: Length as time in place of ``steps``: the speed is measured over a few steps first.
+        work_dir: Everything is written to this folder.
+        resume: Continue what is in ``work_dir``.
+        amp: 'bf16' or 'fp16'.
+        quiet: Log warnings only.
+
+    Raises:
+        ConfigError: an argument that cannot be used, or ``work_dir`` holds another run and ``resume`` is not set.
+    """
+    if steps is not None and hours is not None:
+        raise ConfigError('steps and hours both tell the length: give one of them.')
+    if hours is not None and hours <= 0:
+        raise ConfigError(f'hours must be positive, got {hours:g}.')
+    work_dir = Path(work_dir)
+    if not resume and list(work_dir.glob('epoch_*.pth')):
+        raise ConfigError(f'{work_dir} holds checkpoints of a run: continue it with --resume, or name another folder with --work-dir.')
+    with logging_at('WARNING' if quiet else 'INFO'):
+        known: Dict[str, Any] = dict(boxes=boxes, method=method, size=size, batch=batch, seed=seed, options=options)
+        if hours is not None:
+            steps = steps_in(hours, data, init, amp, known)
+        cfg, _ = pretraining_config(data, steps=steps, **known)
+        cfg.filename = str(work_dir / 'pretrain.py')
+        for note in cfg.notes:
+            print_log(note, logger='current')
+        if quiet:
+            cfg.log_level = 'WARNING'
+        _set_init(cfg, init)
+        apis.train(cfg, work_dir=str(work_dir), resume='auto' if resume else None, amp=amp)
+    return newest_export(work_dir)
+
+
+def steps_in(hours: float, data: PathLike, init: Optional[PathLike], amp: Optional[str], known: Dict[str, Any]) -> int:
+    """Return how many steps fit, from the time of a few steps on this machine."""
+    cfg, _ = pretraining_config(data, **{**known, 'steps': PROBE_STEPS})
+    cfg = copy.deepcopy(cfg)
+    cfg.default_hooks.checkpoint.update(interval=10**6, save_last=False)
+    cfg.log_level = 'WARNING'
+    cfg.custom_hooks = [hook for hook in cfg.custom_hooks if hook['type'] != 'ViewInspectionHook']
+    with tempfile.TemporaryDirectory() as folder:
+        cfg.filename = str(Path(folder, 'probe.py'))
+        _set_init(cfg, init)
+        runner = apis.train(cfg, work_dir=folder, amp=amp)
+        history, _ = runner.message_hub.get_scalar('train/time').data
+    seconds = float(sorted(history)[len(history) // 2])
+    steps = max(2, int(0.95 * hours * 3600 / seconds))
+    print_log(f'{seconds:.2f} s per step on this machine: {steps} steps in {hours:g} hours', logger='current')
+    return steps
+
+
+def newest_export(folder: PathLike) -> Path:
+    """Return the ``*_backbone.pth`` of the last checkpoint in a folder.
+
+    Raises:
+        StageError: there is none.
+    """
+    exports = sorted(Path(folder).glob('*_backbone.pth'), key=lambda path: [int(n) for n in re.findall(r'\d+', path.stem)])
+    if not exports:
+        raise StageError(f'no *_backbone.pth in {folder}: the pretraining wrote no checkpoint.')
+    return exports[-1]
+
+
+def _set_init(cfg, init: Optional[PathLike]) -> None:
+    if init is not None:
+        raise ConfigError('--init: starting weights are not supported by this command yet; use tools/train.py with the written config.')
+
+
+@contextmanager
+def logging_at(level: str) -> Iterator[None]:
+    """Keep mmengine's current logger from printing below a level."""
+    from mmengine.logging import MMLogger
+
+    logger = MMLogger.get_current_instance()
+    before = logger.level
+    logger.setLevel(getattr(logging, level))
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
