@@ -58,7 +58,9 @@ def pretrain(
         raise ConfigError(f'hours must be positive, got {hours:g}.')
     work_dir = Path(work_dir)
     if not resume and list(work_dir.glob('epoch_*.pth')):
-        raise ConfigError(f'{work_dir} holds checkpoints of a run: continue it with --resume, or name another folder with --work-dir.')
+        raise ConfigError(
+            f'{work_dir} holds checkpoints of a run: continue it with --resume, or name another folder with --work-dir.'
+        )
     with logging_at('WARNING' if quiet else 'INFO'):
         known: Dict[str, Any] = dict(boxes=boxes, method=method, size=size, batch=batch, seed=seed, options=options)
         if hours is not None:
@@ -98,7 +100,9 @@ def newest_export(folder: PathLike) -> Path:
     Raises:
         StageError: there is none.
     """
-    exports = sorted(Path(folder).glob('*_backbone.pth'), key=lambda path: [int(n) for n in re.findall(r'\d+', path.stem)])
+    exports = sorted(
+        Path(folder).glob('*_backbone.pth'), key=lambda path: [int(n) for n in re.findall(r'\d+', path.stem)]
+    )
     if not exports:
         raise StageError(f'no *_backbone.pth in {folder}: the pretraining wrote no checkpoint.')
     return exports[-1]
@@ -106,7 +110,9 @@ def newest_export(folder: PathLike) -> Path:
 
 def _set_init(cfg, init: Optional[PathLike]) -> None:
     if init is not None:
-        raise ConfigError('--init: starting weights are not supported by this command yet; use tools/train.py with the written config.')
+        raise ConfigError(
+            '--init: starting weights are not supported by this command yet; use tools/train.py with the written config.'
+        )
 
 
 @contextmanager

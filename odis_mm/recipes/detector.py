@@ -8,14 +8,14 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import numpy as np
 from mmengine.config import Config
 
-from .config import apply_options, load_config
-from .datasets.layout import Split, categories, read_coco
-from .transfer import read_checkpoint, read_vit
-from .transfer.build import count_heads, patch_grid_of
-from .transfer.checkpoint import read_meta
-from .transfer.loading import describe_vit
-from .utils.errors import CheckpointError, ConfigError
-from .utils.files import PathLike
+from ..config import apply_options, load_config
+from ..datasets.layout import Split, categories, read_coco
+from ..transfer import read_checkpoint, read_vit
+from ..transfer.build import count_heads, patch_grid_of
+from ..transfer.checkpoint import read_meta
+from ..transfer.loading import describe_vit
+from ..utils.errors import CheckpointError, ConfigError
+from ..utils.files import PathLike
 
 BATCH = 8  # images a step of the small detectors
 

@@ -1,0 +1,195 @@
+"""A pretraining config for a folder of images."""
+
+import os
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+
+import torch
+from mmengine.config import Config
+from mmpretrain.registry import TRANSFORMS
+
+from ..config import apply_options, load_config
+from ..datasets import ObjectDataset
+from ..datasets.layout import find_splits, image_folder
+from ..datasets.survey import Survey, survey, visible_share
+from ..utils.errors import ConfigError, MissingFileError
+from ..utils.files import PathLike
+
+METHODS = ('odis', 'gtsa', 'alfm', 'ibot')
+SMALL = 5000  # images up to which the small recipes were tried
+ENOUGH = 0.9  # share of images that should show their object in all global views
+COVERS = (0.04, 0.02, 0.01, 0.005, 0.0)  # of min_cover; 0.04 is ODIS's
+WITHOUT = 'none'
+
+
+def pretraining_config(
+    data: PathLike,
+    *,
+    boxes: Optional[PathLike] = None,
+    method: Optional[str] = None,
+    steps: Optional[int] = None,
+    size: Optional[int] = None,
+    batch: Optional[int] = None,
+    seed: int = 0,
+    options: Optional[Dict[str, Any]] = None,
+) -> Tuple[Config, Survey]:
+    """Return the config of a pretraining on a folder, ready for ``apis.train``, and what the folder holds.
+
+    What was chosen and why is its list ``notes``.
+
+    Args:
+        data: Folder of images, nested as they are, or a data set that :func:`~odis_mm.datasets.layout.find_splits` recognises.
+        boxes: A json of objects, absolute or below ``data``; None: that of the training split, if there is one; 'none': no objects.
+        method: One of ``METHODS``; None: odis if there are objects, else alfm.
+        steps: Length in optimizer steps; None: the recipe's.
+        size: Side of the global views in pixels; None: the recipe's.
+        batch: Images per step and rank; None: the recipe's, or fewer if there are fewer images.
+        seed: Of the views, the order of images and the weights.
+        options: ``--cfg-options``, set last.
+
+    Raises:
+        ConfigError: an argument or an option that cannot be used.
+        MissingFileError: no such folder or file.
+    """
+    if method is not None and method not in METHODS:
+        raise ConfigError(f'there is no method {method!r}: choose one of {", ".join(METHODS)}.')
+    ann_file, images, with_boxes, notes = _find_data(Path(data), boxes)
+    dataset = ObjectDataset(
+        data_root='', ann_file=str(ann_file or ''), data_prefix=str(images), with_masks=False, pipeline=[]
+    )
+    found = survey(dataset)
+    with_boxes = with_boxes and found.objects > 0
+    notes.append(f'data: {found.words()}')
+    method = method or ('odis' if with_boxes else 'alfm')
+    small = found.images <= SMALL or not torch.cuda.is_available()
+    recipe = f'{method}_small' if small else {'odis': 'odis_vits_coco_1gpu24g'}.get(method, f'{method}_vits_coco')
+    why = (
+        f'{found.images} images'
+        if found.images <= SMALL
+        else ('no GPU' if small else f'{found.images} images and a GPU')
+    )
+    notes.insert(0, f'recipe: {recipe} ({"with objects" if with_boxes else "without objects"}, {why})')
+    cfg = load_config(recipe)
+
+    loader = cfg.train_dataloader
+    loader.dataset.update(
+        type='ObjectDataset',
+        data_root='',
+        ann_file=str(ann_file or ''),
+        data_prefix=str(images),
+        seed=seed,
+        with_masks=False,
+    )
+    loader.batch_size = min(batch or loader.batch_size, found.images)
+    loader.num_workers = _workers()
+    loader.persistent_workers = loader.num_workers > 0
+    cfg.setdefault('randomness', {}).update(seed=seed)
+    _set_views(cfg, size)
+    if with_boxes and method == 'odis':
+        notes += _fit_views(cfg, dataset)
+    iterations = max(1, found.images // loader.batch_size)
+    notes.append(_set_length(cfg, steps, iterations))
+    cfg.notes = notes
+    apply_options(cfg, options or {})
+    return cfg, found
+
+
+def _find_data(data: Path, boxes: Optional[PathLike]) -> Tuple[Optional[Path], Path, bool, List[str]]:
+    """Annotation file, image folder, whether its boxes are used, and what to tell about it."""
+    if not data.is_dir():
+        raise MissingFileError(f'data folder {data} does not exist.')
+    data = data.resolve()
+    if boxes is not None and str(boxes) != WITHOUT:
+        path = next((p for p in (Path(boxes), data / boxes) if p.is_file()), None)
+        if path is None:
+            raise MissingFileError(f'no file of boxes {boxes}, neither there nor below {data}.')
+        path = path.resolve()
+        coco = '"images"' in path.read_text('utf-8-sig', errors='replace')
+        return path, image_folder(path, data, 'train') if coco else data, True, [f'boxes: {path}']
+    split = find_splits(data).get('train')
+    if split is None:
+        return None, data, False, ['no annotations found: every image of the folder is used, without objects']
+    used = 'their boxes are not used' if boxes is not None else 'their boxes are used, their classes are not'
+    return (
+        split.ann_file,
+        split.images,
+        boxes is None,
+        [f'annotations: {split.ann_file}; the images that it lists are used, {used}'],
+    )
+
+
+def _workers() -> int:
+    """Processes that prepare images: on CPUs they would take the cores that train."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    return min(8, cores) if torch.cuda.is_available() else 0
+
+
+def _view_step(cfg: Config):
+    return next(
+        step for step in cfg.train_dataloader.dataset.pipeline if step['type'] in ('SampleViews', 'SamplePairViews')
+    )
+
+
+def _set_views(cfg: Config, size: Optional[int]) -> None:
+    """Other sizes of the views: the locals keep their ratio to the globals, all stay multiples of the patch size."""
+    if size is None:
+        return
+    step, patch = _view_step(cfg), int(cfg.model.backbone.get('patch_size', 16))
+    if size % patch:
+        raise ConfigError(
+            f'views of {size} pixels cannot be cut into patches of {patch}: choose a multiple of {patch}.'
+        )
+    old = step['views'][0]['size']
+    for group in step['views']:
+        group['size'] = max(patch, round(group['size'] * size / old / patch) * patch)
+    if 'img_size' in cfg.model.backbone:
+        cfg.model.backbone.img_size = size
+
+
+def _fit_views(cfg: Config, dataset: ObjectDataset) -> List[str]:
+    """Lower ``min_cover``, then the crops' scale, until most images show their object in all global views."""
+    step = _view_step(cfg)
+    asked = step.get('min_cover', COVERS[0])
+    first = max(asked) if isinstance(asked, (list, tuple)) else asked
+    low, high = next(group['scale'] for group in step['views'] if group['role'] == 'global')
+    best: Tuple[float, float, Tuple[float, float]] = (-1.0, first, (low, high))
+    for scale in ((low, high), (low / 2, high / 2), (low / 4, high / 4)):
+        for cover in [first, *(c for c in COVERS if c < first)]:
+            step['min_cover'] = cover
+            for group in step['views']:
+                if group['role'] == 'global':
+                    group['scale'] = scale
+            share = visible_share(dataset, TRANSFORMS.build(dict(step)))
+            if share > best[0]:
+                best = (share, cover, scale)
+            if share >= ENOUGH:
+                break
+        if best[0] >= ENOUGH:
+            break
+    share, cover, scale = best
+    step['min_cover'] = cover
+    for group in step['views']:
+        if group['role'] == 'global':
+            group['scale'] = scale
+    return [
+        f'views: crops of {scale[0]:.0%} to {scale[1]:.0%} of the image, an object covers at least {cover:.1%} of the first; '
+        f'{share:.0%} of the images show their object in all global views'
+    ]
+
+
+def _set_length(cfg: Config, steps: Optional[int], iterations: int) -> str:
+    """Length, warm-up and checkpoints, for ``iterations`` steps per epoch; the line that tells of it."""
+    told = cfg.train_cfg.get('max_iters') or cfg.train_cfg.get('max_epochs', 1) * iterations
+    steps = told if steps is None else steps
+    if steps < 2:
+        raise ConfigError(f'{steps} steps are no run: ask for two or more.')
+    epochs = max(1, round(steps / iterations))
+    cfg.train_cfg = dict(type='ResumableEpochLoop', max_epochs=epochs)
+    total = epochs * iterations
+    warmup = max(1, round(total / 10))
+    peak_end = [dict(scheduler) for scheduler in cfg.param_scheduler]
+    peak_end[0] = dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=warmup)
+    peak_end[1] = dict(type='CosineAnnealingLR', eta_min=1e-6, by_epoch=False, begin=warmup, end=total)
+    cfg.param_scheduler = peak_end[:2]
+    cfg.default_hooks.checkpoint.update(interval=max(1, epochs // 4), max_keep_ckpts=2)
+    return f'length: {total} steps, {epochs} epochs of {iterations}; warm-up {warmup} steps; a checkpoint every {max(1, epochs // 4)} epochs'
