@@ -84,7 +84,7 @@ for dist in $OTHER; do
   fi
 done
 
-EXTRAS='timm pycocotools opencv-python-headless matplotlib tensorboard scipy scikit-learn pytest'
+EXTRAS='timm pycocotools opencv-python-headless matplotlib tensorboard scipy scikit-learn globox scikit-image pytest'
 STAMP=$VENV/odis_mm_install.stamp
 KEY=$(cat "$0" setup.cfg pyproject.toml | cksum)-$FAMILY-$ROOT
 if [ "$(cat "$STAMP" 2>/dev/null)" = "$KEY" ] && installed "$MMCV" "$MMENGINE" "$MMPRETRAIN" "$MMDET" && ops_work; then

@@ -184,7 +184,7 @@ class ObjectDataset(BaseDataset):
                 '(the shipped configs take their roots from COCO_ROOT, IMAGENET_ROOT and ADE20K_ROOT).'
             )
         if not self.ann_file:
-            data = _without_objects(_walk(folder), '')
+            data = _without_objects(list_images(folder), '')
             print_log(f'{folder}: {len(data)} images without objects', logger='current')
         elif self.ann_file.lower().endswith('.json'):
             content = _read_json(self.ann_file)
@@ -280,7 +280,7 @@ def _mask_fault(segm, height: int, width: int) -> Optional[str]:
     return None
 
 
-def _walk(folder: str) -> list:
+def list_images(folder: str) -> list:
     names = []
     for place, folders, files in os.walk(folder, followlinks=True):
         folders.sort()

@@ -1,0 +1,632 @@
+"""Annotations of other tools as COCO-style content.
+
+Boxes of YOLO, Pascal VOC, LabelMe, CVAT and OpenImages are parsed by `globox <https://github.com/laclouis5/globox>`_; what it has no
+reader for (polygons and masks beside the boxes, Label Studio, SA-1B), and the search for the images, is here.
+"""
+
+import csv
+import json
+import math
+import re
+import urllib.parse
+import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+
+import numpy as np
+import yaml
+from mmengine.logging import print_log
+from PIL import Image
+
+from ..datasets.objects import list_images
+from ..utils.errors import AnnotationError, ConfigError, MissingFileError
+from ..utils.files import PathLike
+
+Size = Tuple[int, int]  # height, width
+_NO_LABELS = {'classes.txt', 'labels.txt', 'train.txt', 'val.txt', 'valid.txt', 'test.txt', 'notes.txt'}
+_NAME_FILES = ('classes.txt', 'obj.names', '_darknet.labels', 'labels.txt')
+
+
+@dataclass
+class Annotated:
+    """One object of an image, as its file has it: pixels of the image.
+
+    Attributes:
+        box: x1, y1, x2, y2.
+        segmentation: COCO polygons or RLE.
+        area: Of the mask, where the file says it; else that of the box.
+    """
+
+    label: Union[str, int]
+    box: Sequence[float]
+    segmentation: object = None
+    score: Optional[float] = None
+    crowd: bool = False
+    area: Optional[float] = None
+
+
+@dataclass
+class Labelled:
+    """The objects of one image. ``size`` is what the file says; None where it says nothing."""
+
+    image: str
+    objects: List[Annotated]
+    size: Optional[Size] = None
+
+
+@dataclass
+class ImageIndex:
+    """The images below a folder, found by whatever part of their path an annotation file has."""
+
+    folder: Path
+    by_name: Dict[str, List[str]] = field(default_factory=dict)
+    by_stem: Dict[str, List[str]] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if not self.folder.is_dir():
+            raise MissingFileError(f'image folder {self.folder} does not exist.')
+        for path in list_images(str(self.folder)):
+            name = Path(path).relative_to(self.folder).as_posix()
+            self.by_name.setdefault(Path(name).name, []).append(name)
+            self.by_stem.setdefault(Path(name).stem, []).append(name)
+
+    def find(self, reference: str, source: Path) -> str:
+        """Return the image, relative to the folder, that ``reference`` in the annotation file ``source`` means.
+
+        Raises:
+            AnnotationError: there is none, or several that fit equally well.
+        """
+        reference = reference.replace('\\', '/')
+        last = reference.rsplit('/', 1)[-1]
+        found = self.by_name.get(last) or self.by_stem.get(last) or self.by_stem.get(Path(last).stem) or []
+        if len(found) > 1:  # the longest tail in common decides, that of the annotation file's own place after it
+            parts = [part for part in source.with_suffix('').parts if part not in ('labels', 'Annotations')]
+            rank = [(_common_tail(name, reference), _shared(name, parts)) for name in found]
+            found = [name for name, r in zip(found, rank) if r == max(rank)]
+        if not found:
+            raise AnnotationError(f'{source}: its image {reference} is not below {self.folder}')
+        if len(found) > 1:
+            raise AnnotationError(f'{source}: its image {reference} may be {found[0]} or {found[1]}')
+        return found[0]
+
+    def size(self, name: str) -> Size:
+        """Height and width of the stored pixels, from the file's header."""
+        try:
+            with Image.open(self.folder / name) as image:
+                return image.height, image.width
+        except Exception as error:  # Pillow raises many kinds for files that are none of its own
+            raise AnnotationError(f'{self.folder / name} is no readable image ({type(error).__name__})') from error
+
+
+def _common_tail(name: str, reference: str) -> int:
+    count = 0
+    for a, b in zip(reversed(Path(name).with_suffix('').parts), reversed(Path(reference).with_suffix('').parts)):
+        if a != b:
+            break
+        count += 1
+    return count
+
+
+def _shared(name: str, parts: Sequence[str]) -> int:
+    return len(set(Path(name).parts[:-1]) & set(parts))
+
+
+def load_annotations(path: PathLike, images: PathLike, format: str = 'auto') -> dict:
+    """Return annotations of another tool as COCO-style content: ``info``, ``images``, ``annotations``, ``categories``.
+
+    ``file_name`` is relative to ``images``; labels are kept. Images that no annotation file names are not listed. An image whose
+    annotation cannot be used (unreadable, of another size, not found) is left out with a warning, and named in ``info['skipped']``.
+
+    Args:
+        path: A file or a folder, as the tool exports it; see :data:`FORMATS`.
+        images: Folder of the images, nested as you like.
+        format: A key of :data:`FORMATS`, or 'auto' to look at the files.
+
+    Raises:
+        AnnotationError: nothing can be used, or the format is not recognised.
+        MissingFileError: a path does not exist.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise MissingFileError(f'annotations {path} do not exist.')
+    index = ImageIndex(Path(images))
+    if format == 'auto':
+        format = recognise(path, index)
+    if format not in FORMATS:
+        raise ConfigError(f'annotation format {format!r} is unknown: choose auto or one of {", ".join(FORMATS)}.')
+    faults: List[str] = []
+    records, names = FORMATS[format](path, index, faults)
+    content = _as_coco(records, names, index, path, faults)
+    content['info'] = dict(description=f'{format} annotations', skipped=faults)
+    if not content['annotations']:
+        why = f'; the first fault: {faults[0]}' if faults else ''
+        raise AnnotationError(f'{path} holds no usable object in {format} format{why}.')
+    if faults:
+        more = f', and {len(faults) - 3} more' if len(faults) > 3 else ''
+        print_log(
+            f'{path}: {len(faults)} annotations left out: {"; ".join(faults[:3])}{more}', logger='current', level=30
+        )
+    return content
+
+
+def recognise(path: Path, index: Optional[ImageIndex] = None) -> str:
+    """Return the key of :data:`FORMATS` that a file or folder is of.
+
+    Raises:
+        AnnotationError: of none, or of several.
+    """
+    if path.is_file():
+        kinds = {_kind_of(path)} - {None}
+    else:
+        kinds = set()
+        for suffixes in (('.json',), ('.xml',), ('.csv',)):
+            files = [file for file in sorted(path.rglob('*')) if file.suffix.lower() in suffixes and _visible(file)]
+            kinds |= {_kind_of(file) for file in files[:50]} - {None}
+        if not kinds and _yolo_files(path, index):
+            kinds = {'yolo'}
+    if len(kinds) == 1:
+        return kinds.pop()
+    found = f'holds {" and ".join(sorted(kinds))} annotations' if kinds else 'holds no annotations that are recognised'
+    raise AnnotationError(f'{path} {found}: name the format (one of {", ".join(FORMATS)}).')
+
+
+def _visible(path: Path) -> bool:
+    return path.is_file() and not path.name.startswith('.')
+
+
+def _kind_of(path: Path) -> Optional[str]:
+    suffix = path.suffix.lower()
+    try:
+        if suffix == '.json':
+            content = _json(path)
+            if isinstance(content, list):
+                return 'labelstudio' if content and isinstance(content[0], dict) and _is_task(content[0]) else None
+            for keys, kind in (
+                ({'images', 'annotations'}, 'coco'),
+                ({'image', 'annotations'}, 'sa1b'),
+                ({'shapes', 'imagePath'}, 'labelme'),
+            ):
+                if keys <= set(content):
+                    return kind
+        elif suffix == '.xml':
+            return {'annotations': 'cvat', 'annotation': 'voc'}.get(_xml(path).tag)
+        elif suffix == '.csv':
+            return (
+                'openimages'
+                if {'ImageID', 'XMin'} <= set(path.read_text('utf-8-sig')[:400].split('\n')[0].strip().split(','))
+                else None
+            )
+        elif suffix in ('.yaml', '.yml'):
+            return 'yolo'
+    except (AnnotationError, TypeError, UnicodeDecodeError):
+        return None
+    return None
+
+
+def _json(path: Path):
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, OSError, RecursionError) as error:
+        raise AnnotationError(f'{path} is not valid JSON ({error})') from error
+
+
+def _xml(path: Path) -> ElementTree.Element:
+    try:
+        return ElementTree.parse(path).getroot()
+    except (ElementTree.ParseError, OSError, ValueError) as error:
+        raise AnnotationError(f'{path} is not valid XML ({error})') from error
+
+
+def _files(path: Path, suffix: str) -> List[Path]:
+    return (
+        [path] if path.is_file() else [p for p in sorted(path.rglob('*')) if p.suffix.lower() == suffix and _visible(p)]
+    )
+
+
+def _each(
+    files: Sequence[Path], read: Callable[[Path], Iterator[Labelled]], faults: List[str]
+) -> List[Tuple[Path, Labelled]]:
+    """What ``read`` finds in each file; a file that it cannot read is a fault."""
+    from globox.errors import ParsingError
+
+    found = []
+    for file in files:
+        try:
+            found += [(file, record) for record in read(file)]
+        except AnnotationError as error:
+            faults.append(str(error))
+        except (
+            ParsingError,
+            AssertionError,
+            KeyError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            IndexError,
+            OSError,
+        ) as error:
+            faults.append(f'{file} cannot be read ({type(error).__name__}: {error})')
+    return found
+
+
+def _coco(path: Path, index: ImageIndex, faults: List[str]):
+    names: Dict[object, str] = {}
+
+    def read(file: Path) -> Iterator[Labelled]:
+        content = _json(file)
+        if not isinstance(content, dict) or not {'images', 'annotations'} <= set(content):
+            return
+        for category in content.get('categories') or ():
+            names.setdefault(category['name'], category['name'])
+        kinds = {category['id']: category['name'] for category in content.get('categories') or ()}
+        objects: Dict[object, List[Annotated]] = {image['id']: [] for image in content['images']}
+        for annotation in content['annotations']:
+            x, y, w, h = annotation['bbox']
+            entry = Annotated(
+                kinds.get(annotation.get('category_id'), 'object'),
+                (x, y, x + w, y + h),
+                annotation.get('segmentation') or None,
+                annotation.get('score'),
+                bool(annotation.get('iscrowd')),
+                annotation.get('area'),
+            )
+            objects.get(annotation['image_id'], []).append(entry)
+        for image in content['images']:
+            size = (image['height'], image['width']) if image.get('height') and image.get('width') else None
+            yield Labelled(image['file_name'], objects[image['id']], size)
+
+    return _each(_files(path, '.json'), read, faults), list(names)
+
+
+def _voc(path: Path, index: ImageIndex, faults: List[str]):
+    from globox import BoundingBox
+
+    def read(file: Path) -> Iterator[Labelled]:
+        root = _xml(file)
+        if root.tag != 'annotation':
+            return
+        width, height = (int(float(root.findtext(f'size/{side}') or 0)) for side in ('width', 'height'))
+        objects = []
+        for node in root.iter('object'):
+            box = BoundingBox.from_xml(node)
+            objects.append(Annotated(box.label, box.ltrb))
+        name = root.findtext('filename') or file.stem
+        # renamed copies keep the old name inside: the file's own name is the better witness where there is an image of it
+        yield Labelled(
+            file.stem if file.stem in index.by_stem else name, objects, (height, width) if width and height else None
+        )
+
+    return _each(_files(path, '.xml'), read, faults), []
+
+
+def _yolo_files(path: Path, index: Optional[ImageIndex]) -> List[Path]:
+    found = [file for file in _files(path, '.txt') if file.name not in _NO_LABELS]
+    return [file for file in found if index is None or file.stem in index.by_stem]
+
+
+def _yolo(path: Path, index: ImageIndex, faults: List[str]):
+    from globox import BoundingBox
+
+    folder = path.parent if path.is_file() else path
+    names = _yolo_names(path)
+
+    def read(file: Path) -> Iterator[Labelled]:
+        name = index.find(file.stem, file)
+        height, width = index.size(name)
+        objects = []
+        for line in file.read_text().splitlines():
+            values = line.split()
+            if not values:
+                continue
+            segmentation = None
+            if len(values) > 6:  # a polygon, or the corners of a turned box
+                box = BoundingBox.from_yolo_seg(line, image_size=(width, height))
+                points = np.array(values[1:], float).reshape(-1, 2) * (width, height)
+                segmentation = [points.reshape(-1).tolist()]
+            else:
+                box = BoundingBox.from_yolo_v5(line, image_size=(width, height))
+            objects.append(
+                Annotated(int(box.label), box.ltrb, segmentation, box.confidence if box.is_detection else None)
+            )
+        yield Labelled(name, objects)
+
+    found = _each(_yolo_files(folder, index), read, faults)
+    highest = max((entry.label for _, record in found for entry in record.objects), default=-1)
+    names += [str(i) for i in range(len(names), highest + 1)]
+    for _, record in found:
+        for entry in record.objects:
+            entry.label = names[entry.label]
+    return found, names
+
+
+def _yolo_names(path: Path) -> List[str]:
+    folder = path.parent if path.is_file() else path
+    places = (folder, folder.parent, folder.parent.parent)
+    listed = [path] if path.is_file() else [file for place in places for file in sorted(place.glob('*.y*ml'))]
+    for file in listed:
+        try:
+            content = yaml.safe_load(file.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise AnnotationError(f'{file} is not valid YAML ({type(error).__name__}); mend or remove it.') from error
+        names = content.get('names') if isinstance(content, dict) else None
+        if isinstance(names, dict):
+            return [str(names.get(i, i)) for i in range(max(names) + 1)]
+        if isinstance(names, list):
+            return [str(name) for name in names]
+    for place in places:
+        for name in _NAME_FILES:
+            if (place / name).is_file():
+                return [line.strip() for line in (place / name).read_text().splitlines() if line.strip()]
+    return []
+
+
+def _polygon(points) -> Tuple[Tuple[float, ...], list]:
+    """Box and segmentation of points [n, 2]; fewer than three give no segmentation."""
+    points = np.asarray(points, float).reshape(-1, 2)
+    return (*points.min(0), *points.max(0)), [points.reshape(-1).tolist()] if len(points) > 2 else None
+
+
+def _labelme(path: Path, index: ImageIndex, faults: List[str]):
+    from globox import BoundingBox
+
+    def read(file: Path) -> Iterator[Labelled]:
+        content = _json(file)
+        if 'shapes' not in content:
+            return
+        objects, skipped = [], 0
+        for shape in content['shapes']:
+            kind = shape.get('shape_type', 'polygon')
+            if kind == 'circle':  # its middle and a point on it
+                (cx, cy), (x, y) = shape['points']
+                radius, turn = math.hypot(x - cx, y - cy), np.linspace(0, 2 * math.pi, 64, endpoint=False)
+                box, segmentation = _polygon(np.stack([cx + radius * np.cos(turn), cy + radius * np.sin(turn)], 1))
+                objects.append(
+                    Annotated(str(shape['label']), (cx - radius, cy - radius, cx + radius, cy + radius), segmentation)
+                )
+            elif kind in ('rectangle', 'polygon'):
+                segmentation = _polygon(shape['points'])[1] if kind == 'polygon' else None
+                box = BoundingBox.from_labelme(shape)
+                objects.append(Annotated(box.label, box.ltrb, segmentation))
+            else:
+                skipped += 1
+        if skipped:
+            faults.append(f'{file}: {skipped} shapes that are no rectangle, polygon or circle')
+        size = content.get('imageHeight'), content.get('imageWidth')
+        yield Labelled(content.get('imagePath') or file.stem, objects, size if all(size) else None)
+
+    return _each(_files(path, '.json'), read, faults), []
+
+
+def _cvat(path: Path, index: ImageIndex, faults: List[str]):
+    from globox import BoundingBox
+    from pycocotools import mask as coco_mask
+
+    def read(file: Path) -> Iterator[Labelled]:
+        root = _xml(file)
+        if root.tag != 'annotations':
+            return
+        if root.find('track') is not None:
+            faults.append(f'{file}: tracks of a video (export as "CVAT for images")')
+        for image in root.iter('image'):
+            height, width = int(image.get('height')), int(image.get('width'))
+            objects = []
+            for node in image:
+                if node.tag == 'box':
+                    box = BoundingBox.from_cvat(node)
+                    turned = float(node.get('rotation') or 0)
+                    objects.append(
+                        Annotated(box.label, box.ltrb) if not turned else _turned(box.label, box.ltrb, turned)
+                    )
+                elif node.tag == 'polygon':
+                    points = [[float(v) for v in point.split(',')] for point in node.get('points').split(';')]
+                    objects.append(Annotated(node.get('label'), *_polygon(points)))
+                elif node.tag == 'mask':  # runs of 0 and 1 in turn, row by row inside its rectangle
+                    left, top, w, h = (int(node.get(key)) for key in ('left', 'top', 'width', 'height'))
+                    runs = [int(run) for run in node.get('rle').split(',')]
+                    if (
+                        sum(runs) != w * h
+                        or min(runs) < 0
+                        or left < 0
+                        or top < 0
+                        or left + w > width
+                        or top + h > height
+                    ):
+                        raise AnnotationError(f'{file}: a mask of image {image.get("name")} does not fit its rectangle')
+                    mask = np.zeros((height, width), np.uint8)
+                    mask[top : top + h, left : left + w] = np.repeat(np.arange(len(runs)) % 2, runs).reshape(h, w)
+                    rle = coco_mask.encode(np.asfortranarray(mask))
+                    rle['counts'] = rle['counts'].decode()
+                    objects.append(Annotated(node.get('label'), (left, top, left + w, top + h), rle))
+            yield Labelled(image.get('name'), objects, (height, width))
+
+    return _each(_files(path, '.xml'), read, faults), []
+
+
+def _turned(label: str, box: Sequence[float], degrees: float, corner: bool = False) -> Annotated:
+    """A box turned clockwise about its middle, or about its top left corner, as a polygon."""
+    x1, y1, x2, y2 = box
+    points = np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]], float)
+    pivot = points[0] if corner else points.mean(0)
+    c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    return Annotated(label, *_polygon((points - pivot) @ np.array([[c, s], [-s, c]]) + pivot))
+
+
+def _is_task(task: dict) -> bool:
+    return ('data' in task and bool({'annotations', 'completions'} & set(task))) or (
+        'image' in task and 'annotator' in task
+    )
+
+
+def _labelstudio(path: Path, index: ImageIndex, faults: List[str]):
+    def read(file: Path) -> Iterator[Labelled]:
+        content = _json(file)
+        for task in content if isinstance(content, list) else [content]:
+            if not isinstance(task, dict):
+                continue
+            if 'data' in task:  # the full export
+                image = next((v for v in task['data'].values() if isinstance(v, str)), '')
+                done = [
+                    a for a in task.get('annotations') or task.get('completions') or () if not a.get('was_cancelled')
+                ]
+                done.sort(
+                    key=lambda a: not a.get('ground_truth')
+                )  # several annotators: the ground truth, else the first
+                regions = [
+                    dict(r.get('value', {}), **{k: r.get(k) for k in ('original_width', 'original_height')})
+                    for r in (done[0]['result'] if done else ())
+                ]
+            else:  # JSON-MIN
+                image, regions = (
+                    task['image'],
+                    next((v for v in task.values() if isinstance(v, list) and v and isinstance(v[0], dict)), []),
+                )
+            objects, size, skipped = [], None, 0
+            for region in regions:
+                width, height = region.get('original_width'), region.get('original_height')
+                label = next((str(v[0]) for k, v in region.items() if k.endswith('labels') and v), 'object')
+                if not (width and height):
+                    skipped += 1
+                    continue
+                size = (height, width)
+                scale = np.array([width, height]) / 100
+                if 'points' in region:
+                    objects.append(Annotated(label, *_polygon(np.asarray(region['points'], float) * scale)))
+                elif {'x', 'y', 'width', 'height'} <= set(region):
+                    corner, side = (
+                        np.array([region['x'], region['y']]) * scale,
+                        np.array([region['width'], region['height']]) * scale,
+                    )
+                    box = (*corner.tolist(), *(corner + side).tolist())
+                    turned = float(region.get('rotation') or 0)
+                    objects.append(_turned(label, box, turned, corner=True) if turned else Annotated(label, box))
+                else:
+                    skipped += 1
+            if skipped:
+                faults.append(f'{file}: {skipped} regions of {image} that are no rectangle or polygon')
+            query = urllib.parse.parse_qs(urllib.parse.urlparse(image).query)
+            image = query['d'][0] if 'd' in query else urllib.parse.unquote(urllib.parse.urlparse(image).path)
+            plain = re.sub(r'^[0-9a-f]{8}-', '', image.rsplit('/', 1)[-1])  # an upload's own prefix
+            known = image.rsplit('/', 1)[-1] in index.by_name
+            yield Labelled(image if known else plain, objects, size)
+
+    return _each(_files(path, '.json'), read, faults), []
+
+
+def _openimages(path: Path, index: ImageIndex, faults: List[str]):
+    from globox import BoundingBox
+
+    names = {}
+    for file in sorted((path.parent if path.is_file() else path).glob('*class-descriptions*.csv')):
+        with open(file, newline='', encoding='utf-8-sig') as stream:
+            names.update({row[0]: row[1] for row in csv.reader(stream) if len(row) > 1})
+
+    def read(file: Path) -> Iterator[Labelled]:
+        if _kind_of(file) != 'openimages':
+            return
+        objects: Dict[str, List[Annotated]] = {}
+        sizes: Dict[str, Optional[Size]] = {}
+        with open(file, newline='', encoding='utf-8-sig') as stream:
+            for row in csv.DictReader(stream):
+                key = row['ImageID']
+                if key not in sizes:
+                    try:
+                        sizes[key] = index.size(index.find(key, file))
+                    except AnnotationError as error:  # a part of OpenImages is what people have: its file lists all
+                        faults.append(str(error))
+                        sizes[key] = None
+                if sizes[key] is None:
+                    continue
+                box = BoundingBox.create(
+                    label=names.get(row['LabelName'], row['LabelName']),
+                    coords=tuple(float(row[side]) for side in ('XMin', 'YMin', 'XMax', 'YMax')),
+                    relative=True,
+                    image_size=sizes[key][::-1],
+                )
+                objects.setdefault(key, []).append(Annotated(box.label, box.ltrb, crowd=row.get('IsGroupOf') == '1'))
+        for key, entries in objects.items():
+            yield Labelled(key, entries)
+
+    return _each(_files(path, '.csv'), read, faults), []
+
+
+def _sa1b(path: Path, index: ImageIndex, faults: List[str]):
+    def read(file: Path) -> Iterator[Labelled]:
+        content = _json(file)
+        if 'image' not in content:
+            return
+        image, objects = content['image'], []
+        for entry in content['annotations']:
+            x, y, w, h = entry['bbox']
+            objects.append(
+                Annotated(
+                    'object',
+                    (x, y, x + w, y + h),
+                    entry.get('segmentation'),
+                    entry.get('predicted_iou'),
+                    area=entry.get('area'),
+                )
+            )
+        yield Labelled(image['file_name'], objects, (image['height'], image['width']))
+
+    return _each(_files(path, '.json'), read, faults), []
+
+
+FORMATS: Dict[str, Callable] = dict(
+    coco=_coco,
+    voc=_voc,
+    yolo=_yolo,
+    labelme=_labelme,
+    cvat=_cvat,
+    labelstudio=_labelstudio,
+    openimages=_openimages,
+    sa1b=_sa1b,
+)
+
+
+def _as_coco(
+    records: List[Tuple[Path, Labelled]], names: List[str], index: ImageIndex, path: Path, faults: List[str]
+) -> dict:
+    labels = names or sorted({entry.label for _, record in records for entry in record.objects})
+    number = {label: i + 1 for i, label in enumerate(dict.fromkeys(labels))}
+    images: List[dict] = []
+    annotations: List[dict] = []
+    seen = set()
+    for file, record in records:
+        try:
+            name = index.find(record.image, file)
+            size = index.size(name)
+            if name in seen:
+                raise AnnotationError(f'{file}: image {name} is annotated twice')
+            if record.size is not None and tuple(record.size) != size:
+                hint = ' (turned by its EXIF orientation: store it upright)' if tuple(record.size) == size[::-1] else ''
+                raise AnnotationError(
+                    f'{file}: image {name} is {size[1]} x {size[0]} pixels, not {record.size[1]} x {record.size[0]}{hint}'
+                )
+        except AnnotationError as error:
+            faults.append(str(error))
+            continue
+        seen.add(name)
+        images.append(dict(id=len(images) + 1, file_name=name, height=size[0], width=size[1]))
+        for entry in record.objects:
+            number.setdefault(entry.label, len(number) + 1)
+            x1, y1, x2, y2 = (round(float(v), 3) for v in entry.box)
+            if not (x2 > x1 and y2 > y1):
+                faults.append(f'{file}: a box of {name} without extent ({x1}, {y1}, {x2}, {y2})')
+                continue
+            annotation = dict(
+                id=len(annotations) + 1,
+                image_id=len(images),
+                category_id=number[entry.label],
+                bbox=[x1, y1, round(x2 - x1, 3), round(y2 - y1, 3)],
+                area=round((x2 - x1) * (y2 - y1), 3) if entry.area is None else entry.area,
+                iscrowd=int(entry.crowd),
+            )
+            if entry.segmentation is not None:
+                annotation['segmentation'] = entry.segmentation
+            if entry.score is not None:
+                annotation['score'] = entry.score
+            annotations.append(annotation)
+    return dict(
+        images=images, annotations=annotations, categories=[dict(id=i, name=str(label)) for label, i in number.items()]
+    )

@@ -1,0 +1,290 @@
+"""Annotations of other tools: each format written by globox or by its published description, read, and compared box by box."""
+
+import csv
+import json
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+from globox import Annotation, AnnotationSet, BoundingBox
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from odis_mm.datasets import ObjectDataset
+from odis_mm.objects import load_annotations
+from odis_mm.objects.annotations import recognise
+from odis_mm.utils.errors import AnnotationError, ConfigError, MissingFileError
+
+SIZES = {'a.jpg': (40, 60), 'b.png': (50, 30), 'c.jpg': (64, 64)}  # height, width
+BOXES = {
+    'a.jpg': [('cat', (3.0, 4.0, 20.0, 30.0)), ('dog', (30.0, 10.0, 59.0, 39.0))],
+    'b.png': [('dog', (1.0, 2.0, 11.0, 22.0))],
+    'c.jpg': [('cat', (0.0, 0.0, 64.0, 64.0)), ('cat', (10.0, 20.0, 30.0, 44.0))],
+}
+
+
+@pytest.fixture
+def images(tmp_path):
+    return _images(tmp_path / 'images', SIZES)
+
+
+def _images(folder, sizes):
+    for name, (height, width) in sizes.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((height, width, 3), 90, np.uint8)).save(folder / name)
+    return folder
+
+
+def _globox():
+    return AnnotationSet(
+        Annotation(name, SIZES[name][::-1], [BoundingBox.create(label=label, coords=box) for label, box in boxes])
+        for name, boxes in BOXES.items()
+    )
+
+
+def _told(content) -> dict:
+    """{image: [(label, (x1, y1, x2, y2)), ...]} of COCO-style content."""
+    names = {category['id']: category['name'] for category in content['categories']}
+    files = {image['id']: image['file_name'] for image in content['images']}
+    told = {name: [] for name in files.values()}
+    for ann in content['annotations']:
+        x, y, w, h = ann['bbox']
+        told[files[ann['image_id']]].append((names[ann['category_id']], (x, y, x + w, y + h)))
+    return told
+
+
+def _check(content, expected=BOXES, atol=0.01):
+    told = _told(content)
+    assert set(told) == set(expected)
+    for name, boxes in expected.items():
+        assert [label for label, _ in told[name]] == [label for label, _ in boxes], name
+        np.testing.assert_allclose([box for _, box in told[name]], [box for _, box in boxes], atol=atol)
+    for image in content['images']:
+        assert (image['height'], image['width']) == SIZES[image['file_name'].rsplit('/', 1)[-1]]
+
+
+def test_voc(tmp_path, images):
+    _globox().save_pascal_voc(tmp_path / 'Annotations')
+    assert recognise(tmp_path / 'Annotations') == 'voc'
+    _check(load_annotations(tmp_path / 'Annotations', images))
+
+
+def test_yolo_with_names_and_nested_splits(tmp_path):
+    sizes = {f'{split}/images/{name}': size for split in ('train', 'valid') for name, size in SIZES.items()}
+    root = _images(tmp_path / 'data', sizes)  # the same stems in both splits, as Roboflow's YOLO exports have them
+    for split in ('train', 'valid'):
+        _globox().save_yolo_v5(root / split / 'labels', label_to_id={'cat': 1, 'dog': 0})
+    (root / 'data.yaml').write_text('names: [dog, cat, bird]\nnc: 3\n')
+    content = load_annotations(root, root)
+    _check(content, {f'{split}/images/{name}': boxes for split in ('train', 'valid') for name, boxes in BOXES.items()})
+    assert [c['name'] for c in content['categories']] == ['dog', 'cat', 'bird']  # in the order of the export
+    _check(load_annotations(root / 'train/labels', root / 'train/images'))
+
+
+def test_yolo_polygons_and_empty_files(tmp_path, images):
+    labels = tmp_path / 'labels'
+    labels.mkdir()
+    (labels / 'a.txt').write_text('0 0.1 0.1 0.5 0.1 0.5 0.5 0.1 0.25\n')
+    (labels / 'b.txt').write_text('')  # an image that was looked at and holds nothing
+    content = load_annotations(labels, images)
+    (annotation,) = content['annotations']
+    np.testing.assert_allclose(annotation['segmentation'], [[6, 4, 30, 4, 30, 20, 6, 10]], atol=1e-6)
+    np.testing.assert_allclose(annotation['bbox'], [6, 4, 24, 16])
+    assert [image['file_name'] for image in content['images']] == ['a.jpg', 'b.png']
+
+
+def test_roboflow_coco(tmp_path):
+    root = _images(tmp_path, {f'{split}/{name}': size for split in ('train', 'valid') for name, size in SIZES.items()})
+    for split in ('train', 'valid'):
+        content = dict(
+            images=[],
+            annotations=[],
+            categories=[dict(id=0, name='pets'), dict(id=1, name='cat'), dict(id=2, name='dog')],
+        )
+        for name, boxes in BOXES.items():
+            content['images'].append(
+                dict(id=len(content['images']), file_name=name, height=SIZES[name][0], width=SIZES[name][1])
+            )
+            for label, (x1, y1, x2, y2) in boxes:
+                entry = dict(
+                    id=len(content['annotations']),
+                    image_id=content['images'][-1]['id'],
+                    category_id=dict(cat=1, dog=2)[label],
+                )
+                content['annotations'].append(
+                    dict(entry, bbox=[x1, y1, x2 - x1, y2 - y1], area=12.0, iscrowd=0, segmentation=[])
+                )
+        (root / split / '_annotations.coco.json').write_text(json.dumps(content))
+    content = load_annotations(root, root)
+    _check(content, {f'{split}/{name}': boxes for split in ('train', 'valid') for name, boxes in BOXES.items()})
+    assert content['annotations'][0]['area'] == 12.0  # the file's own, by which COCO's metrics sort by size
+
+
+def test_labelme(tmp_path, images):
+    _globox().save_labelme(tmp_path / 'labelme')
+    _check(load_annotations(tmp_path / 'labelme', images))
+    shapes = [
+        dict(label='cat', shape_type='polygon', points=[[1, 1], [9, 2], [5, 12]]),
+        dict(label='dog', shape_type='circle', points=[[20, 20], [23, 24]]),
+        dict(label='dog', shape_type='line', points=[[20, 20], [23, 24]]),
+    ]
+    file = tmp_path / 'labelme' / 'a.json'
+    file.write_text(json.dumps(dict(imagePath='..\\images\\a.jpg', imageHeight=40, imageWidth=60, shapes=shapes)))
+    content = load_annotations(file, images)
+    assert _told(content) == {'a.jpg': [('cat', (1, 1, 9, 12)), ('dog', (15, 15, 25, 25))]}
+    assert content['annotations'][0]['segmentation'] == [[1, 1, 9, 2, 5, 12]]
+    assert len(content['info']['skipped']) == 1 and '1 shapes' in content['info']['skipped'][0]
+
+
+def test_cvat(tmp_path, images):
+    file = tmp_path / 'annotations.xml'
+    _globox().save_cvat(file)
+    assert recognise(file) == 'cvat'
+    _check(load_annotations(file, images))
+    root = ElementTree.parse(file).getroot()
+    node = next(image for image in root.iter('image') if image.get('name') == 'b.png')
+    mask = np.zeros((50, 30), np.uint8)
+    mask[5:9, 4:7] = [[0, 1, 1], [1, 1, 1], [1, 1, 0], [0, 1, 0]]
+    runs = '1,7,2,1,1'  # zeros first, row by row inside the rectangle
+    ElementTree.SubElement(node, 'mask', dict(label='cat', rle=runs, left='4', top='5', width='3', height='4'))
+    ElementTree.SubElement(node, 'polygon', dict(label='cat', points='1,1;9,2;5,12'))
+    ElementTree.SubElement(node, 'box', dict(label='dog', xtl='10', ytl='10', xbr='20', ybr='14', rotation='90'))
+    ElementTree.ElementTree(root).write(file)
+    content = load_annotations(file, images)
+    number = next(image['id'] for image in content['images'] if image['file_name'] == 'b.png')
+    _, masked, polygon, turned = [ann for ann in content['annotations'] if ann['image_id'] == number]
+    assert (coco_mask.decode(masked['segmentation']) == mask).all() and masked['bbox'] == [4, 5, 3, 4]
+    assert polygon['segmentation'] == [[1, 1, 9, 2, 5, 12]]
+    np.testing.assert_allclose(turned['bbox'], [13, 7, 4, 10])
+
+
+def test_labelstudio(tmp_path, images):
+    def result(kind, name, **value):
+        height, width = SIZES[name]
+        return dict(type=kind, original_width=width, original_height=height, value=value)
+
+    tasks = [
+        dict(
+            data=dict(image=f'/data/upload/3/0a1b2c3d-{name}'),
+            annotations=[
+                dict(was_cancelled=True, result=[]),
+                dict(
+                    result=[
+                        result(
+                            'rectanglelabels',
+                            name,
+                            x=100 * x1 / SIZES[name][1],
+                            y=100 * y1 / SIZES[name][0],
+                            width=100 * (x2 - x1) / SIZES[name][1],
+                            height=100 * (y2 - y1) / SIZES[name][0],
+                            rotation=0,
+                            rectanglelabels=[label],
+                        )
+                        for label, (x1, y1, x2, y2) in boxes
+                    ]
+                ),
+            ],
+        )
+        for name, boxes in BOXES.items()
+    ]
+    file = tmp_path / 'tasks.json'
+    file.write_text(json.dumps(tasks))
+    assert recognise(file) == 'labelstudio'
+    _check(load_annotations(file, images))
+
+    small = [
+        dict(
+            image=t['data']['image'],
+            annotator=1,
+            label=[
+                dict(r['value'], original_width=r['original_width'], original_height=r['original_height'])
+                for r in t['annotations'][1]['result']
+            ],
+        )
+        for t in tasks
+    ]
+    file.write_text(json.dumps(small))  # JSON-MIN
+    _check(load_annotations(file, images))
+
+    turned = result('rectanglelabels', 'c.jpg', x=50, y=50, width=25, height=12.5, rotation=90, rectanglelabels=['cat'])
+    polygon = result('polygonlabels', 'c.jpg', points=[[0, 0], [50, 0], [25, 50]], polygonlabels=['dog'])
+    task = dict(data=dict(image='/data/local-files/?d=some/c.jpg'), annotations=[dict(result=[turned, polygon])])
+    file.write_text(json.dumps([task]))
+    told = _told(load_annotations(file, images))
+    assert told == {
+        'c.jpg': [('cat', (24, 32, 32, 48)), ('dog', (0, 0, 32, 32))]
+    }  # turned clockwise about its top left corner
+
+
+def test_openimages(tmp_path, images):
+    rows = []
+    for name, boxes in BOXES.items():
+        for label, (x1, y1, x2, y2) in boxes:
+            height, width = SIZES[name]
+            row = dict(ImageID=name.split('.')[0], Source='xclick', LabelName=f'/m/{label}', Confidence=1, IsGroupOf=0)
+            rows.append(dict(row, XMin=x1 / width, XMax=x2 / width, YMin=y1 / height, YMax=y2 / height))
+    rows.append(dict(rows[0], ImageID='not_here'))
+    rows[1]['IsGroupOf'] = 1
+    with open(tmp_path / 'train-annotations-bbox.csv', 'w', newline='') as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    (tmp_path / 'class-descriptions-boxable.csv').write_text('/m/cat,cat\n/m/dog,dog\n')
+    content = load_annotations(tmp_path / 'train-annotations-bbox.csv', images)
+    _check(content)
+    assert [ann['iscrowd'] for ann in content['annotations']] == [0, 1, 0, 0, 0]
+    assert len(content['info']['skipped']) == 1 and 'not_here' in content['info']['skipped'][0]
+
+
+def test_sa1b(tmp_path, images):
+    for name, boxes in BOXES.items():
+        annotations = []
+        for _, (x1, y1, x2, y2) in boxes:
+            mask = np.zeros(SIZES[name], np.uint8)
+            mask[int(y1) : int(y2), int(x1) : int(x2)] = 1
+            rle = coco_mask.encode(np.asfortranarray(mask))
+            rle['counts'] = rle['counts'].decode()
+            annotations.append(
+                dict(
+                    segmentation=rle,
+                    bbox=[x1, y1, x2 - x1, y2 - y1],
+                    area=int(mask.sum()),
+                    predicted_iou=0.9,
+                    stability_score=0.97,
+                )
+            )
+        image = dict(image_id=1, width=SIZES[name][1], height=SIZES[name][0], file_name=name)
+        (tmp_path / f'{name}.json').write_text(json.dumps(dict(image=image, annotations=annotations)))
+    content = load_annotations(tmp_path, images)
+    _check(content, {name: [('object', box) for _, box in boxes] for name, boxes in BOXES.items()})
+    assert content['annotations'][0]['score'] == 0.9 and 'counts' in content['annotations'][0]['segmentation']
+    (tmp_path / 'coco.json').write_text(json.dumps(content))
+    info = ObjectDataset(images, tmp_path / 'coco.json').get_data_info(0)  # what pretraining makes of it
+    assert len(info['bboxes']) == 2 and len(info['masks']) == 2
+
+
+def test_what_cannot_be_used_is_left_out_by_name(tmp_path, images):
+    folder = tmp_path / 'Annotations'
+    _globox().save_pascal_voc(folder)
+    (folder / 'a.xml').write_text((folder / 'a.xml').read_text().replace('<width>60', '<width>61'))
+    (folder / 'b.xml').write_text('<annotation><filename>b.png')
+    content = load_annotations(folder, images)
+    assert [image['file_name'] for image in content['images']] == ['c.jpg']
+    size, broken = sorted(content['info']['skipped'], key=len, reverse=True)
+    assert '60 x 40 pixels, not 61 x 40' in size or '60 x 40 pixels, not 61 x 40' in broken
+    for file in folder.iterdir():
+        file.write_text('<annotation>')
+    with pytest.raises(AnnotationError, match='no usable object in voc format; the first fault: .* is not valid XML'):
+        load_annotations(folder, images, 'voc')
+
+
+def test_messages(tmp_path, images):
+    with pytest.raises(MissingFileError, match='annotations .* do not exist'):
+        load_annotations(tmp_path / 'no', images)
+    with pytest.raises(MissingFileError, match='image folder .* does not exist'):
+        load_annotations(tmp_path, tmp_path / 'no')
+    with pytest.raises(ConfigError, match="format 'vco' is unknown"):
+        load_annotations(tmp_path, images, 'vco')
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(AnnotationError, match='holds no annotations that are recognised: name the format'):
+        load_annotations(tmp_path / 'empty', images)
