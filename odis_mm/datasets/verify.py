@@ -1,6 +1,5 @@
 """Checks a whole data set before a run of days meets its one bad file."""
 
-import argparse
 import json
 import os
 from concurrent.futures import ProcessPoolExecutor
@@ -70,17 +69,17 @@ def check(tasks: List[Task], workers: int) -> Iterator[Tuple[Optional[str], List
         yield from pool.map(check_image, tasks, chunksize=max(1, min(64, len(tasks) // (4 * workers))))
 
 
-def tasks(args: argparse.Namespace) -> Tuple[List[Task], Optional[dict]]:
+def tasks(data: str, ann_file: str, images: str) -> Tuple[List[Task], Optional[dict]]:
     """What to check, and the content of the annotation file if it is a json."""
-    root = Path(args.data)
-    if not args.ann_file.lower().endswith('.json'):
-        dataset = ObjectDataset(args.data, args.ann_file, args.images)
+    root = Path(data)
+    if not ann_file.lower().endswith('.json'):
+        dataset = ObjectDataset(data, ann_file, images)
         return [(dataset.get_data_info(i)['img_path'], None, []) for i in range(len(dataset))], None
-    path, folder = root / args.ann_file, root / args.images
+    path, folder = root / ann_file, root / images
     if not path.is_file():
         raise MissingFileError(f'annotation file {path} does not exist; check --data and --ann-file.')
     content = _read_json(str(path))
-    ObjectDataset(args.data, args.ann_file, args.images)  # says in one sentence what makes the file unusable
+    ObjectDataset(data, ann_file, images)  # says in one sentence what makes the file unusable
     if 'images' not in content:
         number, tasks = 0, []
         for name, boxes in content.items():
