@@ -19,7 +19,7 @@ from mmengine.runner import Runner
 from torch import distributed
 
 from .config import check_schedule, explain_build_error, load_config
-from .datasets import EpochSampler
+from .datasets import EpochSampler, number_draws
 from .engine.peers import agent_keeps_store, await_peers
 from .engine.resume import damage, find_checkpoint
 from .utils.errors import ConfigError
@@ -61,6 +61,7 @@ def train(
         raise ConfigError(f'{cfg.filename} has no train_dataloader: it is nothing to train by.')
     _prepare(cfg, work_dir, launcher)
     check_schedule(cfg)
+    number_draws(cfg.train_dataloader, by_epoch=str((cfg.get('train_cfg') or {}).get('type')) != 'IterBasedTrainLoop')
     if amp:
         _use_amp(cfg, amp)
     notes = _use_resume(cfg, resume)

@@ -5,7 +5,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import List, Optional, Sequence
+from typing import List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from mmengine.logging import print_log
 from mmpretrain.registry import DATASETS, TRANSFORMS
 
 from ..utils.errors import AnnotationError, BadImageError, ConfigError, MissingFileError
+from .draws import seed_of
 from .image_io import IMAGE_SUFFIXES, clip_boxes, has_extent
 
 _RLE_TEXT = re.compile('[0-o]+')  # COCO's code: 48 + 6 bits
@@ -34,8 +35,9 @@ class ObjectDataset(BaseDataset):
 
     The image folder is `data_root/data_prefix`; `ann_file` is relative to `data_root` too unless absolute.
 
-    An index here is a draw, epoch * len(dataset) + index. Each has its own generator, from (seed, epoch, index), so
-    that views depend neither on the number of workers nor on their order.
+    Each draw of an image has its own generator, from (seed, epoch, index), so that views depend neither on the number of workers nor on their
+    order. The epoch comes with the index (:class:`~odis_mm.datasets.draws.Draw`); a plain index gives the views of epoch 0 when it is asked
+    for first, of epoch 1 the second time, and so on.
 
     A bad image (see `BadImageError`) raises, unless some are allowed by `max_bad_share`: then another image, drawn from (seed,
     epoch, index), takes its place, and `bad_images` names it; `BadImageHook` tells them in the log.
@@ -95,6 +97,7 @@ class ObjectDataset(BaseDataset):
         self.min_score = min_score
         self.counts = {}
         self.max_bad_share = max_bad_share
+        self.draws: Optional[torch.Tensor] = None  # int32 [images]: plain indices that were asked for; shared like the next one
         self.bad: Optional[torch.Tensor] = None  # uint8 [images], 1: bad; memory that the loader's workers share
         super().__init__(
             ann_file=os.fspath(ann_file),
@@ -108,37 +111,48 @@ class ObjectDataset(BaseDataset):
             lazy_init=lazy_init,
         )
 
-    def __getitem__(self, draw: int):
-        epoch, index = divmod(int(draw), len(self))
-        if epoch < 0:
-            raise IndexError(f'a draw is epoch * len(dataset) + index and so never negative, got {draw}.')
-        return self.prepare_data(index, epoch)
+    def __getitem__(self, index: int):
+        place = int(index)
+        if not 0 <= place < len(self):
+            raise IndexError(f'there is no image {place} among {len(self)}.')
+        told = seed_of(index)
+        if told is None:
+            told = int(self.draws[place]), ()
+            self.draws[place] += 1
+        return self.prepare_data(place, *told)
 
-    def __iter__(self):  # Python's own would go on through the epochs for ever
+    def __iter__(self):
         return (self[index] for index in range(len(self)))
 
     def full_init(self) -> None:
         super().full_init()
+        if self.draws is None:
+            self.draws = torch.zeros(len(self), dtype=torch.int32).share_memory_()
         if self.max_bad_share and self.bad is None:
             self.bad = torch.zeros(len(self), dtype=torch.uint8).share_memory_()
 
-    def prepare_data(self, idx: int, epoch: int = 0):
+    def get_cat_ids(self, idx: int) -> List[int]:
+        """Labels of an image's objects, for ``ClassBalancedDataset``; an image without any is of the class -1."""
+        return self.get_data_info(idx)['labels'].tolist() or [-1]
+
+    def prepare_data(self, idx: int, epoch: int = 0, more: Tuple[int, ...] = ()):
         results = self.get_data_info(idx)
-        results['epoch'], results['rng'] = epoch, np.random.default_rng((self.seed, epoch, idx))
+        results['epoch'], results['rng'] = epoch, np.random.default_rng((self.seed, epoch, idx, *more))
         if not self.max_bad_share:
             return self.pipeline(results)
         try:
             return self.pipeline(results)
         except BadImageError as error:
-            return self._replaced(idx, epoch, error)
+            return self._replaced(idx, epoch, more, error)
 
-    def _replaced(self, idx: int, epoch: int, error: BadImageError):
-        """The item of another image; which one depends on nothing but (seed, epoch, idx) and the files."""
-        for other in np.random.default_rng((self.seed, epoch, idx, 1)).integers(len(self), size=REPLACEMENTS).tolist():
+    def _replaced(self, idx: int, epoch: int, more: Tuple[int, ...], error: BadImageError):
+        """The item of another image; which one depends on nothing but the draw and the files."""
+        rng = np.random.default_rng((self.seed, epoch, idx, *more, 1))
+        for other in rng.integers(len(self), size=REPLACEMENTS).tolist():
             self.bad[idx] = 1
             self.check_bad_share()
             idx, results = other, self.get_data_info(other)
-            results['epoch'], results['rng'] = epoch, np.random.default_rng((self.seed, epoch, idx, 1))
+            results['epoch'], results['rng'] = epoch, np.random.default_rng((self.seed, epoch, idx, *more, 1))
             try:
                 return self.pipeline(results)
             except BadImageError as next_error:
@@ -146,11 +160,11 @@ class ObjectDataset(BaseDataset):
         raise BadImageError(f'{REPLACEMENTS + 1} images in a row are bad; the last one: {error}') from None
 
     def paths_of(self, ids: Sequence[int]) -> List[str]:
-        """Paths of the images with these `img_id`s: a search through the whole set, for messages."""
+        """Paths of the images with these `img_id`s ('': none has it): a search through the whole set, for messages."""
         wanted = set(ids)  # plain numbers, as batches carry them
         infos = (self.get_data_info(i) for i in range(len(self)))
         paths = {int(info['img_id']): info['img_path'] for info in infos if int(info['img_id']) in wanted}
-        return [paths[key] for key in ids]
+        return [paths.get(key, '') for key in ids]
 
     def bad_images(self) -> List[str]:
         """Paths of the bad images that were met so far, by the workers of this process."""

@@ -1,12 +1,12 @@
 """Tells the log which images could not be used."""
 
-from typing import Optional
+from typing import Dict, Optional, Set
 
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmpretrain.registry import HOOKS
 
-from ...datasets.image_io import read_image
+from ...datasets import object_datasets, read_image
 from ...utils.errors import BadImageError, ConfigError
 
 
@@ -31,7 +31,7 @@ class BadImageHook(Hook):
         if interval < 1:
             raise ConfigError(f'BadImageHook: interval must be at least 1, got {interval}.')
         self.interval = interval
-        self.told = set()
+        self.told: Dict[int, Set[int]] = {}  # by number of the data set: its images
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs: Optional[dict] = None) -> None:
         if (runner.iter + 1) % self.interval == 0 or self.end_of_epoch(runner.train_dataloader, batch_idx):
@@ -39,21 +39,22 @@ class BadImageHook(Hook):
 
     def look(self, runner) -> None:
         """Shares what the ranks found, and tells what is new."""
-        dataset = runner.train_dataloader.dataset
-        if getattr(dataset, 'bad', None) is None:
-            return
-        if runner.world_size > 1:
-            found = dataset.bad.clone()
-            all_reduce(found, 'max')
-            dataset.bad.copy_(found)
-        for index in dataset.bad.nonzero().flatten().tolist():
-            if index not in self.told:
-                self.told.add(index)
-                path = dataset.get_data_info(index)['img_path']
-                runner.logger.warning(
-                    f'bad image replaced by another one ({len(self.told)} of {len(dataset)} so far): {_reason(path)}'
-                )
-        dataset.check_bad_share()
+        for number, dataset in enumerate(object_datasets(runner.train_dataloader.dataset)):
+            if dataset.bad is None:
+                continue
+            if runner.world_size > 1:
+                found = dataset.bad.clone()
+                all_reduce(found, 'max')
+                dataset.bad.copy_(found)
+            told = self.told.setdefault(number, set())
+            for index in dataset.bad.nonzero().flatten().tolist():
+                if index not in told:
+                    told.add(index)
+                    path = dataset.get_data_info(index)['img_path']
+                    runner.logger.warning(
+                        f'bad image replaced by another one ({len(told)} of {len(dataset)} so far): {_reason(path)}'
+                    )
+            dataset.check_bad_share()
 
 
 def _reason(path: str) -> str:
