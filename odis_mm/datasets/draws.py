@@ -136,7 +136,9 @@ class NumberedSampler(Sampler):
 
 def object_datasets(dataset: Any) -> List[Any]:
     """Return the data sets of images with objects inside any wrappers, each once."""
-    parts = vars(dataset).get('datasets') or [vars(dataset)[name] for name in ('dataset', '_dataset') if name in vars(dataset)]
+    parts = vars(dataset).get('datasets') or [
+        vars(dataset)[name] for name in ('dataset', '_dataset') if name in vars(dataset)
+    ]
     if not parts:
         return [dataset] if hasattr(dataset, 'bad_images') else []
     found = {id(inner): inner for part in parts for inner in object_datasets(part)}

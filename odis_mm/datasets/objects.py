@@ -97,7 +97,9 @@ class ObjectDataset(BaseDataset):
         self.min_score = min_score
         self.counts = {}
         self.max_bad_share = max_bad_share
-        self.draws: Optional[torch.Tensor] = None  # int32 [images]: plain indices that were asked for; shared like the next one
+        self.draws: Optional[torch.Tensor] = (
+            None  # int32 [images]: plain indices that were asked for; shared like the next one
+        )
         self.bad: Optional[torch.Tensor] = None  # uint8 [images], 1: bad; memory that the loader's workers share
         super().__init__(
             ann_file=os.fspath(ann_file),

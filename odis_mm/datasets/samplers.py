@@ -53,9 +53,7 @@ class EpochSampler(Sampler):
                 )
             shares = np.array(weights, np.float64)
             if not (np.isfinite(shares).all() and (shares >= 0).all() and shares.sum() > 0):
-                raise ConfigError(
-                    f'EpochSampler: weights={list(weights)} must be 0 or more, and one of them above 0.'
-                )
+                raise ConfigError(f'EpochSampler: weights={list(weights)} must be 0 or more, and one of them above 0.')
             self.bounds, self.shares = [0, *ends], shares / shares.sum()
 
     def __iter__(self) -> Iterator[Draw]:

@@ -10,7 +10,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from odis_mm.cli.verify import verify_main as verify
-from odis_mm.datasets import BadImageError, ObjectDataset, image_io
+from odis_mm.datasets import BadImageError, Draw, ObjectDataset, image_io
 from odis_mm.engine.hooks import BadImageHook
 
 LOAD = [dict(type='LoadObjectImage')]
@@ -37,8 +37,8 @@ def level(item) -> int:
 
 def test_another_image_takes_the_place_deterministically(folder):
     first, again = dataset(folder), dataset(folder)
-    levels = [[level(first[epoch * 20 + i]) for i in range(20)] for epoch in range(4)]
-    assert levels == [[level(again[epoch * 20 + i]) for i in range(20)] for epoch in range(4)]
+    levels = [[level(first[Draw(i, epoch)]) for i in range(20)] for epoch in range(4)]
+    assert levels == [[level(again[Draw(i, epoch)]) for i in range(20)] for epoch in range(4)]
     for epoch in levels:
         assert all(epoch[i] == 10 * i for i in range(20) if i not in (3, 11)), 'the others are untouched'
     assert len({epoch[3] for epoch in levels}) > 1, 'not the same one for ever'
@@ -48,7 +48,7 @@ def test_another_image_takes_the_place_deterministically(folder):
 def test_workers_share_what_they_found(folder):
     data = dataset(folder)
     loader = DataLoader(data, batch_size=5, num_workers=2, collate_fn=lambda items: [level(item) for item in items])
-    assert sum(loader, []) == [level(data[i]) for i in range(20)]
+    assert sum(loader, []) == [level(data[Draw(i, 0)]) for i in range(20)]
     data.bad.zero_()
     list(loader)
     assert len(data.bad_images()) == 2

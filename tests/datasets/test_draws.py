@@ -181,7 +181,9 @@ def test_an_endless_sampler_is_skipped_forward(folders):
 
 def test_what_cannot_work_is_refused(folders):
     cfg = dict(dataset=one(folders), sampler=dict(type='InfiniteSampler'))
-    with pytest.raises(ConfigError, match='InfiniteSampler has no end, so an epoch would never end; set .*EpochSampler'):
+    with pytest.raises(
+        ConfigError, match='InfiniteSampler has no end, so an epoch would never end; set .*EpochSampler'
+    ):
         number_draws(cfg)
     number_draws(cfg, by_epoch=False)
     with pytest.raises(ConfigError, match='has no end'):

@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from torch.utils.data import DataLoader
 
-from odis_mm.datasets import objects
+from odis_mm.datasets import Draw, objects
 from odis_mm.datasets.image_io import LoadObjectImage, read_image
 from odis_mm.datasets.objects import ObjectDataset, segmentation_to_mask
 
@@ -172,18 +172,15 @@ def _draw(results):
 
 def test_draws_do_not_depend_on_the_workers(folder):
     dataset = ObjectDataset(folder / 'img', pipeline=[_draw], seed=5)
-    draws = [5, 0, 2, 4, 3, 8, 1]
-    expected = [(d // 3, d % 3, np.random.default_rng((5, d // 3, d % 3)).integers(1 << 40)) for d in draws]
+    draws = [Draw(i, epoch) for i, epoch in ((2, 1), (0, 0), (2, 0), (1, 1), (0, 1), (2, 2), (1, 0))]
+    expected = [(d.epoch, d, np.random.default_rng((5, d.epoch, d)).integers(1 << 40)) for d in draws]
     assert [dataset[d] for d in draws] == expected
     for workers in (0, 2):
         loader = DataLoader(dataset, batch_size=2, sampler=draws, num_workers=workers, collate_fn=list)
         assert sum(loader, []) == expected
     other = ObjectDataset(folder / 'img', pipeline=[_draw], seed=6)
-    assert other[5][:2] == (1, 2) and other[5] != dataset[5]
+    assert other[draws[0]][:2] == (1, 2) and other[draws[0]] != dataset[draws[0]]
     assert len(list(dataset)) == 3
-    assert _message(IndexError, dataset.__getitem__, -1) == (
-        'a draw is epoch * len(dataset) + index and so never negative, got -1.'
-    )
 
 
 def test_data_fraction_is_a_nested_subset_by_seed(tmp_path):

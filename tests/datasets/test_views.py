@@ -313,7 +313,7 @@ class Synthetic(torch.utils.data.Dataset):
         return 7
 
     def __getitem__(self, draw):
-        epoch, index = divmod(draw, len(self))
+        epoch, index = draw.epoch, int(draw)
         sample = dict(self.make(seed=index), rng=np.random.default_rng((0, epoch, index)))
         for step in (SampleViews(GROUPS, patch_size=8), RenderViews(), PhotometricViews(), BlockMasks(), PackViews()):
             sample = step(sample)
@@ -358,7 +358,9 @@ def test_sampler_shards_share_global_batches(monkeypatch, length, world, batch):
         return out
 
     alone, ranks = draws(0, 1, 3), [draws(r, world, 3) for r in range(world)]
-    assert sorted(alone) == list(range(3 * length, 4 * length)) and alone != draws(0, 1, 3 + 1)
+    assert (
+        sorted(alone) == list(range(length)) and {draw.epoch for draw in alone} == {3} and alone != draws(0, 1, 3 + 1)
+    )
     drawn = sum(ranks, [])
     assert {len(r) for r in ranks} == {length // world} and len(set(drawn)) == len(drawn) and set(drawn) <= set(alone)
     for k in range(length // (world * batch)):
