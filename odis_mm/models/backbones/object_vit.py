@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...utils.errors import ConfigError
+from ..weight_init import init_linears, trunc_normal
 from .stochastic_depth import Kept, Path, Shapes, add, draw_path, select, take
 
 OneOrMore = Union[Tensor, Sequence[Tensor], None]
@@ -90,10 +91,13 @@ class ObjectViT(VisionTransformer):
         super().init_weights()
         if isinstance(self.init_cfg, dict) and self.init_cfg['type'] == 'Pretrained':
             return
-        # the stock ViT leaves the token at zero, DINO and iBOT start it like the positions
-        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        # as in the releases; the stock ViT has Xavier's weights and random biases in the MLPs, torch's defaults in the attention, and
+        # leaves the token at zero. The patch embedding keeps torch's default in both
+        init_linears(self.layers)
+        trunc_normal(self.pos_embed)
+        trunc_normal(self.cls_token)
         if self.num_leading_tokens > 1:
-            nn.init.trunc_normal_(self.object_tokens, std=0.02)
+            trunc_normal(self.object_tokens)
 
     def embed(self, images: Tensor, replace: Optional[Tuple[Tensor, Tensor]] = None) -> Tuple[Tensor, Tuple[int, int]]:
         """Images to the sequence that enters the first block.

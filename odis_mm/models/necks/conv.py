@@ -1,5 +1,7 @@
 """Convolutional projection of patch maps (GTSA, arXiv 2304.08014)."""
 
+from typing import Optional
+
 import torch.nn.functional as F
 from mmengine.model import BaseModule
 from mmpretrain.registry import MODELS
@@ -18,6 +20,7 @@ class ConvNeck(BaseModule):
         out_channels: Width of the result (paper: 768).
         num_blocks: n (paper: 2; predictor: 1).
         residual: Add a block's input to its output where the widths agree (paper: yes; predictor: no).
+        init_cfg: Normal weights of standard deviation 0.02 and biases of 0 (the paper's release) by default.
     """
 
     def __init__(
@@ -27,7 +30,7 @@ class ConvNeck(BaseModule):
         out_channels: int = 768,
         num_blocks: int = 2,
         residual: bool = True,
-        init_cfg=None,
+        init_cfg: Optional[dict] = dict(type='Normal', layer='Conv2d', std=0.02, bias=0),
     ):
         super().__init__(init_cfg)
         widths = [in_channels] + [hidden_channels] * num_blocks

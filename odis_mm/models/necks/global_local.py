@@ -4,8 +4,9 @@ import copy
 
 import torch.nn.functional as F
 from mmpretrain.registry import MODELS
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..weight_init import init_linears
 from .projection import ProjectionNeck
 
 
@@ -25,10 +26,7 @@ class GlobalLocalNeck(ProjectionNeck):
 
     def init_weights(self) -> None:
         super().init_weights()
-        for module in self.global_mlp:
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+        init_linears(self.global_mlp)
 
     def embed_images(self, maps: Tensor) -> Tensor:
         """Maps [n, C, H, W] to the unit vectors of their means, float32 [n, bottleneck]."""

@@ -10,6 +10,8 @@ from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..weight_init import init_linears, trunc_normal
+
 
 class PrototypeLayer(nn.Module):
     """Weight-normalised linear layer: logit_k = g_k <z, v_k/|v_k|>.
@@ -25,7 +27,8 @@ class PrototypeLayer(nn.Module):
 
     def __init__(self, in_features: int, num_prototypes: int, norm_trainable: bool = True):
         super().__init__()
-        self.weight_v = nn.Parameter(nn.init.trunc_normal_(torch.empty(num_prototypes, in_features), std=0.02))
+        self.weight_v = nn.Parameter(torch.empty(num_prototypes, in_features))
+        trunc_normal(self.weight_v)
         self.weight_g = nn.Parameter(self.weight_v.new_ones(num_prototypes, 1), requires_grad=norm_trainable)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -76,11 +79,8 @@ class ProjectionNeck(BaseModule):
 
     def init_weights(self) -> None:
         super().init_weights()
-        for module in self.mlp:
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
-        nn.init.trunc_normal_(self.prototypes.weight_v, std=0.02)
+        init_linears(self.mlp)
+        trunc_normal(self.prototypes.weight_v)
 
     def prototype_parameters(self) -> List[nn.Parameter]:
         """The parameters that get no gradient in the first epoch."""
