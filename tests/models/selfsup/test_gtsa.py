@@ -395,6 +395,7 @@ def test_spread_tells_a_collapsed_teacher():
     assert 0.01 < losses_of(model, data)['teacher_spread'] < 1
     with torch.no_grad():
         model.teacher['neck'].project.weight.zero_()
+        model.teacher['neck'].project.bias.fill_(1.0)
     assert losses_of(model, data)['teacher_spread'].item() == pytest.approx(0, abs=1e-5)
 
 
