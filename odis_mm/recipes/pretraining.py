@@ -27,6 +27,7 @@ def pretraining_config(
     *,
     boxes: Optional[PathLike] = None,
     method: Optional[str] = None,
+    recipe: Optional[str] = None,
     steps: Optional[int] = None,
     size: Optional[int] = None,
     batch: Optional[int] = None,
@@ -41,6 +42,7 @@ def pretraining_config(
         data: Folder of images, nested as they are, or a data set that :func:`~odis_mm.datasets.layout.find_splits` recognises.
         boxes: A json of objects, absolute or below ``data``; None: that of the training split, if there is one; 'none': no objects.
         method: One of ``METHODS``; None: odis if there are objects, else alfm.
+        recipe: A shipped config or a path, in place of the choice by method and number of images; its views stay as they are.
         steps: Length in optimizer steps; None: the recipe's.
         size: Side of the global views in pixels; None: the recipe's.
         batch: Images per step and rank; None: the recipe's, or fewer if there are fewer images.
@@ -62,7 +64,9 @@ def pretraining_config(
     notes.append(f'data: {found.words()}')
     method = method or ('odis' if with_boxes else 'alfm')
     small = found.images <= SMALL or not torch.cuda.is_available()
-    recipe = f'{method}_small' if small else {'odis': 'odis_vits_coco_1gpu24g'}.get(method, f'{method}_vits_coco')
+    given = recipe
+    if recipe is None:
+        recipe = f'{method}_small' if small else {'odis': 'odis_vits_coco_1gpu24g'}.get(method, f'{method}_vits_coco')
     why = (
         f'{found.images} images'
         if found.images <= SMALL
@@ -85,13 +89,18 @@ def pretraining_config(
     loader.persistent_workers = loader.num_workers > 0
     cfg.setdefault('randomness', {}).update(seed=seed)
     _set_views(cfg, size)
-    if with_boxes and method == 'odis':
+    if with_boxes and method == 'odis' and _may_fit(given, cfg):
         notes += _fit_views(cfg, dataset)
     iterations = max(1, found.images // loader.batch_size)
     notes.append(_set_length(cfg, steps, iterations))
     cfg.notes = notes
     apply_options(cfg, options or {})
     return cfg, found
+
+
+def _may_fit(given: Optional[str], cfg: Config) -> bool:
+    """Whether views are chosen from the data: those of the small recipes are, of views drawn around an object."""
+    return (given is None or Path(given).stem.endswith('_small')) and _view_step(cfg).get('object_aware', False)
 
 
 def _find_data(data: Path, boxes: Optional[PathLike]) -> Tuple[Optional[Path], Path, bool, List[str]]:
