@@ -1,6 +1,6 @@
 """Self-distillation head: centered, sharpened teacher distributions and the losses against them."""
 
-from typing import Dict, List, Optional, Union
+from typing import Dict, List, Optional, Tuple, Union
 
 import torch
 from mmengine.dist import all_reduce
@@ -188,6 +188,28 @@ class DistillationHead(SoftTargetHead):
         """Moves the centers; called after each optimizer step."""
         self.token_center.step()
         self.patch_center.step()
+
+    @torch.no_grad()
+    def token_targets(self, logits: Tensor) -> Tensor:
+        """The teacher's distributions of the leading tokens, from its logits [..., K], which the token center then takes up."""
+        targets = self.targets(logits, self.token_center)
+        self.token_center.observe(logits)
+        return targets
+
+    @torch.no_grad()
+    def patch_targets(self, logits: Tensor, every: Optional[Tuple[Tensor, int]] = None) -> Tensor:
+        """The teacher's distributions of the masked patches, from their logits [M, K].
+
+        Args:
+            logits: [M, K], which the patch center takes up if it averages the masked patches.
+            every: The sum [K] of the logits of all patches and their number, if it averages those.
+        """
+        targets = self.targets(logits, self.patch_center)
+        if every is None:
+            self.patch_center.observe(logits)
+        else:
+            self.patch_center.observe_mean(*every)
+        return targets
 
     def token_loss(self, student_logits: Tensor, targets: Tensor, visible: Optional[Tensor] = None) -> Tensor:
         """See :func:`pairwise_cross_entropy`; student [V, B, k, K], targets [G, B, k, K], visible bool [B, V]."""

@@ -74,85 +74,88 @@ class ODIS(TeacherStudent):
             inputs: Normalised views per resolution, [V_r*B, 3, H, W], global views first, view-major.
             data_samples: object_mask (list over resolutions), object_visible [B, V], mim_mask [G*B, N], mim_index [M], mim_weight [M].
         """
-        visible = data_samples['object_visible']  # [B, V]
-        batch, first_patch = len(visible), self.backbone.num_leading_tokens
+        visible = data_samples['object_visible'] if self.masked_attention else None  # [B, V]
         masks = data_samples['object_mask'] if self.masked_attention else [None]
-        replace = (data_samples['mim_mask'], self.mask_token) if self.lambda_patch else None
-
-        # of the last block only the leading tokens and the masked patches are read; they are projected in one call each for student
-        # and teacher. The teacher comes first: its logits are gone before the student's are there
-        none = visible.new_zeros(0, dtype=torch.int64)
-        index = data_samples['mim_index'] if replace is not None else none
-        targets, patch_targets = self._targets(inputs[0], masks[0], index, batch)
-        if self.packed:
-            others = len(inputs) - 1
-            student = self.backbone(inputs, [masks[0]] + [None] * others, replace, [index] + [none] * others)
+        batch = len(data_samples['object_visible'])
+        # of the last block only the leading tokens and the masked patches are read
+        none = torch.zeros(0, dtype=torch.int64, device=inputs[0].device)
+        if self.lambda_patch:
+            replace, masked = (data_samples['mim_mask'], self.mask_token), data_samples['mim_index']
         else:
-            student = [self.backbone(inputs[0], masks[0], replace, index)]
-            student += [
-                self.backbone(views, patches=none) for views in inputs[1:]
-            ]  # local views: [OBJ] sees all of them
+            replace, masked = None, none
+
+        # the teacher comes first: its logits are gone before the student's are there
+        targets, patch_targets = self._targets(inputs[0], masks[0], masked, batch)
+        student = self._student(inputs, masks[0], replace, masked, none)
         leading = torch.cat([out[-2] for out in student])  # [V*B, t, D]
-        token_logits, *patch_logits = self._project(
-            self.neck, [leading.flatten(0, 1)] + [student[0][-1]] * (replace is not None)
-        )
-        token_logits = token_logits.unflatten(0, (-1, batch, first_patch))  # [V, B, t, K]
+        logits, patch_logits = self._project(self.neck, leading, student[0][-1] if self.lambda_patch else None)
+        logits = logits.unflatten(0, (-1, batch))  # [V, B, t, K]
 
         objects = self.backbone.object_slice
-        losses = dict(
-            loss_obj=self.head.token_loss(
-                token_logits[:, :, objects], targets[:, :, objects], visible if self.masked_attention else None
-            )
-        )
+        losses = dict(loss_obj=self.head.token_loss(logits[:, :, objects], targets[:, :, objects], visible))
         if self.lambda_img:
-            losses['loss_img'] = self.lambda_img * self.head.token_loss(token_logits[:, :, :1], targets[:, :, :1])
-        if replace is not None:
-            losses['loss_patch'] = self.lambda_patch * self.head.patch_loss(
-                patch_logits[0], patch_targets, data_samples['mim_weight']
-            )
-        num_global = len(inputs[0]) // batch
-        losses['visible_share'] = visible[:, :num_global].all(1).float().mean()  # of images, in all global views
+            losses['loss_img'] = self.lambda_img * self.head.token_loss(logits[:, :, :1], targets[:, :, :1])
+        if self.lambda_patch:
+            patch_loss = self.head.patch_loss(patch_logits, patch_targets, data_samples['mim_weight'])
+            losses['loss_patch'] = self.lambda_patch * patch_loss
         # ln K: uniform collapse; 0: one prototype for everything
-        losses['teacher_entropy'] = -torch.xlogy(targets, targets).sum(-1).mean()
+        losses['teacher_entropy'] = torch.special.entr(targets).sum(-1).mean()
         return losses
+
+    def _student(
+        self,
+        inputs: List[Tensor],
+        mask: Optional[Tensor],
+        replace: Optional[Tuple[Tensor, Tensor]],
+        masked: Tensor,
+        none: Tensor,
+    ) -> List[Tuple[Tensor, ...]]:
+        """The backbone's output for each resolution: leading tokens [V_r*B, t, D], and of the global views the masked patches [M, D]."""
+        local = inputs[1:]  # [OBJ] sees all of a local view
+        if self.packed:
+            return self.backbone(inputs, [mask] + [None] * len(local), replace, [masked] + [none] * len(local))
+        return [
+            self.backbone(inputs[0], mask, replace, masked),
+            *(self.backbone(views, patches=none) for views in local),
+        ]
 
     @torch.no_grad()
     def _targets(
-        self, views: Tensor, mask: Optional[Tensor], index: Tensor, batch: int
+        self, views: Tensor, mask: Optional[Tensor], masked: Tensor, batch: int
     ) -> Tuple[Tensor, Optional[Tensor]]:
-        """The teacher's distributions of the leading tokens [G, B, t, K] and of the patches ``index`` [M, K]; feeds the centers."""
-        first_patch, every_patch = self.backbone.num_leading_tokens, None
+        """The teacher's distributions of the leading tokens [G, B, t, K] and of the patches ``masked`` [M, K]; the head's centers follow."""
+        backbone, neck = self.teacher['backbone'], self.teacher['neck']
+        every = None
         if self.lambda_patch and self.head.patch_center_of_all:
-            tokens = self.teacher['backbone'](views, mask)[-1]
-            leading, every_patch = tokens[:, :first_patch], tokens[:, first_patch:]
-            patches = every_patch.flatten(0, 1)[index]
+            tokens = backbone(views, mask)[-1]
+            leading, patches = (
+                tokens[:, : self.backbone.num_leading_tokens],
+                tokens[:, self.backbone.num_leading_tokens :],
+            )
+            every = _sum_of_logits(neck, patches)
+            patches = patches.flatten(0, 1)[masked]
         else:
-            leading, patches = self.teacher['backbone'](views, mask, patches=index)[-2:]
-        logits, *patch_logits = self._project(
-            self.teacher['neck'], [leading.flatten(0, 1)] + [patches] * bool(self.lambda_patch)
-        )
-        logits = logits.unflatten(0, (-1, batch, first_patch))
-        targets = self.head.targets(logits, self.head.token_center)
-        self.head.token_center.observe(logits)
-        if not patch_logits:
-            return targets, None
-        patch_targets = self.head.targets(patch_logits[0], self.head.patch_center)
-        self._observe_patches(every_patch, patch_logits[0])
-        return targets, patch_targets
+            leading, patches = backbone(views, mask, patches=masked)[-2:]
+        logits, patch_logits = self._project(neck, leading, patches if self.lambda_patch else None)
+        targets = self.head.token_targets(logits.unflatten(0, (-1, batch)))
+        return targets, None if patch_logits is None else self.head.patch_targets(patch_logits, every)
 
     @staticmethod
-    def _project(neck: nn.Module, parts: List[Tensor]) -> Tuple[Tensor, ...]:
-        if neck.uses_batch_statistics:  # [OBJ] and patches are two populations
-            return tuple(neck(part) for part in parts)
-        return neck(torch.cat(parts)).split([len(part) for part in parts])
-
-    def _observe_patches(self, patches: Optional[Tensor], masked_logits: Tensor) -> None:
-        """Feeds the patch center with the masked patches' logits, or with those of all ``patches`` [G*B, N, D]."""
-        center = self.head.patch_center
+    def _project(neck: nn.Module, leading: Tensor, patches: Optional[Tensor]) -> Tuple[Tensor, Optional[Tensor]]:
+        """Logits of the leading tokens [n, t, D] and of patches [M, D], in one call where that changes nothing."""
         if patches is None:
-            return center.observe(masked_logits)
-        neck = self.teacher['neck']
-        z = neck.embed(
-            patches
-        )  # the last layer is linear: the sum of logits is the logit of the sum, and no [G*B*N, K] is built
-        center.observe_mean(neck.prototypes(z.float().flatten(0, -2).sum(0)).float(), z[..., 0].numel())
+            return neck(leading), None
+        if neck.uses_batch_statistics:  # [OBJ] and patches are two populations
+            return neck(leading), neck(patches)
+        tokens = leading.flatten(0, 1)
+        logits, patch_logits = neck(torch.cat((tokens, patches))).split([len(tokens), len(patches)])
+        return logits.unflatten(0, leading.shape[:2]), patch_logits
+
+
+def _sum_of_logits(neck: nn.Module, patches: Tensor) -> Tuple[Tensor, int]:
+    """The sum [K] of the logits of all patches [n, N, D], and their number.
+
+    The last layer is linear: the sum of logits is the logit of the sum, and no [n*N, K] is built.
+    """
+    z = neck.embed(patches).float().flatten(0, -2)  # [n*N, d]
+    return neck.prototypes(z.sum(0)).float(), len(z)
