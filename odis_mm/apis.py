@@ -26,7 +26,7 @@ from .utils.errors import ConfigError
 
 AMP_WRAPPERS = dict(
     bf16=dict(type='mmpretrain.AutocastOptimWrapper'),
-    fp16=dict(type='AmpOptimWrapper', dtype='float16', loss_scale='dynamic'),
+    fp16=dict(type='mmpretrain.SafeAmpOptimWrapper', dtype='float16', loss_scale='dynamic'),
 )
 _RUNS = itertools.count()
 

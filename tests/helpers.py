@@ -155,7 +155,7 @@ def odis_runner(
         train_dataloader=loader,
         train_cfg=dict(by_epoch=True, max_epochs=epochs),
         optim_wrapper=dict(
-            type='OptimWrapper',
+            type='SafeOptimWrapper',
             optimizer=dict(type=optimizer, lr=lr, weight_decay=0.04),
             accumulative_counts=accumulate,
             constructor='SelfSupOptimWrapperConstructor',

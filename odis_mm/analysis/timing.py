@@ -66,7 +66,7 @@ class Step:
 
     def __init__(self, model: TeacherStudent, cfg: Config, data: dict, bf16: bool = False, textbook: bool = False):
         wrapper = copy.deepcopy(dict(cfg.optim_wrapper))
-        wrapper.update(type='OptimWrapper', accumulative_counts=1)
+        wrapper.update(type='SafeOptimWrapper', accumulative_counts=1)
         if textbook:
             wrapper['optimizer'] = {**wrapper['optimizer'], 'fused': False, 'foreach': False}
         constructor = OPTIM_WRAPPER_CONSTRUCTORS.get(wrapper.pop('constructor', 'DefaultOptimWrapperConstructor'))

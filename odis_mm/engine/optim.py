@@ -1,19 +1,149 @@
-"""Two parameter groups instead of one per parameter."""
+"""Optimizer steps: parameter groups, gradient clipping, mixed precision, and skipping a step that is not finite."""
 
-from typing import Optional
+from contextlib import contextmanager
+from typing import Iterable, Optional
 
-from mmengine.optim import OptimWrapper
+import torch
+from mmengine.dist import all_reduce
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.runner.amp import autocast
 from mmpretrain.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
-from torch import nn
+from torch import Tensor, nn
 
-from ..utils.distributed import unwrap
+from ..utils.distributed import unwrap, whole
 from ..utils.errors import ConfigError
+from .deferred import defer_scalar
 
 NO_DECAY = ('cls_token', 'pos_embed', 'mask_token', 'object_tokens', 'weight_g')
 
 
+@torch.no_grad()
+def clip_each_grad_(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """Clip the l2 norm of each parameter's gradient by itself, in place, as DINO and its descendants do.
+
+    All norms come from one fused kernel and are read by the host at once (one wait for the device); of the gradients only those above
+    ``max_norm`` are touched, again by one kernel. Gradients in parts (FSDP) are clipped by the norm of all parts: one reduction for all.
+
+    Args:
+        parameters: With gradients, on one device.
+        max_norm: Largest norm that a gradient keeps.
+
+    Returns:
+        The norm of all gradients together before clipping, as ``torch.nn.utils.clip_grad_norm_`` returns it.
+    """
+    gradients = [parameter.grad for parameter in parameters]
+    sharded = [gradient for gradient in gradients if hasattr(gradient, 'to_local')]
+    local = [gradient.to_local() if hasattr(gradient, 'to_local') else gradient for gradient in gradients]
+    norms = torch.stack([norm.float() for norm in torch._foreach_norm(local)])
+    if sharded:
+        squares = norms.square()
+        torch.distributed.all_reduce(squares, group=sharded[0].device_mesh.get_group())
+        norms = squares.sqrt()
+    factors = (max_norm / (norms + 1e-6)).tolist()
+    over = [index for index, factor in enumerate(factors) if factor < 1]
+    if over:
+        torch._foreach_mul_([local[index] for index in over], [factors[index] for index in over])
+    return norms.norm()
+
+
+class _SafeStep:
+    """What this package's optimizer wrappers add to mmengine's.
+
+    ``clip_grad=dict(max_norm=3.0, per_tensor=True)`` clips each parameter's gradient by itself (:func:`clip_each_grad_`) instead of the
+    norm of all. The norm is logged without waiting for the device. With ``skip_nonfinite``, which ``NonFiniteLossHook`` sets, a step whose
+    loss or gradient is not finite on any rank is not taken.
+
+    Attributes:
+        skip_nonfinite: Judge each step.
+        step_skipped: Whether the step that the last backward pass ended was skipped; None: it ended none (gradients accumulate).
+    """
+
+    def __init__(self, *args, clip_grad: Optional[dict] = None, **kwargs):
+        clip_grad = dict(clip_grad or {})
+        per_tensor = clip_grad.pop('per_tensor', False)
+        if per_tensor and set(clip_grad) != {'max_norm'}:
+            raise ConfigError(
+                'optim_wrapper.clip_grad: per_tensor=True clips l2 norms and goes with max_norm alone, got '
+                f'{", ".join(sorted(clip_grad)) or "nothing"} beside it.'
+            )
+        super().__init__(*args, clip_grad=clip_grad or None, **kwargs)
+        if per_tensor:
+            self.clip_func = clip_each_grad_
+        self.skip_nonfinite = False
+        self.step_skipped: Optional[bool] = None
+        self._bad_loss: Optional[Tensor] = None  # bool [], on the device: a loss since the last step is not finite
+
+    def backward(self, loss: Tensor, **kwargs) -> None:
+        self.step_skipped = None
+        if self.skip_nonfinite:
+            bad = ~loss.detach().isfinite()
+            self._bad_loss = bad if self._bad_loss is None else self._bad_loss | bad
+        super().backward(loss, **kwargs)
+
+    def step(self, **kwargs) -> None:
+        self.step_skipped = self.skip_nonfinite and self._is_nonfinite()
+        self._bad_loss = None
+        if not self.step_skipped:
+            super().step(**kwargs)
+
+    def _is_nonfinite(self) -> bool:
+        """The verdict of all ranks: the one wait for the device in a step that logs nothing.
+
+        Without it each optimizer, the teacher, the centers and the batch norms would have to take back a step on the device, of which only
+        torch's fused optimizers are able. It comes when forward and backward pass are queued, so the device idles for the launch of the few
+        kernels that make up the step.
+        """
+        bad = self._bad_loss
+        gradients = [p.grad for p in self._parameters() if p.grad is not None]
+        if gradients and not hasattr(
+            self, 'loss_scaler'
+        ):  # the scaler skips infinite gradients itself, and expects some
+            bad = bad | ~whole(torch.stack(torch._foreach_norm(gradients))).isfinite().all()
+        bad = bad.to(torch.uint8)
+        all_reduce(bad, 'max')
+        return bool(bad)
+
+    def _clip_grad(self) -> None:
+        parameters = [p for p in self._parameters() if p.requires_grad and p.grad is not None]
+        if parameters:
+            norm = self.clip_func(parameters, **self.clip_grad_kwargs)
+            if norm is not None:  # clipping by value has none
+                defer_scalar(self.message_hub, f'train/{self.grad_name}', whole(norm))
+
+    def _parameters(self) -> Iterable[nn.Parameter]:
+        return (parameter for group in self.optimizer.param_groups for parameter in group['params'])
+
+
+@OPTIM_WRAPPERS.register_module()
+class SafeOptimWrapper(_SafeStep, OptimWrapper):
+    """mmengine's ``OptimWrapper`` with per-tensor clipping, a norm that is logged without waiting, and steps that can be skipped.
+
+    Args:
+        **kwargs: See ``mmengine.optim.OptimWrapper``; ``clip_grad`` also takes ``per_tensor``, see :func:`clip_each_grad_`.
+    """
+
+
+@OPTIM_WRAPPERS.register_module()
+class AutocastOptimWrapper(SafeOptimWrapper):
+    """Mixed precision in bfloat16 on any device, without a loss scaler.
+
+    bfloat16 has float32's range, so there is nothing to scale; mmengine's ``AmpOptimWrapper`` scales anyway, which waits for the device at
+    every step, and it refuses CPUs.
+    """
+
+    @contextmanager
+    def optim_context(self, model: nn.Module):
+        with super().optim_context(model), autocast(dtype=torch.bfloat16):
+            yield
+
+
+@OPTIM_WRAPPERS.register_module()
+class SafeAmpOptimWrapper(_SafeStep, AmpOptimWrapper):
+    """mmengine's ``AmpOptimWrapper`` (float16 with a loss scaler, GPUs) with what :class:`SafeOptimWrapper` adds."""
+
+
 def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Weight decay spares biases, norms (1-d), tokens, positions and the norms of prototypes.
+    """Whether weight decay applies: not to biases, norms (1-d), tokens, positions and the norms of prototypes.
 
     The releases of DINO and iBOT decay tokens and positions, which have more than one dimension; sparing them is this project's choice.
     """
@@ -22,13 +152,13 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class SelfSupOptimWrapperConstructor:
-    """Groups the trainable parameters by weight decay alone.
+    """Group the trainable parameters by weight decay alone.
 
     mmengine's default constructor makes one group per parameter as soon as any rule is given, which turns a fused or foreach optimizer
     into a Python loop over hundreds of tensors.
 
     Args:
-        optim_wrapper_cfg: dict(type, optimizer=dict(...), ...).
+        optim_wrapper_cfg: dict(type, optimizer=dict(...), ...); the default type is ``SafeOptimWrapper``.
         paramwise_cfg: Must be None; the rule is fixed.
     """
 
@@ -48,5 +178,5 @@ class SelfSupOptimWrapperConstructor:
             if parameter.requires_grad:
                 groups[decays(name, parameter)].append(parameter)
         optimizer['params'] = [dict(params=groups[True]), dict(params=groups[False], weight_decay=0.0)]
-        cfg.setdefault('type', 'OptimWrapper')
+        cfg.setdefault('type', 'SafeOptimWrapper')
         return OPTIM_WRAPPERS.build(cfg, default_args=dict(optimizer=OPTIMIZERS.build(optimizer)))

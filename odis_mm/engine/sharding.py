@@ -5,12 +5,11 @@ from typing import Callable, Optional
 from mmengine._strategy import DDPStrategy
 from mmengine.device import get_device
 from mmengine.dist import get_world_size, is_main_process
-from mmengine.optim import BaseOptimWrapper
 from mmengine.registry import STRATEGIES
 from mmengine.runner.checkpoint import save_checkpoint
 from torch import nn
 
-from ..utils.distributed import gather, part, whole
+from ..utils.distributed import gather, part
 
 
 @STRATEGIES.register_module()
@@ -38,15 +37,6 @@ class FullyShardedStrategy(DDPStrategy):
         fully_shard(model, mesh=mesh)
         type(model).__name__ = name  # it is a class of torch's making now, and exports tell its name
         return model
-
-    def build_optim_wrapper(self, optim_wrapper, model: Optional[nn.Module] = None) -> BaseOptimWrapper:
-        built = super().build_optim_wrapper(optim_wrapper, model)
-        clip = getattr(built, 'clip_func', None)
-        if clip is not None:
-            built.clip_func = lambda *args, **kwargs: whole(
-                clip(*args, **kwargs)
-            )  # the norm of all parts, as a plain number
-        return built
 
     def model_state_dict(self) -> dict:
         """Whole tensors on the first rank's CPU; empty on the others, which must call it, too."""

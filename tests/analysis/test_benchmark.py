@@ -63,7 +63,7 @@ def make_config(model=None, **changes):
                 dataset=dict(type='ObjectDataset', pipeline=pipeline),
             ),
             optim_wrapper=dict(
-                type='OptimWrapper',
+                type='SafeOptimWrapper',
                 optimizer=dict(type='AdamW', lr=1e-3),
                 clip_grad=dict(max_norm=1.0),
                 constructor='SelfSupOptimWrapperConstructor',

@@ -39,7 +39,7 @@ def run(tmp_path, model=None, lr=1e-3, epochs=2, wait=lambda: None, **hook):
         train_dataloader=loader,
         train_cfg=dict(by_epoch=True, max_epochs=epochs),
         optim_wrapper=dict(
-            type='OptimWrapper',
+            type='SafeOptimWrapper',
             optimizer=dict(type='AdamW', lr=lr, weight_decay=0.04),
             clip_grad=dict(max_norm=3.0),
             constructor='SelfSupOptimWrapperConstructor',

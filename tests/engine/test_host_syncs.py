@@ -9,7 +9,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 from helpers import make_batch, make_odis
-from odis_mm.engine.hooks.progress import DeferredHistory, defer_scalar
+from odis_mm.engine.deferred import DeferredHistory, defer_scalar
 
 SYNCS = ('item', '__float__', '__bool__', '__int__', 'tolist', 'cpu', 'numpy', 'nonzero')
 
@@ -58,7 +58,7 @@ def test_no_step_waits_for_the_device_but_to_judge_the_loss(tmp_path, monkeypatc
         train_dataloader=torch.utils.data.DataLoader([batch] * 4, batch_size=1, collate_fn=lambda items: items[0]),
         train_cfg=dict(by_epoch=True, max_epochs=1),
         optim_wrapper=dict(
-            type='OptimWrapper',
+            type='SafeOptimWrapper',
             optimizer=dict(type='AdamW', lr=1e-3, fused=True),
             clip_grad=dict(max_norm=1.0),
             constructor='SelfSupOptimWrapperConstructor',

@@ -90,7 +90,7 @@ def train(work_dir, at=0, name='SIGTERM', accumulate=1, workers=0, awaits=0, **k
         train_dataloader=loader,
         train_cfg=dict(type='ResumableEpochLoop', max_epochs=2),
         optim_wrapper=dict(
-            type='OptimWrapper',
+            type='SafeOptimWrapper',
             optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.04),
             accumulative_counts=accumulate,
             clip_grad=dict(max_norm=3.0),

@@ -13,6 +13,7 @@ from mmengine.optim import OptimWrapper
 import odis_mm  # noqa: F401
 from helpers import K, make_batch, make_odis, odis_runner, poisoned
 from odis_mm.engine.hooks import NonFiniteLossHook
+from odis_mm.engine.optim import SafeOptimWrapper
 
 
 def test_a_run_moves_the_teacher_and_exports_it(tmp_path):
@@ -125,7 +126,7 @@ def skip_together(rank, world, folder):
     """Step 2 of three has a NaN, on the last rank alone; what the ranks say and have afterwards."""
     model = make_odis()
     wrapped = MMDistributedDataParallel(model, broadcast_buffers=False)
-    optim, hook, told = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.5)), NonFiniteLossHook(), []
+    optim, hook, told = SafeOptimWrapper(torch.optim.SGD(model.parameters(), lr=0.5)), NonFiniteLossHook(), []
     optim.optimizer.register_step_post_hook(lambda *_: model.after_optimizer_step())
     runner = SimpleNamespace(
         model=wrapped,

@@ -1,7 +1,7 @@
 # AdamW, linear warm-up, cosine; both per iteration. Set train_cfg.max_epochs alone to change the length: the cosine
 # ends with it.
 optim_wrapper = dict(
-    type='OptimWrapper',
+    type='SafeOptimWrapper',
     optimizer=dict(
         type='AdamW',
         lr=5e-4,

@@ -1,4 +1,4 @@
-"""A step whose loss is not a number is not taken, and can be looked into afterwards."""
+"""Skipping steps whose loss or gradient is not finite, and saving their batches for a closer look."""
 
 import glob
 import io
@@ -6,12 +6,12 @@ import os.path as osp
 from typing import Any, Dict, List, NamedTuple, Optional
 
 import torch
-from mmengine.dist import all_gather_object, all_reduce
+from mmengine.dist import all_gather_object
 from mmengine.hooks import Hook
 from mmpretrain.registry import HOOKS
 from torch import Tensor
 
-from ...utils.distributed import unwrap, whole
+from ...utils.distributed import unwrap
 from ...utils.errors import ConfigError, NonFiniteLossError
 from ..loops import random_state
 from .checkpoint import AtomicLocalBackend
@@ -20,7 +20,7 @@ NAMED = 16  # images in a message; the file names all
 
 
 class _Batch(NamedTuple):
-    """An iteration of the optimizer step under way."""
+    """One iteration of the optimizer step under way, kept until the step is judged."""
 
     iteration: int
     random: dict  # states before it
@@ -30,21 +30,21 @@ class _Batch(NamedTuple):
 
 @HOOKS.register_module()
 class NonFiniteLossHook(Hook):
-    """Skips each optimizer step whose loss or gradient is not finite, on all ranks alike, and ends a run with too many in a row.
+    """Skip each optimizer step whose loss or gradient is not finite, on all ranks alike, and end a run with too many in a row.
 
     Weights, optimizer state, teacher, centers and the statistics of batch norms stay as they were before the step; with gradient
     accumulation the whole step goes. The log names the term, the iteration and the images, and the batch is saved to
     ``nonfinite_iter_N.pth`` in the work dir, for ``odis-mm replay``: tensors and plain values only.
 
-    The loss is judged on the device; the host waits for the verdict once per optimizer step, when forward and backward pass are queued:
-    the only wait in a step that logs nothing. Under the fp16 loss scaler infinite gradients are its own business: it
-    skips them, and only the loss is judged here.
+    ``SafeOptimWrapper`` judges the steps; this hook restores the buffers, reports, and counts. Under the fp16 loss scaler only the loss is
+    judged: the scaler expects infinite gradients now and then and skips them itself.
 
     Args:
         in_a_row: So many skipped steps in a row end the run.
         keep: At most so many batches are saved on each rank, resumed runs included.
 
     Raises:
+        ConfigError: the optimizer wrapper cannot skip steps.
         NonFiniteLossError: after ``in_a_row`` skipped steps; names the last good checkpoint, which is left alone.
     """
 
@@ -57,95 +57,66 @@ class NonFiniteLossHook(Hook):
             )
         self.in_a_row, self.keep = in_a_row, keep
         self.row = 0
-        self._clear()
-
-    def _clear(self) -> None:
-        self.batches: List[_Batch] = []
-        self.bad: Optional[Tensor] = None  # bool [], on the device: a loss of this optimizer step is not finite
-        self.stepped = self.skipped = False
+        self.batches: List[_Batch] = []  # of the optimizer step under way
 
     def before_train(self, runner) -> None:
-        self.wrapper = wrapper = runner.optim_wrapper
-        self.parameters = [p for group in wrapper.optimizer.param_groups for p in group['params']]
+        if not hasattr(runner.optim_wrapper, 'skip_nonfinite'):
+            raise ConfigError(
+                f"NonFiniteLossHook skips steps through this package's optimizer wrappers, not {type(runner.optim_wrapper).__name__}: "
+                "set optim_wrapper.type='SafeOptimWrapper', or remove the hook (default_hooks.nonfinite=None)."
+            )
+        runner.optim_wrapper.skip_nonfinite = True
         self.buffers = list(unwrap(runner.model).buffers())
         self.former = [buffer.clone() for buffer in self.buffers]
-        self._backward, self._step = wrapper.backward, wrapper.step
-        wrapper.backward, wrapper.step = self.backward, self.step
-
-    def after_train(self, runner) -> None:
-        del self.wrapper.backward, self.wrapper.step  # the methods of the class again
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         if not self.batches:
             _copy(self.former, self.buffers)
         self.random = random_state()
 
-    def backward(self, loss: Tensor, **kwargs) -> None:
-        """The wrapper's own, after a look at the loss."""
-        bad = ~loss.detach().isfinite()
-        self.bad = bad if self.bad is None else self.bad | bad
-        self._backward(loss, **kwargs)
-
-    def step(self, **kwargs) -> None:
-        """The wrapper's own, unless something is not finite on any rank."""
-        bad = self.bad
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        if gradients and not hasattr(self.wrapper, 'loss_scaler'):
-            bad = bad | ~whole(torch.stack(torch._foreach_norm(gradients))).isfinite().all()
-        bad = bad.to(torch.uint8)
-        all_reduce(bad, 'max')
-        # The one wait. Without it each optimizer, the teacher, the centers and the batch norms would have to take back a step on the device,
-        # of which only torch's fused optimizers are able; what it costs is the launch of the few kernels that make up the step.
-        self.stepped, self.skipped = True, bool(bad)
-        if self.skipped:
-            _copy(self.buffers, self.former)  # the forward pass fed them
-        else:
-            self._step(**kwargs)
-
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs: Optional[dict] = None) -> None:
         terms = {name: torch.as_tensor(value).detach() for name, value in (outputs or {}).items()}
         self.batches.append(_Batch(runner.iter, self.random, data_batch, terms))
-        if not self.stepped:
+        skipped = runner.optim_wrapper.step_skipped
+        if skipped is None:
             return  # gradients accumulate
-        try:
-            self.row = self.row + 1 if self.skipped else 0
-            if self.skipped:
-                self._tell(runner)
-        finally:
-            self._clear()
+        batches, self.batches = self.batches, []
+        self.row = self.row + 1 if skipped else 0
+        if skipped:
+            _copy(self.buffers, self.former)  # the forward pass had fed them
+            self._report(runner, batches)
 
-    def _tell(self, runner) -> None:
-        told = [text for text in all_gather_object(self._describe(runner)) if text]
+    def _report(self, runner, batches: List[_Batch]) -> None:
+        told = [text for text in all_gather_object(self._describe(runner, batches)) if text]
         text = '; '.join(told) or f'the gradient is not finite at iteration {runner.iter + 1}'
         if self.row < self.in_a_row:
-            return runner.logger.warning(
-                f'{text}. The step is skipped ({self.row} in a row; {self.in_a_row} end the run).'
-            )
+            runner.logger.warning(f'{text}. The step is skipped ({self.row} in a row; {self.in_a_row} end the run).')
+            return
         last = runner.message_hub.runtime_info.get('last_ckpt')
         raise NonFiniteLossError(
             f'{text}. {self.row} steps in a row were skipped for such reasons; last good checkpoint: {last or "none"}. '
             'Resume from it with --amp bf16 instead of fp16, half the learning rate, or a smaller clip_grad.max_norm.'
         )
 
-    def _describe(self, runner) -> str:
-        """What was wrong on this rank, where, and the file; empty if nothing was."""
-        for batch in self.batches:
+    def _describe(self, runner, batches: List[_Batch]) -> str:
+        """What was wrong on this rank, where, and the saved file; empty if nothing was."""
+        for batch in batches:
             bad = [name for name, value in batch.terms.items() if not value.isfinite().all()]
             if bad:
-                names = [name for name in bad if name != 'loss'] or bad
-                images = _images(runner, batch.data)
-                shown = ', '.join(map(str, images[:NAMED])) + (
-                    f' and {len(images) - NAMED} more' if len(images) > NAMED else ''
-                )
-                verb, rank = (
-                    'is' if len(names) == 1 else 'are',
-                    f' (rank {runner.rank})' if runner.world_size > 1 else '',
-                )
-                return (
-                    f'{", ".join(names)} {verb} not finite at iteration {batch.iteration + 1}{rank}, images {shown or "unknown"}'
-                    f'{self._save(runner, batch, images)}'
-                )
-        return ''
+                break
+        else:
+            return ''
+        names = [name for name in bad if name != 'loss'] or bad
+        verb = 'is' if len(names) == 1 else 'are'
+        rank = f' (rank {runner.rank})' if runner.world_size > 1 else ''
+        images = _images(runner, batch.data)
+        shown = ', '.join(map(str, images[:NAMED])) or 'unknown'
+        if len(images) > NAMED:
+            shown += f' and {len(images) - NAMED} more'
+        return (
+            f'{", ".join(names)} {verb} not finite at iteration {batch.iteration + 1}{rank}, images {shown}'
+            f'{self._save(runner, batch, images)}'
+        )
 
     def _save(self, runner, batch: _Batch, images: list) -> str:
         rank = f'_rank{runner.rank}' if runner.world_size > 1 else ''
@@ -178,7 +149,7 @@ def _copy(to: List[Tensor], of: List[Tensor]) -> None:
 
 
 def plain(value: Any) -> Any:
-    """``value`` of tensors in host memory, numbers, texts, lists and dicts only; what is none of these as its ``repr``."""
+    """Return ``value`` with tensors in host memory, numbers, texts, lists and dicts only; anything else becomes its ``repr``."""
     if isinstance(value, Tensor):
         return value.detach().cpu()
     if isinstance(value, dict):
@@ -189,7 +160,7 @@ def plain(value: Any) -> Any:
 
 
 def _images(runner, data: Any) -> list:
-    """Paths of a batch's images if the data set knows them, else what the batch tells: ids, or nothing."""
+    """Return the paths of a batch's images if the data set knows them, else their ids, or nothing."""
     samples = data.get('data_samples') if isinstance(data, dict) else None
     if isinstance(samples, dict) and 'img_id' in samples:
         ids = samples['img_id'].tolist()
