@@ -31,6 +31,9 @@ COMMANDS: Dict[str, Command] = {
     'rotation': Command(
         'odis_mm.cli.rotation', 'rotation_main', "accuracy of GTSA's rotation classifier on unseen images"
     ),
+    'find-objects': Command(
+        'odis_mm.cli.objects', 'find_objects_main', 'find objects in images, or import them from other tools'
+    ),
     'verify': Command('odis_mm.cli.verify', 'verify_main', 'check every image, box and mask of a data set'),
     'demo': Command('odis_mm.datasets.demo', 'main', 'render the demo set'),
     'replay': Command('odis_mm.cli.replay', 'replay_main', 'rerun a batch whose loss was not finite'),
@@ -52,7 +55,7 @@ def main(argv: Optional[List[str]] = None) -> None:
             odis_mm.register()
         getattr(import_module(command.module), command.function)(argv[1:])
         return
-    listing = '\n'.join(f'  {name:10s} {command.help}' for name, command in COMMANDS.items())
+    listing = '\n'.join(f'  {name:12s} {command.help}' for name, command in COMMANDS.items())
     usage = f'usage: odis-mm COMMAND ...   (COMMAND --help lists the options of a command)\n\n{listing}'
     if argv and argv[0] in ('-h', '--help'):
         print(usage)

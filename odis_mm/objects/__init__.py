@@ -1,5 +1,24 @@
 """Objects for images that have none: found without labels, by a detector, or imported from other tools' annotations."""
 
 from .annotations import FORMATS, load_annotations
+from .attention import Attention
+from .classic import Classic
+from .detector import Detector
+from .finding import find_objects
+from .found import Found
+from .recall import random_boxes, recall_of
+from .report import summarise, write_report
 
-__all__ = ['FORMATS', 'load_annotations']
+__all__ = [
+    'FORMATS',
+    'Attention',
+    'Classic',
+    'Detector',
+    'Found',
+    'find_objects',
+    'load_annotations',
+    'random_boxes',
+    'recall_of',
+    'summarise',
+    'write_report',
+]

@@ -1,0 +1,146 @@
+"""Command lines about objects: find them, import them, look at them. Parsing and one call each."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import List, Optional
+
+import torch
+
+from ..config import shipped_configs
+from ..objects.annotations import FORMATS, load_annotations
+from ..objects.attention import Attention
+from ..objects.classic import Classic
+from ..objects.detector import Detector
+from ..objects.finding import find_objects, image_names
+from ..objects.recall import read_result
+from ..objects.report import write_report
+from ..utils.errors import ConfigError, FolderInUseError, run_command
+from ..utils.files import atomic_write_text
+
+_OF_SOURCE = {
+    'attention': ('checkpoint', 'size', 'features', 'cut', 'heads', 'device', 'seed'),
+    'detector': ('config', 'checkpoint', 'rpn', 'top', 'min_score', 'device'),
+    'classic': ('size', 'top'),
+    'import': ('annotations', 'format'),
+}
+
+
+def find_objects_main(argv: Optional[List[str]] = None) -> None:
+    """``tools/find_objects.py IMAGES --out objects.json --source SOURCE``: objects for a folder of images."""
+    parser = argparse.ArgumentParser(
+        prog='odis-mm find-objects',
+        description='Find objects in a folder of images, without labels or from what you have, and write a COCO-style json that '
+        'pretraining takes as ann_file. Interrupted and started again, it continues.',
+    )
+    parser.add_argument('images', help='folder of images, nested as you like')
+    parser.add_argument(
+        '--out', required=True, metavar='JSON', help='to write; the report (.html, two .png) comes beside it'
+    )
+    parser.add_argument('--source', required=True, choices=list(_OF_SOURCE))
+    parser.add_argument(
+        '--ann-file', default='', help='list or json of the images to take (default: all of the folder)'
+    )
+    parser.add_argument(
+        '--truth', metavar='JSON', help='COCO-style annotations of these images, to compare with in the report'
+    )
+    parser.add_argument('--workers', type=int, help='processes; 0: none (default: one a core; on a GPU 0)')
+    parser.add_argument(
+        '--max-bad-share', type=float, default=0.01, help='share of images that may be unreadable (default: 0.01)'
+    )
+    group = parser.add_argument_group('source attention')
+    group.add_argument(
+        '--checkpoint', help='ViT of any layout that tools/transfer.py reads; of source detector: its weights'
+    )
+    group.add_argument(
+        '--size', type=int, help='longer side of the images in pixels (default: 480; source classic: 320)'
+    )
+    group.add_argument('--features', choices=('key', 'qkv'), help='of the last block, or of all blocks (default: key)')
+    group.add_argument('--cut', type=float, help='end of the cuts: the highest normalised cut (default: 0.8)')
+    group.add_argument(
+        '--heads', type=int, help="attention heads (default: from the file's meta, or those of ViT-T/S/B/L/H)"
+    )
+    group.add_argument('--seed', type=int, help="of the solver's start vector (default: 0)")
+    group.add_argument(
+        '--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='of source detector, too'
+    )
+    group = parser.add_argument_group('source detector')
+    group.add_argument('--config', help='of mmdet: a path, or the name of a shipped recipe')
+    group.add_argument('--rpn', action='store_true', default=None, help='the proposals of its RPN alone')
+    group.add_argument('--top', type=int, help='objects kept of an image (default: 100; source classic: 30)')
+    group.add_argument('--min-score', type=float, help='(default: 0.05)')
+    group = parser.add_argument_group('source import')
+    group.add_argument('--annotations', metavar='PATH', help='file or folder of another tool')
+    group.add_argument('--format', choices=('auto', *FORMATS), help='(default: auto)')
+    run_command(lambda: _find(parser.parse_args(argv)))
+
+
+def _find(args: argparse.Namespace) -> None:
+    given = {
+        name: getattr(args, name)
+        for name in sorted(set(sum(_OF_SOURCE.values(), ())))
+        if getattr(args, name) is not None
+    }
+    known = _OF_SOURCE[args.source]
+    foreign = [name for name in given if name not in known and name != 'device']
+    if foreign:
+        raise ConfigError(
+            f'--source {args.source} has no option {", ".join("--" + name.replace("_", "-") for name in foreign)}.'
+        )
+    options = {name: value for name, value in given.items() if name in known}
+    needed = {'attention': ['checkpoint'], 'detector': ['config', 'checkpoint'], 'import': ['annotations']}.get(
+        args.source, []
+    )
+    missing = [name for name in needed if name not in options]
+    if missing:
+        raise ConfigError(f'--source {args.source} needs {", ".join("--" + name for name in missing)}.')
+    if args.source == 'import':
+        _import(args, **options)
+    else:
+        if args.source == 'detector':
+            options['config'] = str(shipped_configs().get(options['config'], options['config']))
+        source = {'attention': Attention, 'detector': Detector, 'classic': Classic}[args.source](**options)
+        find_objects(
+            args.images,
+            args.out,
+            source,
+            ann_file=args.ann_file,
+            workers=args.workers,
+            max_bad_share=args.max_bad_share,
+        )
+    content = read_result(args.out)
+    page = Path(args.out).with_suffix('.html')
+    numbers, measures = write_report(content, args.images, page, read_result(args.truth) if args.truth else None)
+    lines = [
+        f'written: {args.out}, {numbers["objects"]} objects in {numbers["images"]} images ({numbers["empty"]} without); {page}'
+    ]
+    for name, row in (measures or {}).items():
+        told = ', '.join(f'{key} {"-" if value is None else f"{value:.1f}"}' for key, value in row.items())
+        lines.append(f'{name}: {told}')
+    print('\n'.join(lines))
+
+
+def _import(args: argparse.Namespace, annotations: str, format: str = 'auto') -> None:
+    if os.path.exists(args.out):
+        raise FolderInUseError(f'{args.out} exists: name another --out.')
+    content = load_annotations(annotations, args.images, format)
+    known = {image['file_name'] for image in content['images']}
+    bare = 0
+    if args.ann_file:
+        chosen = set(image_names(args.images, args.ann_file))
+        kept = {image['id'] for image in content['images'] if image['file_name'] in chosen}
+        content['images'] = [image for image in content['images'] if image['id'] in kept]
+        content['annotations'] = [entry for entry in content['annotations'] if entry['image_id'] in kept]
+        bare = len(chosen - known)
+    else:
+        bare = len(set(image_names(args.images)) - known)
+    content['info'].update(
+        source='import',
+        settings=dict(annotations=Path(annotations).name, format=format),
+        objects=len(content['annotations']),
+    )
+    if bare:
+        print(f'{bare} images of {args.images} have no annotation and are not listed', file=sys.stderr)
+    atomic_write_text(args.out, json.dumps(content))

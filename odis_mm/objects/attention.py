@@ -1,0 +1,260 @@
+"""Objects from a frozen ViT: normalised cuts of the graph of its patches. No labels, no detector.
+
+The graph: patches are nodes, edges the similarity of their keys, queries or values. Shi and Malik's normalised cut (PAMI 2000) parts it in
+two; the side of the strongest patch is an object. It is taken out and the rest is cut again, until a cut separates too little: after
+TokenCut (Wang et al., arXiv 2202.11539) and MaskCut (Wang et al., arXiv 2301.11320). Written from the papers.
+"""
+
+from dataclasses import dataclass
+from typing import Dict, List, Optional, Sequence, Tuple
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..evaluation import FrozenBackbone
+from ..transfer import build_backbone
+from ..utils.errors import ConfigError
+from .found import Found, encode, keep_best, useful
+
+_EDGE = 1e-5  # of unlike patches: keeps the graph connected
+
+
+def second_eigenvectors(
+    affinity: Tensor, alive: Tensor, start: Tensor, steps: int = 40, tolerance: float = 1e-4
+) -> Tuple[Tensor, Tensor]:
+    """Solve (D - W) x = lambda D x for the second smallest lambda, for a batch of graphs.
+
+    By Lanczos on D^-1/2 W D^-1/2, from which the known first vector is taken out: some forty products of a matrix and a vector instead of
+    the N^3 of a whole decomposition. Graphs on which it has not converged after four rounds are decomposed as a whole.
+
+    Args:
+        affinity: W, symmetric and not negative, [B, N, N].
+        alive: bool [B, N], the nodes that are still in the graph.
+        start: float [N], any vector; the result depends on it only up to its sign and the tolerance.
+        steps: Of a round.
+        tolerance: Of the residual.
+
+    Returns:
+        ``vectors`` [B, N], 0 at nodes that are not alive; ``values`` lambda [B].
+    """
+    weight = affinity * alive[:, :, None] * alive[:, None]
+    degree = weight.sum(2)
+    root = torch.where(alive, degree.clamp_min(1e-12).rsqrt(), torch.zeros_like(degree))
+    matrix = weight * root[:, :, None] * root[:, None]
+    first = F.normalize(degree.sqrt() * alive, dim=1)[:, :, None]
+    steps = min(steps, affinity.shape[1] - 1)
+    vector = start.expand(len(matrix), -1)[:, :, None] * alive[:, :, None]
+    for _ in range(4):
+        basis, ritz, residual = _lanczos(matrix, first, vector, steps)
+        vector = basis @ ritz
+        if bool((residual < tolerance).all()):
+            break
+    else:
+        hard = (residual >= tolerance).nonzero().flatten()
+        whole = matrix[hard] - first[hard] @ first[hard].mT
+        vector[hard] = torch.linalg.eigh(whole)[1][:, :, -1:]
+    vector = F.normalize(vector, dim=1)
+    values = 1 - (vector.mT @ (matrix @ vector)).flatten()
+    return vector[:, :, 0] * root, values
+
+
+def _lanczos(matrix: Tensor, first: Tensor, vector: Tensor, steps: int) -> Tuple[Tensor, Tensor, Tensor]:
+    """Basis [B, N, steps], the largest Ritz vector in it [B, steps, 1] and its residual [B], orthogonal to ``first``."""
+    diagonal, side, basis = [], [], []
+    kept = first
+    for _ in range(steps):
+        for _ in range(2):  # twice is enough
+            vector = vector - kept @ (kept.mT @ vector)
+        norm = vector.norm(dim=1, keepdim=True)
+        side.append(norm.flatten())
+        vector = vector / norm.clamp_min(1e-12) * (norm > 1e-7)  # an exhausted space gives zeros
+        basis.append(vector)
+        kept = torch.cat((kept, vector), 2)
+        vector = matrix @ vector
+        diagonal.append((basis[-1] * vector).sum((1, 2)))
+    off = torch.stack(side[1:], 1)
+    small = torch.diag_embed(torch.stack(diagonal, 1)) + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
+    _, vectors = torch.linalg.eigh(small)
+    vector = vector - kept @ (kept.mT @ vector)
+    return kept[:, :, 1:], vectors[:, :, -1:], vector.norm(dim=1).flatten() * vectors[:, -1, -1].abs()
+
+
+def guided_filter(guide: np.ndarray, soft: np.ndarray, radius: int, epsilon: float = 1e-3) -> np.ndarray:
+    """Make a soft mask [h, w] follow the edges of a grey image [h, w], both in 0..1 (He et al., PAMI 2013)."""
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return cv2.blur(values, (2 * radius + 1, 2 * radius + 1), borderType=cv2.BORDER_REFLECT)
+
+    average, level = mean(guide), mean(soft)
+    slope = (mean(guide * soft) - average * level) / (mean(guide * guide) - average * average + epsilon)
+    return mean(slope) * guide + mean(level - slope * average)
+
+
+@dataclass
+class Attention:
+    """Source ``attention``.
+
+    Args:
+        checkpoint: Any ViT that ``tools/transfer.py`` reads, the project's own teachers included.
+        size: Longer side of the image in pixels; both sides are rounded to patches.
+        features: 'key' (of the last block), or 'qkv' (queries, keys and values of all blocks, their similarities averaged).
+        threshold: Cosine similarity above which two patches are alike, after the image's mean patch is taken out.
+        most: Cuts of an image at most.
+        cut: Cuts end where the normalised cut (0: nothing in common, 1: nothing to part) is above this.
+        iou, min_side, max_area: As of ``classic``.
+        heads, source_grid: See :func:`build_backbone`.
+        device: As torch names it.
+        seed: Of the solver's start vector.
+    """
+
+    checkpoint: str
+    size: int = 480
+    features: str = 'key'
+    threshold: float = 0.2
+    most: int = 20
+    cut: float = 0.8
+    iou: float = 0.7
+    min_side: float = 0.05
+    max_area: float = 0.7
+    heads: Optional[int] = None
+    source_grid: Optional[Tuple[int, int]] = None
+    batch: int = 16
+    device: str = 'cpu'
+    seed: int = 0
+    name = 'attention'
+
+    def __post_init__(self):
+        if self.features not in ('key', 'qkv'):
+            raise ConfigError(f"features={self.features!r} is unknown: choose 'key' or 'qkv'.")
+        self._frozen: Optional[FrozenBackbone] = None
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device != 'cpu'
+
+    def __getstate__(self) -> dict:  # processes load the weights themselves
+        return {**self.__dict__, '_frozen': None}
+
+    @property
+    def frozen(self) -> FrozenBackbone:
+        """The ViT, loaded at the first use."""
+        if self._frozen is None:
+            self._frozen = FrozenBackbone(build_backbone(self.checkpoint, self.heads, self.source_grid).to(self.device))
+            if self._frozen.patch is None:
+                raise ConfigError(f'{self.checkpoint} is no ViT: the source attention cuts the graph of its patches.')
+        return self._frozen
+
+    def __call__(self, images: Sequence[np.ndarray]) -> List[Found]:
+        shapes: Dict[Tuple[int, int], List[int]] = {}
+        for i, image in enumerate(images):
+            shapes.setdefault(self._grid(image), []).append(i)
+        found: List[Optional[Found]] = [None] * len(images)
+        for grid, members in shapes.items():
+            for start in range(0, len(members), self.batch):
+                batch = members[start : start + self.batch]
+                for i, objects in zip(batch, self._find([images[i] for i in batch], grid)):
+                    found[i] = objects
+        return found
+
+    def _grid(self, image: np.ndarray) -> Tuple[int, int]:
+        """Rows and columns of patches."""
+        patch, longer = self.frozen.patch, max(image.shape[:2])
+        return tuple(max(round(side * self.size / longer / patch), 2) for side in image.shape[:2])
+
+    @torch.no_grad()
+    def _find(self, images: Sequence[np.ndarray], grid: Tuple[int, int]) -> List[Found]:
+        patch = self.frozen.patch
+        sides = grid[1] * patch, grid[0] * patch
+        pixels = [
+            cv2.resize(image, sides, interpolation=cv2.INTER_AREA if image.shape[0] >= sides[1] else cv2.INTER_CUBIC)
+            for image in images
+        ]
+        affinity = self.affinity(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2), grid)
+        soft = self._cuts(affinity, grid)
+        return [self._objects(image, small, maps) for image, small, maps in zip(images, pixels, soft)]
+
+    def affinity(self, pixels: Tensor, grid: Tuple[int, int]) -> Tensor:
+        """Edges between all patches of images uint8 [B, 3, h, w]: float [B, N, N], 1 where two are alike."""
+        kept: List[Tensor] = []
+        layers = self.frozen.backbone.layers
+        hooks = [
+            layer.attn.qkv.register_forward_hook(lambda module, inputs, output: kept.append(output))
+            for layer in (layers if self.features == 'qkv' else layers[-1:])
+        ]
+        try:
+            self.frozen(pixels)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        count, total = grid[0] * grid[1], 0
+        for output in kept:
+            output = output.float().reshape(len(pixels), -1, 3, output.shape[-1] // 3)[:, -count:]
+            for part in range(3) if self.features == 'qkv' else (1,):
+                features = output[:, :, part] - output[:, :, part].mean(1, keepdim=True)
+                features = F.normalize(features, dim=2)
+                total = total + features @ features.mT
+        alike = total / (len(kept) * (3 if self.features == 'qkv' else 1))
+        return torch.where(alike > self.threshold, 1.0, _EDGE)
+
+    def _cuts(self, affinity: Tensor, grid: Tuple[int, int]) -> List[List[Tuple[np.ndarray, np.ndarray, float]]]:
+        """Of each image a list of (eigenvector [rows, columns], patches of the object bool [rows, columns], cut), in the order found."""
+        batch, count = affinity.shape[:2]
+        start = torch.randn(count, generator=torch.Generator().manual_seed(self.seed)).to(affinity)
+        alive = torch.ones(batch, count, dtype=torch.bool, device=affinity.device)
+        going = list(range(batch))
+        found: List[List] = [[] for _ in range(batch)]
+        for _ in range(self.most):
+            if not going:
+                break
+            vectors, values = second_eigenvectors(affinity[going], alive[going], start)
+            vectors, values = vectors.cpu().numpy(), values.cpu().numpy()
+            for i, vector, value in zip(list(going), vectors, values):
+                left = alive[i].cpu().numpy()
+                if value > self.cut or left.sum() < 4:
+                    going.remove(i)
+                    continue
+                seed = np.abs(vector * left).argmax()
+                vector = vector * np.sign(vector[seed])
+                side = (vector > vector[left].mean()) & left
+                _, parts = cv2.connectedComponents(side.reshape(grid).astype(np.uint8), connectivity=4)
+                inside = (parts == parts.flat[seed]) & side.reshape(grid)
+                found[i].append((vector.reshape(grid), inside, float(value)))
+                alive[i] &= torch.from_numpy(~inside.ravel()).to(alive.device)
+        return found
+
+    def _objects(
+        self, image: np.ndarray, small: np.ndarray, cuts: Sequence[Tuple[np.ndarray, np.ndarray, float]]
+    ) -> Found:
+        height, width = image.shape[:2]
+        grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255
+        boxes, scores, masks = [], [], []
+        for _, inside, value in cuts:
+            mask = sharpen(grey, inside, self.frozen.patch)
+            if mask is None:
+                continue
+            x, y, w, h = cv2.boundingRect(mask.astype(np.uint8))
+            boxes.append([x, y, x + w, y + h])
+            scores.append(1 - value)
+            masks.append(mask)
+        boxes = np.array(boxes, float).reshape(-1, 4) * np.tile([width / small.shape[1], height / small.shape[0]], 2)
+        scores = np.array(scores, float)
+        good = np.flatnonzero(useful(boxes, height, width, self.min_side, self.max_area))
+        kept = good[keep_best(boxes[good], scores[good], self.iou, len(good))]
+        return Found(boxes[kept], scores[kept], [encode(masks[i], height, width) for i in kept])
+
+
+def sharpen(grey: np.ndarray, patches: np.ndarray, patch: int) -> Optional[np.ndarray]:
+    """The mask bool [h, w] of an object from its patches bool [rows, columns]: within a patch of them it follows the picture's edges.
+
+    None if nothing is left.
+    """
+    size = grey.shape[::-1]
+    soft = cv2.resize(patches.astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
+    mask = guided_filter(grey, soft, patch) > 0.5
+    near = cv2.dilate(patches.astype(np.uint8), np.ones((3, 3), np.uint8))
+    mask &= cv2.resize(near, size, interpolation=cv2.INTER_NEAREST) > 0
+    count, parts, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
+    return parts == 1 + stats[1:, cv2.CC_STAT_AREA].argmax() if count > 1 else None

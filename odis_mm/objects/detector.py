@@ -1,0 +1,126 @@
+"""Objects from a detector of mmdet: what it calls them does not matter, only that it found them."""
+
+from dataclasses import dataclass
+from typing import List, Sequence
+
+import numpy as np
+
+from ..utils.errors import CheckpointError, ConfigError
+from .found import Found, encode, keep_best, useful
+
+
+@dataclass
+class Detector:
+    """Source ``detector``.
+
+    Args:
+        config: File of an mmdet config.
+        checkpoint: Its weights, read as data.
+        rpn: The proposals of its RPN alone, without the heads that know classes.
+        top, iou, min_side, max_area: As of ``classic``.
+        min_score: Least score of an object.
+        batch: Images at once.
+        device: As torch names it.
+    """
+
+    config: str
+    checkpoint: str
+    rpn: bool = False
+    top: int = 100
+    iou: float = 0.7
+    min_score: float = 0.05
+    min_side: float = 0.0
+    max_area: float = 1.0
+    batch: int = 4
+    device: str = 'cpu'
+    name = 'detector'
+
+    def __post_init__(self):
+        self._model = None
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device != 'cpu'
+
+    def __getstate__(self) -> dict:  # processes load the weights themselves
+        return {**self.__dict__, '_model': None}
+
+    def _load(self) -> None:
+        from mmengine.config import Config
+        from mmengine.dataset import Compose
+        from mmengine.registry import DefaultScope
+
+        from ..transfer import read_checkpoint
+
+        cfg = Config.fromfile(self.config)
+        from mmdet.registry import MODELS
+        from mmdet.utils import register_all_modules
+
+        register_all_modules(init_default_scope=False)
+        state = read_checkpoint(self.checkpoint)
+        state = state.get('state_dict', state)
+        with DefaultScope.overwrite_default_scope('mmdet'):
+            model = MODELS.build(cfg.model)
+            steps = [
+                step for step in cfg.test_dataloader.dataset.pipeline if step['type'].split('.')[-1] not in _FROM_FILES
+            ]
+            self._pipeline = Compose(steps)
+        missing = [name for name in model.state_dict() if name not in state]
+        if missing:
+            raise CheckpointError(
+                f'{self.checkpoint} is no checkpoint of {self.config}: {len(missing)} tensors are not in it, the first is {missing[0]}.'
+            )
+        model.load_state_dict({name: state[name] for name in model.state_dict()})
+        if self.rpn and not getattr(model, 'with_rpn', False):
+            raise ConfigError(f'{type(model).__name__} of {self.config} has no RPN: leave out --rpn.')
+        self._model = model.to(self.device).eval()
+
+    def __call__(self, images: Sequence[np.ndarray]) -> List[Found]:
+        if self._model is None:
+            self._load()
+        found = []
+        for start in range(0, len(images), self.batch):
+            found += self._detect(images[start : start + self.batch])
+        return found
+
+    def _detect(self, images: Sequence[np.ndarray]) -> List[Found]:
+        import torch
+
+        items = []
+        for i, image in enumerate(images):
+            size = image.shape[:2]
+            items.append(
+                self._pipeline(
+                    dict(
+                        img=np.ascontiguousarray(image[..., ::-1]),
+                        img_id=i,
+                        img_path='',
+                        img_shape=size,
+                        ori_shape=size,
+                    )
+                )
+            )
+        batch = {key: [item[key] for item in items] for key in items[0]}
+        with torch.no_grad():
+            if self.rpn:
+                data = self._model.data_preprocessor(batch, False)
+                results = self._model.rpn_head.predict(
+                    self._model.extract_feat(data['inputs']), data['data_samples'], rescale=True
+                )
+            else:
+                results = [sample.pred_instances for sample in self._model.test_step(batch)]
+        return [self._found(image, result.cpu()) for image, result in zip(images, results)]
+
+    def _found(self, image: np.ndarray, result) -> Found:
+        height, width = image.shape[:2]
+        boxes = result.bboxes.numpy().astype(float).clip(0, np.tile([width, height], 2))
+        scores = result.scores.numpy().astype(float)
+        good = np.flatnonzero((scores >= self.min_score) & useful(boxes, height, width, self.min_side, self.max_area))
+        kept = good[keep_best(boxes[good], scores[good], self.iou, self.top)]
+        masks = None
+        if 'masks' in result:
+            masks = [encode(result.masks[i].numpy(), height, width) for i in kept.tolist()]
+        return Found(boxes[kept], scores[kept], masks)
+
+
+_FROM_FILES = ('LoadImageFromFile', 'LoadAnnotations', 'LoadImageFromNDArray')

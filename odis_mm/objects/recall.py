@@ -1,0 +1,137 @@
+"""Found objects against annotated ones: class-agnostic recall and precision, by pycocotools."""
+
+import contextlib
+import copy
+import io
+import json
+from pathlib import Path
+from typing import Dict, Optional
+
+import numpy as np
+
+from ..utils.errors import AnnotationError
+from ..utils.files import PathLike
+
+TOPS = (1, 10, 100)
+SIZES = ('all', 'small', 'medium', 'large')  # of pycocotools: below 32 x 32 pixels, below 96 x 96, above
+
+
+def recall_of(found: dict, truth: dict) -> Dict[str, Optional[float]]:
+    """Return measures of found objects in percent; labels play no part, crowd regions neither count nor cost.
+
+    ``AR@k``: average over IoU 0.5 to 0.95 of the share of annotated objects met by one of an image's k best. ``AR@10 IoU 0.5``: at 0.5
+    alone. ``AR@100 small`` ...: by the annotated objects' size. ``precision@k``: share of the k best that meet an annotated object of their
+    own at IoU 0.5. None: there is nothing to measure.
+
+    Args:
+        found: COCO-style, with scores.
+        truth: COCO-style, of the same images, which are matched by name.
+
+    Raises:
+        AnnotationError: no image in common.
+    """
+    ids = _common_images(found, truth)
+    truth = _one_class(truth, {key: key for key in ids.values()}, False)
+    found = _one_class(found, ids, True)
+    return _measure(found, truth)
+
+
+def random_boxes(found: dict, seed: int = 0) -> dict:
+    """Return ``found`` with every box at a random place of its image: what its sizes and number alone are worth."""
+    rng = np.random.default_rng(seed)
+    sizes = {image['id']: (image['width'], image['height']) for image in found['images']}
+    annotations = []
+    for annotation in found['annotations']:
+        _, _, w, h = annotation['bbox']
+        width, height = sizes[annotation['image_id']]
+        x, y = rng.random(2) * (max(width - w, 0), max(height - h, 0))
+        annotations.append({**annotation, 'bbox': [float(x), float(y), w, h], 'segmentation': None})
+    return {**found, 'annotations': annotations}
+
+
+def read_result(path: PathLike) -> dict:
+    """The content of a COCO-style json.
+
+    Raises:
+        AnnotationError: it is none.
+    """
+    try:
+        content = json.loads(Path(path).read_bytes())
+    except (OSError, ValueError) as error:
+        raise AnnotationError(f'{path} cannot be read as json: {error}.') from error
+    if not isinstance(content, dict) or not {'images', 'annotations'} <= set(content):
+        raise AnnotationError(f'{path} is not of COCO style: it needs images and annotations.')
+    return content
+
+
+def _common_images(found: dict, truth: dict) -> Dict[object, object]:
+    """Image ids of ``found`` -> those of ``truth``: by the whole name below the folder, else by the file's own name where it is unique."""
+    whole = {image['file_name']: image['id'] for image in truth['images']}
+    short: Dict[str, object] = {}
+    for image in truth['images']:
+        name = Path(image['file_name']).name
+        short[name] = None if name in short else image['id']
+    ids = {
+        image['id']: whole.get(image['file_name'], short.get(Path(image['file_name']).name))
+        for image in found['images']
+    }
+    ids = {ours: theirs for ours, theirs in ids.items() if theirs is not None}
+    if not ids:
+        raise AnnotationError(
+            f'the annotations to compare with have none of the images that were searched ({found["images"][0]["file_name"]}, ...).'
+        )
+    return ids
+
+
+def _one_class(content: dict, ids: Dict[object, object], scored: bool) -> dict:
+    annotations = []
+    for entry in content['annotations']:
+        if entry['image_id'] not in ids:
+            continue
+        x, y, w, h = entry['bbox']
+        new = dict(
+            id=len(annotations) + 1,
+            image_id=ids[entry['image_id']],
+            category_id=1,
+            bbox=entry['bbox'],
+            area=entry.get('area') or w * h,
+        )
+        new['iscrowd'] = int(entry.get('iscrowd') or 0)
+        if scored:
+            new['score'] = float(entry.get('score', 1.0))
+            new['area'] = w * h
+        annotations.append(new)
+    return dict(
+        images=[dict(id=key) for key in ids.values()], annotations=annotations, categories=[dict(id=1, name='object')]
+    )
+
+
+def _measure(found: dict, truth: dict) -> Dict[str, Optional[float]]:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        left, right = COCO(), COCO()
+        left.dataset, right.dataset = copy.deepcopy(truth), found
+        left.createIndex()
+        right.createIndex()
+        judge = COCOeval(left, right, 'bbox')
+        judge.params.useCats = 0
+        judge.params.maxDets = list(TOPS)
+        judge.evaluate()
+        judge.accumulate()
+    recall = judge.eval['recall'][:, 0]  # [IoU, size, top]
+
+    def percent(values: np.ndarray) -> Optional[float]:
+        values = values[values > -1]
+        return round(100 * float(values.mean()), 2) if len(values) else None
+
+    measures = {f'AR@{top}': percent(recall[:, 0, i]) for i, top in enumerate(TOPS)}
+    measures |= {f'AR@{top} IoU 0.5': percent(recall[:1, 0, i]) for i, top in enumerate(TOPS)}
+    measures |= {f'AR@100 {size}': percent(recall[:, i, 2]) for i, size in enumerate(SIZES) if i}
+    every = [record for record in judge.evalImgs if record and tuple(record['aRng']) == tuple(judge.params.areaRng[0])]
+    for top in (10, 100):
+        met = [(record['dtMatches'][0, :top] > 0)[~record['dtIgnore'][0, :top].astype(bool)] for record in every]
+        met = np.concatenate(met) if met else np.zeros(0)
+        measures[f'precision@{top}'] = percent(met.astype(float))
+    return measures
