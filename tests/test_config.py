@@ -207,8 +207,9 @@ def test_published_numbers_of_gtsa(name, arch, width, lr, clip, batch):
         1.0,
         0.5,
         0.5,
-        10,
+        11,
     )
+    assert cfg.train_dataloader.dataset.pipeline[2] == dict(type='RenderViews', interpolation='bilinear')
     assert cfg.optim_wrapper.optimizer.lr == lr and cfg.optim_wrapper.clip_grad.max_norm == clip
     assert cfg.auto_scale_lr == dict(enable=True, base_batch_size=256) and cfg.train_cfg.max_epochs == 100
     views, colours = cfg.train_dataloader.dataset.pipeline[1], cfg.train_dataloader.dataset.pipeline[3]

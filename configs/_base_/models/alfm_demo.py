@@ -8,8 +8,8 @@ model = dict(
         patch_size=8,
         drop_path_rate=0.0,
     ),
-    # At this size and length centering at temperature 0.04 drifts to flat soft labels (so does ODIS, odis_demo.py). Batch norm, balanced
-    # sharp targets and prototypes that cannot shrink keep it from there.
+    # All numbers are ours. At this size and length centering at temperature 0.04 drifts to flat soft labels (so does ODIS, odis_demo.py).
+    # Batch norm, balanced sharp targets and prototypes that cannot shrink keep it from there.
     neck=dict(
         in_channels=128,
         hidden_channels=512,

@@ -1,4 +1,5 @@
 # GTSA on a ViT of 128 channels and 4 blocks with patches of 8 pixels, for the 48 and 24 pixel views of the demo set.
+# All numbers are ours.
 _base_ = './gtsa_vits.py'
 
 model = dict(
@@ -15,6 +16,6 @@ model = dict(
         crop_cells=(4, 2),
         num_matches=(18, 4),  # the maps have 6 x 6 and 3 x 3 cells
         rotation_channels=(256, 256, 64),
-        correspondence_epoch=3,
+        correspondence_epoch=4,
     ),
 )

@@ -8,8 +8,8 @@ model = dict(
         patch_size=8,
         drop_path_rate=0.0,
     ),
-    # At this size and length the published head (no norm, centering, temperature 0.04) drifts to a uniform teacher within 500
-    # iterations. Batch norm, balanced sharp targets and prototypes that cannot shrink keep it from there.
+    # All numbers are ours. At this size and length the published head (no norm, centering, temperature 0.04) drifts to a uniform teacher
+    # within 500 iterations. Batch norm, balanced sharp targets and prototypes that cannot shrink keep it from there.
     neck=dict(
         in_channels=128,
         hidden_channels=512,
@@ -20,5 +20,5 @@ model = dict(
     ),
     head=dict(num_prototypes=64, balance='sinkhorn', teacher_temp=0.025),
     momentum=dict(start=0.99),
-    lambda_patch=0.0,
-)  # by trial: with 0.25 the detector's AP is lower (docs/evidence/NOTES.md)
+    lambda_patch=0.0,  # by trial: with 0.25 the detector's AP is lower (docs/evidence/NOTES.md)
+)

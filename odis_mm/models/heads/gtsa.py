@@ -35,7 +35,8 @@ class GTSAHead(BaseModule):
         lambda_crop: 1 (paper).
         lambda_correspondence: 0.5 (paper).
         lambda_rotation: 0.5 (paper).
-        correspondence_epoch: First epoch with L_correspondence (paper: after the warm-up).
+        correspondence_epoch: First epoch, counted from 0, with L_correspondence. Paper: after the 10 epochs of warm-up; release: once
+            ``10 < epoch``, hence 11.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class GTSAHead(BaseModule):
         lambda_crop: float = 1.0,
         lambda_correspondence: float = 0.5,
         lambda_rotation: float = 0.5,
-        correspondence_epoch: float = 10,
+        correspondence_epoch: float = 11,
         init_cfg=None,
     ):
         super().__init__(init_cfg)

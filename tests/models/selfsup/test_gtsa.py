@@ -18,6 +18,7 @@ import odis_mm  # noqa: F401
 from helpers import arrow, make_gtsa
 from odis_mm import apis
 from odis_mm.analysis import textbook_gtsa as reference
+from odis_mm.config import load_config
 from odis_mm.datasets.transforms import collate_views, render_view
 from odis_mm.models.heads import GTSAHead
 from odis_mm.models.losses import correspondence_similarity
@@ -355,6 +356,14 @@ def test_correspondence_comes_after_the_warm_up():
     model.head.correspondence_epoch = 2
     assert 'loss_correspondence' not in losses_of(model, make_batch(), iteration=19)  # 10 iterations an epoch
     assert 'loss_correspondence' in losses_of(model, make_batch(), iteration=20)
+
+
+def test_correspondence_starts_as_in_the_release():
+    """Its rule is ``10 < epoch``, the epoch a whole number counted from 0."""
+    model, data = make_gtsa(), make_batch()
+    model.head.correspondence_epoch = load_config('gtsa_vits_coco').model.head.correspondence_epoch
+    for iteration in (99, 100, 109, 110, 119):  # 10 iterations an epoch
+        assert ('loss_correspondence' in losses_of(model, data, iteration=iteration)) == (10 < iteration // 10)
 
 
 @pytest.mark.parametrize(
