@@ -32,9 +32,11 @@ def __getattr__(name: str) -> Any:
 
 
 def _is_command() -> bool:
-    """Whether this process is the command line, which imports no more than the command needs (Python sets argv[0] to '-m' while it
-    looks for the module that ``python -m odis_mm`` names)."""
-    return sys.argv[:1] == ['-m'] or Path((sys.argv or [''])[0]).stem == 'odis-mm'
+    """Return whether this process is the command line, which imports no more than its command needs."""
+    if sys.argv[:1] == ['-m']:  # what Python sets while it looks for the module that it is to run
+        words = sys.orig_argv
+        return '-m' in words and words[words.index('-m') + 1] in ('odis_mm', 'odis_mm.doctor')
+    return Path((sys.argv or [''])[0]).stem == 'odis-mm'
 
 
 if not _is_command():

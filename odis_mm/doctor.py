@@ -1,4 +1,4 @@
-"""``python -m odis_mm.doctor``: the command line of :mod:`odis_mm.cli.doctor`, which needs nothing but Python to start."""
+"""``python -m odis_mm.doctor`` is ``odis-mm doctor``: see :mod:`odis_mm.cli.doctor`."""
 
 from .cli.doctor import main
 

@@ -1,26 +1,60 @@
-"""``python -m odis_mm.doctor``: what stands in the way on this machine, each finding with the line that mends it."""
+"""Check an installation: each problem with the one line that fixes it. Starts with nothing but Python.
+
+What is missing or broken here is what this command is to name, so every package is imported inside a function and under ``try``.
+"""
 
 import argparse
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import tempfile
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Callable, Iterator, List, NamedTuple, Optional, Tuple
 
-import torch
-
-FAMILIES = {  # import name: its two distributions
+FAMILIES = {  # import name: its two distributions, and names of older ones
     'mmengine': ('mmengine', 'onedl-mmengine'),
     'mmcv': ('mmcv', 'onedl-mmcv', 'mmcv-full', 'mmcv-lite'),
     'mmpretrain': ('mmpretrain', 'onedl-mmpretrain'),
     'mmdet': ('mmdet', 'onedl-mmdetection'),
 }
 OPTIONAL = ('mmdet',)
-SMOKE = ['train_dataloader.batch_size=2', 'train_dataloader.num_workers=0', 'default_hooks.logger.interval=1']
+LIBRARIES = {  # import name: what pip calls it; in an order in which none comes before one that it imports
+    'numpy': 'numpy',
+    'torch': 'torch',
+    'torchvision': 'torchvision',
+    'cv2': 'opencv-python-headless',
+    'PIL': 'Pillow',
+    'scipy': 'scipy',
+    'sklearn': 'scikit-learn',
+    'pycocotools': 'pycocotools',
+    'matplotlib': 'matplotlib',
+}
+DEMO = ['--num-train', '6', '--num-val', '2', '--size', '64']
+TRIAL = ['train_dataloader.batch_size=2', 'train_dataloader.num_workers=0', 'default_hooks.logger.interval=1']
+TRIALS = {  # a run of seconds: its config, and the options that shorten it
+    'pretraining': (
+        'odis_demo',
+        [*TRIAL, 'train_cfg.max_epochs=2', 'param_scheduler.0.end=1', 'param_scheduler.1.begin=1'],
+    ),
+    'a detector': (
+        'mask_rcnn/mask-rcnn_demo',
+        [
+            *TRIAL,
+            'train_dataloader.persistent_workers=False',
+            'train_cfg.max_iters=3',
+            'train_cfg.val_interval=3',
+            'param_scheduler.0.end=1',
+            'param_scheduler.1.begin=1',
+            'param_scheduler.1.end=3',
+            'param_scheduler.1.T_max=2',
+        ],
+    ),
+}
 
 
 class Finding(NamedTuple):
@@ -28,11 +62,11 @@ class Finding(NamedTuple):
 
     ok: bool
     what: str
-    remedy: str = ''  # the one line that mends it
+    remedy: str = ''  # the one line that fixes it
 
 
 def installed(name: str) -> Optional[str]:
-    """Version of a distribution, None if it is not there."""
+    """Return the version of a distribution, None if it is not there."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -40,7 +74,7 @@ def installed(name: str) -> Optional[str]:
 
 
 def numbers(text: str) -> Tuple[int, ...]:
-    """'2.10.0+cpu' as (2, 10, 0)."""
+    """Return the leading numbers of a version: (2, 10, 0) for '2.10.0+cpu'."""
     parts = []
     for part in text.split('+')[0].split('.'):
         if not part.isdigit():
@@ -50,7 +84,8 @@ def numbers(text: str) -> Tuple[int, ...]:
 
 
 def packages(found: Callable[[str], Optional[str]] = installed) -> Iterator[Finding]:
-    """The OpenMMLab packages: there, once each, of versions that go together."""
+    """Yield whether the OpenMMLab packages are there, once each, in versions that go together."""
+    onedl = not any(found(names[0]) for names in FAMILIES.values())  # the maintained family, unless the other is in use
     for module, names in FAMILIES.items():
         there = [f'{name} {found(name)}' for name in names if found(name)]
         if len(there) > 1:
@@ -59,7 +94,7 @@ def packages(found: Callable[[str], Optional[str]] = installed) -> Iterator[Find
             yield Finding(
                 False,
                 f'{" and ".join(there)} are installed side by side and overwrite each other',
-                f'pip uninstall -y {drop} && pip install {keep}',
+                f'pip uninstall -y {drop} && pip install {_pip_name(keep)}',
             )
         elif there:
             yield Finding(True, there[0])
@@ -67,28 +102,68 @@ def packages(found: Callable[[str], Optional[str]] = installed) -> Iterator[Find
             yield Finding(
                 module in OPTIONAL,
                 f'{module} is not installed' + (' (needed by detectors only)' if module in OPTIONAL else ''),
-                f'pip install {names[0]}',
+                f'pip install {_pip_name(names[onedl])}',
             )
     if found('mmdet') and found('mmcv') and numbers(found('mmcv')) >= (2, 2):
         yield Finding(False, f'mmdet {found("mmdet")} refuses mmcv {found("mmcv")}', "pip install 'mmcv<2.2'")
 
 
-def torch_pair(torch_version: str, vision: Optional[str]) -> Finding:
-    """torch 2.N goes with torchvision 0.(N + 15)."""
-    if vision is None:
-        return Finding(False, 'torchvision is not installed', 'pip install torchvision')
+def _pip_name(distribution: str) -> str:
+    """Return the arguments of ``pip install``: mmcv's sources are built with the torch that is there."""
+    return f'--no-build-isolation {distribution}' if distribution in ('mmcv', 'onedl-mmcv') else distribution
+
+
+def torch_pair(torch_version: Optional[str], vision: Optional[str]) -> Finding:
+    """Return whether torch 2.N has torchvision 0.(N + 15) beside it."""
+    if torch_version is None:
+        return Finding(False, 'torch is not installed', "pip install 'torch>=2.1,<2.14' torchvision")
     major, minor = (*numbers(torch_version), 0)[:2]
+    fitting = f'torchvision==0.{minor + 15}.*'
+    if vision is None:
+        return Finding(False, 'torchvision is not installed', f"pip install '{fitting}'")
     fits = major != 2 or numbers(vision)[:2] == (0, minor + 15)
     return Finding(
         fits,
         f'torch {torch_version}, torchvision {vision}' + ('' if fits else ', which was built for another torch'),
-        '' if fits else f"pip install 'torchvision==0.{minor + 15}.*'",
+        '' if fits else f"pip install '{fitting}'",
     )
 
 
-def operators() -> Iterator[Finding]:
-    """Compiled operators that something here calls."""
+def libraries() -> Iterator[Finding]:
+    """Yield the other packages that are not installed."""
+    for name, distribution in LIBRARIES.items():
+        if name not in ('torch', 'torchvision') and _is_absent(name):  # those are a pair of their own
+            yield Finding(False, f'{name} is not installed', f'pip install {distribution}')
+
+
+def _is_absent(name: str) -> bool:
     try:
+        return find_spec(name) is None
+    except ImportError:
+        return True
+
+
+def imports() -> Finding:
+    """Return the first package that is installed and cannot be imported: others may fail because of it."""
+    for name in (*LIBRARIES, *FAMILIES):
+        if name in OPTIONAL and _is_absent(name):
+            continue
+        try:
+            import_module(name)
+        except Exception as error:  # whatever a package that does not load may raise
+            distribution = LIBRARIES.get(name) or next((d for d in FAMILIES.get(name, ()) if installed(d)), name)
+            return Finding(
+                False,
+                f'{name} cannot be imported ({type(error).__name__}: {" ".join(str(error).split())})',
+                f'pip install --force-reinstall --no-deps {_pip_name(distribution)}',
+            )
+    return Finding(True, 'all packages can be imported')
+
+
+def operators() -> Iterator[Finding]:
+    """Yield whether the compiled operators that something here calls run."""
+    try:
+        import torch
         from torchvision.ops import nms
 
         nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.ones(1), 0.5)
@@ -105,13 +180,12 @@ def operators() -> Iterator[Finding]:
     except ImportError as error:
         yield Finding(
             True,
-            f'mmcv has no compiled operators ({error}): pretraining needs none, the shipped detectors need none, others in '
-            'mmdet may',
+            f'mmcv has no compiled operators ({error}): pretraining and the shipped detectors need none, other detectors of mmdet may',
         )
 
 
 def setup_tools(found: Callable[[str], Optional[str]] = installed) -> Finding:
-    """setuptools 82 dropped pkg_resources, which older OpenMMLab packages import."""
+    """Return whether setuptools has pkg_resources, which older OpenMMLab packages import; version 82 dropped it."""
     have = found('setuptools')
     gone = have is not None and numbers(have) >= (82,)
     return Finding(
@@ -122,19 +196,23 @@ def setup_tools(found: Callable[[str], Optional[str]] = installed) -> Finding:
 
 
 class _Danger:
+    """What a harmful checkpoint holds: restoring it makes a folder."""
+
+    def __init__(self, folder: str):
+        self.folder = folder
+
     def __reduce__(self):
-        return os.mkdir, (self.where,)
+        return os.mkdir, (self.folder,)
 
 
 def loading(folder: Path) -> Finding:
-    """Whether a checkpoint that would run code is refused, and a plain one read."""
-    from ..transfer import load_local
-    from ..utils.errors import CheckpointError
+    """Return whether a checkpoint that would run code is refused, and a plain one read."""
+    import torch
+
+    from ..transfer import CheckpointError, load_local
 
     marker, path = folder / 'it_ran', str(folder / 'danger.pth')
-    danger = _Danger()
-    danger.where = str(marker)
-    torch.save(dict(state_dict={}, extra=danger), path)
+    torch.save(dict(state_dict={}, extra=_Danger(str(marker))), path)
     try:
         load_local(path)
     except CheckpointError:
@@ -150,7 +228,9 @@ def loading(folder: Path) -> Finding:
 
 
 def devices() -> Iterator[Finding]:
-    """GPUs with their memory, cores, and memory of the machine."""
+    """Yield GPUs with their memory, cores, and memory of the machine."""
+    import torch
+
     if not torch.cuda.is_available():
         why = 'this torch is built without CUDA' if torch.version.cuda is None else 'torch sees none'
         yield Finding(True, f'no GPU ({why}): the demo runs on CPU, recipes want a GPU')
@@ -162,92 +242,91 @@ def devices() -> Iterator[Finding]:
             f'GPU {i}: {name}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free',
             'nvidia-smi  # end what holds the memory, or choose another GPU by CUDA_VISIBLE_DEVICES',
         )
-    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30
-    yield Finding(True, f'{os.cpu_count()} cores, {memory:.0f} GiB of memory')
+    if hasattr(os, 'sysconf'):
+        memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30
+        yield Finding(True, f'{os.cpu_count()} cores, {memory:.0f} GiB of memory')
 
 
 def writable(folder: str) -> Finding:
-    """Whether checkpoints can be written to a folder."""
+    """Return whether checkpoints can be written to a folder."""
     try:
         os.makedirs(folder, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b'x')
     except OSError as error:
+        quoted = shlex.quote(folder)
         return Finding(
             False,
             f'cannot write to {folder} ({error.strerror})',
-            f'mkdir -p {folder} && chmod u+w {folder}  # or --work-dir',
+            f'mkdir -p {quoted} && chmod u+w {quoted}  # or choose another folder with --work-dir',
         )
     return Finding(True, f'{folder} can be written to')
 
 
-def smoke(folder: Path, detector: bool) -> Iterator[Finding]:
-    """Three iterations of pretraining on a rendered set of six images, and of the detector on the same."""
+def trials(folder: Path, detector: bool) -> Iterator[Finding]:
+    """Yield whether a few iterations of pretraining run on a rendered set of six images, and of a detector on the same."""
     from ..datasets.demo import ensure_demo
 
     environment = {**os.environ, 'ODIS_DEMO_ROOT': ensure_demo(folder / 'demo', num_train=6, num_val=2, size=64)}
-    runs = [
-        ('pretraining', 'odis_demo', ['train_cfg.max_epochs=1', 'param_scheduler.0.end=0', 'param_scheduler.1.begin=0'])
-    ]
-    if detector:
-        runs.append(('the detector', 'mask_rcnn/mask-rcnn_demo', ['train_cfg.max_epochs=1']))
-    for name, config, options in runs:
-        command = [
-            sys.executable,
-            '-m',
-            'odis_mm',
-            'train',
-            config,
-            '--work-dir',
-            str(folder / 'run'),
-            '--cfg-options',
-            *SMOKE,
-            *options,
-        ]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        last = [line for line in done.stderr.splitlines() if line.strip()][-1:] or ['no message']
+    for name, (config, options) in TRIALS.items():
+        if name == 'a detector' and not detector:
+            continue
+        command = [sys.executable, '-m', 'odis_mm', 'train', config, '--work-dir']
+        options = ['--cfg-options', *options]
+        done = subprocess.run(
+            [*command, str(folder / config), *options], env=environment, capture_output=True, text=True
+        )
+        ok = done.returncode == 0
+        last = ([line for line in done.stderr.splitlines() if line.strip()] or ['no message'])[-1]
+        demo = shlex.join([sys.executable, '-m', 'odis_mm', 'demo', '--root', 'doctor_demo', *DEMO])
+        again = shlex.join([*command, 'doctor_run', *options])
         yield Finding(
-            done.returncode == 0,
-            f'three iterations of {name}' + ('' if done.returncode == 0 else f' failed: {last[0]}'),
-            '' if done.returncode == 0 else ' '.join(command[1:4]) + f' {config}  # the whole message',
+            ok,
+            f'{name}: {"a few iterations run" if ok else f"failed: {last}"}',
+            '' if ok else f'{demo} && ODIS_DEMO_ROOT=doctor_demo ODIS_MM_DEBUG=1 {again}  # shows where it fails',
         )
 
 
 def examine(folder: Path, work_dir: str, run: bool) -> Iterator[Finding]:
-    """All findings, in the order in which they are worth mending."""
+    """Yield all findings, in the order in which they are worth fixing; what needs a broken package is left out."""
     yield Finding(
-        sys.version_info >= (3, 10),
+        (3, 10) <= sys.version_info[:2] < (3, 13),
         f'Python {platform.python_version()} on {platform.platform()}',
-        'use Python 3.10 or newer',
+        'install Python 3.10, 3.11 or 3.12 and make an environment with it',
     )
-    yield from packages()
-    yield torch_pair(torch.__version__, installed('torchvision'))
-    yield setup_tools()
+    basic = [*packages(), torch_pair(installed('torch'), installed('torchvision')), setup_tools(), *libraries()]
+    yield from basic
+    yield writable(work_dir)
+    if not all(finding.ok for finding in basic):
+        return
+    found = imports()
+    yield found
+    if not found.ok:
+        return
     yield from operators()
     yield loading(folder)
     yield from devices()
-    yield writable(work_dir)
     if run:
-        yield from smoke(folder, any(installed(name) for name in FAMILIES['mmdet']))
+        yield from trials(folder, any(installed(name) for name in FAMILIES['mmdet']))
 
 
 def main(argv: Optional[List[str]] = None) -> None:
-    """Prints the findings one by one; exits with 1 if one asks for something."""
-    parser = argparse.ArgumentParser(prog='python -m odis_mm.doctor', description=__doc__.partition(': ')[2])
+    """Print the findings one by one; exit with 1 if there is a problem."""
+    parser = argparse.ArgumentParser(prog='odis-mm doctor', description=__doc__.splitlines()[0])
     parser.add_argument('--work-dir', default='work_dirs', help='folder that runs will write to')
     parser.add_argument(
-        '--no-run', action='store_true', help='leave out the three iterations of pretraining and of the detector'
+        '--no-run', action='store_true', help='leave out the few iterations of pretraining and of a detector'
     )
     args = parser.parse_args(argv)
-    bad = 0
+    problems = 0
     with tempfile.TemporaryDirectory() as folder:
         for finding in examine(Path(folder), args.work_dir, not args.no_run):
-            bad += not finding.ok
-            print(f'{"ok  " if finding.ok else "BAD "}{finding.what}', flush=True)
+            problems += not finding.ok
+            print(f'{"ok      " if finding.ok else "PROBLEM "}{finding.what}', flush=True)
             if not finding.ok and finding.remedy:
-                print(f'      mend: {finding.remedy}', flush=True)
-    print('nothing stands in the way' if not bad else f'{bad} finding{"s" * (bad > 1)} to mend')
-    if bad:
+                print(f'        fix: {finding.remedy}', flush=True)
+    print('no problem found' if not problems else f'{problems} problem{"s" * (problems > 1)} found')
+    if problems:
         sys.exit(1)
 
 

@@ -14,7 +14,7 @@ Conventions, stated here once and used everywhere:
 """
 
 from dataclasses import dataclass
-from typing import List, NamedTuple, Sequence, Tuple, Union
+from typing import Any, List, NamedTuple, Sequence, Tuple, Union
 
 import cv2
 import numpy as np
@@ -94,7 +94,7 @@ def _turn(xp, x, y, w, h, k):
     )
 
 
-def _swap_if_odd(xp, a, b, k):
+def _swap_if_odd(xp, a, b, k) -> Tuple[Any, Any]:
     odd = k % 2 == 1
     return xp.where(odd, b, a), xp.where(odd, a, b)
 

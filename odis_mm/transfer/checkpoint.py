@@ -85,12 +85,12 @@ def restore(source, name: str, map_location='cpu'):
     except PermissionError as error:
         raise CheckpointError(f'{name} cannot be read: no permission.') from error
     except (pickle.UnpicklingError, UnsafeCheckpoint) as error:
-        wanted = re.search(r'(?:GLOBAL|class|function|instantiate|only, not) ([^\s,]+)', str(error))
-        if wanted is None:  # the bytes are no pickle at all
+        match = re.search(r'(?:GLOBAL|class|function|instantiate|only, not) ([^\s,]+)', str(error))
+        if match is None:  # the bytes are no pickle at all
             raise CheckpointError(
                 f'{name} is truncated or no checkpoint: its contents are not those of torch.save.'
             ) from error
-        wanted = wanted.group(1).rstrip('.')
+        wanted = match.group(1).rstrip('.')
         if os.environ.get(TRUST) == '1' and not callable(source):
             warnings.warn(f'{name}: code from the file is run ({wanted}), as {TRUST}=1 asks for.')
             return torch.load(source, map_location=map_location, weights_only=False)

@@ -7,7 +7,7 @@ from mmengine.model import BaseModule, update_init_info
 from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import nn
 
-from .loading import load_backbone
+from .loading import Report, load_backbone
 
 
 @WEIGHT_INITIALIZERS.register_module()
@@ -32,7 +32,7 @@ class VerifiedPretrained:
         self.checkpoint = checkpoint
         self.allow_missing = allow_missing
         self.allow_unexpected = allow_unexpected
-        self.report = None
+        self.report: Optional[Report] = None
 
     def __call__(self, module: nn.Module) -> None:
         kind = type(module).__name__

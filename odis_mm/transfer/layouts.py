@@ -547,7 +547,9 @@ def convert(
     """
     if not isinstance(source, Source):
         source = read_vit(source, source_grid=source_grid)
-    state, dropped, changed = dict(source.state), {}, {}
+    state = dict(source.state)
+    dropped: Dict[str, str] = {}
+    changed: Dict[str, str] = {}
     scaled = 'layers.0.attn.gamma1.weight' in state
     if target == 'huggingface' and (scaled or 'object_tokens' in state):
         target = 'huggingface-dinov2'
@@ -570,14 +572,17 @@ def convert(
         state['pos_embed'] = torch.cat((torch.zeros_like(state['cls_token']), state['pos_embed'][:, 1:]), dim=1)
         changed['cls_token'] = 'its position added to it, as timm does for models with registers (no_embed_class=True)'
     named = _split_qkv(state) if layout.split_qkv else state
-    tensors = {layout.theirs(name): tensor.detach().contiguous() for name, tensor in named.items()}
+    # each name that is left has one in the target
+    tensors: Dict[str, Tensor] = {
+        str(layout.theirs(name)): tensor.detach().contiguous() for name, tensor in named.items()
+    }
     if target == 'timm' and 'object_tokens' in state:
         tensors['pos_embed'] = state['pos_embed'][:, 1:].contiguous()
     if target == 'detectron2':  # its files keep the slot of the [CLS] of pretraining; the model takes it off
         if 'cls_token' in source.state:
             state['pos_embed'] = state['pos_embed'][:, 1:]
         else:
-            tensors[layout.theirs('pos_embed')] = torch.cat(
+            tensors[str(layout.theirs('pos_embed'))] = torch.cat(
                 (torch.zeros_like(state['pos_embed'][:, :1]), state['pos_embed']), dim=1
             )
             changed['pos_embed'] = 'a slot of zeros for the [CLS] of pretraining, which detectron2 takes off again'

@@ -97,8 +97,8 @@ def load_backbone(
     if layout is None or layout[0].name == 'odis_mm':
         prefix, found = _find_backbone(state, module, name)
     else:
-        source = read_vit(state, name)
-        prefix, found = f'{source.dialect}, {source.prefix}', source.state
+        vit = read_vit(state, name)
+        prefix, found = f'{vit.dialect}, {vit.prefix}', vit.state
     _check_architecture(found, own, module, name)
 
     resized = {}

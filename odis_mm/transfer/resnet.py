@@ -59,7 +59,7 @@ def build_resnet(state: State, name: str = 'state dict', random: bool = False) -
         CheckpointError: blocks of no known depth, or a tensor missing.
     """
     stages = Counter(match[1] for key in state if (match := re.match(r'layer([1-4])\.\d+\.conv1\.weight', key)))
-    blocks = tuple(stages[str(stage)] for stage in range(1, 5))
+    blocks = (stages['1'], stages['2'], stages['3'], stages['4'])
     depth = _DEPTHS.get(('layer1.0.conv3.weight' in state, blocks))
     if depth is None:
         raise CheckpointError(

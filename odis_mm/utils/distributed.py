@@ -31,7 +31,7 @@ def gather(state: Any) -> Any:
 
 def part(value: Any, like: Optional[Tensor]) -> Any:
     """This rank's part of a whole tensor that belongs to the parameter ``like``, or the value as it is if it is not cut."""
-    if not hasattr(like, 'full_tensor') or not isinstance(value, Tensor) or value.shape != like.shape:
+    if like is None or not hasattr(like, 'full_tensor') or not isinstance(value, Tensor) or value.shape != like.shape:
         return value
     from torch.distributed.tensor import distribute_tensor
 

@@ -1,15 +1,22 @@
-"""The doctor: each finding provoked, and a healthy machine left alone."""
+"""The doctor: each problem provoked and named alone, in environments that lack what it needs, and a healthy one left alone."""
+
+import re
+import subprocess
+import sys
 
 import pytest
+import torch
 
+import odis_mm.transfer
+from helpers import environment
 from odis_mm.cli import doctor
-
-
-def findings(versions):
-    return [finding for finding in doctor.packages(versions.get) if not finding.ok]
-
+from odis_mm.cli.doctor import Finding
 
 HEALTHY = dict(mmengine='0.10.7', mmcv='2.1.0', mmpretrain='1.2.0', mmdet='3.3.0')
+
+
+def problems(versions):
+    return [finding for finding in doctor.packages(versions.get) if not finding.ok]
 
 
 @pytest.mark.parametrize(
@@ -22,28 +29,107 @@ HEALTHY = dict(mmengine='0.10.7', mmcv='2.1.0', mmpretrain='1.2.0', mmdet='3.3.0
     ],
 )
 def test_packages(changes, told, remedy):
-    assert not findings(HEALTHY)
-    found = findings({**HEALTHY, **changes})
+    assert not problems(HEALTHY)
+    found = problems({**HEALTHY, **changes})
     assert len(found) == 1 and told in found[0].what and remedy in found[0].remedy
-    assert not findings({f'onedl-{"mmdetection" if name == "mmdet" else name}': '9.9' for name in HEALTHY})
+    onedl = {f'onedl-{"mmdetection" if name == "mmdet" else name}': '9.9' for name in HEALTHY}
+    assert not problems(onedl)
+    del onedl['onedl-mmpretrain']
+    assert [finding.remedy for finding in problems(onedl)] == ['pip install onedl-mmpretrain']  # of the family in use
 
 
 def test_versions():
     assert doctor.torch_pair('2.10.0+cpu', '0.25.0').ok and not doctor.torch_pair('2.10.0', '0.24.1').ok
     assert "'torchvision==0.25.*'" in doctor.torch_pair('2.10.0', '0.24.1').remedy
     assert not doctor.torch_pair('2.1.0', None).ok
-    assert (
-        doctor.setup_tools({'setuptools': '79.0.1'}.get).ok and not doctor.setup_tools({'setuptools': '82.0.0'}.get).ok
+    assert doctor.setup_tools({'setuptools': '79.0.1'}.get).ok
+    assert not doctor.setup_tools({'setuptools': '82.0.0'}.get).ok
+
+
+# An environment that lacks some packages, or has them in other versions: what Python runs first
+CUSTOMIZED = """
+import importlib.metadata, sys
+
+hidden, versions = {hidden!r}, {versions!r}
+real = importlib.metadata.version
+
+def version(name):
+    if versions.get(name, '') is None:
+        raise importlib.metadata.PackageNotFoundError(name)
+    return versions.get(name) or real(name)
+
+importlib.metadata.version = version
+
+class Hide:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition('.')[0] in hidden:
+            raise ModuleNotFoundError(f'No module named {{name!r}}', name=name)
+
+sys.meta_path.insert(0, Hide())
+"""
+
+
+def report(folder, module, **customized):
+    (folder / 'sitecustomize.py').write_text(CUSTOMIZED.format(**customized))
+    env = environment()
+    env['PYTHONPATH'] = f'{folder}:{env["PYTHONPATH"]}'
+    done = subprocess.run(
+        [sys.executable, '-m', *module, '--no-run', '--work-dir', 'runs'],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
     )
+    assert not done.stderr, done.stderr
+    return done.returncode, done.stdout.splitlines()
+
+
+@pytest.mark.parametrize(
+    'hidden, versions, told, remedy',
+    [
+        ('cv2', {}, 'cv2 is not installed', 'pip install opencv-python-headless'),
+        (
+            'mmengine',
+            {'mmengine': None, 'onedl-mmengine': None},
+            'mmengine is not installed',
+            r'pip install (onedl-)?mmengine',
+        ),
+        (
+            'mmcv',
+            {'mmcv': None, 'onedl-mmcv': None},
+            'mmcv is not installed',
+            r'pip install --no-build-isolation (onedl-)?mmcv',
+        ),
+        ('torch', {'torch': None}, 'torch is not installed', "pip install 'torch>=2.1,<2.14' torchvision"),
+        (
+            '',
+            {'torch': '2.10.0', 'torchvision': '0.24.1'},
+            'torch 2.10.0, torchvision 0.24.1, which was built for another torch',
+            r"pip install 'torchvision==0\.25\.\*'",
+        ),
+    ],
+)
+@pytest.mark.parametrize('module', [['odis_mm', 'doctor'], ['odis_mm.doctor']], ids=' '.join)
+def test_what_an_environment_lacks_is_named_alone(tmp_path, module, hidden, versions, told, remedy):
+    code, lines = report(tmp_path, module, hidden=[hidden], versions=versions)
+    at = [i for i, line in enumerate(lines) if line.startswith('PROBLEM ')]
+    assert code == 1 and [lines[i] for i in at] == [f'PROBLEM {told}'], lines
+    assert re.fullmatch(f'        fix: {remedy}', lines[at[0] + 1]) and lines[-1] == '1 problem found'
+
+
+def test_a_package_that_does_not_load_is_named_by_its_own_error(tmp_path):
+    (tmp_path / 'cv2.py').write_text('raise ImportError("libGL.so.1: cannot open shared object file")')
+    code, lines = report(tmp_path, ['odis_mm', 'doctor'], hidden=[], versions={})
+    told = [line for line in lines if line.startswith(('PROBLEM', '        fix'))]
+    assert code == 1 and told == [
+        'PROBLEM cv2 cannot be imported (ImportError: libGL.so.1: cannot open shared object file)',
+        '        fix: pip install --force-reinstall --no-deps opencv-python-headless',
+    ]
 
 
 def test_code_in_a_checkpoint_is_seen(tmp_path, monkeypatch):
     assert doctor.loading(tmp_path).ok
-    import torch
-
-    from odis_mm import apis
-
-    monkeypatch.setattr(apis, '_load_local', lambda path: torch.load(path, weights_only=False))
+    monkeypatch.setattr(odis_mm.transfer, 'load_local', lambda path: torch.load(path, weights_only=False))
     assert not doctor.loading(tmp_path).ok
 
 
@@ -54,13 +140,40 @@ def test_a_folder_without_permission(tmp_path):
     assert not found.ok and 'cannot write' in found.what and '--work-dir' in found.remedy
 
 
-def test_report_and_exit_code(tmp_path, monkeypatch, capsys):
-    doctor.main(['--no-run', '--work-dir', str(tmp_path)])
-    assert 'nothing stands in the way' in capsys.readouterr().out
-    monkeypatch.setattr(
-        doctor, 'examine', lambda *args: iter([doctor.Finding(True, 'fine'), doctor.Finding(False, 'sick', 'a cure')])
-    )
+@pytest.mark.slow
+def test_a_healthy_installation_is_left_alone(tmp_path, capsys):
+    doctor.main(['--work-dir', str(tmp_path)])
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1] == 'no problem found' and not [line for line in said if not line.startswith('ok ')][:-1]
+    assert [line for line in said if line.endswith('a few iterations run')] == [
+        'ok      pretraining: a few iterations run',
+        'ok      a detector: a few iterations run',
+    ]
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_is_told_with_a_command_that_shows_it(tmp_path, monkeypatch):
+    config, options = doctor.TRIALS['pretraining']
+    monkeypatch.setattr(doctor, 'TRIALS', {'pretraining': (config, [*options, 'model.backbone.archh=3'])})
+    (found,) = doctor.trials(tmp_path, detector=True)
+    assert not found.ok and found.what.startswith('pretraining: failed: error: --cfg-options model.backbone.archh')
+    done = subprocess.run(['bash', '-c', found.remedy], cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert 'Traceback' in done.stderr and "has no key 'archh'" in done.stderr, done.stderr
+    assert (tmp_path / 'doctor_demo/annotations/instances_train2017.json').is_file()
+
+
+def test_report_and_exit_code(monkeypatch, capsys):
+    findings = [Finding(True, 'fine'), Finding(False, 'wrong', 'a command')]
+    monkeypatch.setattr(doctor, 'examine', lambda *args: iter(findings[:1]))
+    doctor.main([])
+    assert capsys.readouterr().out.splitlines() == ['ok      fine', 'no problem found']
+    monkeypatch.setattr(doctor, 'examine', lambda *args: iter(findings))
     with pytest.raises(SystemExit) as stop:
         doctor.main([])
     assert stop.value.code == 1
-    assert capsys.readouterr().out.splitlines() == ['ok  fine', 'BAD sick', '      mend: a cure', '1 finding to mend']
+    assert capsys.readouterr().out.splitlines() == [
+        'ok      fine',
+        'PROBLEM wrong',
+        '        fix: a command',
+        '1 problem found',
+    ]
