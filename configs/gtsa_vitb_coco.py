@@ -9,5 +9,4 @@ _base_ = [
 # as for ODIS: iBOT's practice, not checked against its argument files
 optim_wrapper = dict(optimizer=dict(lr=7.5e-4), clip_grad=dict(max_norm=0.3))
 train_dataloader = dict(batch_size=32)
-custom_hooks = _base_.custom_hooks
-custom_hooks[2].freeze_prototypes_epochs = 0  # there are no prototypes
+default_hooks = dict(schedule=dict(freeze_prototypes_epochs=0))  # there are no prototypes

@@ -6,5 +6,4 @@ _base_ = [
     './_base_/default_runtime.py',
 ]
 
-custom_hooks = _base_.custom_hooks
-custom_hooks[2].freeze_prototypes_epochs = 0  # there are none
+default_hooks = dict(schedule=dict(freeze_prototypes_epochs=0))  # there are none

@@ -11,5 +11,4 @@ auto_scale_lr = dict(base_batch_size=128)
 param_scheduler = _base_.param_scheduler
 param_scheduler[0].end = param_scheduler[1].begin = 3
 train_cfg = dict(max_epochs=30)
-custom_hooks = _base_.custom_hooks
-custom_hooks[2].weight_decay_end = 0.04  # constant: the runs are short
+default_hooks = dict(schedule=dict(weight_decay_end=0.04))  # constant: the runs are short

@@ -28,6 +28,7 @@ AMP_WRAPPERS = dict(
     bf16=dict(type='mmpretrain.AutocastOptimWrapper'),
     fp16=dict(type='mmpretrain.SafeAmpOptimWrapper', dtype='float16', loss_scale='dynamic'),
 )
+RUNNER_HOOKS = {'runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint'}  # mmengine's names
 _RUNS = itertools.count()
 
 
@@ -157,6 +158,8 @@ def _prepare(cfg: Config, work_dir: Optional[str], launcher: str) -> None:
         raise ConfigError(
             f'cannot write to the work dir {cfg.work_dir!r} ({error.strerror}): choose another one with --work-dir.'
         ) from error
+    for name in [n for n, hook in (cfg.get('default_hooks') or {}).items() if hook is None and n not in RUNNER_HOOKS]:
+        del cfg.default_hooks[name]  # mmengine removes only its own by None
     for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         loader = cfg.get(key)
         if loader and not loader.get('num_workers'):  # torch refuses settings of workers that do not exist

@@ -41,8 +41,7 @@ def test_numbers_and_views(name):
     )
     assert pipeline[1].target_rule == 'whole_image'
     assert cfg.train_dataloader.dataset.data_fraction == (0.1 if '10pct' in name else 1.0)
-    (decay,) = [hook.weight_decay_end for hook in cfg.custom_hooks if hook.type == 'SelfSupScheduleHook']
-    assert decay == (None if 'r50' in name else 0.04 if 'demo' in name else 0.4)
+    assert cfg.default_hooks.schedule.weight_decay_end == (None if 'r50' in name else 0.04 if 'demo' in name else 0.4)
     said = open(cfg.filename).readline()
     assert 'our reconstruction' in said
 

@@ -2,28 +2,30 @@
 default_scope = 'mmpretrain'
 custom_imports = dict(imports=['odis_mm'], allow_failed_imports=False)
 
+# Change a hook by its name: default_hooks=dict(health=dict(interval=10)); None removes it.
 default_hooks = dict(
-    runtime_info=dict(
-        type='DeferredInfoHook'
-    ),  # RuntimeInfoHook that waits for the device only when something is logged
+    runtime_info=dict(type='DeferredInfoHook'),  # reads scalars from the device only when something is logged
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='SafeCheckpointHook', interval=1, max_keep_ckpts=3),
     sampler_seed=dict(type='DistSamplerSeedHook'),
+    progress=dict(type='ProgressHook'),
+    nonfinite=dict(type='NonFiniteLossHook'),
+    schedule=dict(type='SelfSupScheduleHook', weight_decay_end=0.4, freeze_prototypes_epochs=1),  # iBOT recipe
+    export=dict(type='ExportTeacherHook'),
+    health=dict(
+        type='HealthHook', interval=50
+    ),  # figures of the run, and a warning with a remedy when they show a known fault
+    bad_images=dict(
+        type='BadImageHook', interval=50
+    ),  # names the images that were replaced: see max_bad_share of the data set
+    # SIGTERM, SIGUSR1, Ctrl-C: a checkpoint, then exit; --resume continues mid-epoch
+    preemption=dict(type='PreemptionHook'),
+    # share of images that show their object, and pictures of views, curves and attention
+    views=dict(type='ViewInspectionHook'),
 )
-custom_hooks = [
-    dict(type='ProgressHook'),
-    dict(type='NonFiniteLossHook'),
-    dict(type='SelfSupScheduleHook', weight_decay_end=0.4, freeze_prototypes_epochs=1),  # iBOT recipe
-    dict(type='ExportTeacherHook'),
-    dict(type='HealthHook', interval=50),  # figures and, when they show a known sickness, a verdict and a cure
-    dict(type='BadImageHook', interval=50),  # names the images that were replaced: see max_bad_share of the data set
-    dict(type='PreemptionHook'),
-    dict(
-        type='ViewInspectionHook'
-    ),  # share of images that show their object, and pictures of views, curves and attention
-]  # SIGTERM, SIGUSR1: a checkpoint, then exit code 75; --resume goes on in the middle of the epoch
+custom_hooks = []
 
 env_cfg = dict(
     cudnn_benchmark=False,

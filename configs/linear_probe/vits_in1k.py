@@ -76,4 +76,4 @@ param_scheduler = [dict(type='CosineAnnealingLR', eta_min=0.0, by_epoch=True, co
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=100, val_interval=1)
 val_cfg = dict()
 test_cfg = dict()
-custom_hooks = [dict(type='ProgressHook'), dict(type='NonFiniteLossHook')]
+default_hooks = dict(schedule=None, export=None, health=None, bad_images=None, views=None)  # those are for pretraining

@@ -82,7 +82,7 @@ def steps_in(hours: float, data: PathLike, init: Optional[PathLike], amp: Option
     cfg = copy.deepcopy(cfg)
     cfg.default_hooks.checkpoint.update(interval=10**6, save_last=False)
     cfg.log_level = 'WARNING'
-    cfg.custom_hooks = [hook for hook in cfg.custom_hooks if hook['type'] != 'ViewInspectionHook']
+    cfg.default_hooks.views = None
     with tempfile.TemporaryDirectory() as folder:
         cfg.filename = str(Path(folder, 'probe.py'))
         _set_init(cfg, init)

@@ -115,15 +115,15 @@ def small(method: str, data: str, kind: str) -> Config:
     cfg.auto_scale_lr.enable = False
     cfg.param_scheduler = []
     cfg.train_cfg.max_epochs = EPOCHS
-    cfg.custom_hooks = [hook for hook in cfg.custom_hooks if hook.type != 'ExportTeacherHook'] + [dict(type='Record')]
+    cfg.default_hooks.export = None
+    cfg.custom_hooks = [dict(type='Record')]
     cfg.default_hooks.checkpoint.update(interval=1000, save_last=False)
     if kind == 'sharded':
         fsdp = apis.load_config('odis_vitl_coco_fsdp')
         cfg.update(runner_type=fsdp.runner_type, strategy=fsdp.strategy)
         cfg.default_hooks.checkpoint.interval = 1
-        cfg.custom_hooks.append(dict(type='ExportTeacherHook'))
-        health = next(hook for hook in cfg.custom_hooks if hook.type == 'HealthHook')
-        health.interval = 2
+        cfg.default_hooks.export = dict(type='ExportTeacherHook')
+        cfg.default_hooks.health.interval = 2
     cfg.log_level = 'INFO' if kind == 'uneven' else 'WARNING'
     return cfg
 

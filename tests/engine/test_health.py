@@ -217,7 +217,7 @@ def test_shipped_recipes_are_watched(tmp_path, config, prototypes):
             'train_dataloader.dataset.max_bad_share': 0.1,
             'train_dataloader.sampler.seed': 0,
             'train_dataloader.drop_last': False,
-            'custom_hooks.4.interval': 4,
+            'default_hooks.health.interval': 4,
         },
     )  # of 6 iterations
     (log,) = (tmp_path / 'work').glob('*/*.log')

@@ -8,8 +8,9 @@ default_hooks = dict(
     checkpoint=dict(type='mmpretrain.SafeCheckpointHook', interval=1, max_keep_ckpts=2),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='DetVisualizationHook'),
+    progress=dict(type='mmpretrain.ProgressHook'),
+    init=dict(type='DetectorInit'),  # the backbone equals its file before the first iteration
 )
-custom_hooks = [dict(type='mmpretrain.ProgressHook'), dict(type='DetectorInit')]
 
 env_cfg = dict(
     cudnn_benchmark=False,

@@ -101,7 +101,7 @@ class HealthHook(Hook):
         model = unwrap(runner.model)
         if not hasattr(model, 'watch_health'):
             raise ConfigError(
-                f'HealthHook watches TeacherStudent models, not {type(model).__name__}: remove it from custom_hooks.'
+                f'HealthHook watches TeacherStudent models, not {type(model).__name__}: remove the hook (default_hooks.health=None).'
             )
         info = runner.message_hub.runtime_info
         if START_NORM not in info:

@@ -47,7 +47,7 @@ class PreemptionHook(Hook):
         if not found:
             raise ConfigError(
                 'PreemptionHook saves through a SafeCheckpointHook, and there is none: set '
-                "default_hooks.checkpoint.type='SafeCheckpointHook', or remove it from custom_hooks."
+                "default_hooks.checkpoint.type='SafeCheckpointHook', or remove the hook (default_hooks.preemption=None)."
             )
         self.checkpoints = found[0]
         if threading.current_thread() is threading.main_thread():  # Python allows no other to handle signals

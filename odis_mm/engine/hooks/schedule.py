@@ -33,7 +33,7 @@ class SelfSupScheduleHook(Hook):
         if not hasattr(model, 'set_progress'):
             raise ConfigError(
                 f'SelfSupScheduleHook drives TeacherStudent models, not {type(model).__name__}: '
-                'remove it from custom_hooks.'
+                'remove the hook (default_hooks.schedule=None).'
             )
         optimizer = runner.optim_wrapper.optimizer
         iters_per_epoch = len(runner.train_dataloader)

@@ -184,7 +184,7 @@ class TeacherStudent(BaseSelfSupervisor):
         if not self._progress_known:
             raise ConfigError(
                 f'{type(self).__name__} is trained without its schedules, so its teacher would never move: add '
-                "dict(type='SelfSupScheduleHook') to custom_hooks (or call set_progress and after_optimizer_step yourself)."
+                "schedule=dict(type='SelfSupScheduleHook') to default_hooks (or call set_progress and after_optimizer_step yourself)."
             )
         return self.compute_losses(inputs, data_samples)
 
