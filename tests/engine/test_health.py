@@ -113,7 +113,7 @@ def test_a_healthy_run_is_left_alone(tmp_path):
         'EMA distance',
         'empty masks',
         'data wait',
-        'weight growth 1',
+        'weight growth',
     ):
         assert figure in lines[-1], figure
 
