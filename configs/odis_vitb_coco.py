@@ -6,7 +6,7 @@ _base_ = [
     './_base_/default_runtime.py',
 ]
 
-# ViT-B and L: iBOT's practice, not checked against its argument files: this project's defaults
+# iBOT's practice for ViT-B and L, not checked against its argument files: ours
 optim_wrapper = dict(optimizer=dict(lr=7.5e-4), clip_grad=dict(max_norm=0.3))
 train_dataloader = _base_.train_dataloader
 train_dataloader.dataset.pipeline[1].views[0].scale = (0.32, 1.0)

@@ -81,7 +81,7 @@ def test_published_numbers(size, arch, lr, drop_path, clip, learned, scale, data
     assert cfg.model.backbone.arch == arch and cfg.model.backbone.drop_path_rate == drop_path
     assert cfg.model.neck.norm_trainable is learned
     assert cfg.model.neck.num_prototypes == cfg.model.head.num_prototypes == 8192
-    assert cfg.optim_wrapper.optimizer.lr == lr and cfg.optim_wrapper.clip_grad.max_norm == clip
+    assert cfg.optim_wrapper.optimizer.lr == lr and cfg.optim_wrapper.clip_grad == dict(max_norm=clip, per_tensor=True)
     assert cfg.auto_scale_lr == dict(enable=True, base_batch_size=256)
     big, small = cfg.train_dataloader.dataset.pipeline[1].views
     assert (big.scale, small.scale) == ((scale, 1.0), (0.05, scale))
@@ -210,7 +210,7 @@ def test_published_numbers_of_gtsa(name, arch, width, lr, clip, batch):
         11,
     )
     assert cfg.train_dataloader.dataset.pipeline[2] == dict(type='RenderViews', interpolation='bilinear')
-    assert cfg.optim_wrapper.optimizer.lr == lr and cfg.optim_wrapper.clip_grad.max_norm == clip
+    assert cfg.optim_wrapper.optimizer.lr == lr and cfg.optim_wrapper.clip_grad == dict(max_norm=clip, per_tensor=True)
     assert cfg.auto_scale_lr == dict(enable=True, base_batch_size=256) and cfg.train_cfg.max_epochs == 100
     views, colours = cfg.train_dataloader.dataset.pipeline[1], cfg.train_dataloader.dataset.pipeline[3]
     big, small = views.views
