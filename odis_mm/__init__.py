@@ -12,9 +12,14 @@ from typing import Any
 
 from .version import __version__
 
-_LAZY = {'extract_object_features': 'odis_mm.evaluation.object_features'}
+_LAZY = {
+    'extract_object_features': 'odis_mm.evaluation.object_features',
+    'finetune': 'odis_mm.tasks',
+    'predict': 'odis_mm.tasks',
+    'pretrain': 'odis_mm.tasks',
+}
 
-__all__ = ['__version__', 'extract_object_features', 'register']
+__all__ = ['__version__', 'register', *_LAZY]
 
 
 def register() -> None:

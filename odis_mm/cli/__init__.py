@@ -18,6 +18,10 @@ class Command(NamedTuple):
 
 
 COMMANDS: Dict[str, Command] = {
+    'pretrain': Command('odis_mm.cli.tasks', 'pretrain_main', 'pretrain a backbone on a folder of images'),
+    'finetune': Command('odis_mm.cli.tasks', 'finetune_main', 'train a detector on annotated images'),
+    'predict': Command('odis_mm.cli.tasks', 'predict_main', 'run a detector on images: pictures and a COCO-style json'),
+    'views': Command('odis_mm.cli.tasks', 'views_main', 'draw the views that a config makes of images'),
     'train': Command('odis_mm.cli.train', 'train_main', 'pretrain a backbone or train a detector, by a config'),
     'test': Command('odis_mm.cli.train', 'test_main', 'evaluate a detector: COCO AP'),
     'transfer': Command(

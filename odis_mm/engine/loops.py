@@ -47,10 +47,19 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
 
     A run that is resumed on as many ranks is the run that was not interrupted, bit for bit on CPU. On another number of ranks, or with
     another batch size, the epoch goes on after the images that were done: none is lost or drawn twice.
+
+    Args:
+        max_iters: The length in iterations in place of ``max_epochs``: the nearest number of whole epochs. For recipes that serve data sets of
+            very different sizes.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, max_iters: Optional[int] = None, **kwargs):
+        if max_iters is not None:
+            kwargs.setdefault('max_epochs', 1)
         super().__init__(*args, **kwargs)
+        if max_iters is not None:
+            self._max_epochs = max(1, round(max_iters / len(self.dataloader)))
+            self._max_iters = self._max_epochs * len(self.dataloader)
         self.images_done = 0  # of this epoch, by all ranks
         self.loaded: Optional[dict] = None
         self.runner.register_hook(_ProgressHook(self))

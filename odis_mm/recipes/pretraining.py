@@ -63,6 +63,9 @@ def pretraining_config(
     with_boxes = with_boxes and found.objects > 0
     notes.append(f'data: {found.words()}')
     method = method or ('odis' if with_boxes else 'alfm')
+    with_boxes = with_boxes and (method == 'odis' or recipe is not None)
+    if ann_file is not None:
+        notes[0] += ' with their boxes, not their classes' if with_boxes else ' without their boxes'
     small = found.images <= SMALL or not torch.cuda.is_available()
     given = recipe
     if recipe is None:
@@ -89,7 +92,7 @@ def pretraining_config(
     loader.persistent_workers = loader.num_workers > 0
     cfg.setdefault('randomness', {}).update(seed=seed)
     _set_views(cfg, size)
-    if with_boxes and method == 'odis' and _may_fit(given, cfg):
+    if with_boxes and _may_fit(given, cfg):
         notes += _fit_views(cfg, dataset)
     iterations = max(1, found.images // loader.batch_size)
     notes.append(_set_length(cfg, steps, iterations))
@@ -118,12 +121,11 @@ def _find_data(data: Path, boxes: Optional[PathLike]) -> Tuple[Optional[Path], P
     split = find_splits(data).get('train')
     if split is None:
         return None, data, False, ['no annotations found: every image of the folder is used, without objects']
-    used = 'their boxes are not used' if boxes is not None else 'their boxes are used, their classes are not'
     return (
         split.ann_file,
         split.images,
         boxes is None,
-        [f'annotations: {split.ann_file}; the images that it lists are used, {used}'],
+        [f'annotations: {split.ann_file}; the images that it lists are used'],
     )
 
 
@@ -190,12 +192,12 @@ def _set_length(cfg: Config, steps: Optional[int], iterations: int) -> str:
     """Length, warm-up and checkpoints, for ``iterations`` steps per epoch; the line that tells of it."""
     told = cfg.train_cfg.get('max_iters') or cfg.train_cfg.get('max_epochs', 1) * iterations
     steps = told if steps is None else steps
-    if steps < 2:
-        raise ConfigError(f'{steps} steps are no run: ask for two or more.')
-    epochs = max(1, round(steps / iterations))
+    if steps < 4:
+        raise ConfigError(f'{steps} steps are no run: ask for four or more.')
+    epochs = max(1, -(-4 // iterations), round(steps / iterations))
     cfg.train_cfg = dict(type='ResumableEpochLoop', max_epochs=epochs)
     total = epochs * iterations
-    warmup = max(1, round(total / 10))
+    warmup = max(2, round(total / 10))  # mmengine's LinearLR of one step never leaves its start
     peak_end = [dict(scheduler) for scheduler in cfg.param_scheduler]
     peak_end[0] = dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=warmup)
     peak_end[1] = dict(type='CosineAnnealingLR', eta_min=1e-6, by_epoch=False, begin=warmup, end=total)

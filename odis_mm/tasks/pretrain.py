@@ -1,19 +1,18 @@
 """Pretraining on a folder of images."""
 
-import copy
-import logging
 import re
 import tempfile
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterator, Optional
+from typing import Any, Dict, Optional
 
+from mmengine.config import Config
 from mmengine.logging import print_log
 
 from .. import apis
 from ..recipes.pretraining import pretraining_config
 from ..utils.errors import ConfigError, StageError
 from ..utils.files import PathLike
+from .logs import NO_TEXT, logging_at
 
 PROBE_STEPS = 8
 
@@ -66,7 +65,7 @@ def pretrain(
         if hours is not None:
             steps = steps_in(hours, data, init, amp, known)
         cfg, _ = pretraining_config(data, steps=steps, **known)
-        cfg.filename = str(work_dir / 'pretrain.py')
+        cfg = Config(cfg.to_dict(), cfg_text=NO_TEXT, filename=str(work_dir / 'pretrain.py'))
         for note in cfg.notes:
             print_log(note, logger='current')
         if quiet:
@@ -79,12 +78,11 @@ def pretrain(
 def steps_in(hours: float, data: PathLike, init: Optional[PathLike], amp: Optional[str], known: Dict[str, Any]) -> int:
     """Return how many steps fit, from the time of a few steps on this machine."""
     cfg, _ = pretraining_config(data, **{**known, 'steps': PROBE_STEPS})
-    cfg = copy.deepcopy(cfg)
     cfg.default_hooks.checkpoint.update(interval=10**6, save_last=False)
     cfg.log_level = 'WARNING'
     cfg.default_hooks.views = None
     with tempfile.TemporaryDirectory() as folder:
-        cfg.filename = str(Path(folder, 'probe.py'))
+        cfg = Config(cfg.to_dict(), cfg_text=NO_TEXT, filename=str(Path(folder, 'probe.py')))
         _set_init(cfg, init)
         runner = apis.train(cfg, work_dir=folder, amp=amp)
         history, _ = runner.message_hub.get_scalar('train/time').data
@@ -113,17 +111,3 @@ def _set_init(cfg, init: Optional[PathLike]) -> None:
         raise ConfigError(
             '--init: starting weights are not supported by this command yet; use tools/train.py with the written config.'
         )
-
-
-@contextmanager
-def logging_at(level: str) -> Iterator[None]:
-    """Keep mmengine's current logger from printing below a level."""
-    from mmengine.logging import MMLogger
-
-    logger = MMLogger.get_current_instance()
-    before = logger.level
-    logger.setLevel(getattr(logging, level))
-    try:
-        yield
-    finally:
-        logger.setLevel(before)

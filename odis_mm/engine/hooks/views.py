@@ -45,7 +45,7 @@ class ViewInspectionHook(Hook):
         for part in _parts(dataset):
             self._look(runner, part)
         if self.pictures and is_main_process() and runner.iter == 0:
-            self._samples = [sample for part in _parts(dataset) for sample in _samples(part, self.pictures)][
+            self._samples = [sample for part in _parts(dataset) for sample in samples_of(part, self.pictures)][
                 : self.pictures
             ]
             from ...visualization import draw_views
@@ -106,10 +106,14 @@ def _parts(dataset) -> List:
     return [part for one in inner for part in _parts(one)]
 
 
-def _samples(dataset, count: int) -> Iterator[dict]:
-    """What the pipeline makes of some images of epoch 0, before it is packed."""
+def samples_of(dataset, count: int, epoch: int = 0) -> Iterator[dict]:
+    """What the pipeline of an ``ObjectDataset`` makes of ``count`` images, evenly spread, before it is packed; bad images are left out."""
     for index in spread(len(dataset), count).tolist():
-        sample = {**dataset.get_data_info(index), 'epoch': 0, 'rng': np.random.default_rng((dataset.seed, 0, index))}
+        sample = {
+            **dataset.get_data_info(index),
+            'epoch': epoch,
+            'rng': np.random.default_rng((dataset.seed, epoch, index)),
+        }
         try:
             for step in dataset.pipeline.transforms:
                 if isinstance(step, PackViews):

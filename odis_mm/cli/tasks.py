@@ -1,0 +1,189 @@
+"""``odis-mm pretrain | finetune | predict | views``: whole jobs on a user's own data."""
+
+import argparse
+from pathlib import Path
+from typing import List, Optional
+
+from ..config import load_config, parse_options
+from ..recipes import METHODS
+from ..tasks import finetune, predict, pretrain
+from ..utils.errors import ConfigError, run_command
+
+
+def pretrain_main(argv: Optional[List[str]] = None) -> None:
+    """Pretrain on a folder of images."""
+    parser = argparse.ArgumentParser(
+        prog='odis-mm pretrain',
+        description='Pretrain a backbone on a folder of images. The recipe, the views, the batch and the length follow from what the folder '
+        'holds; everything that was chosen is printed and written as a config that tools/train.py takes.',
+    )
+    parser.add_argument(
+        '--data',
+        required=True,
+        metavar='DIR',
+        help='images, nested as they are, with COCO-style annotations or without',
+    )
+    parser.add_argument(
+        '--boxes',
+        metavar='FILE',
+        help="json of objects (default: the training annotations found in DIR; 'none': use no objects)",
+    )
+    parser.add_argument('--method', choices=METHODS, help='default: odis if there are objects, else alfm')
+    parser.add_argument(
+        '--init',
+        metavar='FILE',
+        help='checkpoint to start from: ours, timm, DINO, iBOT, DINOv2, MAE, Hugging Face, ...',
+    )
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument('--steps', type=int, help="default: the recipe's")
+    length.add_argument('--hours', type=float, help='the speed is measured first')
+    parser.add_argument('--size', type=int, help="side of the global views in pixels (default: the recipe's)")
+    _common(parser, 'work_dirs/pretrain')
+    args = parser.parse_args(argv)
+    export = run_command(
+        lambda: pretrain(
+            args.data,
+            boxes=args.boxes,
+            method=args.method,
+            init=args.init,
+            steps=args.steps,
+            hours=args.hours,
+            size=args.size,
+            **_shared(args),
+        )
+    )
+    print(f'pretrained backbone: {export}')
+    print(f'next: odis-mm finetune --data {args.data} --init {export}')
+
+
+def finetune_main(argv: Optional[List[str]] = None) -> None:
+    """Train a detector on annotated images."""
+    parser = argparse.ArgumentParser(
+        prog='odis-mm finetune',
+        description='Train a detector on COCO-style annotated images, evaluate it per class, and draw what it finds.',
+    )
+    parser.add_argument('--data', required=True, metavar='DIR', help='data set with COCO-style annotations')
+    parser.add_argument(
+        '--init', metavar='FILE', help='backbone to start from: an export of a pretraining (default: random weights)'
+    )
+    parser.add_argument(
+        '--detector', metavar='CONFIG', help='default: mask-rcnn_small, or faster-rcnn_small if there are boxes only'
+    )
+    for name in ('train', 'val'):
+        parser.add_argument(f'--{name}', metavar='FILE', help=f'{name} annotations in place of those found in DIR')
+    parser.add_argument('--images', metavar='DIR', help='image folder, if it is not found near the annotations')
+    parser.add_argument('--steps', type=int, help='default: ten passes over the data, at least 300 steps')
+    parser.add_argument('--size', type=int, help="shortest side of the images in pixels (default: the detector's)")
+    _common(parser, 'work_dirs/finetune')
+    args = parser.parse_args(argv)
+    done = run_command(
+        lambda: finetune(
+            args.data,
+            init=args.init,
+            detector=args.detector,
+            train=args.train,
+            val=args.val,
+            images=args.images,
+            steps=args.steps,
+            size=args.size,
+            **_shared(args),
+        )
+    )
+    for name, value in done.metrics.items():
+        print(f'{name:24s} {value:6.1f}')
+    print(f'detector: {done.checkpoint}; what it finds: {done.checkpoint.parent / "predictions"}')
+    print(f'next: odis-mm predict {done.checkpoint.parent} IMAGES --out DIR')
+
+
+def predict_main(argv: Optional[List[str]] = None) -> None:
+    """Run a detector on images."""
+    parser = argparse.ArgumentParser(
+        prog='odis-mm predict', description='Run a detector on images: pictures and a COCO-style json.'
+    )
+    parser.add_argument('run', metavar='CONFIG_OR_DIR', help='config of the detector, or the work dir of its training')
+    parser.add_argument(
+        'paths',
+        nargs='+',
+        metavar='[CHECKPOINT] IMAGES',
+        help='weights (default: the newest of the work dir), then files and folders',
+    )
+    parser.add_argument('--out', required=True, metavar='DIR')
+    parser.add_argument(
+        '--threshold', type=float, default=0.3, help='least score of a box that is drawn (default: 0.3)'
+    )
+    parser.add_argument('--batch', type=int, default=8)
+    parser.add_argument('--device')
+    args = parser.parse_args(argv)
+    checkpoint = args.paths[0] if args.paths[0].endswith('.pth') else None
+    images = args.paths[1:] if checkpoint else args.paths
+
+    def work() -> Path:
+        if not images:
+            raise ConfigError('no images are named: odis-mm predict CONFIG_OR_DIR [CHECKPOINT] IMAGES --out DIR.')
+        return predict(
+            args.run, checkpoint, images, args.out, threshold=args.threshold, batch=args.batch, device=args.device
+        )
+
+    target = run_command(work)
+    print(f'written: {target}, pictures in {target.parent / "vis"}')
+
+
+def views_main(argv: Optional[List[str]] = None) -> None:
+    """Draw the views of some images."""
+    parser = argparse.ArgumentParser(
+        prog='odis-mm views', description='Draw the views that a pretraining config makes of some images.'
+    )
+    parser.add_argument('config', help='path of a config, or name of a shipped one')
+    parser.add_argument(
+        '--out', default='views.png', help='several images: views_1.png, views_2.png, ... (default: views.png)'
+    )
+    parser.add_argument('--images', type=int, default=1, help='how many images, evenly spread over the data set')
+    parser.add_argument('--epoch', type=int, default=0, help='each epoch draws other views')
+    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', action='extend')
+    args = parser.parse_args(argv)
+
+    def work() -> None:
+        from mmpretrain.registry import DATASETS
+
+        from ..engine.hooks.views import samples_of
+        from ..visualization import draw_views
+
+        cfg = load_config(args.config, parse_options(args.cfg_options))
+        dataset = DATASETS.build(cfg.train_dataloader.dataset)
+        out = Path(args.out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        for i, sample in enumerate(samples_of(dataset, args.images, args.epoch)):
+            path = out if args.images == 1 else out.with_name(f'{out.stem}_{i + 1}{out.suffix}')
+            draw_views(sample, str(path))
+            print(f'written: {path}')
+
+    run_command(work)
+
+
+def _common(parser: argparse.ArgumentParser, work_dir: str) -> None:
+    parser.add_argument('--batch', type=int, help="images per step (default: the recipe's)")
+    parser.add_argument('--work-dir', default=work_dir, help=f'everything is written here (default: {work_dir})')
+    parser.add_argument('--resume', action='store_true', help='continue what is in the work dir')
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--amp', nargs='?', const='bf16', choices=('bf16', 'fp16'), help='mixed precision')
+    parser.add_argument('--quiet', action='store_true', help='warnings only')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        default=[],
+        metavar='KEY=VALUE',
+        action='extend',
+        help='changes of the config, applied last',
+    )
+
+
+def _shared(args: argparse.Namespace) -> dict:
+    return dict(
+        batch=args.batch,
+        work_dir=args.work_dir,
+        resume=args.resume,
+        seed=args.seed,
+        amp=args.amp,
+        quiet=args.quiet,
+        options=parse_options(args.cfg_options),
+    )

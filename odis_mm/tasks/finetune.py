@@ -1,0 +1,170 @@
+"""Training a detector on a user's own data."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, Optional, Tuple
+
+from mmengine.config import Config
+from mmengine.logging import print_log
+
+from .. import apis
+from ..datasets.layout import Split, find_splits, image_folder, read_coco, split_coco
+from ..recipes.detector import detector_config, read_content
+from ..utils.errors import ConfigError, MissingFileError
+from ..utils.files import PathLike, atomic_write_text
+from .logs import NO_TEXT, logging_at
+from .predict import predict
+
+HELD_OUT = 0.2  # of the images, if the data has no validation split
+PER_IMAGE = 10  # passes over the data by default
+SHORTEST, LONGEST = 300, 20000  # default iterations
+PICTURES = 8
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """What a fine-tuning gave.
+
+    Attributes:
+        checkpoint: The detector's last checkpoint.
+        config: The config that it was trained with.
+        metrics: COCO's on the validation split, and ``AP of CLASS`` for each class; in percent.
+    """
+
+    checkpoint: Path
+    config: Path
+    metrics: Dict[str, float]
+
+
+def finetune(
+    data: PathLike,
+    *,
+    init: Optional[PathLike] = None,
+    detector: Optional[str] = None,
+    train: Optional[PathLike] = None,
+    val: Optional[PathLike] = None,
+    images: Optional[PathLike] = None,
+    steps: Optional[int] = None,
+    size: Optional[int] = None,
+    batch: Optional[int] = None,
+    work_dir: PathLike = 'work_dirs/finetune',
+    resume: bool = False,
+    seed: int = 0,
+    amp: Optional[str] = None,
+    quiet: bool = False,
+    options: Optional[Dict[str, Any]] = None,
+) -> Finetuned:
+    """Train a detector on annotated images, evaluate it, and draw what it finds on some of the validation images.
+
+    Args:
+        data: Folder of a data set that :func:`~odis_mm.datasets.layout.find_splits` recognises; without a validation split, a fifth of
+            the training images, drawn by ``seed``, is held out.
+        init: An export of a pretraining, or a ViT of any layout that transfer reads; None: random weights.
+        detector: Name or path of a detector's config; None: a Mask R-CNN if all objects have masks, else a Faster R-CNN, of a size for
+            small data.
+        train, val: COCO-style json files in place of those found in ``data``; absolute or below it.
+        images: Image folder of both, if it is not found near them.
+        steps: Length; None: ten passes over the training images, at least 300 steps.
+        size: Shortest side of the images in pixels; None: the detector's.
+        batch: Images per step.
+        work_dir: Config, log, checkpoint, ``predictions/`` and ``metrics.json`` are written here.
+        resume: Continue what is in ``work_dir``.
+        quiet: Log warnings only.
+        options: ``--cfg-options``, set last.
+
+    Raises:
+        ConfigError: an argument that cannot be used, annotations without boxes, or a ``work_dir`` that holds another run.
+        MissingFileError: no such folder or file.
+    """
+    work_dir = Path(work_dir)
+    if not resume and list(work_dir.glob('*.pth')):
+        raise ConfigError(
+            f'{work_dir} holds checkpoints of a run: continue it with --resume, or name another folder with --work-dir.'
+        )
+    with logging_at('WARNING' if quiet else 'INFO'):
+        splits = detector_splits(Path(data), train, val, images, work_dir, seed)
+        content = read_content(splits[0])
+        if steps is None:
+            steps = min(max(PER_IMAGE * content.images // (batch or 8), SHORTEST), LONGEST)
+        cfg = detector_config(
+            *splits, detector=detector, init=init, size=size, iterations=steps, batch=batch, seed=seed, options=options
+        )
+        cfg = Config(cfg.to_dict(), cfg_text=NO_TEXT, filename=str(work_dir / 'detector.py'))
+        for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
+            evaluator.classwise = True
+        cfg.notes = [
+            f'data: {content.images} images to train on ({splits[0].ann_file}), validation {splits[1].ann_file}',
+            f'classes: {", ".join(content.classes)}',
+            f'detector: {detector or ("mask-rcnn_small" if content.masks else "faster-rcnn_small")}, {steps} steps, '
+            + (f'backbone from {init}' if init else 'backbone from random weights'),
+        ]
+        for note in cfg.notes:
+            print_log(note, logger='current')
+        if quiet:
+            cfg.log_level = 'WARNING'
+        runner = apis.train(cfg, work_dir=str(work_dir), resume='auto' if resume else None, amp=amp)
+    checkpoint = Path(runner.message_hub.runtime_info['last_ckpt'])
+    metrics = _metrics(runner)
+    atomic_write_text(work_dir / 'metrics.json', json.dumps(metrics, indent=1) + '\n')
+    names = [image['file_name'] for image in read_coco(splits[1].ann_file)['images'][:PICTURES]]
+    predict(
+        work_dir / 'detector.py',
+        checkpoint,
+        [splits[1].images / name for name in names],
+        work_dir / 'predictions',
+        quiet=True,
+    )
+    return Finetuned(checkpoint, work_dir / 'detector.py', metrics)
+
+
+def detector_splits(
+    data: Path,
+    train: Optional[PathLike],
+    val: Optional[PathLike],
+    images: Optional[PathLike],
+    work_dir: Path,
+    seed: int,
+) -> Tuple[Split, Split, Optional[Split]]:
+    """Return the training, validation and, if there is one, test split; a missing validation split is cut off and written to ``work_dir``.
+
+    Raises:
+        MissingFileError: a file that was named, or any annotation, is missing.
+    """
+    named = {name: path for name, path in (('train', train), ('val', val)) if path is not None}
+    found = {} if len(named) == 2 else find_splits(data)
+    for name, path in named.items():
+        file = next((p for p in (Path(path), data / path) if p.is_file()), None)
+        if file is None:
+            raise MissingFileError(f'no annotation file {path}, neither there nor below {data}.')
+        found[name] = Split(file, Path(images) if images else image_folder(file, data, name))
+    if 'train' not in found:
+        raise MissingFileError(
+            f'{data} holds no COCO-style json with boxes to train a detector on; `odis-mm import-objects` makes one from other formats.'
+        )
+    if 'val' not in found:
+        rest, held = split_coco(read_coco(found['train'].ann_file), HELD_OUT, seed)
+        folder = work_dir / 'annotations'
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, part in (('train', rest), ('val', held)):
+            atomic_write_text(folder / f'{name}.json', json.dumps(part))
+        print_log(
+            f'no validation split: {len(held["images"])} of {len(held["images"]) + len(rest["images"])} images are held out ({folder})',
+            logger='current',
+        )
+        folder_of_images = found['train'].images
+        found['train'], found['val'] = (Split(folder / f'{name}.json', folder_of_images) for name in ('train', 'val'))
+    return found['train'], found['val'], found.get('test')
+
+
+def _metrics(runner) -> Dict[str, float]:
+    """In percent, the last values that the evaluation logged."""
+    found = {}
+    for key in runner.message_hub.log_scalars:
+        if key.startswith('val/coco/'):
+            name = key.removeprefix('val/coco/')
+            value = 100 * float(runner.message_hub.get_scalar(key).current())
+            found[name if name.startswith(('bbox_', 'segm_')) else f'AP of {name.removesuffix("_precision")}'] = round(
+                value, 2
+            )
+    return found

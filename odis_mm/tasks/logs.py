@@ -1,0 +1,21 @@
+"""How much a job prints."""
+
+import logging
+from contextlib import contextmanager
+from typing import Iterator
+
+from mmengine.logging import MMLogger
+
+NO_TEXT = '# made by odis_mm'  # in place of the text of a config's file: without any, mmengine would look for the file
+
+
+@contextmanager
+def logging_at(level: str) -> Iterator[None]:
+    """Keep mmengine's current logger from printing below a level, 'INFO' or 'WARNING', for a while."""
+    logger = MMLogger.get_current_instance()
+    before = logger.level
+    logger.setLevel(getattr(logging, level))
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
