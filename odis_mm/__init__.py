@@ -19,7 +19,7 @@ _LAZY = {
     'pretrain': 'odis_mm.tasks',
 }
 
-__all__ = ['__version__', 'register', *_LAZY]
+__all__ = ['__version__', 'extract_object_features', 'finetune', 'predict', 'pretrain', 'register']
 
 
 def register() -> None:

@@ -13,7 +13,7 @@ from ..datasets.layout import Split, find_splits, image_folder, read_coco, split
 from ..recipes.detector import detector_config, read_content
 from ..utils.errors import ConfigError, MissingFileError
 from ..utils.files import PathLike, atomic_write_text
-from .logs import NO_TEXT, logging_at
+from .logs import NO_TEXT, logging_at, tell
 from .predict import predict
 
 HELD_OUT = 0.2  # of the images, if the data has no validation split
@@ -99,8 +99,7 @@ def finetune(
             f'detector: {detector or ("mask-rcnn_small" if content.masks else "faster-rcnn_small")}, {steps} steps, '
             + (f'backbone from {init}' if init else 'backbone from random weights'),
         ]
-        for note in cfg.notes:
-            print_log(note, logger='current')
+        tell(cfg.notes, quiet)
         if quiet:
             cfg.log_level = 'WARNING'
         runner = apis.train(cfg, work_dir=str(work_dir), resume='auto' if resume else None, amp=amp)

@@ -2,7 +2,7 @@
 
 import logging
 from contextlib import contextmanager
-from typing import Iterator
+from typing import Iterator, Sequence
 
 from mmengine.logging import MMLogger
 
@@ -19,3 +19,9 @@ def logging_at(level: str) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
+
+
+def tell(lines: Sequence[str], quiet: bool) -> None:
+    """Print lines; not through the logger, which a run before this one may have set to warnings only."""
+    if not quiet:
+        print('\n'.join(lines), flush=True)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from pathlib import Path
 from typing import List, Optional, Sequence, Union
 
@@ -60,7 +61,11 @@ def predict(
     with DefaultScope.overwrite_default_scope('mmdet'):
         scopes = dict(DefaultScope._instance_dict)
         try:
-            inferencer = DetInferencer(cfg, weights=None, device=device, show_progress=not quiet)
+            with (
+                warnings.catch_warnings()
+            ):  # of weights that it was not given: they are loaded, and checked, right after
+                warnings.filterwarnings('ignore', message='Checkpoint is not loaded|weights is None|palette does not')
+                inferencer = DetInferencer(cfg, weights=None, device=device, show_progress=not quiet)
             classes = _load(inferencer.model, weights, cfg)
             found = inferencer([str(p) for p in paths], batch_size=batch, out_dir=str(out), pred_score_thr=threshold)
         finally:  # mmdet's inferencer leaves its scope behind, in which nothing of mmpretrain is found

@@ -3,16 +3,15 @@
 import re
 import tempfile
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Optional, Tuple
 
 from mmengine.config import Config
-from mmengine.logging import print_log
 
 from .. import apis
 from ..recipes.pretraining import pretraining_config
 from ..utils.errors import ConfigError, StageError
 from ..utils.files import PathLike
-from .logs import NO_TEXT, logging_at
+from .logs import NO_TEXT, logging_at, tell
 
 PROBE_STEPS = 8
 
@@ -63,11 +62,11 @@ def pretrain(
     with logging_at('WARNING' if quiet else 'INFO'):
         known: Dict[str, Any] = dict(boxes=boxes, method=method, size=size, batch=batch, seed=seed, options=options)
         if hours is not None:
-            steps = steps_in(hours, data, init, amp, known)
+            steps, seconds = steps_in(hours, data, init, amp, known)
+            tell([f'{seconds:.2f} s per step on this machine: {steps} steps in {hours:g} hours'], quiet)
         cfg, _ = pretraining_config(data, steps=steps, **known)
         cfg = Config(cfg.to_dict(), cfg_text=NO_TEXT, filename=str(work_dir / 'pretrain.py'))
-        for note in cfg.notes:
-            print_log(note, logger='current')
+        tell(cfg.notes, quiet)
         if quiet:
             cfg.log_level = 'WARNING'
         _set_init(cfg, init)
@@ -75,8 +74,10 @@ def pretrain(
     return newest_export(work_dir)
 
 
-def steps_in(hours: float, data: PathLike, init: Optional[PathLike], amp: Optional[str], known: Dict[str, Any]) -> int:
-    """Return how many steps fit, from the time of a few steps on this machine."""
+def steps_in(
+    hours: float, data: PathLike, init: Optional[PathLike], amp: Optional[str], known: Dict[str, Any]
+) -> Tuple[int, float]:
+    """Return how many steps fit, and the seconds of one, from a few steps on this machine."""
     cfg, _ = pretraining_config(data, **{**known, 'steps': PROBE_STEPS})
     cfg.default_hooks.checkpoint.update(interval=10**6, save_last=False)
     cfg.log_level = 'WARNING'
@@ -87,9 +88,7 @@ def steps_in(hours: float, data: PathLike, init: Optional[PathLike], amp: Option
         runner = apis.train(cfg, work_dir=folder, amp=amp)
         history, _ = runner.message_hub.get_scalar('train/time').data
     seconds = float(sorted(history)[len(history) // 2])
-    steps = max(2, int(0.95 * hours * 3600 / seconds))
-    print_log(f'{seconds:.2f} s per step on this machine: {steps} steps in {hours:g} hours', logger='current')
-    return steps
+    return max(4, int(0.95 * hours * 3600 / seconds)), seconds
 
 
 def newest_export(folder: PathLike) -> Path:

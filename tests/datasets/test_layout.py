@@ -1,0 +1,106 @@
+"""Annotations and images of a user's folder are found where exporting tools put them."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from odis_mm.datasets.layout import categories, find_splits, image_folder, split_coco
+from odis_mm.utils.errors import AnnotationError, ConfigError, MissingFileError
+
+
+def coco(names, categories_=('cat', 'dog')):
+    return dict(
+        images=[dict(id=i, file_name=name, width=8, height=8) for i, name in enumerate(names)],
+        annotations=[dict(id=i, image_id=i, category_id=1, bbox=[0, 0, 4, 4]) for i in range(len(names))],
+        categories=[dict(id=i, name=name) for i, name in enumerate(categories_, 1)],
+    )
+
+
+def write(root, json_path, image_dir, count=2, names=None):
+    names = names or [f'{i}.jpg' for i in range(count)]
+    for name in names:
+        path = root / image_dir / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new('RGB', (8, 8)).save(path)
+    path = root / json_path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(coco(names)))
+
+
+LAYOUTS = {
+    'COCO': [
+        ('train', 'annotations/instances_train2017.json', 'train2017'),
+        ('val', 'annotations/instances_val2017.json', 'val2017'),
+    ],
+    'one folder of images': [
+        ('train', 'annotations/train.json', 'images'),
+        ('val', 'annotations/val.json', 'images'),
+        ('test', 'annotations/test.json', 'images'),
+    ],
+    'json in each folder': [
+        ('train', 'train/_annotations.coco.json', 'train'),
+        ('val', 'valid/_annotations.coco.json', 'valid'),
+        ('test', 'test/_annotations.coco.json', 'test'),
+    ],
+    'boxes_*.json': [
+        ('train', 'annotations/boxes_train.json', 'images'),
+        ('val', 'annotations/boxes_val.json', 'images'),
+    ],
+    'a single json': [('train', 'labels.json', '.')],
+    'images/SPLIT': [
+        ('train', 'annotations/train.json', 'images/train'),
+        ('val', 'annotations/val.json', 'images/val'),
+    ],
+}
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_splits_are_found(tmp_path, layout):
+    for _, json_path, images in LAYOUTS[layout]:
+        write(tmp_path, json_path, images)
+    (tmp_path / 'classes.json').write_text('{"0": "cat"}')
+    found = find_splits(tmp_path)
+    assert set(found) == {name for name, *_ in LAYOUTS[layout]}
+    for name, json_path, images in LAYOUTS[layout]:
+        assert found[name].ann_file == tmp_path / json_path
+        assert found[name].images.resolve() == (tmp_path / images).resolve()
+
+
+def test_instances_win_over_captions_and_hidden_folders_are_not_searched(tmp_path):
+    write(tmp_path, 'annotations/instances_train2017.json', 'train2017')
+    write(tmp_path, 'annotations/captions_train2017.json', 'train2017')
+    write(tmp_path, '.cache/train.json', 'train2017')
+    assert find_splits(tmp_path)['train'].ann_file.name == 'instances_train2017.json'
+
+
+def test_two_files_of_one_split_are_named(tmp_path):
+    write(tmp_path, 'annotations/train.json', 'images')
+    write(tmp_path, 'annotations/train_old.json', 'images')
+    with pytest.raises(ConfigError, match=r'more than one .* split .train.*train_old\.json'):
+        find_splits(tmp_path)
+
+
+def test_missing_things_are_named(tmp_path):
+    with pytest.raises(MissingFileError, match='nowhere'):
+        find_splits(tmp_path / 'nowhere')
+    (tmp_path / 'train.json').write_text(json.dumps(coco(['elsewhere.jpg'])))
+    with pytest.raises(MissingFileError, match=r'elsewhere\.jpg.*--images'):
+        find_splits(tmp_path)
+    (tmp_path / 'train.json').write_text(json.dumps(coco([])))
+    with pytest.raises(AnnotationError, match='names no image'):
+        image_folder(tmp_path / 'train.json', tmp_path)
+
+
+def test_a_split_is_cut_by_seed_and_keeps_objects_with_their_images():
+    content = coco([f'{i}.jpg' for i in range(10)])
+    rest, held = split_coco(content, 0.2, seed=3)
+    assert len(held['images']) == 2 and len(rest['images']) == 8
+    for part in (rest, held):
+        assert {a['image_id'] for a in part['annotations']} == {i['id'] for i in part['images']}
+    assert split_coco(content, 0.2, seed=3) == (rest, held)
+    assert split_coco(content, 0.2, seed=4) != (rest, held)
+
+
+def test_categories_without_objects_are_left_out():
+    assert [c['name'] for c in categories(coco(['a.jpg']))] == ['cat']

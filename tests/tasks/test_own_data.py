@@ -1,0 +1,195 @@
+"""A user's own data through the three commands, at the smallest size that trains."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+
+import odis_mm
+from helpers import environment, run_command_line
+from odis_mm.cli.tasks import finetune_main, predict_main, pretrain_main, views_main
+from odis_mm.recipes import pretraining_config
+from odis_mm.tasks import finetune, predict, pretrain
+from odis_mm.tasks.finetune import detector_splits
+from odis_mm.transfer import read_checkpoint, read_meta
+from odis_mm.utils.errors import CheckpointError, ConfigError, MissingFileError
+
+pytest.importorskip('mmcv._ext')
+TINY = {
+    'model.backbone.arch.embed_dims': 32,
+    'model.backbone.arch.num_layers': 2,
+    'model.backbone.arch.feedforward_channels': 64,
+    'model.neck.in_channels': 32,
+    'default_hooks.logger.interval': 1,
+}
+SMALL_DETECTOR = {'train_dataloader.num_workers': 0, 'val_dataloader.num_workers': 0, 'test_dataloader.num_workers': 0}
+
+
+@pytest.fixture(scope='module')
+def coco_folder(coco_folder, tmp_path_factory):
+    """The same with the areas that mmdet's reader asks for."""
+    root = tmp_path_factory.mktemp('with_area')
+    (root / 'annotations').mkdir()
+    for part in ('train2017', 'val2017'):
+        (root / part).symlink_to(coco_folder / part)
+        content = json.loads((coco_folder / f'annotations/instances_{part}.json').read_text())
+        content['annotations'] = [{**a, 'area': a['bbox'][2] * a['bbox'][3]} for a in content['annotations']]
+        (root / f'annotations/instances_{part}.json').write_text(json.dumps(content))
+    return root
+
+
+@pytest.fixture(scope='module')
+def chain(coco_folder, tmp_path_factory):
+    """Pretrained, then fine-tuned from the export."""
+    work = tmp_path_factory.mktemp('own')
+    export = pretrain(coco_folder, steps=4, size=16, batch=5, work_dir=work / 'pretrain', options=TINY)
+    done = finetune(
+        coco_folder, init=export, steps=3, size=64, batch=2, work_dir=work / 'detector', options=SMALL_DETECTOR
+    )
+    return work, export, done
+
+
+def test_the_chain_leaves_what_it_says(chain, coco_folder):
+    work, export, done = chain
+    assert export == work / 'pretrain' / f'epoch_{2}_backbone.pth'
+    assert read_meta(export)['num_heads'] == 4 and read_checkpoint(export)['backbone.cls_token'].shape[-1] == 32
+    assert {p.name for p in (work / 'pretrain').glob('*.png')} >= {'views_1.png', 'curves.png', 'attention.png'}
+    notes = Config.fromfile(str(work / 'pretrain' / 'pretrain.py')).notes
+    assert notes[0].startswith('recipe: odis_small') and any('% of the images show' in note for note in notes)
+
+    assert {'bbox_mAP', 'AP of bar', 'AP of disc'} <= set(done.metrics)
+    assert json.loads((work / 'detector' / 'metrics.json').read_text()) == done.metrics
+    assert len(list((work / 'detector' / 'predictions' / 'vis').iterdir())) == 7
+    weights = torch.load(done.checkpoint, map_location='cpu', weights_only=False)['state_dict']
+    assert weights['roi_head.bbox_head.fc_cls.weight'].shape[0] == 3  # bar, disc, background
+    log = next((work / 'detector').glob('*/*.log')).read_text()
+    assert f'backbone <- {export.name}' in log.replace(str(export.parent) + '/', '') and '0 unexpected' in log
+
+
+def test_predictions_are_coco_and_scopes_do_not_leak(chain, coco_folder, tmp_path):
+    work, export, done = chain
+    target = predict(work / 'detector', None, coco_folder / 'val2017', tmp_path / 'out', threshold=0.0, quiet=True)
+    content = json.loads(target.read_text())
+    assert [c['name'] for c in content['categories']] == ['bar', 'disc'] and len(content['images']) == 7
+    assert all(0 <= a['score'] <= 1 and a['category_id'] in (0, 1) for a in content['annotations'])
+    assert all((tmp_path / 'out' / 'vis' / f'{i}.png').is_file() for i in range(7))
+    image = np.zeros((64, 64, 3), np.uint8)
+    found = odis_mm.extract_object_features(export, [image], [np.array([[4.0, 4, 30, 30]])], size=32)
+    assert found.pooled.shape == (1, 32)
+
+
+def test_wrong_weights_are_refused(chain, coco_folder, tmp_path):
+    work, export, _ = chain
+    with pytest.raises(CheckpointError, match='does not hold .* as the detector has it'):
+        predict(work / 'detector', export, coco_folder / 'val2017', tmp_path)
+    with pytest.raises(ConfigError, match='is no config of a detector'):
+        predict(work / 'pretrain' / 'pretrain.py', work / 'pretrain' / 'epoch_2.pth', coco_folder / 'val2017', tmp_path)
+
+
+def test_a_work_dir_is_not_overwritten(chain, coco_folder):
+    work, *_ = chain
+    for call in (pretrain, finetune):
+        folder = work / ('pretrain' if call is pretrain else 'detector')
+        with pytest.raises(ConfigError, match='--resume, or name another folder'):
+            call(coco_folder, steps=4, work_dir=folder)
+
+
+def test_recipe_and_length_follow_from_the_data(coco_folder):
+    cfg, found = pretraining_config(coco_folder)
+    assert (cfg.model.type, found.images, found.objects) == ('ODIS', 10, 20)
+    assert cfg.train_dataloader.batch_size == 10  # no more than there are
+    cfg, _ = pretraining_config(coco_folder, boxes='none', steps=30, batch=5)
+    assert cfg.model.type == 'ALFM'
+    assert cfg.train_cfg.max_epochs == 15 and cfg.param_scheduler[1].end == 30 and cfg.param_scheduler[1].begin == 3
+    cfg, found = pretraining_config(coco_folder / 'train2017', method='gtsa', size=96)
+    assert cfg.model.type == 'GTSA' and found.objects == 0
+    views = next(s for s in cfg.train_dataloader.dataset.pipeline if s.type == 'SamplePairViews').views
+    assert [group['size'] for group in views] == [96, 48]
+
+
+def test_small_objects_get_views_that_show_them(tmp_path, coco_folder):
+    content = json.loads((coco_folder / 'annotations/instances_train2017.json').read_text())
+    for annotation in content['annotations']:
+        annotation['bbox'][2:] = [4, 4]
+    path = tmp_path / 'tiny.json'
+    path.write_text(json.dumps(content))
+    cfg, _ = pretraining_config(coco_folder, boxes=path)
+    told = next(note for note in cfg.notes if note.startswith('views:'))
+    assert int(told.split('; ')[1].split('%')[0]) >= 90, told
+    step = next(s for s in cfg.train_dataloader.dataset.pipeline if s.type == 'SampleViews')
+    assert step.min_cover < 0.04
+
+
+@pytest.mark.parametrize(
+    'arguments, sentence',
+    [
+        (dict(method='mae'), r"no method 'mae': choose one of odis, gtsa, alfm, ibot"),
+        (dict(boxes='gone.json'), r'no file of boxes gone\.json'),
+        (dict(steps=1), r'1 steps are no run'),
+        (dict(size=30), r'30 pixels cannot be cut into patches of 8'),
+        (dict(steps=9, hours=1.0), r'give one of them'),
+        (dict(hours=-1.0), r'hours must be positive'),
+    ],
+)
+def test_wrong_arguments_end_in_one_sentence(coco_folder, tmp_path, arguments, sentence):
+    with pytest.raises((ConfigError, MissingFileError), match=sentence):
+        pretrain(coco_folder, work_dir=tmp_path / 'run', **arguments)
+
+
+def test_a_missing_validation_split_is_cut_off(coco_folder, tmp_path):
+    train, val, test = detector_splits(
+        coco_folder / 'train2017', coco_folder / 'annotations/instances_train2017.json', None, None, tmp_path, seed=0
+    )
+    names = [{i['file_name'] for i in json.loads(split.ann_file.read_text())['images']} for split in (train, val)]
+    assert len(names[0]) == 8 and len(names[1]) == 2 and not names[0] & names[1] and test is None
+    assert train.images == val.images == coco_folder / 'train2017'
+
+
+def test_commands_refuse_with_exit_code_2(coco_folder, tmp_path, capsys):
+    for main, argv, sentence in (
+        (pretrain_main, ['--data', str(tmp_path / 'gone')], 'does not exist'),
+        (finetune_main, ['--data', str(coco_folder / 'train2017')], 'no COCO-style json'),
+        (predict_main, [str(tmp_path), str(coco_folder / 'val2017'), '--out', str(tmp_path / 'o')], 'holds 0 configs'),
+        (views_main, ['no_such_config'], 'no config'),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(argv)
+        said = capsys.readouterr().err
+        assert stop.value.code == 2 and said.startswith('error: ') and sentence in said, said
+
+
+def test_views_are_drawn_by_command(coco_folder, tmp_path):
+    cfg, _ = pretraining_config(coco_folder)
+    cfg.dump(str(tmp_path / 'own.py'))
+    views_main([str(tmp_path / 'own.py'), '--out', str(tmp_path / 'pictures' / 'v.png'), '--images', '2'])
+    assert {p.name for p in (tmp_path / 'pictures').iterdir()} == {'v_1.png', 'v_2.png'}
+
+
+@pytest.mark.slow
+def test_the_command_measures_hours_and_runs_in_a_folder_of_any_name(coco_folder, tmp_path):
+    folder = tmp_path / 'my dätä'
+    folder.mkdir()
+    (folder / 'photos').symlink_to(coco_folder)
+    options = [f'{key}={value}' for key, value in TINY.items()]
+    said = run_command_line(
+        [
+            sys.executable,
+            '-m',
+            'odis_mm',
+            'pretrain',
+            '--data',
+            'photos',
+            '--hours',
+            '0.001',
+            '--size',
+            '16',
+            '--cfg-options',
+            *options,
+        ],
+        folder,
+        environment(),
+    )
+    assert 's per step on this machine' in said and 'pretrained backbone: work_dirs/pretrain/epoch_' in said
