@@ -1,6 +1,6 @@
 # For 200 to 5,000 images: an epoch may be three steps, so lengths are steps. `odis-mm pretrain` sets them from the data.
 optim_wrapper = dict(
-    type='OptimWrapper',
+    type='SafeOptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.04, betas=(0.9, 0.999), fused=True),  # per 64 images (ours)
     constructor='SelfSupOptimWrapperConstructor',
     clip_grad=dict(max_norm=3.0),  # iBOT recipe, ViT-S
