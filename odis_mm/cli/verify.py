@@ -5,10 +5,12 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from pathlib import Path
-from typing import List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from ..datasets import verify
+from ..datasets.files import shown
 from ..utils.errors import run_command
 from ..utils.files import atomic_write_text
 
@@ -24,6 +26,7 @@ def verify_main(argv: Optional[List[str]] = None) -> None:
     parser.add_argument(
         '--workers', type=int, default=os.cpu_count() or 1, help='processes; 0: none (default: one a core)'
     )
+    add_reading(parser)
     parser.add_argument('--report', metavar='JSON', help='write what was found')
     parser.add_argument(
         '--clean', metavar='FILE', help='write the annotations (or the list of images) without what is bad'
@@ -33,15 +36,33 @@ def verify_main(argv: Optional[List[str]] = None) -> None:
         sys.exit(1)
 
 
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how pixels are made of an image's values, as ``LoadObjectImage`` takes them."""
+    parser.add_argument('--channels', type=int, default=3, help='of the images (default: 3)')
+    ends = parser.add_mutually_exclusive_group()
+    ends.add_argument(
+        '--window', type=float, nargs=2, metavar=('LOW', 'HIGH'), help='values that become black and white'
+    )
+    ends.add_argument('--percentiles', type=float, nargs=2, metavar=('LOW', 'HIGH'), help='the same, of each file')
+
+
+def reading_of(args: argparse.Namespace) -> Dict[str, Any]:
+    """The options of :func:`add_reading` as arguments of ``read_image``."""
+    return dict(channels=args.channels, window=args.window, percentiles=args.percentiles)
+
+
 def _verify(args: argparse.Namespace) -> int:
     tasks, content = verify.tasks(args.data, args.ann_file, args.images)
     bad_images: List[Tuple[int, str]] = []
     bad_objects: List[Tuple[int, int, str]] = []
     start = last = time.monotonic()
-    for i, (wrong, objects) in enumerate(verify.check(tasks, args.workers)):
-        if wrong:
-            bad_images.append((i, wrong))
-        bad_objects += [(number, i, why) for number, why in objects]
+    kinds: Counter = Counter()
+    for i, found in enumerate(verify.check(tasks, args.workers, **reading_of(args))):
+        if found.wrong:
+            bad_images.append((i, found.wrong))
+        elif found.kind:
+            kinds[found.kind] += 1
+        bad_objects += [(number, i, why) for number, why in found.objects]
         now = time.monotonic()
         if now - last > 2:
             last, done = now, i + 1
@@ -55,16 +76,19 @@ def _verify(args: argparse.Namespace) -> int:
     for _, wrong in bad_images[:50]:
         print(wrong)
     for number, i, why in bad_objects[:50]:
-        print(f'object {number} of image {tasks[i][0]}: {why}')
+        print(f'object {number} of image {shown(tasks[i][0])}: {why}')
     if len(bad_images) > 50 or len(bad_objects) > 50:
         print('(the first 50 of each kind; --report writes them all)')
     print(
         f'{len(tasks)} images, {len(bad_images)} bad; {count} objects, {len(bad_objects)} bad (those of bad images not looked at)'
     )
+    if len(kinds) > 1 or any(kind != 'of 8 bits' for kind in kinds):
+        print('kinds of images: ' + '; '.join(f'{count} {kind}' for kind, count in kinds.most_common()))
     if args.report:
         report = dict(
             images=len(tasks),
             objects=count,
+            kinds=dict(kinds),
             bad_images=[dict(image=tasks[i][0], why=wrong) for i, wrong in bad_images],
             bad_objects=[dict(annotation=number, image=tasks[i][0], why=why) for number, i, why in bad_objects],
         )
@@ -78,5 +102,5 @@ def _verify(args: argparse.Namespace) -> int:
             Path(args.data, args.images),
         )
         atomic_write_text(args.clean, text)
-        print(f'written: {args.clean}')
+        print(f'written: {shown(args.clean)}')
     return len(bad_images) + len(bad_objects)

@@ -1,9 +1,10 @@
 """Reading images: one decode each, and a clear refusal instead of half an image."""
 
 import io
+import struct
 import warnings
 from pathlib import Path
-from typing import Optional
+from typing import Any, Dict, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -11,12 +12,17 @@ from mmcv.transforms import BaseTransform
 from mmpretrain.registry import TRANSFORMS
 from PIL import Image
 
-from ..utils.errors import BadImageError, MissingImageError, UnreadableImageError
+from ..utils.errors import BadImageError, ConfigError, MissingImageError, UnreadableImageError
+from ..utils.files import PathLike
+from .files import IMAGE_SUFFIXES, shown
 
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
-
+__all__ = ['IMAGE_SUFFIXES', 'LoadObjectImage', 'clip_boxes', 'has_extent', 'image_kind', 'read_image', 'read_raw']
 
 MAX_PIXELS = 1 << 27  # 400 MB as RGB; a damaged header can claim 65535 x 65535
+_BITS = (8, 10, 12, 14, 16)  # of cameras and scanners
+_RGB = getattr(cv2, 'IMREAD_COLOR_RGB', cv2.IMREAD_COLOR) | cv2.IMREAD_IGNORE_ORIENTATION
+_SWAP = not hasattr(cv2, 'IMREAD_COLOR_RGB')  # OpenCV before 4.11
+Range = Optional[Sequence[float]]
 
 
 def _jpeg_ends(data: bytes) -> bool:
@@ -36,7 +42,7 @@ def _header_fault(data: bytes) -> Optional[str]:
     """What is wrong with the size in the header, by which OpenCV would take memory before it looks further; None: nothing."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore', Image.DecompressionBombWarning)
+            warnings.simplefilter('ignore')  # of large images, and of what is odd in a header
             image = Image.open(io.BytesIO(data))
             pixels, sort = image.size[0] * image.size[1], image.format
     except Image.DecompressionBombError:
@@ -50,54 +56,260 @@ def _header_fault(data: bytes) -> Optional[str]:
     return None
 
 
-def read_image(path) -> np.ndarray:
-    """Decodes an image file once, as RGB uint8 [H, W, 3].
+def _tiff_fields(data: bytes) -> Dict[int, Tuple[int, int]]:
+    """Of the first image in a TIFF: tag to (its first value, where it stands in the file), whole numbers alone; {} if it can't be read."""
+    order = '<' if data[:2] == b'II' else '>'
+    fields: Dict[int, Tuple[int, int]] = {}
+    try:
+        big = struct.unpack_from(order + 'H', data, 2)[0] == 43
+        at = struct.unpack_from(order + ('Q' if big else 'I'), data, 8 if big else 4)[0]
+        count = struct.unpack_from(order + ('Q' if big else 'H'), data, at)[0]
+        at += 8 if big else 2
+        for _ in range(min(count, 1000)):
+            tag, kind = struct.unpack_from(order + 'HH', data, at)
+            length = struct.unpack_from(order + ('Q' if big else 'I'), data, at + 4)[0]
+            code, size = {3: ('H', 2), 4: ('I', 4), 1: ('B', 1)}.get(kind, ('', 0))
+            value = at + (12 if big else 8)
+            if code:
+                if length * size > (8 if big else 4):
+                    value = struct.unpack_from(order + ('Q' if big else 'I'), data, value)[0]
+                fields[tag] = struct.unpack_from(order + code, data, value)[0], value
+            at += 20 if big else 12
+    except struct.error:
+        return {}
+    return fields
 
-    Greyscale is repeated over the channels, alpha dropped, 16 bits reduced to 8. An EXIF orientation is NOT applied:
-    the pixels are those that are stored, which is what the sizes, boxes and masks of COCO refer to. (mmcv's
-    `LoadImageFromFile`, and so a stock mmdet pipeline, applies it unless `color_type='color_ignore_orientation'`.)
 
-    Raises:
-        BadImageError: there is no such file (``MissingImageError``, a FileNotFoundError), it can't be read (``UnreadableImageError``, an
-            OSError), it is empty, truncated, no image, or larger than `MAX_PIXELS`.
-    """
+_ORIENTATION, _SAMPLES, _DEPTH, _FORMAT, _COLOURS = 274, 277, 258, 339, 262
+
+
+def _decode_tiff(path: PathLike, data: bytes, channels: int) -> Optional[np.ndarray]:
+    """Its first image as it is stored, [H, W] or [H, W, C]; OpenCV's reader where it knows the kind, else tifffile's."""
+    fields = _tiff_fields(data)
+    if not fields:
+        return None
+    if fields.get(_ORIENTATION, (1, 0))[0] != 1:  # OpenCV obeys it whatever it is told: say that the pixels are upright
+        value, changed = fields[_ORIENTATION][1], bytearray(data)
+        changed[value : value + 2] = b'\1\0' if data[:2] == b'II' else b'\0\1'
+        data = bytes(changed)
+    samples, depth = fields.get(_SAMPLES, (1, 0))[0], fields.get(_DEPTH, (1, 0))[0]
+    colours = fields.get(_COLOURS, (1, 0))[0]
+    found = None
+    if (
+        colours in (3, 5, 6)
+        or (depth <= 8 and samples == 1 and colours != 1)
+        or (colours == 2 and samples == 3 and depth == 8 and channels in (1, 3))
+    ):
+        found = _opencv(data)  # a palette, CMYK, YCbCr, white as zero, RGB; alpha it would multiply with
+    elif depth <= 8 and samples == 1 and channels in (1, 3) and fields.get(_FORMAT, (1, 0))[0] == 1:
+        found = _opencv(data, cv2.IMREAD_UNCHANGED if depth == 8 else _RGB)
+    if found is not None:
+        return found
+    try:
+        import tifffile
+    except ImportError:
+        tifffile = None
+        if samples not in (1, 3) and colours != 2:
+            raise ConfigError(
+                f'image {shown(path)} is a TIFF of {samples} channels, which is read by tifffile: pip install tifffile.'
+            ) from None
+    found = tifffile and _by_tifffile(tifffile, data)
+    if found is None and (
+        samples in (1, 3) or (colours == 2 and channels in (1, 3))
+    ):  # a codec that tifffile has no package for
+        found = _opencv(data, cv2.IMREAD_UNCHANGED)
+        found = found if found is None or found.ndim == 2 else cv2.cvtColor(found, cv2.COLOR_BGR2RGB)
+    if found is None:
+        return None
+    if colours == 0 and found.dtype.kind == 'u':  # white is zero
+        found = np.iinfo(found.dtype).max - found
+    return found[..., :3] if colours == 2 and channels in (1, 3) and found.ndim == 3 else found  # without alpha
+
+
+def _by_tifffile(tifffile: Any, data: bytes) -> Optional[np.ndarray]:
+    """[H, W] or [H, W, C]; channels may lie in planes or in pages."""
+    try:
+        with tifffile.TiffFile(io.BytesIO(data)) as file:
+            series = file.series[0]
+            if series.size > 4 * MAX_PIXELS:
+                return None
+            axes, found = series.axes, series.asarray()
+    except Exception:  # tifffile has no one class for what it can't read
+        return None
+    for axis in [axis for axis, length in zip(axes, found.shape) if length == 1 and axis not in 'YX']:
+        found, axes = found.squeeze(axes.index(axis)), axes.replace(axis, '', 1)
+    if found.ndim == 3 and {'Y', 'X'} <= set(axes):
+        return np.ascontiguousarray(np.moveaxis(found, [axes.index('Y'), axes.index('X')], [0, 1]))
+    return found if axes == 'YX' else None
+
+
+def _opencv(data: bytes, flags: int = _RGB) -> Optional[np.ndarray]:
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        return None
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if image is not None and flags == _RGB and _SWAP else image
+
+
+def _decode_png(data: bytes, channels: int) -> Optional[np.ndarray]:
+    """A PNG of 16 bits, or one whose alpha is wanted: [H, W] or [H, W, C]."""
+    image = _opencv(data, cv2.IMREAD_UNCHANGED)
+    if image is None or image.ndim == 2:
+        return image
+    if image.shape[2] == 4:
+        return cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA if channels == 4 else cv2.COLOR_BGRA2RGB)
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def read_raw(path: PathLike, channels: int = 3) -> np.ndarray:
+    """Return an image file's values as they are stored, [H, W, C] of any type; see :func:`read_image`."""
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError:
         raise MissingImageError(
-            f'image {path} does not exist; check data_root and data_prefix, or remove it from '
+            f'image {shown(path)} does not exist; check data_root and data_prefix, or remove it from '
             'the annotations or the list.'
         ) from None
     except OSError as error:
         raise UnreadableImageError(
-            f'image {path} could not be read ({error.strerror}); check the file and its permissions.'
+            f'image {shown(path)} could not be read ({error.strerror}); check the file and its permissions.'
         ) from error
     except ValueError as error:
         raise BadImageError(
             f'image {str(path)!r} can have no such name ({error}); mend the annotations or the list.'
         ) from error
     if not data:
-        raise BadImageError(f'image {path} is empty (0 bytes); fetch it again or remove it from the data.')
+        raise BadImageError(f'image {shown(path)} is empty (0 bytes); fetch it again or remove it from the data.')
     if data[:2] == b'\xff\xd8' and not _jpeg_ends(data):
         raise BadImageError(
-            f'image {path} is a truncated JPEG ({len(data)} bytes, no end marker); fetch it again or '
+            f'image {shown(path)} is a truncated JPEG ({len(data)} bytes, no end marker); fetch it again or '
             'remove it from the data.'
         )
     fault = _header_fault(data)
     if fault:
-        raise BadImageError(f'image {path} {fault}; fetch it again, shrink it or remove it from the data.')
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    except cv2.error:
-        image = None
-    if image is None:
+        raise BadImageError(f'image {shown(path)} {fault}; fetch it again, shrink it or remove it from the data.')
+    if data[:4] in (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+'):
+        image = _decode_tiff(path, data, channels)
+    elif data[:8] == b'\x89PNG\r\n\x1a\n' and (data[24:25] == b'\x10' or channels == 4):
+        image = _decode_png(data, channels)
+    elif data[:4] == b'RIFF' and channels == 4:
+        image = _decode_png(data, channels)
+    else:
+        image = _opencv(data)
+    if image is None or not image.size:
         raise BadImageError(
-            f'image {path} can not be decoded: it is damaged or no image; fetch it again or remove it from the data.'
+            f'image {shown(path)} can not be decoded: it is damaged or no image; fetch it again or remove it from the data.'
         )
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return image if image.ndim == 3 else image[..., None]
 
 
-def clip_boxes(boxes: np.ndarray, height, width) -> np.ndarray:
+def read_image(path: PathLike, channels: int = 3, window: Range = None, percentiles: Range = None) -> np.ndarray:
+    """Decode an image file once, as uint8 [H, W, channels], RGB if it is a colour image.
+
+    JPEG, PNG, BMP, WebP and TIFF are read, the last one with 1 to many channels of 8 to 32 bits, whole or floating (more than four
+    channels, and what OpenCV does not know, by the package ``tifffile``). A TIFF's first image is taken.
+
+    An orientation, of EXIF or of a TIFF, is NOT applied: the pixels are those that are stored, which is what the sizes, boxes and masks of
+    COCO refer to. (mmcv's `LoadImageFromFile`, and so a stock mmdet pipeline, applies it unless
+    `color_type='color_ignore_orientation'`.)
+
+    Values become 0..255 so: 8 bits stay. Whole numbers of more bits are divided by the largest number of 10, 12, 14 or 16 bits, whichever
+    holds the file's largest value; floating ones in 0..1 are multiplied by 255, and others up to 255 rounded. Where that does not suit, or
+    for any other range, say which values are black and white: for the data set by ``window``, for each file by ``percentiles``.
+
+    Args:
+        path: The file.
+        channels: 3: greyscale is repeated, alpha dropped. 1: colours become grey. Any other number: the file has to have it.
+        window: Values (low, high) that become 0 and 255.
+        percentiles: Such as (1, 99): the window of each file, over all its channels.
+
+    Raises:
+        BadImageError: there is no such file (``MissingImageError``, a FileNotFoundError), it can't be read (``UnreadableImageError``, an
+            OSError), it is empty, truncated, no image, or larger than `MAX_PIXELS`; it has another number of channels, or values for
+            which a window must be named.
+        ConfigError: it needs a package that is not installed.
+    """
+    image = read_raw(path, channels)
+    if image.dtype != np.uint8 or window is not None or percentiles is not None:
+        image = _as_bytes(image, path, window, percentiles)
+    return image if image.shape[2] == channels else _with_channels(image, path, channels)
+
+
+def _with_channels(image: np.ndarray, path: PathLike, channels: int) -> np.ndarray:
+    found = image.shape[2]
+    if found == 2 and channels in (1, 3):  # grey and alpha
+        image, found = image[..., :1], 1
+    if found == channels:
+        return image
+    if found == 1 and channels == 3:
+        return np.repeat(image, 3, 2)
+    if found == 3 and channels == 1:
+        return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
+    raise BadImageError(
+        f'image {shown(path)} has {found} channels, not {channels}: set channels={found} of LoadObjectImage (the backbone follows), or '
+        'remove it from the data.'
+    )
+
+
+def white_of(image: np.ndarray) -> Optional[float]:
+    """The value that becomes 255 where no window is named, black being 0; None: the values do not tell."""
+    low, high = _ends(image)
+    if low < 0 or not np.isfinite(high):
+        return None
+    if image.dtype.kind == 'f':
+        return 1.0 if high <= 1 else 255.0 if high <= 255 else None
+    return next((float(2**bits - 1) for bits in _BITS if high < 2**bits), None)
+
+
+def _ends(image: np.ndarray) -> Tuple[float, float]:
+    if image.dtype.kind != 'f':
+        return float(image.min()), float(image.max())
+    finite = image[np.isfinite(image)]
+    return (float(finite.min()), float(finite.max())) if finite.size else (np.nan, np.nan)
+
+
+def _as_bytes(image: np.ndarray, path: PathLike, window: Range, percentiles: Range) -> np.ndarray:
+    if image.dtype.kind not in 'uifb':
+        raise BadImageError(
+            f'image {shown(path)} holds values of type {image.dtype}; store it as whole or floating numbers.'
+        )
+    if image.dtype.kind == 'b':
+        return image.astype(np.uint8) * 255
+    if window is not None:
+        low, high = window
+    elif percentiles is not None:
+        finite = image[np.isfinite(image)] if image.dtype.kind == 'f' else image
+        low, high = np.percentile(finite, percentiles) if finite.size else (0.0, 0.0)
+        high = max(high, low + np.finfo(np.float32).eps * max(abs(low), 1))
+    else:
+        low, high = 0.0, white_of(image)
+        if high is None:
+            ends = '{:g} to {:g}'.format(*_ends(image))
+            raise BadImageError(
+                f'image {shown(path)} holds {image.dtype} values from {ends}, which do not tell what is black and white: set '
+                'window=(low, high) or percentiles=(1, 99) of LoadObjectImage (odis-mm stats proposes a window for the whole data set).'
+            )
+    scaled = (
+        (image.astype(np.float32) - low) * (255 / (high - low))
+        if image.dtype != np.float64
+        else (image - low) * (255 / (high - low))
+    )
+    return np.rint(np.clip(np.nan_to_num(scaled, nan=0.0), 0, 255)).astype(np.uint8)
+
+
+def image_kind(image: np.ndarray) -> str:
+    """What a raw image holds, in words: '3 channels of 8 bits'."""
+    channels = f'{image.shape[2]} channel{"s" * (image.shape[2] != 1)}'
+    if image.dtype == np.uint8:
+        return f'{channels} of 8 bits'
+    if image.dtype.kind == 'f':
+        return f'{channels} of floating numbers ({image.dtype})'
+    white = white_of(image)
+    used = '' if white is None else f', {int(white).bit_length()} of them used'
+    return f'{channels} of {8 * image.dtype.itemsize} bits{used}'
+
+
+def clip_boxes(boxes: np.ndarray, height: Any, width: Any) -> np.ndarray:
     """Boxes (float [n, 4], xyxy) cut at the image's border; height and width may be arrays [n]."""
     limit = np.stack(np.broadcast_arrays(width, height, width, height), -1)
     return np.minimum(np.maximum(boxes, 0), limit)
@@ -110,28 +322,46 @@ def has_extent(boxes: np.ndarray) -> np.ndarray:
 
 @TRANSFORMS.register_module()
 class LoadObjectImage(BaseTransform):
-    """Reads `img_path` into `img` (RGB uint8 [H, W, 3]) and fills `height` and `width`.
+    """Reads `img_path` into `img` (uint8 [H, W, channels], RGB) and fills `height` and `width`.
 
     Where the annotations told no image size, the boxes are clipped, and those outside dropped, here.
 
+    Args:
+        channels, window, percentiles: See :func:`read_image`. The backbone's ``in_channels`` follows ``channels``.
+
     Raises:
         BadImageError: the file's size is not the one of the annotations, and what `read_image` raises.
+        ConfigError: no such window.
     """
 
+    def __init__(self, channels: int = 3, window: Range = None, percentiles: Range = None):
+        if channels < 1:
+            raise ConfigError(f'channels={channels} must be 1 or more.')
+        if window is not None and percentiles is not None:
+            raise ConfigError('LoadObjectImage takes a window for all files or percentiles for each, not both.')
+        for name, ends, most in (('window', window, np.inf), ('percentiles', percentiles, 100)):
+            if ends is not None and not (len(ends) == 2 and ends[0] < ends[1] <= most):
+                raise ConfigError(f'{name}={ends} of LoadObjectImage must be two numbers, the lower one first.')
+        self.channels, self.window, self.percentiles = channels, window, percentiles
+
     def transform(self, results: dict) -> dict:
-        img = read_image(results['img_path'])
+        img = read_image(results['img_path'], self.channels, self.window, self.percentiles)
         size = img.shape[:2]
         told = results.get('height'), results.get('width')
         if None in told:
             boxes = clip_boxes(results['bboxes'], *size)
             keep = has_extent(boxes)
-            results.update(bboxes=boxes[keep], **{k: results[k][keep] for k in ('labels', 'scores') if k in results})
-            if results['masks'] is not None:
-                results['masks'] = [mask for mask, kept in zip(results['masks'], keep) if kept]
+            if not keep.all():
+                if results['masks'] is not None:
+                    results['masks'] = [mask for mask, kept in zip(results['masks'], keep) if kept]
+                for name in ('labels', 'scores'):
+                    if name in results:
+                        results[name] = results[name][keep]
+            results['bboxes'] = boxes[keep]
         elif told != size:
             hint = ' (an EXIF orientation is not applied: store the pixels upright)' if told == size[::-1] else ''
             raise BadImageError(
-                f'image {results["img_path"]} is {size[1]} x {size[0]} pixels but its annotation says '
+                f'image {shown(results["img_path"])} is {size[1]} x {size[0]} pixels but its annotation says '
                 f'{told[1]} x {told[0]}{hint}; use the images that the boxes were made on.'
             )
         results['img'], results['height'], results['width'] = img, *size

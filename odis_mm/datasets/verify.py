@@ -5,47 +5,62 @@ import os
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Dict, Iterable, Iterator, List, Optional, Tuple
+from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
 
 import cv2
 import numpy as np
 
-from ..utils.errors import MissingFileError
-from .image_io import BadImageError, clip_boxes, has_extent, read_image
-from .objects import ObjectDataset, _read_json, segmentation_to_mask
+from ..utils.errors import BadImageError, MissingFileError
+from .files import read_json, shown
+from .image_io import clip_boxes, has_extent, image_kind, read_image, read_raw
+from .objects import ObjectDataset
+from .segmentation import segmentation_to_mask
+from .values import identity, number, side
 
 Task = Tuple[str, Optional[Tuple[int, int]], List[Tuple[int, list, object]]]  # image, its size as told, its objects
 
 
-def check_image(task: Task) -> Tuple[Optional[str], List[Tuple[int, str]]]:
-    """Decodes one image and looks at its objects.
+class Found(NamedTuple):
+    """What is wrong with an image, or None; (number, what is wrong) of each bad object; what the image holds, in words."""
+
+    wrong: Optional[str]
+    objects: List[Tuple[int, str]]
+    kind: str
+
+
+def check_image(task: Task, **reading) -> Found:
+    """Decode one image and look at its objects.
 
     Args:
         task: (path, (height, width) or None, [(number, box xyxy as it is in the file's own form, segmentation or None)]).
-
-    Returns:
-        What is wrong with the image, or None; (number, what is wrong) of each bad object.
+        reading: How pixels are made of values, see ``read_image``.
     """
     path, told, objects = task
     try:
-        size = read_image(path).shape[:2]
+        size = read_image(path, **reading).shape[:2]
+        kind = image_kind(read_raw(path, reading.get('channels', 3))) if _may_be_deep(path) else 'of 8 bits'
     except BadImageError as error:
-        return str(error), []
+        return Found(str(error), [], '')
     if told is not None and tuple(told) != size:
-        return f'image {path} is {size[1]} x {size[0]} pixels but its annotation says {told[1]} x {told[0]}.', []
+        wrong = f'image {shown(path)} is {size[1]} x {size[0]} pixels but its annotation says {told[1]} x {told[0]}.'
+        return Found(wrong, [], kind)
     bad = []
-    for number, (box, shown), segmentation in objects:
-        why = _box_fault(box, shown, size) or _mask_fault(segmentation, size)
+    for place, (box, text), segmentation in objects:
+        why = _box_fault(box, text, size) or _mask_fault(segmentation, size)
         if why:
-            bad.append((number, why))
-    return None, bad
+            bad.append((place, why))
+    return Found(None, bad, kind)
 
 
-def _box_fault(box, shown, size) -> Optional[str]:
+def _may_be_deep(path: str) -> bool:
+    return path.lower().endswith(('.png', '.tif', '.tiff'))
+
+
+def _box_fault(box, text, size) -> Optional[str]:
     boxes = np.array([box], np.float64)
     with np.errstate(invalid='ignore'):
         usable = has_extent(boxes)[0] and has_extent(clip_boxes(boxes, *size))[0]
-    return None if usable else f'the box {shown} has no pixel inside the image'
+    return None if usable else f'the box {text} has no pixel inside the image'
 
 
 def _mask_fault(segmentation, size) -> Optional[str]:
@@ -60,13 +75,14 @@ def _mask_fault(segmentation, size) -> Optional[str]:
     return None if mask.any() else 'its mask has no pixel'
 
 
-def check(tasks: List[Task], workers: int) -> Iterator[Tuple[Optional[str], List[Tuple[int, str]]]]:
+def check(tasks: List[Task], workers: int, **reading) -> Iterator[Found]:
     """:func:`check_image` of all, in order, by so many processes (0: here)."""
+    one = partial(check_image, **reading)
     if not workers:
-        yield from map(check_image, tasks)
+        yield from map(one, tasks)
         return
     with ProcessPoolExecutor(workers, initializer=partial(cv2.setNumThreads, 0)) as pool:
-        yield from pool.map(check_image, tasks, chunksize=max(1, min(64, len(tasks) // (4 * workers))))
+        yield from pool.map(one, tasks, chunksize=max(1, min(64, len(tasks) // (4 * workers))))
 
 
 def tasks(data: str, ann_file: str, images: str) -> Tuple[List[Task], Optional[dict]]:
@@ -78,27 +94,28 @@ def tasks(data: str, ann_file: str, images: str) -> Tuple[List[Task], Optional[d
     path, folder = root / ann_file, root / images
     if not path.is_file():
         raise MissingFileError(f'annotation file {path} does not exist; check --data and --ann-file.')
-    content = _read_json(str(path))
+    content = read_json(path)
     ObjectDataset(data, ann_file, images)  # says in one sentence what makes the file unusable
     if 'images' not in content:
-        number, tasks = 0, []
+        count, tasks = 0, []
         for name, boxes in content.items():
-            tasks.append((str(folder / name), None, [(number + i, (box, box), None) for i, box in enumerate(boxes)]))
-            number += len(boxes)
+            objects = [(count + i, (list(map(number, box)), box), None) for i, box in enumerate(boxes)]
+            tasks.append((str(folder / name), None, objects))
+            count += len(boxes)
         return tasks, content
-    objects: Dict[object, list] = {image['id']: [] for image in content['images']}
-    for number, annotation in enumerate(content['annotations']):
-        x, y, w, h = annotation['bbox']
-        entry = (number, ((x, y, x + w, y + h), annotation['bbox']), annotation.get('segmentation'))
-        objects.get(annotation['image_id'], []).append(entry)
+    objects: Dict[object, list] = {identity(image['id']): [] for image in content['images']}
+    for i, annotation in enumerate(content['annotations']):
+        x, y, w, h = map(number, annotation['bbox'])
+        entry = (i, ((x, y, x + w, y + h), annotation['bbox']), annotation.get('segmentation'))
+        objects.get(identity(annotation['image_id']), []).append(entry)
     return [
-        (
-            str(folder / image['file_name']),
-            (image['height'], image['width']) if image.get('height') and image.get('width') else None,
-            objects[image['id']],
-        )
-        for image in content['images']
+        (str(folder / image['file_name']), _size(image), objects[identity(image['id'])]) for image in content['images']
     ], content
+
+
+def _size(image: dict) -> Optional[Tuple[int, int]]:
+    told = side(image.get('height')), side(image.get('width'))
+    return None if None in told else told
 
 
 def cleaned(
@@ -115,10 +132,10 @@ def cleaned(
         }
         return json.dumps(kept)
     images = [image for i, image in enumerate(content['images']) if i not in bad_images]
-    ids = {image['id'] for image in images}
+    ids = {identity(image['id']) for image in images}
     annotations = [
         annotation
         for number, annotation in enumerate(content['annotations'])
-        if number not in bad_objects and annotation['image_id'] in ids
+        if number not in bad_objects and identity(annotation['image_id']) in ids
     ]
     return json.dumps({**content, 'images': images, 'annotations': annotations})

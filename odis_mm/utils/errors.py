@@ -12,8 +12,19 @@ from typing import Any, Callable, Optional
 USER_ERROR = 2  # exit code
 
 
+def printable(text: str) -> str:
+    """Return text that any stream of UTF-8 takes: of file names that are no UTF-8, each such byte becomes ``\\xff``."""
+    try:
+        return text.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace')
+    except UnicodeEncodeError:  # half a character out of a json
+        return text.encode('utf-8', 'backslashreplace').decode()
+
+
 class UserError(Exception):
     """Base class of every error whose message is meant for the user of the command line."""
+
+    def __init__(self, *args: Any):
+        super().__init__(*(printable(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class ConfigError(UserError, ValueError):
@@ -69,6 +80,9 @@ def run_command(call: Callable[[], Any]) -> Any:
 
     With ``ODIS_MM_DEBUG=1`` in the environment the traceback is shown instead.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, 'reconfigure'):  # a file name may hold what the terminal's encoding does not
+            stream.reconfigure(errors='backslashreplace')
     try:
         return call()
     except Exception as error:

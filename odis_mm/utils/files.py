@@ -2,9 +2,11 @@
 
 import errno
 import os
+import sys
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Callable, Optional, Union
+from typing import BinaryIO, Callable, Iterator, Optional, Union
 
 import torch
 
@@ -51,6 +53,26 @@ def atomic_write(path: PathLike, write: Callable[[BinaryIO], object]) -> None:
     finally:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
+
+
+@contextmanager
+def locked(path: PathLike, waiting: str = '') -> Iterator[None]:
+    """Hold the lock that a file stands for; a process that has to wait says so (``waiting``) on stderr.
+
+    Where the system has no such locks, nothing is held.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with open(path, 'w') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f'{waiting} (lock: {path})', file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def first_sentence(error: BaseException) -> str:

@@ -217,7 +217,6 @@ def test_large_file(folder):
 
 def test_serialised_between_workers(folder):
     dataset = ObjectDataset(folder / 'img')
-    assert dataset.data_list == [] and dataset.data_bytes.dtype == np.uint8
     assert pickle.loads(pickle.dumps(dataset)).get_data_info(2)['img_path'].endswith('3.png')
 
 
@@ -508,7 +507,7 @@ def test_missing_and_empty_places(folder):
 def test_bad_options(folder):
     assert _message(ValueError, ObjectDataset, folder / 'img', anno_file='x.json') == (
         "ObjectDataset has no option 'anno_file'; its options are data_root, ann_file, data_prefix, pipeline, seed, "
-        'data_fraction, with_masks, with_crowd, keep_empty, min_score, max_bad_share, metainfo, indices, serialize_data, lazy_init.'
+        'data_fraction, with_masks, with_crowd, keep_empty, min_score, max_bad_share, metainfo, indices, lazy_init.'
     )
     assert _message(ValueError, ObjectDataset, folder / 'img', data_fraction=0) == (
         'data_fraction must be above 0 and at most 1, got 0.'
@@ -530,7 +529,7 @@ def test_mutated_annotations_never_crash(folder):
         tokens[rng.integers(0, len(tokens))] = odd[rng.integers(0, len(odd))]
         (folder / 'ann.json').write_text(' '.join(tokens))
         try:
-            dataset = ObjectDataset(**options, serialize_data=False)
+            dataset = ObjectDataset(**options)
             accepted += np.isfinite(dataset.get_data_info(0)['bboxes']).all()
         except (ValueError, FileNotFoundError) as error:
             assert str(folder) in str(error) and len(str(error).splitlines()) == 1

@@ -1,0 +1,157 @@
+"""Finding images, and reading lists of them; names may be any bytes, text is UTF-8 with or without a byte order mark."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, List, Tuple
+
+from mmengine.logging import print_log
+
+from ..utils.errors import AnnotationError, ConfigError, printable
+from ..utils.files import PathLike
+
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
+_NOT_LISTS = {
+    '.xml': 'it describes one image (Pascal VOC, CVAT)',
+    '.yaml': 'it is the description of a YOLO data set',
+    '.yml': 'it is the description of a YOLO data set',
+    '.csv': 'it is a table',
+}
+_CONVERT = 'bring the annotations into COCO style first (odis-mm --help names the command), or leave ann_file out to use the images alone'
+
+try:
+    import orjson
+except ImportError:  # an extra: it halves the time to read COCO's annotations
+    orjson = None
+
+
+def shown(path: PathLike) -> str:
+    """Return a path as text that can be printed and logged: bytes that are no UTF-8 become ``\\xff``."""
+    return printable(os.fspath(path))
+
+
+def list_images(folder: PathLike) -> List[str]:
+    """Return the paths of all image files in and below a folder, sorted folder by folder.
+
+    Links to folders are followed, but each real folder is visited once, so that a link to a parent ends. Hidden files and folders (whose
+    name begins with a dot, such as ``.ipynb_checkpoints``) are left out, and the log says how many folders were.
+
+    Raises:
+        ConfigError: there is no image.
+    """
+    names, skipped = walk_images(folder)
+    if skipped:
+        print_log(
+            f'{shown(folder)}: {len(skipped)} folders left out ({", ".join(map(shown, skipped[:3]))}{", ..." if len(skipped) > 3 else ""}): '
+            'hidden, visited before under another name, or not readable',
+            logger='current',
+        )
+    if not names:
+        raise ConfigError(
+            f'no image in or below {shown(folder)} (looked for {", ".join(IMAGE_SUFFIXES)}); check data_root and data_prefix.'
+        )
+    return names
+
+
+def walk_images(folder: PathLike) -> Tuple[List[str], List[str]]:
+    """Return what :func:`list_images` returns, and the folders that were left out."""
+    names: List[str] = []
+    skipped: List[str] = []
+    visited = {os.path.realpath(folder)}
+    for place, folders, files in os.walk(
+        folder, followlinks=True, onerror=lambda error: skipped.append(error.filename)
+    ):
+        kept = []
+        for name in sorted(folders):
+            path = os.path.join(place, name)
+            real = os.path.realpath(path)
+            if name.startswith('.') or real in visited:
+                skipped.append(path)
+            else:
+                visited.add(real)
+                kept.append(name)
+        folders[:] = kept
+        names += [
+            os.path.join(place, name)
+            for name in sorted(files)
+            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith('.')
+        ]
+    return names, skipped
+
+
+def read_text(path: PathLike) -> str:
+    """Return the text of a file: UTF-8, its byte order mark left out, or UTF-16 with one; other bytes survive as they do in file names.
+
+    Raises:
+        AnnotationError: it is no text.
+    """
+    data = Path(path).read_bytes()
+    try:
+        if data[:2] in (b'\xff\xfe', b'\xfe\xff'):
+            return data.decode('utf-16')
+        text = data.decode('utf-8-sig', 'surrogateescape')
+    except UnicodeDecodeError:
+        text = '\0'
+    if any(sign < ' ' and sign not in '\t\n\r\f' for sign in set(text)):
+        raise AnnotationError(
+            f'list {shown(path)} is no text; ann_file must be a .json, or a text file with one image path a line.'
+        )
+    return text
+
+
+def read_list(path: PathLike, folder: PathLike) -> List[str]:
+    """Return the image paths in a text file, one a line.
+
+    Raises:
+        AnnotationError: it holds something else, such as the ids of a Pascal VOC list.
+    """
+    kind = _NOT_LISTS.get(Path(path).suffix.lower())
+    if kind:
+        raise AnnotationError(f'ann_file {shown(path)} is neither a .json nor a list of images: {kind}; {_CONVERT}.')
+    names = [name for name in map(str.strip, read_text(path).splitlines()) if name]
+    if not names:
+        raise AnnotationError(
+            f'list {shown(path)} is empty; write one image path a line, or leave ann_file out to use the whole folder.'
+        )
+    first = names[0]
+    if not first.lower().endswith(IMAGE_SUFFIXES) and not os.path.isfile(os.path.join(folder, first)):
+        what = 'a number or name without an ending, as in the id lists of Pascal VOC'
+        if len(first.split()) > 1:
+            what = 'several words, as in label files of YOLO or lists with classes'
+        raise AnnotationError(
+            f'list {shown(path)} begins with {shown(first[:80])!r}, which is no image path but {what}; {_CONVERT}.'
+        )
+    labels = Path(folder, first).parent.parent.parent / 'labels', Path(folder, first).parent.parent / 'labels'
+    if any(place.is_dir() for place in labels):
+        print_log(
+            f'{shown(path)}: the labels beside the images (YOLO) are not read by a list; {_CONVERT}', logger='current'
+        )
+    return names
+
+
+def parse_json(data: bytes) -> Any:
+    """Return the content of a json file; ValueError or RecursionError if it is none."""
+    if orjson is not None:
+        try:
+            return orjson.loads(data)
+        except ValueError:  # it knows neither NaN nor a byte order mark nor names that are no UTF-8, which json takes
+            pass
+    return json.loads(data)
+
+
+def read_json(path: PathLike) -> dict:
+    """Return the content of an annotation file.
+
+    Raises:
+        AnnotationError: it is no json, or holds no dict.
+    """
+    try:
+        content = parse_json(Path(path).read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise AnnotationError(f'annotation file {shown(path)} is not valid JSON ({error}); is it complete?') from None
+    if not isinstance(content, dict):
+        raise AnnotationError(
+            f'annotation file {shown(path)} holds a {type(content).__name__}; it must be COCO-style (a dict with '
+            'images and annotations) or a dict {image path: [[x1, y1, x2, y2], ...]}.'
+        )
+    return content
