@@ -125,6 +125,21 @@ def test_uniform_collapse_is_named(tmp_path):
     assert len(warnings) == 1 and 'teacher_temp' in warnings[0], 'told once'
 
 
+def test_a_run_without_a_signal_is_named(tmp_path):
+    model = make_odis(lambda_patch=0.0)
+    model.head.token_loss = lambda student, teacher, visible: (
+        0.0 * student.float().sum()
+    )  # no image shows its object twice
+    warnings, _ = run(tmp_path, model, grace=0.3)
+    assert 'no learning signal' in names(warnings), warnings
+    assert 'visible_share' in next(text for text in warnings if 'no learning signal' in text)
+
+
+@pytest.mark.parametrize('similarity, found', [(0.02, True), (0.6, False)])
+def test_entropy_without_attraction_is_named(similarity, found):
+    assert ('no attraction' in Limits().sickness({'similarity': similarity, 'loss': -1.0})) == found
+
+
 def test_divergence_is_named(tmp_path):
     warnings, _ = run(tmp_path, lr=1.0, grace=1.0)
     assert names(warnings) == {'divergence'}, warnings

@@ -20,6 +20,10 @@ CURES = {
     'dimensional collapse': 'halve the learning rate, enlarge the batch, make the views differ more, and see that the images do differ',
     'divergence': 'go back to a checkpoint from before it, divide the learning rate by 2 to 10, lengthen the warm-up, lower '
     'optim_wrapper.clip_grad.max_norm, use bf16 instead of fp16',
+    'no learning signal': 'see that images show their object in all global views (visible_share in the log; lower min_cover or the '
+    'scale of the crops: `odis-mm pretrain` chooses both from the data), that the views overlap, and that the learning rate is not 0',
+    'no attraction': 'the entropy term outweighs the attraction between the views: raise the weight of the attraction, lower that of the '
+    'entropy (model.head.lambda_entropy), or take a larger batch',
     'starvation': 'raise train_dataloader.num_workers up to the number of cores, keep persistent_workers=True, or move the images to faster '
     'storage or a smaller size',
 }
@@ -36,6 +40,7 @@ class Limits:
     spread: float = 1e-4  # share of the features' energy in which images differ
     diverged_loss: float = 1.3  # in ln K: knowing nothing costs 1
     growth: float = 5.0  # of the weights' norm since the start of the run
+    similarity: float = 0.1  # of two views of an image
     data_wait: float = 0.5  # share of the time
 
     def sickness(self, figures: Dict[str, float]) -> Dict[str, str]:
@@ -61,6 +66,11 @@ class Limits:
             found['dimensional collapse'] = f'all images have one feature (they differ in {spread:.1e} of its energy)'
         elif rank < self.rank:
             found['dimensional collapse'] = f'the features of images differ in {rank:.2f} directions'
+        if figures.get('loss', nan) == 0 or figures.get('gradient norm', nan) == 0:
+            which = 'loss' if figures.get('loss', nan) == 0 else 'gradient'
+            found['no learning signal'] = f'the {which} is exactly 0: no image of the batch counts'
+        if figures.get('similarity', nan) < self.similarity:
+            found['no attraction'] = f'two views of an image agree by {figures["similarity"]:.2f} (1: the same)'
         if wait > self.data_wait:
             found['starvation'] = f'{wait:.0%} of the time goes into waiting for images'
         return found
@@ -139,6 +149,9 @@ class HealthHook(Hook):
         norm = seen.pop('student_norm')
         figures.update(seen)
         figures['weight growth'] = norm / self._start_norm
+        for name in ('loss', 'similarity'):
+            if name in outputs:
+                figures[name] = float(torch.as_tensor(outputs[name]).detach())
         if 'train/grad_norm' in hub.log_scalars:
             figures['gradient norm'] = float(hub.get_scalar('train/grad_norm').current())
         samples = data_batch.get('data_samples') if isinstance(data_batch, dict) else None

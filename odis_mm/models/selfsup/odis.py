@@ -98,6 +98,8 @@ class ODIS(TeacherStudent):
         if self.lambda_patch:
             patch_loss = self.head.patch_loss(patch_logits, patch_targets, data_samples['mim_weight'])
             losses['loss_patch'] = self.lambda_patch * patch_loss
+        shown = data_samples['object_visible'][:, : len(inputs[0]) // batch]  # [B, G]
+        losses['visible_share'] = shown.all(1).float().mean()  # of images, in all global views
         # ln K: uniform collapse; 0: one prototype for everything
         losses['teacher_entropy'] = torch.special.entr(targets).sum(-1).mean()
         return losses
