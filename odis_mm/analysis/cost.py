@@ -4,9 +4,10 @@ import contextlib
 import copy
 import weakref
 from dataclasses import dataclass
-from typing import Callable, Dict, Optional
+from typing import Callable, Dict, Iterator, Optional
 
 import torch
+from mmcv.cnn.bricks import DropPath
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -15,8 +16,9 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ..models.backbones.object_vit import forms_of_gpus
-from ..models.backbones.stochastic_depth import expected_paths
+from ..models.backbones import ObjectViT
+from ..models.backbones.attention import Form
+from ..models.backbones.stochastic_depth import Path, draw_path, keep_images
 
 
 @dataclass(frozen=True)
@@ -120,20 +122,59 @@ def count_step(
     cfg = copy.deepcopy(dict(model_cfg))
     recomputes = bool(cfg['backbone'].get('with_cp', False))
     cfg['backbone'].pop('compiled', None)
-    with contextlib.nullcontext() if device == 'cpu' else forms_of_gpus():
-        memory = _simulate(cfg, data, losses_of, bf16, accumulated)
-        if recomputes:
-            cfg['backbone'] = {**cfg['backbone'], 'with_cp': False}
-            return StepCost(_simulate(cfg, data, losses_of, bf16, False).flops, memory.resting, memory.peak)
-        return memory
+    memory = _simulate(cfg, data, losses_of, bf16, accumulated, device)
+    if recomputes:
+        cfg['backbone'] = {**cfg['backbone'], 'with_cp': False}
+        return StepCost(_simulate(cfg, data, losses_of, bf16, False, device).flops, memory.resting, memory.peak)
+    return memory
 
 
-def _simulate(cfg: dict, data: dict, losses_of: Optional[Callable], bf16: bool, accumulated: bool) -> StepCost:
+class _FormOfGPUs:
+    """Attention and stochastic depth in the form that they have on GPUs."""
+
+    def form_of(self, x: Tensor) -> Form:
+        return Form.ROWS
+
+
+class _ExpectedPaths:
+    """Stochastic depth that drops as often as expected in place of drawing, so that a step can be counted without values."""
+
+    def draw_path(self, drop: Optional[nn.Module], x: Tensor, shapes, skip: bool) -> Path:
+        rate = drop.drop_prob if isinstance(drop, DropPath) and drop.training else 0
+        if not rate or not skip:
+            return draw_path(drop, x, shapes, skip)
+        keep = 1 - rate
+        flags = [round((i + 1) * keep) > round(i * keep) for i in range(sum(batch for batch, _ in shapes))]
+        return keep_images(flags, shapes, 1 / keep)
+
+
+@contextlib.contextmanager
+def behaving(model: nn.Module, *kinds: type) -> Iterator[None]:
+    """Within, each ``ObjectViT`` of a model has the methods of ``kinds`` in place of its own."""
+    vits = [(module, type(module)) for module in model.modules() if isinstance(module, ObjectViT)]
+    for module, own in vits:
+        module.__class__ = type(own.__name__, (*kinds, own), {})
+    try:
+        yield
+    finally:
+        for module, own in vits:
+            module.__class__ = own
+
+
+def forms_of_gpus(model: nn.Module) -> contextlib.AbstractContextManager:
+    """Within, what a model needs on GPUs can be counted and tested without one."""
+    return behaving(model, _FormOfGPUs)
+
+
+def _simulate(
+    cfg: dict, data: dict, losses_of: Optional[Callable], bf16: bool, accumulated: bool, device: str
+) -> StepCost:
+    kinds = (_ExpectedPaths,) if device == 'cpu' else (_FormOfGPUs,)
     with torch.device('meta'):
         model = MODELS.build(cfg)
     model.train()
     data = tree_map_only(Tensor, lambda t: t.detach().cpu(), data)
-    with FakeTensorMode() as fake, expected_paths(), contextlib.ExitStack() as stack:
+    with FakeTensorMode() as fake, behaving(model, *kinds), contextlib.ExitStack() as stack:
         data = tree_map_only(Tensor, fake.from_tensor, data)
         _to_fake(model)
         everything_on(model)

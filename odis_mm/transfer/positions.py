@@ -25,7 +25,12 @@ def split_tokens(length: int, expected_extra: int) -> Optional[Tuple[int, int]]:
 
 
 def resize_positions(
-    pos_embed: Tensor, grid: Grid, extra: int, mode: str = 'bicubic', source_grid: Optional[Grid] = None
+    pos_embed: Tensor,
+    grid: Grid,
+    extra: int,
+    mode: str = 'bicubic',
+    source_grid: Optional[Grid] = None,
+    antialias: bool = False,
 ) -> Tensor:
     """Bring a position embedding to ``grid`` rows and columns, leading-token slots handled apart.
 
@@ -40,6 +45,7 @@ def resize_positions(
             Slots that the target lacks are dropped only when it has none at all: which of several to keep cannot be
                 known.
         source_grid: (rows, columns) of ``pos_embed``; None: a square is deduced.
+        antialias: As timm and DINOv2 with registers do it; another cubic than without, of a larger grid, too.
 
     Returns:
         [1, extra + rows * columns, D], in the dtype of the input.
@@ -63,6 +69,7 @@ def resize_positions(
         tokens = torch.cat((tokens, tokens.new_zeros(1, extra - source_extra, tokens.shape[2])), dim=1)
     if tuple(grid) != tuple(source_grid):
         plane = patches.reshape(1, *source_grid, -1).permute(0, 3, 1, 2)
-        plane = F.interpolate(plane.float(), size=tuple(grid), mode=mode, align_corners=False)
+        plane = plane if plane.dtype == torch.float64 else plane.float()
+        plane = F.interpolate(plane, size=tuple(grid), mode=mode, align_corners=False, antialias=antialias)
         patches = plane.flatten(2).transpose(1, 2).to(pos_embed.dtype)
     return torch.cat((tokens, patches), dim=1)

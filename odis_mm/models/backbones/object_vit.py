@@ -1,57 +1,83 @@
 """A plain ViT whose [OBJ] token can be told which patches are the object."""
 
-from contextlib import contextmanager
 from types import MethodType
-from typing import Callable, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
 from mmcv.cnn.bricks.transformer import FFN
 from mmpretrain.models import VisionTransformer
-from mmpretrain.models.utils import resize_pos_embed
+from mmpretrain.models.utils import SwiGLUFFN
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ...transfer.positions import resize_positions
 from ...utils.errors import ConfigError
 from ..weight_init import init_linears, trunc_normal
+from .attention import Form, Window, attend, attend_in_windows, mask_of
+from .recompute import recomputed
+from .rope import AxialRope, Rope, rotate
 from .stochastic_depth import Kept, Path, Shapes, add, draw_path, select, take
 
 OneOrMore = Union[Tensor, Sequence[Tensor], None]
-_HALF = (torch.bfloat16, torch.float16)
-_forms = {'cpu': True}
+Grid = Tuple[int, int]
 
 
-@contextmanager
-def forms_of_gpus() -> Iterator[None]:
-    """Within, attention and stochastic depth on CPUs take the form that they have on GPUs, so that what a GPU needs can be counted without
-    one."""
-    before, _forms['cpu'] = _forms['cpu'], False
-    try:
-        yield
-    finally:
-        _forms['cpu'] = before
+class Sequences(NamedTuple):
+    """What the tokens [R, D] of one or several resolutions are, which stand one after the other: R = sum of B * T.
 
+    Attributes:
+        shapes: (B, T) of each resolution.
+        grids: Patches (rows, columns) of each; T = leading tokens + rows * columns.
+        masks: Which keys the [OBJ] rows see, see :func:`mask_of`; None: all.
+        ropes: Rotary positions; None: the tokens carry theirs.
+        objects: Place of the k [OBJ] tokens in T.
+        form: Of the attention.
+    """
 
-def _cpu_forms(x: Tensor) -> bool:
-    return x.device.type == 'cpu' and _forms['cpu']
+    shapes: Shapes
+    grids: Tuple[Grid, ...]
+    masks: Tuple[Optional[Tensor], ...]
+    ropes: Tuple[Optional[Rope], ...]
+    objects: slice
+    form: Form
+
+    @property
+    def sizes(self) -> List[int]:
+        """Rows of each resolution."""
+        return [batch * length for batch, length in self.shapes]
 
 
 @MODELS.register_module()
 class ObjectViT(VisionTransformer):
     """``mmpretrain.VisionTransformer`` plus one optional argument of ``forward``: the object mask (ODIS, arXiv 2506.05409).
 
-    With the defaults it has the same parameters under the same names, [OBJ] takes the place (and the weights) of [CLS], and
-    without a mask, or with an all-ones one, it computes the same function. Pre-training needs both the tokens and
-    the map, so the output is always the token sequence (``out_type='raw'``).
+    With the defaults it has the same parameters under the same names, [OBJ] takes the place (and the weights) of [CLS], and without a mask,
+    or with an all-ones one, it computes the same function. Further options make it the ViT of DINOv2 (``layer_scale_init_value``,
+    ``num_registers``, patches of 14) or of DINOv3 (these, ``rope``, ``key_bias``, ``swiglu``), so that their weights arrive unchanged.
+
+    The sequence is [CLS] if ``cls_beside_object``, the [OBJ] tokens, the registers, the patches.
 
     Args:
         num_object_tokens: k, how many [OBJ] tokens read the object. The paper's default is 1: with more, the authors' runs collapsed.
         cls_beside_object: Keep an unmasked [CLS] in front of the [OBJ] tokens (needed by the image-level term of the loss).
-            More than one leading token adds a parameter ``object_tokens`` that a stock ViT has no place for.
+            More than one of both adds a parameter ``object_tokens`` that a stock ViT has no place for.
+        num_registers: Tokens that see and are seen by all and are read by nobody (arXiv 2309.16588): ``register_tokens``.
+        rope: Arguments of :class:`AxialRope` in place of learned positions, ``dict(base=100)`` in DINOv3; None: learned positions.
+        key_bias: False: keys have no bias, as in DINOv3; its place in ``qkv.bias`` is 0 and stays so.
+        swiglu: SiLU-gated MLPs ``w12`` and ``w3`` of the hidden width ``feedforward_channels``.
+        antialias: Of learned positions on a smaller grid, as timm and DINOv2 with registers do it.
+        out_type: 'raw': token sequences, which pretraining reads; 'featmap': contiguous maps [B, D, rows, columns], for detectors.
+        frozen: True, or the number of first blocks: they and the embeddings are not trained, and run without drop path.
+        window_size: Above 0, blocks attend within windows of so many patches along a side, but for every ``global_every``-th (ViTDet: 14).
+        global_every: See there; 3 gives 4 global blocks of 12.
         with_cp: Recompute every block in the backward pass (activation checkpointing): less memory, same result.
         compiled: Compile the blocks (:meth:`compile_blocks`): same results; pays on GPUs, after minutes in the first steps.
         **kwargs: Everything ``mmpretrain.VisionTransformer`` takes; ``arch`` 'deit-small' is the ViT-S of the papers.
+
+    Raises:
+        ConfigError: options that exclude each other.
     """
 
     def __init__(
@@ -59,33 +85,68 @@ class ObjectViT(VisionTransformer):
         *args,
         num_object_tokens: int = 1,
         cls_beside_object: bool = False,
+        num_registers: int = 0,
+        rope: Optional[dict] = None,
+        key_bias: bool = True,
+        swiglu: bool = False,
+        antialias: bool = False,
+        out_type: str = 'raw',
+        frozen: Union[bool, int] = False,
+        window_size: int = 0,
+        global_every: int = 3,
         with_cp: bool = False,
         compiled: bool = False,
         **kwargs,
     ):
-        kwargs.setdefault('out_type', 'raw')
-        if kwargs['out_type'] != 'raw' or not kwargs.get('with_cls_token', True):
+        if out_type not in ('raw', 'featmap') or not kwargs.get('with_cls_token', True):
             raise ConfigError(
-                "ObjectViT returns tokens: leave out_type at 'raw' and with_cls_token at True; "
-                'detectors take the exported file into mmpretrain.VisionTransformer.'
+                "ObjectViT returns tokens (out_type='raw') or maps (out_type='featmap') and has a [CLS] or [OBJ] token: leave "
+                'with_cls_token at True.'
             )
-        if num_object_tokens < 1:
-            raise ConfigError(f'num_object_tokens must be at least 1, got {num_object_tokens}.')
-        super().__init__(*args, **kwargs)
+        if num_object_tokens < 1 or num_registers < 0:
+            raise ConfigError(
+                f'num_object_tokens must be at least 1 and num_registers at least 0, got {num_object_tokens} and {num_registers}.'
+            )
+        super().__init__(*args, out_type=out_type, **kwargs)
+        width, heads = self.embed_dims, self.arch_settings['num_heads']
         self.with_cp = with_cp
+        self.antialias = antialias
+        self.window_size, self.global_every = window_size, global_every
         self._block = _block
         self._sharded: Optional[Callable] = None
         if compiled:
             self.compile_blocks()
         self.cls_beside_object = cls_beside_object
-        self.num_leading_tokens = num_object_tokens + int(cls_beside_object)
-        if self.num_leading_tokens > 1:  # they carry no position: one is learned with the token itself
-            self.object_tokens = nn.Parameter(torch.zeros(1, self.num_leading_tokens - 1, self.embed_dims))
+        self.num_class_tokens = num_object_tokens + int(cls_beside_object)
+        self.num_leading_tokens = self.num_class_tokens + num_registers
+        if self.num_class_tokens > 1:  # they carry no position: one is learned with the token itself
+            self.object_tokens = nn.Parameter(torch.zeros(1, self.num_class_tokens - 1, width))
+        if num_registers:
+            self.register_tokens = nn.Parameter(torch.zeros(1, num_registers, width))
+        self.rope = None if rope is None else AxialRope(width // heads, **rope)
+        if rope is not None:
+            self.pos_embed = None
+        for layer in self.layers:
+            if not key_bias and layer.attn.qkv.bias is not None:
+                layer.attn.qkv = QKVWithoutKeyBias(width, 3 * width)
+            if swiglu:
+                layer.ffn = SwiGLUFFN(
+                    width,
+                    self.arch_settings['feedforward_channels'],
+                    layer_scale_init_value=kwargs.get('layer_scale_init_value', 0.0),
+                    dropout_layer=dict(type='DropPath', drop_prob=layer.attn.out_drop.drop_prob),
+                )
+        if frozen is not False:
+            self.frozen_stages = self.num_layers if frozen is True else frozen
+        if not -1 <= self.frozen_stages <= self.num_layers:
+            raise ConfigError(f'frozen must be within 0 and {self.num_layers} blocks, got {self.frozen_stages}.')
+        if self.frozen_stages > 0:
+            self._freeze_stages()
 
     @property
     def object_slice(self) -> slice:
-        """Where the [OBJ] tokens stand in the sequence; the patches follow."""
-        return slice(int(self.cls_beside_object), self.num_leading_tokens)
+        """Where the [OBJ] tokens stand in the sequence."""
+        return slice(int(self.cls_beside_object), self.num_class_tokens)
 
     def init_weights(self) -> None:
         super().init_weights()
@@ -94,12 +155,32 @@ class ObjectViT(VisionTransformer):
         # as in the releases; the stock ViT has Xavier's weights and random biases in the MLPs, torch's defaults in the attention, and
         # leaves the token at zero. The patch embedding keeps torch's default in both
         init_linears(self.layers)
-        trunc_normal(self.pos_embed)
-        trunc_normal(self.cls_token)
-        if self.num_leading_tokens > 1:
-            trunc_normal(self.object_tokens)
+        for name in ('pos_embed', 'cls_token', 'object_tokens', 'register_tokens'):
+            if getattr(self, name, None) is not None:
+                trunc_normal(getattr(self, name))
 
-    def embed(self, images: Tensor, replace: Optional[Tuple[Tensor, Tensor]] = None) -> Tuple[Tensor, Tuple[int, int]]:
+    def _freeze_stages(self) -> None:
+        super()._freeze_stages()
+        for name in ('object_tokens', 'register_tokens'):
+            if hasattr(self, name):
+                getattr(self, name).requires_grad_(False)
+
+    def train(self, mode: bool = True):
+        """What is frozen stays in evaluation mode."""
+        super().train(mode)
+        if self.frozen_stages > 0:
+            self.drop_after_pos.eval()
+            for layer in self.layers[: self.frozen_stages]:
+                layer.eval()
+        return self
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> Tuple[int, int]:
+        """(place in the ladder of layer-wise learning rates, its length): 0 the embeddings and tokens, then block by block."""
+        if param_name.removeprefix(prefix) in ('object_tokens', 'register_tokens'):
+            param_name = f'{prefix}cls_token'
+        return super().get_layer_depth(param_name, prefix)
+
+    def embed(self, images: Tensor, replace: Optional[Tuple[Tensor, Tensor]] = None) -> Tuple[Tensor, Grid]:
         """Images to the sequence that enters the first block.
 
         Args:
@@ -113,12 +194,16 @@ class ObjectViT(VisionTransformer):
         if replace is not None:
             where, token = replace
             patches = torch.where(where.unsqueeze(-1), token.to(patches.dtype), patches)
-        position = resize_pos_embed(self.pos_embed, self.patch_resolution, grid, self.interpolate_mode, 1)
-        leading = self.cls_token + position[:, :1]
-        if self.num_leading_tokens > 1:
-            leading = torch.cat((leading, self.object_tokens), dim=1)
-        tokens = torch.cat((leading.expand(len(images), -1, -1).to(patches.dtype), patches + position[:, 1:]), dim=1)
-        return self.pre_norm(self.drop_after_pos(tokens)), grid
+        first, dtype = self.cls_token, patches.dtype
+        if self.pos_embed is not None:
+            position = resize_positions(
+                self.pos_embed, grid, 1, self.interpolate_mode, self.patch_resolution, self.antialias
+            )
+            first, patches = first + position[:, :1], patches + position[:, 1:]
+        others = [getattr(self, name) for name in ('object_tokens', 'register_tokens') if hasattr(self, name)]
+        leading = torch.cat((first, *others), dim=1) if others else first
+        tokens = torch.cat((leading.expand(len(images), -1, -1).to(dtype), patches), dim=1)
+        return self.pre_norm(self.drop_after_pos(tokens)), tuple(grid)
 
     def forward(
         self,
@@ -127,25 +212,24 @@ class ObjectViT(VisionTransformer):
         replace: Optional[Tuple[Tensor, Tensor]] = None,
         patches: OneOrMore = None,
     ) -> Union[Tuple[Tensor, ...], List[Tuple[Tensor, ...]]]:
-        """Token sequences after the blocks ``out_indices``.
+        """Token sequences, or maps, after the blocks ``out_indices``.
 
         Args:
             images: [B, 3, H, W], normalised; or a list of such, one for each resolution, whose tokens then share all that treats tokens one
                 by one (norms, projections, MLPs) and meet in attention only with their own view's: fewer and larger products, same result.
-            object_mask: bool [B, N], the patches of the object. In every block the [OBJ] query attends to itself and to these
+            object_mask: bool [B, N], the patches of the object. In every block the [OBJ] query attends to itself, the registers and these
                 patches only; patch queries attend to everything. None: all patches, an ordinary ViT.
             replace: See :meth:`embed`; of the first resolution.
-            patches: int64 [M], the only patches that are read from the last block's result, as indices into the flattened [B * N]; the
-                leading tokens always are. What nobody reads is not computed: the last block's projection and MLP run for these alone.
-                None: all.
+            patches: int64 [M], the only patches that are read from the last block's result, as indices into the flattened [B * N]; [CLS] and
+                [OBJ] always are. What nobody reads is not computed: the last block's projection and MLP run for these alone. None: all.
 
         Returns:
-            One [B, T, D] per entry of ``out_indices``; the last block's is normalised. With ``patches`` the last block's is two entries:
-            leading tokens [B, t, D] and these patches [M, D], equal to the rows of the whole. A list of images gives a list of such, and
-            takes lists for ``object_mask`` (with None for no mask) and ``patches``.
+            One [B, T, D], or map [B, D, rows, columns], per entry of ``out_indices``; the last block's is normalised. With ``patches`` the
+            last block's is two entries: [CLS] and [OBJ] tokens [B, t, D] and these patches [M, D], equal to the rows of the whole. A list of
+            images gives a list of such, and takes lists for ``object_mask`` (with None for no mask) and ``patches``.
 
         Raises:
-            ValueError: if the mask does not fit the patch grid.
+            ConfigError: the mask does not fit the patch grid.
         """
         if isinstance(images, Tensor):
             return self._forward([images], [object_mask], replace, None if patches is None else [patches])[0]
@@ -159,53 +243,109 @@ class ObjectViT(VisionTransformer):
         patches: Optional[Sequence[Tensor]],
     ) -> List[Tuple[Tensor, ...]]:
         views = [self.embed(x, replace if i == 0 else None) for i, x in enumerate(images)]
-        shapes = tuple(tuple(x.shape[:2]) for x, _ in views)  # (B, T) of each resolution
-        masks = tuple(
-            None if mask is None else self._attention_mask(mask, x, grid)
-            for mask, (x, grid) in zip(object_masks, views)
-        )
-        x = (
-            torch.cat([x.flatten(0, 1) for x, _ in views]) if len(views) > 1 else views[0][0].flatten(0, 1)
-        )  # [R, D], R = sum of B * T
-        sizes = [batch * length for batch, length in shapes]
-        rows = None
-        if patches is not None:
-            kept = [self._rows(index, *shape) + sum(sizes[:i]) for i, (index, shape) in enumerate(zip(patches, shapes))]
-            rows, last_sizes = torch.cat(kept), [len(index) for index in kept]
+        sequences = self._sequences(views, object_masks)
+        tokens = [x.flatten(0, 1) for x, _ in views]
+        x = torch.cat(tokens) if len(tokens) > 1 else tokens[0]  # [R, D]
+        rows = None if patches is None else self._read_rows(patches, sequences)
         outs: List[List[Tensor]] = [[] for _ in views]
         for i, layer in enumerate(self.layers):
             last = i == self.num_layers - 1
-            some = last and rows is not None
-            # the last block's rows differ in number from step to step: it would be compiled anew each time
-            block = self._sharded or (_block if some else self._block)
-            # elsewhere than on a CPU the host would have to wait for the draws
-            skip = block is _block and not some and _cpu_forms(x)
-            args = (
-                layer,
-                x,
-                shapes,
-                masks,
-                self.object_slice,
-                _paths(layer, x, shapes, skip),
-                rows if last else None,
-                not self.with_cp,
-            )
-            x = (
-                checkpoint(block, *args, use_reentrant=False)
-                if self.with_cp and torch.is_grad_enabled()
-                else block(*args)
-            )
+            read = rows if last else None
+            x = self._run_block(i, layer, x, sequences, read)
             if last and self.final_norm:
                 x = self.ln1(x)
             if i in self.out_indices:
-                if not last or rows is None:
-                    for out, part, shape in zip(outs, x.split(sizes), shapes):
-                        out.append(part.unflatten(0, shape))
-                else:
-                    for out, part, (batch, _) in zip(outs, x.split(last_sizes), shapes):
-                        leading, rest = part.tensor_split([batch * self.num_leading_tokens])
-                        out += [leading.unflatten(0, (batch, -1)), rest]
+                parts = self._whole(x, sequences) if read is None else self._read(x, sequences, patches)
+                for out, part in zip(outs, parts):
+                    out.extend(part)
         return [tuple(out) for out in outs]
+
+    def _sequences(self, views: Sequence[Tuple[Tensor, Grid]], masks: Sequence[Optional[Tensor]]) -> Sequences:
+        form = self.form_of(views[0][0])
+        objects = self.object_slice
+        return Sequences(
+            shapes=tuple(tuple(x.shape[:2]) for x, _ in views),
+            grids=tuple(grid for _, grid in views),
+            masks=tuple(
+                None if mask is None else mask_of(self._key_mask(mask, x, grid), objects, form, x)
+                for mask, (x, grid) in zip(masks, views)
+            ),
+            ropes=tuple(None if self.rope is None else self.rope(grid, self.num_leading_tokens) for _, grid in views),
+            objects=objects,
+            form=form,
+        )
+
+    def form_of(self, x: Tensor) -> Form:
+        """Of attention, and with it of stochastic depth: the fastest where ``x`` is."""
+        return Form.of(x)
+
+    def draw_path(self, drop: Optional[nn.Module], x: Tensor, shapes: Shapes, skip: bool) -> Path:
+        """See :func:`draw_path`."""
+        return draw_path(drop, x, shapes, skip)
+
+    def _run_block(
+        self, number: int, layer: nn.Module, x: Tensor, sequences: Sequences, rows: Optional[Tensor]
+    ) -> Tensor:
+        # the rows that are read differ in number from step to step: the block would be compiled anew each time
+        block = self._sharded or (_block if rows is not None else self._block)
+        # elsewhere than on a CPU the host would have to wait for the draws
+        skip = block is _block and rows is None and sequences.form is not Form.ROWS
+        # drawn here, so that recomputing the block draws nothing
+        paths = tuple(
+            self.draw_path(getattr(part, name, None), x, sequences.shapes, skip)
+            for part, name in ((layer.attn, 'out_drop'), (layer.ffn, 'dropout_layer'))
+        )
+        trained = torch.is_grad_enabled() and number >= self.frozen_stages
+        recompute = self.with_cp and trained
+        args = (layer, x, sequences, paths, rows, trained and not recompute, self._window(number))
+        return checkpoint(block, *args, use_reentrant=False) if recompute else block(*args)
+
+    def _window(self, number: int) -> Optional[Tuple[int, int]]:
+        """(side of the windows, leading tokens) of a block; None: it attends globally."""
+        if not self.window_size or number % self.global_every == self.global_every - 1:
+            return None
+        return self.window_size, self.num_leading_tokens
+
+    def _whole(self, x: Tensor, sequences: Sequences) -> List[Tuple[Tensor, ...]]:
+        """[R, D] of each resolution, in the form of ``out_type``."""
+        parts = [part.unflatten(0, shape) for part, shape in zip(x.split(sequences.sizes), sequences.shapes)]
+        if self.out_type == 'raw':
+            return [(part,) for part in parts]
+        return [(self._map(part, grid).contiguous(),) for part, grid in zip(parts, sequences.grids)]
+
+    def _read_rows(self, patches: Sequence[Tensor], sequences: Sequences) -> Tensor:
+        """The rows of [R, D] that are read: of each resolution [CLS] and [OBJ] tokens, then ``patches``."""
+        rows, before = [], 0
+        for index, (batch, length), size in zip(patches, sequences.shapes, sequences.sizes):
+            start = torch.arange(batch, device=index.device)[:, None] * length
+            leading = start + torch.arange(self.num_class_tokens, device=index.device)
+            own = index + (index // (length - self.num_leading_tokens) + 1) * self.num_leading_tokens
+            rows += [leading.flatten() + before, own + before]
+            before += size
+        return torch.cat(rows)
+
+    def _read(self, x: Tensor, sequences: Sequences, patches: Sequence[Tensor]) -> List[Tuple[Tensor, ...]]:
+        """The rows of :meth:`_read_rows` as ([CLS] and [OBJ] [B, t, D], patches [M, D]) of each resolution."""
+        leading = [batch * self.num_class_tokens for batch, _ in sequences.shapes]
+        counts = [n for size, index in zip(leading, patches) for n in (size, len(index))]
+        parts = x.split(counts)
+        return [
+            (front.unflatten(0, (batch, -1)), rest)
+            for front, rest, (batch, _) in zip(parts[::2], parts[1::2], sequences.shapes)
+        ]
+
+    def to_map(self, tokens: Tensor, size: Sequence[int]) -> Tensor:
+        """The patches of sequences [B, T, D] as a map [B, D, rows, columns], channels last in memory as the tokens are.
+
+        Args:
+            tokens: As :meth:`forward` returns them.
+            size: (height, width) of the images in pixels.
+        """
+        strides = self.patch_embed.projection.stride
+        return self._map(tokens, tuple(-(-side // stride) for side, stride in zip(size, strides)))
+
+    def _map(self, tokens: Tensor, grid: Grid) -> Tensor:
+        return tokens[:, self.num_leading_tokens :].unflatten(1, grid).permute(0, 3, 1, 2)
 
     def compile_blocks(self, **kwargs) -> None:
         """Has ``torch.compile(**kwargs)`` make kernels for whole blocks, shared by all blocks: same results.
@@ -219,19 +359,10 @@ class ObjectViT(VisionTransformer):
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
         for layer in self.layers:
-            layer.run = MethodType(
-                _block, layer
-            )  # what gathers it: the forward() of mmpretrain's layer is never called
+            layer.run = MethodType(_block, layer)  # what gathers it: mmpretrain's own forward() is never called
             fully_shard(layer, **kwargs)
             register_fsdp_forward_method(layer, 'run')
         self._sharded = lambda layer, *args: layer.run(*args)
-
-    def _rows(self, patches: Tensor, batch: int, length: int) -> Tensor:
-        """Leading tokens, then ``patches``, as indices into the flattened sequences [B * T]."""
-        first = self.num_leading_tokens
-        start = torch.arange(batch, device=patches.device)[:, None] * length
-        leading = start + torch.arange(first, device=patches.device)
-        return torch.cat((leading.flatten(), patches + (patches // (length - first) + 1) * first))
 
     @torch.no_grad()
     def object_attention_map(self, images: Tensor, object_mask: Optional[Tensor] = None) -> Tensor:
@@ -244,99 +375,133 @@ class ObjectViT(VisionTransformer):
         x, grid = self.embed(images)
         if object_mask is None:
             object_mask = torch.ones(len(x), grid[0] * grid[1], dtype=torch.bool, device=x.device)
-        mask = self._attention_mask(object_mask, x, grid)
-        shape = tuple(x.shape[:2])
-        for layer in self.layers[:-1]:
-            x = _block(layer, x.flatten(0, 1), (shape,), (mask,), self.object_slice).unflatten(0, shape)
-        attn = self.layers[-1].attn
-        q, k, _ = (
-            attn.qkv(self.layers[-1].ln1(x)).unflatten(-1, (3, attn.num_heads, attn.head_dims)).unbind(2)
-        )  # [B, T, h, d]
-        scores = torch.einsum('bqhd,bkhd->bhqk', q[:, self.object_slice], k) / attn.head_dims**0.5
-        weights = scores.masked_fill(~self._key_mask(object_mask, x, grid), -torch.inf).softmax(-1)
-        return weights.mean((1, 2))[:, self.num_leading_tokens :].unflatten(1, tuple(grid))
+        sequences = self._sequences([(x, grid)], [object_mask])
+        x = x.flatten(0, 1)
+        for number, layer in enumerate(self.layers[:-1]):
+            x = _block(layer, x, sequences, window=self._window(number))
+        layer = self.layers[-1]
+        attn = layer.attn
+        qkv = attn.qkv(layer.ln1(x)).view(*sequences.shapes[0], 3, attn.num_heads, attn.head_dims)
+        q, k = (rotate(part.transpose(1, 2), sequences.ropes[0]) for part in qkv.unbind(2)[:2])  # [B, heads, T, d]
+        scores = q[:, :, self.object_slice] @ k.mT / attn.head_dims**0.5
+        keys = self._key_mask(object_mask, images, grid)
+        weights = scores.masked_fill(~keys, -torch.inf).softmax(-1)
+        return weights.mean((1, 2))[:, self.num_leading_tokens :].unflatten(1, grid)
 
-    def _attention_mask(self, object_mask: Tensor, x: Tensor, grid: Sequence[int]) -> Tensor:
-        """The mask in the form that :func:`object_attention` takes where ``x`` is."""
-        keys = self._key_mask(object_mask, x, grid)
-        dtype = torch.get_autocast_dtype('cpu') if torch.is_autocast_enabled('cpu') else x.dtype
-        if not _cpu_forms(x) or dtype in _HALF:
-            return keys
-        scores = x.new_zeros(len(x), 1, x.shape[1], x.shape[1])  # once for all blocks and heads
-        scores[:, :, self.object_slice].masked_fill_(~keys, -torch.inf)
-        return scores
-
-    def _key_mask(self, object_mask: Tensor, x: Tensor, grid: Sequence[int]) -> Tensor:
-        """Which keys each [OBJ] query sees, bool [B, 1, k, T]: itself and the object's patches."""
-        batch, length = x.shape[:2]
-        if object_mask.shape != (batch, grid[0] * grid[1]):
+    def _key_mask(self, object_mask: Tensor, x: Tensor, grid: Grid) -> Tensor:
+        """Which keys each [OBJ] query sees, bool [B, 1, k, T]: itself, the registers and the object's patches."""
+        batch, patches = len(x), grid[0] * grid[1]
+        if object_mask.shape != (batch, patches):
             raise ConfigError(
-                f'object_mask must be bool [{batch}, {grid[0] * grid[1]}] (images, patches of the '
-                f'{grid[0]}x{grid[1]} grid), got {tuple(object_mask.shape)}.'
+                f'object_mask must be bool [{batch}, {patches}] (images, patches of the {grid[0]}x{grid[1]} grid), got '
+                f'{tuple(object_mask.shape)}.'
             )
         first, stop = self.object_slice.start, self.object_slice.stop
-        mask = torch.zeros(batch, 1, stop - first, length, dtype=torch.bool, device=x.device)
+        mask = torch.zeros(batch, 1, stop - first, self.num_leading_tokens + patches, dtype=torch.bool, device=x.device)
         mask[..., self.num_leading_tokens :] = object_mask.bool()[:, None, None]
+        mask[..., stop : self.num_leading_tokens] = True
         mask[:, :, range(stop - first), range(first, stop)] = True
         return mask
 
+    def settings(self) -> Dict[str, Any]:
+        """What a file of its tensors does not tell by itself: plain values for the file's meta."""
+        return dict(
+            num_heads=self.arch_settings['num_heads'],
+            patch_size=int(self.patch_embed.projection.stride[0]),
+            patch_grid=[int(side) for side in self.patch_resolution],
+            norm_eps=float(self.layers[0].ln1.eps),
+            antialias=self.antialias,
+        )
 
-def _paths(layer: nn.Module, x: Tensor, shapes: Shapes, skip: bool) -> Tuple[Path, Path]:
-    """Of attention and MLP. Drawn outside of the block, so that recomputing it draws nothing."""
-    return (
-        draw_path(getattr(layer.attn, 'out_drop', None), x, shapes, skip),
-        draw_path(getattr(layer.ffn, 'dropout_layer', None), x, shapes, skip),
-    )
+
+class QKVWithoutKeyBias(nn.Linear):
+    """Queries, keys and values in one product, the keys without a bias: the middle third of ``bias`` counts as 0 and gets no gradient."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.bias.chunk(3)
+        return F.linear(x, self.weight, torch.cat((query, torch.zeros_like(key), value)))
+
+    @torch.no_grad()
+    def clear(self) -> None:
+        """Set that third to 0, for those who read the file with another model."""
+        self.bias.chunk(3)[1].zero_()
 
 
 def _block(
     layer: nn.Module,
     x: Tensor,
-    shapes: Shapes,
-    masks: Tuple[Optional[Tensor], ...],
-    object_slice: slice,
+    sequences: Sequences,
     paths: Tuple[Path, Path] = (None, None),
     rows: Optional[Tensor] = None,
     lean: bool = False,
+    window: Optional[Tuple[int, int]] = None,
 ) -> Tensor:
-    """One of mmpretrain's encoder layers, with object masks in its attention.
+    """One of mmpretrain's encoder layers, with object masks, rotary positions and windows in its attention.
 
     Args:
         layer: The module whose weights to use.
         x: [R, D], the tokens of all resolutions one after the other.
-        shapes: (B, T) of each resolution.
-        masks: Of each resolution: see :func:`object_attention`.
-        object_slice: Place of the k [OBJ] tokens in T.
-        paths: See :func:`draw_path`.
+        sequences: What they are.
+        paths: Of attention and MLP, see :func:`draw_path`.
         rows: int64, the tokens of ``x`` to return, where no path is :class:`Kept`; None: all.
-        lean: See :func:`_after_norm`; nothing to gain where the whole block is recomputed.
+        lean: Do not keep the norms' results for the backward pass; nothing to gain where the whole block is recomputed.
+        window: See :meth:`ObjectViT._window`.
     """
     attn, ffn = layer.attn, layer.ffn
     # one reshape, one unbind: a slice of its own would have its gradient padded with zeros and added to the others'
     qkv = _after_norm(attn.qkv, layer.ln1, x, lean, paths[0])
-    if isinstance(paths[0], Kept):
-        shapes = paths[0].shapes
-    sizes = [batch * length for batch, length in shapes]
-    dropout = attn.attn_drop if attn.training else 0.0
-    parts = [
-        object_attention(part.view(*shape, 3, attn.num_heads, attn.head_dims), mask, object_slice, dropout)
-        for part, shape, mask in zip(qkv.split(sizes) if len(sizes) > 1 else (qkv,), shapes, select(masks, paths[0]))
-        if shape[0]
-    ]
-    out = torch.cat(parts) if len(parts) > 1 else parts[0]
+    out = _attention(attn, qkv, sequences, paths[0], window)
     if rows is not None:  # a token's projection and MLP depend on it alone
         out, x = out.index_select(0, rows), x.index_select(0, rows)
         paths = tuple(None if path is None else path.index_select(0, rows) for path in paths)
     x = add(x, attn.gamma1(attn.proj_drop(attn.proj(out))), paths[0])
-    if not isinstance(ffn, FFN):
-        return ffn(layer.ln2(x), identity=x)
-    return add(x, ffn.gamma2(_after_norm(ffn.layers, layer.ln2, x, lean, paths[1])), paths[1])
+    return add(x, ffn.gamma2(_after_norm(_mlp(ffn), layer.ln2, x, lean, paths[1])), paths[1])
 
 
-def _after_norm(then: nn.Module, norm: nn.Module, x: Tensor, lean: bool, path: Path = None) -> Tensor:
-    """``then(norm(x))`` of the images that ``path`` keeps. If ``lean``, the norm's result is not kept for the backward pass but computed again
-    there, equal bit for bit: of all that a block keeps nothing is cheaper, and the norm's own input is kept in any case. A compiler decides
-    that for itself."""
+def _attention(
+    attn: nn.Module, qkv: Tensor, sequences: Sequences, path: Path, window: Optional[Tuple[int, int]]
+) -> Tensor:
+    """[R, 3 D] to [R, D] before the projection, each view among its own tokens; of a :class:`Kept` path the images that it keeps."""
+    shapes = path.shapes if isinstance(path, Kept) else sequences.shapes
+    masks = select(sequences.masks, path)
+    sizes = [batch * length for batch, length in shapes]
+    parts = qkv.split(sizes) if len(sizes) > 1 else (qkv,)
+    dropout = attn.attn_drop if attn.training else 0.0
+    outs = []
+    for part, shape, grid, mask, rope in zip(parts, shapes, sequences.grids, masks, sequences.ropes):
+        if not shape[0]:
+            continue
+        # one unbind, of the layout as it is: its gradient is put together in one pass
+        q, k, v = part.view(*shape, 3, attn.num_heads, attn.head_dims).unbind(2)
+        q, k, v = (head.transpose(1, 2) for head in (q, k, v))  # [B, heads, T, d]
+        q, k = rotate(q, rope), rotate(k, rope)
+        common = mask, sequences.objects, sequences.form
+        if window is None:
+            out = attend(q, k, v, *common, dropout)
+        else:
+            out = attend_in_windows(q, k, v, *common, Window(window[0], grid, window[1]), dropout)
+        outs.append(out.transpose(1, 2).flatten(2).flatten(0, 1))
+    return torch.cat(outs) if len(outs) > 1 else outs[0]
+
+
+def _mlp(ffn: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The layers of an MLP without scale, drop path and identity."""
+    if isinstance(ffn, FFN):
+        return ffn.layers
+
+    def gated(x: Tensor) -> Tensor:
+        gate, value = ffn.w12(x).chunk(2, dim=-1)
+        return ffn.w3(ffn.norm(F.silu(gate) * value))
+
+    return gated
+
+
+def _after_norm(then: Callable[[Tensor], Tensor], norm: nn.Module, x: Tensor, lean: bool, path: Path = None) -> Tensor:
+    """``then(norm(x))`` of the images that ``path`` keeps.
+
+    If ``lean``, the norm's result is not kept for the backward pass: of all that a block keeps nothing is cheaper to compute again. A
+    compiler decides that for itself.
+    """
     if not lean or torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return then(take(norm(x), path))
     device = x.device.type
@@ -347,64 +512,4 @@ def _after_norm(then: nn.Module, norm: nn.Module, x: Tensor, lean: bool, path: P
             y = norm(x)
         return take(y, path, half)  # autocast would make it ``half`` within ``then``, in a copy that nobody here knew
 
-    @torch.no_grad()
-    def again() -> Tensor:
-        return normed()
-
-    y = normed()
-    shape, storage = y.shape, y.untyped_storage()._cdata
-
-    def pack(kept: Tensor) -> Union[Tensor, Callable]:  # weights and all else pass through
-        return again if kept.shape == shape and kept.untyped_storage()._cdata == storage else kept
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: again() if kept is again else kept):
-        return then(y)
-
-
-def object_attention(qkv: Tensor, mask: Optional[Tensor], object_slice: slice, dropout: float = 0.0) -> Tensor:
-    """Attention with masked [OBJ] rows.
-
-    Only k of the T rows are masked. On GPUs they are computed on their own, so that the other rows keep the fused kernel without a
-    mask and no T x T mask is ever built. torch's fused kernel for CPUs takes a mask at no cost; in half precision it is several times
-    slower than the plain products, which are taken instead.
-
-    Args:
-        qkv: [B, T, 3, heads, d].
-        mask: Which keys the k [OBJ] queries see, bool [B, 1, k, T], or the same as what to add to all scores, float [B, 1, T, T]; None:
-            everything.
-        object_slice: Place of the k [OBJ] tokens in T.
-        dropout: Of the attention's weights.
-
-    Returns:
-        [B * T, D].
-    """
-    # one unbind, of the layout as it is: its gradient is put together in one pass
-    q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))  # [B, heads, T, d]
-    if _cpu_forms(q) and q.dtype in _HALF:
-        out = _plain_attention(q, k, v, mask, object_slice, dropout)
-    elif mask is None or mask.is_floating_point():
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-    else:
-        first, count = object_slice.start, object_slice.stop - object_slice.start
-        front, objects, rest = q.split([first, count, q.shape[2] - first - count], dim=2)
-        rows = [
-            F.scaled_dot_product_attention(objects, k, v, attn_mask=mask, dropout_p=dropout),
-            F.scaled_dot_product_attention(rest, k, v, dropout_p=dropout),
-        ]
-        if first:  # [CLS] in front sees everything, as the patches do
-            rows.insert(0, F.scaled_dot_product_attention(front, k, v, dropout_p=dropout))
-        out = torch.cat(rows, dim=2)
-    return out.transpose(1, 2).flatten(2).flatten(0, 1)
-
-
-def _plain_attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor], object_slice: slice, dropout: float
-) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v, mask bool [B, 1, k, T] of the [OBJ] rows."""
-    with torch.autocast(q.device.type, enabled=False):  # its softmax would copy the scores to float32 and back
-        shape = q.shape
-        q, k, v = (part.flatten(0, 1) for part in (q, k, v))  # [B * h, T, d]
-        scores = torch.baddbmm(q.new_empty(()), q, k.mT, beta=0, alpha=shape[-1] ** -0.5)  # [B * h, T, T]
-        if mask is not None:  # past autograd: without weight in the softmax, these scores have no gradient in any case
-            scores.detach().unflatten(0, shape[:2])[:, :, object_slice].masked_fill_(~mask, -torch.inf)
-        return (F.dropout(scores.softmax(-1), dropout) @ v).view(shape)
+    return recomputed(normed, then)

@@ -1,6 +1,5 @@
 """Stochastic depth (Huang et al., arXiv 1603.09382) by image, which can leave dropped branches uncomputed."""
 
-from contextlib import contextmanager
 from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
@@ -9,7 +8,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 Shapes = Tuple[Tuple[int, int], ...]
-_draws = {'expected': False}
 
 
 class Kept(NamedTuple):
@@ -31,16 +29,6 @@ class Kept(NamedTuple):
 Path = Union[Tensor, Kept, None]
 
 
-@contextmanager
-def expected_paths() -> Iterator[None]:
-    """Within, paths are not drawn but dropped as often as expected, so that a step can be counted without values."""
-    _draws['expected'] = True
-    try:
-        yield
-    finally:
-        _draws['expected'] = False
-
-
 def draw_path(drop: Optional[nn.Module], x: Tensor, shapes: Shapes, skip: bool) -> Path:
     """What becomes of a residual branch, drawn for each image.
 
@@ -57,18 +45,17 @@ def draw_path(drop: Optional[nn.Module], x: Tensor, shapes: Shapes, skip: bool) 
     if not isinstance(drop, DropPath) or not drop.training or not drop.drop_prob:
         return None
     keep, images = 1 - drop.drop_prob, sum(batch for batch, _ in shapes)
-    if skip and _draws['expected']:
-        return _kept([round((i + 1) * keep) > round(i * keep) for i in range(images)], shapes, 1 / keep)
     drawn = (keep + torch.rand((images, 1), dtype=x.dtype, device=x.device)).floor_()
     if skip:
         flags = drawn.bool().flatten().tolist()
         if any(flags):
-            return _kept(flags, shapes, 1 / keep)
+            return keep_images(flags, shapes, 1 / keep)
     parts = drawn.div_(keep).split([batch for batch, _ in shapes])
     return torch.cat([part.expand(-1, length).flatten() for part, (_, length) in zip(parts, shapes)])[:, None]
 
 
-def _kept(flags: List[bool], shapes: Shapes, scale: float) -> Kept:
+def keep_images(flags: List[bool], shapes: Shapes, scale: float) -> Kept:
+    """The path that computes a branch for the images whose flag is set, over all resolutions in their order."""
     images, sizes, pieces, first = [], [], [], 0
     for batch, length in shapes:
         own = flags[first : first + batch]
