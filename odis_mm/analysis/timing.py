@@ -13,7 +13,7 @@ from mmpretrain.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..models.backbones.object_vit import object_attention
+from ..models.backbones.attention import attend
 from ..models.selfsup.base import TeacherStudent
 from .cost import total_loss
 from .textbook_ibot import TextbookIBOT
@@ -191,21 +191,26 @@ def mask_seconds(model: TeacherStudent, data: dict, bf16: bool, repeats: int) ->
     )
     clock, spent = Clock(device), {name: [] for name in ('masks', 'masked', 'plain')}
 
-    def attend(mask: Optional[Tensor]) -> None:
+    def passes(sequences, mask: Optional[Tensor]) -> None:
+        def forward() -> Tensor:
+            q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
+            return attend(q, k, v, mask, sequences.objects, sequences.form)
+
         with torch.no_grad():
-            object_attention(qkv, mask, backbone.object_slice)
-        out = object_attention(qkv, mask, backbone.object_slice)
+            forward()
+        out = forward()
         out.backward(out.detach())
         qkv.grad = None
 
     for repeat in range(repeats + 2):  # two do not count
         marks = [clock.mark()]
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            mask = backbone._attention_mask(masks, tokens, grid)
+            sequences = backbone.sequences([(tokens, grid)], [masks])
+        mask = sequences.masks[0]
         marks.append(clock.mark())
         order = (mask, None) if repeat % 2 else (None, mask)
         for which in (*order, *order[::-1]):
-            attend(which)
+            passes(sequences, which)
             marks.append(clock.mark())
         clock.finish()
         spans = [clock.between(start, end) for start, end in zip(marks, marks[1:])]

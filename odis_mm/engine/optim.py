@@ -14,7 +14,7 @@ from ..utils.distributed import unwrap, whole
 from ..utils.errors import ConfigError
 from .deferred import defer_scalar
 
-NO_DECAY = ('cls_token', 'pos_embed', 'mask_token', 'object_tokens', 'weight_g')
+NO_DECAY = ('cls_token', 'pos_embed', 'mask_token', 'object_tokens', 'register_tokens', 'weight_g')
 
 
 @torch.no_grad()

@@ -7,9 +7,8 @@ import torch
 from mmpretrain.models import VisionTransformer
 
 from helpers import ARCH, make_batch, make_odis, noisy_vit, random_images, random_masks
-from odis_mm.analysis.cost import count_flops, total_loss
+from odis_mm.analysis.cost import count_flops, forms_of_gpus, total_loss
 from odis_mm.models import ObjectViT
-from odis_mm.models.backbones.object_vit import forms_of_gpus
 from odis_mm.models.losses import pairwise_cross_entropy, patch_cross_entropy
 
 
@@ -44,7 +43,7 @@ def test_rows_that_are_read_are_those_of_the_whole(options, form):
     found = []
     for patches in (None, index):
         torch.manual_seed(5)
-        with forms_of_gpus() if form == 'gpu' else torch.enable_grad():
+        with forms_of_gpus(model) if form == 'gpu' else torch.enable_grad():
             out = model(random_images(), random_masks(), (random_masks(), torch.ones(ARCH['embed_dims'])), patches)
         t = model.num_leading_tokens
         leading, kept = out if patches is not None else (out[-1][:, :t], out[-1][:, t:].flatten(0, 1)[index])
@@ -67,7 +66,7 @@ def test_reading_fewer_rows_computes_less():
 def test_masked_attention_has_one_result_in_all_its_forms(options):
     model = noisy_vit(**options)
     plain = model(random_images(), random_masks())[-1]
-    with forms_of_gpus():
+    with forms_of_gpus(model):
         torch.testing.assert_close(model(random_images(), random_masks())[-1], plain, atol=1e-5, rtol=1e-5)
     assert (plain - model(random_images())[-1]).abs().max() > 0.01
     gradients = []

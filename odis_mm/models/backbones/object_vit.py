@@ -243,7 +243,7 @@ class ObjectViT(VisionTransformer):
         patches: Optional[Sequence[Tensor]],
     ) -> List[Tuple[Tensor, ...]]:
         views = [self.embed(x, replace if i == 0 else None) for i, x in enumerate(images)]
-        sequences = self._sequences(views, object_masks)
+        sequences = self.sequences(views, object_masks)
         tokens = [x.flatten(0, 1) for x, _ in views]
         x = torch.cat(tokens) if len(tokens) > 1 else tokens[0]  # [R, D]
         rows = None if patches is None else self._read_rows(patches, sequences)
@@ -260,7 +260,8 @@ class ObjectViT(VisionTransformer):
                     out.extend(part)
         return [tuple(out) for out in outs]
 
-    def _sequences(self, views: Sequence[Tuple[Tensor, Grid]], masks: Sequence[Optional[Tensor]]) -> Sequences:
+    def sequences(self, views: Sequence[Tuple[Tensor, Grid]], masks: Sequence[Optional[Tensor]]) -> Sequences:
+        """What blocks need to know of results of :meth:`embed`, with an object mask (bool [B, N]) or None for each."""
         form = self.form_of(views[0][0])
         objects = self.object_slice
         return Sequences(
@@ -375,7 +376,7 @@ class ObjectViT(VisionTransformer):
         x, grid = self.embed(images)
         if object_mask is None:
             object_mask = torch.ones(len(x), grid[0] * grid[1], dtype=torch.bool, device=x.device)
-        sequences = self._sequences([(x, grid)], [object_mask])
+        sequences = self.sequences([(x, grid)], [object_mask])
         x = x.flatten(0, 1)
         for number, layer in enumerate(self.layers[:-1]):
             x = _block(layer, x, sequences, window=self._window(number))

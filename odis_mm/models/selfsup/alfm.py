@@ -96,8 +96,7 @@ class ALFM(TeacherStudent):
 def _last_map(backbone: nn.Module, images: Tensor) -> Tensor:
     out = backbone(images)[-1]
     if isinstance(backbone, ObjectViT):  # it yields tokens
-        grid = [side // stride for side, stride in zip(images.shape[-2:], backbone.patch_embed.projection.stride)]
-        return out[:, backbone.num_leading_tokens :].unflatten(1, grid).permute(0, 3, 1, 2)
+        return backbone.to_map(out, images.shape[-2:])
     if out.ndim != 4:
         raise ConfigError(
             f'ALFM needs a backbone that yields maps [B, C, H, W], and {type(backbone).__name__} yields {list(out.shape)}: '

@@ -40,11 +40,12 @@ class GTSA(TeacherStudent):
 
     def extract_feat(self, inputs: Tensor) -> Tensor:
         """The teacher's patch map [B, D, rows, columns] of images [B, 3, H, W], normalised."""
-        return self._map(self._patches(self.teacher['backbone'], inputs), inputs)
+        backbone = self.teacher['backbone']
+        return backbone.to_map(backbone(inputs)[-1], inputs.shape[-2:])
 
     def predict_rotation(self, inputs: Tensor) -> Tensor:
         """The student's logits [B, 4] of 0 to 3 counter-clockwise quarter turns of images [B, 3, H, W], normalised."""
-        return self.head.rotation_logits(self._patches(self.backbone, inputs).mean(1))
+        return self.head.rotation_logits(self._mean_patch(self.backbone(inputs)[-1]))
 
     def compute_losses(self, inputs: List[Tensor], data_samples: dict) -> Dict[str, Tensor]:
         """V views of B images: G global ones at one resolution, the others after them.
@@ -54,24 +55,18 @@ class GTSA(TeacherStudent):
             data_samples: crop [B, V, 4], view_size [B, V, 2], flip [B, V], rot90 [B, V].
         """
         views = ViewBatch(*(data_samples[key] for key in ('crop', 'view_size', 'flip', 'rot90')))
-        tokens = [self._patches(self.backbone, x) for x in inputs]  # [V_r*B, N_r, D]
+        tokens = [self.backbone(x)[-1] for x in inputs]  # [V_r*B, T_r, D]
         losses = {}
         if self.head.compares_maps:
-            student = [self.neck(self._map(t, x)) for t, x in zip(tokens, inputs)]
+            student = [self.neck(self.backbone.to_map(t, x.shape[-2:])) for t, x in zip(tokens, inputs)]
             with torch.no_grad():
                 teacher = self.teacher['neck'](self.extract_feat(inputs[0]))  # [G*B, C, h, w]
             losses = self.head.map_losses(teacher, student, views, self.patch_size)
         if self.head.lambda_rotation:
-            pooled = torch.cat([t.mean(1) for t in tokens])  # [V*B, D]
+            pooled = torch.cat([self._mean_patch(t) for t in tokens])  # [V*B, D]
             losses.update(self.head.rotation_loss(pooled, views.rot90.T.flatten()))
         return losses
 
-    @staticmethod
-    def _patches(backbone, inputs: Tensor) -> Tensor:
-        """[B, N, D]: the sequence without its leading token."""
-        return backbone(inputs)[-1][:, backbone.num_leading_tokens :]
-
-    def _map(self, patches: Tensor, inputs: Tensor) -> Tensor:
-        """[B, N, D] as [B, D, rows, columns], channels last in memory as the tokens are."""
-        grid = [side // self.patch_size for side in inputs.shape[-2:]]
-        return patches.unflatten(1, grid).permute(0, 3, 1, 2)
+    def _mean_patch(self, tokens: Tensor) -> Tensor:
+        """[B, T, D] to [B, D]: the mean of the patches."""
+        return tokens[:, self.backbone.num_leading_tokens :].mean(1)

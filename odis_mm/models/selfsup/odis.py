@@ -130,10 +130,7 @@ class ODIS(TeacherStudent):
         every = None
         if self.lambda_patch and self.head.patch_center_of_all:
             tokens = backbone(views, mask)[-1]
-            leading, patches = (
-                tokens[:, : self.backbone.num_leading_tokens],
-                tokens[:, self.backbone.num_leading_tokens :],
-            )
+            leading, patches = tokens[:, : backbone.num_class_tokens], tokens[:, backbone.num_leading_tokens :]
             every = _sum_of_logits(neck, patches)
             patches = patches.flatten(0, 1)[masked]
         else:

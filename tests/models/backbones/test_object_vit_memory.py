@@ -8,9 +8,8 @@ import torch
 
 import odis_mm  # noqa: F401
 from helpers import losses_and_gradients_of, make_odis, noisy_vit, random_images, random_masks
-from odis_mm.analysis.cost import Allocations
+from odis_mm.analysis.cost import Allocations, forms_of_gpus
 from odis_mm.models.backbones import object_vit
-from odis_mm.models.backbones.object_vit import forms_of_gpus
 from odis_mm.models.backbones.stochastic_depth import take
 
 
@@ -40,7 +39,7 @@ def test_norms_computed_again_change_no_bit(monkeypatch, packed, options, form, 
             monkeypatch.setattr(object_vit, '_after_norm', keeping_all)
         with (
             torch.autocast('cpu', torch.bfloat16, enabled=bf16),
-            forms_of_gpus() if form == 'gpu' else contextlib.nullcontext(),
+            forms_of_gpus(variant) if form == 'gpu' else contextlib.nullcontext(),
         ):
             found.append(losses_and_gradients_of(variant))
     assert len(found[0][1]) == len(found[1][1]) > 10

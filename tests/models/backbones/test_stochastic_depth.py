@@ -1,13 +1,15 @@
 """Dropped residual branches, computed and multiplied by zero or not computed at all: the same step."""
 
+import copy
+
 import pytest
 import torch
 from mmcv.cnn.bricks import DropPath
 
-from helpers import losses_and_gradients_of, make_odis, noisy_vit, random_images, random_masks
-from odis_mm.analysis.cost import count_flops
+from helpers import ODIS_CONFIG, losses_and_gradients_of, make_batch, make_odis, noisy_vit, random_images, random_masks
+from odis_mm.analysis.cost import count_flops, count_step, forms_of_gpus
 from odis_mm.models.backbones import object_vit
-from odis_mm.models.backbones.stochastic_depth import Kept, add, draw_path, expected_paths, select, take
+from odis_mm.models.backbones.stochastic_depth import Kept, add, draw_path, select, take
 
 SHAPES = ((3, 2), (4, 1))  # (images, tokens) of two resolutions
 ROWS = 10
@@ -74,10 +76,20 @@ def test_draws_are_as_frequent_as_asked_for_and_scaled_to_the_same_mean():
     paths = [draw_path(DropPath(0.3).train(), torch.zeros(1, 1), ((40, 1),), True) for _ in range(200)]
     kept = sum(path.shapes[0][0] for path in paths) / (200 * 40)
     assert abs(kept - 0.7) < 0.02 and all(path.scale == 1 / 0.7 for path in paths)
-    with expected_paths():
-        assert draw_path(DropPath(0.3).train(), torch.zeros(1, 1), ((40, 1),), True).shapes == ((28, 1),)
     assert draw_path(DropPath(0.3).eval(), torch.zeros(1, 1), SHAPES, True) is None
     assert draw_path(None, torch.zeros(1, 1), SHAPES, True) is None
+
+
+def test_counted_steps_drop_as_often_as_expected():
+    """Half the branches dropped on a CPU: their products are missing, and no number was drawn."""
+    model = make_odis()
+    data = model.data_preprocessor(make_batch(batch=4), True)
+    costs = {}
+    for rate in (0.0, 0.5):
+        cfg = copy.deepcopy(ODIS_CONFIG)
+        cfg['backbone'].update(drop_path_rate=rate, layer_cfgs=dict(drop_path_rate=rate))
+        costs[rate] = [count_step(cfg, data).flops for _ in range(2)]
+    assert costs[0.5][0] == costs[0.5][1] < 0.8 * costs[0.0][0]
 
 
 @pytest.mark.parametrize(
@@ -132,9 +144,9 @@ def test_what_is_dropped_costs_nothing():
 def test_where_it_does_not_pay_all_is_computed(where, monkeypatch):
     model, paths = noisy_vit(drop_path_rate=0.5), []
 
-    def block(layer, x, shapes, masks, object_slice, drawn=(None, None), *args):
+    def block(layer, x, sequences, drawn=(None, None), *args):
         paths.append(drawn)
-        return original(layer, x, shapes, masks, object_slice, drawn, *args)
+        return original(layer, x, sequences, drawn, *args)
 
     original = object_vit._block
     if where in ('gpu', 'rows'):
@@ -143,7 +155,7 @@ def test_where_it_does_not_pay_all_is_computed(where, monkeypatch):
     else:
         model._block = model._sharded = block
     if where == 'gpu':
-        with object_vit.forms_of_gpus():
+        with forms_of_gpus(model):
             model(random_images(8))
     else:
         model(random_images(8), patches=torch.tensor([3]) if where == 'rows' else None)
