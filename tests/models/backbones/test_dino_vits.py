@@ -106,10 +106,11 @@ def test_a_mask_of_all_ones_equals_none(name, size):
 @pytest.mark.parametrize('options', [dict(packed=True), dict(with_cp=True), dict(patches=True)])
 def test_speed_options_leave_losses_and_gradients(name, options):
     """Packed resolutions, checkpointing and the rows that are read, beside the plain path, in a training step of ODIS."""
-    model = make_odis(neck=dict(in_channels=64))
+    model = make_odis(backbone=dict(arch=WIDE), neck=dict(in_channels=64))
     model.backbone = build(**MODELS[name])
     model.teacher['backbone'] = copy.deepcopy(model.backbone).requires_grad_(False)
     model.train()
+    model.set_progress(0, 100, 10)
     other = copy.deepcopy(model)
     if 'packed' in options:
         other.packed = True

@@ -138,7 +138,7 @@ def test_pairs_hold_the_rectangles_of_the_slow_reference():
 # ------------------------------------------------------------------------------------------------------ losses, value and gradient
 def slow_losses(model, data):
     processed = model.data_preprocessor(copy.deepcopy(data), True)
-    student = [model._map(model._patches(model.backbone, x), x) for x in processed['inputs']]
+    student = [model.backbone.to_map(model.backbone(x)[-1], x.shape[-2:]) for x in processed['inputs']]
     with torch.no_grad():
         teacher = model.extract_feat(processed['inputs'][0])
     return reference.losses(
@@ -235,6 +235,9 @@ class MeanColour(nn.Module):
     def forward(self, images):
         cells = F.avg_pool2d(images, 8).flatten(2).transpose(1, 2)
         return (torch.cat((cells[:, :1], cells), 1),)
+
+    def to_map(self, tokens, size):
+        return tokens[:, 1:].unflatten(1, [side // 8 for side in size]).permute(0, 3, 1, 2)
 
 
 def colour_loss(image, views, told=None):
