@@ -1,4 +1,4 @@
-"""Build step of the wheel: configs/ and tools/ travel inside it, in odis_mm/.mim as in other OpenMMLab packages."""
+"""Build step of the wheel: configs/, tools/ and model-index.yml travel inside it, in odis_mm/.mim as in other OpenMMLab packages."""
 
 import shutil
 from pathlib import Path
@@ -12,7 +12,8 @@ class BuildWithConfigs(build_py):
     def run(self):
         super().run()
         if not self.editable_mode:
+            mim = Path(self.build_lib, 'odis_mm', '.mim')
             for name in ('configs', 'tools'):
-                target = Path(self.build_lib, 'odis_mm', '.mim', name)
-                shutil.rmtree(target, ignore_errors=True)
-                shutil.copytree(name, target, ignore=shutil.ignore_patterns('__pycache__'))
+                shutil.rmtree(mim / name, ignore_errors=True)
+                shutil.copytree(name, mim / name, ignore=shutil.ignore_patterns('__pycache__'))
+            shutil.copy('model-index.yml', mim)

@@ -84,7 +84,8 @@ for dist in $OTHER; do
   fi
 done
 
-EXTRAS='timm pycocotools opencv-python-headless matplotlib tensorboard scipy scikit-learn globox scikit-image pytest'
+EXTRAS='timm pycocotools opencv-python-headless matplotlib tensorboard scipy scikit-learn globox scikit-image pytest pytest-cov pytest-xdist'
+LINT='ruff==0.17.6 mypy==2.4.1 import-linter==2.17'  # pinned: versions format and judge differently
 STAMP=$VENV/odis_mm_install.stamp
 KEY=$(cat "$0" setup.cfg pyproject.toml | cksum)-$FAMILY-$ROOT
 if [ "$(cat "$STAMP" 2>/dev/null)" = "$KEY" ] && installed "$MMCV" "$MMENGINE" "$MMPRETRAIN" "$MMDET" && ops_work; then
@@ -111,7 +112,7 @@ else
   fi
   say "3/4 mmcv ops verified (nms ran)"
   say "4/4 mmpretrain, mmdet, timm, pycocotools, this package"
-  pip_install --no-build-isolation "$MMCV" "$MMPRETRAIN" "$MMDET" $EXTRAS torch==$TORCH torchvision==$TORCHVISION 'setuptools>=77,<80'
+  pip_install --no-build-isolation "$MMCV" "$MMPRETRAIN" "$MMDET" $EXTRAS $LINT torch==$TORCH torchvision==$TORCHVISION 'setuptools>=77,<80'
   pip_install --no-build-isolation --no-deps -e .
   ops_work || { tail -n 5 "$LOG" >&2; die "mmcv's ops stopped working after the installation (last lines of $LOG above)"; }
   printf '%s' "$KEY" >"$STAMP"

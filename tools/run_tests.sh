@@ -1,6 +1,10 @@
 #!/usr/bin/env bash
-# Set-up, then the tests; options are passed on to pytest:  bash tools/run_tests.sh -k geometry
+# Set-up, static checks, all tests. With options: set-up and those tests alone, the options being pytest's:
+#   bash tools/run_tests.sh -k geometry
+#   bash tools/run_tests.sh -m "not slow"
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PY=$(bash tools/install_env.sh)
-exec "$PY" -m pytest "$@"
+[ $# -gt 0 ] || bash tools/lint.sh "$(dirname "$PY")"
+# two processes; each file stays in one of them, whose tests share what they made
+exec "$PY" -m pytest -n 2 --dist loadfile "$@"

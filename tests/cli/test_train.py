@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ddp_helpers import free_port
 from helpers import ROOT, TINY_RUN, environment, run_command_line
 from odis_mm.cli import train as cli
 
@@ -28,7 +29,7 @@ def test_two_ranks_and_resume(demo, tmp_path, monkeypatch, capfd):
             'train_dataloader.num_workers=1',  # a worker that outlives the run would hang it
         ],
         tmp_path,
-        environment(demo),
+        environment(demo, PORT=str(free_port())),
     )
     assert 'rank 0 of 2 on 1 node (gloo, master ' in said
     assert 'lr = 0.001 x (2 ranks x 2 images x 1 accumulated)/128 = 3.125e-05 at a global batch of 4' in said

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -193,14 +194,14 @@ def test_bad_parameters_and_full_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, '_write_image', full)
     with pytest.raises(OSError) as error:
         demo.ensure_demo(tmp_path / 'set', **TINY)
-    assert error.value.strerror == (
+    assert str(error.value) == (
         f'the demo set could not be written to {tmp_path}/set_6_3_96px_seed3 (No space '
         'left on device); name another folder by --root or ODIS_DEMO_ROOT.'
     )
     assert [path.suffix for path in tmp_path.iterdir()] == ['.lock']
 
 
-def test_command_line(tmp_path):
+def test_command_line(tmp_path, capsys):
     options = ['--root', str(tmp_path / 'set'), '--num-train', '2', '--num-val', '1']
     done = subprocess.run(
         [sys.executable, '-m', 'odis_mm.datasets.demo', *options], capture_output=True, text=True, check=True, cwd=ROOT
@@ -208,5 +209,7 @@ def test_command_line(tmp_path):
     assert done.stdout.splitlines()[-1] == str(tmp_path / 'set_2_1_128px_seed0')
     assert 'rendering the demo set: 3/3 images' in done.stderr
     (tmp_path / 'file').write_text('')
-    with pytest.raises(SystemExit, match='error: .*could not be written to .*name another folder by --root'):
+    with pytest.raises(SystemExit) as stop:
         demo.main(['--root', str(tmp_path / 'file' / 'set')])
+    assert stop.value.code == 2
+    assert re.match('error.*could not be written to .*name another folder by --root', capsys.readouterr().err)

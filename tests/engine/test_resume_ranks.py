@@ -6,7 +6,6 @@ The file is also the program that the test starts: one interpreter imports every
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections import Counter
@@ -15,6 +14,7 @@ from pathlib import Path
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
+from ddp_helpers import free_port
 from helpers import environment
 
 IMAGES, BATCH = 16, 2  # a rank
@@ -48,9 +48,7 @@ def program(folder: Path) -> None:
         cfg.custom_hooks.append(dict(type='Recorder', file=str(folder / name), stop_at=stop_at))
         config = folder / f'{name}.py'
         cfg.dump(str(config))
-        with socket.socket() as s:
-            s.bind(('127.0.0.1', 0))
-            port = s.getsockname()[1]
+        port = free_port()
         started = []
         for rank in range(world):
             pid = os.fork()

@@ -6,10 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 import torch.nn.functional as F
-from mmengine.model import MMDistributedDataParallel
-from mmengine.optim import OptimWrapper
 from mmpretrain.registry import MODELS
 
 import odis_mm  # noqa: F401
@@ -398,57 +395,7 @@ def test_wrong_views_and_backbones_are_named():
         make_alfm(head=dict(eps2=0))
 
 
-# ------------------------------------------------------------------------------------------------------- ranks, other backbones
-def train_steps(batches, wrap=lambda m: m, **kwargs):
-    """Optimizer steps of SGD on given views; returns losses and the state afterwards."""
-    model = make_alfm(**kwargs)
-    wrapped = wrap(model)
-    optim = OptimWrapper(torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05))
-    optim.optimizer.register_step_post_hook(lambda *_: model.after_optimizer_step())
-    losses = []
-    for i, data in enumerate(batches):
-        model.set_progress(i, 10, 5)
-        out = wrapped.train_step(copy.deepcopy(data), optim)
-        losses.append([out[k].item() for k in ('loss_gmsr', 'loss_cdlp')])
-    return losses, {k: v.clone() for k, v in model.state_dict().items()}
-
-
-def shard(data, rank, world):
-    """What one of the ranks sees of a global batch."""
-    inputs = data['inputs'][0].unflatten(0, (2, -1))[:, rank::world].flatten(0, 1)
-    return dict(inputs=[inputs], data_samples={key: value[rank::world] for key, value in data['data_samples'].items()})
-
-
-WIDE = dict(neck=dict(bottleneck_channels=3))  # d = 3 < n = 4: the other side of the Gram matrix
-
-
-def rank_main(rank, world, folder):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=world)
-    for name, kwargs in (('n', {}), ('d', WIDE)):
-        batches = [shard(make_batch(seed=s), rank, world) for s in range(2)]
-        losses, state = train_steps(batches, lambda m: MMDistributedDataParallel(m, broadcast_buffers=False), **kwargs)
-        torch.save(dict(losses=losses, state=state), f'{folder}/{name}{rank}.pt')
-    torch.distributed.destroy_process_group()
-
-
-def test_two_ranks_equal_one_with_twice_the_batch(tmp_path):
-    """Rank 0 holds images 0 and 2, of which 2 has no overlap: the mean is over the three that have, wherever they are."""
-    mp.spawn(rank_main, args=(2, str(tmp_path)), nprocs=2)
-    for name, kwargs in (('n', {}), ('d', WIDE)):
-        start = make_alfm(**kwargs).state_dict()
-        losses, state = train_steps([make_batch(seed=s) for s in range(2)], **kwargs)
-        ranks = [torch.load(tmp_path / f'{name}{r}.pt', weights_only=True) for r in range(2)]
-        torch.testing.assert_close(
-            torch.tensor([r['losses'] for r in ranks]).mean(0), torch.tensor(losses), atol=1e-5, rtol=1e-5
-        )
-        for rank in ranks:
-            for key, value in state.items():
-                torch.testing.assert_close(
-                    rank['state'][key], value, atol=1e-5, rtol=1e-4, msg=lambda m: f'{name} {key}: {m}'
-                )
-        for key in ('neck.global_mlp.0.weight', 'neck.mlp.0.weight', 'backbone.pos_embed'):
-            assert not torch.equal(state[key], start[key]), key
+# ---- other backbones
 
 
 def make_resnet(depth=18):
