@@ -196,6 +196,7 @@ def _set_length(cfg: Config, steps: Optional[int], iterations: int) -> str:
         raise ConfigError(f'{steps} steps are no run: ask for four or more.')
     epochs = max(1, -(-4 // iterations), round(steps / iterations))
     cfg.train_cfg = dict(type='ResumableEpochLoop', max_epochs=epochs)
+    _scale_epochs(cfg, epochs)
     total = epochs * iterations
     warmup = max(2, round(total / 10))  # mmengine's LinearLR of one step never leaves its start
     peak_end = [dict(scheduler) for scheduler in cfg.param_scheduler]
@@ -204,3 +205,17 @@ def _set_length(cfg: Config, steps: Optional[int], iterations: int) -> str:
     cfg.param_scheduler = peak_end[:2]
     cfg.default_hooks.checkpoint.update(interval=max(1, epochs // 4), max_keep_ckpts=2)
     return f'length: {total} steps, {epochs} epochs of {iterations}; warm-up {warmup} steps; a checkpoint every {max(1, epochs // 4)} epochs'
+
+
+def _scale_epochs(cfg: Config, epochs: int) -> None:
+    """Keep what recipes count in epochs to a share of the run: an epoch may be three steps, or the run shorter than a warm-up."""
+    temperature, head = cfg.model.head.get('teacher_temp'), cfg.model.head
+    if isinstance(temperature, dict):
+        temperature['warmup_epochs'] = min(
+            temperature.get('warmup_epochs', 0), 0.3 * epochs
+        )  # iBOT: 30 of 100 epochs and more
+    if 'correspondence_epoch' in head:
+        head['correspondence_epoch'] = 0.1 * epochs  # paper: 10 of 100 epochs
+    schedule = cfg.default_hooks.get('schedule')
+    if schedule and schedule.get('freeze_prototypes_epochs'):
+        schedule['freeze_prototypes_epochs'] = min(schedule['freeze_prototypes_epochs'], 0.05 * epochs)

@@ -9,7 +9,8 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 
 from .. import apis
-from ..datasets.layout import Split, find_splits, image_folder, read_coco, split_coco
+from ..datasets.layout import SPLITS, Split, find_splits, image_folder, read_coco, split_coco
+from ..objects import load_annotations
 from ..recipes.detector import detector_config, read_content
 from ..utils.errors import ConfigError, MissingFileError
 from ..utils.files import PathLike, atomic_write_text
@@ -58,7 +59,8 @@ def finetune(
     """Train a detector on annotated images, evaluate it, and draw what it finds on some of the validation images.
 
     Args:
-        data: Folder of a data set that :func:`~odis_mm.datasets.layout.find_splits` recognises; without a validation split, a fifth of
+        data: Folder of a data set that :func:`~odis_mm.datasets.layout.find_splits` or
+            :func:`~odis_mm.objects.load_annotations` (YOLO, Pascal VOC, ...) recognises; without a validation split, a fifth of
             the training images, drawn by ``seed``, is held out.
         init: An export of a pretraining, or a ViT of any layout that transfer reads; None: random weights.
         detector: Name or path of a detector's config; None: a Mask R-CNN if all objects have masks, else a Faster R-CNN, of a size for
@@ -138,9 +140,7 @@ def detector_splits(
             raise MissingFileError(f'no annotation file {path}, neither there nor below {data}.')
         found[name] = Split(file, Path(images) if images else image_folder(file, data, name))
     if 'train' not in found:
-        raise MissingFileError(
-            f'{data} holds no COCO-style json with boxes to train a detector on; `odis-mm import-objects` makes one from other formats.'
-        )
+        found = {**imported_splits(data, images, work_dir), **found}
     if 'val' not in found:
         rest, held = split_coco(read_coco(found['train'].ann_file), HELD_OUT, seed)
         folder = work_dir / 'annotations'
@@ -154,6 +154,42 @@ def detector_splits(
         folder_of_images = found['train'].images
         found['train'], found['val'] = (Split(folder / f'{name}.json', folder_of_images) for name in ('train', 'val'))
     return found['train'], found['val'], found.get('test')
+
+
+def imported_splits(data: Path, images: Optional[PathLike], work_dir: Path) -> Dict[str, Split]:
+    """Return annotations of other tools (YOLO, Pascal VOC, ...) by split, as COCO-style files that are written to ``work_dir``.
+
+    The split of an image is that of the list in ``ImageSets/Main`` that names it, else that of a folder on its path; else it is 'train'.
+
+    Raises:
+        AnnotationError: no annotation is recognised.
+    """
+    root = Path(images) if images else data
+    content = load_annotations(data, root)
+    listed = {}
+    for file in sorted(data.glob('ImageSets/Main/*.txt')):
+        if file.stem in SPLITS:
+            listed.update(
+                {line.split()[0]: file.stem for line in file.read_text('utf-8-sig').splitlines() if line.strip()}
+            )
+    names = {word: name for name, words in SPLITS.items() for word in words}
+    of = {}
+    for image in content['images']:
+        path = Path(image['file_name'])
+        folders = [names[part.lower()] for part in path.parent.parts if part.lower() in names]
+        of[image['id']] = listed.get(path.stem) or (folders[-1] if folders else 'train')
+    folder = work_dir / 'annotations'
+    folder.mkdir(parents=True, exist_ok=True)
+    splits = {}
+    for name in dict.fromkeys(of.values()):
+        part = {
+            **content,
+            'images': [image for image in content['images'] if of[image['id']] == name],
+            'annotations': [a for a in content['annotations'] if of[a['image_id']] == name],
+        }
+        atomic_write_text(folder / f'{name}.json', json.dumps(part))
+        splits[name] = Split(folder / f'{name}.json', root)
+    return splits
 
 
 def _metrics(runner) -> Dict[str, float]:

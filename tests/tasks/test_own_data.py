@@ -193,3 +193,55 @@ def test_the_command_measures_hours_and_runs_in_a_folder_of_any_name(coco_folder
         environment(),
     )
     assert 's per step on this machine' in said and 'pretrained backbone: work_dirs/pretrain/epoch_' in said
+
+
+def test_yolo_and_voc_folders_train_a_detector(tmp_path, coco_folder):
+    content = json.loads((coco_folder / 'annotations/instances_train2017.json').read_text())
+    yolo, voc = tmp_path / 'yolo', tmp_path / 'voc'
+    (voc / 'Annotations').mkdir(parents=True)
+    (voc / 'ImageSets' / 'Main').mkdir(parents=True)
+    (voc / 'JPEGImages').symlink_to(coco_folder / 'train2017')
+    stems = {'train': [], 'val': []}
+    for i, image in enumerate(content['images']):
+        part = 'val' if i % 5 == 0 else 'train'
+        stem = image['file_name'].split('.')[0]
+        stems[part].append(stem)
+        boxes = [a for a in content['annotations'] if a['image_id'] == image['id']]
+        for kind in ('images', 'labels'):
+            (yolo / kind / part).mkdir(parents=True, exist_ok=True)
+        (yolo / 'images' / part / image['file_name']).symlink_to(coco_folder / 'train2017' / image['file_name'])
+        lines, objects = [], []
+        for a in boxes:
+            x, y, w, h = a['bbox']
+            lines.append(f'{a["category_id"] - 1} {(x + w / 2) / 64} {(y + h / 2) / 64} {w / 64} {h / 64}')
+            name = ['bar', 'disc'][a['category_id'] - 1]
+            corners = ''.join(
+                f'<{k}>{v}</{k}>' for k, v in zip(('xmin', 'ymin', 'xmax', 'ymax'), (x + 1, y + 1, x + w, y + h))
+            )
+            objects.append(f'<object><name>{name}</name><bndbox>{corners}</bndbox></object>')
+        (yolo / 'labels' / part / f'{stem}.txt').write_text('\n'.join(lines))
+        size = '<size><width>64</width><height>64</height><depth>3</depth></size>'
+        xml = f'<annotation><filename>{image["file_name"]}</filename>{size}{"".join(objects)}</annotation>'
+        (voc / 'Annotations' / f'{stem}.xml').write_text(xml)
+    (yolo / 'data.yaml').write_text('train: images/train\nval: images/val\nnc: 2\nnames: [bar, disc]\n')
+    for part, names in stems.items():
+        (voc / 'ImageSets' / 'Main' / f'{part}.txt').write_text('\n'.join(names))
+    for root in (yolo, voc):
+        train, val, _ = detector_splits(root, None, None, None, tmp_path / f'work_{root.name}', seed=0)
+        read = [json.loads(split.ann_file.read_text()) for split in (train, val)]
+        assert [len(part['images']) for part in read] == [8, 2], root.name
+        assert sum(len(part['annotations']) for part in read) == len(content['annotations'])
+        assert [c['name'] for c in read[0]['categories']] == ['bar', 'disc']
+        for part, split in zip(read, (train, val)):
+            for image in part['images']:
+                assert (split.images / image['file_name']).is_file()
+    finetune(voc, steps=2, size=64, batch=2, work_dir=tmp_path / 'run', options=SMALL_DETECTOR, quiet=True)
+    assert (tmp_path / 'run' / 'metrics.json').is_file()
+
+
+def test_lengths_in_epochs_become_shares_of_a_short_run(coco_folder):
+    cfg, _ = pretraining_config(coco_folder, recipe='odis_vits_coco', steps=20, batch=5)
+    assert cfg.train_cfg.max_epochs == 10
+    assert cfg.model.head.teacher_temp.warmup_epochs == 3 and cfg.default_hooks.schedule.freeze_prototypes_epochs == 0.5
+    cfg, _ = pretraining_config(coco_folder, method='gtsa', steps=20, batch=5)
+    assert cfg.model.head.correspondence_epoch == 1
