@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from .utils.neighbours import skip_multimodal
 from .version import __version__
 
 _LAZY = {
@@ -44,5 +45,6 @@ def _is_command() -> bool:
     return Path((sys.argv or [''])[0]).stem == 'odis-mm'
 
 
+skip_multimodal()
 if not _is_command():
     register()
