@@ -56,7 +56,7 @@ def knn_accuracy(
     num_classes = int(max(train_labels.max(), test_labels.max())) + 1
     hits = torch.zeros(len(ks), dtype=torch.float64)
     for block, labels in zip(test[rank::world].split(chunk), test_labels[rank::world].split(chunk)):
-        similarity, index = _nearest(F.normalize(block.float(), dim=-1), train, max(ks), chunk)  # [c, k]
+        similarity, index = nearest(F.normalize(block.float(), dim=-1), train, max(ks), chunk)  # [c, k]
         weight, voted = (similarity / temperature).exp().cpu(), train_labels[index.to(train_labels.device)].cpu()
         for i, k in enumerate(ks):
             votes = torch.zeros(len(block), num_classes).scatter_add_(1, voted[:, :k], weight[:, :k])
@@ -66,7 +66,7 @@ def knn_accuracy(
     return {k: 100 * float(hit) / len(test) for k, hit in zip(ks, hits)}
 
 
-def _nearest(queries: Tensor, keys: Tensor, k: int, chunk: int) -> Tuple[Tensor, Tensor]:
+def nearest(queries: Tensor, keys: Tensor, k: int, chunk: int) -> Tuple[Tensor, Tensor]:
     """The k largest inner products [c, k] and their places among the keys, block by block."""
     best, place = (
         queries.new_empty(len(queries), 0),

@@ -16,7 +16,7 @@ from odis_mm.cli import checkpoints as commands
 from odis_mm.datasets.image_io import read_image
 from odis_mm.engine.hooks import KNNHook
 from odis_mm.evaluation import FrozenBackbone, LabelledImages, image_features, knn_accuracy, knn_images, labelled_split
-from odis_mm.evaluation.knn import _nearest
+from odis_mm.evaluation.knn import nearest
 from odis_mm.transfer import save_backbone
 from odis_mm.utils.errors import ConfigError
 
@@ -47,7 +47,7 @@ def test_imagenette_equals_scikit_learn(shared_data, ks):
 def test_chunks_change_memory_only(chunk):
     g = torch.Generator().manual_seed(0)
     keys, queries = torch.randn(100, 8, generator=g), torch.randn(30, 8, generator=g)
-    best, place = _nearest(queries, keys, 5, chunk)
+    best, place = nearest(queries, keys, 5, chunk)
     expected, where = (queries @ keys.T).topk(5)
     torch.testing.assert_close(best, expected)
     assert torch.equal(place, where)

@@ -70,7 +70,7 @@ def correspondence_similarity(
     """
     teacher, student = F.normalize(teacher.float(), dim=-1), F.normalize(student.float(), dim=-1)
     step = max(1, max_similarities // (student[:, 0, :, 0].numel() * teacher[:, 0, :, 0].numel()))
-    found = [_best_matches(*block, pairs, keep) for block in zip(teacher.split(step, 1), student.split(step, 1))]
+    found = [best_matches(*block, pairs, keep) for block in zip(teacher.split(step, 1), student.split(step, 1))]
     teacher_cell, student_cell = (torch.cat(cells, 1) for cells in zip(*found))  # [P, B, 2 * keep]
 
     def rows(cells: Tensor, view: Tensor, index: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ def correspondence_similarity(
 
 
 @torch.no_grad()
-def _best_matches(teacher: Tensor, student: Tensor, pairs: ViewPairs, keep: int) -> Tuple[Tensor, Tensor]:
+def best_matches(teacher: Tensor, student: Tensor, pairs: ViewPairs, keep: int) -> Tuple[Tensor, Tensor]:
     """Cells of unit length to the matched cells of teacher and student: int64 [P, b, 2 * keep] each.
 
     Of equally similar cells the first is taken, and of equal matches those of the first cells.

@@ -19,7 +19,7 @@ from odis_mm.config import load_config
 from odis_mm.datasets.transforms import collate_views, render_view
 from odis_mm.models.heads import GTSAHead
 from odis_mm.models.losses import correspondence_similarity
-from odis_mm.models.losses.dense import _best_matches
+from odis_mm.models.losses.dense import best_matches
 from odis_mm.structures import View, ViewBatch, boxes_to_view, orient, stack_views, teacher_student_pairs, turn_squares
 from odis_mm.utils.schedules import cosine
 
@@ -205,7 +205,7 @@ def test_of_equal_matches_the_first_is_taken():
     )
     pairs = teacher_student_pairs(views, [2])[0]
     cells = F.one_hot(torch.tensor([1, 0, 1, 0]), 3).float().expand(2, 1, -1, -1)  # pairs of equal cells
-    teacher_cell, student_cell = _best_matches(cells, cells, pairs, keep=3)
+    teacher_cell, student_cell = best_matches(cells, cells, pairs, keep=3)
     assert student_cell[0, 0].tolist() == [0, 1, 2] + [0, 1, 0] and teacher_cell[0, 0].tolist() == [0, 1, 0] + [0, 1, 2]
 
 

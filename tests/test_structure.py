@@ -1,0 +1,81 @@
+"""Rules of the house that no linter knows: private names stay in their module, tests import helpers and not each other."""
+
+import ast
+import runpy
+import sys
+from pathlib import Path
+
+import yaml
+
+from helpers import ROOT
+from odis_mm.config import shipped_configs
+
+OURS = ('odis_mm', 'robustness', 'helpers', 'ddp_helpers', 'conftest')
+
+
+def sources(*folders):
+    return [path for folder in folders for path in sorted(ROOT.joinpath(folder).rglob('*.py'))]
+
+
+def imports(path: Path):
+    """Yield (line, module, name) of each import from a module of this repository; ``.`` stands for the package."""
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or '').partition('.')[0] in OURS):
+            for alias in node.names:
+                yield node.lineno, '.' * node.level + (node.module or ''), alias.name
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name, ''
+
+
+def test_private_names_are_imported_by_nobody():
+    found = [
+        f'{path.relative_to(ROOT)}:{line}: {module} {name}'
+        for path in sources('odis_mm', 'tests', 'robustness', 'tools')
+        for line, module, name in imports(path)
+        if name.startswith('_') and not name.startswith('__')
+    ]
+    assert not found, found
+
+
+def test_tests_share_helpers_and_nothing_else():
+    modules = {path.stem for path in sources('tests')} - {'helpers', 'ddp_helpers'}
+    assert len(modules) == len(sources('tests')) - 2, 'two test modules share a name'
+    found = [
+        f'{path.relative_to(ROOT)}:{line}: {module}'
+        for path in sources('tests')
+        for line, module, _ in imports(path)
+        if module.lstrip('.') in modules or module.startswith('.')
+    ]
+    assert not found, found
+
+
+def test_tests_lie_where_what_they_test_lies():
+    rooms = {path.parent.relative_to(ROOT / 'tests') for path in sources('tests')}
+    missing = {room for room in rooms if not ((ROOT / 'odis_mm' / room).is_dir() or room == Path('robustness'))}
+    assert not missing, missing
+
+
+def metafiles():
+    index = yaml.safe_load((ROOT / 'model-index.yml').read_text())
+    return {name: yaml.safe_load((ROOT / name).read_text()) for name in index['Import']}
+
+
+def test_mim_finds_every_recipe():
+    """What ``mim search`` and ``mim download`` read: names, collections, paths of configs."""
+    listed = {}
+    for name, content in metafiles().items():
+        assert set(content) == {'Collections', 'Models'}, name
+        collections = {collection['Name'] for collection in content['Collections']}
+        assert collections == {model['In Collection'] for model in content['Models']}, name
+        for model in content['Models']:
+            assert Path(model['Config']).stem == model['Name'] and (ROOT / model['Config']).is_file(), model
+            listed[Path(model['Config']).relative_to('configs').with_suffix('').as_posix()] = model
+    assert set(listed) == set(shipped_configs())
+
+
+def test_metafiles_are_those_of_the_recipes(monkeypatch):
+    monkeypatch.setattr(sys, 'path', list(sys.path))
+    written = runpy.run_path(str(ROOT / 'tools/misc/metafiles.py'))['metafiles']()
+    stale = [path for path, text in written.items() if not (ROOT / path).is_file() or (ROOT / path).read_text() != text]
+    assert not stale, f'{stale} are not those of the recipes: python tools/misc/metafiles.py'
