@@ -16,6 +16,7 @@ from ..structures import View, box_patch_mask, boxes_to_view, mask_patch_mask, s
 from ..transfer import build_backbone
 from ..utils.errors import ConfigError
 from ..utils.files import atomic_write
+from ..utils.scopes import scope_of
 from .frozen import FrozenBackbone, batches, resize, subset
 from .regions import pool_boxes
 
@@ -40,6 +41,7 @@ class ObjectFeatures:
     boxes: Tensor
 
 
+@scope_of('mmpretrain')
 def extract_object_features(
     model_or_checkpoint: Union[nn.Module, str, Path],
     images: Sequence[Image],

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import List, Optional, Sequence, Union
 
 import numpy as np
-from mmengine.registry import DefaultScope
 from PIL import Image
 
 from ..config import load_config
@@ -15,6 +14,7 @@ from ..datasets.image_io import IMAGE_SUFFIXES
 from ..transfer import load_local
 from ..utils.errors import CheckpointError, ConfigError, MissingFileError
 from ..utils.files import PathLike, atomic_write_text
+from ..utils.scopes import scope_of
 
 
 def predict(
@@ -58,19 +58,12 @@ def predict(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     cfg.model.backbone.pop('init_cfg', None)  # everything comes from the detector's checkpoint
-    with DefaultScope.overwrite_default_scope('mmdet'):
-        scopes = dict(DefaultScope._instance_dict)
-        try:
-            with (
-                warnings.catch_warnings()
-            ):  # of weights that it was not given: they are loaded, and checked, right after
-                warnings.filterwarnings('ignore', message='Checkpoint is not loaded|weights is None|palette does not')
-                inferencer = DetInferencer(cfg, weights=None, device=device, show_progress=not quiet)
-            classes = _load(inferencer.model, weights, cfg)
-            found = inferencer([str(p) for p in paths], batch_size=batch, out_dir=str(out), pred_score_thr=threshold)
-        finally:  # mmdet's inferencer leaves its scope behind, in which nothing of mmpretrain is found
-            DefaultScope._instance_dict.clear()
-            DefaultScope._instance_dict.update(scopes)
+    with scope_of('mmdet'):  # DetInferencer leaves its scope behind
+        with warnings.catch_warnings():  # of weights that it was not given: they are loaded, and checked, right after
+            warnings.filterwarnings('ignore', message='Checkpoint is not loaded|weights is None|palette does not')
+            inferencer = DetInferencer(cfg, weights=None, device=device, show_progress=not quiet)
+        classes = _load(inferencer.model, weights, cfg)
+        found = inferencer([str(p) for p in paths], batch_size=batch, out_dir=str(out), pred_score_thr=threshold)
     target = out / 'predictions.json'
     atomic_write_text(target, json.dumps(_as_coco(paths, found['predictions'], classes)))
     return target

@@ -11,6 +11,7 @@ from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
 from ..utils.errors import CheckpointError
+from ..utils.scopes import scope_of
 from .layouts import Conversion, State, convert, read_vit, some
 from .loading import load_backbone
 from .positions import Grid
@@ -58,6 +59,7 @@ def patch_grid_of(state: State, grid: Optional[Grid] = None) -> Grid:
     return rows, columns
 
 
+@scope_of('mmpretrain')
 def build_vit(
     state: State, heads: int, grid: Optional[Grid] = None, stock: bool = False, random: bool = False
 ) -> nn.Module:

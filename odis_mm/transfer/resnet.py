@@ -9,6 +9,7 @@ from mmpretrain.registry import MODELS
 from torch import nn
 
 from ..utils.errors import CheckpointError
+from ..utils.scopes import scope_of
 from .build import initialise
 from .layouts import PREFIXES, State, some
 from .loading import load_backbone
@@ -50,6 +51,7 @@ def read_resnet(state: State, name: str) -> Tuple[State, str, State]:
     return body, prefix, rest
 
 
+@scope_of('mmpretrain')
 def build_resnet(state: State, name: str = 'state dict', random: bool = False) -> nn.Module:
     """``mmpretrain.ResNet`` with these tensors, strictly loaded, in evaluation mode; its output is the last map.
 
