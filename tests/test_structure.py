@@ -1,6 +1,7 @@
 """Rules of the house that no linter knows: private names stay in their module, tests import helpers and not each other."""
 
 import ast
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -79,3 +80,15 @@ def test_metafiles_are_those_of_the_recipes(monkeypatch):
     written = runpy.run_path(str(ROOT / 'tools/misc/metafiles.py'))['metafiles']()
     stale = [path for path, text in written.items() if not (ROOT / path).is_file() or (ROOT / path).read_text() != text]
     assert not stale, f'{stale} are not those of the recipes: python tools/misc/metafiles.py'
+
+
+def test_the_architecture_page_names_files_and_rooms_that_exist():
+    text = (ROOT / 'docs/architecture.md').read_text()
+    paths = set(re.findall(r'`((?:odis_mm|configs|tools|tests|docs|robustness)/[\w/.]*)`', text))
+    assert len(paths) > 20 and not [path for path in paths if not (ROOT / path).exists()]
+    contract = (ROOT / 'pyproject.toml').read_text().partition('[[tool.importlinter.contracts]]')[2]
+    rooms = set(re.findall(r'\w+', re.search(r'layers = \[(.*?)\]', contract, re.DOTALL)[1]))
+    picture = text.partition('```mermaid')[2].partition('```')[0]
+    assert rooms == {room.removesuffix('.py') for room in re.findall(r'<b>([\w.]+)</b>', picture)}
+    present = {path.name.removesuffix('.py') for path in (ROOT / 'odis_mm').iterdir() if path.name[0] not in '_.'}
+    assert present - {'py.typed', 'version'} == rooms, 'the contract of the layers leaves a module out'
