@@ -8,6 +8,8 @@ import pytest
 
 from helpers import ROOT, TINY_RUN, environment, run_command_line
 
+pytestmark = pytest.mark.slow
+
 
 def test_installed_wheel_from_another_folder(demo, tmp_path):
     source, target = tmp_path / 'source', tmp_path / 'site'

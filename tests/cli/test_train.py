@@ -14,6 +14,7 @@ from helpers import ROOT, TINY_RUN, environment, run_command_line
 from odis_mm.cli import train as cli
 
 
+@pytest.mark.slow
 def test_two_ranks_and_resume(demo, tmp_path, monkeypatch, capfd):
     said = run_command_line(
         [

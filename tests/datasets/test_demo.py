@@ -4,8 +4,6 @@ import json
 import multiprocessing
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -14,7 +12,6 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from helpers import ROOT
 from odis_mm.datasets import demo
 
 TINY = dict(num_train=6, num_val=3, size=96, seed=3)
@@ -203,11 +200,10 @@ def test_bad_parameters_and_full_disk(tmp_path, monkeypatch):
 
 def test_command_line(tmp_path, capsys):
     options = ['--root', str(tmp_path / 'set'), '--num-train', '2', '--num-val', '1']
-    done = subprocess.run(
-        [sys.executable, '-m', 'odis_mm.datasets.demo', *options], capture_output=True, text=True, check=True, cwd=ROOT
-    )
-    assert done.stdout.splitlines()[-1] == str(tmp_path / 'set_2_1_128px_seed0')
-    assert 'rendering the demo set: 3/3 images' in done.stderr
+    demo.main(options)
+    said = capsys.readouterr()
+    assert said.out.splitlines()[-1] == str(tmp_path / 'set_2_1_128px_seed0')
+    assert 'rendering the demo set: 3/3 images' in said.err
     (tmp_path / 'file').write_text('')
     with pytest.raises(SystemExit) as stop:
         demo.main(['--root', str(tmp_path / 'file' / 'set')])

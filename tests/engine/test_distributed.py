@@ -26,6 +26,8 @@ from odis_mm.evaluation import FrozenBackbone, LabelledImages, image_features, k
 from odis_mm.utils.distributed import whole
 from odis_mm.utils.errors import MissingPeersError
 
+pytestmark = pytest.mark.slow
+
 WORLDS, GLOBAL_BATCH, IMAGES, EPOCHS = (1, 2, 4), 8, 22, 2
 METHODS = ('odis', 'gtsa', 'alfm')
 CASES = {f'{method}_{kind}': (method, kind) for method in METHODS for kind in ('plain', 'accumulated')}

@@ -11,11 +11,14 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import pytest
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from ddp_helpers import free_port
 from helpers import environment
+
+pytestmark = pytest.mark.slow
 
 IMAGES, BATCH = 16, 2  # a rank
 

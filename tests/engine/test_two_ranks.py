@@ -17,6 +17,8 @@ from odis_mm.engine.hooks import NonFiniteLossHook
 from odis_mm.engine.optim import SafeOptimWrapper
 from odis_mm.models.losses.coding_length import coding_length, second_moment
 
+pytestmark = pytest.mark.slow
+
 CHANNELS = (3, 16)
 
 

@@ -14,6 +14,8 @@ import torch
 
 from helpers import environment
 
+pytestmark = pytest.mark.slow
+
 
 def program(folder: Path) -> None:
     from odis_mm.engine.loops import ResumableEpochLoop
