@@ -50,7 +50,7 @@ class ODIS(TeacherStudent):
     prototype_loss = 'loss_obj'
 
     def image_features(self, output: Tuple[Tensor, ...]) -> Tensor:
-        """[OBJ] [n, D]: the mean over the k tokens."""
+        """Return the mean of the k [OBJ] tokens, float ``[n, D]``."""
         tokens = output[-1] if output[-1].ndim == 3 else output[-2]  # the leading ones apart
         return tokens[:, self.backbone.object_slice].mean(1)
 
@@ -62,7 +62,7 @@ class ODIS(TeacherStudent):
             object_mask: bool [B, N], the patches of the object in question; None: the whole image.
 
         Returns:
-            [OBJ] [B, D] (mean over the k tokens) and patch tokens [B, N, D].
+            The mean of the k [OBJ] tokens, ``[B, D]``, and the patch tokens, ``[B, N, D]``.
         """
         tokens = self.teacher['backbone'](inputs, object_mask)[-1]
         return tokens[:, self.backbone.object_slice].mean(1), tokens[:, self.backbone.num_leading_tokens :]

@@ -1,0 +1,68 @@
+"""README and docs name commands, options and configs that exist."""
+
+import re
+import shlex
+import sys
+
+import pytest
+
+from helpers import ROOT
+from odis_mm.cli import COMMANDS
+from odis_mm.config import shipped_configs
+
+sys.path.insert(0, str(ROOT / 'tools' / 'misc'))
+import docs_pages
+
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]
+HELP = {}
+
+
+def command_lines(text):
+    """Lines of indented and fenced code, continued ones joined; and code within a line."""
+    text = text.replace('\\\n', ' ')
+    fenced = re.findall(r'^```\w*\n(.*?)^```', text, re.MULTILINE | re.DOTALL)
+    lines = [line for block in fenced for line in block.splitlines()]
+    lines += re.findall(r'^ {4,}(\S.*)$', text, re.MULTILINE)
+    return lines + re.findall(r'`([^`\n]+)`', text)
+
+
+def options_of(name):
+    if name not in HELP:
+        HELP[name] = set(re.findall(r'--[a-z][\w-]*', docs_pages.help_of(name)))
+    return HELP[name]
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_exist(page):
+    checked = 0
+    for line in command_lines(page.read_text()):
+        found = re.search(r'(?:odis-mm|python -m odis_mm) ([a-z][\w-]*)(.*)', line.partition('  #')[0])
+        if not found:
+            continue
+        name, rest = found.groups()
+        assert name in COMMANDS, f'{page.name}: {line}'
+        for option in re.findall(r'(?<![\w=])--[a-z][\w-]*', rest):
+            assert option in options_of(name), f'{page.name}: odis-mm {name} has no {option}: {line}'
+        checked += 1
+    if page.name in ('your_images.md', 'README.md'):
+        assert checked >= 3
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_configs_and_scripts_exist(page):
+    names = {*shipped_configs(), *(name.rpartition('/')[2] for name in shipped_configs())}
+    for line in command_lines(page.read_text()):
+        for script in re.findall(r'(?:^|[\s`])((?:tools|robustness)/[\w/]+\.(?:py|sh))', line):
+            assert (ROOT / script).is_file(), f'{page.name}: {line}'
+        found = re.search(r'tools/(?:train|test)\.py\s+(\S+)', line)
+        if found and re.fullmatch(r'[a-z][\w/.-]*', found[1]):
+            name = found[1].removeprefix('configs/').removesuffix('.py')
+            assert name in names or found[1].startswith('work_dirs/'), f'{page.name}: {line}'
+
+
+def test_generated_parts_are_whole():
+    recipes = docs_pages.recipes()
+    assert all(f'`{name}`' in recipes for name in shipped_configs())
+    assert docs_pages.on_page_markdown('a <!-- generated: health --> b').startswith('a | finding |')
+    text = docs_pages.help_of('pretrain')
+    assert text.startswith('usage: odis-mm pretrain') and '--hours' in text and shlex.split('--data DIR')[0] in text

@@ -1,0 +1,87 @@
+"""Hook of mkdocs: parts of pages that are made from the code, so that they cannot differ from it.
+
+``<!-- generated: NAME -->`` in a page is replaced by the function of that name in ``PARTS``.
+"""
+
+import argparse
+import re
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Callable, Dict, List
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout works without being installed
+
+MARK = re.compile(r'<!-- generated: (\w+) -->')
+
+
+def recipes() -> str:
+    """A table of all shipped configs, with numbers read from them."""
+    from odis_mm.config import load_config, shipped_configs
+
+    lines = {'pretraining': [], 'detectors': []}
+    for name in shipped_configs():
+        cfg = load_config(name)
+        model, loader = cfg.model, cfg.train_dataloader
+        steps = cfg.train_cfg.get('max_epochs'), cfg.train_cfg.get('max_iters')
+        length = f'{steps[0]} epochs' if steps[0] else f'{steps[1]} steps'
+        backbone = model.get('backbone') or {}
+        arch = backbone.get('arch', f'{backbone.get("type", "").rpartition(".")[2]}-{backbone.get("depth")}')
+        if isinstance(arch, dict):
+            arch = f'{arch["embed_dims"]} wide, {arch["num_layers"]} deep'
+        shape = f'{arch}, patch {backbone["patch_size"]}' if 'patch_size' in backbone else str(arch)
+        row = f'| `{name}` | {model.type} | {shape} | {length} | {loader.batch_size} |'
+        lines['detectors' if cfg.get('default_scope') == 'mmdet' else 'pretraining'].append(row)
+    head = '| config | model | backbone | length | images per rank and step |\n|---|---|---|---|---|\n'
+    return '\n\n'.join(f'## {title.capitalize()}\n\n{head}' + '\n'.join(rows) for title, rows in lines.items())
+
+
+def health() -> str:
+    """Findings of the health monitor and their cures."""
+    from odis_mm.engine.hooks.health import CURES
+
+    return '| finding | what to try |\n|---|---|\n' + '\n'.join(f'| {name} | {cure} |' for name, cure in CURES.items())
+
+
+def commands() -> str:
+    """What ``--help`` prints, of every command."""
+    from odis_mm.cli import COMMANDS
+
+    pages = ['| command | |\n|---|---|\n' + '\n'.join(f'| [`{n}`](#{n}) | {c.help} |' for n, c in COMMANDS.items())]
+    pages += [f'## {name}\n\n```text\n{help_of(name)}\n```' for name in COMMANDS]
+    return '\n\n'.join(pages)
+
+
+def help_of(name: str) -> str:
+    """The help text of a command, 84 columns wide on any machine."""
+    from odis_mm.cli import COMMANDS
+
+    found: List[str] = []
+
+    def keep(parser: argparse.ArgumentParser, *_: object) -> None:
+        parser.prog = f'odis-mm {name}'
+        parser.formatter_class = _wide(parser.formatter_class)
+        found.append(parser.format_help())
+        raise SystemExit
+
+    command, real = COMMANDS[name], argparse.ArgumentParser.print_help
+    argparse.ArgumentParser.print_help = keep  # type: ignore[method-assign]
+    try:
+        getattr(import_module(command.module), command.function)(['--help'])
+    except SystemExit:
+        pass
+    finally:
+        argparse.ArgumentParser.print_help = real  # type: ignore[method-assign]
+    return found[0].rstrip()
+
+
+def _wide(formatter: Callable) -> Callable:
+    return lambda prog: formatter(prog, width=84)
+
+
+PARTS: Dict[str, Callable[[], str]] = dict(recipes=recipes, health=health, commands=commands)
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Called by mkdocs for every page."""
+    return MARK.sub(lambda found: PARTS[found[1]](), markdown)
