@@ -1,5 +1,6 @@
-# ALFM (our reconstruction), ResNet-50, a tenth of ImageNet-1k without its labels, 100 epochs at a global batch of 512 (8 ranks x 64):
-# the "10 % of the samples" side of the comparison on the very data of the supervised one (mask_rcnn/mask-rcnn_r50-in1k_fpn_1x_coco.py).
+# ALFM (our reconstruction), ResNet-50, a tenth of ImageNet-1k without its labels, 100 epochs at a global batch of 512
+# (8 ranks x 64): the "10 % of the samples" side of the comparison on the very data of the supervised one
+# (mask_rcnn/mask-rcnn_r50-in1k_fpn_1x_coco.py).
 _base_ = './alfm_r50_coco.py'
 
 # IMAGENET_ROOT in the environment names another folder

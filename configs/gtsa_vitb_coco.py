@@ -1,4 +1,5 @@
-# GTSA, ViT-B/16, COCO train2017, 100 epochs at a global batch of 512 (16 ranks x 32). Not in the paper: this project's defaults.
+# GTSA, ViT-B/16, COCO train2017, 100 epochs at a global batch of 512 (16 ranks x 32). Not in the paper: this project's
+# defaults.
 _base_ = [
     './_base_/models/gtsa_vitb.py',
     './_base_/datasets/coco_pairs.py',

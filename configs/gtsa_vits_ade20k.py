@@ -1,5 +1,5 @@
-# GTSA, ViT-S/16, the training images of ADE20K: the recipe of COCO (gtsa_vits_coco.py) on other data. That length and batch suit
-# these 20,210 images, a sixth of COCO's, is unchecked.
+# GTSA, ViT-S/16, the training images of ADE20K: the recipe of COCO (gtsa_vits_coco.py) on other data. That length and
+# batch suit these 20,210 images, a sixth of COCO's, is unchecked.
 _base_ = [
     './_base_/models/gtsa_vits.py',
     './_base_/datasets/ade20k_pairs.py',

@@ -1,4 +1,5 @@
-# GTSA, ViT-S/16, COCO train2017, 100 epochs at a global batch of 512 (8 ranks x 64): the published recipe (arXiv 2304.08014).
+# GTSA, ViT-S/16, COCO train2017, 100 epochs at a global batch of 512 (8 ranks x 64): the published recipe (arXiv
+# 2304.08014).
 _base_ = [
     './_base_/models/gtsa_vits.py',
     './_base_/datasets/coco_pairs.py',

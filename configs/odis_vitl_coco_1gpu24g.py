@@ -1,5 +1,5 @@
-# ODIS, ViT-L/16, COCO on one GPU with 24 GB: bf16, activation checkpointing, a global batch of 256 = 8 x 32 accumulated. What it
-# needs, without running it: tools/analysis/benchmark.py odis_vitl_coco_1gpu24g --memory-only
+# ODIS, ViT-L/16, COCO on one GPU with 24 GB: bf16, activation checkpointing, a global batch of 256 = 8 x 32
+# accumulated. What it needs, without running it: tools/analysis/benchmark.py odis_vitl_coco_1gpu24g --memory-only
 _base_ = './odis_vitl_coco.py'
 
 model = dict(

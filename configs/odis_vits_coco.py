@@ -6,6 +6,7 @@ _base_ = [
     './_base_/default_runtime.py',
 ]
 
-# The paper gives no COCO schedule for this size: batch and length are ours, those of GTSA's published COCO run, so that the methods compare.
-# Any other number of ranks: keep ranks x batch x accumulation at 512 by
-#   --cfg-options train_dataloader.batch_size=... optim_wrapper.accumulative_counts=...     (lr follows the global batch in any case)
+# The paper gives no COCO schedule for this size: batch and length are ours, those of GTSA's published COCO run, so that
+# the methods compare. Any other number of ranks: keep ranks x batch x accumulation at 512 by
+#   --cfg-options train_dataloader.batch_size=... optim_wrapper.accumulative_counts=...     (lr follows the global batch
+#       in any case)

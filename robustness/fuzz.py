@@ -1,5 +1,6 @@
 #!/usr/bin/env python
-"""Mutated annotation files and images through the readers of training: each is read, or refused in one sentence that names the file."""
+"""Mutated annotation files and images through the readers of training: each is read, or refused in one sentence that
+names the file."""
 
 import argparse
 import copy
@@ -110,7 +111,8 @@ class Finding(NamedTuple):
 
 # ---- annotations
 def annotation_seeds(folder: Path, data_root: Optional[Path] = None) -> List[bytes]:
-    """Files that are right: COCO with polygons, RLE of both forms and a crowd; a dict of boxes; of `data_root` the first images of COCO."""
+    """Files that are right: COCO with polygons, RLE of both forms and a crowd; a dict of boxes; of `data_root` the
+    first images of COCO."""
     height, width = IMAGE_SIZE
     names = [f'{i}.jpg' for i in range(3)]
     rng = np.random.default_rng(0)
@@ -166,7 +168,8 @@ def _places(tree: Any) -> List[Tuple[Any, Any]]:
 
 
 def mutate_json(content: bytes, rng: np.random.Generator) -> bytes:
-    """One to three changes of the tree: a key or entry lost, renamed, doubled, or with another value or another entry's."""
+    """One to three changes of the tree: a key or entry lost, renamed, doubled, or with another value or another
+    entry's."""
     tree = json.loads(content)
     for _ in range(rng.integers(1, 4)):
         places = _places(tree)
@@ -272,7 +275,8 @@ def image_seeds(data_root: Optional[Path] = None) -> List[bytes]:
 
 
 def image_case(seeds: List[bytes], number: int, seed: int) -> bytes:
-    """A seed with flips, cuts, zeros, another size in its header, two of them joined, garbage after or in place of it."""
+    """A seed with flips, cuts, zeros, another size in its header, two of them joined, garbage after or in place of
+    it."""
     rng = np.random.default_rng((seed, 1, number))
     content = seeds[rng.integers(len(seeds))]
     data, kind = bytearray(content), rng.integers(10)
@@ -389,7 +393,8 @@ def work(task: Task, seeds: List[bytes], cases: range, seed: int, folder: Path, 
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1), os.dup2(null, 2)  # libjpeg comments on what it sees
     cv2.setNumThreads(0)  # with 1, OpenCV would wait for threads that the fork left behind
-    gc.freeze()  # a data set collects garbage when it is made, which would copy all memory that is shared with the parent
+    # a data set collects garbage when it is made, which would copy all memory that is shared with the parent
+    gc.freeze()
     for case in cases:
         pipe.send((case, None))
         path = folder / task.file
@@ -401,7 +406,8 @@ def work(task: Task, seeds: List[bytes], cases: range, seed: int, folder: Path, 
 def fuzz(
     task: Task, seeds: List[bytes], count: int, seed: int, folder: Path, batch: int = 500, progress: bool = False
 ) -> Tuple[Counter, List[Finding]]:
-    """Runs `count` cases in processes of `batch`; one that dies or hangs is a finding, and the next process goes on after it.
+    """Runs `count` cases in processes of `batch`; one that dies or hangs is a finding, and the next process goes on
+    after it.
 
     Returns:
         How many were read, refused (by class of error) and wrong; the wrong ones.

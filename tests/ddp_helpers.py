@@ -9,7 +9,8 @@ import torch.multiprocessing as mp
 
 
 def free_port() -> int:
-    """Return a port that nobody listens at now; take it when the ranks start, since another process may be given it later."""
+    """Return a port that nobody listens at now; take it when the ranks start, since another process may be given it
+    later."""
     with socket.socket() as held:
         held.bind(('127.0.0.1', 0))
         return held.getsockname()[1]
@@ -18,7 +19,8 @@ def free_port() -> int:
 def run_ranks(function: Callable, folder: Path, *args: Any, world: int = 2) -> List[Any]:
     """Return what ``function(rank, world, *args)`` returned on each of ``world`` gloo ranks in processes of their own.
 
-    ``function`` is at the top level of its module. The ranks meet in a file under ``folder``, so that no port can be taken.
+    ``function`` is at the top level of its module. The ranks meet in a file under ``folder``, so that no port can be
+    taken.
     """
     mp.spawn(_rank, args=(world, str(folder), function, args), nprocs=world)
     return [torch.load(Path(folder, f'rank{rank}.pt'), weights_only=False) for rank in range(world)]

@@ -95,7 +95,8 @@ def test_a_tenth_of_any_dataset_is_part_of_a_fifth(shared_data):
 
 
 def test_the_r50_detector_is_mmdets():
-    """Model, optimizer, schedule and pipelines equal those of mmdet's file; where our keys differ, that is the difference."""
+    """Model, optimizer, schedule and pipelines equal those of mmdet's file; where our keys differ, that is the
+    difference."""
     mmdet = pytest.importorskip('mmdet')
     path = osp.join(osp.dirname(mmdet.__file__), '.mim', 'configs', 'mask_rcnn', 'mask-rcnn_r50_fpn_1x_coco.py')
     if not osp.isfile(path):

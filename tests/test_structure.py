@@ -1,4 +1,5 @@
-"""Rules of the house that no linter knows: private names stay in their module, tests import helpers and not each other."""
+"""Rules of the house that no linter knows: private names stay in their module, tests import helpers and not each
+other."""
 
 import ast
 import re

@@ -1,4 +1,5 @@
-"""Build step of the wheel: configs/, tools/ and model-index.yml travel inside it, in odis_mm/.mim as in other OpenMMLab packages."""
+"""Build step of the wheel: configs/, tools/ and model-index.yml travel inside it, in odis_mm/.mim as in other OpenMMLab
+packages."""
 
 import shutil
 from pathlib import Path

@@ -1,5 +1,6 @@
 #!/usr/bin/env python
-"""Features of all objects of a data set: python tools/extract_features.py CHECKPOINT --ann-file FILE --out FILE.npz [options]"""
+"""Features of all objects of a data set: python tools/extract_features.py CHECKPOINT --ann-file FILE --out FILE.npz
+[options]"""
 
 import sys
 from pathlib import Path

@@ -1,5 +1,6 @@
 #!/usr/bin/env python
-"""Objects for a folder of images: python tools/find_objects.py IMAGES --out JSON --source SOURCE [options, see --help]"""
+"""Objects for a folder of images: python tools/find_objects.py IMAGES --out JSON --source SOURCE [options, see
+--help]"""
 
 import sys
 from pathlib import Path

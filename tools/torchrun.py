@@ -1,5 +1,6 @@
 #!/usr/bin/env python
-"""torchrun that says in one sentence which nodes it waited for in vain; its arguments are torchrun's. Called by torchrun.sh."""
+"""torchrun that says in one sentence which nodes it waited for in vain; its arguments are torchrun's. Called by
+torchrun.sh."""
 
 import os
 import sys

@@ -1,5 +1,6 @@
 #!/usr/bin/env python
-"""Weights from any known layout to any other, proved: python tools/transfer.py SOURCE OUT --to LAYOUT [options, see --help]"""
+"""Weights from any known layout to any other, proved: python tools/transfer.py SOURCE OUT --to LAYOUT [options, see
+--help]"""
 
 import sys
 from pathlib import Path

@@ -1,8 +1,8 @@
 # Linear probe of an exported ViT-S: mmpretrain's classifier on a frozen backbone. Any folder with one folder a class:
 #   python tools/train.py linear_probe/vits_in1k --cfg-options model.backbone.init_cfg.checkpoint=FILE
 # Other classes: train_dataloader.dataset.data_root=DIR val_dataloader.dataset.data_root=DIR model.head.num_classes=10.
-# DINO's schedule (SGD, lr 0.001 per 256 images, 100 epochs) on the token of the last block alone: this project's choice; DINO joins those
-# of four blocks.
+# DINO's schedule (SGD, lr 0.001 per 256 images, 100 epochs) on the token of the last block alone: this project's
+# choice; DINO joins those of four blocks.
 _base_ = '../_base_/default_runtime.py'
 
 # ======================================== frequently changed ========================================

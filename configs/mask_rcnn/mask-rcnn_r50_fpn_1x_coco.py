@@ -1,4 +1,5 @@
-# mmdet's own Mask R-CNN R50-FPN 1x, number for number; what differs is how the backbone's weights come in (checked, tensor by tensor).
+# mmdet's own Mask R-CNN R50-FPN 1x, number for number; what differs is how the backbone's weights come in (checked,
+# tensor by tensor).
 _base_ = ['_base_/mask-rcnn_vit_fpn.py', '_base_/coco_instance.py', '_base_/schedule_1x.py', '_base_/runtime.py']
 
 model = dict(
@@ -8,8 +9,8 @@ model = dict(
         depth=50,
         num_stages=4,
         out_indices=(0, 1, 2, 3),
-        # stem and first stage as pretrained, batch norm with the pretraining's statistics; from random weights neither makes
-        # sense: then set frozen_stages=-1 and norm_eval=False
+        # stem and first stage as pretrained, batch norm with the pretraining's statistics; from random weights neither
+        # makes sense: then set frozen_stages=-1 and norm_eval=False
         frozen_stages=1,
         norm_cfg=dict(type='BN', requires_grad=True),
         norm_eval=True,

@@ -1,4 +1,5 @@
-"""Where a training step's time goes: the data pipeline, the step and both together, measured beside the machine's own limit."""
+"""Where a training step's time goes: the data pipeline, the step and both together, measured beside the machine's own
+limit."""
 
 import contextlib
 import copy
@@ -87,10 +88,12 @@ def model_benchmark(
     compiled: bool = False,
     matrix_size: Optional[int] = None,
 ) -> dict:
-    """Times the step on noise, in turn with the matrix peak, and for ODIS with the step without object masks and with iBOT's textbook step.
+    """Times the step on noise, in turn with the matrix peak, and for ODIS with the step without object masks and with
+    iBOT's textbook step.
 
     Returns:
-        dict of numbers: see :func:`table`. Times are medians over ``repeats``; ratios are medians of the ratios within a repeat.
+        dict of numbers: see :func:`table`. Times are medians over ``repeats``; ratios are medians of the ratios within
+            a repeat.
     """
     model = _model(cfg, device, compiled)
     raw = noise_batch(cfg, batch)
@@ -164,18 +167,21 @@ def model_benchmark(
 
 
 def options_benchmark(cfg: Config, device: torch.device, batch: int, repeats: int = 5, bf16: bool = False) -> dict:
-    """Times the step with each of its speed options, in turn with the plain one: ``packed`` (ODIS) and ``compiled`` blocks (ObjectViT).
+    """Times the step with each of its speed options, in turn with the plain one: ``packed`` (ODIS) and ``compiled``
+    blocks (ObjectViT).
 
     Returns:
-        dict of an entry per form: ``seconds`` (median), ``ratio`` (median of the ratios to the plain step beside it), ``first`` (seconds of
-        its first step, compilation included) and ``loss`` of the first step, from the same weights and random numbers.
+        dict of an entry per form: ``seconds`` (median), ``ratio`` (median of the ratios to the plain step beside it),
+        ``first`` (seconds of its first step, compilation included) and ``loss`` of the first step, from the same
+        weights and random numbers.
     """
     model = _model(cfg, device, False)
     step = Step(model, cfg, model.data_preprocessor(noise_batch(cfg, batch), True), bf16)
     forms = ['plain'] + ['packed'] * hasattr(model, 'packed') + ['compiled'] * hasattr(model.backbone, 'compile_blocks')
     if len(forms) == 1:
         raise ConfigError(
-            f'{cfg.filename}: --options times model.packed and model.backbone.compiled, of which this model has neither.'
+            f'{cfg.filename}: --options times model.packed and model.backbone.compiled, of which this model has '
+            'neither.'
         )
     backbones = (model.backbone, model.teacher['backbone'])
     blocks = {'plain': [getattr(backbone, '_block', None) for backbone in backbones]}
@@ -203,11 +209,12 @@ def options_benchmark(cfg: Config, device: torch.device, batch: int, repeats: in
 
 
 def data_benchmark(cfg: Config, images: int = 32, repeats: int = 5) -> dict:
-    """Times the pipeline on one core, step by step, on the config's own images; and its object-aware against plain cropping.
+    """Times the pipeline on one core, step by step, on the config's own images; and its object-aware against plain
+    cropping.
 
     Returns:
-        dict: ``ms_per_image``, ``steps`` (ms an image of each transform), and, where there is such a step, ``cropping_ms`` (object-aware
-        minus plain).
+        dict: ``ms_per_image``, ``steps`` (ms an image of each transform), and, where there is such a step,
+        ``cropping_ms`` (object-aware minus plain).
 
     Raises:
         ConfigError: the config's images are not there.
@@ -313,7 +320,11 @@ def worker_advice(ms_per_image: float, images_per_s: float, cores: int) -> str:
         f'{images_per_s:.0f} images/s at {ms_per_image:.1f} ms an image: train_dataloader.num_workers={wanted} a rank'
     )
     if wanted > cores:
-        text += f', more than the {cores} cores here: the data limit this machine to {1000 * cores / ms_per_image:.0f} images/s'
+        text += (
+            f', more than the {cores} cores here: the data limit this machine to '
+            f'{1000 * cores / ms_per_image:.0f} '
+            'images/s'
+        )
     return text
 
 
@@ -338,7 +349,8 @@ def _trains_in_bf16(cfg: Config) -> bool:
 
 
 def fits(cost: StepCost, gigabytes: float) -> bool:
-    """Whether a step fits a GPU of so many GB, with this project's allowance of a tenth and 1 GiB for allocator, kernels and context."""
+    """Whether a step fits a GPU of so many GB, with this project's allowance of a tenth and 1 GiB for allocator,
+    kernels and context."""
     return cost.peak * 1.1 + GIB <= gigabytes * 1e9
 
 
@@ -408,15 +420,16 @@ def table(result: dict) -> str:
     if 'memory' in result:
         part = result['memory']
         lines += [
-            f'memory, counted for batch {part["batch"]} in {part["dtype"]}: {part["peak_bytes"] / GIB:.2f} GiB, of it resting '
-            f'{part["resting_bytes"] / GIB:.2f}; fits '
+            f'memory, counted for batch {part["batch"]} in {part["dtype"]}: {part["peak_bytes"] / GIB:.2f} GiB, of it '
+            f'resting {part["resting_bytes"] / GIB:.2f}; fits '
             + (', '.join(name for name, good in part['fits'].items() if good) or 'none of the sizes asked for')
         ]
     if 'data' in result:
         part = result['data']
         lines += [
             '',
-            f'data, one core: {part["ms_per_image"]:.2f} ms an image ({1000 / part["ms_per_image"]:.0f} images/s a worker)',
+            f'data, one core: {part["ms_per_image"]:.2f} ms an image ({1000 / part["ms_per_image"]:.0f} images/s a '
+            'worker)',
         ]
         lines += [f'  {name:32s} {ms:8.2f} ms' for name, ms in part['steps'].items()]
         if 'cropping_ms' in part:
@@ -441,18 +454,20 @@ def table(result: dict) -> str:
         lines.append(f'  losses, heads apart: {part["loss_share"]:.1%} of the step')
         if 'mask_overhead' in part:
             lines.append(
-                f'  object masks: {part["mask_overhead"]:+.2%} of the step; of attention timed apart {part["mask_overhead_attention"]:+.2%}'
+                f'  object masks: {part["mask_overhead"]:+.2%} of the step; of attention timed apart '
+                f'{part["mask_overhead_attention"]:+.2%}'
             )
         if 'speedup' in part:
             lines.append(
                 f'  textbook iBOT step: {part["seconds"]["textbook iBOT"]:.3f} s, '
-                f'{part["gflop_per_image"]["textbook iBOT"]:.1f} GFLOP an image; this step is {part["speedup"]:.2f} times as fast '
-                f'at {part["memory_ratio"]:.2f} of its peak memory'
+                f'{part["gflop_per_image"]["textbook iBOT"]:.1f} GFLOP an image; this step is {part["speedup"]:.2f} '
+                f'times as fast at {part["memory_ratio"]:.2f} of its peak memory'
             )
     if 'options' in result:
         part = result['options']
         lines += ['', f'options, batch {part["batch"]}'] + [
-            f'  {name:10s} {form["seconds"]:8.3f} s, {form["ratio"]:.3f} of the plain step; the first step {form["first"]:.1f} s; loss {form["loss"]:.6f}'
+            f'  {name:10s} {form["seconds"]:8.3f} s, {form["ratio"]:.3f} of the plain step; the first step '
+            f'{form["first"]:.1f} s; loss {form["loss"]:.6f}'
             for name, form in part.items()
             if name != 'batch'
         ]
@@ -460,8 +475,8 @@ def table(result: dict) -> str:
         part = result['end-to-end']
         lines += [
             '',
-            f'end to end, batch {part["batch"]}, {part["workers"]} workers: {part["images_per_s"]:.2f} images/s, data wait '
-            f'{part["data_wait"]:.1%}',
+            f'end to end, batch {part["batch"]}, {part["workers"]} workers: {part["images_per_s"]:.2f} images/s, data '
+            f'wait {part["data_wait"]:.1%}',
         ]
     if 'advice' in result:
         lines += ['', result['advice']]

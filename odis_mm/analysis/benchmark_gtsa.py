@@ -1,4 +1,5 @@
-"""The parts of a GTSA training step, and the same step with its losses and heads in their slow form (``textbook_gtsa``)."""
+"""The parts of a GTSA training step, and the same step with its losses and heads in their slow form
+(``textbook_gtsa``)."""
 
 from typing import Callable, Dict, List
 

@@ -1,4 +1,5 @@
-"""What a training step costs, counted from the shapes of its tensors: nothing is computed, so any model takes seconds anywhere."""
+"""What a training step costs, counted from the shapes of its tensors: nothing is computed, so any model takes seconds
+anywhere."""
 
 import contextlib
 import copy
@@ -26,11 +27,11 @@ class StepCost:
     """Of one training step on one device.
 
     Attributes:
-        flops: Of matrix products, convolutions and attention; a multiply-add counts 2; recomputation is not counted, nor, on CPUs, what
-            stochastic depth is expected to drop.
+        flops: Of matrix products, convolutions and attention; a multiply-add counts 2; recomputation is not counted,
+            nor, on CPUs, what stochastic depth is expected to drop.
         resting: Bytes of parameters, teacher, buffers and optimizer state.
-        peak: Bytes at the fullest moment of forward and backward pass, ``resting`` and gradients included. A device adds its context, and
-            what its allocator and kernels set aside.
+        peak: Bytes at the fullest moment of forward and backward pass, ``resting`` and gradients included. A device
+            adds its context, and what its allocator and kernels set aside.
     """
 
     flops: int
@@ -48,7 +49,8 @@ def _attention_backward(_grad, query, key, *_, **__) -> int:
 
 
 def _attention_flops() -> Dict[object, Callable]:
-    """The fused kernels, none of which torch counts on CPUs, and whose backward pass it counts with the recomputation elsewhere."""
+    """The fused kernels, none of which torch counts on CPUs, and whose backward pass it counts with the recomputation
+    elsewhere."""
     found = {}
     for name in ('flash_attention_for_cpu', 'flash_attention', 'efficient_attention', 'cudnn_attention'):
         for suffix, count in (('', _attention), ('_backward', _attention_backward)):
@@ -68,7 +70,8 @@ def count_flops(work: Callable[[], object]) -> int:
 class Allocations(TorchDispatchMode):
     """Bytes of the tensors that are alive, and their greatest sum, for what runs inside.
 
-    Works alike on real and fake tensors of any device; what a kernel allocates and frees within one operator is not seen.
+    Works alike on real and fake tensors of any device; what a kernel allocates and frees within one operator is not
+    seen.
     """
 
     def __init__(self):
@@ -113,7 +116,8 @@ def count_step(
 
     Args:
         model_cfg: The ``model`` of a config; not changed.
-        data: What its preprocessor returns for training: normalised ``inputs`` [V_r * B, 3, H, W] per resolution and ``data_samples``.
+        data: What its preprocessor returns for training: normalised ``inputs`` [V_r * B, 3, H, W] per resolution and
+            ``data_samples``.
         losses_of: ``losses_of(model)(inputs, data_samples)`` gives the losses; default: the model's own.
         bf16: In autocast.
         accumulated: Gradients of earlier batches of the same optimizer step are there.
@@ -137,7 +141,8 @@ class _FormOfGPUs:
 
 
 class _ExpectedPaths:
-    """Stochastic depth that drops as often as expected in place of drawing, so that a step can be counted without values."""
+    """Stochastic depth that drops as often as expected in place of drawing, so that a step can be counted without
+    values."""
 
     def draw_path(self, drop: Optional[nn.Module], x: Tensor, shapes, skip: bool) -> Path:
         rate = drop.drop_prob if isinstance(drop, DropPath) and drop.training else 0
@@ -197,7 +202,8 @@ def _simulate(
 
 
 def _to_fake(model: nn.Module) -> None:
-    """Replaces meta tensors by fake ones of a CPU: fake ones cannot be deep-copied, as the teacher's constructor does."""
+    """Replaces meta tensors by fake ones of a CPU: fake ones cannot be deep-copied, as the teacher's constructor
+    does."""
     for module in model.modules():
         for name, value in module.named_parameters(recurse=False):
             module._parameters[name] = nn.Parameter(torch.empty(value.shape, dtype=value.dtype), value.requires_grad)

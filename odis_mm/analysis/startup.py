@@ -56,7 +56,8 @@ def seconds_to_first_iteration(
             process.stdout.close()
     said = f'; it said last: {" | ".join(lines[-3:])}' if lines else ''
     raise ConfigError(
-        f'{config}: the run ended after {time.perf_counter() - start:.0f} s (limit {limit:.0f}) without an iteration{said}'
+        f'{config}: the run ended after {time.perf_counter() - start:.0f} s (limit {limit:.0f}) without an '
+        f'iteration{said}'
     )
 
 

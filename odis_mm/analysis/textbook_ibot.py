@@ -1,4 +1,5 @@
-"""iBOT's training step as its equations read (arXiv 2111.07832, eq. 1-3; DINO, arXiv 2104.14294, eq. 1-4), as a yardstick of speed."""
+"""iBOT's training step as its equations read (arXiv 2111.07832, eq. 1-3; DINO, arXiv 2104.14294, eq. 1-4), as a
+yardstick of speed."""
 
 from typing import Dict, List, Optional, Tuple
 
@@ -11,8 +12,8 @@ from ..utils.errors import ConfigError
 class TextbookIBOT:
     """The losses of an ODIS model without object masks, computed the plain way, on that model's own weights.
 
-    Attention builds the N x N matrix, neck and prototypes see every patch of the global views in teacher and student, views are
-    compared pair by pair, the teacher follows parameter by parameter.
+    Attention builds the N x N matrix, neck and prototypes see every patch of the global views in teacher and student,
+    views are compared pair by pair, the teacher follows parameter by parameter.
 
     Args:
         model: An ``ODIS`` with one leading token and the patch loss.

@@ -110,8 +110,8 @@ class Step:
 
 
 class _Split:
-    """Spans of teacher, student and heads in a forward pass, of the heads in a backward pass, and the moment at which that reaches the
-    backbone."""
+    """Spans of teacher, student and heads in a forward pass, of the heads in a backward pass, and the moment at which
+    that reaches the backbone."""
 
     def __init__(self, model: TeacherStudent, clock: Clock):
         self.clock, self.features_reached = clock, None
@@ -178,7 +178,8 @@ def matrix_peak(device: torch.device, dtype: torch.dtype, size: Optional[int] = 
 
 
 def mask_seconds(model: TeacherStudent, data: dict, bf16: bool, repeats: int) -> float:
-    """What the object masks add to the attention of a step, timed apart: in whole steps it drowns in the noise of a shared machine.
+    """What the object masks add to the attention of a step, timed apart: in whole steps it drowns in the noise of a
+    shared machine.
 
     Of all blocks of teacher (forward) and student (forward and backward pass), the making of the masks included.
     """

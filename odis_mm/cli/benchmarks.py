@@ -175,5 +175,6 @@ def gtsa_main(argv: Optional[List[str]] = None) -> None:
         print(f'{words[name]:46s} {median[name]:7.2f} s   ({", ".join(f"{t:.2f}" for t in values)})')
     slow, once, heads = (median[name] / median['step'] for name in ('slow', 'once', 'heads'))
     print(
-        f'the slow forms take {slow:.2f} and {once:.2f} times as long; heads and losses are {heads:.0%} of a training step'
+        f'the slow forms take {slow:.2f} and {once:.2f} times as long; heads and losses are {heads:.0%} of a training '
+        'step'
     )

@@ -1,6 +1,7 @@
 """Check an installation: each problem with the one line that fixes it. Starts with nothing but Python.
 
-What is missing or broken here is what this command is to name, so every package is imported inside a function and under ``try``.
+What is missing or broken here is what this command is to name, so every package is imported inside a function and under
+``try``.
 """
 
 import argparse
@@ -180,7 +181,8 @@ def operators() -> Iterator[Finding]:
     except ImportError as error:
         yield Finding(
             True,
-            f'mmcv has no compiled operators ({error}): pretraining and the shipped detectors need none, other detectors of mmdet may',
+            f'mmcv has no compiled operators ({error}): pretraining and the shipped detectors need none, other '
+            'detectors of mmdet may',
         )
 
 
@@ -264,7 +266,8 @@ def writable(folder: str) -> Finding:
 
 
 def trials(folder: Path, detector: bool) -> Iterator[Finding]:
-    """Yield whether a few iterations of pretraining run on a rendered set of six images, and of a detector on the same."""
+    """Yield whether a few iterations of pretraining run on a rendered set of six images, and of a detector on the
+    same."""
     from ..datasets.demo import ensure_demo
 
     environment = {**os.environ, 'ODIS_DEMO_ROOT': ensure_demo(folder / 'demo', num_train=6, num_val=2, size=64)}

@@ -32,7 +32,8 @@ def find_objects_main(argv: Optional[List[str]] = None) -> None:
     """``tools/find_objects.py IMAGES --out objects.json --source SOURCE``: objects for a folder of images."""
     parser = argparse.ArgumentParser(
         prog='odis-mm find-objects',
-        description='Find objects in a folder of images, without labels or from what you have, and write a COCO-style json that '
+        description='Find objects in a folder of images, without labels or from what you have, and write a COCO-style '
+        'json that '
         'pretraining takes as ann_file. Interrupted and started again, it continues.',
     )
     parser.add_argument('images', help='folder of images, nested as you like')
@@ -114,7 +115,8 @@ def _find(args: argparse.Namespace) -> None:
     page = Path(args.out).with_suffix('.html')
     numbers, measures = write_report(content, args.images, page, read_result(args.truth) if args.truth else None)
     lines = [
-        f'written: {args.out}, {numbers["objects"]} objects in {numbers["images"]} images ({numbers["empty"]} without); {page}'
+        f'written: {args.out}, {numbers["objects"]} objects in {numbers["images"]} images ({numbers["empty"]} '
+        f'without); {page}'
     ]
     for name, row in (measures or {}).items():
         told = ', '.join(f'{key} {"-" if value is None else f"{value:.1f}"}' for key, value in row.items())

@@ -61,8 +61,8 @@ def rotation_main(argv: Optional[List[str]] = None) -> None:
         )
         result = rotation_accuracy(model, dataset, args.size or model.backbone.img_size[0])
         print(
-            f'rotation accuracy {result["accuracy"]:.1f} % +- {result["standard_error"]:.1f} (standard error), {result["images"]} images '
-            'in four orientations; chance 25 %'
+            f'rotation accuracy {result["accuracy"]:.1f} % +- {result["standard_error"]:.1f} (standard error), '
+            f'{result["images"]} images in four orientations; chance 25 %'
         )
 
     run_command(work)

@@ -14,7 +14,8 @@ def pretrain_main(argv: Optional[List[str]] = None) -> None:
     """Pretrain on a folder of images."""
     parser = argparse.ArgumentParser(
         prog='odis-mm pretrain',
-        description='Pretrain a backbone on a folder of images. The recipe, the views, the batch and the length follow from what the folder '
+        description='Pretrain a backbone on a folder of images. The recipe, the views, the batch and the length follow '
+        'from what the folder '
         'holds; everything that was chosen is printed and written as a config that tools/train.py takes.',
     )
     parser.add_argument(

@@ -16,7 +16,8 @@ from ..utils.files import atomic_write_text
 
 
 def verify_main(argv: Optional[List[str]] = None) -> None:
-    """``tools/misc/verify_dataset.py --data DIR [--ann-file FILE] [--images DIR]``; exits with 1 if something is bad."""
+    """``tools/misc/verify_dataset.py --data DIR [--ann-file FILE] [--images DIR]``; exits with 1 if something is
+    bad."""
     parser = argparse.ArgumentParser(description='Decode every image of a data set and check its boxes and masks.')
     parser.add_argument('--data', default='', metavar='DIR', help='folder of the annotations and images')
     parser.add_argument(
@@ -67,8 +68,8 @@ def _verify(args: argparse.Namespace) -> int:
         if now - last > 2:
             last, done = now, i + 1
             print(
-                f'{done}/{len(tasks)} images, {done / (now - start):.0f}/s, {(now - start) * (len(tasks) - done) / done:.0f} s left, '
-                f'{len(bad_images)} bad',
+                f'{done}/{len(tasks)} images, {done / (now - start):.0f}/s, '
+                f'{(now - start) * (len(tasks) - done) / done:.0f} s left, {len(bad_images)} bad',
                 file=sys.stderr,
                 flush=True,
             )
@@ -80,7 +81,8 @@ def _verify(args: argparse.Namespace) -> int:
     if len(bad_images) > 50 or len(bad_objects) > 50:
         print('(the first 50 of each kind; --report writes them all)')
     print(
-        f'{len(tasks)} images, {len(bad_images)} bad; {count} objects, {len(bad_objects)} bad (those of bad images not looked at)'
+        f'{len(tasks)} images, {len(bad_images)} bad; {count} objects, {len(bad_objects)} bad (those of bad images not '
+        'looked at)'
     )
     if len(kinds) > 1 or any(kind != 'of 8 bits' for kind in kinds):
         print('kinds of images: ' + '; '.join(f'{count} {kind}' for kind, count in kinds.most_common()))

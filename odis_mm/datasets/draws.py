@@ -1,14 +1,17 @@
-"""Which views of an image are drawn: a number that travels with the index, through any sampler and any wrapper of data sets.
+"""Which views of an image are drawn: a number that travels with the index, through any sampler and any wrapper of data
+sets.
 
-A data set that makes random views has to be told more than an index: an image that is drawn again must give other views. Three parts see to
-that, and each works without the others:
+A data set that makes random views has to be told more than an index: an image that is drawn again must give other
+views. Three parts see to that, and each works without the others:
 
 - samplers of ours yield :class:`Draw`, an integer that also knows its epoch;
-- :class:`DrawnDataset` hands the draw past whatever stands around the data set (``ConcatDataset``, ``RepeatDataset``, ...);
-- a plain index, from a sampler that was not told to number its draws, gives the views of the image's next draw (see ``ObjectDataset``).
+- :class:`DrawnDataset` hands the draw past whatever stands around the data set (``ConcatDataset``, ``RepeatDataset``,
+  ...);
+- a plain index, from a sampler that was not told to number its draws, gives the views of the image's next draw (see
+  ``ObjectDataset``).
 
-:func:`number_draws` puts the first two into the config of a loader, so that every image has the same views with any number of workers and in a
-resumed run.
+:func:`number_draws` puts the first two into the config of a loader, so that every image has the same views with any
+number of workers and in a resumed run.
 """
 
 import itertools
@@ -26,7 +29,8 @@ _current = threading.local()
 
 
 class Draw(int):
-    """An index, the epoch in which it is drawn, and, where an epoch may draw it more than once, the number of the draw."""
+    """An index, the epoch in which it is drawn, and, where an epoch may draw it more than once, the number of the
+    draw."""
 
     epoch: int
     number: Optional[int]
@@ -41,7 +45,8 @@ class Draw(int):
 
 
 def seed_of(index: int) -> Optional[Tuple[int, Tuple[int, ...]]]:
-    """Return the epoch of an index and what else, beside the image, decides its views; None for a plain index outside a DrawnDataset."""
+    """Return the epoch of an index and what else, beside the image, decides its views; None for a plain index outside a
+    DrawnDataset."""
     outer = getattr(_current, 'draw', None)
     if outer is not None:  # two positions of a wrapper may be one image
         return outer.epoch, (int(outer), 0 if outer.number is None else outer.number + 1)
@@ -52,7 +57,8 @@ def seed_of(index: int) -> Optional[Tuple[int, Tuple[int, ...]]]:
 
 @DATASETS.register_module()
 class DrawnDataset(Dataset):
-    """A data set, usually of several, whose :class:`Draw` reaches the images inside; everything else is the data set's own.
+    """A data set, usually of several, whose :class:`Draw` reaches the images inside; everything else is the data set's
+    own.
 
     Args:
         dataset: Config of the outermost wrapper.
@@ -119,18 +125,21 @@ class NumberedSampler(Sampler):
         """Let the next epoch begin after its first ``images`` (of all ranks); return what is left for each rank.
 
         Raises:
-            ConfigError: the sampler's order is not a function of the epoch, so that its first images cannot be told again.
+            ConfigError: the sampler's order is not a function of the epoch, so that its first images cannot be told
+                again.
         """
         if not hasattr(self.sampler, 'set_epoch'):
             raise ConfigError(
-                f'the checkpoint was written in the middle of an epoch, whose order {type(self.sampler).__name__} cannot repeat: set '
+                f'the checkpoint was written in the middle of an epoch, whose order {type(self.sampler).__name__} '
+                'cannot repeat: set '
                 "train_dataloader.sampler.type='EpochSampler', or resume from an epoch_N.pth."
             )
         self.skip(images // self.world_size)
         return max(0, len(self) - self.start)
 
     def skip(self, num_samples: int) -> None:
-        """Leave out the first ``num_samples`` of this rank (mmengine's ``IterBasedTrainLoop`` calls it when it resumes)."""
+        """Leave out the first ``num_samples`` of this rank (mmengine's ``IterBasedTrainLoop`` calls it when it
+        resumes)."""
         self.start = self.position = num_samples
 
 
@@ -146,7 +155,8 @@ def object_datasets(dataset: Any) -> List[Any]:
 
 
 def number_draws(loader: dict, by_epoch: bool = True) -> None:
-    """Have the draws of a loader of images with objects numbered: changes its config in place, unless it is right as it is.
+    """Have the draws of a loader of images with objects numbered: changes its config in place, unless it is right as it
+    is.
 
     Args:
         loader: Config of a training loader.
@@ -162,7 +172,8 @@ def number_draws(loader: dict, by_epoch: bool = True) -> None:
     inner = str((sampler.get('sampler') or {}).get('type')).rpartition('.')[2]
     if by_epoch and {name, inner} & set(_ENDLESS):
         raise ConfigError(
-            f'train_dataloader.sampler: {inner if name == "NumberedSampler" else name} has no end, so an epoch would never end; set '
+            f'train_dataloader.sampler: {inner if name == "NumberedSampler" else name} has no end, so an epoch would '
+            'never end; set '
             "train_dataloader.sampler.type='EpochSampler', or train_cfg.type='IterBasedTrainLoop'."
         )
     if not issubclass(_class(dataset['type']), (DrawnDataset, _object_dataset())):

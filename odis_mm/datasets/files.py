@@ -1,4 +1,5 @@
-"""Finding images, and reading lists of them; names may be any bytes, text is UTF-8 with or without a byte order mark."""
+"""Finding images, and reading lists of them; names may be any bytes, text is UTF-8 with or without a byte order
+mark."""
 
 import json
 import os
@@ -17,7 +18,10 @@ _NOT_LISTS = {
     '.yml': 'it is the description of a YOLO data set',
     '.csv': 'it is a table',
 }
-_CONVERT = 'bring the annotations into COCO style first (odis-mm --help names the command), or leave ann_file out to use the images alone'
+_CONVERT = (
+    'bring the annotations into COCO style first (odis-mm --help names the command), or leave ann_file out to '
+    'use the images alone'
+)
 
 try:
     import orjson
@@ -33,8 +37,9 @@ def shown(path: PathLike) -> str:
 def list_images(folder: PathLike) -> List[str]:
     """Return the paths of all image files in and below a folder, sorted folder by folder.
 
-    Links to folders are followed, but each real folder is visited once, so that a link to a parent ends. Hidden files and folders (whose
-    name begins with a dot, such as ``.ipynb_checkpoints``) are left out, and the log says how many folders were.
+    Links to folders are followed, but each real folder is visited once, so that a link to a parent ends. Hidden files
+    and folders (whose name begins with a dot, such as ``.ipynb_checkpoints``) are left out, and the log says how many
+    folders were.
 
     Raises:
         ConfigError: there is no image.
@@ -42,13 +47,15 @@ def list_images(folder: PathLike) -> List[str]:
     names, skipped = walk_images(folder)
     if skipped:
         print_log(
-            f'{shown(folder)}: {len(skipped)} folders left out ({", ".join(map(shown, skipped[:3]))}{", ..." if len(skipped) > 3 else ""}): '
-            'hidden, visited before under another name, or not readable',
+            f'{shown(folder)}: {len(skipped)} folders left out '
+            f'({", ".join(map(shown, skipped[:3]))}{", ..." if len(skipped) > 3 else ""}): hidden, visited before '
+            'under another name, or not readable',
             logger='current',
         )
     if not names:
         raise ConfigError(
-            f'no image in or below {shown(folder)} (looked for {", ".join(IMAGE_SUFFIXES)}); check data_root and data_prefix.'
+            f'no image in or below {shown(folder)} (looked for {", ".join(IMAGE_SUFFIXES)}); check data_root and '
+            'data_prefix.'
         )
     return names
 
@@ -80,7 +87,8 @@ def walk_images(folder: PathLike) -> Tuple[List[str], List[str]]:
 
 
 def read_text(path: PathLike) -> str:
-    """Return the text of a file: UTF-8, its byte order mark left out, or UTF-16 with one; other bytes survive as they do in file names.
+    """Return the text of a file: UTF-8, its byte order mark left out, or UTF-16 with one; other bytes survive as they
+    do in file names.
 
     Raises:
         AnnotationError: it is no text.

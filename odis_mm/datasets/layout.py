@@ -24,9 +24,9 @@ class Split:
 def find_splits(root: PathLike) -> Dict[str, Split]:
     """Return the COCO-style annotations in a folder by split: 'train', 'val', 'test', as far as they are there.
 
-    Recognised are COCO's own tree, ``annotations/{train,val,test}.json`` beside ``images/``, exports with one json in each folder of images
-    (``train/_annotations.coco.json``), and any other json of COCO style up to two folders deep whose name or folder names its split. A json
-    that names no split is 'train'.
+    Recognised are COCO's own tree, ``annotations/{train,val,test}.json`` beside ``images/``, exports with one json in
+    each folder of images (``train/_annotations.coco.json``), and any other json of COCO style up to two folders deep
+    whose name or folder names its split. A json that names no split is 'train'.
 
     Raises:
         MissingFileError: there is no such folder, or a json's images are nowhere near it.
@@ -44,8 +44,9 @@ def find_splits(root: PathLike) -> Dict[str, Split]:
         paths = _preferred(paths)
         if len(paths) > 1:
             raise ConfigError(
-                f'{root} holds more than one COCO-style json for the split {name!r} ({", ".join(map(str, paths[:4]))}): '
-                'name the one to use (--train FILE --val FILE for a detector, --boxes FILE for pretraining).'
+                f'{root} holds more than one COCO-style json for the split {name!r} '
+                f'({", ".join(map(str, paths[:4]))}): name the one to use (--train FILE --val FILE for a detector, '
+                '--boxes FILE for pretraining).'
             )
         splits[name] = Split(paths[0], image_folder(paths[0], root, name))
     return splits
@@ -74,8 +75,8 @@ def image_folder(ann_file: PathLike, root: PathLike, split: str = '') -> Path:
         if all((place / name).is_file() for name in names):
             return place
     raise MissingFileError(
-        f'{names[0]}, an image of {ann_file}, is in none of the folders near it ({", ".join(str(p) for p in near[:3])}, ...): '
-        'name the image folder with --images.'
+        f'{names[0]}, an image of {ann_file}, is in none of the folders near it '
+        f'({", ".join(str(p) for p in near[:3])}, ...): name the image folder with --images.'
     )
 
 
@@ -127,7 +128,8 @@ def _is_coco(path: Path) -> bool:
 
 
 def _split_of(path: Path) -> str:
-    """By the file's name first, then by its folder's; 'test' and 'val' before 'train', as in train_val.json a part is meant."""
+    """By the file's name first, then by its folder's; 'test' and 'val' before 'train', as in train_val.json a part is
+    meant."""
     for text in (path.stem, path.parent.name):
         words = ''.join(c if c.isalpha() else ' ' for c in text.lower()).split()
         for name in ('test', 'val', 'train'):

@@ -37,15 +37,15 @@ class ObjectDataset(BaseDataset):
 
     The image folder is `data_root/data_prefix`; `ann_file` is relative to `data_root` too unless absolute.
 
-    Each draw of an image has its own generator, from (seed, epoch, index), so that views depend neither on the number of workers nor on their
-    order. The epoch comes with the index (:class:`~odis_mm.datasets.draws.Draw`); a plain index gives the views of epoch 0 when it is asked
-    for first, of epoch 1 the second time, and so on.
+    Each draw of an image has its own generator, from (seed, epoch, index), so that views depend neither on the number
+    of workers nor on their order. The epoch comes with the index (:class:`~odis_mm.datasets.draws.Draw`); a plain index
+    gives the views of epoch 0 when it is asked for first, of epoch 1 the second time, and so on.
 
-    What is kept is a few arrays (:class:`~odis_mm.datasets.columns.Columns`), which workers share; those of a large json come from a cache, see
-    :func:`~odis_mm.datasets.annotations.read_annotations`.
+    What is kept is a few arrays (:class:`~odis_mm.datasets.columns.Columns`), which workers share; those of a large
+    json come from a cache, see :func:`~odis_mm.datasets.annotations.read_annotations`.
 
-    A bad image (see `BadImageError`) raises, unless some are allowed by `max_bad_share`: then another image, drawn from (seed,
-    epoch, index), takes its place, and `bad_images` names it; `BadImageHook` tells them in the log.
+    A bad image (see `BadImageError`) raises, unless some are allowed by `max_bad_share`: then another image, drawn from
+    (seed, epoch, index), takes its place, and `bad_images` names it; `BadImageHook` tells them in the log.
 
     Args:
         data_prefix: folder of the images, or dict(img_path=folder) as elsewhere in OpenMMLab.
@@ -55,7 +55,8 @@ class ObjectDataset(BaseDataset):
         with_crowd: keep regions of many objects (`iscrowd`).
         keep_empty: keep images without objects; the whole image is their object then.
         min_score: leave out objects whose `score` is lower; one without a score counts as 1.
-        max_bad_share: share of the images that may be bad; above it, the next bad one raises with the list. 0: the first one raises.
+        max_bad_share: share of the images that may be bad; above it, the next bad one raises with the list. 0: the
+            first one raises.
         metainfo, indices, lazy_init: as in mmengine's BaseDataset.
 
     Raises:
@@ -103,7 +104,8 @@ class ObjectDataset(BaseDataset):
         self.max_bad_share = max_bad_share
         self.columns: Optional[Columns] = None
         self.chosen = np.zeros(0, np.int64)  # images of the columns that are used
-        # memory that the loader's workers share: plain indices that were asked for, int32 [images]; 1 for bad images, uint8 [images]
+        # memory that the loader's workers share: plain indices that were asked for, int32 [images]; 1 for bad images,
+        # uint8 [images]
         self.draws: Optional[torch.Tensor] = None
         self.bad: Optional[torch.Tensor] = None
         super().__init__(
@@ -149,7 +151,8 @@ class ObjectDataset(BaseDataset):
         self.bad = torch.zeros(len(self.chosen), dtype=torch.uint8).share_memory_() if self.max_bad_share else None
 
     def get_data_info(self, idx: int) -> dict:
-        """What the annotations tell of an image: img_path, img_id, height, width, bboxes, labels, scores, masks, sample_idx."""
+        """What the annotations tell of an image: img_path, img_id, height, width, bboxes, labels, scores, masks,
+        sample_idx."""
         self.full_init()
         place = idx + len(self.chosen) if idx < 0 else idx
         return {**self.columns.item(self.chosen[place].item(), self.folder), 'sample_idx': place}
@@ -221,8 +224,9 @@ class ObjectDataset(BaseDataset):
             paths = list(map(shown, self.bad_images()))
             more = f' and {count - 50} more' if count > 50 else ''
             raise BadImageError(
-                f'{count} of {len(self)} images are bad, above max_bad_share={self.max_bad_share:g}: {", ".join(paths[:50])}{more}; mend or '
-                'remove them (tools/misc/verify_dataset.py checks a whole data set and writes a clean annotation file).'
+                f'{count} of {len(self)} images are bad, above max_bad_share={self.max_bad_share:g}: '
+                f'{", ".join(paths[:50])}{more}; mend or remove them (tools/misc/verify_dataset.py checks a whole data '
+                'set and writes a clean annotation file).'
             ) from None  # a worker's error reaches the user as one text
 
     def _load(self) -> Tuple[Columns, np.ndarray]:
@@ -234,8 +238,8 @@ class ObjectDataset(BaseDataset):
             )
         if self.ann_file and os.path.isdir(self.ann_file):
             raise AnnotationError(
-                f'ann_file {shown(self.ann_file)} is a folder; name a .json or a list of images, or leave ann_file out and name the '
-                'folder of images by data_root and data_prefix.'
+                f'ann_file {shown(self.ann_file)} is a folder; name a .json or a list of images, or leave ann_file out '
+                'and name the folder of images by data_root and data_prefix.'
             )
         if self.ann_file and not os.path.isfile(self.ann_file):
             raise MissingFileError(
@@ -257,8 +261,8 @@ class ObjectDataset(BaseDataset):
             if not self.keep_empty:
                 chosen = chosen[has_object]
             print_log(
-                f'{source}: {len(chosen)} images, {told(self.counts)}; {int((~has_object).sum())} images without objects '
-                f'{"kept" if self.keep_empty else "left out"}',
+                f'{source}: {len(chosen)} images, {told(self.counts)}; {int((~has_object).sum())} images without '
+                f'objects {"kept" if self.keep_empty else "left out"}',
                 logger='current',
             )
             if not len(chosen):

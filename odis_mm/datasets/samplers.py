@@ -16,15 +16,16 @@ class EpochSampler(Sampler):
     """Every image once an epoch, as a :class:`Draw`, so that workers learn the epoch.
 
     Rank r of w takes positions r, r + w, r + 2w, ... of one shuffled list: batch k of w ranks with b images each holds
-    the images of batch k of one rank with w b. All ranks have the same count, and none draws an image of another: what is left
-    over, fewer images than ranks, waits for another epoch's order. With ``drop_last`` the loader leaves out the rest of the last
-    global batch, too, so that the batches of an epoch do not depend on the number of ranks.
+    the images of batch k of one rank with w b. All ranks have the same count, and none draws an image of another: what
+    is left over, fewer images than ranks, waits for another epoch's order. With ``drop_last`` the loader leaves out the
+    rest of the last global batch, too, so that the batches of an epoch do not depend on the number of ranks.
 
     Args:
         shuffle: A new order each epoch, a function of seed and epoch alone.
         seed: None: drawn by rank 0 and shared.
-        weights: Of a ``ConcatDataset``: shares of the draws that its data sets get, one each, of any sum. An epoch then has as many draws as
-            before; the images of a small share wait for another epoch, those of a large one are drawn again, with other views.
+        weights: Of a ``ConcatDataset``: shares of the draws that its data sets get, one each, of any sum. An epoch then
+            has as many draws as before; the images of a small share wait for another epoch, those of a large one are
+            drawn again, with other views.
 
     Raises:
         ConfigError: no image, or weights that do not fit the data.
@@ -49,7 +50,8 @@ class EpochSampler(Sampler):
             if ends is None or len(ends) != len(weights):
                 found = 'one data set' if ends is None else f'a ConcatDataset of {len(ends)}'
                 raise ConfigError(
-                    f'EpochSampler: weights={list(weights)} must be one number for each data set of a ConcatDataset; the training data is {found}.'
+                    f'EpochSampler: weights={list(weights)} must be one number for each data set of a ConcatDataset; '
+                    f'the training data is {found}.'
                 )
             shares = np.array(weights, np.float64)
             if not (np.isfinite(shares).all() and (shares >= 0).all() and shares.sum() > 0):
@@ -80,7 +82,8 @@ class EpochSampler(Sampler):
         return rng.permutation(order) if self.shuffle else order
 
     def start_at(self, images: int) -> int:
-        """Let the next epoch begin after its first ``images``, whatever number of ranks took them; return what is left for each rank."""
+        """Let the next epoch begin after its first ``images``, whatever number of ranks took them; return what is left
+        for each rank."""
         self.start = images
         return self._left()
 

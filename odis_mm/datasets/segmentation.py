@@ -62,8 +62,8 @@ def _checked(segm: Any, height: int, width: int) -> Tuple[Optional[str], List[Li
         within = False
     if not within:
         return (
-            f'a polygon is not a list of x, y, x, y, ... in pixels within or near an image of height {height} and width {width}; mend '
-            'or remove it.',
+            f'a polygon is not a list of x, y, x, y, ... in pixels within or near an image of height {height} and '
+            f'width {width}; mend or remove it.',
             [],
         )
     return None, [polygon.tolist() for polygon in polygons]
@@ -73,12 +73,15 @@ def _rle_fault(segm: dict, height: int, width: int) -> Optional[str]:
     size, counts = segm.get('size'), segm.get('counts')
     if not isinstance(size, (list, tuple)) or list(size) != [height, width]:
         return (
-            f'an RLE mask of size {size} does not fit an image of height {height} and width {width}; use the images that the masks '
-            'were made on.'
+            f'an RLE mask of size {size} does not fit an image of height {height} and width {width}; use the images '
+            'that the masks were made on.'
         )
     if isinstance(counts, list):
         if not all(type(run) is int and run >= 0 for run in counts) or sum(counts) != height * width:
-            return f'the counts of an RLE mask are not whole numbers that sum to {height} x {width} pixels; mend or remove it.'
+            return (
+                f'the counts of an RLE mask are not whole numbers that sum to {height} x {width} pixels; mend or '
+                'remove it.'
+            )
         return None
     text = counts.decode('latin-1') if isinstance(counts, bytes) else counts
     if not isinstance(text, str) or not _RLE_TEXT.fullmatch(text):

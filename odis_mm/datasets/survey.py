@@ -66,7 +66,8 @@ def survey(dataset, limit: int = 2000) -> Survey:
 
 
 def visible_share(dataset, sampler, limit: int = 1000) -> float:
-    """Return the share of images that show their object in all global views, by drawing views of up to ``limit`` images.
+    """Return the share of images that show their object in all global views, by drawing views of up to ``limit``
+    images.
 
     An image without objects is its own object and counts as showing it.
 

@@ -1,7 +1,8 @@
 """What counts as a number, a size, a flag and an id in annotation files: one rule for all readers.
 
-Numbers may be written as text (``"64"``, ``" 64.0 "``). A size is whole (64.0 is, 64.4 is not). A flag is a number or ``true``/``false``, as text
-too. An id that looks like a whole number is that number, so that ``7``, ``7.0`` and ``"7"`` are one.
+Numbers may be written as text (``"64"``, ``" 64.0 "``). A size is whole (64.0 is, 64.4 is not). A flag is a number or
+``true``/``false``, as text too. An id that looks like a whole number is that number, so that ``7``, ``7.0`` and ``"7"``
+are one.
 """
 
 import re
@@ -37,7 +38,8 @@ def numbers(rows: Sequence[Sequence[Any]], width: int) -> np.ndarray:
 
 
 def side(value: Any) -> Optional[int]:
-    """Return an image's height or width in pixels; None for None and 0, which tell nothing; ValueError for anything but a whole number >= 1."""
+    """Return an image's height or width in pixels; None for None and 0, which tell nothing; ValueError for anything but
+    a whole number >= 1."""
     if value is None or value == '':
         return None
     found = number(value)

@@ -21,7 +21,8 @@ Task = Tuple[str, Optional[Tuple[int, int]], List[Tuple[int, list, object]]]  # 
 
 
 class Found(NamedTuple):
-    """What is wrong with an image, or None; (number, what is wrong) of each bad object; what the image holds, in words."""
+    """What is wrong with an image, or None; (number, what is wrong) of each bad object; what the image holds, in
+    words."""
 
     wrong: Optional[str]
     objects: List[Tuple[int, str]]
@@ -32,7 +33,8 @@ def check_image(task: Task, **reading) -> Found:
     """Decode one image and look at its objects.
 
     Args:
-        task: (path, (height, width) or None, [(number, box xyxy as it is in the file's own form, segmentation or None)]).
+        task: (path, (height, width) or None, [(number, box xyxy as it is in the file's own form, segmentation or
+            None)]).
         reading: How pixels are made of values, see ``read_image``.
     """
     path, told, objects = task

@@ -15,11 +15,10 @@ from ..utils.errors import CheckpointError
 class DetectorInit(Hook):
     """Compares the backbone with its file after everything that initialises it, before the first iteration.
 
-    mmdet calls ``init_weights`` after building a model: weights that were loaded in a constructor are drawn anew there, without a word. The
-    log gets one
-    line: the fingerprint of the backbone, and that it equals the file's, or that no file was named. A resumed or finetuned detector
-    (``--resume``, ``load_from``) has weights of its own and is not compared, nor is one whose weights mmengine fetches
-    (``torchvision://``).
+    mmdet calls ``init_weights`` after building a model: weights that were loaded in a constructor are drawn anew there,
+    without a word. The log gets one line: the fingerprint of the backbone, and that it equals the file's, or that no
+    file was named. A resumed or finetuned detector (``--resume``, ``load_from``) has weights of its own and is not
+    compared, nor is one whose weights mmengine fetches (``torchvision://``).
 
     Args:
         checkpoint: The file; None: ``model.backbone.init_cfg.checkpoint`` of the config.
@@ -58,9 +57,10 @@ class DetectorInit(Hook):
         differ = [name for name, tensor in wanted.items() if not torch.equal(tensor.to(device), own[name])]
         if differ:
             raise CheckpointError(
-                f'the detector does not start from {path}: {len(differ)} of {len(wanted)} backbone tensors differ from the file '
-                f'({", ".join(differ[:4])}), so '
-                "they were initialised anew after loading; load by init_cfg=dict(type='VerifiedPretrained', checkpoint=FILE) on the "
+                f'the detector does not start from {path}: {len(differ)} of {len(wanted)} backbone tensors differ from '
+                f'the file ({", ".join(differ[:4])}), so '
+                "they were initialised anew after loading; load by init_cfg=dict(type='VerifiedPretrained', "
+                'checkpoint=FILE) on the '
                 'backbone.'
             )
         runner.logger.info(f'DetectorInit: backbone {mark} equals {path}, {len(wanted)} tensors')

@@ -37,7 +37,8 @@ def facts(runner, model: nn.Module, state: Dict[str, torch.Tensor], iteration: i
     size = ', '.join(f'{key} {arch[key]}' for key in ('arch', 'depth', 'patch_size', 'img_size') if key in arch)
     return {
         'method': type(model).__name__,
-        'backbone': f'{type(model.branch("teacher")).__name__}{f" ({size})" if size else ""}, the teacher, {len(state)} tensors, '
+        'backbone': f'{type(model.branch("teacher")).__name__}{f" ({size})" if size else ""}, the teacher, '
+        f'{len(state)} tensors, '
         f'{sum(value.numel() for value in state.values()) / 1e6:.1f} M values',
         # under the names that the line of DetectorInit is made from
         'fingerprint': fingerprint({name.removeprefix('backbone.'): value for name, value in state.items()}),
@@ -50,7 +51,8 @@ def facts(runner, model: nn.Module, state: Dict[str, torch.Tensor], iteration: i
             ]
             + [f'{len(runner.train_dataloader.dataset)} images']
         ),
-        'training': f'{iteration} of {runner.max_iters} iterations ({iteration / len(runner.train_dataloader):.4g} epochs), '
+        'training': f'{iteration} of {runner.max_iters} iterations ({iteration / len(runner.train_dataloader):.4g} '
+        'epochs), '
         f'{get_world_size()} ranks x {batch} images x {accumulated} accumulated, seed {runner.seed}',
         'metrics so far': ', '.join(f'{key} {value:.1f}' for key, value in metrics.items())
         or 'none measured (add KNNHook or RegionProxyHook)',
@@ -86,8 +88,8 @@ def write_card(path: str, title: str, lines: Dict[str, str]) -> None:
     """
     text = f'# {title}\n\n' + ''.join(f'- **{name}**: {value}\n' for name, value in lines.items())
     text += (
-        '\nTensors only, under `backbone.*`. In a detector: `--cfg-options model.backbone.init_cfg.checkpoint=FILE`; in other '
-        'libraries: '
+        '\nTensors only, under `backbone.*`. In a detector: `--cfg-options model.backbone.init_cfg.checkpoint=FILE`; '
+        'in other libraries: '
         '`tools/transfer.py FILE OUT --to LAYOUT`.\n'
     )
     atomic_write(path, lambda file: file.write(text.encode()))

@@ -13,9 +13,9 @@ from ..utils.errors import ConfigError, MissingPeersError
 
 TIMEOUT_VARIABLE, TIMEOUT = 'ODIS_MM_PEER_TIMEOUT', 600.0
 CAUSES = (
-    'Usual causes: its job has not started or failed at its start (see its log); MASTER_ADDR is not the first node, or not reachable '
-    'from there (host name, firewall, another network: GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME); PORT is taken or differs; NNODES '
-    f'differs or a NODE_RANK is given twice. {TIMEOUT_VARIABLE}=SECONDS waits longer.'
+    'Usual causes: its job has not started or failed at its start (see its log); MASTER_ADDR is not the first node, or '
+    'not reachable from there (host name, firewall, another network: GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME); PORT is '
+    f'taken or differs; NNODES differs or a NODE_RANK is given twice. {TIMEOUT_VARIABLE}=SECONDS waits longer.'
 )
 
 
@@ -41,7 +41,8 @@ def agent_keeps_store() -> bool:
 
 
 def await_peers() -> Store:
-    """Joins the run that torchrun's variables describe (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), and returns when all ranks have.
+    """Joins the run that torchrun's variables describe (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), and returns when
+    all ranks have.
 
     Returns:
         The store that they share, for ``init_process_group``.
@@ -96,4 +97,7 @@ def _who(missing: Sequence[int], world: int) -> str:
 
 def missing_nodes(host: str, port: str, nodes: str) -> str:
     """The sentence for torchrun's own wait for the other nodes."""
-    return f'not all {nodes} nodes joined the master {host}:{port} within {peer_timeout():g} s, or it was not reachable. {CAUSES}'
+    return (
+        f'not all {nodes} nodes joined the master {host}:{port} within {peer_timeout():g} s, or it was not '
+        f'reachable. {CAUSES}'
+    )

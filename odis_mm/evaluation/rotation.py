@@ -12,14 +12,15 @@ def rotation_accuracy(model: torch.nn.Module, dataset, size: int, batch_size: in
     """Share of right answers when the central square of every image is shown in all four orientations.
 
     Args:
-        model: A ``GTSA`` with its rotation classifier; the student answers, as it is what the classifier was trained on.
+        model: A ``GTSA`` with its rotation classifier; the student answers, as it is what the classifier was trained
+            on.
         dataset: Images with ``img`` uint8 [H, W, 3].
         size: Pixels per side that the square is resized to.
         batch_size: Images a forward pass, four views each.
 
     Returns:
-        ``accuracy`` in percent (25: chance), ``standard_error`` of it over the images, whose four answers belong together, and
-        ``images``, their number.
+        ``accuracy`` in percent (25: chance), ``standard_error`` of it over the images, whose four answers belong
+        together, and ``images``, their number.
     """
     model.eval()
     device, right = next(model.parameters()).device, []

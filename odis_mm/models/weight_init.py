@@ -6,8 +6,9 @@ from torch import Tensor, nn
 def trunc_normal(tensor: Tensor, std: float = 0.02) -> None:
     """Fill with a normal distribution of mean 0, cut at five standard deviations.
 
-    torch cuts at -2 and 2 unless told, which are 100 standard deviations here: a uniform draw that falls on its bound then becomes
-    2.0 instead of the largest of millions of normal values. Five leave the distribution as it is but for 6 in 10 million.
+    torch cuts at -2 and 2 unless told, which are 100 standard deviations here: a uniform draw that falls on its bound
+    then becomes 2.0 instead of the largest of millions of normal values. Five leave the distribution as it is but for 6
+    in 10 million.
     """
     nn.init.trunc_normal_(tensor, std=std, a=-5 * std, b=5 * std)
 

@@ -1,7 +1,8 @@
 """Annotations of other tools as COCO-style content.
 
-Boxes of YOLO, Pascal VOC, LabelMe, CVAT and OpenImages are parsed by `globox <https://github.com/laclouis5/globox>`_; what it has no
-reader for (polygons and masks beside the boxes, Label Studio, SA-1B), and the search for the images, is here.
+Boxes of YOLO, Pascal VOC, LabelMe, CVAT and OpenImages are parsed by `globox <https://github.com/laclouis5/globox>`_;
+what it has no reader for (polygons and masks beside the boxes, Label Studio, SA-1B), and the search for the images, is
+here.
 """
 
 import csv
@@ -115,8 +116,9 @@ def _shared(name: str, parts: Sequence[str]) -> int:
 def load_annotations(path: PathLike, images: PathLike, format: str = 'auto') -> dict:
     """Return annotations of another tool as COCO-style content: ``info``, ``images``, ``annotations``, ``categories``.
 
-    ``file_name`` is relative to ``images``; labels are kept. Images that no annotation file names are not listed. An image whose
-    annotation cannot be used (unreadable, of another size, not found) is left out with a warning, and named in ``info['skipped']``.
+    ``file_name`` is relative to ``images``; labels are kept. Images that no annotation file names are not listed. An
+    image whose annotation cannot be used (unreadable, of another size, not found) is left out with a warning, and named
+    in ``info['skipped']``.
 
     Args:
         path: A file or a folder, as the tool exports it; see :data:`FORMATS`.
@@ -292,7 +294,8 @@ def _voc(path: Path, index: ImageIndex, faults: List[str]):
             box = BoundingBox.from_xml(node)
             objects.append(Annotated(box.label, box.ltrb))
         name = root.findtext('filename') or file.stem
-        # renamed copies keep the old name inside: the file's own name is the better witness where there is an image of it
+        # renamed copies keep the old name inside: the file's own name is the better witness where there is an image of
+        # it
         yield Labelled(
             file.stem if file.stem in index.by_stem else name, objects, (height, width) if width and height else None
         )
@@ -601,7 +604,8 @@ def _as_coco(
             if record.size is not None and tuple(record.size) != size:
                 hint = ' (turned by its EXIF orientation: store it upright)' if tuple(record.size) == size[::-1] else ''
                 raise AnnotationError(
-                    f'{file}: image {name} is {size[1]} x {size[0]} pixels, not {record.size[1]} x {record.size[0]}{hint}'
+                    f'{file}: image {name} is {size[1]} x {size[0]} pixels, not {record.size[1]} x '
+                    f'{record.size[0]}{hint}'
                 )
         except AnnotationError as error:
             faults.append(str(error))

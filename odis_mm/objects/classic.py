@@ -1,7 +1,7 @@
 """Objects from an image's colours alone: no weights, no labels.
 
-Felzenszwalb's segmentation (scikit-image) gives small regions; neighbours that are most alike are merged, one pair at a time, as in
-selective search (Uijlings et al., IJCV 2013), and every region on the way is a candidate.
+Felzenszwalb's segmentation (scikit-image) gives small regions; neighbours that are most alike are merged, one pair at a
+time, as in selective search (Uijlings et al., IJCV 2013), and every region on the way is a candidate.
 """
 
 import heapq
@@ -87,9 +87,10 @@ def group(small: np.ndarray, labels: np.ndarray):
         labels: Numbers of the first regions, int [h, w], 0 to n - 1.
 
     Returns:
-        tuple: ``parents`` int [2n - 1], which region each became part of (-1: none); ``boxes`` float [2n - 1, 4] in pixels; ``scores``
-        float [2n - 1] in 0..1: how much the colours of a region differ from those around it, times the share of its box that it fills,
-        times the square root of its share of the image, divided by 1 + the number of the image's sides that it touches.
+        tuple: ``parents`` int [2n - 1], which region each became part of (-1: none); ``boxes`` float [2n - 1, 4] in
+        pixels; ``scores`` float [2n - 1] in 0..1: how much the colours of a region differ from those around it, times
+        the share of its box that it fills, times the square root of its share of the image, divided by 1 + the number
+        of the image's sides that it touches.
     """
     count = int(labels.max()) + 1
     total = 2 * count - 1

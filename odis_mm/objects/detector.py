@@ -68,7 +68,8 @@ class Detector:
         missing = [name for name in model.state_dict() if name not in state]
         if missing:
             raise CheckpointError(
-                f'{self.checkpoint} is no checkpoint of {self.config}: {len(missing)} tensors are not in it, the first is {missing[0]}.'
+                f'{self.checkpoint} is no checkpoint of {self.config}: {len(missing)} tensors are not in it, the first '
+                f'is {missing[0]}.'
             )
         model.load_state_dict({name: state[name] for name in model.state_dict()})
         if self.rpn and not getattr(model, 'with_rpn', False):

@@ -1,7 +1,8 @@
 """The search through a folder of images: in parts, by several processes, continued where it was interrupted.
 
-Every chunk of images has a file of its own beside the result (``objects.json.parts/000012.json``), written whole or not at all. The
-result is put together from them in the order of the images, so that it does not depend on who did which chunk, or when.
+Every chunk of images has a file of its own beside the result (``objects.json.parts/000012.json``), written whole or not
+at all. The result is put together from them in the order of the images, so that it does not depend on who did which
+chunk, or when.
 """
 
 import hashlib
@@ -44,7 +45,8 @@ class Source(Protocol):
 
 
 def image_names(images: PathLike, ann_file: PathLike = '') -> List[str]:
-    """Paths of the images, relative to their folder and in a fixed order: all below it, or those that a list or json names."""
+    """Paths of the images, relative to their folder and in a fixed order: all below it, or those that a list or json
+    names."""
     dataset = ObjectDataset('', ann_file, images)
     return [Path(os.path.relpath(dataset.get_data_info(i)['img_path'], images)).as_posix() for i in range(len(dataset))]
 
@@ -59,9 +61,11 @@ def find_objects(
     max_bad_share: float = 0.01,
     say: Optional[Callable[[str], None]] = None,
 ) -> dict:
-    """Find objects in all images of a folder and write them as a COCO-style json, with scores and, where there are any, masks.
+    """Find objects in all images of a folder and write them as a COCO-style json, with scores and, where there are any,
+    masks.
 
-    Interrupted at any moment and called again with the same arguments, it goes on where it was and writes the same file, bit for bit.
+    Interrupted at any moment and called again with the same arguments, it goes on where it was and writes the same
+    file, bit for bit.
 
     Args:
         images: Folder of images.
@@ -139,7 +143,8 @@ def _claim(folder: Path, settings: dict) -> None:
     if record.is_file():
         if json.loads(record.read_text()) != settings:
             raise FolderInUseError(
-                f'{folder} holds parts of a search with other settings or images: finish it, remove the folder, or name another --out.'
+                f'{folder} holds parts of a search with other settings or images: finish it, remove the folder, or '
+                'name another --out.'
             )
         return
     if (
@@ -203,7 +208,8 @@ def _search(
     _check_bad(bad, total, max_bad_share, folder)
     if done:
         say(
-            f'{done} images in {_clock(time.monotonic() - start)}: {done / (time.monotonic() - start):.3g} images/s with {workers} processes'
+            f'{done} images in {_clock(time.monotonic() - start)}: {done / (time.monotonic() - start):.3g} images/s '
+            f'with {workers} processes'
         )
 
 
@@ -226,8 +232,8 @@ def _check_bad(bad: Dict[int, List[List[str]]], total: int, most: float, folder:
         more = f' and {len(found) - 10} more' if len(found) > 10 else ''
         raise BadImageError(
             f'{len(found)} of {total} images are bad, above --max-bad-share {most:g} (the first: {found[0][1]}; '
-            f'{", ".join(name for name, _ in found[:10])}{more}): mend or remove them, or raise the share, and start the same command again, '
-            f'which keeps what was found (in {folder}).'
+            f'{", ".join(name for name, _ in found[:10])}{more}): mend or remove them, or raise the share, and start '
+            f'the same command again, which keeps what was found (in {folder}).'
         )
 
 
@@ -255,8 +261,8 @@ def _parts(
                     yield waiting.pop(future), future.result()
         except BrokenProcessPool:
             raise StageError(
-                'a process of the search was ended from outside, most often because memory ran out: start the same command again with '
-                'fewer --workers; what was found is kept.'
+                'a process of the search was ended from outside, most often because memory ran out: start the same '
+                'command again with fewer --workers; what was found is kept.'
             ) from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -264,7 +270,8 @@ def _parts(
 
 @contextmanager
 def _single_thread(on_gpu: bool) -> Iterator[None]:
-    """Sums of floats depend on how many threads share them: one everywhere, so that the result depends on no machine's cores."""
+    """Sums of floats depend on how many threads share them: one everywhere, so that the result depends on no machine's
+    cores."""
     threads = torch.get_num_threads(), cv2.getNumThreads()
     if not on_gpu:
         torch.set_num_threads(1)
@@ -327,7 +334,8 @@ def find_chunk(root: str, names: Sequence[str], source: Source) -> dict:
 
 
 def difference_hash(image: np.ndarray) -> str:
-    """64 bits as hexadecimal digits, which differ in few places between copies of a picture that were scaled or compressed anew."""
+    """64 bits as hexadecimal digits, which differ in few places between copies of a picture that were scaled or
+    compressed anew."""
     grey = cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (9, 8), interpolation=cv2.INTER_AREA)
     return np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes().hex()
 

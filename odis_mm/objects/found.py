@@ -30,7 +30,8 @@ class Found:
 
 
 def keep_best(boxes: np.ndarray, scores: np.ndarray, iou: float, top: int) -> np.ndarray:
-    """Numbers of at most ``top`` boxes, best first, of which no two overlap by more than ``iou``; labels play no part."""
+    """Numbers of at most ``top`` boxes, best first, of which no two overlap by more than ``iou``; labels play no
+    part."""
     if not len(boxes):
         return np.zeros(0, np.int64)
     order = np.argsort(-scores, kind='stable')  # torchvision's own sort breaks ties as it likes
@@ -40,7 +41,8 @@ def keep_best(boxes: np.ndarray, scores: np.ndarray, iou: float, top: int) -> np
 
 
 def useful(boxes: np.ndarray, height: int, width: int, min_side: float, max_area: float) -> np.ndarray:
-    """Which boxes are at least ``min_side`` (share of the image's shorter side) wide and high and cover at most ``max_area`` of it: bool [n]."""
+    """Which boxes are at least ``min_side`` (share of the image's shorter side) wide and high and cover at most
+    ``max_area`` of it: bool [n]."""
     w, h = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     least = max(min_side * min(height, width), 2)
     return (w >= least) & (h >= least) & (w * h <= max_area * height * width)

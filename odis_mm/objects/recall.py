@@ -19,9 +19,9 @@ SIZES = ('all', 'small', 'medium', 'large')  # of pycocotools: below 32 x 32 pix
 def recall_of(found: dict, truth: dict) -> Dict[str, Optional[float]]:
     """Return measures of found objects in percent; labels play no part, crowd regions neither count nor cost.
 
-    ``AR@k``: average over IoU 0.5 to 0.95 of the share of annotated objects met by one of an image's k best. ``AR@10 IoU 0.5``: at 0.5
-    alone. ``AR@100 small`` ...: by the annotated objects' size. ``precision@k``: share of the k best that meet an annotated object of their
-    own at IoU 0.5. None: there is nothing to measure.
+    ``AR@k``: average over IoU 0.5 to 0.95 of the share of annotated objects met by one of an image's k best. ``AR@10
+    IoU 0.5``: at 0.5 alone. ``AR@100 small`` ...: by the annotated objects' size. ``precision@k``: share of the k best
+    that meet an annotated object of their own at IoU 0.5. None: there is nothing to measure.
 
     Args:
         found: COCO-style, with scores.
@@ -65,7 +65,8 @@ def read_result(path: PathLike) -> dict:
 
 
 def _common_images(found: dict, truth: dict) -> Dict[object, object]:
-    """Image ids of ``found`` -> those of ``truth``: by the whole name below the folder, else by the file's own name where it is unique."""
+    """Image ids of ``found`` -> those of ``truth``: by the whole name below the folder, else by the file's own name
+    where it is unique."""
     whole = {image['file_name']: image['id'] for image in truth['images']}
     short: Dict[str, object] = {}
     for image in truth['images']:
@@ -78,7 +79,8 @@ def _common_images(found: dict, truth: dict) -> Dict[object, object]:
     ids = {ours: theirs for ours, theirs in ids.items() if theirs is not None}
     if not ids:
         raise AnnotationError(
-            f'the annotations to compare with have none of the images that were searched ({found["images"][0]["file_name"]}, ...).'
+            'the annotations to compare with have none of the images that were searched '
+            f'({found["images"][0]["file_name"]}, ...).'
         )
     return ids
 

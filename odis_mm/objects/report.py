@@ -27,10 +27,10 @@ def summarise(content: dict) -> dict:
     """Count what a COCO-style json of objects holds.
 
     Returns:
-        dict: numbers of ``images``, ``objects``, ``empty`` images, ``small``, ``medium`` and ``large`` objects (COCO's bounds, by box),
-        ``duplicate_boxes`` (pairs of one image with IoU above 0.9), ``duplicate_images`` (groups of names); and per image or object the
-        arrays ``per_image``, ``coverage`` (share of the image that boxes cover), ``side`` (square root of the area as a share of the
-        image's), ``score`` (None without).
+        dict: numbers of ``images``, ``objects``, ``empty`` images, ``small``, ``medium`` and ``large`` objects (COCO's
+        bounds, by box), ``duplicate_boxes`` (pairs of one image with IoU above 0.9), ``duplicate_images`` (groups of
+        names); and per image or object the arrays ``per_image``, ``coverage`` (share of the image that boxes cover),
+        ``side`` (square root of the area as a share of the image's), ``score`` (None without).
     """
     number = {image['id']: i for i, image in enumerate(content['images'])}
     size = np.array([[image['width'], image['height']] for image in content['images']], float).reshape(-1, 2)
@@ -240,9 +240,9 @@ def _page(content: dict, numbers: dict, measures: Optional[dict], pictures: Dict
         ]
         parts += [
             '<h2>Against annotations</h2>',
-            '<p>In percent, labels ignored (pycocotools). AR: share of annotated objects met by one of the k best of an image, averaged over '
-            'IoU 0.5 to 0.95 or at 0.5. Precision: share of the k best that meet an annotated object of their own at IoU 0.5; objects that '
-            'nobody annotated count as false.</p>',
+            '<p>In percent, labels ignored (pycocotools). AR: share of annotated objects met by one of the k best of '
+            'an image, averaged over IoU 0.5 to 0.95 or at 0.5. Precision: share of the k best that meet an annotated '
+            'object of their own at IoU 0.5; objects that nobody annotated count as false.</p>',
             _table(body, ['', *measures]),
         ]
     for name, title in (
@@ -261,7 +261,9 @@ def _page(content: dict, numbers: dict, measures: Optional[dict], pictures: Dict
             parts.append(f'<h2>{title}</h2><ul>{"".join(f"<li>{html.escape(line)}" for line in lines[:50])}{more}</ul>')
     parts.append(f'<h2>Settings</h2>{_table(sorted((info.get("settings") or {}).items()))}')
     style = (
-        'body{font:15px/1.45 system-ui,sans-serif;max-width:1240px;margin:2em auto;padding:0 1em;color:#222}table{border-collapse:collapse}'
-        'td,th{border:1px solid #ddd;padding:.25em .7em;text-align:left}img{max-width:100%}h1,h2{font-weight:600}'
+        'body{font:15px/1.45 system-ui,sans-serif;max-width:1240px;margin:2em auto;padding:0 '
+        '1em;color:#222}table{border-collapse:collapse}td,th{border:1px solid #ddd;padding:.25em '
+        '.7em;text-align:left}img{max-width:100%}h1,h2{font-weight:600}'
     )
-    return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Objects</title><style>{style}</style>{"".join(parts)}</html>\n'
+    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Objects</title><style>{style}</style>'
+    return f'{head}{"".join(parts)}</html>\n'

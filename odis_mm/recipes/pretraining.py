@@ -39,10 +39,13 @@ def pretraining_config(
     What was chosen and why is its list ``notes``.
 
     Args:
-        data: Folder of images, nested as they are, or a data set that :func:`~odis_mm.datasets.layout.find_splits` recognises.
-        boxes: A json of objects, absolute or below ``data``; None: that of the training split, if there is one; 'none': no objects.
+        data: Folder of images, nested as they are, or a data set that :func:`~odis_mm.datasets.layout.find_splits`
+            recognises.
+        boxes: A json of objects, absolute or below ``data``; None: that of the training split, if there is one; 'none':
+            no objects.
         method: One of ``METHODS``; None: odis if there are objects, else alfm.
-        recipe: A shipped config or a path, in place of the choice by method and number of images; its views stay as they are.
+        recipe: A shipped config or a path, in place of the choice by method and number of images; its views stay as
+            they are.
         steps: Length in optimizer steps; None: the recipe's.
         size: Side of the global views in pixels; None: the recipe's.
         batch: Images per step and rank; None: the recipe's, or fewer if there are fewer images.
@@ -183,8 +186,8 @@ def _fit_views(cfg: Config, dataset: ObjectDataset) -> List[str]:
         if group['role'] == 'global':
             group['scale'] = scale
     return [
-        f'views: crops of {scale[0]:.0%} to {scale[1]:.0%} of the image, an object covers at least {cover:.1%} of the first; '
-        f'{share:.0%} of the images show their object in all global views'
+        f'views: crops of {scale[0]:.0%} to {scale[1]:.0%} of the image, an object covers at least {cover:.1%} of the '
+        f'first; {share:.0%} of the images show their object in all global views'
     ]
 
 
@@ -204,11 +207,15 @@ def _set_length(cfg: Config, steps: Optional[int], iterations: int) -> str:
     peak_end[1] = dict(type='CosineAnnealingLR', eta_min=1e-6, by_epoch=False, begin=warmup, end=total)
     cfg.param_scheduler = peak_end[:2]
     cfg.default_hooks.checkpoint.update(interval=max(1, epochs // 4), max_keep_ckpts=2)
-    return f'length: {total} steps, {epochs} epochs of {iterations}; warm-up {warmup} steps; a checkpoint every {max(1, epochs // 4)} epochs'
+    return (
+        f'length: {total} steps, {epochs} epochs of {iterations}; warm-up {warmup} steps; a checkpoint every '
+        f'{max(1, epochs // 4)} epochs'
+    )
 
 
 def _scale_epochs(cfg: Config, epochs: int) -> None:
-    """Keep what recipes count in epochs to a share of the run: an epoch may be three steps, or the run shorter than a warm-up."""
+    """Keep what recipes count in epochs to a share of the run: an epoch may be three steps, or the run shorter than a
+    warm-up."""
     temperature, head = cfg.model.head.get('teacher_temp'), cfg.model.head
     if isinstance(temperature, dict):
         temperature['warmup_epochs'] = min(

@@ -60,11 +60,11 @@ def finetune(
 
     Args:
         data: Folder of a data set that :func:`~odis_mm.datasets.layout.find_splits` or
-            :func:`~odis_mm.objects.load_annotations` (YOLO, Pascal VOC, ...) recognises; without a validation split, a fifth of
-            the training images, drawn by ``seed``, is held out.
+            :func:`~odis_mm.objects.load_annotations` (YOLO, Pascal VOC, ...) recognises; without a validation split, a
+            fifth of the training images, drawn by ``seed``, is held out.
         init: An export of a pretraining, or a ViT of any layout that transfer reads; None: random weights.
-        detector: Name or path of a detector's config; None: a Mask R-CNN if all objects have masks, else a Faster R-CNN, of a size for
-            small data.
+        detector: Name or path of a detector's config; None: a Mask R-CNN if all objects have masks, else a Faster
+            R-CNN, of a size for small data.
         train, val: COCO-style json files in place of those found in ``data``; absolute or below it.
         images: Image folder of both, if it is not found near them.
         steps: Length; None: ten passes over the training images, at least 300 steps.
@@ -76,7 +76,8 @@ def finetune(
         options: ``--cfg-options``, set last.
 
     Raises:
-        ConfigError: an argument that cannot be used, annotations without boxes, or a ``work_dir`` that holds another run.
+        ConfigError: an argument that cannot be used, annotations without boxes, or a ``work_dir`` that holds another
+            run.
         MissingFileError: no such folder or file.
     """
     work_dir = Path(work_dir)
@@ -127,7 +128,8 @@ def detector_splits(
     work_dir: Path,
     seed: int,
 ) -> Tuple[Split, Split, Optional[Split]]:
-    """Return the training, validation and, if there is one, test split; a missing validation split is cut off and written to ``work_dir``.
+    """Return the training, validation and, if there is one, test split; a missing validation split is cut off and
+    written to ``work_dir``.
 
     Raises:
         MissingFileError: a file that was named, or any annotation, is missing.
@@ -148,7 +150,8 @@ def detector_splits(
         for name, part in (('train', rest), ('val', held)):
             atomic_write_text(folder / f'{name}.json', json.dumps(part))
         print_log(
-            f'no validation split: {len(held["images"])} of {len(held["images"]) + len(rest["images"])} images are held out ({folder})',
+            f'no validation split: {len(held["images"])} of {len(held["images"]) + len(rest["images"])} images are '
+            f'held out ({folder})',
             logger='current',
         )
         folder_of_images = found['train'].images
@@ -157,9 +160,11 @@ def detector_splits(
 
 
 def imported_splits(data: Path, images: Optional[PathLike], work_dir: Path) -> Dict[str, Split]:
-    """Return annotations of other tools (YOLO, Pascal VOC, ...) by split, as COCO-style files that are written to ``work_dir``.
+    """Return annotations of other tools (YOLO, Pascal VOC, ...) by split, as COCO-style files that are written to
+    ``work_dir``.
 
-    The split of an image is that of the list in ``ImageSets/Main`` that names it, else that of a folder on its path; else it is 'train'.
+    The split of an image is that of the list in ``ImageSets/Main`` that names it, else that of a folder on its path;
+    else it is 'train'.
 
     Raises:
         AnnotationError: no annotation is recognised.

@@ -34,8 +34,8 @@ def predict(
         run: The detector's config, or the work dir of its training.
         checkpoint: Its weights; None: the newest checkpoint of the work dir.
         images: Files and folders.
-        out: ``predictions.json`` (images, categories, and annotations with a ``score``; boxes of any score) and ``vis/`` (boxes of at least
-            ``threshold``) are written to this folder.
+        out: ``predictions.json`` (images, categories, and annotations with a ``score``; boxes of any score) and
+            ``vis/`` (boxes of at least ``threshold``) are written to this folder.
         threshold: Least score of a box that is drawn.
         batch: Images at a time.
         quiet: No progress bar.
@@ -119,8 +119,8 @@ def _load(model, weights: Path, cfg) -> List[str]:
     wrong = [key for key, value in own.items() if key not in state or state[key].shape != value.shape]
     if wrong:
         raise CheckpointError(
-            f'{weights} does not hold {wrong[0]} as the detector has it ({len(wrong)} of {len(own)} tensors): take the iter_N.pth or '
-            'epoch_N.pth of a training of this config.'
+            f'{weights} does not hold {wrong[0]} as the detector has it ({len(wrong)} of {len(own)} tensors): take the '
+            'iter_N.pth or epoch_N.pth of a training of this config.'
         )
     model.load_state_dict(state)
     meta = (content.get('meta') or {}).get('dataset_meta') or {}

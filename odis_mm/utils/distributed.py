@@ -19,7 +19,8 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def gather(state: Any) -> Any:
-    """A nest of dicts and lists with whole tensors, on the first rank's CPU; other ranks keep none of those that were in parts."""
+    """A nest of dicts and lists with whole tensors, on the first rank's CPU; other ranks keep none of those that were
+    in parts."""
     keep = is_main_process()
 
     def one(tensor: Tensor) -> Optional[Tensor]:
@@ -30,7 +31,8 @@ def gather(state: Any) -> Any:
 
 
 def part(value: Any, like: Optional[Tensor]) -> Any:
-    """This rank's part of a whole tensor that belongs to the parameter ``like``, or the value as it is if it is not cut."""
+    """This rank's part of a whole tensor that belongs to the parameter ``like``, or the value as it is if it is not
+    cut."""
     if like is None or not hasattr(like, 'full_tensor') or not isinstance(value, Tensor) or value.shape != like.shape:
         return value
     from torch.distributed.tensor import distribute_tensor

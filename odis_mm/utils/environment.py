@@ -25,4 +25,7 @@ def hardware() -> str:
         if Path('/proc/cpuinfo').is_file()
         else platform.processor()
     )
-    return f'{device}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}, odis_mm {__version__}'
+    return (
+        f'{device}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}, odis_mm '
+        f'{__version__}'
+    )

@@ -10,9 +10,10 @@ _MULTIMODAL = 'mmpretrain.models.multimodal'
 def skip_multimodal() -> bool:
     """Leave out mmpretrain's multimodal models where they cannot be imported; returns whether they are left out.
 
-    They derive from helpers that ``transformers`` 5 no longer has, and ``import mmpretrain.models`` dies of it (``TypeError: NoneType takes no
-    arguments``). Nothing here uses them, and upstream has no switch: an empty module stands in their place. Must come before that import;
-    does nothing with an older ``transformers``, without it, or after the import.
+    They derive from helpers that ``transformers`` 5 no longer has, and ``import mmpretrain.models`` dies of it
+    (``TypeError: NoneType takes no arguments``). Nothing here uses them, and upstream has no switch: an empty module
+    stands in their place. Must come before that import; does nothing with an older ``transformers``, without it, or
+    after the import.
     """
     try:
         major = int(version('transformers').split('.')[0])

@@ -1,5 +1,5 @@
-"""Images of the evaluation that are among the images of the training: the same file, the same picture re-encoded, resized, turned or mirrored,
-or another picture of the same scene."""
+"""Images of the evaluation that are among the images of the training: the same file, the same picture re-encoded,
+resized, turned or mirrored, or another picture of the same scene."""
 
 import hashlib
 import os
@@ -15,9 +15,12 @@ from ..utils.errors import ConfigError
 
 SIDE = 24  # of the grey thumbnail
 SAME_WHOLE = 0.97  # correlation of the thumbnails
-SAME_DETAIL = 0.85  # correlation of what is finer than a third of the thumbnail: the blur of two like scenes is alike, their detail is not
+# correlation of what is finer than a third of the thumbnail: the blur of two like scenes is alike, their detail is not
+SAME_DETAIL = 0.85
 FLAT = 2.0  # grey levels: below it a thumbnail has no pattern to compare
-LOCAL = 0.2  # largest difference of a sixteenth's mean, in standard deviations: JPEG of quality 20 and half the size stay below, a moved piece not
+# largest difference of a sixteenth's mean, in standard deviations: JPEG of quality 20 and half the size stay below, a
+# moved piece not
+LOCAL = 0.2
 
 
 @dataclass
@@ -27,7 +30,8 @@ class Prints:
     Attributes:
         paths: Files.
         digests: SHA-256 of each file's bytes; '' where it could not be read.
-        whole, detail: float32 [n, 576], thumbnails of zero mean and unit length; zero where the image is flat or cannot be read.
+        whole, detail: float32 [n, 576], thumbnails of zero mean and unit length; zero where the image is flat or cannot
+            be read.
     """
 
     paths: List[Path]
@@ -41,8 +45,8 @@ class Duplicate:
     """An image of the evaluation and the one of the training that it is, or looks like.
 
     Attributes:
-        kind: 'file': the same bytes; 'picture': the same pixels but for encoding, size, turns, brightness; 'scene': a picture of the same
-            scene, in which something differs.
+        kind: 'file': the same bytes; 'picture': the same pixels but for encoding, size, turns, brightness; 'scene': a
+            picture of the same scene, in which something differs.
         similarity: Correlation of the thumbnails.
     """
 
@@ -101,7 +105,8 @@ def duplicates(evaluated: Prints, trained: Prints) -> List[Duplicate]:
 
 
 def local_difference(a: Path, b: Path, turns: int = 0, mirrored: bool = False) -> float:
-    """Largest difference between parts of two pictures, a sixteenth of their sides long, in standard deviations of their grey levels."""
+    """Largest difference between parts of two pictures, a sixteenth of their sides long, in standard deviations of
+    their grey levels."""
     grids = []
     for path in (a, b):
         grey = np.asarray(_grey(path, 64), np.float32)
@@ -118,8 +123,9 @@ def message(found: Sequence[Duplicate], most: int = 10) -> str:
     )
     more = f' and {len(found) - most} more' if len(found) > most else ''
     return (
-        f'{len(found)} images that are evaluated are among those that are trained on, so the comparison would tell nothing: {pairs}{more}; '
-        'set data.duplicates to drop, which leaves them out of the training, or to allow, if you looked and they are different.'
+        f'{len(found)} images that are evaluated are among those that are trained on, so the comparison would tell '
+        f'nothing: {pairs}{more}; set data.duplicates to drop, which leaves them out of the training, or to allow, if '
+        'you looked and they are different.'
     )
 
 

@@ -1,9 +1,9 @@
 """Differences of COCO AP with their uncertainty: over the images that were evaluated, and over seeds.
 
-The images' part is a paired bootstrap: AP is recomputed on resampled images, on the same ones for all runs. The seeds' parts are the variances
-between runs that differ in nothing but a seed, pooled over the starts of a table, since two or three seeds alone say little about their own
-spread. The parts are added, and the interval is Student's with Satterthwaite's degrees of freedom (Biometrics Bulletin 2, 1946): where the
-seeds decide and are few, it is wide.
+The images' part is a paired bootstrap: AP is recomputed on resampled images, on the same ones for all runs. The seeds'
+parts are the variances between runs that differ in nothing but a seed, pooled over the starts of a table, since two or
+three seeds alone say little about their own spread. The parts are added, and the interval is Student's with
+Satterthwaite's degrees of freedom (Biometrics Bulletin 2, 1946): where the seeds decide and are few, it is wide.
 """
 
 import contextlib
@@ -174,7 +174,8 @@ class Difference:
     Attributes:
         value: Mean difference.
         low, high: Ends of the interval.
-        parts: Variance of the mean difference by source: 'images', 'detector seeds', 'pretraining seeds'; NaN: not measured.
+        parts: Variance of the mean difference by source: 'images', 'detector seeds', 'pretraining seeds'; NaN: not
+            measured.
         freedom: Degrees of freedom.
     """
 
@@ -190,7 +191,8 @@ class Difference:
 
 
 def difference(table: Dict[str, Runs], a: str, b: str, confidence: float = 0.95) -> Difference:
-    """Return how far start ``a`` is above ``b``, with its uncertainty; the other starts of the table serve to estimate the seeds' part."""
+    """Return how far start ``a`` is above ``b``, with its uncertainty; the other starts of the table serve to estimate
+    the seeds' part."""
     x, y = table[a], table[b]
     gap = x.mean - y.mean
     with np.errstate(invalid='ignore'):
@@ -212,7 +214,8 @@ def difference(table: Dict[str, Runs], a: str, b: str, confidence: float = 0.95)
 
 
 def _detector_variance(table: Dict[str, Runs]) -> Tuple[float, int]:
-    """Variance between detector seeds beyond what all starts share, such as the choice of labelled images; and its degrees of freedom."""
+    """Variance between detector seeds beyond what all starts share, such as the choice of labelled images; and its
+    degrees of freedom."""
     rows = [runs.value.mean(0) for runs in table.values()]
     width = min(len(row) for row in rows)
     if width < 2 or len(rows) < 2:

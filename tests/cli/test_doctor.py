@@ -1,4 +1,5 @@
-"""The doctor: each problem provoked and named alone, in environments that lack what it needs, and a healthy one left alone."""
+"""The doctor: each problem provoked and named alone, in environments that lack what it needs, and a healthy one left
+alone."""
 
 import re
 import subprocess

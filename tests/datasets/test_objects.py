@@ -428,8 +428,8 @@ _BAD_ANNOTATION = ' is not a dict with an image_id, a category_id and a bbox [x,
         (
             [_ann([5, 5, -3, 6]), _ann([90, 5, 6, 6])],
             {},
-            ' has no usable object (1 degenerate or inverted boxes dropped, 1 boxes outside their image dropped); boxes are '
-            '[x, y, width, height] in COCO-style files, [x1, y1, x2, y2] in a dict of boxes.',
+            ' has no usable object (1 degenerate or inverted boxes dropped, 1 boxes outside their image dropped); '
+            'boxes are [x, y, width, height] in COCO-style files, [x1, y1, x2, y2] in a dict of boxes.',
         ),
         ([_ann([1, 1, 5, 5])], dict(images=[dict(id=7, file_name='gone.jpg')]), 'gone.jpg'),
     ],

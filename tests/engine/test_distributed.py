@@ -85,7 +85,8 @@ def unwrap(runner):
 
 
 def small(method: str, data: str, kind: str) -> Config:
-    """The recipe for COCO with a tiny ViT and tiny views; SGD in big steps, as Adam would blow up the rounding of gradients near 0."""
+    """The recipe for COCO with a tiny ViT and tiny views; SGD in big steps, as Adam would blow up the rounding of
+    gradients near 0."""
     cfg = apis.load_config('odis_vitl_coco_fsdp' if kind == 'recipe' else f'{method}_vits_coco')
     model, loader = cfg.model, cfg.train_dataloader
     model.backbone.update(arch=ARCH, img_size=32, patch_size=8, drop_path_rate=0.0)
@@ -198,7 +199,8 @@ def change_ranks(world: int, path: str, data: str) -> None:
 
 
 def launch(_, path: str, *args) -> None:
-    """Imports once, and forks all ranks of all world sizes: it has never called backward, after which torch forbids that."""
+    """Imports once, and forks all ranks of all world sizes: it has never called backward, after which torch forbids
+    that."""
     sys.stdout = sys.stderr = open(f'{path}/log.txt', 'w')
     mmengine.runner.runner.collect_env = lambda: {}  # seconds a run, and nothing but a report
     Config.pretty_text = property(lambda self: '')
@@ -297,7 +299,8 @@ def test_a_sharded_run_is_resumed(runs, world):
 
 @pytest.mark.parametrize('method', METHODS)
 def test_it_was_a_training(runs, method):
-    """All student weights got a gradient in some step and moved, with the teacher and the centers: nothing above was 0 = 0."""
+    """All student weights got a gradient in some step and moved, with the teacher and the centers: nothing above was 0
+    = 0."""
     (alone,) = load(runs, f'{method}_plain', 1)
     moved = {key for key, value in alone['state'].items() if (value - alone['start'][key]).abs().max() > 4e-5}
     still = set(alone['state']) - moved
@@ -330,7 +333,8 @@ def test_interrupted_on_two_ranks_and_resumed_on_four_is_one_run(runs):
 
 @pytest.mark.parametrize('world', WORLDS)
 def test_uneven_last_batches(runs, world):
-    """22 images: four ranks take 20 of them, and say so; the last batch is smaller on all ranks alike, and none waits for another."""
+    """22 images: four ranks take 20 of them, and say so; the last batch is smaller on all ranks alike, and none waits
+    for another."""
     ranks = load(runs, 'odis_uneven', world)
     drawn = IMAGES // world * world
     for epoch in range(EPOCHS):

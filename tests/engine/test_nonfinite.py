@@ -1,4 +1,5 @@
-"""A loss or gradient that is not finite: the step is skipped as a whole, the run ends after several, the batch can be replayed."""
+"""A loss or gradient that is not finite: the step is skipped as a whole, the run ends after several, the batch can be
+replayed."""
 
 import logging
 import math

@@ -1,4 +1,5 @@
-"""k-NN on labelled folders: the protocol's pixels, scikit-learn's votes, objects at inference, the hook and its ranks."""
+"""k-NN on labelled folders: the protocol's pixels, scikit-learn's votes, objects at inference, the hook and its
+ranks."""
 
 import json
 
@@ -57,7 +58,8 @@ def test_chunks_change_memory_only(chunk):
 
 
 def test_pixels_are_those_of_the_protocol(labelled_images):
-    """Resize to size * 256/224 and centre crop are those of torchvision on PIL images (DINO's), to a grey level of rounding."""
+    """Resize to size * 256/224 and centre crop are those of torchvision on PIL images (DINO's), to a grey level of
+    rounding."""
     images = LabelledImages(str(labelled_images / 'val'), size=56)
     protocol = transforms.Compose(
         [
@@ -74,7 +76,8 @@ def test_pixels_are_those_of_the_protocol(labelled_images):
 
 @pytest.fixture
 def objects(tmp_path):
-    """One image, 80 x 40 with a box and a mask, its crop at 28 pixels being the columns 22.5..57.5 and the rows 2.5..37.5."""
+    """One image, 80 x 40 with a box and a mask, its crop at 28 pixels being the columns 22.5..57.5 and the rows
+    2.5..37.5."""
     (tmp_path / 'train' / 'a').mkdir(parents=True)
     (tmp_path / 'train' / 'b').mkdir()
     for name in ('a/0.png', 'b/0.png', 'b/1.png'):

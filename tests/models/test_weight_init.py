@@ -39,7 +39,8 @@ def test_every_linear_and_convolution_starts_as_in_the_releases(recipe):
 
 
 def test_a_draw_on_the_bound_is_no_outlier(monkeypatch):
-    """torch maps a uniform draw to a normal value; one that falls on the end of its range becomes infinite and is clamped."""
+    """torch maps a uniform draw to a normal value; one that falls on the end of its range becomes infinite and is
+    clamped."""
     weight = torch.empty(64, 64)
     uniform = torch.Tensor.uniform_
 

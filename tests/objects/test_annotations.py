@@ -1,4 +1,5 @@
-"""Annotations of other tools: each format written by globox or by its published description, read, and compared box by box."""
+"""Annotations of other tools: each format written by globox or by its published description, read, and compared box by
+box."""
 
 import csv
 import json

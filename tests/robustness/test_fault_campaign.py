@@ -1,6 +1,8 @@
-"""The fault campaign in small, that it finds what it is there to find, and the command line where nothing can be written.
+"""The fault campaign in small, that it finds what it is there to find, and the command line where nothing can be
+written.
 
-The file is also the program that the tests start: one interpreter imports everything, and each attempt is a process forked from it.
+The file is also the program that the tests start: one interpreter imports everything, and each attempt is a process
+forked from it.
 """
 
 import random
@@ -34,7 +36,8 @@ def program(folder: Path) -> None:
 
 
 def nothing_to_write_to(campaign, config: Path, run: Path) -> None:
-    """Prints code and last line of: stopped by a signal, then --resume with a full disk, without permission, and with both mended."""
+    """Prints code and last line of: stopped by a signal, then --resume with a full disk, without permission, and with
+    both mended."""
     stop, quiet, limit = (
         campaign.Event('signal', share=0.9, signal='SIGTERM'),
         campaign.Event('none'),
@@ -86,7 +89,8 @@ def test_a_full_disk_and_no_permission_end_in_one_sentence(parts):
     )
     refusals = 'Permission denied|Operation not permitted|Read-only file system|No such file or directory'
     assert re.fullmatch(
-        rf'no permission: 2: error: could not write a checkpoint to /sys/kernel/run: ({refusals}); make room or mend the '
+        rf'no permission: 2: error: could not write a checkpoint to /sys/kernel/run: ({refusals}); make room or mend '
+        rf'the '
         rf'permissions.*\({good}\)\.',
         forbidden,
     )

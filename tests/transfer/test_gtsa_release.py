@@ -1,4 +1,5 @@
-"""The layout of GTSA's official release (encoders under timm's names, with a class token) into our backbones, by one command."""
+"""The layout of GTSA's official release (encoders under timm's names, with a class token) into our backbones, by one
+command."""
 
 import pytest
 import torch

@@ -1,5 +1,6 @@
 #!/usr/bin/env python
-"""Time, FLOPs and memory of a pretraining step and of its data: python tools/analysis/benchmark.py CONFIG [options, see --help]"""
+"""Time, FLOPs and memory of a pretraining step and of its data: python tools/analysis/benchmark.py CONFIG [options, see
+--help]"""
 
 import sys
 from pathlib import Path

@@ -1,5 +1,6 @@
 #!/usr/bin/env python
-"""Seconds from `python tools/train.py CONFIG` to its first iteration: python tools/analysis/benchmark_startup.py [CONFIG], see --help."""
+"""Seconds from `python tools/train.py CONFIG` to its first iteration: python tools/analysis/benchmark_startup.py
+[CONFIG], see --help."""
 
 import sys
 from pathlib import Path

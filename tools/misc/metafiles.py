@@ -21,7 +21,8 @@ PAPERS = {  # collection: title, address
     'iBOT': ('iBOT: Image BERT Pre-Training with Online Tokenizer', 'https://arxiv.org/abs/2111.07832'),
     'DINO': ('Emerging Properties in Self-Supervised Vision Transformers', 'https://arxiv.org/abs/2104.14294'),
     'GTSA': (
-        'Self-Supervised Learning from Non-Object Centric Images with a Geometric Transformation Sensitive Architecture',
+        'Self-Supervised Learning from Non-Object Centric Images with a Geometric Transformation Sensitive '
+        'Architecture',
         'https://arxiv.org/abs/2304.08014',
     ),
     'ALFM': ('Aligning local features from multi-view, Knowledge-Based Systems 330, 114671', ''),

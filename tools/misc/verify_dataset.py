@@ -1,5 +1,6 @@
 #!/usr/bin/env python
-"""Checks every image, box and mask of a data set: python tools/misc/verify_dataset.py --data DIR [options, see --help]"""
+"""Checks every image, box and mask of a data set: python tools/misc/verify_dataset.py --data DIR [options, see
+--help]"""
 
 import sys
 from pathlib import Path

@@ -22,7 +22,8 @@ train_dataloader = dict(
         seed=0,  # of the views
         data_fraction=1.0,
         with_masks=False,  # True with region='mask' below
-        max_bad_share=0.01,  # so many images may be unreadable, and are replaced by others; 0: the first one ends the run
+        # so many images may be unreadable, and are replaced by others; 0: the first one ends the run
+        max_bad_share=0.01,
         pipeline=[
             dict(type='LoadObjectImage'),
             dict(

@@ -1,4 +1,5 @@
-# ALFM (our reconstruction) on a ViT of 128 channels and 4 blocks with patches of 8 pixels, for the 48 pixel views of the demo set.
+# ALFM (our reconstruction) on a ViT of 128 channels and 4 blocks with patches of 8 pixels, for the 48 pixel views of
+# the demo set.
 _base_ = './alfm_vits.py'
 
 model = dict(
@@ -8,8 +9,8 @@ model = dict(
         patch_size=8,
         drop_path_rate=0.0,
     ),
-    # All numbers are ours. At this size and length centering at temperature 0.04 drifts to flat soft labels (so does ODIS, odis_demo.py).
-    # Batch norm, balanced sharp targets and prototypes that cannot shrink keep it from there.
+    # All numbers are ours. At this size and length centering at temperature 0.04 drifts to flat soft labels (so does
+    # ODIS, odis_demo.py). Batch norm, balanced sharp targets and prototypes that cannot shrink keep it from there.
     neck=dict(
         in_channels=128,
         hidden_channels=512,

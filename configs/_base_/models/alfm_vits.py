@@ -1,5 +1,5 @@
-# ALFM on ViT-S/16: our reconstruction from the paper's abstract. The structure of the two losses is documented in odis_mm.models.ALFM;
-# every number here is ours, unless it says where it comes from ("iBOT": arXiv 2111.07832).
+# ALFM on ViT-S/16: our reconstruction from the paper's abstract. The structure of the two losses is documented in
+# odis_mm.models.ALFM; every number here is ours, unless it says where it comes from ("iBOT": arXiv 2111.07832).
 model = dict(
     type='ALFM',
     data_preprocessor=dict(  # ImageNet's, RGB, as everywhere

@@ -1,5 +1,6 @@
 # GTSA on ViT-S/16 (mmpretrain's 'deit-small') with its projector, predictor and rotation classifier.
-# Where a number comes from: "paper", GTSA (arXiv 2304.08014); "release", its authors' code; "iBOT", the recipe that it builds on; "ours".
+# Where a number comes from: "paper", GTSA (arXiv 2304.08014); "release", its authors' code; "iBOT", the recipe that it
+# builds on; "ours".
 model = dict(
     type='GTSA',
     data_preprocessor=dict(  # ImageNet's, RGB, as everywhere
@@ -28,7 +29,8 @@ model = dict(
         lambda_crop=1.0,  # paper; a weight of 0 leaves its loss out
         lambda_correspondence=0.5,  # paper
         lambda_rotation=0.5,  # paper
-        # paper: after the warm-up; release: once "10 < epoch", counted from 0: from the 12th epoch on. Shorten it with the warm-up
+        # paper: after the warm-up; release: once "10 < epoch", counted from 0: from the 12th epoch on. Shorten it with
+        # the warm-up
         correspondence_epoch=11,
     ),
     momentum=dict(start=0.996, end=1.0),  # iBOT; the share of the teacher that stays

@@ -8,8 +8,9 @@ model = dict(
         patch_size=8,
         drop_path_rate=0.0,
     ),
-    # All numbers are ours. At this size and length the published head (no norm, centering, temperature 0.04) drifts to a uniform teacher
-    # within 500 iterations. Batch norm, balanced sharp targets and prototypes that cannot shrink keep it from there.
+    # All numbers are ours. At this size and length the published head (no norm, centering, temperature 0.04) drifts to
+    # a uniform teacher within 500 iterations. Batch norm, balanced sharp targets and prototypes that cannot shrink keep
+    # it from there.
     neck=dict(
         in_channels=128,
         hidden_channels=512,

@@ -1,6 +1,6 @@
 # ODIS on ViT-S/16 (the papers' ViT-S is mmpretrain's 'deit-small'; its 'small' is another network).
-# Where a number comes from: "paper", ODIS (arXiv 2506.05409); "iBOT", that paper's recipe for ViT-S (arXiv 2111.07832), which ODIS
-# builds on; "release", read off code and not off a paper; "ours", this project's choice, or not checked.
+# Where a number comes from: "paper", ODIS (arXiv 2506.05409); "iBOT", that paper's recipe for ViT-S (arXiv 2111.07832),
+# which ODIS builds on; "release", read off code and not off a paper; "ours", this project's choice, or not checked.
 model = dict(
     type='ODIS',
     data_preprocessor=dict(  # ImageNet's, RGB, as everywhere
@@ -26,8 +26,8 @@ model = dict(
         type='DistillationHead',
         num_prototypes=8192,
         student_temp=0.1,  # iBOT
-        # iBOT's numbers; ours moves at each iteration and arrives after 30 epochs. The release steps once an epoch over 29 intervals and has
-        # 0.07 from the 30th epoch on
+        # iBOT's numbers; ours moves at each iteration and arrives after 30 epochs. The release steps once an epoch over
+        # 29 intervals and has 0.07 from the 30th epoch on
         teacher_temp=dict(start=0.04, end=0.07, warmup_epochs=30),
         center_momentum=0.9,  # iBOT
         patch_center='masked',  # DINOv2's practice; 'all' is iBOT's definition and costs a projection of all patches

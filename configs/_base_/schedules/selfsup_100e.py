@@ -1,5 +1,6 @@
 # AdamW, linear warm-up, cosine; both per iteration. Set train_cfg.max_epochs alone to change the length: the cosine
-# ends with it. "iBOT": its recipe for ViT-S (arXiv 2111.07832); "release": read off its code, GTSA's has the same; "ours".
+# ends with it. "iBOT": its recipe for ViT-S (arXiv 2111.07832); "release": read off its code, GTSA's has the same;
+# "ours".
 optim_wrapper = dict(
     type='SafeOptimWrapper',
     optimizer=dict(
@@ -10,8 +11,8 @@ optim_wrapper = dict(
         fused=True,  # one kernel for all parameters; False: torch's plain loop, the same numbers
     ),
     constructor='SelfSupOptimWrapperConstructor',  # no decay of tokens and positions: ours, the releases decay them
-    # iBOT's number. Release: of each parameter by itself; of ViT-S and GTSA none exceeds 3 at first, while the norm of all together is above 4
-    # and a clip of that would scale every gradient down
+    # iBOT's number. Release: of each parameter by itself; of ViT-S and GTSA none exceeds 3 at first, while the norm of
+    # all together is above 4 and a clip of that would scale every gradient down
     clip_grad=dict(max_norm=3.0, per_tensor=True),
     accumulative_counts=1,
 )

@@ -1,4 +1,5 @@
-# For 200 to 5,000 images: an epoch may be three steps, so lengths are steps. `odis-mm pretrain` sets them from the data.
+# For 200 to 5,000 images: an epoch may be three steps, so lengths are steps. `odis-mm pretrain` sets them from the
+# data.
 optim_wrapper = dict(
     type='SafeOptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.04, betas=(0.9, 0.999), fused=True),  # per 64 images (ours)

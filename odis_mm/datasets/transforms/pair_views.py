@@ -27,8 +27,8 @@ class SamplePairViews(BaseTransform):
     thin image may not allow any). There are no flips: a turned view stays a turned view.
 
     Args:
-        views: Groups of square views, globals first, each ``dict(role='global' | 'local', num, size, scale, ratio)``, as in
-            :class:`SampleViews`.
+        views: Groups of square views, globals first, each ``dict(role='global' | 'local', num, size, scale, ratio)``,
+            as in :class:`SampleViews`.
         min_overlap: Least share of the image's area that two globals, and a local and a global, have in common (paper:
             2 % and 1 %).
         tries: Draws of a crop, the first included. The paper's release draws without end.
@@ -60,7 +60,8 @@ class SamplePairViews(BaseTransform):
                 )
         if len(min_overlap) != 2 or not all(0 <= share < 1 for share in min_overlap):
             raise ConfigError(
-                f'min_overlap={min_overlap} must be two shares of the image in [0, 1): between globals, local and global'
+                f'min_overlap={min_overlap} must be two shares of the image in [0, 1): between globals, local and '
+                'global'
             )
         if tries < 1:
             raise ConfigError('tries counts the first draw too: it must be at least 1')
@@ -87,7 +88,8 @@ class SamplePairViews(BaseTransform):
 
     @staticmethod
     def _pick(drawn: np.ndarray, earlier: np.ndarray, least: float) -> np.ndarray:
-        """One of each view's tries [n, tries, 4]: the first that shares more than ``least`` with all earlier, else the best."""
+        """One of each view's tries [n, tries, 4]: the first that shares more than ``least`` with all earlier, else the
+        best."""
         overlap = shared_area(drawn, earlier).min(-1, initial=np.inf)  # [n, tries]
         good = overlap > least
         return drawn[np.arange(len(drawn)), np.where(good.any(1), good.argmax(1), overlap.argmax(1))]

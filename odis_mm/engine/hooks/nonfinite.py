@@ -30,14 +30,15 @@ class _Batch(NamedTuple):
 
 @HOOKS.register_module()
 class NonFiniteLossHook(Hook):
-    """Skip each optimizer step whose loss or gradient is not finite, on all ranks alike, and end a run with too many in a row.
+    """Skip each optimizer step whose loss or gradient is not finite, on all ranks alike, and end a run with too many in
+    a row.
 
-    Weights, optimizer state, teacher, centers and the statistics of batch norms stay as they were before the step; with gradient
-    accumulation the whole step goes. The log names the term, the iteration and the images, and the batch is saved to
-    ``nonfinite_iter_N.pth`` in the work dir, for ``odis-mm replay``: tensors and plain values only.
+    Weights, optimizer state, teacher, centers and the statistics of batch norms stay as they were before the step; with
+    gradient accumulation the whole step goes. The log names the term, the iteration and the images, and the batch is
+    saved to ``nonfinite_iter_N.pth`` in the work dir, for ``odis-mm replay``: tensors and plain values only.
 
-    ``SafeOptimWrapper`` judges the steps; this hook restores the buffers, reports, and counts. Under the fp16 loss scaler only the loss is
-    judged: the scaler expects infinite gradients now and then and skips them itself.
+    ``SafeOptimWrapper`` judges the steps; this hook restores the buffers, reports, and counts. Under the fp16 loss
+    scaler only the loss is judged: the scaler expects infinite gradients now and then and skips them itself.
 
     Args:
         in_a_row: So many skipped steps in a row end the run.
@@ -62,8 +63,9 @@ class NonFiniteLossHook(Hook):
     def before_train(self, runner) -> None:
         if not hasattr(runner.optim_wrapper, 'skip_nonfinite'):
             raise ConfigError(
-                f"NonFiniteLossHook skips steps through this package's optimizer wrappers, not {type(runner.optim_wrapper).__name__}: "
-                "set optim_wrapper.type='SafeOptimWrapper', or remove the hook (default_hooks.nonfinite=None)."
+                "NonFiniteLossHook skips steps through this package's optimizer wrappers, not "
+                f"{type(runner.optim_wrapper).__name__}: set optim_wrapper.type='SafeOptimWrapper', or remove the hook "
+                '(default_hooks.nonfinite=None).'
             )
         runner.optim_wrapper.skip_nonfinite = True
         self.buffers = list(unwrap(runner.model).buffers())
@@ -149,7 +151,8 @@ def _copy(to: List[Tensor], of: List[Tensor]) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Return ``value`` with tensors in host memory, numbers, texts, lists and dicts only; anything else becomes its ``repr``."""
+    """Return ``value`` with tensors in host memory, numbers, texts, lists and dicts only; anything else becomes its
+    ``repr``."""
     if isinstance(value, Tensor):
         return value.detach().cpu()
     if isinstance(value, dict):

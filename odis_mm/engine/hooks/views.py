@@ -23,11 +23,13 @@ REMEDY = (
 
 @HOOKS.register_module()
 class ViewInspectionHook(Hook):
-    """Measures, before the first iteration, how many images show their object in all global views, and draws views of some.
+    """Measures, before the first iteration, how many images show their object in all global views, and draws views of
+    some.
 
-    The object loss uses only such images. A share below ``warn_below`` is warned of; 0 ends the run, as it would learn nothing. The pictures
-    ``views_N.png`` go to the work dir and to the visualizer (TensorBoard, W&B); after training follow ``curves.png`` (losses, learning rate,
-    health figures) and, of backbones with an [OBJ] token, ``attention.png``.
+    The object loss uses only such images. A share below ``warn_below`` is warned of; 0 ends the run, as it would learn
+    nothing. The pictures ``views_N.png`` go to the work dir and to the visualizer (TensorBoard, W&B); after training
+    follow ``curves.png`` (losses, learning rate, health figures) and, of backbones with an [OBJ] token,
+    ``attention.png``.
 
     Args:
         pictures: How many images' views to draw; 0: none, and no picture after training either.
@@ -59,7 +61,10 @@ class ViewInspectionHook(Hook):
         if not samplers or samplers[0].target_rule == 'whole_image':
             return  # the method uses no objects
         share = visible_share(dataset, samplers[0], self.limit)
-        line = f'{share:.0%} of the images show their object in all global views; the others do not count in the object loss'
+        line = (
+            f'{share:.0%} of the images show their object in all global views; the others do not count in the '
+            'object loss'
+        )
         if share == 0:
             raise ConfigError(
                 f'no image shows its object in all global views, so that nothing would be learned: {REMEDY}.'
@@ -107,7 +112,8 @@ def _parts(dataset) -> List:
 
 
 def samples_of(dataset, count: int, epoch: int = 0) -> Iterator[dict]:
-    """What the pipeline of an ``ObjectDataset`` makes of ``count`` images, evenly spread, before it is packed; bad images are left out."""
+    """What the pipeline of an ``ObjectDataset`` makes of ``count`` images, evenly spread, before it is packed; bad
+    images are left out."""
     for index in spread(len(dataset), count).tolist():
         sample = {
             **dataset.get_data_info(index),

@@ -1,4 +1,5 @@
-"""Attention of a ViT whose [OBJ] rows are masked, in the form that is fastest where it runs; over all tokens or in windows."""
+"""Attention of a ViT whose [OBJ] rows are masked, in the form that is fastest where it runs; over all tokens or in
+windows."""
 
 from enum import Enum
 from typing import NamedTuple, Optional, Tuple
@@ -13,9 +14,9 @@ _HALF = (torch.bfloat16, torch.float16)
 class Form(Enum):
     """How attention is computed.
 
-    Only the k [OBJ] rows of T are masked. On GPUs they are computed on their own, so that the other rows keep the fused kernel without a
-    mask and no T x T mask is ever built. torch's fused kernel for CPUs takes a mask at no cost; in half precision it is several times
-    slower than the plain products, which are taken instead.
+    Only the k [OBJ] rows of T are masked. On GPUs they are computed on their own, so that the other rows keep the fused
+    kernel without a mask and no T x T mask is ever built. torch's fused kernel for CPUs takes a mask at no cost; in
+    half precision it is several times slower than the plain products, which are taken instead.
     """
 
     ROWS = 'fused, masked rows apart'
@@ -32,7 +33,8 @@ class Form(Enum):
 
 
 class Window(NamedTuple):
-    """Attention within windows of ``size`` x ``size`` patches of a grid; the ``leading`` tokens see and are seen by all."""
+    """Attention within windows of ``size`` x ``size`` patches of a grid; the ``leading`` tokens see and are seen by
+    all."""
 
     size: int
     grid: Tuple[int, int]
@@ -43,7 +45,8 @@ def mask_of(keys: Tensor, objects: slice, form: Form, like: Tensor) -> Tensor:
     """Which keys the [OBJ] rows see, bool [B, 1, k, T], as ``form`` takes it.
 
     Returns:
-        The same; for ``Form.FUSED`` what to add to all scores, [B, 1, T, T] in the dtype of ``like``: once for all blocks and heads.
+        The same; for ``Form.FUSED`` what to add to all scores, [B, 1, T, T] in the dtype of ``like``: once for all
+        blocks and heads.
     """
     if form is not Form.FUSED:
         return keys
@@ -87,7 +90,8 @@ def attend_in_windows(
     window: Window,
     dropout: float = 0.0,
 ) -> Tensor:
-    """As :func:`attend`, but a patch sees the leading tokens and the patches of its own window only (ViTDet, arXiv 2203.16527)."""
+    """As :func:`attend`, but a patch sees the leading tokens and the patches of its own window only (ViTDet, arXiv
+    2203.16527)."""
     t = window.leading
     if mask is not None and form is Form.FUSED:
         mask = mask[:, :, :t]

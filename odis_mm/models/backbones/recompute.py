@@ -7,13 +7,14 @@ from torch import Tensor
 
 
 def recomputed(compute: Callable[[], Tensor], then: Callable[[Tensor], Tensor]) -> Tensor:
-    """``then(compute())``; what ``compute`` returns is not kept for the backward pass but computed again there, equal bit for bit.
+    """``then(compute())``; what ``compute`` returns is not kept for the backward pass but computed again there, equal
+    bit for bit.
 
     Worth it where ``compute`` is cheap and what it reads is kept in any case, as a norm's input is.
 
     Args:
-        compute: Runs again in the backward pass, without gradients, as often as an operator of ``then`` had kept its result. It restores
-            the autocast state that it needs.
+        compute: Runs again in the backward pass, without gradients, as often as an operator of ``then`` had kept its
+            result. It restores the autocast state that it needs.
         then: Operators that read the result.
     """
     y = compute()

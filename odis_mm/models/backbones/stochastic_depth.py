@@ -39,8 +39,8 @@ def draw_path(drop: Optional[nn.Module], x: Tensor, shapes: Shapes, skip: bool) 
         skip: Leave what is dropped uncomputed: needs the draws on the host, at once.
 
     Returns:
-        What to multiply the branch by, [R, 1], 0 or 1/(1 - p); with ``skip``, :class:`Kept`, unless nothing is kept: the branch's
-        parameters then still get gradients, of zero. None: nothing is dropped.
+        What to multiply the branch by, [R, 1], 0 or 1/(1 - p); with ``skip``, :class:`Kept`, unless nothing is kept:
+        the branch's parameters then still get gradients, of zero. None: nothing is dropped.
     """
     if not isinstance(drop, DropPath) or not drop.training or not drop.drop_prob:
         return None

@@ -1,4 +1,5 @@
-"""ALFM's head: the two losses, the center and the temperatures. Our reconstruction: see :class:`odis_mm.models.ALFM`."""
+"""ALFM's head: the two losses, the center and the temperatures. Our reconstruction: see
+:class:`odis_mm.models.ALFM`."""
 
 from typing import Dict, Union
 
@@ -19,7 +20,8 @@ class ALFMHead(SoftTargetHead):
         num_prototypes: K.
         num_cells: S; what two views share is compared in S x S cells.
         context_temp: tau_c of the attention among a teacher's cells.
-        student_temp, teacher_temp, balance: See :class:`SoftTargetHead`; a balance is over the cells of images whose views overlap.
+        student_temp, teacher_temp, balance: See :class:`SoftTargetHead`; a balance is over the cells of images whose
+            views overlap.
         center_momentum: Of the teacher's mean logits, as in DINO and iBOT.
         lambda_entropy: Weight of the entropies against the similarity; 0: similarity alone, which collapses.
         eps2: eps^2 of :func:`coding_length`.
@@ -55,8 +57,8 @@ class ALFMHead(SoftTargetHead):
     def gmsr(self, student: Tensor, teacher: Tensor) -> Dict[str, Tensor]:
         """L_GMSR = - mean <z_1, z_2> - lambda/2 (h(Z_1) + h(Z_2))/min(n, d), n images over all ranks.
 
-        The similarity is that of a student's view and the teacher's other one, both ways; the entropies are the student's, as a
-        teacher takes no gradient.
+        The similarity is that of a student's view and the teacher's other one, both ways; the entropies are the
+        student's, as a teacher takes no gradient.
 
         Args:
             student: Unit vectors [2, b, d].
@@ -81,7 +83,8 @@ class ALFMHead(SoftTargetHead):
 
         Args:
             student_logits: C s of the cells [2, B, S*S, K].
-            teacher_logits: C u of the same cells with context, no gradient; :meth:`step` moves the center to their mean.
+            teacher_logits: C u of the same cells with context, no gradient; :meth:`step` moves the center to their
+                mean.
             overlap: bool [B].
         """
         targets = self.targets(teacher_logits, self.center, overlap[:, None].expand(teacher_logits.shape[:-1]))

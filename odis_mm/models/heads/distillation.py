@@ -18,16 +18,19 @@ BALANCES = ('center', 'sinkhorn')
 
 @torch.no_grad()
 def sinkhorn_knopp(logits: Tensor, temperature: float, iterations: int = 3, counted: Optional[Tensor] = None) -> Tensor:
-    """Probabilities under which all prototypes are used alike over the GLOBAL batch (SwAV, arXiv 2006.09882, algorithm 1; DINOv2).
+    """Probabilities under which all prototypes are used alike over the GLOBAL batch (SwAV, arXiv 2006.09882, algorithm
+    1; DINOv2).
 
     Args:
         logits: [..., K], the rows of this rank.
         temperature: Sharpness of the start, exp(logits/temperature).
-        iterations: Alternations between equal prototypes and rows that sum to 1; SwAV's and DINOv2's 3 leave the balance approximate.
+        iterations: Alternations between equal prototypes and rows that sum to 1; SwAV's and DINOv2's 3 leave the
+            balance approximate.
         counted: bool [...], rows that take part; None: all.
 
     Returns:
-        float32 [..., K], rows sum to 1, or to 0 where not counted. No row at all gives no row back, on every rank alike.
+        float32 [..., K], rows sum to 1, or to 0 where not counted. No row at all gives no row back, on every rank
+        alike.
     """
     rows = logits.float().flatten(0, -2)
     if counted is not None:
@@ -82,13 +85,16 @@ class Center(BaseModule):
 
 
 class SoftTargetHead(BaseModule):
-    """A head against a teacher's prototype distributions: the two temperatures, of which the teacher's follows a schedule.
+    """A head against a teacher's prototype distributions: the two temperatures, of which the teacher's follows a
+    schedule.
 
     Args:
         student_temp: 0.1 (iBOT).
-        teacher_temp: A number, or dict(start, end, warmup_epochs): linear, then constant (iBOT: 0.04 -> 0.07 in 30 epochs).
-        balance: What keeps the teacher from one answer for everything: 'center' (DINO, iBOT, ODIS), or 'sinkhorn' (SwAV, DINOv2), which
-            balances each batch, accumulated ones each for itself, and also forbids the uniform answer that small models drift to.
+        teacher_temp: A number, or dict(start, end, warmup_epochs): linear, then constant (iBOT: 0.04 -> 0.07 in 30
+            epochs).
+        balance: What keeps the teacher from one answer for everything: 'center' (DINO, iBOT, ODIS), or 'sinkhorn'
+            (SwAV, DINOv2), which balances each batch, accumulated ones each for itself, and also forbids the uniform
+            answer that small models drift to.
     """
 
     def __init__(self, student_temp: float, teacher_temp: Union[float, dict], balance: str = 'center', init_cfg=None):
@@ -136,8 +142,9 @@ class SoftTargetHead(BaseModule):
         """Of the watched iteration's first distributions (the tokens', before any of patches), over all ranks.
 
         Returns:
-            ``num_prototypes`` K; ``entropy`` of a distribution, mean; ``prototypes in use``, the perplexity of their mean: 1 if all
-            have one prototype, K if all are used alike. Nothing if nothing was watched, or if there was no distribution.
+            ``num_prototypes`` K; ``entropy`` of a distribution, mean; ``prototypes in use``, the perplexity of their
+            mean: 1 if all have one prototype, K if all are used alike. Nothing if nothing was watched, or if there was
+            no distribution.
         """
         watched, self._watched = self._watched, None
         if not watched:
@@ -163,8 +170,8 @@ class DistillationHead(SoftTargetHead):
         num_prototypes: K.
         student_temp, teacher_temp, balance: See :class:`SoftTargetHead`.
         center_momentum: 0.9 (iBOT).
-        patch_center: What the patch center averages: 'masked', the teacher patches that the loss uses (DINOv2's practice: all others need no
-            projection), or 'all' patches (iBOT's definition).
+        patch_center: What the patch center averages: 'masked', the teacher patches that the loss uses (DINOv2's
+            practice: all others need no projection), or 'all' patches (iBOT's definition).
     """
 
     def __init__(
@@ -191,7 +198,8 @@ class DistillationHead(SoftTargetHead):
 
     @torch.no_grad()
     def token_targets(self, logits: Tensor) -> Tensor:
-        """The teacher's distributions of the leading tokens, from its logits [..., K], which the token center then takes up."""
+        """The teacher's distributions of the leading tokens, from its logits [..., K], which the token center then
+        takes up."""
         targets = self.targets(logits, self.token_center)
         self.token_center.observe(logits)
         return targets

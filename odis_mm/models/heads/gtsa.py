@@ -28,15 +28,16 @@ class GTSAHead(BaseModule):
     Args:
         in_channels: Width of the backbone.
         predictor: Config of the student's predictor; its output compares with the neck's.
-        crop_cells: Cells per side of the shared rectangle for global and local student views (paper: 10 for maps of more than
-            100 cells, else 4).
-        num_matches: Matches that count, for global and local student views (paper: half the cells of the student's map).
+        crop_cells: Cells per side of the shared rectangle for global and local student views (paper: 10 for maps of
+            more than 100 cells, else 4).
+        num_matches: Matches that count, for global and local student views (paper: half the cells of the student's
+            map).
         rotation_channels: Hidden widths of the rotation classifier (paper, ViT-S).
         lambda_crop: 1 (paper).
         lambda_correspondence: 0.5 (paper).
         lambda_rotation: 0.5 (paper).
-        correspondence_epoch: First epoch, counted from 0, with L_correspondence. Paper: after the 10 epochs of warm-up; release: once
-            ``10 < epoch``, hence 11.
+        correspondence_epoch: First epoch, counted from 0, with L_correspondence. Paper: after the 10 epochs of warm-up;
+            release: once ``10 < epoch``, hence 11.
     """
 
     def __init__(
@@ -82,8 +83,8 @@ class GTSAHead(BaseModule):
         self.epoch = epoch
 
     def map_losses(self, teacher: Tensor, student: List[Tensor], views: ViewBatch, patch: int) -> Dict[str, Tensor]:
-        """L_crop and L_correspondence, weighted, and ``teacher_spread``: 0 if all its cells are one direction (collapse), 1 if their
-        directions cancel out.
+        """L_crop and L_correspondence, weighted, and ``teacher_spread``: 0 if all its cells are one direction
+        (collapse), 1 if their directions cancel out.
 
         Args:
             teacher: The neck's maps of the global views [G * B, C, h, w], view-major, no gradient.

@@ -1,4 +1,5 @@
-"""Similarities of the maps of two views of one image, for all pairs of one resolution at once (GTSA, arXiv 2304.08014)."""
+"""Similarities of the maps of two views of one image, for all pairs of one resolution at once (GTSA, arXiv
+2304.08014)."""
 
 from typing import Tuple
 
@@ -30,7 +31,8 @@ def align_boxes(maps: Tensor, boxes: Tensor, index: Tensor, size: int, patch: in
 
 
 def crop_similarity(teacher: Tensor, student: Tensor, pairs: ViewPairs, size: int, patch: int) -> Tensor:
-    """Mean cosine similarity, cell by cell, of what two views share: the teacher's crop is turned as the student's view is.
+    """Mean cosine similarity, cell by cell, of what two views share: the teacher's crop is turned as the student's view
+    is.
 
     Args:
         teacher: Maps [G * B, C, h, w] of the teacher's views (index ``q * B + b``), no gradient.
@@ -56,7 +58,8 @@ def crop_similarity(teacher: Tensor, student: Tensor, pairs: ViewPairs, size: in
 def correspondence_similarity(
     teacher: Tensor, student: Tensor, pairs: ViewPairs, keep: int, max_similarities: int = MAX_SIMILARITIES
 ) -> Tensor:
-    """Mean cosine similarity of the ``keep`` best matches of cells, student to teacher and teacher to student, averaged.
+    """Mean cosine similarity of the ``keep`` best matches of cells, student to teacher and teacher to student,
+    averaged.
 
     Args:
         teacher: [G, B, M, C], the cells of the teacher's views, no gradient.

@@ -13,8 +13,8 @@ def pairwise_cross_entropy(
 ) -> Tensor:
     """Mean of H(P_t(q), P_s(v)) over the pairs of a teacher view q and another view v (DINO eq. 3; ODIS: L_obj).
 
-    Within a pair the mean is over the images of the GLOBAL batch whose object is visible in both views: the counts are summed over
-    the ranks, so that DDP's gradient mean over ranks equals the gradient of one rank with the whole batch.
+    Within a pair the mean is over the images of the GLOBAL batch whose object is visible in both views: the counts are
+    summed over the ranks, so that DDP's gradient mean over ranks equals the gradient of one rank with the whole batch.
 
     Args:
         teacher: Probabilities [G, B, k, K], k tokens an image, no gradient.
@@ -47,8 +47,8 @@ def patch_cross_entropy(teacher: Tensor, student_logits: Tensor, temperature: fl
         teacher: Probabilities [M, K] of the masked patches, no gradient.
         student_logits: [M, K].
         temperature: Student temperature.
-        weight: [M]; 1/(masked patches of that image and view x images x global views), so that the sum is a mean over views
-            and images with each image normalised by its own number of masked patches.
+        weight: [M]; 1/(masked patches of that image and view x images x global views), so that the sum is a mean over
+            views and images with each image normalised by its own number of masked patches.
     """
     with torch.autocast(student_logits.device.type, enabled=False):
         log_p = F.log_softmax(student_logits.float() / temperature, dim=-1)

@@ -14,7 +14,8 @@ from .dense import align_boxes
 def aligned_cells(
     maps: Tensor, boxes: Tensor, pixels: Tuple[int, int], flip: Tensor, rot90: Tensor, num_cells: int
 ) -> Tensor:
-    """Boxes out of feature maps as S x S cells, with flips and quarter turns undone: cell i shows the same place in every view.
+    """Boxes out of feature maps as S x S cells, with flips and quarter turns undone: cell i shows the same place in
+    every view.
 
     Args:
         maps: [n, C, H, W], one for each view, of any stride that divides the view.
@@ -28,12 +29,14 @@ def aligned_cells(
         float32 [n, S*S, C], row by row of the image.
 
     Raises:
-        ConfigError: if the maps have different strides in height and width: the view's size is no multiple of the backbone's stride.
+        ConfigError: if the maps have different strides in height and width: the view's size is no multiple of the
+            backbone's stride.
     """
     stride, other = pixels[0] / maps.shape[2], pixels[1] / maps.shape[3]
     if stride != other:
         raise ConfigError(
-            f'views of {pixels[0]} x {pixels[1]} pixels become maps of {maps.shape[2]} x {maps.shape[3]} cells, which are not '
+            f'views of {pixels[0]} x {pixels[1]} pixels become maps of {maps.shape[2]} x {maps.shape[3]} cells, which '
+            'are not '
             "square: make the size in SampleViews' views a multiple of the backbone's stride."
         )
     index = torch.arange(len(maps), device=maps.device)
@@ -42,6 +45,7 @@ def aligned_cells(
 
 
 def with_context(cells: Tensor, temperature: float) -> Tensor:
-    """u_i = sum_j softmax_j(<t_i, t_j> / tau_c) t_j over the cells of one view: [..., N, C] unit vectors to [..., N, C]."""
+    """u_i = sum_j softmax_j(<t_i, t_j> / tau_c) t_j over the cells of one view: [..., N, C] unit vectors to [..., N,
+    C]."""
     with torch.autocast(cells.device.type, enabled=False):
         return F.scaled_dot_product_attention(cells, cells, cells, scale=1 / temperature)

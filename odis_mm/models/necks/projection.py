@@ -38,7 +38,8 @@ class PrototypeLayer(nn.Module):
 
 @MODELS.register_module()
 class ProjectionNeck(BaseModule):
-    """Linear-GELU-Linear-GELU-Linear, l2-normalisation, prototypes; shared by [OBJ]/[CLS] and patch tokens (iBOT, DINO).
+    """Linear-GELU-Linear-GELU-Linear, l2-normalisation, prototypes; shared by [OBJ]/[CLS] and patch tokens (iBOT,
+    DINO).
 
     Args:
         in_channels: D, the backbone's width.
@@ -46,9 +47,10 @@ class ProjectionNeck(BaseModule):
         bottleneck_channels: Width of the normalised vector (iBOT: 256).
         num_prototypes: K (iBOT: 8192).
         norm_trainable: See :class:`PrototypeLayer`.
-        norm_cfg: Norm after each linear, dict(type='BN1d') or, for several ranks, dict(type='SyncBN') (DINO's ``use_bn_in_head``, MoCo v3);
-            None: none (iBOT's recipes). Batch statistics keep the differences between images large however alike a fresh backbone's
-            tokens are: a small model at a small batch learns from its first steps on instead of drifting to a uniform answer.
+        norm_cfg: Norm after each linear, dict(type='BN1d') or, for several ranks, dict(type='SyncBN') (DINO's
+            ``use_bn_in_head``, MoCo v3); None: none (iBOT's recipes). Batch statistics keep the differences between
+            images large however alike a fresh backbone's tokens are: a small model at a small batch learns from its
+            first steps on instead of drifting to a uniform answer.
     """
 
     def __init__(

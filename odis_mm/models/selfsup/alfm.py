@@ -1,4 +1,5 @@
-"""ALFM: aligning local features from multi-view (Fang et al., Knowledge-Based Systems 330, 114671, 2025), reconstructed."""
+"""ALFM: aligning local features from multi-view (Fang et al., Knowledge-Based Systems 330, 114671, 2025),
+reconstructed."""
 
 from typing import Dict, List
 
@@ -17,19 +18,21 @@ from .base import TeacherStudent
 class ALFM(TeacherStudent):
     """loss = lambda_gmsr L_GMSR + lambda_cdlp L_CDLP. Our reconstruction: only the paper's abstract is public.
 
-    From the abstract: GMSR "maximises the similarity between the embeddings of two views and increases the differential entropy of
-    the embeddings of each view"; CDLP predicts "soft labels with rich contextual information" on local patches, which aligns
-    local features across views; detection data for pretraining, where the background is signal. Ours is everything else:
-    the log-det entropy, the cells and their context, prototypes, center and temperatures, the EMA teacher as the target, all numbers.
+    From the abstract: GMSR "maximises the similarity between the embeddings of two views and increases the differential
+    entropy of the embeddings of each view"; CDLP predicts "soft labels with rich contextual information" on local
+    patches, which aligns local features across views; detection data for pretraining, where the background is signal.
+    Ours is everything else: the log-det entropy, the cells and their context, prototypes, center and temperatures, the
+    EMA teacher as the target, all numbers.
 
     - GMSR: a map's mean, projected, is the embedding of a view; see :meth:`ALFMHead.gmsr`.
-    - CDLP: what both views show is cut into S x S cells, flips undone. A student's cell of one view predicts the prototype
-      distribution of the teacher's same cell in the other view, after that cell took up its context; see :meth:`ALFMHead.cdlp`.
+    - CDLP: what both views show is cut into S x S cells, flips undone. A student's cell of one view predicts the
+      prototype distribution of the teacher's same cell in the other view, after that cell took up its context; see
+      :meth:`ALFMHead.cdlp`.
 
     Args:
         lambda_gmsr, lambda_cdlp: Weights; 0 leaves the term, and the training of its projector, out.
-        **kwargs: See :class:`TeacherStudent`; an ``ObjectViT`` or any backbone whose last output is a map [B, C, H, W], a
-            ``GlobalLocalNeck`` and an ``ALFMHead``.
+        **kwargs: See :class:`TeacherStudent`; an ``ObjectViT`` or any backbone whose last output is a map [B, C, H, W],
+            a ``GlobalLocalNeck`` and an ``ALFMHead``.
     """
 
     prototype_loss = 'loss_cdlp'
@@ -55,7 +58,8 @@ class ALFM(TeacherStudent):
 
         Args:
             inputs: One entry: normalised views [2*B, 3, h, w].
-            data_samples: crop [B, 2, 4], view_size [B, 2, 2], flip and rot90 [B, 2], as :func:`collate_views` gives them.
+            data_samples: crop [B, 2, 4], view_size [B, 2, 2], flip and rot90 [B, 2], as :func:`collate_views` gives
+                them.
 
         Raises:
             ValueError: if there are not two views of one size, or the backbone gives no maps.
@@ -63,7 +67,8 @@ class ALFM(TeacherStudent):
         views = ViewBatch(*(data_samples[key] for key in ('crop', 'view_size', 'flip', 'rot90')))
         if len(inputs) != 1 or views.flip.shape[1] != 2:
             raise ConfigError(
-                f'ALFM compares two views of one size, and the pipeline makes {views.flip.shape[1]} of {len(inputs)} size(s): '
+                f'ALFM compares two views of one size, and the pipeline makes {views.flip.shape[1]} of {len(inputs)} '
+                'size(s): '
                 "give SampleViews the single group dict(role='global', num=2, ...)."
             )
         student = _last_map(self.backbone, inputs[0])  # [2*B, C, H, W]
@@ -99,7 +104,8 @@ def _last_map(backbone: nn.Module, images: Tensor) -> Tensor:
         return backbone.to_map(out, images.shape[-2:])
     if out.ndim != 4:
         raise ConfigError(
-            f'ALFM needs a backbone that yields maps [B, C, H, W], and {type(backbone).__name__} yields {list(out.shape)}: '
+            f'ALFM needs a backbone that yields maps [B, C, H, W], and {type(backbone).__name__} yields '
+            f'{list(out.shape)}: '
             "for mmpretrain's ViTs set model.backbone.out_type='featmap', or take ObjectViT."
         )
     return out

@@ -17,16 +17,18 @@ from ...utils.schedules import cosine
 
 
 class TeacherStudent(BaseSelfSupervisor):
-    """Student = backbone + neck, trained; teacher = the same modules, theta_t <- m theta_t + (1-m) theta_s after each optimizer step.
+    """Student = backbone + neck, trained; teacher = the same modules, theta_t <- m theta_t + (1-m) theta_s after each
+    optimizer step.
 
-    The teacher is what is evaluated and exported. It runs without drop path and dropout, and its buffers are its own: they are
-    never overwritten with the student's.
+    The teacher is what is evaluated and exported. It runs without drop path and dropout, and its buffers are its own:
+    they are never overwritten with the student's.
 
     Args:
         backbone: Config of the student's backbone.
         neck: Config of the student's neck.
         head: Config of the head; it owns the loss and whatever the loss remembers.
-        momentum: dict(start, end) of m in the papers' convention (near 1), on a cosine over all iterations (iBOT: 0.996 -> 1).
+        momentum: dict(start, end) of m in the papers' convention (near 1), on a cosine over all iterations (iBOT: 0.996
+            -> 1).
         data_preprocessor: Config; default ``ViewPreprocessor``.
     """
 
@@ -50,7 +52,8 @@ class TeacherStudent(BaseSelfSupervisor):
         super().__init__(backbone=backbone, neck=neck, head=head, data_preprocessor=preprocessor, init_cfg=init_cfg)
         if not 0 <= momentum['start'] <= momentum['end'] <= 1:
             raise ConfigError(
-                f'model.momentum must rise from start to end within [0, 1] (the teacher keeps this share), got {momentum}.'
+                'model.momentum must rise from start to end within [0, 1] (the teacher keeps this share), got '
+                f'{momentum}.'
             )
         self.momentum_cfg = momentum
         self.momentum = momentum['start']
@@ -143,9 +146,9 @@ class TeacherStudent(BaseSelfSupervisor):
         """Figures of the iteration since :meth:`watch_health`, on this rank.
 
         Returns:
-            ``student_norm``; ``EMA distance`` |s - t|/|t|; of at most 256 views ``feature rank``, exp of the entropy of the spectrum of
-            their centered teacher features, and ``feature spread``, the share of the features' energy that is left after centering; what
-            the head adds (``SoftTargetHead.health``).
+            ``student_norm``; ``EMA distance`` |s - t|/|t|; of at most 256 views ``feature rank``, exp of the entropy of
+            the spectrum of their centered teacher features, and ``feature spread``, the share of the features' energy
+            that is left after centering; what the head adds (``SoftTargetHead.health``).
         """
         self._watching.remove()
         teacher, student = self._pair_parameters()
@@ -184,7 +187,8 @@ class TeacherStudent(BaseSelfSupervisor):
         if not self._progress_known:
             raise ConfigError(
                 f'{type(self).__name__} is trained without its schedules, so its teacher would never move: add '
-                "schedule=dict(type='SelfSupScheduleHook') to default_hooks (or call set_progress and after_optimizer_step yourself)."
+                "schedule=dict(type='SelfSupScheduleHook') to default_hooks (or call set_progress and "
+                'after_optimizer_step yourself).'
             )
         return self.compute_losses(inputs, data_samples)
 

@@ -13,13 +13,15 @@ from .base import TeacherStudent
 
 @MODELS.register_module()
 class GTSA(TeacherStudent):
-    """Student maps that, unlike an invariant method's, follow the crop and the rotation of their view (see ``GTSAHead``).
+    """Student maps that, unlike an invariant method's, follow the crop and the rotation of their view (see
+    ``GTSAHead``).
 
-    Patch tokens only: the class token stays in the backbone as a key of the attention and is dropped from its output. There
-    is no centering; the student's predictor alone keeps the maps from collapsing.
+    Patch tokens only: the class token stays in the backbone as a key of the attention and is dropped from its output.
+    There is no centering; the student's predictor alone keeps the maps from collapsing.
 
     Args:
-        **kwargs: See :class:`TeacherStudent`; the backbone an ``ObjectViT``, the neck a ``ConvNeck``, the head a ``GTSAHead``.
+        **kwargs: See :class:`TeacherStudent`; the backbone an ``ObjectViT``, the neck a ``ConvNeck``, the head a
+            ``GTSAHead``.
     """
 
     def __init__(self, *args, **kwargs):
@@ -31,9 +33,10 @@ class GTSA(TeacherStudent):
     def set_progress(self, iteration: int, max_iters: int, iters_per_epoch: int) -> None:
         """As in the base, but for the teacher's momentum.
 
-        GTSA updates the teacher at the start of an iteration, from the student as the last step left it and with the momentum of
-        that iteration. What the forward pass sees is the same if it moves right after the optimizer step with the momentum of the
-        iteration to come; so nothing is pending when a checkpoint is written or gradients accumulate.
+        GTSA updates the teacher at the start of an iteration, from the student as the last step left it and with the
+        momentum of that iteration. What the forward pass sees is the same if it moves right after the optimizer step
+        with the momentum of the iteration to come; so nothing is pending when a checkpoint is written or gradients
+        accumulate.
         """
         super().set_progress(iteration, max_iters, iters_per_epoch)
         self.momentum = cosine(self.momentum_cfg['start'], self.momentum_cfg['end'], iteration + 1, max_iters)

@@ -1,4 +1,5 @@
-"""The ViTs of DINOv2 and DINOv3 as ObjectViT: registers, rotary positions, gated MLPs, maps for detectors, windows, frozen blocks."""
+"""The ViTs of DINOv2 and DINOv3 as ObjectViT: registers, rotary positions, gated MLPs, maps for detectors, windows,
+frozen blocks."""
 
 import copy
 import math
@@ -105,7 +106,8 @@ def test_a_mask_of_all_ones_equals_none(name, size):
 @pytest.mark.parametrize('name', ['dinov3 swiglu', 'several tokens'])
 @pytest.mark.parametrize('options', [dict(packed=True), dict(with_cp=True), dict(patches=True)])
 def test_speed_options_leave_losses_and_gradients(name, options):
-    """Packed resolutions, checkpointing and the rows that are read, beside the plain path, in a training step of ODIS."""
+    """Packed resolutions, checkpointing and the rows that are read, beside the plain path, in a training step of
+    ODIS."""
     model = make_odis(backbone=dict(arch=WIDE), neck=dict(in_channels=64))
     model.backbone = build(**MODELS[name])
     model.teacher['backbone'] = copy.deepcopy(model.backbone).requires_grad_(False)
@@ -191,7 +193,8 @@ def test_frozen_blocks_are_not_trained_and_drop_nothing():
 @pytest.mark.parametrize('size', [2, 3])
 @pytest.mark.parametrize('form', ['cpu', 'gpu'])
 def test_windows_equal_a_masked_attention(size, form):
-    """All blocks windowed, of a grid that windows of 3 do not divide: patches see leading tokens and their own window."""
+    """All blocks windowed, of a grid that windows of 3 do not divide: patches see leading tokens and their own
+    window."""
     vit = build(**V3, window_size=size, global_every=9).double()
     images, mask = torch.randn(2, 3, 32, 40).double(), random_masks(2, 20)
     rows, columns, lead = 4, 5, vit.num_leading_tokens

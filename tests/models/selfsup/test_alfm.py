@@ -84,7 +84,7 @@ def entropy(z):
     return coding_length(moment, z.shape[-1], EPS2) / min(z.shape[-2:])
 
 
-# ----------------------------------------------------------------------------------------------------------------- entropy
+# ----------------------------------------------------------------------------------------------------------------- entr
 def naive(z, side):
     """The definition in float64, with eigenvalues instead of a factorisation."""
     z = z.double()
@@ -146,7 +146,7 @@ def test_effective_rank():
     assert effective_rank(second_moment(torch.eye(6)[:2].repeat(5, 1))).item() == pytest.approx(2)
 
 
-# ------------------------------------------------------------------------------------------------------------------- cells
+# ------------------------------------------------------------------------------------------------------------------- ce
 def bilinear(image, x, y):
     """A map [C, H, W] at continuous cell centers (x, y), the edge continued."""
     height, width = image.shape[1:]
@@ -159,8 +159,8 @@ def bilinear(image, x, y):
 
 
 def slow_cells(image, crop, other, flip, cells=S):
-    """[S*S, C] of one view: points laid out over the shared rectangle in IMAGE coordinates and followed into the view, in each cell as
-    many as it has cells of the map; None if the crops share nothing."""
+    """[S*S, C] of one view: points laid out over the shared rectangle in IMAGE coordinates and followed into the view,
+    in each cell as many as it has cells of the map; None if the crops share nothing."""
     (x, y, w, h), (ox, oy, ow, oh) = crop.tolist(), other.tolist()
     x1, y1, x2, y2 = max(x, ox), max(y, oy), min(x + w, ox + ow), min(y + h, oy + oh)
     if x2 <= x1 or y2 <= y1:
@@ -182,7 +182,8 @@ def slow_cells(image, crop, other, flip, cells=S):
 
 
 def test_cells_of_two_views_show_the_same_places():
-    """Maps that hold image coordinates: whatever crop, flip and turn, cell (i, j) of either view holds the same ones."""
+    """Maps that hold image coordinates: whatever crop, flip and turn, cell (i, j) of either view holds the same
+    ones."""
     views = stack_views([View((10, 4, 60, 50), (64, 64), True, 1), View((30, 20, 80, 41), (64, 64), False, 2)])
     first, _, _ = pair_intersections(views)  # x 30..70, y 20..54 in the image
     centers = np.stack(np.meshgrid(*[(np.arange(16) + 0.5) * 4] * 2), -1)
@@ -201,7 +202,7 @@ def test_cells_of_two_views_show_the_same_places():
     torch.testing.assert_close(cells[inner], wanted[inner], atol=1e-3, rtol=0)
 
 
-# ------------------------------------------------------------------------------------------------------------------ losses
+# ------------------------------------------------------------------------------------------------------------------ los
 def slow_losses(model, data):
     """Both losses from the equations, image by image, cell by cell."""
     images = model.data_preprocessor(copy.deepcopy(data), True)['inputs'][0]
@@ -236,7 +237,8 @@ def slow_losses(model, data):
 
 
 def test_losses_equal_a_slow_reference():
-    """Flips, partial overlap, none, non-square views of images of other shapes; an epoch within the temperature's schedule."""
+    """Flips, partial overlap, none, non-square views of images of other shapes; an epoch within the temperature's
+    schedule."""
     model, data = make_alfm(), make_batch()
     model.head.center.value.normal_(std=0.1)
     with torch.no_grad():

@@ -70,7 +70,7 @@ def total(losses):
     return sum(value for key, value in losses.items() if 'loss' in key)
 
 
-# ---------------------------------------------------------------------------------------------------- one sign convention
+# ---------------------------------------------------------------------------------------------------- one sign conventi
 
 
 @pytest.mark.parametrize('rot90, points_to', [(0, 'right'), (1, 'up'), (2, 'left'), (3, 'down')])
@@ -129,10 +129,10 @@ def test_pairs_hold_the_rectangles_of_the_slow_reference():
     assert 0 < seen < 20
 
 
-# ------------------------------------------------------------------------------------------------------------------ views
+# ------------------------------------------------------------------------------------------------------------------ vie
 
 
-# ------------------------------------------------------------------------------------------------------ losses, value and gradient
+# ------------------------------------------------------------------------------------------------------ losses, value a
 def slow_losses(model, data):
     processed = model.data_preprocessor(copy.deepcopy(data), True)
     student = [model.backbone.to_map(model.backbone(x)[-1], x.shape[-2:]) for x in processed['inputs']]
@@ -223,7 +223,7 @@ def test_pairs_without_common_area_do_not_count():
     )
 
 
-# ----------------------------------------------------------------------------------------------- an encoder that turns with its input
+# ----------------------------------------------------------------------------------------------- an encoder that turns
 class MeanColour(nn.Module):
     """Tokens of a per-patch mean colour behind a class token: turning the picture turns the map."""
 
@@ -238,7 +238,8 @@ class MeanColour(nn.Module):
 
 
 def colour_loss(image, views, told=None):
-    """L_crop and L_correspondence with mean colours as features, of an image uint8 [H, W, 3] and its views; ``told``: other turns."""
+    """L_crop and L_correspondence with mean colours as features, of an image uint8 [H, W, 3] and its views; ``told``:
+    other turns."""
     model = make_gtsa()
     model.backbone = model.teacher['backbone'] = MeanColour()
     model.neck = model.teacher['neck'] = model.head.predictor = nn.Identity()
@@ -302,7 +303,7 @@ def test_turning_the_image_and_its_crops_changes_nothing(quarters):
     torch.testing.assert_close(turned['loss_crop'], plain['loss_crop'], atol=1e-3, rtol=0)
 
 
-# ------------------------------------------------------------------------------------------------------------------ head, neck
+# ------------------------------------------------------------------------------------------------------------------ hea
 def test_conv_neck_equals_its_formula():
     neck = MODELS.build(dict(type='ConvNeck', in_channels=6, hidden_channels=6, out_channels=5))
     x = torch.randn(2, 6, 4, 7)
@@ -427,10 +428,11 @@ def test_bf16_autocast_keeps_losses_in_float32_and_close():
         assert half[key].item() == pytest.approx(exact[key].item(), rel=0.05, abs=0.01), key
 
 
-# ----------------------------------------------------------------------------------------------------------------------- teacher
+# ----------------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize('accumulate', [1, 3])
 def test_teacher_is_what_an_update_before_its_forward_pass_gives(accumulate):
-    """The literal rule: before the first forward pass after a step, theta_t <- m theta_t + (1-m) theta_s with this iteration's m."""
+    """The literal rule: before the first forward pass after a step, theta_t <- m theta_t + (1-m) theta_s with this
+    iteration's m."""
     model, total_iters = make_gtsa(), 9
     literal = copy.deepcopy(model.teacher)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
@@ -478,7 +480,7 @@ def test_a_resumed_run_is_the_same_run():
         assert torch.equal(parts['model'][key], value), key
 
 
-# ------------------------------------------------------------------------------------------------------------------------ recipes
+# ----------------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize('name', ['gtsa_vits_coco', 'gtsa_vits_ade20k'])
 def test_recipes_train_on_real_images(name, shared_data):
     init_default_scope('mmpretrain')
