@@ -1,6 +1,6 @@
 from .backbones import ObjectViT
 from .data_preprocessor import ViewPreprocessor
-from .heads import ALFMHead, DistillationHead, GTSAHead
+from .heads import ALFMHead, DistillationHead, EmbeddingHead, GTSAHead
 from .necks import ConvNeck, GlobalLocalNeck, ProjectionNeck
 from .selfsup import ALFM, GTSA, ODIS, TeacherStudent
 
@@ -9,6 +9,7 @@ __all__ = [
     'ALFMHead',
     'ConvNeck',
     'DistillationHead',
+    'EmbeddingHead',
     'GTSA',
     'GTSAHead',
     'GlobalLocalNeck',

@@ -29,7 +29,7 @@ class PackViews(BaseTransform):
         ``data_samples``: ``crop`` float32 [V, 4] (x, y, w, h in pixels of the image), ``view_size`` int64 [V, 2] (h, w),
         ``flip`` bool [V], ``rot90`` int64 [V], ``image_size`` int64 [2] (h, w), ``img_id`` int64 []; if the views were
         sampled for an object, ``object_mask`` per resolution bool [V_r, N_r] (patches row by row) and ``object_visible``
-        bool [V]; ``mim_mask`` bool [G, N] if masks were drawn; ``photometric`` per resolution float32 [V_r, 13] if the device is to
+        bool [V]; ``mim_mask`` bool [G, N] if masks were drawn; ``other_masks`` bool [G, n, N] of further objects; ``photometric`` per resolution float32 [V_r, 13] if the device is to
         apply them.
     """
 
@@ -52,6 +52,8 @@ class PackViews(BaseTransform):
                 torch.from_numpy(np.stack([masks[i].reshape(-1) for i in group])) for group in groups
             ]
             samples['object_visible'] = torch.tensor(results['object_visible'])
+        if 'other_masks' in results:
+            samples['other_masks'] = torch.from_numpy(results['other_masks']).flatten(2)
         if 'photometric' in results:
             samples['photometric'] = [torch.from_numpy(results['photometric'][group]) for group in groups]
         if 'mim_masks' in results:
@@ -72,7 +74,7 @@ def collate_views(batch: Sequence[dict]) -> dict:
     Returns:
         dict: ``inputs``: per resolution uint8 [V_r * B, 3, h, w] (index ``v * B + b``, channels last in memory).
         ``data_samples``: ``object_mask`` per resolution bool [V_r * B, N_r], ``photometric`` likewise [V_r * B, 13],
-        ``mim_mask`` bool [G * B, N]; the rest with a leading B.
+        ``mim_mask`` bool [G * B, N], ``other_masks`` bool [G * B, n, N]; the rest with a leading B.
     """
     inputs = [
         _view_major([views.permute(0, 2, 3, 1) for views in parts]).permute(0, 3, 1, 2)  # whole pixels are copied
@@ -84,5 +86,5 @@ def collate_views(batch: Sequence[dict]) -> dict:
         if key in ('object_mask', 'photometric'):
             samples[key] = [_view_major(parts) for parts in zip(*values)]
         else:
-            samples[key] = _view_major(values) if key == 'mim_mask' else torch.stack(values)
+            samples[key] = _view_major(values) if key in ('mim_mask', 'other_masks') else torch.stack(values)
     return dict(inputs=inputs, data_samples=samples)

@@ -78,10 +78,12 @@ class SampleViews(BaseTransform):
         object_aware: False for plain cropping (one draw); masks still show the target, and a global view is visible if
             its crop contains some of it.
         patch_size: Side of a patch in pixels of the view.
+        others: So many further objects of the image, drawn at random, get masks in the global views, for ``ODIS(lambda_pool)``; the crops
+            are not drawn for them.
 
     Reads ``height``, ``width``, ``bboxes``, ``masks``, ``scores``, ``rng``; adds ``views`` (list of :class:`View`, integer crops),
     ``patch_masks`` (list of bool [rows, columns]), ``object_visible`` (list of bool), ``view_roles`` (list of str) and
-    ``target`` (index of the object, -1 for the whole image).
+    ``target`` (index of the object, -1 for the whole image), and with ``others`` = n ``other_masks`` (bool [G, n, rows, columns]).
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class SampleViews(BaseTransform):
         local_touch: bool = False,
         object_aware: bool = True,
         patch_size: int = 16,
+        others: int = 0,
     ):
         if target_rule not in TARGET_RULES:
             raise ConfigError(f'target_rule={target_rule!r} is unknown: choose one of {TARGET_RULES}')
@@ -117,7 +120,7 @@ class SampleViews(BaseTransform):
         self.min_cover = np.array(covers)
         self.target_rule, self.region = target_rule, region
         self.tries, self.local_tries, self.local_touch = tries, local_tries, local_touch
-        self.object_aware, self.patch_size = object_aware, patch_size
+        self.object_aware, self.patch_size, self.others = object_aware, patch_size, others
 
     @staticmethod
     def check_group(group: dict, patch: int) -> dict:
@@ -229,7 +232,20 @@ class SampleViews(BaseTransform):
                 masks += list(region.patch_masks(new, self.patch_size))
             views, visible, roles = views + new, visible + seen.tolist(), roles + [group['role']] * len(new)
         results.update(views=views, patch_masks=masks, object_visible=visible, view_roles=roles, target=target)
+        if self.others:
+            results['other_masks'] = self._other_masks(results, views[: roles.count('global')], target)
         return results
+
+    def _other_masks(self, results: dict, views: Sequence[View], target: int) -> np.ndarray:
+        """Patches of objects other than the target, bool [G, others, rows, columns]; all False where there is no such object."""
+        boxes = np.asarray(results['bboxes'], np.float64)
+        rest = np.delete(np.arange(len(boxes)), target) if target >= 0 else np.zeros(0, int)
+        chosen = results['rng'].permutation(rest)[: self.others]
+        rows, columns = (side // self.patch_size for side in views[0].size)
+        masks = np.zeros((len(views), self.others, rows, columns), bool)
+        for place, index in enumerate(chosen.tolist()):
+            masks[:, place] = self._region(results, index).patch_masks(views, self.patch_size)
+        return masks
 
 
 def render_view(img: np.ndarray, view: View, interpolation: str = 'bicubic') -> np.ndarray:

@@ -1,5 +1,6 @@
 from .alfm import ALFMHead
 from .distillation import Center, DistillationHead, sinkhorn_knopp
+from .embedding import EmbeddingHead
 from .gtsa import GTSAHead
 
-__all__ = ['ALFMHead', 'Center', 'DistillationHead', 'GTSAHead', 'sinkhorn_knopp']
+__all__ = ['ALFMHead', 'Center', 'DistillationHead', 'EmbeddingHead', 'GTSAHead', 'sinkhorn_knopp']

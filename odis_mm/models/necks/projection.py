@@ -45,7 +45,7 @@ class ProjectionNeck(BaseModule):
         in_channels: D, the backbone's width.
         hidden_channels: Width of the hidden layers (iBOT: 2048).
         bottleneck_channels: Width of the normalised vector (iBOT: 256).
-        num_prototypes: K (iBOT: 8192).
+        num_prototypes: K (iBOT: 8192); 0: none, the result is the unit vector, for an ``EmbeddingHead``.
         norm_trainable: See :class:`PrototypeLayer`.
         norm_cfg: Norm after each linear, dict(type='BN1d') or, for several ranks, dict(type='SyncBN') (DINO's
             ``use_bn_in_head``, MoCo v3); None: none (iBOT's recipes). Batch statistics keep the differences between
@@ -76,17 +76,19 @@ class ProjectionNeck(BaseModule):
             layers.append(nn.GELU())
         self.mlp = nn.Sequential(*layers[:-1])
         self.uses_batch_statistics = any(isinstance(module, _BatchNorm) for module in layers)
-        self.prototypes = PrototypeLayer(bottleneck_channels, num_prototypes, norm_trainable)
+        if num_prototypes:
+            self.prototypes = PrototypeLayer(bottleneck_channels, num_prototypes, norm_trainable)
         self.num_prototypes = num_prototypes
 
     def init_weights(self) -> None:
         super().init_weights()
         init_linears(self.mlp)
-        trunc_normal(self.prototypes.weight_v)
+        if self.num_prototypes:
+            trunc_normal(self.prototypes.weight_v)
 
     def prototype_parameters(self) -> List[nn.Parameter]:
         """The parameters that get no gradient in the first epoch."""
-        return [p for p in self.prototypes.parameters() if p.requires_grad]
+        return [p for p in self.prototypes.parameters() if p.requires_grad] if self.num_prototypes else []
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Tokens [..., D] to unit vectors [..., bottleneck]."""
@@ -94,5 +96,6 @@ class ProjectionNeck(BaseModule):
         return F.normalize(z.float(), dim=-1).to(z.dtype)  # the eps of the norm vanishes in half precision
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens [..., D] to logits [..., K]."""
-        return self.prototypes(self.embed(tokens))
+        """Tokens [..., D] to logits [..., K], or to unit vectors if there are no prototypes."""
+        z = self.embed(tokens)
+        return self.prototypes(z) if self.num_prototypes else z

@@ -23,7 +23,10 @@ class ODIS(TeacherStudent):
         lambda_img: Weight of L_img (paper: 0); needs ``backbone.cls_beside_object=True``.
         packed: Run the student on all resolutions at once, see ``ObjectViT.forward``: for GPUs that wait for small kernels; same losses.
         masked_attention: Let [OBJ] see the object's patches only, in teacher and student; False: the whole view.
-        **kwargs: See :class:`TeacherStudent`; the backbone an ``ObjectViT``, the head a ``DistillationHead``.
+        lambda_pool: Weight of L_pool, this project's option (paper: 0): as L_obj, but of the mean of an object's patches after the last block,
+            between the global views, for the target and for the further objects of ``SampleViews(others=n)``. Without it and without
+            L_patch no loss reads the last block's patches, and these are what a detector reads.
+        **kwargs: See :class:`TeacherStudent`; the backbone an ``ObjectViT``, the head a ``DistillationHead`` or an ``EmbeddingHead``.
     """
 
     def __init__(
@@ -33,6 +36,7 @@ class ODIS(TeacherStudent):
         lambda_img: float = 0.0,
         masked_attention: bool = True,
         packed: bool = False,
+        lambda_pool: float = 0.0,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
@@ -43,7 +47,14 @@ class ODIS(TeacherStudent):
         self.lambda_patch = lambda_patch
         self.lambda_img = lambda_img
         self.masked_attention = masked_attention
+        if lambda_pool and packed:
+            raise ConfigError(
+                'model.lambda_pool reads all patches, which model.packed does not keep: leave one of them out.'
+            )
+        if lambda_pool and self.head.patch_center_of_all:
+            raise ConfigError("model.lambda_pool needs model.head.patch_center='masked'.")
         self.packed = packed
+        self.lambda_pool = lambda_pool
         if lambda_patch:  # outside the backbone: an exported backbone has no use for it
             self.mask_token = nn.Parameter(torch.zeros(self.backbone.embed_dims))
 
@@ -72,7 +83,8 @@ class ODIS(TeacherStudent):
 
         Args:
             inputs: Normalised views per resolution, [V_r*B, 3, H, W], global views first, view-major.
-            data_samples: object_mask (list over resolutions), object_visible [B, V], mim_mask [G*B, N], mim_index [M], mim_weight [M].
+            data_samples: object_mask (list over resolutions), object_visible [B, V], mim_mask [G*B, N], mim_index [M], mim_weight [M];
+                other_masks [G*B, n, N] if the pipeline draws further objects.
         """
         visible = data_samples['object_visible'] if self.masked_attention else None  # [B, V]
         masks = data_samples['object_mask'] if self.masked_attention else [None]
@@ -85,24 +97,35 @@ class ODIS(TeacherStudent):
             replace, masked = None, none
 
         # the teacher comes first: its logits are gone before the student's are there
-        targets, patch_targets = self._targets(inputs[0], masks[0], masked, batch)
-        student = self._student(inputs, masks[0], replace, masked, none)
+        pooled = self._objects_of(data_samples, len(inputs[0])) if self.lambda_pool else None
+        targets, patch_targets, pool_targets = self._targets(inputs[0], masks[0], masked, batch, pooled)
+        student, means = self._student(inputs, masks[0], replace, masked, none, pooled)
         leading = torch.cat([out[-2] for out in student])  # [V*B, t, D]
         logits, patch_logits = self._project(self.neck, leading, student[0][-1] if self.lambda_patch else None)
         logits = logits.unflatten(0, (-1, batch))  # [V, B, t, K]
 
         objects = self.backbone.object_slice
         losses = dict(loss_obj=self.head.token_loss(logits[:, :, objects], targets[:, :, objects], visible))
+        losses.update(self.head.monitor(targets))
         if self.lambda_img:
             losses['loss_img'] = self.lambda_img * self.head.token_loss(logits[:, :, :1], targets[:, :, :1])
         if self.lambda_patch:
             patch_loss = self.head.patch_loss(patch_logits, patch_targets, data_samples['mim_weight'])
             losses['loss_patch'] = self.lambda_patch * patch_loss
+        if pooled is not None:
+            shown = pooled.any(-1).unflatten(0, (-1, batch)).flatten(1).T  # [B*n, G]
+            each = self.neck(means.flatten(0, 1)).unflatten(0, (shown.shape[1], len(shown), 1))  # [G, B*n, 1, K]
+            losses['loss_pool'] = self.lambda_pool * self.head.token_loss(each, pool_targets.view(each.shape), shown)
+            losses.update({f'pool_{name}': value for name, value in self.head.monitor(pool_targets).items()})
         shown = data_samples['object_visible'][:, : len(inputs[0]) // batch]  # [B, G]
         losses['visible_share'] = shown.all(1).float().mean()  # of images, in all global views
-        # ln K: uniform collapse; 0: one prototype for everything
-        losses['teacher_entropy'] = torch.special.entr(targets).sum(-1).mean()
         return losses
+
+    @staticmethod
+    def _objects_of(data_samples: dict, views: int) -> Tensor:
+        """Patches of the target and of the further objects in the global views, bool [G*B, n, N]."""
+        target = data_samples['object_mask'][0][:views, None]
+        return torch.cat((target, data_samples['other_masks']), 1) if 'other_masks' in data_samples else target
 
     def _student(
         self,
@@ -111,33 +134,40 @@ class ODIS(TeacherStudent):
         replace: Optional[Tuple[Tensor, Tensor]],
         masked: Tensor,
         none: Tensor,
-    ) -> List[Tuple[Tensor, ...]]:
-        """The backbone's output for each resolution: leading tokens [V_r*B, t, D], and of the global views the masked patches [M, D]."""
+        pooled: Optional[Tensor],
+    ) -> Tuple[List[Tuple[Tensor, ...]], Optional[Tensor]]:
+        """The backbone's output for each resolution: leading tokens [V_r*B, t, D], and of the global views the masked patches [M, D]; and the
+        mean patches of ``pooled`` [G*B, n, D]."""
         local = inputs[1:]  # [OBJ] sees all of a local view
         if self.packed:
-            return self.backbone(inputs, [mask] + [None] * len(local), replace, [masked] + [none] * len(local))
-        return [
-            self.backbone(inputs[0], mask, replace, masked),
-            *(self.backbone(views, patches=none) for views in local),
-        ]
+            out = self.backbone(inputs, [mask] + [None] * len(local), replace, [masked] + [none] * len(local))
+            return out, None
+        leading, patches, means = read_tokens(self.backbone, inputs[0], mask, replace, masked, pooled)
+        return [(leading, patches), *(self.backbone(views, patches=none) for views in local)], means
 
     @torch.no_grad()
     def _targets(
-        self, views: Tensor, mask: Optional[Tensor], masked: Tensor, batch: int
-    ) -> Tuple[Tensor, Optional[Tensor]]:
-        """The teacher's distributions of the leading tokens [G, B, t, K] and of the patches ``masked`` [M, K]; the head's centers follow."""
+        self, views: Tensor, mask: Optional[Tensor], masked: Tensor, batch: int, pooled: Optional[Tensor]
+    ) -> Tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
+        """The teacher's targets of the leading tokens [G, B, t, K], of the patches ``masked`` [M, K] and of the mean patches of ``pooled``
+        [G*B*n, K]; the head's centers follow."""
         backbone, neck = self.teacher['backbone'], self.teacher['neck']
-        every = None
+        every, means = None, None
         if self.lambda_patch and self.head.patch_center_of_all:
             tokens = backbone(views, mask)[-1]
-            leading, patches = tokens[:, : backbone.num_class_tokens], tokens[:, backbone.num_leading_tokens :]
+            leading, patches = (
+                tokens[:, : self.backbone.num_leading_tokens],
+                tokens[:, self.backbone.num_leading_tokens :],
+            )
             every = _sum_of_logits(neck, patches)
             patches = patches.flatten(0, 1)[masked]
         else:
-            leading, patches = backbone(views, mask, patches=masked)[-2:]
+            leading, patches, means = read_tokens(backbone, views, mask, None, masked, pooled)
         logits, patch_logits = self._project(neck, leading, patches if self.lambda_patch else None)
         targets = self.head.token_targets(logits.unflatten(0, (-1, batch)))
-        return targets, None if patch_logits is None else self.head.patch_targets(patch_logits, every)
+        # objects' means are tokens of one more view: they move the tokens' center, too
+        pool_targets = None if means is None else self.head.token_targets(neck(means.flatten(0, 1)))
+        return targets, None if patch_logits is None else self.head.patch_targets(patch_logits, every), pool_targets
 
     @staticmethod
     def _project(neck: nn.Module, leading: Tensor, patches: Optional[Tensor]) -> Tuple[Tensor, Optional[Tensor]]:
@@ -149,6 +179,25 @@ class ODIS(TeacherStudent):
         tokens = leading.flatten(0, 1)
         logits, patch_logits = neck(torch.cat((tokens, patches))).split([len(tokens), len(patches)])
         return logits.unflatten(0, leading.shape[:2]), patch_logits
+
+
+def read_tokens(
+    backbone: nn.Module,
+    views: Tensor,
+    mask: Optional[Tensor],
+    replace: Optional[Tuple[Tensor, Tensor]],
+    masked: Tensor,
+    pooled: Optional[Tensor],
+) -> Tuple[Tensor, Tensor, Optional[Tensor]]:
+    """Leading tokens [m, t, D], the patches ``masked`` [M, D], and the mean patches [m, n, D] of ``pooled``, bool [m, n, N], if asked for."""
+    if pooled is None:
+        return (*backbone(views, mask, replace, masked)[-2:], None)
+    tokens = backbone(views, mask, replace)[-1]
+    first = backbone.num_leading_tokens
+    patches = tokens[:, first:]
+    weight = pooled.to(patches.dtype)
+    weight = weight / weight.sum(-1, keepdim=True).clamp(min=1)
+    return tokens[:, :first], patches.flatten(0, 1)[masked], weight @ patches
 
 
 def _sum_of_logits(neck: nn.Module, patches: Tensor) -> Tuple[Tensor, int]:
