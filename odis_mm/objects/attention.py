@@ -6,7 +6,7 @@ TokenCut (Wang et al., arXiv 2202.11539) and MaskCut (Wang et al., arXiv 2301.11
 """
 
 from dataclasses import dataclass
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -23,12 +23,12 @@ _EDGE = 1e-5  # of unlike patches: keeps the graph connected
 
 
 def second_eigenvectors(
-    affinity: Tensor, alive: Tensor, start: Tensor, steps: int = 40, tolerance: float = 1e-4
+    affinity: Tensor, alive: Tensor, start: Tensor, steps: int = 12, tolerance: float = 1e-4
 ) -> Tuple[Tensor, Tensor]:
     """Solve (D - W) x = lambda D x for the second smallest lambda, for a batch of graphs.
 
-    By Lanczos on D^-1/2 W D^-1/2, from which the known first vector is taken out: some forty products of a matrix and a vector instead of
-    the N^3 of a whole decomposition. Graphs on which it has not converged after four rounds are decomposed as a whole.
+    By Lanczos on D^-1/2 W D^-1/2, from which the known first vector is taken out: a dozen products of a matrix and a vector instead of
+    the N^3 of a whole decomposition. Graphs on which it has not converged after twelve rounds are decomposed as a whole.
 
     Args:
         affinity: W, symmetric and not negative, [B, N, N].
@@ -40,44 +40,49 @@ def second_eigenvectors(
     Returns:
         ``vectors`` [B, N], 0 at nodes that are not alive; ``values`` lambda [B].
     """
-    weight = affinity * alive[:, :, None] * alive[:, None]
-    degree = weight.sum(2)
-    root = torch.where(alive, degree.clamp_min(1e-12).rsqrt(), torch.zeros_like(degree))
-    matrix = weight * root[:, :, None] * root[:, None]
-    first = F.normalize(degree.sqrt() * alive, dim=1)[:, :, None]
+    degree = (affinity @ alive[:, :, None].to(affinity)) * alive[:, :, None]  # [B, N, 1]
+    root = torch.where(degree > 0, degree.clamp_min(1e-12).rsqrt(), torch.zeros_like(degree))
+    first = F.normalize(degree.sqrt(), dim=1)
+
+    def product(vector: Tensor) -> Tensor:
+        return root * (affinity @ (root * vector))  # no matrix of its own for every cut
+
     steps = min(steps, affinity.shape[1] - 1)
-    vector = start.expand(len(matrix), -1)[:, :, None] * alive[:, :, None]
-    for _ in range(4):
-        basis, ritz, residual = _lanczos(matrix, first, vector, steps)
+    vector = start.expand(len(affinity), -1)[:, :, None] * (root > 0)
+    for _ in range(12):
+        basis, ritz, residual = _lanczos(product, first, vector, steps)
         vector = basis @ ritz
         if bool((residual < tolerance).all()):
             break
     else:
         hard = (residual >= tolerance).nonzero().flatten()
-        whole = matrix[hard] - first[hard] @ first[hard].mT
+        whole = affinity[hard] * root[hard] * root[hard].mT - first[hard] @ first[hard].mT
         vector[hard] = torch.linalg.eigh(whole)[1][:, :, -1:]
     vector = F.normalize(vector, dim=1)
-    values = 1 - (vector.mT @ (matrix @ vector)).flatten()
-    return vector[:, :, 0] * root, values
+    values = 1 - (vector * product(vector)).sum((1, 2))
+    return (vector * root)[:, :, 0], values
 
 
-def _lanczos(matrix: Tensor, first: Tensor, vector: Tensor, steps: int) -> Tuple[Tensor, Tensor, Tensor]:
-    """Basis [B, N, steps], the largest Ritz vector in it [B, steps, 1] and its residual [B], orthogonal to ``first``."""
-    diagonal, side, basis = [], [], []
-    kept = first
+def _lanczos(
+    product: Callable[[Tensor], Tensor], first: Tensor, vector: Tensor, steps: int
+) -> Tuple[Tensor, Tensor, Tensor]:
+    """Basis [B, N, k <= steps], the largest Ritz vector in it [B, k, 1] and its residual [B], orthogonal to ``first``."""
+    diagonal, side, kept = [], [], first
     for _ in range(steps):
         for _ in range(2):  # twice is enough
             vector = vector - kept @ (kept.mT @ vector)
         norm = vector.norm(dim=1, keepdim=True)
-        side.append(norm.flatten())
-        vector = vector / norm.clamp_min(1e-12) * (norm > 1e-7)  # an exhausted space gives zeros
-        basis.append(vector)
+        vector = vector / norm.clamp_min(1e-12) * (norm > 1e-6)  # an exhausted space gives zeros
+        side.append(norm.flatten() * (norm.flatten() > 1e-6))
         kept = torch.cat((kept, vector), 2)
-        vector = matrix @ vector
-        diagonal.append((basis[-1] * vector).sum((1, 2)))
-    off = torch.stack(side[1:], 1)
-    small = torch.diag_embed(torch.stack(diagonal, 1)) + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
-    _, vectors = torch.linalg.eigh(small)
+        image = product(vector)
+        diagonal.append((vector * image).sum((1, 2)))
+        vector = image
+    small = torch.diag_embed(torch.stack(diagonal, 1))
+    if steps > 1:
+        off = torch.stack(side[1:], 1)
+        small = small + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
+    vectors = torch.linalg.eigh(small)[1]
     vector = vector - kept @ (kept.mT @ vector)
     return kept[:, :, 1:], vectors[:, :, -1:], vector.norm(dim=1).flatten() * vectors[:, -1, -1].abs()
 
@@ -173,8 +178,8 @@ class Attention:
             for image in images
         ]
         affinity = self.affinity(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2), grid)
-        soft = self._cuts(affinity, grid)
-        return [self._objects(image, small, maps) for image, small, maps in zip(images, pixels, soft)]
+        cuts = self._cuts(affinity, grid)
+        return [self._objects(image, small, found) for image, small, found in zip(images, pixels, cuts)]
 
     def affinity(self, pixels: Tensor, grid: Tuple[int, int]) -> Tensor:
         """Edges between all patches of images uint8 [B, 3, h, w]: float [B, N, N], 1 where two are alike."""
@@ -199,42 +204,39 @@ class Attention:
         alike = total / (len(kept) * (3 if self.features == 'qkv' else 1))
         return torch.where(alike > self.threshold, 1.0, _EDGE)
 
-    def _cuts(self, affinity: Tensor, grid: Tuple[int, int]) -> List[List[Tuple[np.ndarray, np.ndarray, float]]]:
-        """Of each image a list of (eigenvector [rows, columns], patches of the object bool [rows, columns], cut), in the order found."""
+    def _cuts(self, affinity: Tensor, grid: Tuple[int, int]) -> List[List[Tuple[np.ndarray, float]]]:
+        """Of each image a list of (patches of the object bool [rows, columns], normalised cut), in the order found."""
         batch, count = affinity.shape[:2]
         start = torch.randn(count, generator=torch.Generator().manual_seed(self.seed)).to(affinity)
         alive = torch.ones(batch, count, dtype=torch.bool, device=affinity.device)
-        going = list(range(batch))
-        found: List[List] = [[] for _ in range(batch)]
+        going, found = list(range(batch)), [[] for _ in range(batch)]
         for _ in range(self.most):
             if not going:
                 break
-            vectors, values = second_eigenvectors(affinity[going], alive[going], start)
-            vectors, values = vectors.cpu().numpy(), values.cpu().numpy()
-            for i, vector, value in zip(list(going), vectors, values):
-                left = alive[i].cpu().numpy()
+            vectors, values = second_eigenvectors(affinity, alive, start)
+            still = []
+            for row, (i, vector, value) in enumerate(zip(going, vectors.cpu().numpy(), values.tolist())):
+                left = alive[row].cpu().numpy()
                 if value > self.cut or left.sum() < 4:
-                    going.remove(i)
                     continue
-                seed = np.abs(vector * left).argmax()
+                still.append(row)
+                seed = np.abs(vector).argmax()
                 vector = vector * np.sign(vector[seed])
-                side = (vector > vector[left].mean()) & left
-                _, parts = cv2.connectedComponents(side.reshape(grid).astype(np.uint8), connectivity=4)
-                inside = (parts == parts.flat[seed]) & side.reshape(grid)
-                found[i].append((vector.reshape(grid), inside, float(value)))
-                alive[i] &= torch.from_numpy(~inside.ravel()).to(alive.device)
+                side = ((vector > vector[left].mean()) & left).reshape(grid)
+                parts = cv2.connectedComponents(side.astype(np.uint8), connectivity=4)[1]
+                inside = (parts == parts.flat[seed]) & side
+                found[i].append((inside, value))
+                alive[row] &= torch.from_numpy(~inside.ravel()).to(alive.device)
+            if len(still) < len(going):
+                affinity, alive, going = affinity[still], alive[still], [going[row] for row in still]
         return found
 
-    def _objects(
-        self, image: np.ndarray, small: np.ndarray, cuts: Sequence[Tuple[np.ndarray, np.ndarray, float]]
-    ) -> Found:
+    def _objects(self, image: np.ndarray, small: np.ndarray, cuts: Sequence[Tuple[np.ndarray, float]]) -> Found:
         height, width = image.shape[:2]
         grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255
         boxes, scores, masks = [], [], []
-        for _, inside, value in cuts:
+        for inside, value in cuts:
             mask = sharpen(grey, inside, self.frozen.patch)
-            if mask is None:
-                continue
             x, y, w, h = cv2.boundingRect(mask.astype(np.uint8))
             boxes.append([x, y, x + w, y + h])
             scores.append(1 - value)
@@ -246,15 +248,18 @@ class Attention:
         return Found(boxes[kept], scores[kept], [encode(masks[i], height, width) for i in kept])
 
 
-def sharpen(grey: np.ndarray, patches: np.ndarray, patch: int) -> Optional[np.ndarray]:
-    """The mask bool [h, w] of an object from its patches bool [rows, columns]: within a patch of them it follows the picture's edges.
+def sharpen(grey: np.ndarray, patches: np.ndarray, patch: int) -> np.ndarray:
+    """The mask bool [h, w] of an object from its patches bool [rows, columns]: near their border it follows the picture's edges.
 
-    None if nothing is left.
+    Thin objects, of which that leaves little, keep their patches.
     """
     size = grey.shape[::-1]
+    whole = cv2.resize(patches.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
     soft = cv2.resize(patches.astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
-    mask = guided_filter(grey, soft, patch) > 0.5
     near = cv2.dilate(patches.astype(np.uint8), np.ones((3, 3), np.uint8))
+    mask = guided_filter(grey, soft, max(patch // 2, 1)) > 0.5
     mask &= cv2.resize(near, size, interpolation=cv2.INTER_NEAREST) > 0
     count, parts, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
-    return parts == 1 + stats[1:, cv2.CC_STAT_AREA].argmax() if count > 1 else None
+    if count > 1:
+        mask = parts == 1 + stats[1:, cv2.CC_STAT_AREA].argmax()
+    return mask if mask.sum() > 0.6 * whole.sum() else whole

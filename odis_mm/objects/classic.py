@@ -76,7 +76,7 @@ def _histograms(small: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray
         parts.append(np.bincount(flat * _BINS + bins, minlength=count * _BINS).reshape(count, _BINS) / (3 * area))
     bins = np.minimum((turn.ravel() / (2 * np.pi) * _TURNS).astype(np.int64), _TURNS - 1)
     texture = np.bincount(flat * _TURNS + bins, strength.ravel(), count * _TURNS).reshape(count, _TURNS)
-    return np.concatenate(parts, 1), texture / (area * 128)
+    return np.concatenate(parts, 1), texture / (area * 512)
 
 
 def group(small: np.ndarray, labels: np.ndarray):

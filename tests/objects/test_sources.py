@@ -1,0 +1,291 @@
+"""What the sources find: cuts against scipy's eigenvectors, planted objects, detectors of mmdet, recall against counts by hand."""
+
+import json
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from helpers import make_vit
+from odis_mm.objects import Attention, Classic, Detector, Found, random_boxes, recall_of, summarise, write_report
+from odis_mm.objects.attention import second_eigenvectors, sharpen
+from odis_mm.objects.classic import group, region_masks
+from odis_mm.objects.found import encode, keep_best, useful
+from odis_mm.objects.report import coverage, near_duplicates
+from odis_mm.utils.errors import AnnotationError, CheckpointError, ConfigError
+
+
+def _iou(a, b):
+    low, high = np.maximum(a[:2], b[:2]), np.minimum(a[2:], b[2:])
+    shared = (high - low).clip(0).prod()
+    return shared / ((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - shared)
+
+
+def test_second_eigenvectors_are_those_of_scipy():
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(3, 60, 8, generator=generator)
+    weight = (features @ features.mT).sigmoid()
+    alive = torch.rand(3, 60, generator=generator) > 0.2
+    vectors, values = second_eigenvectors(weight, alive, torch.randn(60, generator=generator))
+    for w, live, vector, value in zip(weight.double(), alive, vectors.double(), values):
+        w = w[live][:, live].numpy()
+        degree = np.diag(w.sum(1))
+        expected, basis = scipy.linalg.eigh(degree - w, degree)
+        assert abs(float(value) - expected[1]) < 1e-4
+        x = vector[live].numpy()
+        assert abs(x @ degree @ basis[:, 1]) / np.sqrt(x @ degree @ x) > 0.999  # scipy's have norm 1 in that metric
+        assert not vector[~live].any()
+
+
+def test_graphs_that_do_not_converge_are_decomposed():
+    torch.manual_seed(0)
+    weight = torch.rand(2, 40, 40)
+    weight = weight + weight.mT
+    alive = torch.ones(2, 40, dtype=torch.bool)
+    exact = second_eigenvectors(weight, alive, torch.randn(40), steps=39)
+    forced = second_eigenvectors(weight, alive, torch.randn(40), steps=1, tolerance=0.0)
+    torch.testing.assert_close(exact[1], forced[1], atol=1e-4, rtol=0)
+
+
+@pytest.fixture
+def scene():
+    """Two flat discs on noise: pixels, and their boxes."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(90, 120, (96, 128, 3), dtype=np.uint8)
+    boxes = []
+    for x, y, r, colour in ((34, 40, 18, (220, 40, 30)), (92, 60, 24, (30, 60, 220))):
+        ys, xs = np.mgrid[:96, :128]
+        image[(xs + 0.5 - x) ** 2 + (ys + 0.5 - y) ** 2 <= r * r] = colour
+        boxes.append([x - r, y - r, x + r, y + r])
+    return image, np.array(boxes, float)
+
+
+def test_classic_finds_planted_objects(scene):
+    image, boxes = scene
+    (found,) = Classic()([image])
+    assert (np.diff(found.scores) <= 0).all() and len(found.boxes) == len(found.masks)
+    for box in boxes:
+        best = max(range(len(found.boxes)), key=lambda i: _iou(found.boxes[i], box))
+        assert _iou(found.boxes[best], box) > 0.85 and best < 6
+        mask = coco_mask.decode(found.masks[best])
+        ys, xs = np.nonzero(mask)
+        np.testing.assert_allclose([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], found.boxes[best], atol=1.01)
+    (again,) = Classic()([image])
+    np.testing.assert_array_equal(found.boxes, again.boxes)
+
+
+def test_hierarchy_ends_in_the_whole_image():
+    labels = np.repeat(np.arange(4), 6)[None].repeat(8, 0)
+    pixels = np.repeat(np.array([10, 11, 200, 201], np.uint8), 6)[None, :, None].repeat(8, 0).repeat(3, 2)
+    parents, boxes, _ = group(pixels, labels)
+    assert len(parents) == 7 and parents[-1] == -1 and boxes[-1].tolist() == [0, 0, 24, 8]
+    assert parents[0] == parents[1] != parents[2] == parents[3]  # alike ones first
+    np.testing.assert_array_equal(region_masks(labels, parents, [parents[0]])[0], labels < 2)
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    vit = make_vit()
+    path = tmp_path / 'teacher.pth'
+    torch.save(dict(meta=dict(num_heads=4), state_dict={f'backbone.{k}': v for k, v in vit.state_dict().items()}), path)
+    return path
+
+
+@pytest.mark.parametrize('features', ['key', 'qkv'])
+def test_attention_finds_planted_objects(scene, teacher, features):
+    """Even random weights tell flat discs from noise: keys are a linear map of the pixels' patches and their positions."""
+    image, boxes = scene
+    source = Attention(str(teacher), size=128, features=features, heads=4)
+    found, other = source([image, image[:, :64]])
+    assert len(found.boxes) and (np.diff(found.scores) <= 0).all()
+    assert max(_iou(found.boxes[i], box) for i in range(len(found.boxes)) for box in boxes) > 0.5
+    assert all(mask['size'] == [96, 128] for mask in found.masks) and all(
+        mask['size'] == [96, 64] for mask in other.masks
+    )
+    again = source([image])[0]
+    np.testing.assert_array_equal(found.boxes, again.boxes)
+
+
+def test_attention_messages(teacher):
+    with pytest.raises(ConfigError, match="features='query' is unknown"):
+        Attention(str(teacher), features='query')
+
+
+def test_sharpened_masks_follow_the_picture(scene):
+    image, _ = scene
+    truth = (image[..., 0] > 180) & (image[..., 2] < 100)
+    patches = truth.reshape(12, 8, 16, 8).mean((1, 3)) > 0.4
+    grey = image.mean(2, dtype=np.float32) / 255
+    coarse = patches.repeat(8, 0).repeat(8, 1)
+    iou = [(mask & truth).sum() / (mask | truth).sum() for mask in (coarse, sharpen(grey, patches, 8))]
+    assert iou[1] > iou[0] + 0.03
+
+
+def test_best_boxes_are_kept_whatever_their_order():
+    boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 9], [20, 20, 30, 30], [0, 0, 40, 40]], float)
+    assert keep_best(boxes, np.array([0.5, 0.6, 0.1, 0.2]), 0.7, 10).tolist() == [1, 3, 2]
+    assert keep_best(boxes, np.full(4, 0.5), 0.7, 2).tolist() == [0, 2]
+    assert useful(boxes, 40, 40, 0.2, 0.9).tolist() == [True, True, True, False]
+    assert coco_mask.area(encode(np.eye(2, dtype=bool), 8, 8)) == 32
+
+
+# ---------------------------------------------------------------- recall and report
+
+
+def _content(boxes, scores=None, categories=(1,)):
+    images = [dict(id=i + 1, file_name=f'{i}.png', width=100, height=80) for i in range(len(boxes))]
+    annotations = []
+    for i, group_ in enumerate(boxes):
+        for j, (x1, y1, x2, y2) in enumerate(group_):
+            entry = dict(
+                id=len(annotations) + 1,
+                image_id=i + 1,
+                category_id=categories[j % len(categories)],
+                bbox=[x1, y1, x2 - x1, y2 - y1],
+            )
+            annotations.append(entry if scores is None else dict(entry, score=scores[i][j]))
+    return dict(images=images, annotations=annotations, categories=[dict(id=c, name=str(c)) for c in categories])
+
+
+def test_recall_against_counts_by_hand():
+    truth = _content([[(0, 0, 40, 40), (50, 50, 90, 70)], [(10, 10, 50, 50)]], categories=(3, 7))
+    found = _content([[(60, 0, 90, 30), (0, 0, 40, 40)], [(10, 10, 50, 42), (0, 0, 9, 9)]], [[0.9, 0.8], [0.7, 0.1]])
+    for image in truth['images']:
+        image['id'] += 10
+    for entry in truth['annotations']:
+        entry['image_id'] += 10  # matched by name, not by number
+    measures = recall_of(found, truth)
+    assert measures['AR@10 IoU 0.5'] == pytest.approx(66.67, abs=0.01)  # two of three
+    assert measures['AR@1 IoU 0.5'] == pytest.approx(33.33, abs=0.01)
+    assert measures['AR@10'] == pytest.approx(
+        100 * (1 + 0.7) / 3, abs=0.01
+    )  # the second has IoU 0.8: 7 of 10 thresholds
+    assert (
+        measures['precision@10'] == 50
+        and measures['AR@100 small'] == pytest.approx(0)
+        or measures['AR@100 small'] is None
+    )
+    with pytest.raises(AnnotationError, match='have none of the images that were searched'):
+        recall_of(
+            _content([[(0, 0, 5, 5)]], [[1]]), dict(truth, images=[dict(id=1, file_name='x.png', width=1, height=1)])
+        )
+
+
+def test_random_boxes_keep_sizes_and_stay_inside():
+    found = _content([[(60, 0, 90, 30), (0, 0, 40, 40)]], [[0.9, 0.8]])
+    moved = random_boxes(found, seed=1)
+    assert [entry['bbox'][2:] for entry in moved['annotations']] == [[30, 30], [40, 40]]
+    assert [entry['bbox'] for entry in moved['annotations']] != [entry['bbox'] for entry in found['annotations']]
+    for x, y, w, h in (entry['bbox'] for entry in moved['annotations']):
+        assert 0 <= x <= 100 - w and 0 <= y <= 80 - h
+
+
+def test_report_agrees_with_independent_counts(tmp_path):
+    rng = np.random.default_rng(0)
+    boxes = [[(x, y, x + w, y + h) for x, y, w, h in rng.integers(1, 40, (n, 4)).tolist()] for n in (0, 5, 3)]
+    content = _content(boxes, [rng.random(len(group_)).tolist() for group_ in boxes])
+    for image, bits in zip(content['images'], (0x00FF, 0x00FE, 0xFFFFFFFFFFFFFFFF)):
+        Image.fromarray(np.full((80, 100, 3), 99, np.uint8)).save(tmp_path / image['file_name'])
+        image['dhash'] = f'{bits:016x}'
+    numbers, measures = write_report(content, tmp_path, tmp_path / 'objects.html', content)
+    assert (numbers['images'], numbers['objects'], numbers['empty'], numbers['small']) == (
+        3,
+        8,
+        1,
+        sum((c - a) * (d - b) < 1024 for g in boxes for a, b, c, d in g),
+    )
+    for group_, share in zip(boxes, numbers['coverage']):
+        painted = np.zeros((80, 100), bool)
+        for x1, y1, x2, y2 in group_:
+            painted[y1:y2, x1:x2] = True
+        assert share == pytest.approx(painted.mean())
+    assert numbers['duplicate_images'] == [['0.png', '1.png']]
+    assert measures['found']['AR@100'] == 100
+    page = (tmp_path / 'objects.html').read_text()
+    assert 'src="data:image/png' in page and 'http' not in page.replace('http-equiv', '') and '<td>8</td>' in page
+    assert (tmp_path / 'objects_sheet.png').is_file() and (tmp_path / 'objects_numbers.png').is_file()
+    assert near_duplicates([dict(file_name='a')]) == [] and coverage(np.zeros((0, 4)), 5, 5) == 0
+
+
+# ---------------------------------------------------------------- detectors
+
+
+def test_detector_and_its_rpn(tmp_path, scene):
+    pytest.importorskip('mmdet')
+    from mmdet.registry import MODELS
+    from mmengine.registry import DefaultScope
+
+    from odis_mm.config import load_config
+
+    cfg = load_config('mask_rcnn/faster-rcnn_demo')
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        torch.manual_seed(0)
+        model = MODELS.build(cfg.model)
+    cfg.dump(str(tmp_path / 'detector.py'))
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'detector.pth')
+    image, _ = scene
+    options = dict(
+        config=str(tmp_path / 'detector.py'), checkpoint=str(tmp_path / 'detector.pth'), top=7, min_score=0.0
+    )
+    for rpn in (False, True):
+        (found,) = Detector(rpn=rpn, **options)([image])
+        assert isinstance(found, Found) and (np.diff(found.scores) <= 0).all()
+        assert len(found.boxes) <= 7 and (found.boxes >= 0).all() and (found.boxes <= [128, 96, 128, 96]).all()
+    assert len(found.boxes) == 7
+    torch.save(dict(state_dict={'backbone.x': torch.zeros(1)}), tmp_path / 'detector.pth')
+    with pytest.raises(CheckpointError, match='is no checkpoint of'):
+        Detector(**options)([image])
+
+
+# ---------------------------------------------------------------- the command
+
+
+def test_command(tmp_path, scene, capsys):
+    from odis_mm.cli import main
+
+    image, boxes = scene
+    folder = tmp_path / 'photos'
+    folder.mkdir()
+    Image.fromarray(image).save(folder / 'a.png')
+    truth = dict(_content([boxes.tolist()]), images=[dict(id=1, file_name='a.png', width=128, height=96)])
+    (tmp_path / 'truth.json').write_text(json.dumps(truth))
+    out = tmp_path / 'objects.json'
+    main(
+        [
+            'find-objects',
+            str(folder),
+            '--out',
+            str(out),
+            '--source',
+            'classic',
+            '--workers',
+            '0',
+            '--truth',
+            str(tmp_path / 'truth.json'),
+        ]
+    )
+    assert 'AR@10 IoU 0.5 100.0' in capsys.readouterr().out and (tmp_path / 'objects.html').is_file()
+    main(
+        [
+            'find-objects',
+            str(folder),
+            '--out',
+            str(tmp_path / 'import.json'),
+            '--source',
+            'import',
+            '--annotations',
+            str(tmp_path / 'truth.json'),
+        ]
+    )
+    assert summarise(json.loads((tmp_path / 'import.json').read_text()))['objects'] == 2
+    for options, sentence in (
+        (['--source', 'classic', '--rpn'], '--source classic has no option --rpn'),
+        (['--source', 'attention'], '--source attention needs --checkpoint'),
+        (['--source', 'import', '--annotations', str(tmp_path / 'none')], 'do not exist'),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(['find-objects', str(folder), '--out', str(tmp_path / 'x.json'), *options])
+        assert stopped.value.code == 2 and sentence in capsys.readouterr().err
