@@ -22,6 +22,7 @@ from .config import check_schedule, explain_build_error, load_config
 from .datasets import EpochSampler, number_draws
 from .engine.peers import agent_keeps_store, await_peers
 from .engine.resume import damage, find_checkpoint
+from .recipes.starting import named_start, start_from
 from .utils.errors import ConfigError
 
 AMP_WRAPPERS = dict(
@@ -37,6 +38,7 @@ def train(
     *,
     work_dir: Optional[str] = None,
     resume: Optional[str] = None,
+    init: Optional[str] = None,
     amp: Optional[str] = None,
     options: Optional[Dict[str, Any]] = None,
     launcher: str = 'none',
@@ -47,6 +49,7 @@ def train(
         config: Path, name of a shipped recipe, or a config.
         work_dir: Logs, checkpoints and the resolved config go here; default: ``work_dirs/<name of the config>``.
         resume: A checkpoint to continue from, or 'auto': the latest in work_dir, if there is one.
+        init: A file of any known layout that the backbone starts from (:func:`start_from`); None: what ``init_cfg`` of the config names.
         amp: 'bf16' (any device) or 'fp16' (GPU): mixed precision in place of the config's choice.
         options: See :func:`load_config`.
         launcher: 'none' (one process), 'pytorch' (torchrun), 'slurm' or 'mpi'.
@@ -65,7 +68,9 @@ def train(
     number_draws(cfg.train_dataloader, by_epoch=str((cfg.get('train_cfg') or {}).get('type')) != 'IterBasedTrainLoop')
     if amp:
         _use_amp(cfg, amp)
-    notes = _use_resume(cfg, resume)
+    init = init or named_start(cfg)
+    notes = [(logging.INFO, line) for line in start_from(cfg, init)] if init else []
+    notes += _use_resume(cfg, resume)
     with _session(cfg):
         runner = _build_runner(cfg)
         runner.logger.info(_ranks_line(runner))

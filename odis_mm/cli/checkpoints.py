@@ -12,7 +12,7 @@ from ..datasets import ObjectDataset
 from ..evaluation import FrozenBackbone, knn_images, labelled_split, region_proxy, region_split
 from ..evaluation.knn import KS
 from ..evaluation.object_features import extract_dataset
-from ..transfer import LAYOUTS, build_backbone, read_checkpoint, read_vit, transfer
+from ..transfer import LAYOUTS, VitShape, build_backbone, read_checkpoint, read_vit, transfer
 from ..utils.errors import run_command
 
 
@@ -67,22 +67,15 @@ def transfer_main(argv: Optional[List[str]] = None) -> None:
 
 def _describe(args: argparse.Namespace) -> str:
     source = read_vit(read_checkpoint(args.source), args.source, source_grid=args.source_grid, drop=args.drop)
-    state, patch = source.state, source.state['patch_embed.projection.weight']
-    patches = state['pos_embed'].shape[1] - int('cls_token' in state)
-    side = round(patches**0.5)
-    rows, columns = args.source_grid or (side, side)
-    positions = f'{rows} x {columns} positions' if rows * columns == patches else f'{patches} positions'
-    parts = [
-        f'{1 + max(int(name.split(".")[1]) for name in state if name.startswith("layers."))} blocks',
-        f'{patch.shape[0]} wide',
-        f'patch {patch.shape[2]}',
-        positions,
-    ]
-    parts += [
-        words
-        for name, words in (('layers.0.attn.gamma1.weight', 'layer scale'), ('object_tokens', 'registers'))
-        if name in state
-    ]
+    shape = VitShape.of(source.state)
+    if shape.patches is None:
+        positions = 'rotary positions'
+    else:
+        grid = args.source_grid or shape.square
+        positions = f'{grid[0]} x {grid[1]} positions' if grid else f'{shape.patches} positions'
+    parts = [f'{shape.depth} blocks', f'{shape.width} wide', f'patch {shape.patch_size}', positions]
+    parts += ['layer scale'] * shape.layer_scale + ['gated MLPs'] * shape.gated
+    parts += [f'{shape.registers} registers'] * (shape.registers > 0)
     lines = [
         f'{args.source}: {source.dialect}' + (f', under {source.prefix}*' if source.prefix else ''),
         f'  {", ".join(parts)}',

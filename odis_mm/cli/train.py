@@ -19,6 +19,11 @@ def train_main(argv: Optional[List[str]] = None) -> None:
         help='continue; without a path, from the latest checkpoint in the work dir',
     )
     parser.add_argument(
+        '--init',
+        metavar='FILE',
+        help='start the backbone, student and teacher alike, from a file of any layout that odis-mm transfer reads',
+    )
+    parser.add_argument(
         '--amp',
         nargs='?',
         const='bf16',
@@ -31,6 +36,7 @@ def train_main(argv: Optional[List[str]] = None) -> None:
             args.config,
             work_dir=args.work_dir,
             resume=args.resume,
+            init=args.init,
             amp=args.amp,
             options=parse_options(args.cfg_options),
             launcher=args.launcher,

@@ -1,7 +1,7 @@
 """Optimizer steps: parameter groups, gradient clipping, mixed precision, and skipping a step that is not finite."""
 
 from contextlib import contextmanager
-from typing import Iterable, Optional
+from typing import Dict, Iterable, List, Optional, Tuple
 
 import torch
 from mmengine.dist import all_reduce
@@ -152,31 +152,60 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class SelfSupOptimWrapperConstructor:
-    """Group the trainable parameters by weight decay alone.
+    """Group the trainable parameters by weight decay, and, if asked for, by their block's learning rate.
 
     mmengine's default constructor makes one group per parameter as soon as any rule is given, which turns a fused or foreach optimizer
     into a Python loop over hundreds of tensors.
 
     Args:
         optim_wrapper_cfg: dict(type, optimizer=dict(...), ...); the default type is ``SafeOptimWrapper``.
-        paramwise_cfg: Must be None; the rule is fixed.
+        paramwise_cfg: None, or dict(layer_decay_rate=r) for weights that are worth keeping: block l (from 1) of L learns at
+            lr * r^(L + 1 - l), the embeddings as l = 0, neck and head at lr. The backbone's groups then have ``backbone=True``.
+
+    Raises:
+        ConfigError: another rule, a rate outside (0, 1], or a backbone without blocks.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: Optional[dict] = None):
-        if paramwise_cfg:
+        unknown = set(paramwise_cfg or ()) - {'layer_decay_rate'}
+        if unknown:
             raise ConfigError(
-                'SelfSupOptimWrapperConstructor takes no paramwise_cfg: remove optim_wrapper.paramwise_cfg, or '
+                f'SelfSupOptimWrapperConstructor knows layer_decay_rate in paramwise_cfg, not {", ".join(sorted(unknown))}: remove it, or '
                 "optim_wrapper.constructor to use mmengine's default one."
             )
+        self.rate = (paramwise_cfg or {}).get('layer_decay_rate')
+        if self.rate is not None and not 0 < self.rate <= 1:
+            raise ConfigError(f'optim_wrapper.paramwise_cfg.layer_decay_rate must be in (0, 1], got {self.rate}.')
         self.cfg = dict(optim_wrapper_cfg)
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
         cfg = dict(self.cfg)
         optimizer = dict(cfg.pop('optimizer'))
-        groups: dict[bool, list] = {True: [], False: []}
-        for name, parameter in unwrap(model).named_parameters():
-            if parameter.requires_grad:
+        model = unwrap(model)
+        trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        if self.rate is None:
+            groups: dict[bool, list] = {True: [], False: []}
+            for name, parameter in trained:
                 groups[decays(name, parameter)].append(parameter)
-        optimizer['params'] = [dict(params=groups[True]), dict(params=groups[False], weight_decay=0.0)]
+            optimizer['params'] = [dict(params=groups[True]), dict(params=groups[False], weight_decay=0.0)]
+        else:
+            optimizer['params'] = self._ladder(model, trained, optimizer['lr'])
         cfg.setdefault('type', 'SafeOptimWrapper')
         return OPTIM_WRAPPERS.build(cfg, default_args=dict(optimizer=OPTIMIZERS.build(optimizer)))
+
+    def _ladder(self, model: nn.Module, trained: List[Tuple[str, nn.Parameter]], lr: float) -> List[dict]:
+        backbone = getattr(model, 'backbone', None)
+        if not hasattr(backbone, 'get_layer_depth'):
+            raise ConfigError(
+                f'optim_wrapper.paramwise_cfg.layer_decay_rate needs a backbone of blocks (a ViT), not {type(backbone).__name__}.'
+            )
+        groups: Dict[Tuple[bool, float, bool], list] = {}
+        for name, parameter in trained:
+            inside = name.startswith('backbone.')
+            depth, length = backbone.get_layer_depth(name, 'backbone.') if inside else (0, 1)
+            scale = self.rate ** (length - 1 - depth)
+            groups.setdefault((inside, scale, decays(name, parameter)), []).append(parameter)
+        return [
+            dict(params=parameters, lr=lr * scale, backbone=inside, **({} if decayed else dict(weight_decay=0.0)))
+            for (inside, scale, decayed), parameters in sorted(groups.items())
+        ]

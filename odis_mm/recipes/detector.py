@@ -10,11 +10,8 @@ from mmengine.config import Config
 
 from ..config import apply_options, load_config
 from ..datasets.layout import Split, categories, read_coco
-from ..transfer import read_checkpoint, read_vit
-from ..transfer.build import count_heads, patch_grid_of
-from ..transfer.checkpoint import read_meta
-from ..transfer.loading import describe_vit
-from ..utils.errors import CheckpointError, ConfigError
+from ..transfer import VitShape, read_checkpoint, read_meta, read_vit
+from ..utils.errors import ConfigError
 from ..utils.files import PathLike
 
 BATCH = 8  # images a step of the small detectors
@@ -110,7 +107,7 @@ def detector_config(
     if size is not None:
         _set_size(cfg, size)
     if init is not None:
-        _set_backbone(cfg, init)
+        set_backbone(cfg, init)
     if 'ViTSimplePyramid' in str(cfg.model.get('neck')):
         _set_pyramid(cfg, content, _short_side(cfg))
     cfg.setdefault('randomness', dict())
@@ -204,39 +201,38 @@ def _short_side(cfg: Config) -> int:
 
 
 def backbone_settings(init: PathLike) -> Dict[str, Any]:
-    """Return the arguments of ``mmpretrain.VisionTransformer`` that give a backbone the shape of a checkpoint's ViT.
+    """Return the arguments of a backbone of the shape of a checkpoint's ViT: ``ObjectViT`` where a stock ViT has no place for it.
 
     Raises:
         CheckpointError: it cannot be read, or holds no plain ViT.
     """
-    state = read_vit(read_checkpoint(init), str(init)).state
-    found = describe_vit(state)
-    if not found:
-        raise CheckpointError(
-            f'{init} holds no plain ViT, so the shape of the backbone cannot be read off it: name a detector config.'
-        )
-    rows, columns = patch_grid_of(state)
-    patch = int(found['patch size'])
-    return dict(
+    meta = read_meta(init)
+    vit = read_vit(read_checkpoint(init), str(init), heads=meta.get('num_heads'))
+    shape = VitShape.of(vit.state)
+    rows, columns = shape.grid()
+    options = shape.backbone_options()
+    settings: Dict[str, Any] = dict(
         arch=dict(
-            embed_dims=int(found['width']),
-            num_layers=int(found['depth']),
-            num_heads=count_heads(state, str(init), read_meta(init).get('num_heads')),
-            feedforward_channels=int(found['MLP width']),
+            embed_dims=shape.width,
+            num_layers=shape.depth,
+            num_heads=shape.heads(str(init), meta.get('num_heads')),
+            feedforward_channels=shape.mlp,
         ),
-        patch_size=patch,
-        img_size=(rows * patch, columns * patch),
-        with_cls_token='cls_token' in state,
-        final_norm='ln1.weight' in state,
-        qkv_bias='layers.0.attn.qkv.bias' in state,
-        layer_scale_init_value=float('layers.0.attn.gamma1.weight' in state),
+        patch_size=shape.patch_size,
+        img_size=(rows * shape.patch_size, columns * shape.patch_size),
+        norm_cfg=dict(type='LN', eps=meta.get('norm_eps', vit.norm_eps)),
+        **options,
     )
+    if {'num_registers', 'rope', 'swiglu'} & set(options):
+        return dict(type='mmpretrain.ObjectViT', **settings)
+    return dict(settings, with_cls_token=shape.cls_token)
 
 
-def _set_backbone(cfg: Config, init: PathLike) -> None:
+def set_backbone(cfg: Config, init: PathLike) -> None:
+    """Have a detector start from a file, its backbone of the file's shape."""
     backbone = cfg.model.backbone
     init = str(Path(init).resolve())
-    if 'VisionTransformer' not in backbone.type:
+    if not backbone.type.endswith(('VisionTransformer', 'ObjectViT')):
         backbone.init_cfg = dict(type='VerifiedPretrained', checkpoint=init)
         return
     settings = backbone_settings(init)

@@ -9,6 +9,7 @@ from mmengine.config import Config
 
 from .. import apis
 from ..recipes.pretraining import pretraining_config
+from ..recipes.starting import start_from
 from ..utils.errors import ConfigError, StageError
 from ..utils.files import PathLike
 from .logs import NO_TEXT, logging_at, tell
@@ -107,6 +108,4 @@ def newest_export(folder: PathLike) -> Path:
 
 def _set_init(cfg, init: Optional[PathLike]) -> None:
     if init is not None:
-        raise ConfigError(
-            '--init: starting weights are not supported by this command yet; use tools/train.py with the written config.'
-        )
+        start_from(cfg, init, adapt=True)  # apis.train says what it took

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import Optional, Tuple
 
@@ -12,56 +13,34 @@ from torch import Tensor, nn
 
 from ..utils.errors import CheckpointError
 from ..utils.scopes import scope_of
-from .layouts import Conversion, State, convert, read_vit, some
+from .conversion import Conversion, convert, read_vit
+from .layouts import some
 from .loading import load_backbone
 from .positions import Grid
+from .shape import State, VitShape
 
-# heads of the ViTs that the papers train (T, S, B, L, H); the tensors do not tell
-HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
 TOLERANCE = 1e-4  # of the largest feature: float32 in another order of operations, over 24 blocks
 
 
 def count_heads(state: State, name: str, heads: Optional[int] = None) -> int:
-    """Attention heads of a ViT under our names.
-
-    Args:
-        heads: As told by the user or by the file's meta; None: those of the papers' ViT of this width.
-
-    Raises:
-        CheckpointError: an unusual width, or heads that do not divide it.
-    """
-    width = state['patch_embed.projection.weight'].shape[0]
-    heads = HEADS.get(width) if heads is None else heads
-    if heads is None:
-        raise CheckpointError(
-            f'{name} is {width} wide, which is none of the usual ViTs ({", ".join(map(str, HEADS))}), and its tensors do '
-            'not tell how many attention heads it has: say it (heads=, --heads).'
-        )
-    if heads < 1 or width % heads:
-        raise CheckpointError(f'{name} is {width} wide, which {heads} attention heads do not divide.')
-    return heads
+    """Attention heads of a ViT under our names: see :meth:`VitShape.heads`."""
+    return VitShape.of(state).heads(name, heads)
 
 
 def patch_grid_of(state: State, grid: Optional[Grid] = None) -> Grid:
-    """(rows, columns) of a ViT's position embedding under our names: ``grid`` if it fits, else a square.
-
-    Raises:
-        CheckpointError: neither fits.
-    """
-    patches = state['pos_embed'].shape[1] - int('cls_token' in state)
-    side = round(patches**0.5)
-    rows, columns = grid or (side, side)
-    if rows * columns != patches:
-        raise CheckpointError(
-            f'the position embedding has {patches} patches, which are not {rows} x {columns}: give the grid (--grid, '
-            '--source-grid).'
-        )
-    return rows, columns
+    """(rows, columns) of a ViT's position embedding under our names: see :meth:`VitShape.grid`."""
+    return VitShape.of(state).grid(grid)
 
 
 @scope_of('mmpretrain')
 def build_vit(
-    state: State, heads: int, grid: Optional[Grid] = None, stock: bool = False, random: bool = False
+    state: State,
+    heads: int,
+    grid: Optional[Grid] = None,
+    stock: bool = False,
+    random: bool = False,
+    norm_eps: float = 1e-6,
+    antialias: bool = False,
 ) -> nn.Module:
     """An ``ObjectViT`` that holds the tensors of a plain ViT under our names, in evaluation mode.
 
@@ -69,28 +48,28 @@ def build_vit(
 
     Its image size is that of the tensors' patch grid. With ``random`` it is of their shape only, initialised from seed 0.
     """
-    rows, columns = patch_grid_of(state, grid)
-    patch = state['patch_embed.projection.weight']
+    shape = VitShape.of(state)
+    if shape is None:
+        raise CheckpointError(f'no plain ViT: the tensors are named {some(list(state))}.')
+    rows, columns = shape.grid(grid)
     settings = dict(
-        arch=dict(
-            embed_dims=patch.shape[0],
-            num_layers=1 + max(int(name.split('.')[1]) for name in state if name.startswith('layers.')),
-            num_heads=heads,
-            feedforward_channels=state['layers.0.ffn.layers.0.0.weight'].shape[0],
-        ),
-        img_size=(rows * patch.shape[2], columns * patch.shape[2]),
-        patch_size=patch.shape[2],
-        in_channels=patch.shape[1],
+        arch=dict(embed_dims=shape.width, num_layers=shape.depth, num_heads=heads, feedforward_channels=shape.mlp),
+        img_size=(rows * shape.patch_size, columns * shape.patch_size),
+        patch_size=shape.patch_size,
+        in_channels=shape.in_channels,
         out_type='raw',
-        final_norm='ln1.weight' in state,
-        qkv_bias='layers.0.attn.qkv.bias' in state,
-        layer_scale_init_value=float('layers.0.attn.gamma1.weight' in state),
+        norm_cfg=dict(type='LN', eps=norm_eps),
+        **shape.backbone_options(),
     )
-    if 'cls_token' in state and not stock:
-        registers = state['object_tokens'].shape[1] if 'object_tokens' in state else 0
-        settings.update(type='ObjectViT', cls_beside_object=registers > 0, num_object_tokens=max(registers, 1))
+    if shape.cls_token and not stock:
+        settings.update(
+            type='ObjectViT',
+            cls_beside_object=shape.object_tokens > 0,
+            num_object_tokens=max(shape.object_tokens, 1),
+            antialias=antialias,
+        )
     else:
-        settings.update(type='mmpretrain.VisionTransformer', with_cls_token='cls_token' in state)
+        settings.update(type='mmpretrain.VisionTransformer', with_cls_token=shape.cls_token)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = MODELS.build(settings)
@@ -117,12 +96,16 @@ def build_timm(tensors: State, heads: int, grid: Grid) -> nn.Module:
     Raises:
         ImportError: timm is not installed.
     """
+    if 'pos_embed' not in tensors:
+        return _build_eva(tensors, heads, grid)
+    from timm.layers import SwiGLUPacked
     from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
     patch = tensors['patch_embed.proj.weight']
     width, size = patch.shape[0], patch.shape[2]
     registers = next((tensors[name].shape[1] for name in ('reg_token', 'register_tokens') if name in tensors), 0)
     cls = 'cls_token' in tensors
+    gated = tensors['blocks.0.mlp.fc1.weight'].shape[0] == 2 * tensors['blocks.0.mlp.fc2.weight'].shape[1]
     bare = (
         tensors['pos_embed'].shape[1] == grid[0] * grid[1] or 'register_tokens' in tensors
     )  # [CLS] has no position of its own
@@ -136,6 +119,7 @@ def build_timm(tensors: State, heads: int, grid: Grid) -> nn.Module:
             depth=1 + max(int(name.split('.')[1]) for name in tensors if name.startswith('blocks.')),
             num_classes=0,
             mlp_ratio=tensors['blocks.0.mlp.fc1.weight'].shape[0] / width,
+            **(dict(mlp_layer=SwiGLUPacked, act_layer=nn.SiLU) if gated else {}),
             qkv_bias='blocks.0.attn.qkv.bias' in tensors,
             init_values=1.0 if {'blocks.0.ls1.gamma', 'blocks.0.gamma_1'} & set(tensors) else None,
             class_token=cls,
@@ -147,6 +131,41 @@ def build_timm(tensors: State, heads: int, grid: Grid) -> nn.Module:
     # timm's own reader knows the names of BEiT and, by the mask token beside them, of DINOv2
     raw = {**tensors, **({'mask_token': patch} if 'register_tokens' in tensors else {})}
     model.load_state_dict(checkpoint_filter_fn(raw, model, adapt_layer_scale=True), strict=True)
+    return model.eval()
+
+
+def _build_eva(tensors: State, heads: int, grid: Grid) -> nn.Module:
+    """timm's ViT of DINOv3."""
+    from timm.models.eva import Eva
+
+    patch = tensors['patch_embed.proj.weight']
+    width, size = patch.shape[0], patch.shape[2]
+    gated = 'blocks.0.mlp.fc1_g.weight' in tensors
+    with torch.random.fork_rng(devices=[]):
+        model = Eva(
+            img_size=(grid[0] * size, grid[1] * size),
+            patch_size=size,
+            in_chans=patch.shape[1],
+            num_classes=0,
+            embed_dim=width,
+            depth=1 + max(int(name.split('.')[1]) for name in tensors if name.startswith('blocks.')),
+            num_heads=heads,
+            mlp_ratio=tensors['blocks.0.mlp.fc2.weight'].shape[1] / width,
+            swiglu_mlp=gated,
+            swiglu_align_to=8 if gated else 0,
+            qkv_bias='blocks.0.attn.q_bias' in tensors,
+            init_values=1.0 if 'blocks.0.gamma_1' in tensors else None,
+            num_reg_tokens=tensors['reg_token'].shape[1],
+            use_abs_pos_emb=False,
+            use_rot_pos_emb=True,
+            rope_type='dinov3',
+            rope_temperature=100,
+            rope_rotate_half=True,
+            use_fc_norm=False,
+            dynamic_img_size=True,
+            norm_layer=partial(nn.LayerNorm, eps=1e-5),
+        )
+    model.load_state_dict(tensors, strict=True)
     return model.eval()
 
 
@@ -191,8 +210,10 @@ def prove(conversion: Conversion, written: State, heads: Optional[int] = None, g
         CheckpointError: either check fails; then the file must not be used.
     """
     target, name = conversion.target.name, conversion.source.name
-    again = read_vit(written, f'{name} as {target}', source_grid=grid or _square(conversion.state)).state
     wanted = conversion.state
+    shape = VitShape.of(wanted)
+    told = heads or (shape.width // shape.head_width if shape.head_width else None)
+    again = read_vit(written, f'{name} as {target}', source_grid=grid or shape.square, heads=told).state
     lost = [
         key
         for key in {**wanted, **again}
@@ -202,11 +223,10 @@ def prove(conversion: Conversion, written: State, heads: Optional[int] = None, g
         raise CheckpointError(f'{name} as {target} does not read back as it was written: {some(lost)} differ.')
     if not conversion.comparable:
         return Proof(len(written), f'features cannot be equal, as {some(list(conversion.dropped))} had to be dropped')
-    heads = count_heads(wanted, name, heads)
-    rows, columns = patch_grid_of(wanted, grid)
-    patch = wanted['patch_embed.projection.weight']
-    size = rows * patch.shape[2], columns * patch.shape[2]
-    probe = torch.randn(2, patch.shape[1], *size, generator=torch.Generator().manual_seed(0))
+    heads = shape.heads(name, heads)
+    rows, columns = shape.grid(grid)
+    size = rows * shape.patch_size, columns * shape.patch_size
+    probe = torch.randn(2, shape.in_channels, *size, generator=torch.Generator().manual_seed(0))
     first, by_first = _source_features(conversion, heads, (rows, columns), probe)
     second, by_second = _target_features(conversion, written, again, heads, (rows, columns), probe)
     difference, scale = float((first - second).abs().max()), float(first.abs().max())
@@ -223,12 +243,6 @@ def prove(conversion: Conversion, written: State, heads: Optional[int] = None, g
     )
 
 
-def _square(state: State) -> Optional[Grid]:
-    patches = state['pos_embed'].shape[1] - int('cls_token' in state)
-    side = round(patches**0.5)
-    return (side, side) if side * side == patches else None
-
-
 def _source_features(conversion: Conversion, heads: int, grid: Grid, probe: Tensor) -> Tuple[Tensor, str]:
     """All tokens of the probe, from the file's own tensors if timm can take them."""
     source = conversion.source
@@ -236,21 +250,24 @@ def _source_features(conversion: Conversion, heads: int, grid: Grid, probe: Tens
         'resampled'
     )  # then both sides get the same positions
     state = {**source.state, 'pos_embed': conversion.state['pos_embed']} if resampled else source.state
+    if source.layout == 'timm-dinov3' and find_spec('timm'):
+        return build_timm(source.raw, heads, grid).forward_features(probe), 'timm'
     if source.layout == 'timm' and find_spec('timm'):
         chunks = re.compile(r'^blocks\.\d+\.(\d+)\.')
         raw = {chunks.sub(r'blocks.\1.', name): tensor for name, tensor in source.raw.items()}
         raw = convert(state, 'timm', source_grid=grid).tensors if resampled else raw
         return build_timm(raw, heads, grid).forward_features(probe), 'timm'
-    return build_vit(state, heads, grid)(probe)[-1], 'mmpretrain'
+    return build_vit(state, heads, grid, norm_eps=source.norm_eps)(probe)[-1], 'mmpretrain'
 
 
 def _target_features(
     conversion: Conversion, written: State, again: State, heads: int, grid: Grid, probe: Tensor
 ) -> Tuple[Tensor, str]:
     target = conversion.target.name
-    if target == 'timm' and find_spec('timm'):
+    if target in ('timm', 'timm-dinov3') and find_spec('timm'):
         return build_timm(written, heads, grid).forward_features(probe), 'timm'
     rebuilt = (
         '' if target in ('odis_mm', 'mmpretrain') else f' (read back; {target.split("-")[0]} itself is not run here)'
     )
-    return build_vit(again, heads, grid, stock=target == 'mmpretrain')(probe)[-1], f'mmpretrain{rebuilt}'
+    vit = build_vit(again, heads, grid, stock=target == 'mmpretrain', norm_eps=conversion.source.norm_eps)
+    return vit(probe)[-1], f'mmpretrain{rebuilt}'

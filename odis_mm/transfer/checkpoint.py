@@ -1,5 +1,6 @@
 """Reading checkpoint files without running code from them, and writing exports."""
 
+import json
 import os
 import pickle
 import re
@@ -55,10 +56,45 @@ def read_checkpoint(path: PathLike) -> Dict[str, Tensor]:
 
 
 def read_meta(path: PathLike) -> dict:
-    """What a file of :func:`save_backbone` says about itself; {} for files of other libraries."""
-    content = {} if Path(path).suffix == '.safetensors' else _read_torch(Path(path))
-    meta = content.get('meta') if isinstance(content, Mapping) else None
-    return dict(meta) if isinstance(meta, Mapping) else {}
+    """What a file says about itself beyond its tensors, as far as it does.
+
+    Of a file that this package wrote: ``num_heads``, ``patch_size``, ``norm_eps``, ``mean`` and ``std`` (0..255, RGB), and where it comes from.
+    Of a Hugging Face folder the same from ``config.json`` and ``preprocessor_config.json`` beside the file.
+    """
+    path = Path(path)
+    if path.suffix != '.safetensors':
+        content = _read_torch(path)
+        meta = content.get('meta') if isinstance(content, Mapping) else None
+        return dict(meta) if isinstance(meta, Mapping) else {}
+    from safetensors import safe_open
+
+    with safe_open(path, 'pt') as file:
+        written = (file.metadata() or {}).get('odis_mm')
+    if written:
+        return json.loads(written)
+    return {**_huggingface_meta(path.parent), **_huggingface_normalisation(path.parent)}
+
+
+def _huggingface_meta(folder: Path) -> dict:
+    config = _read_json(folder / 'config.json')
+    names = dict(num_heads='num_attention_heads', patch_size='patch_size', norm_eps='layer_norm_eps')
+    return {ours: config[theirs] for ours, theirs in names.items() if isinstance(config.get(theirs), (int, float))}
+
+
+def _huggingface_normalisation(folder: Path) -> dict:
+    config = _read_json(folder / 'preprocessor_config.json')
+    found = {ours: config.get(theirs) for ours, theirs in dict(mean='image_mean', std='image_std').items()}
+    return {ours: [255 * value for value in values] for ours, values in found.items() if isinstance(values, list)}
+
+
+def _read_json(path: Path) -> dict:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise CheckpointError(f'{path} is no json file: {first_sentence(error)}.') from error
+    return content if isinstance(content, dict) else {}
 
 
 def _read_torch(path: Path):

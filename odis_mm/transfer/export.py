@@ -1,18 +1,21 @@
 """From one file to another: read, convert, write, prove."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Optional, Sequence, Tuple
+from typing import Optional, Sequence, Tuple, Union
 
 from torch import nn
 
 from ..utils.errors import CheckpointError
-from ..utils.files import PathLike, atomic_save, atomic_write
-from .build import Proof, build_vit, count_heads, prove
+from ..utils.files import PathLike, atomic_save, atomic_write, atomic_write_text
+from .build import Proof, build_vit, prove
 from .checkpoint import read_checkpoint, read_meta, save_backbone
-from .layouts import LAYOUTS, Conversion, convert, read_vit
+from .conversion import Conversion, Source, convert, read_vit
+from .layouts import LAYOUTS
 from .positions import Grid
 from .resnet import build_resnet, find_resnet, read_resnet
+from .shape import VitShape
 
 
 def transfer(
@@ -51,30 +54,38 @@ def transfer(
         raise CheckpointError(f'{out} must end in .pth or .safetensors (a folder is for Hugging Face only).')
     if out.resolve() == Path(source).resolve():
         raise CheckpointError(f'{out} is the source itself: give the result another name.')
-    conversion = convert(
-        read_vit(read_checkpoint(source), str(source), source_grid=source_grid, drop=drop),
-        target,
-        grid=grid,
-        source_grid=source_grid,
-    )
-    meta = read_meta(source)
-    heads = count_heads(conversion.state, str(source), heads or meta.get('num_heads'))
+    vit, meta = _read(source, source_grid, drop, heads)
+    conversion = convert(vit, target, grid=grid, source_grid=source_grid)
+    shape = VitShape.of(conversion.state)
+    heads = shape.heads(str(source), heads or meta.get('num_heads'))
+    meta = {**meta, 'num_heads': heads, 'patch_size': shape.patch_size, 'norm_eps': vit.norm_eps}
     folder = out.suffix not in ('.pth', '.safetensors')
     file = out / 'model.safetensors' if folder else out
     if folder:
         out.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f'.unproved_{file.name}')
     try:
-        _write(partial, conversion, {**meta, 'num_heads': heads, 'transferred_from': str(source)})
+        _write(partial, conversion, {**meta, 'transferred_from': Path(source).name})
         proof = prove(conversion, read_checkpoint(partial), heads, grid or source_grid)
         partial.replace(file)
     finally:
         partial.unlink(missing_ok=True)
     if folder:
-        (out / 'config.json').write_text(
-            json.dumps(huggingface_config(conversion, heads, grid or source_grid), indent=1) + '\n'
-        )
+        config = huggingface_config(conversion, heads, grid or source_grid)
+        atomic_write_text(out / 'config.json', json.dumps(config, indent=1) + '\n')
+        if 'mean' in meta and 'std' in meta:
+            scaled = {f'image_{key}': [value / 255 for value in meta[key]] for key in ('mean', 'std')}
+            normalisation = dict(do_normalize=True, do_rescale=True, rescale_factor=1 / 255, **scaled)
+            atomic_write_text(out / 'preprocessor_config.json', json.dumps(normalisation, indent=1) + '\n')
     return conversion, proof
+
+
+def _read(source: PathLike, grid: Optional[Grid], drop: Sequence[str], heads: Optional[int]) -> Tuple[Source, dict]:
+    """The ViT of a file, and what the file says about itself."""
+    state, meta = read_checkpoint(source), read_meta(source)
+    vit = read_vit(state, str(source), source_grid=grid, drop=drop, heads=heads or meta.get('num_heads'))
+    told = {key: meta[key] for key in ('norm_eps', 'antialias') if key in meta}
+    return replace(vit, **told), meta
 
 
 def _write(path: Path, conversion: Conversion, meta: dict) -> None:
@@ -82,45 +93,67 @@ def _write(path: Path, conversion: Conversion, meta: dict) -> None:
     if path.suffix == '.safetensors':
         from safetensors.torch import save
 
-        atomic_write(path, lambda file: file.write(save(tensors)))
+        meta = {'format': 'pt', 'odis_mm': json.dumps(meta)}
+        atomic_write(path, lambda file: file.write(save(tensors, meta)))
     elif conversion.target.name in ('odis_mm', 'mmpretrain', 'mmseg'):
         save_backbone(path, tensors, meta)
     else:
-        atomic_save(dict(model=tensors) if conversion.target.name == 'detectron2' else tensors, path)
+        atomic_save({'model' if conversion.target.name == 'detectron2' else 'state_dict': tensors, 'meta': meta}, path)
 
 
 def huggingface_config(conversion: Conversion, heads: int, grid: Optional[Grid] = None) -> dict:
-    """``config.json`` for what :func:`transfer` writes: ``ViTModel`` or ``Dinov2Model``, with the norms' epsilon of these ViTs."""
-    state = conversion.state
-    patch, mlp = state['patch_embed.projection.weight'], state['layers.0.ffn.layers.0.0.weight']
-    patches = state['pos_embed'].shape[1] - int('cls_token' in state)
-    rows, columns = grid or (round(patches**0.5),) * 2
+    """``config.json`` for what :func:`transfer` writes: ``ViTModel``, ``Dinov2Model`` or ``DINOv3ViTModel``."""
+    shape = VitShape.of(conversion.state)
+    rows, columns = shape.grid(grid)
+    size = [rows * shape.patch_size, columns * shape.patch_size]
     config = dict(
-        hidden_size=patch.shape[0],
-        num_hidden_layers=1 + max(int(key.split('.')[1]) for key in state if key.startswith('layers.')),
+        hidden_size=shape.width,
+        num_hidden_layers=shape.depth,
         num_attention_heads=heads,
         hidden_act='gelu',
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        layer_norm_eps=1e-6,
-        image_size=rows * patch.shape[2] if rows == columns else [rows * patch.shape[2], columns * patch.shape[2]],
-        patch_size=patch.shape[2],
-        num_channels=patch.shape[1],
-        qkv_bias='layers.0.attn.qkv.bias' in state,
+        layer_norm_eps=conversion.source.norm_eps,
+        image_size=size[0] if rows == columns else size,
+        patch_size=shape.patch_size,
+        num_channels=shape.in_channels,
     )
+    registers = dict(num_register_tokens=shape.registers) if shape.registers else {}
+    if shape.patches is None:
+        return dict(
+            architectures=['DINOv3ViTModel'],
+            model_type='dinov3_vit',
+            intermediate_size=shape.mlp,
+            hidden_act='silu' if shape.gated else 'gelu',
+            use_gated_mlp=shape.gated,
+            query_bias=shape.qkv_bias,
+            key_bias=shape.qkv_bias and shape.key_bias,
+            value_bias=shape.qkv_bias,
+            rope_theta=100.0,
+            layerscale_value=1.0,
+            **registers,
+            **{key: value for key, value in config.items() if key != 'hidden_act'},
+        )
+    config.update(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, qkv_bias=shape.qkv_bias)
     if conversion.target.name == 'huggingface':
-        return dict(architectures=['ViTModel'], model_type='vit', intermediate_size=mlp.shape[0], **config)
-    registers = state['object_tokens'].shape[1] if 'object_tokens' in state else 0
+        return dict(architectures=['ViTModel'], model_type='vit', intermediate_size=shape.mlp, **config)
     kind = ('Dinov2WithRegistersModel', 'dinov2_with_registers') if registers else ('Dinov2Model', 'dinov2')
     return dict(
         architectures=[kind[0]],
         model_type=kind[1],
-        mlp_ratio=mlp.shape[0] / patch.shape[0],
-        use_swiglu_ffn=False,
+        mlp_ratio=_mlp_ratio(shape),
+        use_swiglu_ffn=shape.gated,
         layerscale_value=1.0,
-        **({'num_register_tokens': registers} if registers else {}),
+        **registers,
         **config,
     )
+
+
+def _mlp_ratio(shape: VitShape) -> Union[int, float]:
+    """Hugging Face's whole number; of gated MLPs it takes two thirds, rounded up to a multiple of 8."""
+    if shape.gated:
+        fitting = (r for r in range(1, 33) if (int(r * shape.width * 2 / 3) + 7) // 8 * 8 == shape.mlp)
+        return next(fitting, shape.mlp * 3 / 2 / shape.width)
+    ratio = shape.mlp / shape.width
+    return int(ratio) if ratio == int(ratio) else ratio
 
 
 def build_backbone(
@@ -145,7 +178,14 @@ def build_backbone(
         state = {key: value for key, value in state.items() if not key.startswith('teacher.')}
     if find_resnet(state) is not None:
         return build_resnet(read_resnet(state, name)[0], name, random)
-    vit = convert(read_vit(state, name, source_grid=source_grid), 'odis_mm').state
+    meta = read_meta(source)
+    told = heads or meta.get('num_heads')
+    vit = read_vit(state, name, source_grid=source_grid, heads=told)
     return build_vit(
-        vit, count_heads(vit, name, heads or read_meta(source).get('num_heads')), source_grid, random=random
+        convert(vit, 'odis_mm').state,
+        VitShape.of(vit.state).heads(name, told),
+        source_grid,
+        random=random,
+        norm_eps=meta.get('norm_eps', vit.norm_eps),
+        antialias=meta.get('antialias', vit.antialias),
     )

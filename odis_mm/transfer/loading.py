@@ -2,10 +2,9 @@
 
 import hashlib
 import os
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Dict, List, Sequence, Tuple, Union
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 from mmengine.logging import print_log
@@ -13,10 +12,12 @@ from torch import Tensor, nn
 
 from ..utils.errors import CheckpointError
 from ..utils.files import PathLike
-from .checkpoint import read_checkpoint
-from .layouts import read_vit, recognise, unwrap
+from .checkpoint import read_checkpoint, read_meta
+from .conversion import grouped, read_vit
+from .layouts import recognise, unwrap
 from .layouts import some as _some
 from .positions import resize_positions
+from .shape import VitShape
 
 # where a backbone stands in a file, best first: the teacher is what gets evaluated, so it is preferred to the student
 # beside it
@@ -35,6 +36,7 @@ class Report:
         unexpected: Backbone tensors of the file that found no place, as allowed.
         resized: Of the matched ones, those resampled on the way: name -> (shape in the file, shape in the module).
         outside: How many tensors of the file belong to other parts of the model (heads, optimizer-side copies).
+        notes: Tensors that were left out or brought into another form -> why or how.
     """
 
     source: str
@@ -44,6 +46,7 @@ class Report:
     unexpected: Tuple[str, ...]
     resized: Dict[str, Tuple[tuple, tuple]]
     outside: int
+    notes: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         parts = [
@@ -57,6 +60,9 @@ class Report:
                 parts.append(f'{kind.replace("_", "-")}: {_some(names)}')
         for name, (before, after) in self.resized.items():
             parts.append(f'{name} resized {list(before)} -> {list(after)}')
+        if self.outside:
+            parts.append(f'{self.outside} outside the backbone left out')
+        parts += [f'{names}: {why}' for names, why in grouped(self.notes)]
         where = f' ({self.prefix}*)' if self.prefix else ''
         return f'{self.source}{where}: ' + ', '.join(parts)
 
@@ -89,17 +95,20 @@ def load_backbone(
             if strict, does not fit name for name. The module is unchanged in every case.
     """
     if isinstance(source, (str, os.PathLike)):
-        name, state = str(source), read_checkpoint(source)
+        name, state, meta = str(source), read_checkpoint(source), read_meta(source)
     else:
-        name, state = 'state dict', dict(source)
+        name, state, meta = 'state dict', dict(source), {}
     own, state = module.state_dict(), unwrap(state)
     layout = recognise(list(state)) if describe_vit(own) else None
+    notes: Dict[str, str] = {}
     if layout is None or layout[0].name == 'odis_mm':
         prefix, found = _find_backbone(state, module, name)
     else:
-        vit = read_vit(state, name)
-        prefix, found = f'{vit.dialect}, {vit.prefix}', vit.state
+        vit = read_vit(state, name, heads=getattr(module, 'arch_settings', {}).get('num_heads'))
+        prefix, found, notes = f'{vit.dialect}, {vit.prefix}', vit.state, {**vit.dropped, **vit.changed}
+        meta = {'norm_eps': vit.norm_eps, **meta}
     _check_architecture(found, own, module, name)
+    _check_meta(meta, module, name)
 
     resized = {}
     if 'pos_embed' in found and 'pos_embed' in own and found['pos_embed'].shape != own['pos_embed'].shape:
@@ -129,6 +138,7 @@ def load_backbone(
             module,
             [k for k in homeless if not _any_match(k, allow_unexpected)],
             [k for k in unfilled if not _any_match(k, allow_missing)],
+            found,
         )
     # what is missing or left over was judged above, by name; what arrives is compared below
     module.load_state_dict({k: found[k] for k in matched}, strict=False)
@@ -139,7 +149,8 @@ def load_backbone(
             f'{name} was loaded but {_some(lost)} differ from the file afterwards: a hook of '
             f'{type(module).__name__} changes them.'
         )
-    report = Report(name, prefix, tuple(matched), tuple(unfilled), tuple(homeless), resized, len(state) - len(found))
+    outside = sum(not key.startswith(prefix.rpartition(', ')[2]) for key in state)
+    report = Report(name, prefix, tuple(matched), tuple(unfilled), tuple(homeless), resized, outside, notes)
     print_log(f'backbone <- {report}', logger=logger)
     return report
 
@@ -160,20 +171,16 @@ def describe_vit(state: Dict[str, Tensor]) -> Dict[str, object]:
     Returns:
         Width, depth, patch size, input channels and MLP width, by these names; {} if it is no such ViT.
     """
-    patch = state.get('patch_embed.projection.weight')
-    blocks = {int(m.group(1)) for m in (re.match(r'layers\.(\d+)\.', key) for key in state) if m}
-    if patch is None or patch.ndim != 4 or not blocks:
+    shape = VitShape.of(state)
+    if shape is None:
         return {}
     described = {
-        'width': patch.shape[0],
-        'depth': max(blocks) + 1,
-        'patch size': patch.shape[2],
-        'input channels': patch.shape[1],
+        'width': shape.width,
+        'depth': shape.depth,
+        'patch size': shape.patch_size,
+        'input channels': shape.in_channels,
     }
-    mlp = state.get('layers.0.ffn.layers.0.0.weight')
-    if mlp is not None:
-        described['MLP width'] = mlp.shape[0]
-    return described
+    return {**described, 'MLP width': shape.mlp} if shape.mlp else described
 
 
 def _check_architecture(found: Dict[str, Tensor], own: Dict[str, Tensor], module: nn.Module, name: str) -> None:
@@ -211,15 +218,55 @@ def _fit_positions(pos_embed: Tensor, module: nn.Module, name: str) -> Tensor:
         raise CheckpointError(f'{name} does not fit {type(module).__name__}: {error}.') from error
 
 
-def _require_fit(name: str, module: nn.Module, homeless: List[str], unfilled: List[str]) -> None:
+def _require_fit(
+    name: str, module: nn.Module, homeless: List[str], unfilled: List[str], found: Dict[str, Tensor]
+) -> None:
     faults = []
     if homeless:
         faults.append(f'{len(homeless)} backbone tensor(s) of the file find no place ({_some(homeless)})')
     if unfilled:
         faults.append(f'{len(unfilled)} tensor(s) of the module are not in the file ({_some(unfilled)})')
     if faults:
-        hint = '; set final_norm=True on the backbone' if {'ln1.weight', 'ln1.bias'} & set(homeless) else ''
+        hint = _missing_options(VitShape.of(found), module)
         raise CheckpointError(f'{name} does not fit {type(module).__name__}: {" and ".join(faults)}{hint}.')
+
+
+_DEFAULTS = dict(
+    layer_scale_init_value=0.0, num_registers=0, rope=None, key_bias=True, swiglu=False, qkv_bias=True, final_norm=True
+)
+
+
+def _missing_options(shape: Optional[VitShape], module: nn.Module) -> str:
+    """The options of the backbone without which a file has no place in it."""
+    own = VitShape.of(module.state_dict())
+    if shape is None or own is None:
+        return ''
+    wanted, there = shape.backbone_options(), own.backbone_options()
+    told = [f'{name}={value}' for name, value in wanted.items() if there.get(name) != value]
+    told += [f'{name}={_DEFAULTS[name]}' for name in there if name not in wanted]
+    kind = (
+        ''
+        if hasattr(module, 'object_slice') or not {'num_registers', 'rope', 'swiglu'} & set(wanted)
+        else ("type='mmpretrain.ObjectViT', ")
+    )
+    return f'; set {kind}{", ".join(told)} on the backbone' if told else ''
+
+
+def _check_meta(meta: dict, module: nn.Module, name: str) -> None:
+    """Heads and the norms' epsilon, which tensors do not tell and without which the same tensors compute something else."""
+    own = getattr(module, 'arch_settings', {}).get('num_heads')
+    if own and meta.get('num_heads', own) != own:
+        raise CheckpointError(
+            f'{name} was trained with {meta["num_heads"]} attention heads and {type(module).__name__} has {own}: set num_heads in its '
+            'arch.'
+        )
+    norm = getattr(module, 'ln1', None) if own else None
+    eps = getattr(norm, 'eps', None)
+    if eps is not None and meta.get('norm_eps', eps) != eps:
+        raise CheckpointError(
+            f'{name} was trained with norms of eps {meta["norm_eps"]:g} and {type(module).__name__} has {eps:g}: set '
+            f"norm_cfg=dict(type='LN', eps={meta['norm_eps']:g}) on the backbone."
+        )
 
 
 def _any_match(name: str, patterns: Sequence[str]) -> bool:

@@ -73,3 +73,8 @@ def resize_positions(
         plane = F.interpolate(plane, size=tuple(grid), mode=mode, align_corners=False, antialias=antialias)
         patches = plane.flatten(2).transpose(1, 2).to(pos_embed.dtype)
     return torch.cat((tokens, patches), dim=1)
+
+
+def rope_periods(head_dims: int, base: float = 100.0) -> Tensor:
+    """Periods [head_dims / 4] of rotary positions, in units of half the image's side: base^0 to just below base^1."""
+    return base ** (torch.arange(head_dims // 4, dtype=torch.float32) / (head_dims // 4))

@@ -11,8 +11,9 @@ from torch import nn
 from ..utils.errors import CheckpointError
 from ..utils.scopes import scope_of
 from .build import initialise
-from .layouts import PREFIXES, State, some
+from .layouts import PREFIXES, some
 from .loading import load_backbone
+from .shape import State
 
 _STEM = 'layer1.0.conv1.weight'
 _DEPTHS = {

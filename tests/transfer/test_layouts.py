@@ -27,6 +27,7 @@ from odis_mm.transfer import (
     save_backbone,
     transfer,
 )
+from odis_mm.transfer.positions import rope_periods
 
 SHAPE = dict(embed_dim=32, depth=3, num_heads=2, mlp_ratio=2, num_classes=0)
 ARCH = dict(embed_dims=32, num_layers=3, num_heads=2, feedforward_channels=64)
@@ -43,7 +44,7 @@ def timm_vit(seed=0, img_size=32, patch_size=8, **kwargs):
 
 def ours(layer_scale=0.0, registers=0):
     state = stock_vit(ARCH, layer_scale_init_value=layer_scale).state_dict()
-    return {**state, **({'object_tokens': torch.randn(1, registers, 32)} if registers else {})}
+    return {**state, **({'register_tokens': torch.randn(1, registers, 32)} if registers else {})}
 
 
 def same(a, b):
@@ -77,7 +78,8 @@ def test_round_trip_is_bit_for_bit(target, layer_scale, registers):
     there = convert(state, target)
     assert not there.dropped and not there.changed and there.comparable
     back = read_vit(there.tensors)
-    assert same(back.state, state) and not back.dropped and not back.changed and not back.outside
+    assert set(back.dropped) <= {'embeddings.mask_token'}  # which a strict load of Hugging Face's models asks for
+    assert same(back.state, state) and not back.changed and not back.outside
     assert same(convert(back, 'odis_mm').tensors, {f'backbone.{key}': value for key, value in state.items()})
 
 
@@ -94,8 +96,8 @@ def test_what_detectron2_holds_comes_back_bit_for_bit():
 @pytest.mark.parametrize('target', ['mmpretrain', 'mmseg', 'detectron2'])
 def test_registers_are_dropped_by_name_where_there_is_no_place(target):
     conversion = convert(ours(registers=2), target)
-    assert 'no place' in conversion.dropped['object_tokens'] and not conversion.comparable
-    assert 'dropped: ' in str(conversion) and 'object_tokens' in str(conversion)
+    assert 'no place' in conversion.dropped['register_tokens'] and not conversion.comparable
+    assert 'dropped: ' in str(conversion) and 'register_tokens' in str(conversion)
 
 
 @pytest.mark.parametrize('target', ['mmseg', 'detectron2'])
@@ -439,8 +441,13 @@ def test_features_that_differ_are_refused():
 
 
 def test_every_layout_has_its_own_signature():
+    rotary = ours(0.1, 4)
+    for key in [key for key in rotary if key.endswith('qkv.bias')]:
+        rotary[key].chunk(3)[1].zero_()  # keys have none
+    del rotary['pos_embed']
+    rotary['rope.periods'] = rope_periods(16)
     for name in LAYOUTS:
-        read = read_vit(convert(ours(), name).tensors)
+        read = read_vit(convert(rotary if 'dinov3' in name else ours(), name).tensors)
         expected = {'mmpretrain': 'odis_mm'}.get(name, name)  # the same names
         assert read.layout == expected
 

@@ -41,6 +41,10 @@ class ExportTeacherHook(Hook):
             self._exports[checkpoint], self._seen = path, checkpoint
         self._export(runner)
 
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        """The training checkpoint tells the same of its backbone."""
+        checkpoint.setdefault('meta', {}).update(backbone_meta(unwrap(runner.model)))
+
     def after_train_epoch(self, runner) -> None:
         self._export(runner)
 
@@ -67,9 +71,7 @@ class ExportTeacherHook(Hook):
             odis_mm=__version__,
             config=osp.basename(runner.cfg.filename) if getattr(runner.cfg, 'filename', None) else '',
         )
-        backbone = model.branch('teacher')
-        if isinstance(backbone, VisionTransformer):  # its tensors do not tell
-            meta['num_heads'] = backbone.layers[0].attn.num_heads
+        meta.update(backbone_meta(model))
         save_backbone(path, state, meta)
         write_card(_card(path), osp.basename(path), facts(runner, model, state, iteration))
         runner.logger.info(f'teacher backbone exported to {path}')
@@ -79,6 +81,19 @@ class ExportTeacherHook(Hook):
             for file in (exported, _card(exported)):
                 if osp.isfile(file):
                     os.remove(file)
+
+
+def backbone_meta(model) -> dict:
+    """What the tensors of a model's backbone do not tell: heads, patches, eps of the norms, and the normalisation of its images."""
+    backbone, preprocessor = model.branch('teacher'), model.data_preprocessor
+    meta = {}
+    if hasattr(backbone, 'settings'):
+        meta.update(backbone.settings())
+    elif isinstance(backbone, VisionTransformer):
+        meta['num_heads'] = backbone.layers[0].attn.num_heads
+    if hasattr(preprocessor, 'mean'):
+        meta.update({key: [float(value) for value in getattr(preprocessor, key).flatten()] for key in ('mean', 'std')})
+    return meta
 
 
 def _card(path: str) -> str:

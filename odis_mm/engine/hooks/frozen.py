@@ -12,10 +12,12 @@ from mmengine.hooks import Hook
 from mmpretrain.registry import MODELS
 
 from ...evaluation.frozen import IMAGENET_MEAN, IMAGENET_STD, FrozenBackbone
+from ...transfer import save_backbone
 from ...transfer.build import initialise
 from ...utils.distributed import unwrap
 from ...utils.errors import ConfigError
 from ..card import METRICS
+from .export import backbone_meta
 
 
 class FrozenMetricHook(Hook):
@@ -30,17 +32,30 @@ class FrozenMetricHook(Hook):
         by_epoch: Count epochs.
         of: 'teacher' or 'student'.
         random_baseline: Measure a backbone of the config's kind with random weights (seed 0) once, before training.
+        keep_best: Write the teacher's backbone whose metrics are best on average as ``best_<name>_backbone.pth`` to the work dir.
+
+    A backbone that starts from a file is measured at iteration 0, too; the log warns when it gets worse than that.
     """
+
+    worse = 1.0  # points of the metrics' mean below the start that are told as a loss
 
     name: str
     priority = 'LOW'  # before checkpoints (VERY_LOW) and exports (LOWEST), whose cards tell the metrics
 
-    def __init__(self, interval: int = 10, by_epoch: bool = True, of: str = 'teacher', random_baseline: bool = True):
+    def __init__(
+        self,
+        interval: int = 10,
+        by_epoch: bool = True,
+        of: str = 'teacher',
+        random_baseline: bool = True,
+        keep_best: bool = False,
+    ):
         if of not in ('teacher', 'student'):
             raise ConfigError(f"{type(self).__name__}: of must be 'teacher' or 'student', got {of!r}.")
         if interval < 1:
             raise ConfigError(f'{type(self).__name__}: interval must be at least 1, got {interval}.')
         self.interval, self.by_epoch, self.of, self.random_baseline = interval, by_epoch, of, random_baseline
+        self.keep_best = keep_best
 
     @abstractmethod
     def prepare(self, frozen: FrozenBackbone) -> None:
@@ -63,15 +78,20 @@ class FrozenMetricHook(Hook):
             )
         self.prepare(self._frozen(runner, model.branch(self.of)))
         self._file = Path(runner.work_dir, f'{self.name}.json')
-        self._record = dict(of=self.of, random=None, history=[])
+        self._record = dict(of=self.of, random=None, start=None, history=[])
         if runner.iter and self._file.is_file():  # resumed
             kept = json.loads(self._file.read_text())
             self._record.update(
-                random=kept['random'], history=[point for point in kept['history'] if point['iteration'] <= runner.iter]
+                random=kept['random'],
+                start=kept.get('start'),
+                history=[point for point in kept['history'] if point['iteration'] <= runner.iter],
             )
         if self.random_baseline and self._record['random'] is None:
             self._record['random'] = self.measure(self._frozen(runner, self._random_twin(runner, model)))
             runner.logger.info(f'{self.name} of random weights: {_words(self._record["random"])}')
+        if not runner.iter and isinstance(getattr(model.backbone, 'init_cfg', None), dict):
+            self._record['start'] = self.measure(self._frozen(runner, model.branch(self.of)))
+            runner.logger.info(f'{self.name} of the starting weights: {_words(self._record["start"])}')
         self._begin, self._spent = time.perf_counter(), 0.0
 
     def after_train_epoch(self, runner) -> None:
@@ -101,16 +121,47 @@ class FrozenMetricHook(Hook):
         runner.visualizer.add_scalars({f'{self.name}/{key}': value for key, value in metrics.items()}, step=iteration)
         share = self._spent / (time.perf_counter() - self._begin)
         random = self._record['random']
+        start = self._record['start']
         beside = {} if random is None else {key: f' (random {random[key]:.1f})' for key in metrics}
+        if start is not None:
+            beside = {key: f' (start {start[key]:.1f})' for key in metrics}
         runner.logger.info(
             f'{self.name} of the {self.of}: {_words(metrics, beside)}; {seconds:.1f} s, '
             f'{100 * share:.2g} % of the run so far'
         )
+        self._judge(runner, metrics)
+        if self.keep_best and self._is_best(metrics):
+            self._save_best(runner, iteration, metrics)
         if is_main_process():
             partial = self._file.with_suffix('.tmp')
             partial.write_text(json.dumps(self._record, indent=1))
             partial.replace(self._file)
             plot_history(self._record, str(self._file.with_suffix('.png')), self.name)
+
+    def _judge(self, runner, metrics: Dict[str, float]) -> None:
+        """Warns where the weights are worse than those that the run started from."""
+        start = self._record['start']
+        if start is None or _mean(metrics) >= _mean(start) - self.worse:
+            return
+        lost = ', '.join(f'{key} {value:.1f} from {start[key]:.1f}' for key, value in metrics.items())
+        runner.logger.warning(
+            f'health: the weights are getting worse than what you started with: {lost}. To try: a tenth of the learning rate, a slower teacher '
+            '(model.momentum.start=0.9995), warmer heads (default_hooks.schedule.warm_heads=0.2), a smaller layer_decay_rate, fewer trained '
+            'blocks (model.backbone.frozen), or a shorter run; the best export so far is kept with keep_best=True.'
+        )
+
+    def _is_best(self, metrics: Dict[str, float]) -> bool:
+        before = [{key: point[key] for key in metrics} for point in self._record['history'][:-1]]
+        return all(_mean(metrics) > _mean(other) for other in before)
+
+    def _save_best(self, runner, iteration: int, metrics: Dict[str, float]) -> None:
+        model = unwrap(runner.model)
+        path = Path(runner.work_dir, f'best_{self.name}_backbone.pth')
+        state = model.teacher_backbone_state()
+        if is_main_process():
+            meta = dict(method=type(model).__name__, iteration=iteration, **backbone_meta(model))
+            save_backbone(path, state, {**meta, **{key: float(value) for key, value in metrics.items()}})
+            runner.logger.info(f'{self.name}: best so far, exported to {path}')
 
     @staticmethod
     def _frozen(runner, backbone: torch.nn.Module) -> FrozenBackbone:
@@ -135,6 +186,10 @@ class FrozenMetricHook(Hook):
         return twin.to(device)
 
 
+def _mean(metrics: Dict[str, float]) -> float:
+    return sum(metrics.values()) / len(metrics)
+
+
 def _words(metrics: Dict[str, float], beside: Dict[str, str] = {}) -> str:
     return ', '.join(f'{key} {value:.1f}{beside.get(key, "")}' for key, value in metrics.items())
 
@@ -153,6 +208,9 @@ def plot_history(record: dict, path: str, title: str) -> None:
         ax.plot([point['iteration'] for point in history], [point[key] for point in history], marker='.')
         if record['random'] is not None:
             ax.axhline(record['random'][key], color='gray', linestyle='--', label='random weights')
+        if record.get('start') is not None:
+            ax.axhline(record['start'][key], color='tab:green', linestyle=':', label='starting weights')
+        if ax.get_legend_handles_labels()[0]:
             ax.legend(fontsize=7)
         ax.set_title(key, fontsize=9)
         ax.set_xlabel('iteration', fontsize=8)

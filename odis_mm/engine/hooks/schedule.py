@@ -21,9 +21,17 @@ class SelfSupScheduleHook(Hook):
         weight_decay_end: Weight decay follows a cosine from the optimizer's value to this one (iBOT: 0.04 -> 0.4), in the
             groups that have any; None: constant.
         freeze_prototypes_epochs: So many first epochs give the prototype layer no gradient (DINO, iBOT: 1).
+        warm_heads: For this share of the run neck and head learn on a backbone that stays as it is; over another such share the backbone's
+            rate then rises from 0 to its own. For weights that are worth keeping: the gradients of a head that knows nothing wreck them.
+            Needs ``optim_wrapper.paramwise_cfg.layer_decay_rate``, which keeps the backbone's parameters apart.
     """
 
-    def __init__(self, weight_decay_end: Optional[float] = None, freeze_prototypes_epochs: float = 0):
+    def __init__(
+        self, weight_decay_end: Optional[float] = None, freeze_prototypes_epochs: float = 0, warm_heads: float = 0.0
+    ):
+        if not 0 <= warm_heads < 0.5:
+            raise ConfigError(f'SelfSupScheduleHook: warm_heads is a share of the run in [0, 0.5), got {warm_heads}.')
+        self.warm_heads = warm_heads
         self.weight_decay_end = weight_decay_end
         self.freeze_prototypes_epochs = freeze_prototypes_epochs
         self._handles = []
@@ -38,14 +46,30 @@ class SelfSupScheduleHook(Hook):
         optimizer = runner.optim_wrapper.optimizer
         iters_per_epoch = len(runner.train_dataloader)
         freeze_until = self.freeze_prototypes_epochs * iters_per_epoch
+        backbone = [group for group in optimizer.param_groups if group.get('backbone')]
+        if self.warm_heads and not backbone:
+            raise ConfigError(
+                'SelfSupScheduleHook: warm_heads needs the backbone in parameter groups of its own: set '
+                'optim_wrapper.paramwise_cfg.layer_decay_rate (1.0 for one rate).'
+            )
+        rates = {}
 
         def before_step(*_):
+            share = self.backbone_share(runner.iter, runner.max_iters)
+            if share < 1:
+                for number, group in enumerate(backbone):
+                    rates[number] = group['lr']
+                    group['lr'] = (
+                        share * group['lr']
+                    )  # for this step only: schedulers go on from the rate that they set
             if runner.iter < freeze_until:
                 # after clipping, which is no matter where each tensor is clipped by itself, as the recipes have it
                 for parameter in model.prototype_parameters():
                     parameter.grad = None
 
         def after_step(*_):
+            for number in list(rates):
+                backbone[number]['lr'] = rates.pop(number)
             # a fused optimizer is called by the fp16 loss scaler at every step, and skips those with infinite gradients itself
             skipped = getattr(optimizer, 'found_inf', None)
             if skipped is None or not skipped:
@@ -57,6 +81,11 @@ class SelfSupScheduleHook(Hook):
             for g in optimizer.param_groups
             if g.get('initial_weight_decay', g['weight_decay']) > 0
         ]
+
+    def backbone_share(self, iteration: int, max_iters: int) -> float:
+        """What of its learning rate the backbone gets: 0 while the heads are warmed, then rising to 1 over as many iterations."""
+        warm = int(self.warm_heads * max_iters)
+        return min(max((iteration - warm + 1) / warm, 0.0), 1.0) if iteration >= warm > 0 else float(warm <= 0)
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         unwrap(runner.model).set_progress(runner.iter, runner.max_iters, len(runner.train_dataloader))

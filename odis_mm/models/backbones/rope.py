@@ -6,6 +6,7 @@ from typing import Optional, Tuple
 import torch
 from torch import Tensor, nn
 
+from ...transfer.positions import rope_periods
 from ...utils.errors import ConfigError
 
 Rope = Tuple[Tensor, Tensor]  # cosines and sines, [T, head width] each
@@ -65,11 +66,6 @@ class AxialRope(nn.Module):
                 spread = math.log(factor)
                 coordinates = coordinates * coordinates.new_empty(axes).uniform_(-spread, spread).exp()
         return coordinates
-
-
-def rope_periods(head_dims: int, base: float = 100.0) -> Tensor:
-    """Periods [head_dims / 4], in units of half the image's side: base^0 to just below base^1."""
-    return base ** (torch.arange(head_dims // 4, dtype=torch.float32) / (head_dims // 4))
 
 
 def rotate(x: Tensor, rope: Optional[Rope]) -> Tensor:

@@ -1,0 +1,156 @@
+"""Training that starts from a file: the backbone of a config takes the file's shape, and its weights, verified tensor by tensor."""
+
+from pathlib import Path
+from typing import Any, List, Optional
+
+from mmengine.config import Config
+from mmpretrain.models import VisionTransformer
+
+from ..transfer import CheckpointError, Source, VitShape, read_checkpoint, read_meta, read_vit
+from ..transfer.resnet import find_resnet
+from ..utils.errors import ConfigError
+from ..utils.files import PathLike
+from .detector import set_backbone
+
+
+def start_from(cfg: Config, init: PathLike, adapt: bool = False) -> List[str]:
+    """Have a config start from the backbone of a file; return lines for the log.
+
+    In pretraining student and teacher start from it, equal; neck and head are drawn anew. What the file needs beyond the config's arch is set
+    (layer scale, registers, rotary positions, gated MLPs, eps of the norms), its normalisation is taken if it tells one.
+
+    Args:
+        cfg: Of a pretraining or a detector; changed.
+        init: A file of any layout that :func:`read_vit` knows, or a ResNet.
+        adapt: Take width, depth and patches from the file, too; a recipe that was made for another size refuses it otherwise.
+
+    Raises:
+        CheckpointError: the file cannot be read, is of another size, or has other patches than the config and its views.
+    """
+    init = Path(init).resolve()
+    if 'roi_head' in cfg.model or 'bbox_head' in cfg.model:
+        set_backbone(cfg, init)
+        return [f'--init: the detector starts from {init}']
+    state, meta = read_checkpoint(init), read_meta(init)
+    backbone = cfg.model.backbone
+    init_cfg = dict(type='VerifiedPretrained', checkpoint=str(init))
+    if find_resnet(state) is not None or not str(backbone.get('type')).endswith(('ObjectViT', 'VisionTransformer')):
+        backbone.init_cfg = init_cfg
+        return [f'--init: {init}; neck and head drawn anew', _normalisation(cfg, meta)]
+    vit = read_vit(state, str(init), heads=meta.get('num_heads'))
+    shape = VitShape.of(vit.state)
+    if not shape.cls_token:
+        raise CheckpointError(
+            f'{init} has no [CLS] token, from which pretraining makes [OBJ] (files for detectors lack it): take the file that it was made '
+            'from.'
+        )
+    lines = [f'--init: {init}, {vit.dialect}; neck and head drawn anew']
+    own = _arch(backbone)
+    if adapt:
+        for part in (cfg.model.neck, cfg.model.head):
+            if part.get('in_channels') == own['embed_dims']:
+                part['in_channels'] = shape.width
+        backbone.patch_size = shape.patch_size
+    else:
+        _check_size(shape, own, str(init))
+    lines += _set_patch(cfg, shape, init)
+    heads = meta.get('num_heads') or (shape.width // shape.head_width if shape.head_width else own['num_heads'])
+    backbone.arch = dict(
+        embed_dims=shape.width,
+        num_layers=shape.depth,
+        num_heads=shape.heads(str(init), heads),
+        feedforward_channels=shape.mlp,
+    )
+    lines += _set_options(backbone, shape, vit, meta)
+    if backbone.get('cls_beside_object') or backbone.get('num_object_tokens', 1) > 1:
+        if not shape.object_tokens:
+            init_cfg['allow_missing'] = ['object_tokens']
+    backbone.init_cfg = init_cfg
+    return [*lines, _normalisation(cfg, meta)]
+
+
+def named_start(cfg: Config) -> Optional[str]:
+    """The file that a pretraining config names as ``model.init_cfg.checkpoint`` or ``model.backbone.init_cfg.checkpoint``."""
+    model = cfg.get('model') or {}
+    if 'roi_head' in model or 'bbox_head' in model or 'backbone' not in model or 'neck' not in model:
+        return None
+    for owner in (model, model['backbone']):
+        named = owner.get('init_cfg') if isinstance(owner, dict) else None
+        if isinstance(named, dict) and named.get('checkpoint') and '://' not in str(named['checkpoint']):
+            if named.get('type') in (None, 'VerifiedPretrained', 'Pretrained'):
+                owner.pop('init_cfg')
+                return str(named['checkpoint'])
+    return None
+
+
+def _arch(backbone: dict) -> dict:
+    arch = backbone.get('arch', 'base')
+    if isinstance(arch, dict):
+        return arch
+    if arch not in VisionTransformer.arch_zoo:
+        raise ConfigError(f'model.backbone.arch {arch!r} is none of {", ".join(sorted(VisionTransformer.arch_zoo))}.')
+    return VisionTransformer.arch_zoo[arch]
+
+
+def _check_size(shape: VitShape, own: dict, name: str) -> None:
+    theirs, ours = (shape.width, shape.depth), (own['embed_dims'], own['num_layers'])
+    if theirs == ours:
+        return
+    letter = {(384, 12): 'vits', (768, 12): 'vitb', (1024, 24): 'vitl'}.get(theirs)
+    hint = (
+        f'take a recipe of that size (*_{letter}_*)' if letter else 'set model.backbone.arch and model.neck.in_channels'
+    )
+    raise CheckpointError(
+        f'{name} is a ViT {theirs[0]} wide and {theirs[1]} deep, and the backbone of the config {ours[0]} and {ours[1]}: {hint}.'
+    )
+
+
+def _set_patch(cfg: Config, shape: VitShape, init: Path) -> List[str]:
+    """The file's patches, where the config says them, too; the views follow."""
+    own, size = cfg.model.backbone.get('patch_size', 16), shape.patch_size
+    if own != size:
+        raise CheckpointError(
+            f'{init} has patches of {size} pixels and the config of {own}, which changes every view: say '
+            f'--cfg-options model.backbone.patch_size={size} if that is meant.'
+        )
+    lines = []
+    for step in cfg.train_dataloader.dataset.get('pipeline', ()):
+        if step.get('patch_size', size) == size:
+            continue
+        step['patch_size'] = size
+        for view in step.get('views', ()):
+            fitting = max(size, size * round(view['size'] / size))
+            if fitting != view['size']:
+                lines.append(
+                    f'--init: {view["role"]} views of {fitting} pixels, not {view["size"]}: multiples of {size}'
+                )
+                view['size'] = fitting
+    return lines
+
+
+def _set_options(backbone: Any, shape: VitShape, vit: Source, meta: dict) -> List[str]:
+    options = shape.backbone_options()
+    options['norm_cfg'] = dict(type='LN', eps=meta.get('norm_eps', vit.norm_eps))
+    if shape.patches is not None and meta.get('antialias', vit.antialias):
+        options['antialias'] = True
+    if isinstance(backbone.get('rope'), dict) and 'rope' in options:
+        options['rope'] = {**options['rope'], **backbone['rope']}  # augmentation as the config has it
+    backbone.update(options)
+    told = ', '.join(f'{name}={value}' for name, value in options.items() if name != 'norm_cfg')
+    return [f'--init: backbone options from the file: {told or "none"}, norms of eps {options["norm_cfg"]["eps"]:g}']
+
+
+def _normalisation(cfg: Config, meta: dict) -> str:
+    preprocessor = cfg.model.setdefault('data_preprocessor', dict(type='ViewPreprocessor'))
+    if 'mean' in meta and 'std' in meta:
+        preprocessor.update(mean=list(meta['mean']), std=list(meta['std']))
+        return f'--init: mean {_numbers(meta["mean"])} and std {_numbers(meta["std"])} from the file'
+    mean, std = preprocessor.get('mean', ()), preprocessor.get('std', ())
+    return (
+        f"--init: the file does not tell its normalisation; the config's is taken (mean {_numbers(mean) or 'of ImageNet'}, std "
+        f'{_numbers(std) or "of ImageNet"}), set model.data_preprocessor.mean and .std if it was another'
+    )
+
+
+def _numbers(values) -> str:
+    return ', '.join(f'{float(value):g}' for value in values)

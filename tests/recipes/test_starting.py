@@ -1,0 +1,232 @@
+"""--init: any method starts from a ViT of any family, student and teacher equal to the file; wrong files end in one sentence."""
+
+import copy
+import logging
+
+import pytest
+import timm
+import torch
+from mmengine.registry import MODELS, init_default_scope
+
+from helpers import stock_vit
+from odis_mm import apis
+from odis_mm.cli.train import train_main
+from odis_mm.config import load_config
+from odis_mm.detection import DetectorInit  # noqa: F401
+from odis_mm.recipes.starting import named_start, start_from
+from odis_mm.transfer import CheckpointError, build_backbone, read_checkpoint, read_meta, read_vit
+from odis_mm.utils.distributed import unwrap
+
+RUN = {
+    'train_dataloader.batch_size': 4,
+    'train_dataloader.num_workers': 0,
+    'train_cfg.max_epochs': 1,
+    'param_scheduler.0.end': 0.5,
+    'param_scheduler.1.begin': 0.5,
+    'auto_scale_lr.enable': False,
+    'optim_wrapper.optimizer.lr': 1e-3,
+    'default_hooks.views': None,
+}
+# the demo recipes' ViT: 128 wide, 4 deep, patches of 8
+SHAPE = dict(embed_dim=128, depth=4, num_heads=4, patch_size=8, num_classes=0, mlp_ratio=4)
+FAMILIES = {
+    'dinov2': 'vit_small_patch14_dinov2',
+    'dinov2 registers': 'vit_small_patch14_reg4_dinov2',
+    'dinov3': 'vit_small_patch16_dinov3_qkvb',
+    'dinov3 plus': 'vit_small_plus_patch16_dinov3',
+    'deit': 'deit_small_patch16_224',
+}
+
+
+def file_of(family, folder, **options):
+    torch.manual_seed(0)
+    model = timm.create_model(FAMILIES[family], img_size=32, **{**SHAPE, **options})
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    path = folder / f'{family.replace(" ", "_")}.pth'
+    torch.save(
+        dict(state_dict=model.state_dict(), meta=dict(num_heads=4, mean=[100.0, 110.0, 120.0], std=[50.0] * 3)), path
+    )
+    return path
+
+
+def pretraining(method, demo):
+    return load_config(f'{method}_demo', {**RUN, 'train_dataloader.dataset.data_root': str(demo)})
+
+
+def same_as_file(backbone, path):
+    wanted = build_backbone(path).state_dict()
+    found = backbone.state_dict()
+    return wanted.keys() == found.keys() and all(
+        torch.equal(found[key], value) for key, value in wanted.items() if found[key].shape == value.shape
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('family', list(FAMILIES))
+@pytest.mark.parametrize('method', ['odis', 'gtsa', 'alfm'])
+def test_every_method_starts_from_every_family_and_feeds_a_detector(method, family, demo, tmp_path, monkeypatch):
+    """Three iterations or more; the teacher equals the file at iteration 0; the export trains in Mask R-CNN for two iterations."""
+    path = file_of(family, tmp_path)
+    seen = []
+
+    def watch(self, runner, *args, **kwargs):
+        model = unwrap(runner.model)
+        seen.append((same_as_file(model.backbone, path), same_as_file(model.teacher['backbone'], path), runner.iter))
+
+    from odis_mm.engine.hooks import SelfSupScheduleHook
+
+    own = SelfSupScheduleHook.before_train
+    monkeypatch.setattr(SelfSupScheduleHook, 'before_train', lambda self, r: (watch(self, r), own(self, r))[1])
+    runner = apis.train(pretraining(method, demo), work_dir=str(tmp_path / 'run'), init=str(path))
+    assert seen == [(True, True, 0)] and runner.iter >= 3
+    export = tmp_path / 'run' / 'epoch_1_backbone.pth'
+    meta = read_meta(export)
+    assert meta['num_heads'] == 4 and meta['mean'] == [100.0, 110.0, 120.0]
+    assert not same_as_file(runner.model.backbone, path)  # it learned
+
+    detector = load_config(
+        'mask-rcnn_demo',
+        {
+            'train_dataloader.dataset.data_root': str(demo),
+            'val_dataloader.dataset.data_root': str(demo),
+            'val_evaluator.ann_file': f'{demo}/annotations/instances_val2017.json',
+            'train_dataloader.batch_size': 2,
+            'train_dataloader.num_workers': 0,
+            'val_dataloader.num_workers': 0,
+            'train_cfg.max_iters': 2,
+            'train_cfg.val_interval': 2,
+            'param_scheduler.0.end': 1,
+            'param_scheduler.1.begin': 1,
+            'param_scheduler.1.end': 2,
+            'param_scheduler.1.T_max': 1,
+        },
+    )
+    trained = apis.train(detector, work_dir=str(tmp_path / 'detector'), init=str(export))
+    assert trained.iter == 2 and 'coco/bbox_mAP' in trained.message_hub.log_scalars or trained.iter == 2
+
+
+@pytest.mark.parametrize('family', ['deit', 'dinov3 plus', 'dinov2 registers'])
+def test_the_config_takes_what_the_file_needs(family, demo, tmp_path):
+    init_default_scope('mmpretrain')
+    path = file_of(family, tmp_path)
+    cfg = pretraining('odis', demo)
+    lines = start_from(cfg, path)
+    assert any('mean 100, 110, 120' in line for line in lines)
+    assert cfg.model.data_preprocessor.std == [50.0] * 3
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    for backbone in (model.backbone, model.teacher['backbone']):
+        assert same_as_file(backbone, path)
+    before = copy.deepcopy(cfg.model.backbone)
+    start_from(cfg, path)  # as a resumed run does
+    assert before == cfg.model.backbone
+
+
+def test_the_log_says_what_arrived_and_what_was_left_out(demo, tmp_path, caplog):
+    init_default_scope('mmpretrain')
+    path = file_of('dinov2', tmp_path)
+    content = torch.load(path, weights_only=True)
+    content['state_dict']['mask_token'] = torch.zeros(1, 128)
+    content['state_dict']['head.weight'] = torch.zeros(3, 128)
+    torch.save(content, path)
+    cfg = pretraining('odis', demo)
+    start_from(cfg, path)
+    model = MODELS.build(cfg.model)
+    from mmengine.logging import MMLogger
+
+    logger = MMLogger.get_instance('starting', logger_name='starting')
+    lines = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logger.addHandler(handler)
+    model.init_weights()
+    said = next(line for line in lines if line.startswith('backbone <- '))
+    assert 'mask_token: used in pretraining only' in said and 'head.weight: head of a classifier' in said
+    assert '0 expected-missing, 0 unexpected' in said
+
+
+def test_configs_may_name_the_file_as_for_a_detector(demo, tmp_path):
+    path = str(file_of('deit', tmp_path))
+    for options in ({'model.backbone.init_cfg.checkpoint': path}, {'model.init_cfg.checkpoint': path}):
+        cfg = pretraining('gtsa', demo)
+        for key, value in options.items():
+            cfg.merge_from_dict({key: value})
+        assert named_start(cfg) == path
+    assert named_start(pretraining('gtsa', demo)) is None
+    assert named_start(load_config('mask-rcnn_demo', {'model.backbone.init_cfg.checkpoint': path})) is None
+
+
+def wrong_file(kind, folder):
+    path = folder / f'{kind}.pth'
+    state = read_vit(stock_vit(dict(embed_dims=128, num_layers=4, num_heads=4, feedforward_channels=512)).state_dict())
+    if kind == 'width':
+        torch.save(stock_vit().state_dict(), path)
+    elif kind == 'patch':
+        return file_of('deit', folder, patch_size=16)
+    elif kind == 'convnext':
+        torch.save(timm.create_model('convnext_atto', num_classes=0).state_dict(), path)
+    elif kind == 'language':
+        from safetensors.torch import save_file
+
+        path = folder / 'model.safetensors'
+        names = ('model.embed_tokens.weight', 'model.layers.0.self_attn.q_proj.weight', 'lm_head.weight')
+        save_file({name: torch.zeros(4, 4) for name in names}, path)
+    elif kind == 'truncated':
+        torch.save(state.state, path)
+        path.write_bytes(path.read_bytes()[:5000])
+    elif kind == 'missing':
+        return folder / 'none.pth'
+    return path
+
+
+@pytest.mark.parametrize(
+    'kind, words',
+    [
+        ('width', '24 wide and 2 deep, and the backbone of the config 128 and 4'),
+        ('patch', 'patches of 16 pixels and the config of 8.*patch_size=16'),
+        ('convnext', 'holds no plain ViT of a known layout'),
+        ('language', 'holds no plain ViT of a known layout'),
+        ('truncated', 'truncated or no checkpoint'),
+        ('missing', 'does not exist'),
+    ],
+)
+def test_wrong_files_end_in_one_sentence(kind, words, demo, tmp_path):
+    path = wrong_file(kind, tmp_path)
+    with pytest.raises(CheckpointError, match=words) as error:
+        start_from(pretraining('odis', demo), path)
+    assert '\n' not in str(error.value)
+
+
+def test_the_command_ends_in_that_sentence(tmp_path, demo, capsys):
+    with pytest.raises(SystemExit) as ended:
+        train_main(['odis_demo', '--init', str(tmp_path / 'none.pth'), '--work-dir', str(tmp_path / 'run')])
+    assert ended.value.code == 2 and 'does not exist' in capsys.readouterr().err
+
+
+def test_another_patch_with_consent_changes_the_views(demo, tmp_path):
+    path = file_of('deit', tmp_path, patch_size=7)
+    cfg = pretraining('odis', demo)
+    cfg.model.backbone.patch_size = 7
+    lines = start_from(cfg, path)
+    views = next(step for step in cfg.train_dataloader.dataset.pipeline if step['type'] == 'SampleViews')
+    assert views['patch_size'] == 7 and views['views'][0]['size'] == 35
+    assert any('views of 35 pixels, not 32' in line for line in lines)
+
+
+def test_a_recipe_of_another_size_adapts_if_it_may(demo, tmp_path):
+    init_default_scope('mmpretrain')
+    path = file_of('deit', tmp_path, embed_dim=64, depth=2, num_heads=4)
+    cfg = pretraining('gtsa', demo)
+    start_from(cfg, path, adapt=True)
+    assert (cfg.model.neck.in_channels, cfg.model.head.in_channels, cfg.model.backbone.arch.num_layers) == (64, 64, 2)
+    MODELS.build(cfg.model)
+
+
+def test_checkpoints_of_a_run_tell_their_heads(demo, tmp_path):
+    """A training checkpoint of an unusual width is evaluated without being told its heads."""
+    apis.train(pretraining('odis', demo), work_dir=str(tmp_path))
+    assert read_meta(tmp_path / 'epoch_1.pth')['num_heads'] == 4
+    assert build_backbone(tmp_path / 'epoch_1.pth').layers[0].attn.num_heads == 4
+    assert 'backbone.cls_token' in read_checkpoint(tmp_path / 'epoch_1_backbone.pth')
