@@ -124,7 +124,7 @@ def test_the_config_takes_what_the_file_needs(family, demo, tmp_path):
     assert before == cfg.model.backbone
 
 
-def test_the_log_says_what_arrived_and_what_was_left_out(demo, tmp_path, caplog):
+def test_the_log_says_what_arrived_and_what_was_left_out(demo, tmp_path):
     init_default_scope('mmpretrain')
     path = file_of('dinov2', tmp_path)
     content = torch.load(path, weights_only=True)
