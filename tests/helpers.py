@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from mmengine.dataset import DefaultSampler
 from mmengine.model import BaseModel
+from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmpretrain.registry import MODELS
@@ -288,7 +289,7 @@ class Foreign:
         return os.system, ('touch should_not_exist',)
 
 
-@MODELS.register_module(name='ToyOfTests', force=True)
+@MMENGINE_MODELS.register_module(name='ToyOfTests', force=True)
 class Toy(BaseModel):
     def __init__(self):
         super().__init__()
