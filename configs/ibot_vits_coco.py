@@ -4,4 +4,6 @@ _base_ = './odis_vits_coco.py'
 
 model = dict(masked_attention=False)
 train_dataloader = _base_.train_dataloader
-train_dataloader.dataset.pipeline[1].object_aware = False
+steps = {step.type: step for step in train_dataloader.dataset.pipeline}
+steps['SampleViews'].object_aware = False
+del steps

@@ -9,6 +9,13 @@ _base_ = [
 # iBOT's practice for ViT-B and L, not checked against its argument files: ours
 optim_wrapper = dict(optimizer=dict(lr=7.5e-4), clip_grad=dict(max_norm=0.3))
 train_dataloader = _base_.train_dataloader
-train_dataloader.dataset.pipeline[1].views[0].scale = (0.32, 1.0)
-train_dataloader.dataset.pipeline[1].views[1].scale = (0.05, 0.32)
+crops = {
+    group.role: group
+    for step in train_dataloader.dataset.pipeline
+    if step.type == 'SampleViews'
+    for group in step.views
+}
+crops['global'].scale = (0.32, 1.0)
+crops['local'].scale = (0.05, 0.32)
+del crops
 train_dataloader.batch_size = 16

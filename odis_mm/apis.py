@@ -8,8 +8,9 @@ import os
 import os.path as osp
 import tempfile
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
 from mmengine.config import Config
@@ -18,7 +19,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import distributed
 
-from .config import check_schedule, explain_build_error, load_config
+from .config import check_schedule, explain_build_error, follow_channels, load_config
 from .datasets import EpochSampler, number_draws
 from .engine.peers import agent_keeps_store, await_peers
 from .engine.resume import damage, find_checkpoint
@@ -65,12 +66,13 @@ def train(
         raise ConfigError(f'{cfg.filename} has no train_dataloader: it is nothing to train by.')
     _prepare(cfg, work_dir, launcher)
     check_schedule(cfg)
+    follow_channels(cfg)
     number_draws(cfg.train_dataloader, by_epoch=str((cfg.get('train_cfg') or {}).get('type')) != 'IterBasedTrainLoop')
     if amp:
         _use_amp(cfg, amp)
     init = init or named_start(cfg)
     notes = [(logging.INFO, line) for line in start_from(cfg, init)] if init else []
-    notes += _use_resume(cfg, resume)
+    notes += _use_resume(cfg, resume) + _check_detection(cfg, ('train', 'val'))
     with _session(cfg):
         runner = _build_runner(cfg)
         runner.logger.info(_ranks_line(runner))
@@ -109,9 +111,12 @@ def test(
         raise ConfigError(f'no checkpoint {checkpoint!r}.')
     _prepare(cfg, work_dir, launcher)
     cfg.load_from, cfg.resume = checkpoint, False
+    notes = _check_detection(cfg, ('test',))
     with _session(cfg):
         runner = _build_runner(cfg)
         runner.logger.info(_ranks_line(runner))
+        for level, note in notes:
+            runner.logger.log(level, note)
         with _explained(cfg):
             return runner.test()
 
@@ -172,6 +177,15 @@ def _prepare(cfg: Config, work_dir: Optional[str], launcher: str) -> None:
             loader.pop('prefetch_factor', None)
         if loader and not torch.cuda.is_available():  # nothing to pin for
             loader.pop('pin_memory', None)
+
+
+def _check_detection(cfg: Config, parts: Sequence[str]) -> List[Tuple[int, str]]:
+    """Looks at a detector's annotations before mmdet does; returns levels and lines for the log."""
+    if cfg.get('default_scope') != 'mmdet' or find_spec('mmdet') is None:
+        return []
+    from .detection.checks import check_detection_data
+
+    return [(logging.INFO, line) for line in check_detection_data(cfg, parts)]
 
 
 def _use_amp(cfg: Config, amp: str) -> None:

@@ -7,6 +7,7 @@ import difflib
 import inspect
 import os
 import re
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, Optional, Set, Tuple, Union
 
@@ -73,12 +74,44 @@ def load_config(name: Union[str, Path], options: Optional[Dict[str, Any]] = None
         if not os.environ.get(variable, 'set'):
             del os.environ[variable]  # empty means unset
     try:
-        cfg = Config.fromfile(str(path))
+        with _plain_roots() as roots:
+            cfg = Config.fromfile(str(path))
+        for stand_in, root in roots.items():
+            cfg._cfg_dict = _replaced(cfg._cfg_dict, stand_in, root)
     except (SyntaxError, AttributeError, KeyError, FileNotFoundError, TypeError) as error:
         raise ConfigError(f'{path} cannot be read as a config: {error}') from error
     apply_options(cfg, options or {})
     check_top_level(cfg)
     return cfg
+
+
+@contextmanager
+def _plain_roots() -> Iterator[Dict[str, str]]:
+    """Let stand-ins take the place of data roots in the environment that mmengine, which pastes them into the text of a config, would read
+    as code or as a pattern: paths with a backslash, a quote, or the like."""
+    odd = {
+        name: value
+        for name, value in os.environ.items()
+        if name.endswith('_ROOT') and not re.fullmatch(r'[\w\-./~:+@,= ]*', value)
+    }
+    roots = {}
+    for name, value in odd.items():
+        os.environ[name] = f'<{name}>'
+        roots[os.environ[name]] = value
+    try:
+        yield roots
+    finally:
+        os.environ.update(odd)
+
+
+def _replaced(node: Any, old: str, new: str) -> Any:
+    """A config's dicts and lists with a part of their texts replaced."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            node[key] = _replaced(value, old, new)
+    elif isinstance(node, (list, tuple)):
+        return type(node)(_replaced(value, old, new) for value in node)
+    return node.replace(old, new) if isinstance(node, str) else node
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
@@ -195,6 +228,41 @@ def check_schedule(cfg: Config) -> None:
                 f'param_scheduler.{i} ({part["type"]}) begins at {unit} {begin}, but training ends at {unit} '
                 f'{total}: shorten the warm-up, e.g. '
                 f'--cfg-options param_scheduler.{i - 1}.end=1 param_scheduler.{i}.begin=1 (with two {unit}s or more).'
+            )
+
+
+def follow_channels(cfg: Config) -> None:
+    """Let the backbone take images of as many channels as ``LoadObjectImage(channels=...)`` of the training data gives.
+
+    Raises:
+        ConfigError: the steps differ, the backbone is set to another number, or the means and deviations are of another number.
+    """
+    steps = [
+        node
+        for _, node in _walk(cfg.train_dataloader)
+        if isinstance(node, dict) and node.get('type') == 'LoadObjectImage'
+    ]
+    counts = sorted({step.get('channels', 3) for step in steps})
+    if len(counts) > 1:
+        raise ConfigError(
+            f'train_dataloader reads images of {" and ".join(map(str, counts))} channels: set one number in all its LoadObjectImage.'
+        )
+    model = cfg.get('model') or {}
+    backbone, channels = model.get('backbone'), counts[0] if counts else 3
+    if not isinstance(backbone, dict) or (channels == 3 and backbone.get('in_channels', 3) == 3):
+        return
+    if backbone.setdefault('in_channels', channels) != channels:
+        raise ConfigError(
+            f'model.backbone.in_channels={backbone.in_channels}, but the training images have {channels} channels (LoadObjectImage.channels): '
+            'set both to one number.'
+        )
+    preprocessor = model.get('data_preprocessor') or {}
+    for name in ('mean', 'std'):
+        found = len(preprocessor.get(name) or (0, 0, 0))
+        if found != channels:
+            raise ConfigError(
+                f'model.data_preprocessor.{name} holds {found} numbers for images of {channels} channels: odis-mm stats computes mean and std '
+                'of the data.'
             )
 
 

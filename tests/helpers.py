@@ -18,6 +18,7 @@ from mmpretrain.registry import MODELS
 
 import odis_mm  # noqa: F401
 from odis_mm.analysis.cost import total_loss
+from odis_mm.datasets.transforms import mask_positions
 from odis_mm.engine.hooks import SafeCheckpointHook
 from odis_mm.evaluation import FrozenBackbone, region_proxy, region_split
 from odis_mm.models import ObjectViT
@@ -68,6 +69,7 @@ def make_batch(batch=3, num_local=2, seed=0):
             ],
             object_visible=torch.rand(batch, 2 + num_local, generator=g) < 0.8,
             mim_mask=mim,
+            **mask_positions(mim),
         ),
     )
 

@@ -4,10 +4,8 @@ _base_ = './mask-rcnn_vitb_vitdet_lsj-100e_coco.py'
 model = dict(type='FasterRCNN', roi_head=dict(mask_roi_extractor=None, mask_head=None))
 
 load_boxes = dict(type='LoadAnnotations', with_bbox=True)
-train_pipeline = _base_.train_pipeline
-train_pipeline[1] = load_boxes
-test_pipeline = _base_.test_pipeline
-test_pipeline[3] = load_boxes
+train_pipeline = [load_boxes if step.type == 'LoadBoxesAndMasks' else step for step in _base_.train_pipeline]
+test_pipeline = [load_boxes if step.type == 'LoadBoxesAndMasks' else step for step in _base_.test_pipeline]
 
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))

@@ -39,6 +39,7 @@ COMMANDS: Dict[str, Command] = {
         'odis_mm.cli.objects', 'find_objects_main', 'find objects in images, or import them from other tools'
     ),
     'verify': Command('odis_mm.cli.verify', 'verify_main', 'check every image, box and mask of a data set'),
+    'stats': Command('odis_mm.cli.stats', 'stats_main', 'mean and deviation of the channels of a data set'),
     'demo': Command('odis_mm.datasets.demo', 'main', 'render the demo set'),
     'replay': Command('odis_mm.cli.replay', 'replay_main', 'rerun a batch whose loss was not finite'),
     'benchmark': Command(

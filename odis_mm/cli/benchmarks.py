@@ -15,6 +15,7 @@ from mmengine.registry import init_default_scope
 from mmpretrain.registry import MODELS
 
 from ..analysis import benchmark, benchmark_gtsa
+from ..analysis.annotations import annotations_benchmark
 from ..analysis.startup import TRAIN, seconds_to_first_iteration
 from ..config import load_config, parse_options
 from ..utils.environment import hardware
@@ -110,6 +111,32 @@ def startup_main(argv: Optional[List[str]] = None, train: Sequence[str] = TRAIN)
         )
         if args.out:
             Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+            Path(args.out).write_text(json.dumps(result, indent=1) + '\n')
+
+    run_command(work)
+
+
+def annotations_main(argv: Optional[List[str]] = None) -> None:
+    """``tools/analysis/benchmark_annotations.py``: what reading a json of COCO train2017's size costs, first and from the cache."""
+    parser = argparse.ArgumentParser(description='CPU seconds and own memory to read a large COCO-style json.')
+    parser.add_argument('--images', type=int, default=118_287)
+    parser.add_argument('--objects', type=int, default=860_001)
+    parser.add_argument('--boxes', action='store_true', help='leave the masks out')
+    parser.add_argument('--repeats', type=int, default=3)
+    parser.add_argument('--out', metavar='JSON', help='keep the numbers')
+    args = parser.parse_args(argv)
+
+    def work() -> None:
+        result = annotations_benchmark(args.images, args.objects, not args.boxes, args.repeats)
+        result.update(date=datetime.datetime.now().astimezone().isoformat(timespec='seconds'), hardware=hardware())
+        print(f'json of {result["json_mb"]:.0f} MB, cache of {result["cache_mb"]:.0f} MB; {result["hardware"]}')
+        for name in ('first', 'again'):
+            found = {key: statistics.median(each[key] for each in result[name]) for key in result[name][0]}
+            print(
+                f'{name}: {found["cpu"]:.1f} CPU s ({found["seconds"]:.1f} s), {found["own_mb"]:.0f} MB of its own, peak {found["peak_mb"]:.0f} MB, '
+                f'{found["read_us"]:.0f} us to read an image'
+            )
+        if args.out:
             Path(args.out).write_text(json.dumps(result, indent=1) + '\n')
 
     run_command(work)

@@ -48,7 +48,7 @@ def read_annotations(
         return parse_annotations(path, **options)
     key = json.dumps([os.path.abspath(path), options, VERSION]).encode('utf-8', 'surrogatepass')
     place = folder / f'{hashlib.blake2b(key, digest_size=12).hexdigest()}.columns'
-    source = _source(path)
+    source = source_of(path)
     found = _load(place, source)
     if found is not None:
         return found
@@ -77,7 +77,8 @@ def cache_folder() -> Optional[Path]:
         return Path(tempfile.gettempdir()) / f'odis_mm_{os.getuid() if hasattr(os, "getuid") else "cache"}'
 
 
-def _source(path: PathLike) -> Dict[str, Any]:
+def source_of(path: PathLike) -> Dict[str, Any]:
+    """Return what tells one state of a file from another: its size, time and a hash of its content."""
     told = os.stat(path)
     digest = hashlib.blake2b(digest_size=16)
     with open(path, 'rb') as file:
@@ -127,9 +128,21 @@ def _load(place: Path, source: Dict[str, Any]) -> Optional[Columns]:
             arrays[name] = np.asarray(values).view(dtype).reshape(shape)
         if check != header['check']:
             return None
-        return Columns.from_arrays(arrays, header['classes'], header['counts'])
+        columns = Columns.from_arrays(arrays, header['classes'], header['counts'])
+        columns.origin = _mapped, (place, source)
+        return columns
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _mapped(place: Path, source: Dict[str, Any]) -> Columns:
+    """What another process of this run has mapped."""
+    found = _load(place, source)
+    if found is None:
+        raise AnnotationError(
+            f'the cache of annotations {shown(place)} has gone while the run started: start it again.'
+        )
+    return found
 
 
 @contextmanager

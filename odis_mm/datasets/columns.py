@@ -6,7 +6,7 @@ import os
 from array import array
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -123,6 +123,12 @@ class Columns:
     masks: Optional[Masks] = None
     classes: Tuple[Any, ...] = ()
     counts: Dict[str, int] = field(default_factory=dict)
+    origin: Optional[Tuple[Callable[..., 'Columns'], Tuple[Any, ...]]] = (
+        None  # a call that maps the same arrays from a file
+    )
+
+    def __reduce__(self) -> Tuple[Any, ...]:
+        return self.origin or (Columns.from_arrays, (self.arrays(), self.classes, self.counts))
 
     @classmethod
     def without_objects(cls, names: Sequence[str]) -> 'Columns':

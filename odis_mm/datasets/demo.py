@@ -8,11 +8,11 @@ one's mirror image, since horizontal flips are an augmentation.
 """
 
 import argparse
-import contextlib
 import json
 import math
 import multiprocessing
 import os
+import re
 import shutil
 import sys
 import time
@@ -23,6 +23,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from ..utils.errors import ConfigError, FileWriteError, FolderInUseError, run_command
+from ..utils.files import PathLike, locked
 
 DRAWING = 2  # raise it with every change of what is drawn: sets on disk of another drawing are rendered again
 MANIFEST = 'odis_demo.json'
@@ -234,6 +235,27 @@ def _render_set(folder: Path, parameters: dict, processes: int):
         )
 
 
+def _foreign(root: Path) -> list:
+    """Files in a folder that no rendering of the demo set wrote."""
+    ours = re.compile(
+        rf'{re.escape(MANIFEST)}|annotations/instances_(train|val)2017\.json|(train|val)2017/\d{{12}}\.jpg'
+    )
+    files = (path.relative_to(root) for path in root.rglob('*') if not path.is_dir())
+    return [path for path in files if not ours.fullmatch(path.as_posix())]
+
+
+def render_if_asked(data_root: PathLike) -> bool:
+    """Render the demo set if ``data_root`` is its place: the folder that ODIS_DEMO_ROOT names, or data/odis_demo. Returns whether it is.
+
+    Any other folder is the user's, and nothing is written to it.
+    """
+    if os.path.abspath(data_root) != os.path.abspath(demo_root()):
+        return False
+    if not Path(data_root, MANIFEST).is_file():  # a set of other parameters will do
+        ensure_demo(data_root)
+    return True
+
+
 def _is_complete(root: Path, parameters: dict) -> bool:
     """True if `root` holds the whole set, False if it is absent, half there or of another drawing; else raises."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
@@ -242,13 +264,12 @@ def _is_complete(root: Path, parameters: dict) -> bool:
         found = json.loads((root / MANIFEST).read_text())
     except (OSError, ValueError):
         raise FolderInUseError(
-            f'{root} exists and is no demo set (it has no readable {MANIFEST}); name another folder '
-            'by --root or ODIS_DEMO_ROOT, or remove it.'
+            f'{root} exists and is no demo set (it has no readable {MANIFEST}): name another folder for the demo set by --root or '
+            'ODIS_DEMO_ROOT; for images of your own take a recipe without "demo" in its name.'
         ) from None
     if {**found, 'drawing': None} != {**parameters, 'drawing': None}:
         raise FolderInUseError(
-            f'{root} holds a demo set of other parameters ({found}); name another folder by --root '
-            'or ODIS_DEMO_ROOT, or remove it.'
+            f'{root} holds a demo set of other parameters ({found}); name another folder by --root or ODIS_DEMO_ROOT.'
         )
     return found == parameters and all(
         (root / 'annotations' / f'instances_{split}2017.json').is_file()
@@ -256,23 +277,6 @@ def _is_complete(root: Path, parameters: dict) -> bool:
         and len(os.listdir(root / f'{split}2017')) == parameters[f'num_{split}']
         for split in _SPLITS
     )
-
-
-@contextlib.contextmanager
-def _locked(path: Path):
-    """Ranks that start together render once: the others wait here."""
-    try:
-        import fcntl
-    except ImportError:  # no such lock on this platform: each renders, the first rename wins
-        yield
-        return
-    with open(path, 'w') as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _say(f'waiting for the process that renders the demo set (lock: {path})')
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def demo_root(root=None, num_train: int = 2000, num_val: int = 200, size: int = 128, seed: int = 0) -> Path:
@@ -314,7 +318,7 @@ def ensure_demo(
         processes = min(2, os.cpu_count() or 1) if num_train + num_val > 300 and hasattr(os, 'fork') else 1
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(target.with_name(f'.{target.name}.lock')):
+        with locked(target.with_name(f'.{target.name}.lock'), 'waiting for the process that renders the demo set'):
             if not _is_complete(target, parameters):
                 _replace(target, parameters, processes)
     except OSError as error:
@@ -328,6 +332,12 @@ def ensure_demo(
 
 
 def _replace(target: Path, parameters: dict, processes: int):
+    foreign = _foreign(target) if target.is_dir() else []
+    if foreign:
+        raise FolderInUseError(
+            f'{target} holds an incomplete or older demo set and files of other origin ({foreign[0]}, {len(foreign)} in all): move them, or '
+            'name another folder by --root or ODIS_DEMO_ROOT.'
+        )
     prefix = f'.{target.name}.tmp'
     for stale in target.parent.glob(prefix + '*'):  # of killed runs: the lock is ours
         shutil.rmtree(stale, ignore_errors=True)

@@ -1,10 +1,9 @@
 """The embedded demo set for pretraining."""
 
-import os.path as osp
-
 from mmpretrain.registry import DATASETS
 
-from .demo import ensure_demo
+from ..utils.errors import MissingFileError
+from .demo import DEFAULT_ROOT, render_if_asked
 from .objects import ObjectDataset
 
 
@@ -13,12 +12,19 @@ class DemoObjectDataset(ObjectDataset):
     """``ObjectDataset`` of the demo set, which is rendered on first use.
 
     Args:
-        data_root: Its folder; if ``ann_file`` is not there, the set is rendered to it with the default parameters.
-        ann_file: Below ``data_root``.
+        data_root: Its folder. The set is rendered, with the default parameters, only to the folder that ODIS_DEMO_ROOT names (by default
+            data/odis_demo); any other folder is read as it is.
         **kwargs: See :class:`ObjectDataset`.
     """
 
-    def __init__(self, data_root: str, ann_file: str, **kwargs):
-        if not osp.isfile(osp.join(data_root, ann_file)):
-            ensure_demo(data_root)
-        super().__init__(data_root=data_root, ann_file=ann_file, **kwargs)
+    def __init__(self, data_root: str = DEFAULT_ROOT, **kwargs):
+        rendered = render_if_asked(data_root)
+        try:
+            super().__init__(data_root=data_root, **kwargs)
+        except MissingFileError as error:
+            if rendered:
+                raise
+            told = str(error).rstrip('.')
+            raise MissingFileError(
+                f'{told}; the demo set itself is rendered to ODIS_DEMO_ROOT or {DEFAULT_ROOT}, nowhere else.'
+            ) from None

@@ -231,11 +231,12 @@ def read_image(path: PathLike, channels: int = 3, window: Range = None, percenti
     """
     image = read_raw(path, channels)
     if image.dtype != np.uint8 or window is not None or percentiles is not None:
-        image = _as_bytes(image, path, window, percentiles)
-    return image if image.shape[2] == channels else _with_channels(image, path, channels)
+        image = as_bytes(image, path, window, percentiles)
+    return image if image.shape[2] == channels else with_channels(image, path, channels)
 
 
-def _with_channels(image: np.ndarray, path: PathLike, channels: int) -> np.ndarray:
+def with_channels(image: np.ndarray, path: PathLike, channels: int) -> np.ndarray:
+    """Return an image uint8 [H, W, C] with another number of channels, as far as :func:`read_image` changes it."""
     found = image.shape[2]
     if found == 2 and channels in (1, 3):  # grey and alpha
         image, found = image[..., :1], 1
@@ -268,7 +269,8 @@ def _ends(image: np.ndarray) -> Tuple[float, float]:
     return (float(finite.min()), float(finite.max())) if finite.size else (np.nan, np.nan)
 
 
-def _as_bytes(image: np.ndarray, path: PathLike, window: Range, percentiles: Range) -> np.ndarray:
+def as_bytes(image: np.ndarray, path: PathLike, window: Range = None, percentiles: Range = None) -> np.ndarray:
+    """Return raw values as 0..255 by the rules of :func:`read_image`."""
     if image.dtype.kind not in 'uifb':
         raise BadImageError(
             f'image {shown(path)} holds values of type {image.dtype}; store it as whole or floating numbers.'

@@ -13,7 +13,10 @@ from mmengine.registry import FUNCTIONS
 from torch.utils.data import DataLoader
 
 # what schedulers, torchrun, and the Ctrl-C or the end of a terminal send to all processes of a run at once
-GROUP_SIGNALS = frozenset(getattr(signal, name) for name in ('SIGTERM', 'SIGINT', 'SIGHUP', 'SIGUSR1', 'SIGUSR2'))
+GROUP_SIGNAL_NAMES = ('SIGTERM', 'SIGINT', 'SIGHUP', 'SIGUSR1', 'SIGUSR2')
+GROUP_SIGNALS = frozenset(
+    getattr(signal, name) for name in GROUP_SIGNAL_NAMES if hasattr(signal, name)
+)  # Windows has two
 CAN_TELL_SENDERS = hasattr(signal, 'sigwaitinfo')
 
 

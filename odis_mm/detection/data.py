@@ -1,12 +1,10 @@
 """Data pieces of the detectors; they need mmdet's datasets, hence mmcv's compiled ops."""
 
-import os.path as osp
-
 from mmdet.datasets import CocoDataset
 from mmdet.datasets.transforms import LoadAnnotations
 from mmdet.registry import DATASETS, TRANSFORMS
 
-from ..datasets.demo import CLASSES, ensure_demo
+from ..datasets.demo import CLASSES, render_if_asked
 from ..utils.errors import ConfigError
 
 
@@ -37,7 +35,7 @@ class DemoDetectionDataset(CocoDataset):
     """The embedded demo set for detectors, rendered on first use.
 
     Args:
-        data_root: Its folder; if the annotations are not there, the set is rendered to it with the default parameters.
+        data_root: Its folder; see :class:`~odis_mm.datasets.DemoObjectDataset` for where the set is rendered.
         ann_file: Below ``data_root``.
         **kwargs: See ``mmdet.CocoDataset``.
     """
@@ -48,6 +46,5 @@ class DemoDetectionDataset(CocoDataset):
     )
 
     def __init__(self, *args, data_root: str, ann_file: str, **kwargs):
-        if not osp.isfile(osp.join(data_root, ann_file)):
-            ensure_demo(data_root)
+        render_if_asked(data_root)
         super().__init__(*args, data_root=data_root, ann_file=ann_file, **kwargs)

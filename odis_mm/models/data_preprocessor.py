@@ -33,25 +33,13 @@ class ViewPreprocessor(BaseDataPreprocessor):
         """``inputs``: uint8 [n, 3, H, W] or a list of such, one per resolution, to float32; ``data_samples`` is moved along.
 
         Numbers of photometrics that the pipeline drew (``PhotometricViews(on_device=True)``) are applied before the normalisation, and
-        taken out of ``data_samples``. The positions and weights of the masked patches are found here, while the masks still lie in host memory: on the device, an
-        index of unknown length would stall the queue.
+        taken out of ``data_samples``.
         """
         samples = data.get('data_samples')
-        if training and isinstance(samples, dict) and 'mim_mask' in samples:
-            mask = samples['mim_mask']  # [G*B, N]
-            where = mask.flatten().nonzero().flatten()
-            weight = 1 / (mask.sum(1, keepdim=True).clamp(min=1) * len(mask))
-            data = {
-                **data,
-                'data_samples': {**samples, 'mim_index': where, 'mim_weight': weight.expand_as(mask).flatten()[where]},
-            }
         photometric = None
         if isinstance(samples, dict) and 'photometric' in samples:
             photometric = samples['photometric']  # stays in host memory, see apply_photometrics
-            data = {
-                **data,
-                'data_samples': {key: value for key, value in data['data_samples'].items() if key != 'photometric'},
-            }
+            data = {**data, 'data_samples': {key: value for key, value in samples.items() if key != 'photometric'}}
         data = self.cast_data(data)
         inputs = data['inputs']
         views = inputs if isinstance(inputs, (list, tuple)) else [inputs]

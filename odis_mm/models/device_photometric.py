@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..datasets.transforms.photometric import blur_kernel
+from ..datasets.transforms.photometric import COLUMNS, blur_kernel
 
 _GREY = (0.299, 0.587, 0.114)  # of red, green, blue (ITU-R BT.601), as OpenCV has it
-_JITTER, _GRAY, _BLUR, _SOLARIZE, _FACTORS, _ORDER, _SIGMA = 0, 1, 2, 3, slice(4, 8), slice(8, 12), 12
+_JITTER, _GRAY, _BLUR, _SOLARIZE, _FACTORS, _ORDER, _SIGMA = COLUMNS.values()
 
 
 def _gray(views: Tensor) -> Tensor:
@@ -16,7 +16,8 @@ def _gray(views: Tensor) -> Tensor:
 
 
 def _mean_gray(views: Tensor) -> Tensor:
-    return (_gray(views).mean((2, 3), keepdim=True) + 0.5).floor()
+    grey = _gray(views) if views.shape[1] == 3 else views
+    return (grey.mean((1, 2, 3), keepdim=True) + 0.5).floor()
 
 
 def _toward(views: Tensor, origin, factor: Tensor) -> Tensor:
@@ -59,8 +60,8 @@ def apply_photometrics(views: Tensor, drawn: Tensor) -> Tensor:
     Which view gets which step is decided on the host, so that no index of unknown length stalls the device's queue.
 
     Args:
-        views: Float [n, 3, h, w] in 0..255.
-        drawn: float32 [n, 13] in HOST memory, columns as ``PhotometricViews.pack`` has them.
+        views: Float [n, C, h, w] in 0..255; what is about colours is left out unless C is 3.
+        drawn: float32 [n, 13] in HOST memory, in the COLUMNS of ``PhotometricViews.pack``.
 
     Returns:
         [n, 3, h, w] in 0..255; hue and blur are not rounded.
@@ -80,12 +81,13 @@ def apply_photometrics(views: Tensor, drawn: Tensor) -> Tensor:
         lambda x, f: _toward(x, _gray(x), f),
         turn_hue,
     )
+    coloured = views.shape[1] == 3
     for turn in range(4):
-        for j, step in enumerate(steps):
+        for j, step in enumerate(steps if coloured else steps[:2]):
             index = chosen(jitter & (order[:, turn] == j))
             if len(index):
                 views[index] = step(views[index], factors[index, j])
-    index = chosen(drawn[:, _GRAY] > 0)
+    index = chosen((drawn[:, _GRAY] > 0) & coloured)
     if len(index):
         views[index] = _gray(views[index]).expand(-1, 3, -1, -1)
     index = chosen(drawn[:, _BLUR] > 0)

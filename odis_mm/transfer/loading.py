@@ -107,10 +107,15 @@ def load_backbone(
         vit = read_vit(state, name, heads=getattr(module, 'arch_settings', {}).get('num_heads'))
         prefix, found, notes = f'{vit.dialect}, {vit.prefix}', vit.state, {**vit.dropped, **vit.changed}
         meta = {'norm_eps': vit.norm_eps, **meta}
+    resized = {}
+    for stem in ('patch_embed.projection.weight', 'conv1.weight'):
+        if stem in found and stem in own and found[stem].shape[1] == 3 != own[stem].shape[1]:
+            before = tuple(found[stem].shape)
+            found[stem] = inflate(found[stem], own[stem].shape[1])
+            resized[stem] = (before, tuple(found[stem].shape))
     _check_architecture(found, own, module, name)
     _check_meta(meta, module, name)
 
-    resized = {}
     if 'pos_embed' in found and 'pos_embed' in own and found['pos_embed'].shape != own['pos_embed'].shape:
         before = tuple(found['pos_embed'].shape)
         found['pos_embed'] = _fit_positions(found['pos_embed'], module, name)
@@ -153,6 +158,17 @@ def load_backbone(
     report = Report(name, prefix, tuple(matched), tuple(unfilled), tuple(homeless), resized, outside, notes)
     print_log(f'backbone <- {report}', logger=logger)
     return report
+
+
+def inflate(weight: Tensor, channels: int) -> Tensor:
+    """Bring a first convolution [D, 3, h, w] of RGB images to another number of channels, [D, channels, h, w].
+
+    One channel gets the sum, as a grey image is three equal channels. More get the three in turn, times 3 / channels, so that channels that
+    are alike have the response of a grey image (timm's rule).
+    """
+    if channels == 1:
+        return weight.sum(1, keepdim=True)
+    return weight[:, torch.arange(channels) % 3] * (3 / channels)
 
 
 def _find_backbone(state: Dict[str, Tensor], module: nn.Module, name: str) -> Tuple[str, Dict[str, Tensor]]:

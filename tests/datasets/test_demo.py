@@ -12,7 +12,12 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from odis_mm.datasets import demo
+from odis_mm.datasets import DemoObjectDataset, demo
+
+try:
+    from odis_mm.detection import DemoDetectionDataset
+except ImportError:
+    DemoDetectionDataset = None
 
 TINY = dict(num_train=6, num_val=3, size=96, seed=3)
 
@@ -169,8 +174,8 @@ def test_foreign_folder_is_never_touched(tmp_path):
     with pytest.raises(FileExistsError) as error:
         demo.ensure_demo(tmp_path / 'set', **TINY)
     assert str(error.value) == (
-        f'{folder} exists and is no demo set (it has no readable odis_demo.json); name another '
-        'folder by --root or ODIS_DEMO_ROOT, or remove it.'
+        f'{folder} exists and is no demo set (it has no readable odis_demo.json): name another folder for the demo set by --root or '
+        'ODIS_DEMO_ROOT; for images of your own take a recipe without "demo" in its name.'
     )
     assert (folder / 'train2017' / 'mine.jpg').read_bytes() == b'mine'
     (folder / demo.MANIFEST).write_text(json.dumps(dict(num_train=5)))
@@ -209,3 +214,42 @@ def test_command_line(tmp_path, capsys):
         demo.main(['--root', str(tmp_path / 'file' / 'set')])
     assert stop.value.code == 2
     assert re.match('error.*could not be written to .*name another folder by --root', capsys.readouterr().err)
+
+
+def test_rendered_nowhere_but_where_it_was_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, '_render_set', lambda *_: pytest.fail('rendered'))
+    monkeypatch.setenv('ODIS_DEMO_ROOT', str(tmp_path / 'demo'))
+    (tmp_path / 'photos').mkdir()
+    for options in (
+        dict(data_root=tmp_path / 'typo', ann_file='annotations/instances_train2017.json', data_prefix='train2017'),
+        dict(data_root=tmp_path / 'photos', ann_file='annotations/typo.json'),
+    ):
+        with pytest.raises(
+            FileNotFoundError, match='does not exist.*the demo set itself is rendered to ODIS_DEMO_ROOT'
+        ):
+            DemoObjectDataset(**options)
+        if DemoDetectionDataset is not None:
+            with pytest.raises(FileNotFoundError):
+                DemoDetectionDataset(data_root=str(options['data_root']), ann_file=options['ann_file'])
+    assert sorted(path.name for path in tmp_path.rglob('*')) == ['photos']
+    (tmp_path / 'photos' / 'mine.jpg').write_bytes(cv2.imencode('.jpg', np.zeros((9, 9, 3), np.uint8))[1].tobytes())
+    assert len(DemoObjectDataset(data_root=tmp_path / 'photos', ann_file='')) == 1, (
+        'as gtsa_demo with ann_file= reads it'
+    )
+    monkeypatch.setenv('ODIS_DEMO_ROOT', str(tmp_path / 'photos'))
+    with pytest.raises(FileExistsError, match='is no demo set') as error:
+        DemoObjectDataset(data_root=tmp_path / 'photos', ann_file='')
+    assert 'remove' not in str(error.value)
+
+
+def test_rendered_to_its_own_place(tmp_path, monkeypatch):
+    root, few = tmp_path / 'demo', dict(drawing=demo.DRAWING, **TINY)
+    monkeypatch.setenv('ODIS_DEMO_ROOT', str(root))
+    monkeypatch.setattr(demo, 'ensure_demo', lambda folder: demo._replace(Path(folder), few, 1))
+    options = dict(data_root=str(root), ann_file='annotations/instances_val2017.json', data_prefix='val2017')
+    assert len(DemoObjectDataset(**options)) == TINY['num_val'] == len(DemoObjectDataset(**options))
+    (root / 'val2017' / 'mine.jpg').write_bytes(b'mine')
+    (root / demo.MANIFEST).unlink()
+    with pytest.raises(FileExistsError, match='files of other origin .val2017/mine.jpg'):
+        DemoObjectDataset(**options)
+    assert (root / 'val2017' / 'mine.jpg').read_bytes() == b'mine'

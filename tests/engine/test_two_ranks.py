@@ -13,6 +13,7 @@ from mmengine.optim import OptimWrapper
 import odis_mm  # noqa: F401
 from ddp_helpers import run_ranks
 from helpers import make_batch, make_odis, poisoned
+from odis_mm.datasets.transforms import mask_positions
 from odis_mm.engine.hooks import NonFiniteLossHook
 from odis_mm.engine.optim import SafeOptimWrapper
 from odis_mm.models.losses.coding_length import coding_length, second_moment
@@ -52,6 +53,7 @@ def shard(data, rank, world):
             object_mask=[part(x) for x in samples['object_mask']],
             object_visible=samples['object_visible'][rank::world],
             mim_mask=part(samples['mim_mask']),
+            **mask_positions(part(samples['mim_mask'])),
         ),
     )
 

@@ -3,8 +3,8 @@ _base_ = './coco_objects.py'
 
 train_dataloader = _base_.train_dataloader
 train_dataloader.dataset.ann_file = ''  # every image of the folder
-load, render, photometric, packing = [train_dataloader.dataset.pipeline[i] for i in (0, 2, 3, 5)]
-render.interpolation = 'bilinear'  # the paper's release
+steps = {step.type: step for step in train_dataloader.dataset.pipeline}
+steps['RenderViews'].interpolation = 'bilinear'  # the paper's release
 sample_views = dict(
     type='SamplePairViews',
     views=[  # paper
@@ -16,7 +16,7 @@ sample_views = dict(
     turns=True,  # paper: by 0, 90, 180 or 270 degrees
     patch_size=16,
 )
-photometric.merge(
+steps['PhotometricViews'].merge(
     dict(  # paper
         brightness=0.8,
         contrast=0.8,
@@ -28,5 +28,11 @@ photometric.merge(
         solarize_prob=(0.0, 0.0, 0.0),
     )
 )
-train_dataloader.dataset.pipeline = [load, sample_views, render, photometric, packing]
-del load, sample_views, render, photometric, packing
+train_dataloader.dataset.pipeline = [
+    steps['LoadObjectImage'],
+    sample_views,
+    steps['RenderViews'],
+    steps['PhotometricViews'],
+    steps['PackViews'],
+]
+del steps, sample_views

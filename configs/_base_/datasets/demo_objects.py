@@ -10,7 +10,8 @@ train_dataloader.merge(
         dataset=dict(type='DemoObjectDataset', data_root='{{$ODIS_DEMO_ROOT:data/odis_demo}}'),
     )
 )
-sample_views, photometric = train_dataloader.dataset.pipeline[1], train_dataloader.dataset.pipeline[3]
+steps = {step.type: step for step in train_dataloader.dataset.pipeline}
+sample_views, photometric = steps['SampleViews'], steps['PhotometricViews']
 # Views of about the image's own resolution that show their object large: of crops like the recipes', shrunk to this size, a
 # supervised classifier learns the classes far more slowly, as the surface patterns blur away. No local views: 2 x 2 patches.
 sample_views.patch_size = 8
@@ -20,4 +21,4 @@ sample_views.min_cover = (0.4, 0.4)
 photometric.merge(
     dict(hue=0.025, gray_prob=0.5, blur_prob=(0.2, 0.2, 0.0), blur_sigma=(0.1, 1.0), solarize_prob=(0.0, 0.0, 0.0))
 )  # small, muted images
-del sample_views, photometric
+del steps, sample_views, photometric

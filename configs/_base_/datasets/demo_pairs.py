@@ -4,8 +4,8 @@ _base_ = './demo_objects.py'
 
 train_dataloader = _base_.train_dataloader
 train_dataloader.batch_size = 32
-load, render, photometric, packing = [train_dataloader.dataset.pipeline[i] for i in (0, 2, 3, 5)]
-render.interpolation = 'bilinear'  # the paper's release
+steps = {step.type: step for step in train_dataloader.dataset.pipeline}
+steps['RenderViews'].interpolation = 'bilinear'  # the paper's release
 sample_views = dict(
     type='SamplePairViews',
     views=[
@@ -17,5 +17,11 @@ sample_views = dict(
     turns=True,
     patch_size=8,
 )
-train_dataloader.dataset.pipeline = [load, sample_views, render, photometric, packing]
-del load, sample_views, render, photometric, packing
+train_dataloader.dataset.pipeline = [
+    steps['LoadObjectImage'],
+    sample_views,
+    steps['RenderViews'],
+    steps['PhotometricViews'],
+    steps['PackViews'],
+]
+del steps, sample_views

@@ -3,12 +3,18 @@ _base_ = './demo_objects.py'
 
 train_dataloader = _base_.train_dataloader
 train_dataloader.batch_size = 32
-pipeline = train_dataloader.dataset.pipeline
-pipeline[1] = dict(
+steps = {step.type: step for step in train_dataloader.dataset.pipeline}
+sample_views = dict(
     type='SampleViews',
     patch_size=8,
     target_rule='whole_image',
     views=[dict(role='global', num=2, size=48, scale=(0.2, 0.8), ratio=(3 / 4, 4 / 3), flip=0.5)],
 )
-pipeline[4:] = pipeline[5:]  # no masked image modelling
-del pipeline
+train_dataloader.dataset.pipeline = [  # no masked image modelling
+    steps['LoadObjectImage'],
+    sample_views,
+    steps['RenderViews'],
+    steps['PhotometricViews'],
+    steps['PackViews'],
+]
+del steps, sample_views

@@ -2,10 +2,8 @@
 _base_ = './coco_instance.py'
 
 load_boxes = dict(type='LoadAnnotations', with_bbox=True)
-train_pipeline = _base_.train_pipeline
-train_pipeline[1] = load_boxes
-test_pipeline = _base_.test_pipeline
-test_pipeline[2] = load_boxes
+train_pipeline = [load_boxes if step.type == 'LoadBoxesAndMasks' else step for step in _base_.train_pipeline]
+test_pipeline = [load_boxes if step.type == 'LoadBoxesAndMasks' else step for step in _base_.test_pipeline]
 
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))

@@ -2,7 +2,7 @@
 
 from ..workers import single_thread_worker
 from .mim import BlockMasks
-from .packing import PackViews, collate_views
+from .packing import PackViews, collate_views, mask_positions
 from .pair_views import SamplePairViews
 from .photometric import PhotometricViews
 from .views import RenderViews, SampleViews, render_view
@@ -15,6 +15,7 @@ __all__ = [
     'SamplePairViews',
     'SampleViews',
     'collate_views',
+    'mask_positions',
     'render_view',
     'single_thread_worker',
 ]

@@ -67,6 +67,19 @@ def _view_major(parts: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.stack(list(parts), 1).flatten(0, 1)
 
 
+def mask_positions(mask: torch.Tensor) -> dict:
+    """Where the masked patches are, and their weights in the loss, of masks bool [G * B, N].
+
+    Found in the loader, in host memory: on the device, an index of unknown length would stall the queue.
+
+    Returns:
+        dict: ``mim_index`` int64 [M] into the flattened masks; ``mim_weight`` float32 [M], 1 / (masked patches of its view * G * B).
+    """
+    index = mask.flatten().nonzero().flatten()
+    weight = 1 / (mask.sum(1, keepdim=True).clamp(min=1) * len(mask))
+    return dict(mim_index=index, mim_weight=weight.expand_as(mask).flatten()[index])
+
+
 @FUNCTIONS.register_module()
 def collate_views(batch: Sequence[dict]) -> dict:
     """A batch of packed images.
@@ -74,7 +87,7 @@ def collate_views(batch: Sequence[dict]) -> dict:
     Returns:
         dict: ``inputs``: per resolution uint8 [V_r * B, 3, h, w] (index ``v * B + b``, channels last in memory).
         ``data_samples``: ``object_mask`` per resolution bool [V_r * B, N_r], ``photometric`` likewise [V_r * B, 13],
-        ``mim_mask`` bool [G * B, N], ``other_masks`` bool [G * B, n, N]; the rest with a leading B.
+        ``mim_mask`` bool [G * B, N] with :func:`mask_positions`, ``other_masks`` bool [G * B, n, N]; the rest with a leading B.
     """
     inputs = [
         _view_major([views.permute(0, 2, 3, 1) for views in parts]).permute(0, 3, 1, 2)  # whole pixels are copied
@@ -87,4 +100,6 @@ def collate_views(batch: Sequence[dict]) -> dict:
             samples[key] = [_view_major(parts) for parts in zip(*values)]
         else:
             samples[key] = _view_major(values) if key in ('mim_mask', 'other_masks') else torch.stack(values)
+    if 'mim_mask' in samples:
+        samples.update(mask_positions(samples['mim_mask']))
     return dict(inputs=inputs, data_samples=samples)

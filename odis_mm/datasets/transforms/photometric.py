@@ -13,6 +13,10 @@ from ...utils.errors import ConfigError
 
 _LEVELS = np.arange(256, dtype=np.float32)
 _NEGATIVE = np.where(_LEVELS < 128, _LEVELS, 255 - _LEVELS).astype(np.uint8)  # solarize, threshold 128
+COLUMNS = dict(
+    jitter=0, gray=1, blur=2, solarize=3, factors=slice(4, 8), order=slice(8, 12), sigma=12
+)  # of packed numbers
+WIDTH = 13  # of packed numbers
 _DOWN = 0.4999  # OpenCV rounds to the nearest, PIL's blend cuts off what is behind the point
 
 
@@ -23,7 +27,7 @@ def brightness(img: np.ndarray, factor: float) -> np.ndarray:
 
 def contrast(img: np.ndarray, factor: float) -> np.ndarray:
     """Distances from the mean grey of the picture, a whole number, times ``factor``."""
-    grey = int(cv2.mean(cv2.cvtColor(img, cv2.COLOR_RGB2GRAY))[0] + 0.5)
+    grey = int((cv2.mean(cv2.cvtColor(img, cv2.COLOR_RGB2GRAY))[0] if img.shape[2] == 3 else img.mean()) + 0.5)
     offset = (1 - factor) * grey - _DOWN
     if factor <= 1:  # nothing below 0, of which it would take the absolute value
         return cv2.convertScaleAbs(img, alpha=factor, beta=offset)
@@ -84,6 +88,8 @@ class PhotometricViews(BaseTransform):
     The four jitters are applied in an order of their own for each view, each with a factor from U(1 - a, 1 + a) (hue: a
     shift from U(-a, a) of the circle), as in torchvision.
 
+    Images of other than three channels have no colours: of the steps, brightness, contrast, blur and solarize are applied to them.
+
     Args:
         brightness, contrast, saturation, hue: Strengths a.
         jitter_prob: Of the four together.
@@ -93,7 +99,7 @@ class PhotometricViews(BaseTransform):
         solarize_prob: For the same three kinds of views.
         on_device: Only draw the numbers; ``ViewPreprocessor`` applies them where the model is, to the whole batch.
 
-    Reads ``pixels``, ``view_roles``, ``rng``; replaces ``pixels``, or adds ``photometric`` float32 [V, 13] (:meth:`pack`).
+    Reads ``pixels``, ``view_roles``, ``rng``; replaces ``pixels``, or adds ``photometric`` float32 [V, WIDTH] (:meth:`pack`).
     """
 
     def __init__(
@@ -140,9 +146,11 @@ class PhotometricViews(BaseTransform):
 
     @staticmethod
     def pack(drawn: dict) -> np.ndarray:
-        """What :meth:`draw` returned as float32 [V, 13]: jitter, gray, blur, solarize (0 or 1), factors (4), order (4), sigma."""
-        flags = [drawn[name] for name in ('jitter', 'gray', 'blur', 'solarize')]
-        return np.column_stack([*flags, drawn['factors'], drawn['order'], drawn['sigma']]).astype(np.float32)
+        """What :meth:`draw` returned as float32 [V, WIDTH], in COLUMNS; flags are 0 or 1."""
+        packed = np.empty((len(drawn['sigma']), WIDTH), np.float32)
+        for name, column in COLUMNS.items():
+            packed[:, column] = drawn[name]
+        return packed
 
     def transform(self, results: dict) -> dict:
         numbers = self.draw(results['rng'], results['view_roles'])
@@ -150,18 +158,23 @@ class PhotometricViews(BaseTransform):
             results['photometric'] = self.pack(numbers)
             return results
         drawn = {name: values.tolist() for name, values in numbers.items()}
-        out = []
-        for i, img in enumerate(results['pixels']):
-            if drawn['jitter'][i]:
-                for j in drawn['order'][i]:
-                    if self.active[j]:
-                        img = _JITTER[j](img, drawn['factors'][i][j])
-            if drawn['gray'][i]:
-                img = grayscale(img)
-            if drawn['blur'][i]:
-                img = blur(img, drawn['sigma'][i])
-            if drawn['solarize'][i]:
-                img = cv2.LUT(img, _NEGATIVE)
-            out.append(img)
-        results['pixels'] = out
+        results['pixels'] = [
+            self._changed(img, {name: values[i] for name, values in drawn.items()})
+            for i, img in enumerate(results['pixels'])
+        ]
         return results
+
+    def _changed(self, img: np.ndarray, drawn: dict) -> np.ndarray:
+        """One view with its numbers. What is about colours, hue, saturation and grey, is left out where there are none."""
+        shape, coloured = img.shape, img.shape[2] == 3
+        if drawn['jitter']:
+            for j in drawn['order']:
+                if self.active[j] and (coloured or j < 2):
+                    img = _JITTER[j](img.reshape(shape), drawn['factors'][j])
+        if drawn['gray'] and coloured:
+            img = grayscale(img)
+        if drawn['blur']:
+            img = blur(img, drawn['sigma'])
+        if drawn['solarize']:
+            img = cv2.LUT(img, _NEGATIVE)
+        return img.reshape(shape)  # OpenCV drops a single channel's axis

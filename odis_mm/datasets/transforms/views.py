@@ -19,6 +19,7 @@ from ..objects import segmentation_to_mask
 ATTEMPTS = 10  # draws of a crop's shape until one fits into the image (torchvision's RandomResizedCrop)
 INTERPOLATIONS = ('bicubic', 'bilinear')
 TARGET_RULES = ('random_area', 'random', 'largest', 'score', 'whole_image')
+_TURNS = (None, cv2.ROTATE_90_COUNTERCLOCKWISE, cv2.ROTATE_180, cv2.ROTATE_90_CLOCKWISE)
 _GROUP_KEYS = {'role', 'num', 'size', 'scale', 'ratio', 'flip'}
 
 
@@ -249,7 +250,7 @@ class SampleViews(BaseTransform):
 
 
 def render_view(img: np.ndarray, view: View, interpolation: str = 'bicubic') -> np.ndarray:
-    """Pixels of a view with an integer crop: uint8 [h, w, 3] of an image uint8 [H, W, 3].
+    """Pixels of a view with an integer crop: uint8 [h, w, C] of an image uint8 [H, W, C].
 
     Resized by torch's antialiased kernels on uint8: PIL's to within one grey level in most views. Of photographs 0.02 % of the
     values differ by more, up to 15, as torch rounds the kernels' weights to fewer bits.
@@ -260,7 +261,11 @@ def render_view(img: np.ndarray, view: View, interpolation: str = 'bicubic') -> 
     pixels = F.interpolate(part, size=view.size, mode=interpolation, antialias=True)[0].permute(1, 2, 0).numpy()
     if view.flip:
         pixels = cv2.flip(pixels, 1)
-    return np.ascontiguousarray(np.rot90(pixels, view.rot90)) if view.rot90 else pixels
+    if view.rot90 % 4 and img.shape[2] <= 4:
+        pixels = cv2.rotate(pixels, _TURNS[view.rot90 % 4])
+    elif view.rot90 % 4:  # OpenCV turns no more channels
+        pixels = np.ascontiguousarray(np.rot90(pixels, view.rot90))
+    return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
 @TRANSFORMS.register_module()

@@ -9,7 +9,7 @@ from mmengine.dist import all_reduce, barrier
 from mmengine.hooks import Hook
 from mmpretrain.registry import HOOKS
 
-from ...datasets.workers import GROUP_SIGNALS
+from ...datasets.workers import GROUP_SIGNAL_NAMES
 from ...utils.errors import ConfigError
 from .checkpoint import SafeCheckpointHook
 
@@ -32,9 +32,9 @@ class PreemptionHook(Hook):
     priority = 95  # after the checkpoint hook (VERY_LOW, 90): an epoch's own checkpoint is not written twice
 
     def __init__(self, signals: Sequence[str] = ('SIGTERM', 'SIGUSR1'), interval: int = 10):
-        self.signals = [getattr(signal, name) for name in signals]
-        if not GROUP_SIGNALS.issuperset(self.signals) or interval < 1:
-            known = ', '.join(sorted(number.name for number in GROUP_SIGNALS))
+        self.signals = [getattr(signal, name) for name in signals if hasattr(signal, name)]
+        if not set(GROUP_SIGNAL_NAMES).issuperset(signals) or interval < 1:
+            known = ', '.join(sorted(GROUP_SIGNAL_NAMES))
             raise ConfigError(
                 f'PreemptionHook: signals must be among {known}, interval at least 1; got {", ".join(signals)}; {interval}.'
             )

@@ -1,0 +1,96 @@
+"""What reading a large annotation file costs: CPU seconds and a process's own memory, without a cache, for the first time and again."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Dict, List
+
+import numpy as np
+
+_READ = """
+import json, os, resource, sys, time
+from odis_mm.datasets import ObjectDataset
+
+def own():  # private memory: what no other process shares and no file stands for
+    return sum(int(line.split()[1]) for line in open('/proc/self/smaps_rollup') if line.startswith('Private_Dirty'))
+
+folder, masks = sys.argv[1], sys.argv[2] == 'masks'
+before, start, wall = own(), time.process_time(), time.monotonic()
+data = ObjectDataset(folder, 'ann.json', with_masks=masks)
+result = dict(cpu=time.process_time() - start, seconds=time.monotonic() - wall, own_mb=(own() - before) / 1024)
+start = time.process_time()
+for index in range(0, len(data), max(1, len(data) // 2000)):
+    list(data.get_data_info(index)['masks'] or ())
+result['read_us'] = 1e6 * (time.process_time() - start) / len(range(0, len(data), max(1, len(data) // 2000)))
+result['peak_mb'] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+print(json.dumps(result))
+"""
+
+
+def write_annotations(folder: Path, images: int, objects: int, points: int = 26, seed: int = 0) -> Path:
+    """Write a COCO-style ``ann.json`` of random objects with polygons, and the first image; returns the json."""
+    import cv2
+
+    rng = np.random.default_rng(seed)
+    cv2.imwrite(str(folder / '000000000000.jpg'), np.zeros((480, 640, 3), np.uint8))
+    path = folder / 'ann.json'
+    shapes = []
+    for _ in range(512):  # each many times
+        xy = rng.uniform(0, 480, (max(3, int(rng.exponential(points))), 2)).round(2)
+        low, size = xy.min(0), (xy.max(0) - xy.min(0)).round(2)
+        box = [*low.tolist(), *size.tolist()]
+        area = float((size[0] * size[1]).round(4))
+        shapes.append(json.dumps(dict(segmentation=[xy.ravel().tolist()], area=area, iscrowd=0, bbox=box))[:-1])
+    with open(path, 'w') as file:
+        file.write('{"info": {}, "licenses": [], "images": [')
+        url = 'http://images.cocodataset.org/train2017/'
+        file.write(
+            ', '.join(
+                f'{{"license": 3, "file_name": "{i:012d}.jpg", "coco_url": "{url}{i:012d}.jpg", "height": 480, "width": 640, "id": {i}}}'
+                for i in range(images)
+            )
+        )
+        file.write('], "annotations": [')
+        owners = rng.integers(0, images, objects).tolist()
+        for i, owner in enumerate(owners):
+            shape = shapes[i % len(shapes)]
+            file.write(f'{", " if i else ""}{shape}, "image_id": {owner}, "category_id": {1 + i % 80}, "id": {i}}}')
+        categories = [dict(supercategory='thing', id=i, name=f'class {i}') for i in range(1, 81)]
+        file.write('], "categories": ' + json.dumps(categories) + '}')
+    return path
+
+
+def annotations_benchmark(
+    images: int = 118_287, objects: int = 860_001, masks: bool = True, repeats: int = 3
+) -> Dict[str, List[dict]]:
+    """Times of a synthetic file (default: of the size of COCO train2017) in processes of their own.
+
+    Returns:
+        'first' (no cache yet) and 'again': of each process ``cpu`` and ``seconds`` to build the data set, ``own_mb`` of memory that it did not
+        have before and shares with nobody, ``peak_mb`` in all, ``read_us`` to read one image's objects with their masks.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_annotations(Path(folder), images, objects)
+        cache = Path(folder, 'cache')
+        environment = {**os.environ, 'ODIS_MM_CACHE': str(cache)}
+
+        def read() -> dict:
+            command = [sys.executable, '-c', _READ, folder, 'masks' if masks else 'boxes']
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+            return json.loads(done.stdout.splitlines()[-1])
+
+        first = []
+        for _ in range(repeats):
+            for file in cache.glob('*'):
+                file.unlink()
+            first.append(read())
+        again = [read() for _ in range(repeats)]
+        return dict(
+            json_mb=path.stat().st_size / 1e6,
+            cache_mb=sum(file.stat().st_size for file in cache.glob('*')) / 1e6,
+            first=first,
+            again=again,
+        )

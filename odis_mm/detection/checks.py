@@ -1,0 +1,348 @@
+"""The annotations of a detector's run, looked at before anything is built: what can be computed is, what can't is told in one sentence.
+
+mmdet and pycocotools take any json and fail later: in a worker, in the loss, or at the first validation.
+"""
+
+import json
+import os
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+
+import numpy as np
+from mmdet.datasets import CocoDataset
+from mmdet.registry import DATASETS
+from mmengine.config import Config
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from ..datasets.annotations import CACHE_FROM, cache_folder, coco_table, source_of
+from ..datasets.demo import render_if_asked
+from ..datasets.files import read_json, shown
+from ..datasets.segmentation import usable
+from ..datasets.values import flag, identity, number, side
+from ..utils.errors import AnnotationError, BadImageError, ConfigError, FileWriteError, MissingFileError
+from ..utils.files import atomic_write_text
+
+_PARTS = ('train', 'val', 'test')
+
+
+def check_detection_data(cfg: Config, parts: Sequence[str] = _PARTS) -> List[str]:
+    """Check what the loaders and evaluators of a detector will read.
+
+    A json that lacks something that can be computed (areas, ``iscrowd``, ids of annotations, sizes of images, numbers that are written as
+    text, polygons of fewer than three points beside others) is written anew to ``work_dir/annotations``, and the config reads that one.
+
+    Args:
+        cfg: Changed in place; with its ``work_dir``.
+        parts: Of 'train', 'val' and 'test', those that will be used.
+
+    Returns:
+        Lines for the log.
+
+    Raises:
+        AnnotationError, MissingFileError: a file can't be used as it is; the message names what in it.
+        ConfigError: the classes of the config are not those of the file, or the heads are made for another number of them.
+    """
+    lines: List[str] = []
+    classes = None
+    for part in parts:
+        loader = cfg.get(f'{part}_dataloader') or {}
+        for dataset in _coco_datasets(loader.get('dataset')):
+            evaluators = [] if part == 'train' else _evaluators(cfg.get(f'{part}_evaluator'))
+            path = _annotation_file(dataset)
+            if part == 'test' and not read_json(path).get('annotations'):
+                continue  # a test split whose answers are kept elsewhere
+            found = look(path, _folder(dataset))
+            if _needs_masks(dataset, evaluators) and found.without_mask:
+                raise AnnotationError(
+                    f'annotation file {shown(path)}: {found.without_mask} of {sum(found.objects.values())} objects (the first: '
+                    f'annotations[{found.first_without_mask}]) have no mask of three points or more, which Mask R-CNN needs; for boxes alone '
+                    'take the faster-rcnn_* config of the same name.'
+                )
+            told = _check_classes(dataset, found, path, part)
+            classes = classes or told
+            lines += _left_out(told, found, path)
+            if found.content is not None:
+                fresh = Path(cfg.work_dir, 'annotations', f'{part}_{Path(path).name}').absolute()
+                fresh.parent.mkdir(parents=True, exist_ok=True)
+                atomic_write_text(fresh, json.dumps(found.content))
+                for evaluator in evaluators:
+                    if evaluator.get('ann_file') and os.path.abspath(evaluator['ann_file']) == os.path.abspath(path):
+                        evaluator['ann_file'] = str(fresh)
+                dataset['ann_file'] = str(fresh)
+                lines.append(f'{shown(path)}: {", ".join(found.mended)}; {fresh} is used')
+    if classes is not None:
+        _check_heads(cfg, classes)
+    return lines
+
+
+def _coco_datasets(dataset: Any) -> Iterator[dict]:
+    """The dicts of COCO-style data sets, inside any wrappers."""
+    if not isinstance(dataset, dict):
+        return
+    found = dataset.get('type')
+    found = DATASETS.get(found) if isinstance(found, str) else found
+    if isinstance(found, type) and issubclass(found, CocoDataset) and dataset.get('ann_file'):
+        yield dataset
+    for inner in [dataset.get('dataset'), *(dataset.get('datasets') or ())]:
+        yield from _coco_datasets(inner)
+
+
+def _evaluators(found: Any) -> List[dict]:
+    return [each for each in (found if isinstance(found, (list, tuple)) else [found]) if isinstance(each, dict)]
+
+
+def _joined(dataset: dict, path: str) -> str:
+    return path if os.path.isabs(path) else os.path.join(dataset.get('data_root') or '', path)
+
+
+def _annotation_file(dataset: dict) -> str:
+    if str(dataset['type']).endswith('DemoDetectionDataset'):
+        render_if_asked(dataset['data_root'])
+    path = _joined(dataset, dataset['ann_file'])
+    if not os.path.isfile(path):
+        raise MissingFileError(
+            f'annotation file {shown(path)} does not exist; check data_root and ann_file (the shipped configs take their roots from '
+            'COCO_ROOT and ODIS_DEMO_ROOT).'
+        )
+    return path
+
+
+def _folder(dataset: dict) -> str:
+    return _joined(dataset, (dataset.get('data_prefix') or {}).get('img') or '')
+
+
+def _needs_masks(dataset: dict, evaluators: Sequence[dict]) -> bool:
+    steps = [step for step in dataset.get('pipeline') or () if isinstance(step, dict)]
+    loads = any(str(step.get('type')).endswith('LoadBoxesAndMasks') or step.get('with_mask') for step in steps)
+    return loads or any('segm' in np.atleast_1d(evaluator.get('metric', ())) for evaluator in evaluators)
+
+
+@dataclass
+class Look:
+    """What a COCO-style json holds.
+
+    Attributes:
+        categories: Their names.
+        objects: Number of objects by name of the category.
+        without_mask: Objects that have neither an RLE nor a polygon of three points or more.
+        first_without_mask: Index of the first of them.
+        mended: What was completed, in words.
+        content: The completed content; None if nothing was missing.
+    """
+
+    categories: List[str]
+    objects: Dict[str, int]
+    without_mask: int = 0
+    first_without_mask: int = -1
+    mended: List[str] = field(default_factory=list)
+    content: Optional[dict] = None
+
+
+def look(path: str, folder: str) -> Look:
+    """:func:`mend`; that a large file needs no mending is noted beside the caches of annotations, so that it is read once."""
+    place = cache_folder()
+    if place is None or os.path.getsize(path) < CACHE_FROM:
+        return mend(path, folder)
+    source = source_of(path)
+    note = place / f'{source["content"]}.looked'
+    try:
+        noted = json.loads(note.read_text('utf-8'))
+        if noted.pop('source') == source and os.path.isfile(os.path.join(folder, noted.pop('first'))):
+            return Look(**noted)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    found = mend(path, folder)
+    if found.content is None:
+        first = read_json(path)['images'][0]['file_name']
+        with suppress(OSError, FileWriteError):
+            place.mkdir(parents=True, exist_ok=True)
+            atomic_write_text(note, json.dumps({**vars(found), 'source': source, 'first': first}))
+    return found
+
+
+def mend(path: str, folder: str) -> Look:
+    """Read a COCO-style json and complete it.
+
+    Raises:
+        AnnotationError: it is not of COCO style; an image, annotation or category is not understood.
+        MissingFileError: its first image does not exist.
+    """
+    content = read_json(path)
+    if 'images' not in content and 'annotations' not in content:
+        raise AnnotationError(
+            f'annotation file {shown(path)} is not of COCO style, which detectors need: it has no images and annotations.'
+        )
+    coco_table(content, path)  # says in one sentence what is not understood
+    if not content.get('categories'):
+        raise AnnotationError(f'annotation file {shown(path)} has no categories: name the classes of its objects.')
+    first = os.path.join(folder, content['images'][0]['file_name'])
+    if not os.path.isfile(first):
+        raise MissingFileError(
+            f'image {shown(first)}, the first of {shown(path)}, does not exist; check data_root and data_prefix.'
+        )
+    done: Counter = Counter()
+    for image in content['images']:
+        _complete_image(image, folder, done)
+    for category in content['categories']:
+        _put(category, 'id', identity(category['id']), 'numbers that were text', done)
+    sizes = {image['id']: (image['height'], image['width']) for image in content['images']}
+    names = {category['id']: str(category.get('name')) for category in content['categories']}
+    found = Look(list(names.values()), Counter())
+    for i, annotation in enumerate(content['annotations']):
+        if annotation.get('category_id') is None:
+            raise AnnotationError(
+                f'annotation file {shown(path)}: annotations[{i}] has no category_id; give it one or remove it.'
+            )
+        _complete_annotation(annotation, sizes, done)
+        found.objects[names.get(annotation['category_id'], 'an unknown category')] += 1
+        if not annotation.get('segmentation'):
+            found.first_without_mask = found.first_without_mask if found.without_mask else i
+            found.without_mask += 1
+    ids = [annotation.get('id') for annotation in content['annotations']]
+    if any(not isinstance(key, (int, str)) for key in ids) or len(set(ids)) < len(ids):
+        for i, annotation in enumerate(content['annotations'], 1):
+            annotation['id'] = i
+        done['annotations numbered anew, as ids were missing or there twice'] = len(ids)
+    found.mended = [f'{count} {what}' for what, count in done.items()]
+    found.content = content if done else None
+    return found
+
+
+def _put(holder: dict, key: str, value: Any, what: str, done: Counter) -> None:
+    if type(holder.get(key)) is not type(value) or holder[key] != value:
+        done[what] += 1
+    holder[key] = value
+
+
+def _complete_image(image: dict, folder: str, done: Counter) -> None:
+    _put(image, 'id', identity(image['id']), 'numbers that were text', done)
+    height, width = side(image.get('height')), side(image.get('width'))
+    if height is None or width is None:
+        path = os.path.join(folder, image['file_name'])
+        try:
+            with Image.open(path) as opened:
+                width, height = opened.size
+        except OSError as error:
+            raise BadImageError(
+                f'image {shown(path)}, whose size the annotations do not tell, can not be read ({error}).'
+            ) from None
+        done['sizes of images read from their files'] += 1
+        image['height'], image['width'] = height, width
+        return
+    for key, value in (('height', height), ('width', width)):
+        _put(image, key, value, 'numbers that were text', done)
+
+
+def _complete_annotation(annotation: dict, sizes: Dict[Any, Tuple[int, int]], done: Counter) -> None:
+    for key in ('image_id', 'category_id'):
+        _put(annotation, key, identity(annotation[key]), 'numbers that were text', done)
+    box = annotation['bbox']
+    if not all(type(value) in (int, float) for value in box):
+        annotation['bbox'] = box = [number(value) for value in box]
+        done['numbers that were text'] += 1
+    if annotation.get('iscrowd') is None:
+        annotation['iscrowd'] = 0
+        done['annotations given iscrowd=0'] += 1
+    _put(annotation, 'iscrowd', int(flag(annotation['iscrowd'])), 'numbers that were text', done)
+    segmentation = annotation.get('segmentation')
+    kept = usable(segmentation)
+    if isinstance(kept, list):
+        try:
+            kept = [[number(value) for value in polygon] for polygon in kept]
+            kept = [polygon for polygon in kept if len(polygon) % 2 == 0 and np.isfinite(polygon).all()]
+        except ValueError:
+            kept = []
+    kept = kept or []
+    if segmentation and kept != segmentation:
+        done['masks without their polygons of fewer than three points'] += 1
+        annotation['segmentation'] = kept
+    area = annotation.get('area')
+    if area is None or (isinstance(area, str) and not area.strip()):
+        annotation['area'] = _area(kept, box, sizes.get(annotation['image_id']))
+        done['areas computed'] += 1
+    elif type(area) not in (int, float):
+        annotation['area'] = number(area)
+        done['numbers that were text'] += 1
+
+
+def _area(segmentation: Any, box: Sequence[float], size: Optional[Tuple[int, int]]) -> float:
+    if segmentation and size is not None:
+        try:
+            return float(np.sum(coco_mask.area(coco_mask.merge(_rles(segmentation, size)))))
+        except Exception:  # pycocotools has no class of its own for what it can't read: the box will do
+            pass
+    return float(box[2] * box[3])
+
+
+def _rles(segmentation: Any, size: Tuple[int, int]) -> list:
+    if isinstance(segmentation, dict):
+        return [
+            coco_mask.frPyObjects(segmentation, *size) if isinstance(segmentation['counts'], list) else segmentation
+        ]
+    return coco_mask.frPyObjects(segmentation, *size)
+
+
+def _check_classes(dataset: dict, found: Look, path: str, part: str) -> Tuple[str, ...]:
+    """The classes that the data set will use."""
+    given = (dataset.get('metainfo') or {}).get('classes')
+    option = f'{part}_dataloader.dataset.metainfo.classes'
+    if isinstance(given, str):
+        raise ConfigError(
+            f'{option}={given!r} must be a list of names; for one class, with the comma of a tuple: ({given!r},).'
+        )
+    known = found.categories
+    names = ', '.join(map(repr, known[:20])) + (', ...' if len(known) > 20 else '')
+    cls = dataset['type'] if isinstance(dataset['type'], type) else DATASETS.get(dataset['type'])
+    classes = tuple(given or cls.METAINFO['classes'])
+    missing = [name for name in classes if name not in known]
+    if len(missing) == len(classes) or (given and missing):
+        asked = ', '.join(map(repr, missing[:5])) + (', ...' if len(missing) > 5 else '')
+        literal = '(' + ''.join(f'{name!r},' for name in known[:20]) + ')'
+        raise ConfigError(
+            f'annotation file {shown(path)} has the categories {names}, but the config asks for {asked}: set {option}="{literal}" (and '
+            'the same for the other splits), and num_classes of the heads to their number.'
+        )
+    if part == 'train' and not any(found.objects.get(name) for name in classes):
+        raise ConfigError(
+            f'annotation file {shown(path)} has no object of the classes {", ".join(map(repr, classes[:20]))}.'
+        )
+    return classes
+
+
+def _left_out(classes: Sequence[str], found: Look, path: str) -> List[str]:
+    left = [f'{count} of {name!r}' for name, count in found.objects.items() if name not in classes]
+    if not left:
+        return []
+    return [
+        f'{shown(path)}: objects left out, as their category is not among the classes of the config: {", ".join(left[:10])}'
+        + (', ...' if len(left) > 10 else '')
+    ]
+
+
+def _check_heads(cfg: Config, classes: Sequence[str]) -> None:
+    wrong = {}
+    for name, found in _numbers_of_classes(cfg.get('model') or {}, 'model'):
+        if found != len(classes):
+            wrong[name] = found
+    if wrong:
+        told = ', '.join(f'{name}={found}' for name, found in wrong.items())
+        options = ' '.join(f'{name}={len(classes)}' for name in wrong)
+        raise ConfigError(
+            f'the data has {len(classes)} classes ({", ".join(map(repr, classes[:10]))}{", ..." if len(classes) > 10 else ""}), but '
+            f'{told}: set --cfg-options {options}.'
+        )
+
+
+def _numbers_of_classes(node: Any, path: str) -> Iterator[Tuple[str, int]]:
+    """Of the heads of boxes and masks."""
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, (list, tuple)) else ()
+    for key, value in items:
+        below = f'{path}.{key}'
+        if key == 'num_classes' and any(head in path for head in ('bbox_head', 'mask_head')):
+            yield below, value
+        else:
+            yield from _numbers_of_classes(value, below)

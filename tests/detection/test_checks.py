@@ -1,0 +1,188 @@
+"""Annotations of detectors: completed where that is arithmetic, refused in one sentence where it is not, before anything is built."""
+
+import copy
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from odis_mm.config import load_config
+from odis_mm.utils.errors import AnnotationError, ConfigError, MissingFileError
+
+checks = pytest.importorskip('odis_mm.detection.checks', exc_type=ImportError)
+SQUARE = [[4.0, 5.0, 24.0, 5.0, 24.0, 15.0, 4.0, 15.0]]
+
+
+def content() -> dict:
+    return dict(
+        images=[dict(id=i, file_name=f'{i}.png', height=48, width=64) for i in (1, 2)],
+        annotations=[
+            dict(
+                id=i,
+                image_id=i,
+                category_id=i,
+                bbox=[4, 5, 20, 10],
+                area=200.0,
+                iscrowd=0,
+                segmentation=copy.deepcopy(SQUARE),
+            )
+            for i in (1, 2)
+        ],
+        categories=[dict(id=1, name='wheat head'), dict(id=2, name='leaf')],
+    )
+
+
+def config(folder, train=None, val=None, name='mask-rcnn_vits_fpn_1x_coco', classes=('wheat head', 'leaf'), heads=2):
+    for i in (1, 2):
+        cv2.imwrite(str(folder / f'{i}.png'), np.zeros((48, 64, 3), np.uint8))
+    cfg = load_config(name)
+    cfg.work_dir = str(folder / 'work')
+    for part, found in (('train', train), ('val', val)):
+        (folder / f'{part}.json').write_text(json.dumps(found or content()))
+        loader = cfg[f'{part}_dataloader']
+        loader.dataset.update(data_root=str(folder), ann_file=f'{part}.json', data_prefix=dict(img=''))
+        if classes:
+            loader.dataset.metainfo = dict(classes=classes)
+    cfg.val_evaluator.ann_file = f'{folder}/val.json'
+    cfg.model.roi_head.bbox_head.num_classes = heads
+    if cfg.model.roi_head.get('mask_head'):
+        cfg.model.roi_head.mask_head.num_classes = heads
+    return cfg
+
+
+def changed(*path, value=None, remove=False) -> dict:
+    found = content()
+    node = found
+    for key in path[:-1]:
+        node = node[key]
+    if remove:
+        del node[path[-1]]
+    else:
+        node[path[-1]] = value
+    return found
+
+
+def test_what_is_right_stays(tmp_path):
+    cfg = config(tmp_path)
+    before = copy.deepcopy(cfg._cfg_dict)
+    assert checks.check_detection_data(cfg, ('train', 'val')) == [] and cfg._cfg_dict == before
+    assert not (tmp_path / 'work').exists()
+
+
+@pytest.mark.parametrize(
+    'given, line',
+    [
+        (changed('annotations', 0, 'area', remove=True), '1 areas computed'),
+        (changed('annotations', 0, 'area', value='200'), '1 numbers that were text'),
+        (changed('annotations', 0, 'iscrowd', remove=True), '1 annotations given iscrowd=0'),
+        (changed('annotations', 0, 'iscrowd', value='0'), '1 numbers that were text'),
+        (changed('annotations', 0, 'id', remove=True), '2 annotations numbered anew'),
+        (changed('annotations', 0, 'id', value=2), '2 annotations numbered anew'),
+        (changed('images', 0, 'height', remove=True), '1 sizes of images read from their files'),
+        (changed('images', 0, 'width', value='64'), '1 numbers that were text'),
+        (changed('annotations', 0, 'bbox', value=['4', 5, 20, 10]), '1 numbers that were text'),
+        (changed('annotations', 0, 'image_id', value='1'), '1 numbers that were text'),
+        (
+            changed('annotations', 0, 'segmentation', value=[[1, 2, 3, 4], *SQUARE]),
+            '1 masks without their polygons of fewer',
+        ),
+    ],
+)
+def test_what_can_be_computed_is(tmp_path, given, line):
+    """Both mmdet's data set and the evaluation read what comes of it, as they read the file that lacked nothing."""
+    from mmdet.datasets import CocoDataset
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    cfg = config(tmp_path, train=given, val=given)
+    lines = checks.check_detection_data(cfg, ('train', 'val'))
+    assert len(lines) == 2 and all(line in told for told in lines)
+    assert json.loads((tmp_path / 'val.json').read_text()) == given, "the user's file is as it was"
+    options = {key: value for key, value in cfg.train_dataloader.dataset.items() if key not in ('type', 'pipeline')}
+    dataset = CocoDataset(**options, pipeline=[])
+    assert len(dataset) == 2 and [len(dataset.get_data_info(i)['instances']) for i in range(2)] == [1, 1]
+    truth = COCO(cfg.val_evaluator.ann_file)
+    assert sorted(ann['area'] for ann in truth.anns.values()) == [200, 200]
+    found = [
+        dict(image_id=a['image_id'], category_id=a['category_id'], score=1.0, bbox=a['bbox'])
+        for a in truth.anns.values()
+    ]
+    scores = COCOeval(truth, truth.loadRes(found), 'bbox')
+    scores.evaluate(), scores.accumulate(), scores.summarize()
+    assert scores.stats[0] == pytest.approx(1)
+    assert all(truth.annToMask(ann).sum() == 200 for ann in truth.anns.values())
+
+
+@pytest.mark.parametrize('part', ['train', 'val'])
+@pytest.mark.parametrize(
+    'given, error, needle',
+    [
+        (
+            changed('annotations', 1, 'segmentation', value=[[1, 2, 3, 4]]),
+            AnnotationError,
+            r'1 of 2 objects .the first: annotations\[1\]',
+        ),
+        (changed('annotations', 1, 'segmentation', remove=True), AnnotationError, 'have no mask .*faster-rcnn'),
+        (
+            changed('annotations', 1, 'category_id', remove=True),
+            AnnotationError,
+            r'annotations\[1\] has no category_id',
+        ),
+        (changed('annotations', 1, 'bbox', value=[1, 2, 3]), AnnotationError, r'annotations\[1\] is not a dict'),
+        (changed('images', 1, 'id', remove=True), AnnotationError, r'images\[1\] is not a dict'),
+        (changed('categories', remove=True), AnnotationError, 'has no categories'),
+        (changed('categories', value=[]), AnnotationError, 'has no categories'),
+        (changed('annotations', value=[]), AnnotationError, 'has no annotations'),
+        (
+            changed('images', 0, 'file_name', value='gone.png'),
+            MissingFileError,
+            'gone.png, the first of .* does not exist',
+        ),
+        ({'1.png': [[1, 2, 3, 4]]}, AnnotationError, 'not of COCO style'),
+    ],
+)
+def test_what_can_not_is_refused(tmp_path, part, given, error, needle):
+    with pytest.raises(error, match=needle) as caught:
+        checks.check_detection_data(config(tmp_path, **{part: given}), ('train', 'val'))
+    assert f'{part}.json' in str(caught.value)
+
+
+def test_boxes_alone_need_no_masks(tmp_path):
+    given = changed('annotations', 1, 'segmentation', remove=True)
+    cfg = config(tmp_path, given, given, name='faster-rcnn_vits_fpn_1x_coco')
+    assert checks.check_detection_data(cfg, ('train', 'val')) == [] or (tmp_path / 'work').exists()
+
+
+@pytest.mark.parametrize(
+    'options, needle',
+    [
+        (
+            dict(classes=None),
+            r"categories 'wheat head', 'leaf', but .*'person', .*metainfo.classes=\"\('wheat head','leaf',\)\"",
+        ),
+        (dict(classes=('wheathead', 'leaf')), "asks for 'wheathead': set train_dataloader.dataset.metainfo.classes"),
+        (dict(classes='wheat head'), 'must be a list of names'),
+        (
+            dict(heads=1),
+            r'2 classes .*bbox_head.num_classes=1.*set --cfg-options model.roi_head.bbox_head.num_classes=2 model.roi_head.mask',
+        ),
+        (dict(heads=80), 'num_classes=80'),
+        (dict(classes=('leaf',)), 'the data has 1 classes'),
+    ],
+)
+def test_classes_are_those_of_the_data(tmp_path, options, needle):
+    with pytest.raises(ConfigError, match=needle):
+        checks.check_detection_data(config(tmp_path, **options), ('train', 'val'))
+
+
+def test_categories_that_are_left_out_are_told(tmp_path):
+    (line, _) = checks.check_detection_data(config(tmp_path, classes=('leaf',), heads=1), ('train', 'val'))
+    assert "objects left out, as their category is not among the classes of the config: 1 of 'wheat head'" in line
+
+
+def test_a_test_split_without_answers(tmp_path):
+    cfg = config(tmp_path)
+    cfg.test_dataloader = copy.deepcopy(cfg.val_dataloader)
+    (tmp_path / 'val.json').write_text(json.dumps({**content(), 'annotations': []}))
+    assert checks.check_detection_data(cfg, ('test',)) == []
