@@ -17,9 +17,11 @@ from ..utils.errors import run_command
 
 
 def transfer_main(argv: Optional[List[str]] = None) -> None:
-    """``tools/transfer.py SOURCE [OUT --to LAYOUT]``: bring the ViT of a file into another library's layout, and prove it."""
+    """``tools/transfer.py SOURCE [OUT --to LAYOUT]``: bring the ViT of a file into another library's layout, and prove
+    it."""
     parser = argparse.ArgumentParser(
-        description='Bring the ViT of a checkpoint (ours, timm, DINO, iBOT, DINOv2, MAE, GTSA, Hugging Face, mmpretrain, mmseg, '
+        description='Bring the ViT of a checkpoint (ours, timm, DINO, iBOT, DINOv2, MAE, GTSA, Hugging Face, '
+        'mmpretrain, mmseg, '
         'detectron2) into the layout of a library, and prove that it arrived. Without OUT: say what the file holds.'
     )
     parser.add_argument('source', help='.pth of tensors, or .safetensors')
@@ -190,7 +192,8 @@ def regions_main(argv: Optional[List[str]] = None) -> None:
 
 
 def features_main(argv: Optional[List[str]] = None) -> None:
-    """``tools/extract_features.py CHECKPOINT --ann-file FILE --out FILE.npz``: features of all objects of a data set."""
+    """``tools/extract_features.py CHECKPOINT --ann-file FILE --out FILE.npz``: features of all objects of a data
+    set."""
     parser = _frozen_parser(
         'Features of all annotated objects of a data set: [OBJ] tokens and pooled boxes or masks, as .npz.',
         out='the .npz to write',
@@ -211,8 +214,8 @@ def features_main(argv: Optional[List[str]] = None) -> None:
         )
         found = extract_dataset(frozen, dataset, args.out, args.size, args.sheet, args.batch_size, args.workers)
         print(
-            f'written: {args.out}, {len(found.image)} objects of {len(dataset)} images, {found.pooled.shape[1]} channels'
-            + (f'; {args.sheet}' if args.sheet else '')
+            f'written: {args.out}, {len(found.image)} objects of {len(dataset)} images, {found.pooled.shape[1]} '
+            'channels' + (f'; {args.sheet}' if args.sheet else '')
         )
 
     run_command(work)

@@ -21,8 +21,9 @@ NO_DECAY = ('cls_token', 'pos_embed', 'mask_token', 'object_tokens', 'register_t
 def clip_each_grad_(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
     """Clip the l2 norm of each parameter's gradient by itself, in place, as DINO and its descendants do.
 
-    All norms come from one fused kernel and are read by the host at once (one wait for the device); of the gradients only those above
-    ``max_norm`` are touched, again by one kernel. Gradients in parts (FSDP) are clipped by the norm of all parts: one reduction for all.
+    All norms come from one fused kernel and are read by the host at once (one wait for the device); of the gradients
+    only those above ``max_norm`` are touched, again by one kernel. Gradients in parts (FSDP) are clipped by the norm of
+    all parts: one reduction for all.
 
     Args:
         parameters: With gradients, on one device.
@@ -49,13 +50,15 @@ def clip_each_grad_(parameters: Iterable[nn.Parameter], max_norm: float) -> Tens
 class _SafeStep:
     """What this package's optimizer wrappers add to mmengine's.
 
-    ``clip_grad=dict(max_norm=3.0, per_tensor=True)`` clips each parameter's gradient by itself (:func:`clip_each_grad_`) instead of the
-    norm of all. The norm is logged without waiting for the device. With ``skip_nonfinite``, which ``NonFiniteLossHook`` sets, a step whose
-    loss or gradient is not finite on any rank is not taken.
+    ``clip_grad=dict(max_norm=3.0, per_tensor=True)`` clips each parameter's gradient by itself
+    (:func:`clip_each_grad_`) instead of the norm of all. The norm is logged without waiting for the device. With
+    ``skip_nonfinite``, which ``NonFiniteLossHook`` sets, a step whose loss or gradient is not finite on any rank is not
+    taken.
 
     Attributes:
         skip_nonfinite: Judge each step.
-        step_skipped: Whether the step that the last backward pass ended was skipped; None: it ended none (gradients accumulate).
+        step_skipped: Whether the step that the last backward pass ended was skipped; None: it ended none (gradients
+            accumulate).
     """
 
     def __init__(self, *args, clip_grad: Optional[dict] = None, **kwargs):
@@ -89,9 +92,9 @@ class _SafeStep:
     def _is_nonfinite(self) -> bool:
         """The verdict of all ranks: the one wait for the device in a step that logs nothing.
 
-        Without it each optimizer, the teacher, the centers and the batch norms would have to take back a step on the device, of which only
-        torch's fused optimizers are able. It comes when forward and backward pass are queued, so the device idles for the launch of the few
-        kernels that make up the step.
+        Without it each optimizer, the teacher, the centers and the batch norms would have to take back a step on the
+        device, of which only torch's fused optimizers are able. It comes when forward and backward pass are queued, so
+        the device idles for the launch of the few kernels that make up the step.
         """
         bad = self._bad_loss
         gradients = [p.grad for p in self._parameters() if p.grad is not None]
@@ -116,10 +119,12 @@ class _SafeStep:
 
 @OPTIM_WRAPPERS.register_module()
 class SafeOptimWrapper(_SafeStep, OptimWrapper):
-    """mmengine's ``OptimWrapper`` with per-tensor clipping, a norm that is logged without waiting, and steps that can be skipped.
+    """mmengine's ``OptimWrapper`` with per-tensor clipping, a norm that is logged without waiting, and steps that can
+    be skipped.
 
     Args:
-        **kwargs: See ``mmengine.optim.OptimWrapper``; ``clip_grad`` also takes ``per_tensor``, see :func:`clip_each_grad_`.
+        **kwargs: See ``mmengine.optim.OptimWrapper``; ``clip_grad`` also takes ``per_tensor``, see
+            :func:`clip_each_grad_`.
     """
 
 
@@ -127,8 +132,8 @@ class SafeOptimWrapper(_SafeStep, OptimWrapper):
 class AutocastOptimWrapper(SafeOptimWrapper):
     """Mixed precision in bfloat16 on any device, without a loss scaler.
 
-    bfloat16 has float32's range, so there is nothing to scale; mmengine's ``AmpOptimWrapper`` scales anyway, which waits for the device at
-    every step, and it refuses CPUs.
+    bfloat16 has float32's range, so there is nothing to scale; mmengine's ``AmpOptimWrapper`` scales anyway, which
+    waits for the device at every step, and it refuses CPUs.
     """
 
     @contextmanager
@@ -145,7 +150,8 @@ class SafeAmpOptimWrapper(_SafeStep, AmpOptimWrapper):
 def decays(name: str, parameter: nn.Parameter) -> bool:
     """Whether weight decay applies: not to biases, norms (1-d), tokens, positions and the norms of prototypes.
 
-    The releases of DINO and iBOT decay tokens and positions, which have more than one dimension; sparing them is this project's choice.
+    The releases of DINO and iBOT decay tokens and positions, which have more than one dimension; sparing them is this
+    project's choice.
     """
     return parameter.ndim > 1 and not name.endswith('.bias') and not any(part in name.split('.') for part in NO_DECAY)
 
@@ -154,13 +160,14 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
 class SelfSupOptimWrapperConstructor:
     """Group the trainable parameters by weight decay, and, if asked for, by their block's learning rate.
 
-    mmengine's default constructor makes one group per parameter as soon as any rule is given, which turns a fused or foreach optimizer
-    into a Python loop over hundreds of tensors.
+    mmengine's default constructor makes one group per parameter as soon as any rule is given, which turns a fused or
+    foreach optimizer into a Python loop over hundreds of tensors.
 
     Args:
         optim_wrapper_cfg: dict(type, optimizer=dict(...), ...); the default type is ``SafeOptimWrapper``.
-        paramwise_cfg: None, or dict(layer_decay_rate=r) for weights that are worth keeping: block l (from 1) of L learns at
-            lr * r^(L + 1 - l), the embeddings as l = 0, neck and head at lr. The backbone's groups then have ``backbone=True``.
+        paramwise_cfg: None, or dict(layer_decay_rate=r) for weights that are worth keeping: block l (from 1) of L
+            learns at lr * r^(L + 1 - l), the embeddings as l = 0, neck and head at lr. The backbone's groups then have
+            ``backbone=True``.
 
     Raises:
         ConfigError: another rule, a rate outside (0, 1], or a backbone without blocks.
@@ -170,7 +177,8 @@ class SelfSupOptimWrapperConstructor:
         unknown = set(paramwise_cfg or ()) - {'layer_decay_rate'}
         if unknown:
             raise ConfigError(
-                f'SelfSupOptimWrapperConstructor knows layer_decay_rate in paramwise_cfg, not {", ".join(sorted(unknown))}: remove it, or '
+                'SelfSupOptimWrapperConstructor knows layer_decay_rate in paramwise_cfg, not '
+                f'{", ".join(sorted(unknown))}: remove it, or '
                 "optim_wrapper.constructor to use mmengine's default one."
             )
         self.rate = (paramwise_cfg or {}).get('layer_decay_rate')
@@ -197,7 +205,8 @@ class SelfSupOptimWrapperConstructor:
         backbone = getattr(model, 'backbone', None)
         if not hasattr(backbone, 'get_layer_depth'):
             raise ConfigError(
-                f'optim_wrapper.paramwise_cfg.layer_decay_rate needs a backbone of blocks (a ViT), not {type(backbone).__name__}.'
+                'optim_wrapper.paramwise_cfg.layer_decay_rate needs a backbone of blocks (a ViT), not '
+                f'{type(backbone).__name__}.'
             )
         groups: Dict[Tuple[bool, float, bool], list] = {}
         for name, parameter in trained:

@@ -1,8 +1,9 @@
 """Objects from a frozen ViT: normalised cuts of the graph of its patches. No labels, no detector.
 
-The graph: patches are nodes, edges the similarity of their keys, queries or values. Shi and Malik's normalised cut (PAMI 2000) parts it in
-two; the side of the strongest patch is an object. It is taken out and the rest is cut again, until a cut separates too little: after
-TokenCut (Wang et al., arXiv 2202.11539) and MaskCut (Wang et al., arXiv 2301.11320). Written from the papers.
+The graph: patches are nodes, edges the similarity of their keys, queries or values. Shi and Malik's normalised cut
+(PAMI 2000) parts it in two; the side of the strongest patch is an object. It is taken out and the rest is cut again,
+until a cut separates too little: after TokenCut (Wang et al., arXiv 2202.11539) and MaskCut (Wang et al., arXiv
+2301.11320). Written from the papers.
 """
 
 from dataclasses import dataclass
@@ -27,8 +28,9 @@ def second_eigenvectors(
 ) -> Tuple[Tensor, Tensor]:
     """Solve (D - W) x = lambda D x for the second smallest lambda, for a batch of graphs.
 
-    By Lanczos on D^-1/2 W D^-1/2, from which the known first vector is taken out: a dozen products of a matrix and a vector instead of
-    the N^3 of a whole decomposition. Graphs on which it has not converged after twelve rounds are decomposed as a whole.
+    By Lanczos on D^-1/2 W D^-1/2, from which the known first vector is taken out: a dozen products of a matrix and a
+    vector instead of the N^3 of a whole decomposition. Graphs on which it has not converged after twelve rounds are
+    decomposed as a whole.
 
     Args:
         affinity: W, symmetric and not negative, [B, N, N].
@@ -66,7 +68,8 @@ def second_eigenvectors(
 def _lanczos(
     product: Callable[[Tensor], Tensor], first: Tensor, vector: Tensor, steps: int
 ) -> Tuple[Tensor, Tensor, Tensor]:
-    """Basis [B, N, k <= steps], the largest Ritz vector in it [B, k, 1] and its residual [B], orthogonal to ``first``."""
+    """Basis [B, N, k <= steps], the largest Ritz vector in it [B, k, 1] and its residual [B], orthogonal to
+    ``first``."""
     diagonal, side, kept = [], [], first
     for _ in range(steps):
         for _ in range(2):  # twice is enough
@@ -105,7 +108,8 @@ class Attention:
     Args:
         checkpoint: Any ViT that ``tools/transfer.py`` reads, the project's own teachers included.
         size: Longer side of the image in pixels; both sides are rounded to patches.
-        features: 'key' (of the last block), or 'qkv' (queries, keys and values of all blocks, their similarities averaged).
+        features: 'key' (of the last block), or 'qkv' (queries, keys and values of all blocks, their similarities
+            averaged).
         threshold: Cosine similarity above which two patches are alike, after the image's mean patch is taken out.
         most: Cuts of an image at most.
         cut: Cuts end where the normalised cut (0: nothing in common, 1: nothing to part) is above this.
@@ -249,7 +253,8 @@ class Attention:
 
 
 def sharpen(grey: np.ndarray, patches: np.ndarray, patch: int) -> np.ndarray:
-    """The mask bool [h, w] of an object from its patches bool [rows, columns]: near their border it follows the picture's edges.
+    """The mask bool [h, w] of an object from its patches bool [rows, columns]: near their border it follows the
+    picture's edges.
 
     Thin objects, of which that leaves little, keep their patches.
     """

@@ -201,7 +201,8 @@ def _short_side(cfg: Config) -> int:
 
 
 def backbone_settings(init: PathLike) -> Dict[str, Any]:
-    """Return the arguments of a backbone of the shape of a checkpoint's ViT: ``ObjectViT`` where a stock ViT has no place for it.
+    """Return the arguments of a backbone of the shape of a checkpoint's ViT: ``ObjectViT`` where a stock ViT has no
+    place for it.
 
     Raises:
         CheckpointError: it cannot be read, or holds no plain ViT.

@@ -1,4 +1,5 @@
-"""Training that starts from a file: the backbone of a config takes the file's shape, and its weights, verified tensor by tensor."""
+"""Training that starts from a file: the backbone of a config takes the file's shape, and its weights, verified tensor
+by tensor."""
 
 from pathlib import Path
 from typing import Any, List, Optional
@@ -16,16 +17,19 @@ from .detector import set_backbone
 def start_from(cfg: Config, init: PathLike, adapt: bool = False) -> List[str]:
     """Have a config start from the backbone of a file; return lines for the log.
 
-    In pretraining student and teacher start from it, equal; neck and head are drawn anew. What the file needs beyond the config's arch is set
-    (layer scale, registers, rotary positions, gated MLPs, eps of the norms), its normalisation is taken if it tells one.
+    In pretraining student and teacher start from it, equal; neck and head are drawn anew. What the file needs beyond
+    the config's arch is set (layer scale, registers, rotary positions, gated MLPs, eps of the norms), its normalisation
+    is taken if it tells one.
 
     Args:
         cfg: Of a pretraining or a detector; changed.
         init: A file of any layout that :func:`read_vit` knows, or a ResNet.
-        adapt: Take width, depth and patches from the file, too; a recipe that was made for another size refuses it otherwise.
+        adapt: Take width, depth and patches from the file, too; a recipe that was made for another size refuses it
+            otherwise.
 
     Raises:
-        CheckpointError: the file cannot be read, is of another size, or has other patches than the config and its views.
+        CheckpointError: the file cannot be read, is of another size, or has other patches than the config and its
+            views.
     """
     init = Path(init).resolve()
     if 'roi_head' in cfg.model or 'bbox_head' in cfg.model:
@@ -41,8 +45,8 @@ def start_from(cfg: Config, init: PathLike, adapt: bool = False) -> List[str]:
     shape = VitShape.of(vit.state)
     if not shape.cls_token:
         raise CheckpointError(
-            f'{init} has no [CLS] token, from which pretraining makes [OBJ] (files for detectors lack it): take the file that it was made '
-            'from.'
+            f'{init} has no [CLS] token, from which pretraining makes [OBJ] (files for detectors lack it): take the '
+            'file that it was made from.'
         )
     lines = [f'--init: {init}, {vit.dialect}; neck and head drawn anew']
     own = _arch(backbone)
@@ -70,7 +74,8 @@ def start_from(cfg: Config, init: PathLike, adapt: bool = False) -> List[str]:
 
 
 def named_start(cfg: Config) -> Optional[str]:
-    """The file that a pretraining config names as ``model.init_cfg.checkpoint`` or ``model.backbone.init_cfg.checkpoint``."""
+    """The file that a pretraining config names as ``model.init_cfg.checkpoint`` or
+    ``model.backbone.init_cfg.checkpoint``."""
     model = cfg.get('model') or {}
     if 'roi_head' in model or 'bbox_head' in model or 'backbone' not in model or 'neck' not in model:
         return None
@@ -101,7 +106,8 @@ def _check_size(shape: VitShape, own: dict, name: str) -> None:
         f'take a recipe of that size (*_{letter}_*)' if letter else 'set model.backbone.arch and model.neck.in_channels'
     )
     raise CheckpointError(
-        f'{name} is a ViT {theirs[0]} wide and {theirs[1]} deep, and the backbone of the config {ours[0]} and {ours[1]}: {hint}.'
+        f'{name} is a ViT {theirs[0]} wide and {theirs[1]} deep, and the backbone of the config {ours[0]} and '
+        f'{ours[1]}: {hint}.'
     )
 
 
@@ -147,7 +153,8 @@ def _normalisation(cfg: Config, meta: dict) -> str:
         return f'--init: mean {_numbers(meta["mean"])} and std {_numbers(meta["std"])} from the file'
     mean, std = preprocessor.get('mean', ()), preprocessor.get('std', ())
     return (
-        f"--init: the file does not tell its normalisation; the config's is taken (mean {_numbers(mean) or 'of ImageNet'}, std "
+        "--init: the file does not tell its normalisation; the config's is taken (mean "
+        f'{_numbers(mean) or "of ImageNet"}, std '
         f'{_numbers(std) or "of ImageNet"}), set model.data_preprocessor.mean and .std if it was another'
     )
 

@@ -36,11 +36,12 @@ def pretrain(
 ) -> Path:
     """Pretrain a backbone on a folder of images and return the path of its export, the file that detectors load.
 
-    Recipe, views, batch and length follow from what the folder holds; the config that was used is written to ``work_dir``, to be changed and
-    trained again with ``tools/train.py``.
+    Recipe, views, batch and length follow from what the folder holds; the config that was used is written to
+    ``work_dir``, to be changed and trained again with ``tools/train.py``.
 
     Args:
-        data, boxes, method, steps, size, batch, seed, options: See :func:`~odis_mm.recipes.pretraining.pretraining_config`.
+        data, boxes, method, steps, size, batch, seed, options: See
+            :func:`~odis_mm.recipes.pretraining.pretraining_config`.
         init: A checkpoint to start from, of any layout that transfer reads.
         hours: Length as time in place of ``steps``: the speed is measured over a few steps first.
         work_dir: Everything is written to this folder.

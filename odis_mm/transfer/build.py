@@ -46,7 +46,8 @@ def build_vit(
 
     A stock ``mmpretrain.VisionTransformer`` if there is no [CLS], or if asked for.
 
-    Its image size is that of the tensors' patch grid. With ``random`` it is of their shape only, initialised from seed 0.
+    Its image size is that of the tensors' patch grid. With ``random`` it is of their shape only, initialised from seed
+    0.
     """
     shape = VitShape.of(state)
     if shape is None:
@@ -91,7 +92,8 @@ def initialise(model: nn.Module) -> None:
 
 
 def build_timm(tensors: State, heads: int, grid: Grid) -> nn.Module:
-    """timm's ``VisionTransformer`` of the shape of tensors under timm's names, strictly loaded with them, in evaluation mode.
+    """timm's ``VisionTransformer`` of the shape of tensors under timm's names, strictly loaded with them, in evaluation
+    mode.
 
     Raises:
         ImportError: timm is not installed.
@@ -174,7 +176,8 @@ class Proof:
     """What was checked of a conversion.
 
     Attributes:
-        read_back: Tensors of the written file that, read again, equal bit for bit what was to be written (all, or an error is raised).
+        read_back: Tensors of the written file that, read again, equal bit for bit what was to be written (all, or an
+            error is raised).
         features: What was compared, in words; says also why nothing could be.
         difference: Largest absolute difference of the features; None if nothing could be compared.
         scale: Largest absolute feature.
@@ -196,9 +199,9 @@ class Proof:
 def prove(conversion: Conversion, written: State, heads: Optional[int] = None, grid: Optional[Grid] = None) -> Proof:
     """Compare what was written with what it came from.
 
-    Two checks: the written tensors, read again by their names, are bit for bit those that were to be written; and a probe image of noise
-    gives the same features on both sides. Source and target are each computed by timm where their names are timm's, else by
-    ``mmpretrain.VisionTransformer``.
+    Two checks: the written tensors, read again by their names, are bit for bit those that were to be written; and a
+    probe image of noise gives the same features on both sides. Source and target are each computed by timm where their
+    names are timm's, else by ``mmpretrain.VisionTransformer``.
 
     Args:
         conversion: From :func:`convert`.

@@ -58,8 +58,9 @@ def read_checkpoint(path: PathLike) -> Dict[str, Tensor]:
 def read_meta(path: PathLike) -> dict:
     """What a file says about itself beyond its tensors, as far as it does.
 
-    Of a file that this package wrote: ``num_heads``, ``patch_size``, ``norm_eps``, ``mean`` and ``std`` (0..255, RGB), and where it comes from.
-    Of a Hugging Face folder the same from ``config.json`` and ``preprocessor_config.json`` beside the file.
+    Of a file that this package wrote: ``num_heads``, ``patch_size``, ``norm_eps``, ``mean`` and ``std`` (0..255, RGB),
+    and where it comes from. Of a Hugging Face folder the same from ``config.json`` and ``preprocessor_config.json``
+    beside the file.
     """
     path = Path(path)
     if path.suffix != '.safetensors':
@@ -104,8 +105,8 @@ def _read_torch(path: Path):
 def restore(source, name: str, map_location='cpu'):
     """What ``torch.save`` wrote, as data: tensors, plain values and mmengine's log buffers.
 
-    With ``ODIS_MM_TRUST_CHECKPOINTS=1`` in the environment a file that wants more is restored all the same, with a warning; a download
-    never is.
+    With ``ODIS_MM_TRUST_CHECKPOINTS=1`` in the environment a file that wants more is restored all the same, with a
+    warning; a download never is.
 
     Args:
         source: A path, an open file, or a function that loads with ``weights_only=True``.
@@ -131,8 +132,8 @@ def restore(source, name: str, map_location='cpu'):
             warnings.warn(f'{name}: code from the file is run ({wanted}), as {TRUST}=1 asks for.')
             return torch.load(source, map_location=map_location, weights_only=False)
         raise CheckpointError(
-            f'{name} is refused: restoring it would run code from the file ({wanted}); save its state_dict alone, tensors by '
-            f'name, and pass that, or set {TRUST}=1 if you trust whoever wrote it.'
+            f'{name} is refused: restoring it would run code from the file ({wanted}); save its state_dict alone, '
+            f'tensors by name, and pass that, or set {TRUST}=1 if you trust whoever wrote it.'
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
         raise CheckpointError(f'{name} is truncated or no checkpoint: {first_sentence(error)}.') from error

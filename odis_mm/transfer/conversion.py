@@ -44,7 +44,7 @@ class Source:
     antialias: bool = False
 
 
-# ------------------------------------------------------------------------------------------------------------------ reading
+# ------------------------------------------------------------------------------------------------------------------ rea
 
 
 def read_vit(
@@ -62,11 +62,12 @@ def read_vit(
         name: For messages.
         source_grid: (rows, columns) of the position embedding; None: a square is deduced.
         drop: Names or beginnings of names, under the backbone's prefix, that are knowingly left out.
-        heads: Attention heads, for rotary positions that the file leaves to the model; None: those of the published models.
+        heads: Attention heads, for rotary positions that the file leaves to the model; None: those of the published
+            models.
 
     Raises:
-        CheckpointError: no known layout; a tensor that no plain ViT has; incomplete or contradictory blocks; NaN; a patch grid that
-            cannot be told.
+        CheckpointError: no known layout; a tensor that no plain ViT has; incomplete or contradictory blocks; NaN; a
+            patch grid that cannot be told.
     """
     state = unwrap(state)
     found = recognise(list(state))
@@ -103,7 +104,8 @@ def read_vit(
 def _rename(
     state: State, layout: Layout, prefix: str, name: str, drop: Sequence[str]
 ) -> Tuple[State, State, Dict[str, str], Dict[str, int]]:
-    """Tensors under our names and under the file's, what is dropped and why, and how many stand outside of the backbone."""
+    """Tensors under our names and under the file's, what is dropped and why, and how many stand outside of the
+    backbone."""
     ours: State = {}
     raw: State = {}
     dropped: Dict[str, str] = {}
@@ -130,8 +132,9 @@ def _rename(
             unknown.append(key)
     if unknown:
         raise CheckpointError(
-            f'{name} holds {len(unknown)} tensor(s) that no plain ViT of the layout {layout.name} has ({some(unknown)}): '
-            'the model would compute something else without them; leave them out knowingly with drop=.'
+            f'{name} holds {len(unknown)} tensor(s) that no plain ViT of the layout {layout.name} has '
+            f'({some(unknown)}): the model would compute something else without them; leave them out knowingly with '
+            'drop=.'
         )
     return ours, raw, dropped, outside
 
@@ -143,7 +146,8 @@ def _part(key: str) -> str:
 
 
 def _merge_bias_mask(state: State, name: str, changed: Dict[str, str]) -> None:
-    """DINOv3 multiplies the bias of queries, keys and values by a mask, which is 0 for keys; a mask that was never filled is that one."""
+    """DINOv3 multiplies the bias of queries, keys and values by a mask, which is 0 for keys; a mask that was never
+    filled is that one."""
     for key in [key for key in state if key.endswith('.attn.qkv.bias_mask')]:
         mask, bias = state.pop(key), key.removesuffix('_mask')
         if bias not in state:
@@ -177,7 +181,8 @@ def _merge_qkv(state: State, name: str, layout: Layout) -> None:
 
 
 def _merge_gates(state: State) -> None:
-    """Gate and value of gated MLPs as one, ``ffn.w12``; a first layer twice as wide as the second takes is such a pair."""
+    """Gate and value of gated MLPs as one, ``ffn.w12``; a first layer twice as wide as the second takes is such a
+    pair."""
     for first in [key for key in state if key.endswith('.ffn.layers.0.0.weight')]:
         block = first.removesuffix('layers.0.0.weight')
         second = state.get(f'{block}layers.1.weight')
@@ -220,7 +225,8 @@ def check_vit(state: State, name: str, layout: Optional[Layout] = None) -> None:
         )
     if 'pos_embed' not in state and 'rope.periods' not in state and not (layout and layout.rotary):
         raise CheckpointError(
-            f'{name} has no position embedding: it is no plain ViT (of rotary positions only those of DINOv3 are known here).'
+            f'{name} has no position embedding: it is no plain ViT (of rotary positions only those of DINOv3 are known '
+            'here).'
         )
     bad = [key for key, value in state.items() if value.is_floating_point() and not torch.isfinite(value).all()]
     if bad:
@@ -313,7 +319,7 @@ def _leading_slots(length: int, registers: int, layout: Layout, name: str, sourc
     return fitting[0]
 
 
-# ------------------------------------------------------------------------------------------------------------------ writing
+# ------------------------------------------------------------------------------------------------------------------ wri
 
 
 @dataclass(frozen=True)
@@ -365,13 +371,14 @@ def convert(
 
     Args:
         source: From :func:`read_vit`, or tensors by name.
-        target: Key of :data:`LAYOUTS`. 'huggingface' and 'timm' become the layout of DINOv2 or DINOv3 where layer scale, registers or rotary
-            positions call for it.
+        target: Key of :data:`LAYOUTS`. 'huggingface' and 'timm' become the layout of DINOv2 or DINOv3 where layer
+            scale, registers or rotary positions call for it.
         grid: (rows, columns) of the patch grid to resample the position embedding to; None: as it is.
         source_grid: Its present grid; None: a square is deduced (needed to resample only).
 
     Raises:
-        CheckpointError: an unknown target, one that has no place for what the ViT computes with, or what :func:`read_vit` raises.
+        CheckpointError: an unknown target, one that has no place for what the ViT computes with, or what
+            :func:`read_vit` raises.
     """
     if not isinstance(source, Source):
         source = read_vit(source, source_grid=source_grid)
@@ -493,10 +500,12 @@ def _complete(tensors: State, state: State, layout: Layout, source: Source, chan
 
 
 def to_timm(state_dict: State) -> State:
-    """Rename an exported backbone for ``timm``'s ``VisionTransformer`` (``num_classes=0``, the same patch and image size).
+    """Rename an exported backbone for ``timm``'s ``VisionTransformer`` (``num_classes=0``, the same patch and image
+    size).
 
     Args:
-        state_dict: Tensors of a ``mmpretrain.VisionTransformer`` with [CLS] and final norm, with or without ``backbone.``.
+        state_dict: Tensors of a ``mmpretrain.VisionTransformer`` with [CLS] and final norm, with or without
+            ``backbone.``.
 
     Returns:
         The same tensors (no copies) under timm's names.
@@ -521,7 +530,8 @@ def _standard_periods(state: State, name: str, layout: Layout) -> Dict[str, str]
     exact = rope_periods(4 * len(periods))
     if not torch.allclose(periods.float(), exact, rtol=1e-2):
         raise CheckpointError(
-            f'{name} has rotary positions of other periods than base 100 gives, which {layout.model} ({layout.name}) computes.'
+            f'{name} has rotary positions of other periods than base 100 gives, which {layout.model} ({layout.name}) '
+            'computes.'
         )
     state['rope.periods'] = exact
     if torch.equal(periods.float(), exact):

@@ -31,13 +31,15 @@ def transfer(
     """Bring the ViT of a checkpoint file into the layout of a library, and prove that it arrived.
 
     Args:
-        source: A file of any layout in :data:`LAYOUTS`, or of DINO, iBOT, DINOv2, MAE or GTSA; see :func:`read_checkpoint`.
-        out: ``.pth``, or ``.safetensors``; for Hugging Face also a folder, which gets ``model.safetensors`` and ``config.json``. Nothing is
-            left under this name if the proof fails.
+        source: A file of any layout in :data:`LAYOUTS`, or of DINO, iBOT, DINOv2, MAE or GTSA; see
+            :func:`read_checkpoint`.
+        out: ``.pth``, or ``.safetensors``; for Hugging Face also a folder, which gets ``model.safetensors`` and
+            ``config.json``. Nothing is left under this name if the proof fails.
         target: See :func:`convert`.
         grid: (rows, columns) to resample the position embedding to.
         source_grid: Its present grid, if it is no square.
-        heads: Attention heads, which tensors do not tell; see :func:`count_heads`. None: from the file's meta, or the papers' number.
+        heads: Attention heads, which tensors do not tell; see :func:`count_heads`. None: from the file's meta, or the
+            papers' number.
         drop: See :func:`read_vit`.
 
     Returns:
@@ -163,7 +165,8 @@ def build_backbone(
     student: bool = False,
     random: bool = False,
 ) -> nn.Module:
-    """The backbone of a checkpoint file of any known layout, ready for evaluation: ``ObjectViT`` or ``mmpretrain.ResNet``.
+    """The backbone of a checkpoint file of any known layout, ready for evaluation: ``ObjectViT`` or
+    ``mmpretrain.ResNet``.
 
     Args:
         source, heads, source_grid: See :func:`transfer`.

@@ -1,9 +1,9 @@
 """The names under which other libraries keep a plain ViT.
 
-In the middle stand the names of ``mmpretrain.VisionTransformer`` ("ours" below), with what ``ObjectViT`` has beside them: ``object_tokens``
-[1, k, D] and ``register_tokens`` [1, R, D], leading tokens without a position; ``rope.periods`` of rotary positions in place of ``pos_embed``;
-``ffn.w12`` and ``ffn.w3`` of gated MLPs. A layout is a table of names; what a library keeps in another form is turned into one that computes
-the same by :mod:`odis_mm.transfer.conversion`.
+In the middle stand the names of ``mmpretrain.VisionTransformer`` ("ours" below), with what ``ObjectViT`` has beside
+them: ``object_tokens`` [1, k, D] and ``register_tokens`` [1, R, D], leading tokens without a position; ``rope.periods``
+of rotary positions in place of ``pos_embed``; ``ffn.w12`` and ``ffn.w3`` of gated MLPs. A layout is a table of names;
+what a library keeps in another form is turned into one that computes the same by :mod:`odis_mm.transfer.conversion`.
 """
 
 import re
@@ -25,9 +25,10 @@ class Layout:
         name: As it is asked for.
         top: Our name -> its name, outside the blocks; what is not named here, the library cannot hold.
         block: How a block begins, '{}' being its number.
-        parts: Our name -> its name within a block. ``attn.query``, ``attn.key`` and ``attn.value`` in place of ``attn.qkv`` if it
-            keeps them apart; no ``gamma`` if it has no layer scale.
-        gated: The same of gated MLPs; ``ffn.gate`` and ``ffn.value`` in place of ``ffn.w12`` if it keeps them apart. Empty: it has none.
+        parts: Our name -> its name within a block. ``attn.query``, ``attn.key`` and ``attn.value`` in place of
+            ``attn.qkv`` if it keeps them apart; no ``gamma`` if it has no layer scale.
+        gated: The same of gated MLPs; ``ffn.gate`` and ``ffn.value`` in place of ``ffn.w12`` if it keeps them apart.
+            Empty: it has none.
         prefix: What stands before every name in a file that this package writes.
         also: Further names that are read as ours: within the layout's dialects.
         model: What the file is for, in words.
@@ -83,7 +84,8 @@ class Layout:
         return None if part is None else f'layers.{int(match[1])}.{part}'
 
     def theirs(self, name: str, gated: bool = False) -> Optional[str]:
-        """This layout's name for one of ours, with its prefix; None if it cannot hold it. ``gated``: of a ViT with gated MLPs."""
+        """This layout's name for one of ours, with its prefix; None if it cannot hold it. ``gated``: of a ViT with
+        gated MLPs."""
         match = re.fullmatch(r'layers\.(\d+)\.(.+)', name)
         parts = {**self.parts, **self.gated} if gated else self.parts
         found = self.top.get(name) if match is None else parts.get(match[2])

@@ -83,7 +83,8 @@ class VitShape:
         return (side, side) if side and side * side == self.patches else None
 
     def grid(self, told: Optional[Grid] = None) -> Grid:
-        """(rows, columns) of the learned positions: as told if it fits, else a square; of rotary ones any, 14 x 14 here.
+        """(rows, columns) of the learned positions: as told if it fits, else a square; of rotary ones any, 14 x 14
+        here.
 
         Raises:
             CheckpointError: neither fits.
@@ -95,13 +96,14 @@ class VitShape:
             side = round(self.patches**0.5)
             rows, columns = grid or (side, side)
             raise CheckpointError(
-                f'the position embedding has {self.patches} patches, which are not {rows} x {columns}: give the grid (--grid, '
-                '--source-grid).'
+                f'the position embedding has {self.patches} patches, which are not {rows} x {columns}: give the grid '
+                '(--grid, --source-grid).'
             )
         return grid
 
     def heads(self, name: str, told: Optional[int] = None) -> int:
-        """Attention heads: as told by the user or the file's meta, by the rotary positions, or those of the papers' ViT of this width.
+        """Attention heads: as told by the user or the file's meta, by the rotary positions, or those of the papers' ViT
+        of this width.
 
         Raises:
             CheckpointError: an unusual width, or heads that do not divide it.
@@ -111,8 +113,8 @@ class VitShape:
             heads = self.width // self.head_width if self.head_width else HEADS.get(self.width)
         if heads is None:
             raise CheckpointError(
-                f'{name} is {self.width} wide, which is none of the usual ViTs ({", ".join(map(str, HEADS))}), and its tensors '
-                'do not tell how many attention heads it has: say it (heads=, --heads).'
+                f'{name} is {self.width} wide, which is none of the usual ViTs ({", ".join(map(str, HEADS))}), and its '
+                'tensors do not tell how many attention heads it has: say it (heads=, --heads).'
             )
         if heads < 1 or self.width % heads:
             raise CheckpointError(f'{name} is {self.width} wide, which {heads} attention heads do not divide.')

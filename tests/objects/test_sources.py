@@ -1,4 +1,5 @@
-"""What the sources find: cuts against scipy's eigenvectors, planted objects, detectors of mmdet, recall against counts by hand."""
+"""What the sources find: cuts against scipy's eigenvectors, planted objects, detectors of mmdet, recall against counts
+by hand."""
 
 import json
 
@@ -96,7 +97,8 @@ def teacher(tmp_path):
 
 @pytest.mark.parametrize('features', ['key', 'qkv'])
 def test_attention_finds_planted_objects(scene, teacher, features):
-    """Even random weights tell flat discs from noise: keys are a linear map of the pixels' patches and their positions."""
+    """Even random weights tell flat discs from noise: keys are a linear map of the pixels' patches and their
+    positions."""
     image, boxes = scene
     source = Attention(str(teacher), size=128, features=features, heads=4)
     found, other = source([image, image[:, :64]])

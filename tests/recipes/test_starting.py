@@ -1,4 +1,5 @@
-"""--init: any method starts from a ViT of any family, student and teacher equal to the file; wrong files end in one sentence."""
+"""--init: any method starts from a ViT of any family, student and teacher equal to the file; wrong files end in one
+sentence."""
 
 import copy
 import logging
@@ -67,7 +68,8 @@ def same_as_file(backbone, path):
 @pytest.mark.parametrize('family', list(FAMILIES))
 @pytest.mark.parametrize('method', ['odis', 'gtsa', 'alfm'])
 def test_every_method_starts_from_every_family_and_feeds_a_detector(method, family, demo, tmp_path, monkeypatch):
-    """Three iterations or more; the teacher equals the file at iteration 0; the export trains in Mask R-CNN for two iterations."""
+    """Three iterations or more; the teacher equals the file at iteration 0; the export trains in Mask R-CNN for two
+    iterations."""
     path = file_of(family, tmp_path)
     seen = []
 

@@ -1,4 +1,5 @@
-# Continued pretraining from weights that are worth keeping (tools/train.py CONFIG --init FILE): short, slow, heads first. All numbers are ours.
+# Continued pretraining from weights that are worth keeping (tools/train.py CONFIG --init FILE): short, slow, heads
+# first. All numbers are ours.
 _base_ = './selfsup_100e.py'
 
 optim_wrapper = dict(

@@ -84,7 +84,8 @@ class ExportTeacherHook(Hook):
 
 
 def backbone_meta(model) -> dict:
-    """What the tensors of a model's backbone do not tell: heads, patches, eps of the norms, and the normalisation of its images."""
+    """What the tensors of a model's backbone do not tell: heads, patches, eps of the norms, and the normalisation of
+    its images."""
     backbone, preprocessor = model.branch('teacher'), model.data_preprocessor
     meta = {}
     if hasattr(backbone, 'settings'):

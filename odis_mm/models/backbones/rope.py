@@ -15,16 +15,17 @@ Rope = Tuple[Tensor, Tensor]  # cosines and sines, [T, head width] each
 class AxialRope(nn.Module):
     """Angles by which queries and keys are rotated, from the place of their patch.
 
-    A patch's center has coordinates in [-1, 1] on each axis, whatever the number of patches, so that one set of periods serves all image
-    sizes and aspect ratios. A head's width is cut into four: half the angles follow the row, half the column, and the second half of the
-    width repeats them (rotation of halves). Leading tokens are not rotated.
+    A patch's center has coordinates in [-1, 1] on each axis, whatever the number of patches, so that one set of periods
+    serves all image sizes and aspect ratios. A head's width is cut into four: half the angles follow the row, half the
+    column, and the second half of the width repeats them (rotation of halves). Leading tokens are not rotated.
 
     Args:
         head_dims: Width of an attention head; a multiple of 4.
         base: Of the geometric series of periods (DINOv3: 100).
         shift: While training, move all coordinates of a batch by up to this much along each axis.
         jitter: While training, stretch each axis of a batch by a log-uniform factor in [1 / jitter, jitter].
-        rescale: While training, stretch both axes of a batch alike by a log-uniform factor in [1 / rescale, rescale] (DINOv3: 2).
+        rescale: While training, stretch both axes of a batch alike by a log-uniform factor in [1 / rescale, rescale]
+            (DINOv3: 2).
 
     Raises:
         ConfigError: a width that is no multiple of 4, or a factor below 1.

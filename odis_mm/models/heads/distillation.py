@@ -192,7 +192,8 @@ class DistillationHead(SoftTargetHead):
         self.patch_center = Center(num_prototypes, center_momentum)
 
     def monitor(self, targets: Tensor) -> Dict[str, Tensor]:
-        """Return what the log shows of the tokens' targets [..., K]: ``teacher_entropy``, ln K for a uniform collapse, 0 for one prototype."""
+        """Return what the log shows of the tokens' targets [..., K]: ``teacher_entropy``, ln K for a uniform collapse,
+        0 for one prototype."""
         return dict(teacher_entropy=torch.special.entr(targets).sum(-1).mean())
 
     def step(self) -> None:

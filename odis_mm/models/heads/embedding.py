@@ -14,15 +14,17 @@ from ..losses import coding_length, effective_rank, second_moment
 
 @MODELS.register_module()
 class EmbeddingHead(BaseModule):
-    """Takes the place of ``DistillationHead`` in ODIS and iBOT where data are few: an option of this project, not of their papers.
+    """Takes the place of ``DistillationHead`` in ODIS and iBOT where data are few: an option of this project, not of
+    their papers.
 
-    A prototype loss divides a batch into K balanced groups, which says little where all objects look alike and a batch is small. Here
-    the unit vectors themselves are compared, as in SimDINO (arXiv 2502.10385): half their squared distance, 1 - <t, s>, minus the coding
-    rate of the student's vectors, which takes the place of centering, temperatures and prototypes. The neck has ``num_prototypes=0``.
+    A prototype loss divides a batch into K balanced groups, which says little where all objects look alike and a batch
+    is small. Here the unit vectors themselves are compared, as in SimDINO (arXiv 2502.10385): half their squared
+    distance, 1 - <t, s>, minus the coding rate of the student's vectors, which takes the place of centering,
+    temperatures and prototypes. The neck has ``num_prototypes=0``.
 
     Args:
-        lambda_entropy: Weight of the coding rate against the similarity; it is divided by min(n, d), so that 1 means about the same at all
-            batch sizes and widths.
+        lambda_entropy: Weight of the coding rate against the similarity; it is divided by min(n, d), so that 1 means
+            about the same at all batch sizes and widths.
         eps2: eps^2 of :func:`coding_length`.
         lambda_patch_entropy: The same for masked patches; 0: nothing but the tokens' coding rate keeps them apart.
     """
@@ -47,7 +49,8 @@ class EmbeddingHead(BaseModule):
         return embeddings.float()
 
     def token_loss(self, student: Tensor, targets: Tensor, visible: Optional[Tensor] = None) -> Tensor:
-        """Return the mean of 1 - <t(q), s(v)> over the pairs of a teacher view q and another view v, minus the coding rate of the student's global views.
+        """Return the mean of 1 - <t(q), s(v)> over the pairs of a teacher view q and another view v, minus the coding
+        rate of the student's global views.
 
         Args:
             student: Unit vectors [V, B, k, d].
@@ -95,5 +98,6 @@ class EmbeddingHead(BaseModule):
         return loss
 
     def monitor(self, targets: Tensor) -> Dict[str, Tensor]:
-        """Return what the log shows: ``similarity`` of the views, ``effective_rank`` of the embeddings (1: collapsed)."""
+        """Return what the log shows: ``similarity`` of the views, ``effective_rank`` of the embeddings (1:
+        collapsed)."""
         return self._figures

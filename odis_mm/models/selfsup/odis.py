@@ -14,19 +14,23 @@ from .base import TeacherStudent
 class ODIS(TeacherStudent):
     """loss = L_obj + lambda_patch L_patch + lambda_img L_img.
 
-    L_obj compares the [OBJ] tokens of a teacher's global view and another view of the student, where [OBJ] sees one object only;
-    L_patch compares masked patches of the student with the same, unmasked, of the teacher (iBOT); L_img is iBOT's and
-    DINO's loss on an unmasked [CLS]. With ``masked_attention=False`` and plain cropping it is iBOT (arXiv 2111.07832).
+    L_obj compares the [OBJ] tokens of a teacher's global view and another view of the student, where [OBJ] sees one
+    object only; L_patch compares masked patches of the student with the same, unmasked, of the teacher (iBOT); L_img is
+    iBOT's and DINO's loss on an unmasked [CLS]. With ``masked_attention=False`` and plain cropping it is iBOT (arXiv
+    2111.07832).
 
     Args:
         lambda_patch: Weight of L_patch (paper: 1). 0 leaves out the mask token and the patch branch.
         lambda_img: Weight of L_img (paper: 0); needs ``backbone.cls_beside_object=True``.
-        packed: Run the student on all resolutions at once, see ``ObjectViT.forward``: for GPUs that wait for small kernels; same losses.
+        packed: Run the student on all resolutions at once, see ``ObjectViT.forward``: for GPUs that wait for small
+            kernels; same losses.
         masked_attention: Let [OBJ] see the object's patches only, in teacher and student; False: the whole view.
-        lambda_pool: Weight of L_pool, this project's option (paper: 0): as L_obj, but of the mean of an object's patches after the last block,
-            between the global views, for the target and for the further objects of ``SampleViews(others=n)``. Without it and without
-            L_patch no loss reads the last block's patches, and these are what a detector reads.
-        **kwargs: See :class:`TeacherStudent`; the backbone an ``ObjectViT``, the head a ``DistillationHead`` or an ``EmbeddingHead``.
+        lambda_pool: Weight of L_pool, this project's option (paper: 0): as L_obj, but of the mean of an object's
+            patches after the last block, between the global views, for the target and for the further objects of
+            ``SampleViews(others=n)``. Without it and without L_patch no loss reads the last block's patches, and these
+            are what a detector reads.
+        **kwargs: See :class:`TeacherStudent`; the backbone an ``ObjectViT``, the head a ``DistillationHead`` or an
+            ``EmbeddingHead``.
     """
 
     def __init__(
@@ -83,8 +87,8 @@ class ODIS(TeacherStudent):
 
         Args:
             inputs: Normalised views per resolution, [V_r*B, 3, H, W], global views first, view-major.
-            data_samples: object_mask (list over resolutions), object_visible [B, V], mim_mask [G*B, N], mim_index [M], mim_weight [M];
-                other_masks [G*B, n, N] if the pipeline draws further objects.
+            data_samples: object_mask (list over resolutions), object_visible [B, V], mim_mask [G*B, N], mim_index [M],
+                mim_weight [M]; other_masks [G*B, n, N] if the pipeline draws further objects.
         """
         visible = data_samples['object_visible'] if self.masked_attention else None  # [B, V]
         masks = data_samples['object_mask'] if self.masked_attention else [None]
@@ -136,8 +140,8 @@ class ODIS(TeacherStudent):
         none: Tensor,
         pooled: Optional[Tensor],
     ) -> Tuple[List[Tuple[Tensor, ...]], Optional[Tensor]]:
-        """The backbone's output for each resolution: leading tokens [V_r*B, t, D], and of the global views the masked patches [M, D]; and the
-        mean patches of ``pooled`` [G*B, n, D]."""
+        """The backbone's output for each resolution: leading tokens [V_r*B, t, D], and of the global views the masked
+        patches [M, D]; and the mean patches of ``pooled`` [G*B, n, D]."""
         local = inputs[1:]  # [OBJ] sees all of a local view
         if self.packed:
             out = self.backbone(inputs, [mask] + [None] * len(local), replace, [masked] + [none] * len(local))
@@ -149,8 +153,8 @@ class ODIS(TeacherStudent):
     def _targets(
         self, views: Tensor, mask: Optional[Tensor], masked: Tensor, batch: int, pooled: Optional[Tensor]
     ) -> Tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
-        """The teacher's targets of the leading tokens [G, B, t, K], of the patches ``masked`` [M, K] and of the mean patches of ``pooled``
-        [G*B*n, K]; the head's centers follow."""
+        """The teacher's targets of the leading tokens [G, B, t, K], of the patches ``masked`` [M, K] and of the mean
+        patches of ``pooled`` [G*B*n, K]; the head's centers follow."""
         backbone, neck = self.teacher['backbone'], self.teacher['neck']
         every, means = None, None
         if self.lambda_patch and self.head.patch_center_of_all:
@@ -189,7 +193,8 @@ def read_tokens(
     masked: Tensor,
     pooled: Optional[Tensor],
 ) -> Tuple[Tensor, Tensor, Optional[Tensor]]:
-    """Leading tokens [m, t, D], the patches ``masked`` [M, D], and the mean patches [m, n, D] of ``pooled``, bool [m, n, N], if asked for."""
+    """Leading tokens [m, t, D], the patches ``masked`` [M, D], and the mean patches [m, n, D] of ``pooled``, bool [m,
+    n, N], if asked for."""
     if pooled is None:
         return (*backbone(views, mask, replace, masked)[-2:], None)
     tokens = backbone(views, mask, replace)[-1]
