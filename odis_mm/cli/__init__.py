@@ -38,6 +38,9 @@ COMMANDS: Dict[str, Command] = {
     'find-objects': Command(
         'odis_mm.cli.objects', 'find_objects_main', 'find objects in images, or import them from other tools'
     ),
+    'inspect': Command(
+        'odis_mm.cli.objects', 'inspect_main', 'draw what a recipe makes of images and check it against pixels'
+    ),
     'verify': Command('odis_mm.cli.verify', 'verify_main', 'check every image, box and mask of a data set'),
     'stats': Command('odis_mm.cli.stats', 'stats_main', 'mean and deviation of the channels of a data set'),
     'demo': Command('odis_mm.datasets.demo', 'main', 'render the demo set'),

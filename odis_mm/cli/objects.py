@@ -8,8 +8,12 @@ from pathlib import Path
 from typing import List, Optional
 
 import torch
+from mmengine.registry import init_default_scope
+from mmpretrain.registry import DATASETS
 
-from ..config import shipped_configs
+from ..config import load_config, parse_options, shipped_configs
+from ..datasets.transforms import SampleViews
+from ..engine.hooks.views import samples_of
 from ..objects.annotations import FORMATS, load_annotations
 from ..objects.attention import Attention
 from ..objects.classic import Classic
@@ -19,6 +23,7 @@ from ..objects.recall import read_result
 from ..objects.report import write_report
 from ..utils.errors import ConfigError, FolderInUseError, run_command
 from ..utils.files import atomic_write_text
+from ..visualization import write_inspection
 
 _OF_SOURCE = {
     'attention': ('checkpoint', 'size', 'features', 'cut', 'heads', 'device', 'seed'),
@@ -146,3 +151,42 @@ def _import(args: argparse.Namespace, annotations: str, format: str = 'auto') ->
     if bare:
         print(f'{bare} images of {args.images} have no annotation and are not listed', file=sys.stderr)
     atomic_write_text(args.out, json.dumps(content))
+
+
+def inspect_main(argv: Optional[List[str]] = None) -> None:
+    """``odis-mm inspect CONFIG``: a page of what a recipe makes of its images; exits with 1 if a drawn number differs from the pixels."""
+    parser = argparse.ArgumentParser(
+        prog='odis-mm inspect',
+        description='Draw what a pretraining recipe makes of its images, as one html page and PNGs, and check every drawn number against pixels.',
+    )
+    parser.add_argument('config', help='path, or the name of a shipped recipe')
+    parser.add_argument('--images', type=int, default=6, help='how many, evenly spread (default: 6)')
+    parser.add_argument('--out', default='inspection', metavar='DIR', help='to write into (default: inspection)')
+    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='as of odis-mm train')
+    args = parser.parse_args(argv)
+    if run_command(lambda: _inspect(args)):
+        sys.exit(1)
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    init_default_scope('mmpretrain')
+    cfg = load_config(args.config, parse_options(args.cfg_options))
+    if 'train_dataloader' not in cfg or cfg.get('default_scope') == 'mmdet':
+        raise ConfigError(f'{args.config} makes no views of its images: inspect looks at pretraining recipes.')
+    dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    samples = list(samples_of(dataset, args.images)) if hasattr(dataset, 'pipeline') else []
+    if not samples:
+        raise ConfigError(f'{args.config} makes no views of its images, or none of those looked at can be read.')
+    sampler = next((step for step in dataset.pipeline.transforms if isinstance(step, SampleViews)), None)
+    aware = sampler is not None and sampler.object_aware
+    differ, total, faults = write_inspection(
+        samples,
+        args.out,
+        f'What {Path(args.config).stem} makes of images',
+        sampler.region if sampler else 'box',
+        sampler.min_cover.tolist() if aware else (),
+    )
+    for line in faults[:10]:
+        print(line)
+    print(f'{differ} of {total} drawn numbers differ from the pixels; written: {Path(args.out) / "inspection.html"}')
+    return differ

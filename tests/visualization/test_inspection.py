@@ -1,0 +1,120 @@
+"""The inspector: silent where the geometry is right, and by name where an error is planted."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from odis_mm.datasets.transforms import BlockMasks, RenderViews, SamplePairViews, SampleViews
+from odis_mm.datasets.transforms import views as view_transforms
+from odis_mm.structures import geometry
+from odis_mm.visualization.inspection import check_sample, through_pixels, write_inspection
+
+_OBJECTS = [
+    dict(role='global', num=2, size=64, scale=(0.1, 0.8)),
+    dict(role='local', num=3, size=32, scale=(0.05, 0.3)),
+]
+_PAIRS = [
+    dict(role='global', num=2, size=64, scale=(0.3, 1), ratio=(3 / 4, 4 / 3)),
+    dict(role='local', num=2, size=32, scale=(0.1, 0.3), ratio=(3 / 4, 4 / 3)),
+]
+
+
+def _objects(sample, region='box'):
+    for step in (SampleViews(_OBJECTS, patch_size=8, region=region), RenderViews(), BlockMasks(skip_prob=0.0)):
+        sample = step.transform(sample)
+    return sample
+
+
+def _turned(sample):
+    return RenderViews().transform(SamplePairViews(_PAIRS, patch_size=8).transform(sample))
+
+
+def _flipped(sample):
+    views = [dict(role='global', num=2, size=64, scale=(0.4, 1), flip=0.5)]
+    return RenderViews().transform(SampleViews(views, target_rule='whole_image', patch_size=8).transform(sample))
+
+
+@pytest.mark.parametrize(
+    'make', [_objects, lambda s: _objects(s, 'mask'), _turned, _flipped], ids=['boxes', 'masks', 'turned', 'flipped']
+)
+def test_nothing_differs(synthetic_sample, make):
+    count = 0
+    for seed in range(12):
+        sample = make(synthetic_sample(seed=seed))
+        region = 'mask' if make is not _objects else 'box'
+        checks = check_sample(sample, region, (0.04, 0.0))
+        assert not [str(check) for check in checks if check.differs], seed
+        count += len(checks)
+    assert count > 200
+
+
+def _shift(function, where):
+    def shifted(*args, **kwargs):
+        return function(*args, **kwargs) + np.array([8.0, 0.0])
+
+    return shifted
+
+
+def test_a_shift_of_8_px_is_found_and_named(synthetic_sample, monkeypatch, tmp_path):
+    monkeypatch.setattr(geometry, 'points_to_view', _shift(geometry.points_to_view, 0))
+    sample = _objects(synthetic_sample(seed=1))
+    differ, total, faults = write_inspection([sample], tmp_path, 'planted')
+    assert differ and any(
+        "edge of the target's box is drawn at" in fault and '(+8.' in fault or '(+7.' in fault for fault in faults
+    )
+    page = (tmp_path / 'inspection.html').read_text()
+    assert f'{differ} of {total} drawn numbers differ from the pixels' in page and 'edge of the target' in page
+    turned = check_sample(_turned(synthetic_sample(seed=2)))
+    assert any(check.differs and 'shared rectangle' in check.what for check in turned)
+
+
+def test_shifted_patch_masks_are_found(synthetic_sample, monkeypatch):
+    real = view_transforms.box_patch_mask
+    monkeypatch.setattr(
+        view_transforms, 'box_patch_mask', lambda box, *args: real(np.asarray(box) + 8 * np.array([1, 0, 1, 0]), *args)
+    )
+    found = [
+        check for seed in range(6) for check in check_sample(_objects(synthetic_sample(seed=seed))) if check.differs
+    ]
+    assert found and {check.what for check in found} <= {"number of the object's patches", 'visibility of the object'}
+
+
+def test_turns_undone_the_wrong_way_are_found(synthetic_sample, monkeypatch):
+    from odis_mm.visualization import inspection
+
+    real = inspection.orient
+    monkeypatch.setattr(
+        inspection, 'orient', lambda maps, flip=False, rot90=0, inverse=False: real(maps, flip, -rot90, inverse)
+    )
+    found = [
+        check for seed in range(6) for check in check_sample(_turned(synthetic_sample(seed=seed))) if check.differs
+    ]
+    assert found and all(check.what.startswith('distance of matched cells') for check in found)
+
+
+def test_pixels_turn_as_one_sees_it():
+    image = np.zeros((4, 6), np.float32)
+    image[:, 5] = 1  # the right edge
+    view = geometry.View((0, 0, 6, 4), (4, 6), False, 1)
+    assert (through_pixels(image, view)[0] == 1).all() and through_pixels(image, view).shape == (6, 4)
+    assert (through_pixels(image, geometry.View((0, 0, 6, 4), (4, 6), True, 0))[:, 0] == 1).all()
+
+
+def test_command(synthetic_sample, tmp_path, capsys):
+    from odis_mm.cli import main
+
+    for seed in range(2):
+        Image.fromarray(synthetic_sample(seed=seed)['img']).save(tmp_path / f'{seed}.png')
+    options = [
+        'train_dataloader.dataset.type=ObjectDataset',
+        f'train_dataloader.dataset.data_root={tmp_path}',
+        'train_dataloader.dataset.ann_file=',
+        'train_dataloader.dataset.data_prefix=',
+    ]
+    main(['inspect', 'gtsa_demo', '--images', '2', '--out', str(tmp_path / 'page'), '--cfg-options', *options])
+    assert '0 of ' in capsys.readouterr().out
+    names = {path.name for path in (tmp_path / 'page').iterdir()}
+    assert names == {'inspection.html', '000_views.png', '000_pairs.png', '001_views.png', '001_pairs.png'}
+    with pytest.raises(SystemExit) as stopped:
+        main(['inspect', 'mask_rcnn/mask-rcnn_demo', '--out', str(tmp_path / 'page')])
+    assert stopped.value.code == 2
