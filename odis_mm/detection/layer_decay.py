@@ -10,7 +10,7 @@ from torch import nn
 from ..utils.distributed import unwrap
 from ..utils.errors import ConfigError
 
-_TOKENS = ('pos_embed', 'cls_token')
+_TOKENS = ('pos_embed', 'cls_token', 'object_tokens', 'register_tokens')
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -86,6 +86,7 @@ def layer_of(name: str, top: int) -> int:
     """Place of a detector's parameter in the ladder: 0 the embeddings, l the l-th block, ``top`` everything else."""
     if name.startswith('backbone.layers.'):
         return int(name.split('.')[2]) + 1
-    if name in ('backbone.pos_embed', 'backbone.cls_token') or name.startswith('backbone.patch_embed.'):
+    inside = name.removeprefix('backbone.')
+    if name.startswith('backbone.') and (inside in _TOKENS or inside.startswith('patch_embed.')):
         return 0
     return top

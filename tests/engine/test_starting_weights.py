@@ -1,0 +1,131 @@
+"""What keeps starting weights from being wrecked: rates by block, heads first, the proxy beside its value at the start, the best export."""
+
+import copy
+import json
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+
+from helpers import BACKBONE, make_odis, odis_runner
+from odis_mm.engine.hooks import RegionProxyHook, SelfSupScheduleHook
+from odis_mm.engine.optim import SelfSupOptimWrapperConstructor
+from odis_mm.transfer import build_backbone, read_meta
+from odis_mm.utils.errors import ConfigError
+
+ADAMW = dict(type='AdamW', lr=1.0, weight_decay=0.1)
+
+
+def test_blocks_learn_the_more_slowly_the_lower_they_stand():
+    model = make_odis(backbone=dict(num_registers=2))
+    wrapper = SelfSupOptimWrapperConstructor(dict(optimizer=ADAMW), paramwise_cfg=dict(layer_decay_rate=0.5))(model)
+    names = {id(p): name for name, p in model.named_parameters()}
+    rates, seen = {}, 0
+    for group in wrapper.optimizer.param_groups:
+        for parameter in group['params']:
+            name = names[id(parameter)]
+            rates[name], seen = group['lr'], seen + 1
+            assert group['backbone'] is name.startswith('backbone.')
+            assert (group['weight_decay'] > 0) is (
+                parameter.ndim > 1 and 'token' not in name and 'pos' not in name and 'weight_g' not in name
+            )
+    assert seen == sum(p.requires_grad for p in model.parameters())
+    # three blocks: embeddings 0.5^4, then up to the final norm, neck and mask token at 1
+    assert rates['backbone.patch_embed.projection.weight'] == rates['backbone.register_tokens'] == 0.5**4
+    assert [rates[f'backbone.layers.{i}.attn.qkv.weight'] for i in range(3)] == [0.5**3, 0.5**2, 0.5]
+    assert rates['backbone.ln1.weight'] == rates['neck.prototypes.weight_v'] == rates['mask_token'] == 1
+    with pytest.raises(ConfigError, match=r'\(0, 1\]'):
+        SelfSupOptimWrapperConstructor(dict(optimizer=ADAMW), paramwise_cfg=dict(layer_decay_rate=1.5))
+
+
+class Watch(Hook):
+    priority = 'LOWEST'
+
+    def __init__(self):
+        self.backbones, self.rates = [], []
+
+    def after_train_iter(self, runner, *args, **kwargs):
+        model = runner.model
+        self.backbones.append(copy.deepcopy(model.backbone.state_dict()))
+        self.rates.append([group['lr'] for group in runner.optim_wrapper.optimizer.param_groups])
+
+
+def test_heads_are_warmed_on_a_backbone_that_stays(tmp_path):
+    watch = Watch()
+    runner = odis_runner(tmp_path, hooks=[watch])
+    hook = next(h for h in runner.hooks if isinstance(h, SelfSupScheduleHook))
+    hook.warm_heads = 0.25  # 2 of 8 iterations
+    runner.optim_wrapper = SelfSupOptimWrapperConstructor(
+        dict(type='SafeOptimWrapper', optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.04)),
+        paramwise_cfg=dict(layer_decay_rate=1.0),
+    )(runner.model)
+    start = None
+
+    class Before(Hook):
+        def before_train(self, runner):
+            nonlocal start
+            start = copy.deepcopy(runner.model.state_dict())
+
+    runner.register_hook(Before())
+    runner.train()
+    own = {key.removeprefix('backbone.'): value for key, value in start.items() if key.startswith('backbone.')}
+    for i in range(2):
+        assert all(torch.equal(watch.backbones[i][key], value) for key, value in own.items())
+    assert any(not torch.equal(watch.backbones[2][key], value) for key, value in own.items())
+    teacher = {key: value for key, value in start.items() if key.startswith('neck.')}
+    now = runner.model.state_dict()
+    assert any(not torch.equal(now[key], value) for key, value in teacher.items())
+    assert all(rate == 1e-3 for rates in watch.rates for rate in rates)  # what schedulers set is left as it was
+    assert [hook.backbone_share(i, 8) for i in range(6)] == [0, 0, 0.5, 1, 1, 1]
+    hook.warm_heads = 0.0
+    assert hook.backbone_share(0, 8) == 1
+
+
+def test_warm_heads_need_groups_of_their_own(tmp_path):
+    runner = odis_runner(tmp_path)
+    next(h for h in runner.hooks if isinstance(h, SelfSupScheduleHook)).warm_heads = 0.1
+    with pytest.raises(ConfigError, match='layer_decay_rate'):
+        runner.train()
+    with pytest.raises(ConfigError, match=r'\[0, 0.5\)'):
+        SelfSupScheduleHook(warm_heads=0.7)
+
+
+class Falling(RegionProxyHook):
+    """A proxy that falls and rises as told."""
+
+    values = (60.0, 50.0, 70.0, 65.0)
+
+    def prepare(self, frozen):
+        self.left = list(self.values)
+
+    def measure(self, frozen):
+        return dict(box_pool=self.left.pop(0), object_auc=80.0)
+
+
+def test_the_proxy_stands_beside_its_value_at_the_start_and_the_best_export_is_kept(tmp_path):
+    model = make_odis(momentum=dict(start=0.5, end=1.0))
+    model.backbone.init_cfg = dict(type='Pretrained', checkpoint='some.pth')  # as VerifiedPretrained leaves it
+    model.init_weights = lambda: None
+    hook = Falling('', interval=3, by_epoch=False, random_baseline=False, keep_best=True)
+    runner = odis_runner(tmp_path, model=model, cfg=dict(model=dict(backbone=BACKBONE)))
+    runner.register_hook(hook)
+    said = []
+    runner.logger.warning = lambda text, *args: said.append(text)
+    runner.train()
+    record = json.loads((tmp_path / 'regions.json').read_text())
+    assert record['start'] == dict(box_pool=60.0, object_auc=80.0)
+    assert [point['box_pool'] for point in record['history']] == [50.0, 70.0, 65.0]
+    told = [text for text in said if 'getting worse than what you started with' in text]
+    assert len(told) == 1 and 'box_pool 50.0 from 60.0' in told[0] and 'learning rate' in told[0]
+    best = tmp_path / 'best_regions_backbone.pth'
+    assert read_meta(best)['box_pool'] == 70.0 and read_meta(best)['iteration'] == 6
+    assert build_backbone(best).layers[0].attn.num_heads == 4
+
+
+def test_a_run_from_nothing_has_no_start_to_compare_with(tmp_path):
+    hook = Falling('', interval=3, by_epoch=False, random_baseline=False)
+    runner = odis_runner(tmp_path, cfg=dict(model=dict(backbone=BACKBONE)))
+    runner.register_hook(hook)
+    runner.train()
+    assert json.loads((tmp_path / 'regions.json').read_text())['start'] is None
+    assert not (tmp_path / 'best_regions_backbone.pth').exists()
