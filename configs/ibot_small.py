@@ -1,6 +1,8 @@
-# iBOT on 200 to 5,000 images of one's own: the whole image as the object, plain crops, and the patch loss.
+# iBOT on 200 to 5,000 images of one's own: odis_small with the whole image as the object and plain crops.
 _base_ = './odis_small.py'
 
-model = dict(masked_attention=False, lambda_patch=1.0)
+model = dict(masked_attention=False, lambda_pool=0.0)
 train_dataloader = _base_.train_dataloader
-next(step for step in train_dataloader.dataset.pipeline if step.type == 'SampleViews').object_aware = False
+next(step for step in train_dataloader.dataset.pipeline if step.type == 'SampleViews').merge(
+    dict(target_rule='whole_image', object_aware=False, others=0)
+)

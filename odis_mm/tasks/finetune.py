@@ -12,7 +12,7 @@ from .. import apis
 from ..datasets.layout import SPLITS, Split, find_splits, image_folder, read_coco, split_coco
 from ..objects import load_annotations
 from ..recipes.detector import detector_config, read_content
-from ..utils.errors import ConfigError, MissingFileError
+from ..utils.errors import AnnotationError, ConfigError, MissingFileError
 from ..utils.files import PathLike, atomic_write_text
 from .logs import NO_TEXT, logging_at, tell
 from .predict import predict
@@ -167,10 +167,15 @@ def imported_splits(data: Path, images: Optional[PathLike], work_dir: Path) -> D
     else it is 'train'.
 
     Raises:
-        AnnotationError: no annotation is recognised.
+        MissingFileError: no annotation is recognised.
     """
     root = Path(images) if images else data
-    content = load_annotations(data, root)
+    try:
+        content = load_annotations(data, root)
+    except AnnotationError as error:
+        raise MissingFileError(
+            f'{data} holds no COCO-style json to train a detector on, and of other formats: {error}'
+        ) from error
     listed = {}
     for file in sorted(data.glob('ImageSets/Main/*.txt')):
         if file.stem in SPLITS:

@@ -160,3 +160,29 @@ def test_length_in_iterations(iterations, epochs):
     loader = torch.utils.data.DataLoader(list(range(12)), batch_size=4)
     loop = ResumableEpochLoop(runner, loader, max_iters=iterations)
     assert (loop.max_epochs, loop.max_iters) == (epochs, 3 * epochs)
+
+
+@pytest.mark.parametrize('count', [0, 1, 2])
+def test_few_masked_patches_go_through_batch_norm(count):
+    data = make_batch()
+    mask = torch.zeros_like(data['data_samples']['mim_mask'])
+    mask.view(-1)[5 : 5 + count] = True
+    data['data_samples']['mim_mask'] = mask
+    neck = dict(
+        type='ProjectionNeck',
+        in_channels=32,
+        hidden_channels=40,
+        bottleneck_channels=16,
+        num_prototypes=0,
+        norm_cfg=dict(type='BN1d'),
+    )
+    model = MODELS.build(
+        dict(
+            type='ODIS',
+            backbone=dict(type='ObjectViT', arch=ARCH, img_size=32, patch_size=8, drop_path_rate=0.0),
+            neck=neck,
+            head=dict(type='EmbeddingHead'),
+        )
+    )
+    model.train()
+    assert losses_of(model, data)['loss_patch'].isfinite()
