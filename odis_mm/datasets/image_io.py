@@ -25,33 +25,42 @@ _SWAP = not hasattr(cv2, 'IMREAD_COLOR_RGB')  # OpenCV before 4.11
 Range = Optional[Sequence[float]]
 
 
-def _jpeg_ends(data: bytes) -> bool:
-    """Whether a JPEG has its end marker. libjpeg paints what is missing grey, and OpenCV 4 passes that on."""
-    at = 2
+def _jpeg_head(data: bytes) -> Tuple[bool, Optional[int]]:
+    """Whether a JPEG has its end marker, and its pixels by its header (None: not found before the first scan).
+
+    libjpeg paints what is missing grey, and OpenCV 4 passes that on.
+    """
+    at, pixels = 2, None
     while data[at : at + 1] == b'\xff' and at + 4 <= len(data):  # skip the head: a preview in it has its own end marker
-        if data[at + 1] == 0xFF:  # fill byte
+        marker = data[at + 1]
+        if marker == 0xFF:  # fill byte
             at += 1
-        elif data[at + 1] == 0xDA:
-            return data.rfind(b'\xff\xd9') > at
-        else:
-            at += 2 + int.from_bytes(data[at + 2 : at + 4], 'big')
-    return False
+            continue
+        if marker == 0xDA:
+            return data.rfind(b'\xff\xd9') > at, pixels
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame
+            height, width = int.from_bytes(data[at + 5 : at + 7], 'big'), int.from_bytes(data[at + 7 : at + 9], 'big')
+            pixels = max(pixels or 0, height * width)
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], 'big')
+    return False, pixels
 
 
-def _header_fault(data: bytes) -> Optional[str]:
+def _size_fault(data: bytes, pixels: Optional[int]) -> Optional[str]:
     """What is wrong with the size in the header, by which OpenCV would take memory before it looks further; None: nothing."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # of large images, and of what is odd in a header
-            image = Image.open(io.BytesIO(data))
-            pixels, sort = image.size[0] * image.size[1], image.format
-    except Image.DecompressionBombError:
-        pixels, sort = MAX_PIXELS + 1, None
-    except Exception:  # not a header that Pillow knows, or a damaged one: OpenCV decides, up to its own limit
-        return None
+    jpeg = pixels is not None
+    if not jpeg:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')  # of large images, and of what is odd in a header
+                image = Image.open(io.BytesIO(data))
+                pixels, jpeg = image.size[0] * image.size[1], image.format == 'JPEG'
+        except Image.DecompressionBombError:
+            pixels = MAX_PIXELS + 1
+        except Exception:  # not a header that Pillow knows, or a damaged one: OpenCV decides, up to its own limit
+            return None
     if pixels > MAX_PIXELS:
         return f'has more than {MAX_PIXELS} pixels by its header'
-    if sort == 'JPEG' and pixels > 1024 * len(data):  # a blank one takes three times as many bytes
+    if jpeg and pixels > 1024 * len(data):  # a blank one takes three times as many bytes
         return f'claims {pixels} pixels in {len(data)} bytes: its header is damaged, or the rest of it is missing'
     return None
 
@@ -180,12 +189,13 @@ def read_raw(path: PathLike, channels: int = 3) -> np.ndarray:
         ) from error
     if not data:
         raise BadImageError(f'image {shown(path)} is empty (0 bytes); fetch it again or remove it from the data.')
-    if data[:2] == b'\xff\xd8' and not _jpeg_ends(data):
+    ends, pixels = _jpeg_head(data) if data[:2] == b'\xff\xd8' else (True, None)
+    if not ends:
         raise BadImageError(
             f'image {shown(path)} is a truncated JPEG ({len(data)} bytes, no end marker); fetch it again or '
             'remove it from the data.'
         )
-    fault = _header_fault(data)
+    fault = _size_fault(data, pixels)
     if fault:
         raise BadImageError(f'image {shown(path)} {fault}; fetch it again, shrink it or remove it from the data.')
     if data[:4] in (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+'):

@@ -8,7 +8,7 @@ from typing import Dict, List, Optional, Tuple
 
 from ..utils.errors import AnnotationError, ConfigError, MissingFileError
 from ..utils.files import PathLike
-from .image_io import IMAGE_SUFFIXES
+from .files import walk_images
 
 SPLITS = {'train': ('train', 'training'), 'val': ('val', 'valid', 'validation'), 'test': ('test', 'testing')}
 
@@ -96,12 +96,8 @@ def read_coco(path: PathLike) -> dict:
 
 
 def count_images(folder: PathLike) -> int:
-    """Return the number of image files in and below a folder, hidden folders left out."""
-    count = 0
-    for _, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith('.')]
-        count += sum(name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith('.') for name in files)
-    return count
+    """Return the number of image files in and below a folder, as :func:`~odis_mm.datasets.files.list_images` finds them."""
+    return len(walk_images(folder)[0])
 
 
 def _jsons(root: Path) -> List[Path]:
