@@ -1,5 +1,6 @@
 """Training and testing by a config: ``odis-mm train CONFIG``, ``odis-mm test CONFIG CHECKPOINT``."""
 
+import os
 from typing import List, Optional
 
 from .. import apis
@@ -48,13 +49,22 @@ def test_main(argv: Optional[List[str]] = None) -> None:
     """Parses arguments and calls :func:`odis_mm.apis.test`."""
     parser = config_parser('Evaluate a checkpoint by the test set and metric of the config.')
     parser.add_argument('checkpoint', help='epoch_N.pth of a run of this config')
+    parser.add_argument(
+        '--show-dir', metavar='DIR', help='draw the predictions beside the annotations into this folder'
+    )
     args = parser.parse_args(argv)
+    shown = {}
+    if args.show_dir:
+        shown = {
+            'default_hooks.visualization.draw': True,
+            'default_hooks.visualization.test_out_dir': os.path.abspath(args.show_dir),
+        }
     run_command(
         lambda: apis.test(
             args.config,
             args.checkpoint,
             work_dir=args.work_dir,
-            options=parse_options(args.cfg_options),
+            options={**parse_options(args.cfg_options), **shown},
             launcher=args.launcher,
         )
     )

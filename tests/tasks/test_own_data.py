@@ -10,6 +10,7 @@ from mmengine.config import Config
 
 import odis_mm
 from helpers import environment, run_command_line
+from odis_mm.cli import train as train_cli
 from odis_mm.cli.tasks import finetune_main, predict_main, pretrain_main, views_main
 from odis_mm.recipes import pretraining_config
 from odis_mm.tasks import finetune, predict, pretrain
@@ -87,6 +88,21 @@ def test_wrong_weights_are_refused(chain, coco_folder, tmp_path):
         predict(work / 'detector', export, coco_folder / 'val2017', tmp_path)
     with pytest.raises(ConfigError, match='is no config of a detector'):
         predict(work / 'pretrain' / 'pretrain.py', work / 'pretrain' / 'epoch_2.pth', coco_folder / 'val2017', tmp_path)
+
+
+def test_the_test_command_draws(chain, tmp_path):
+    work, _, done = chain
+    train_cli.test_main(
+        [
+            str(done.config),
+            str(done.checkpoint),
+            '--work-dir',
+            str(tmp_path / 'test'),
+            '--show-dir',
+            str(tmp_path / 'shown'),
+        ]
+    )
+    assert len(list((tmp_path / 'shown').rglob('*.png'))) == 7
 
 
 def test_a_work_dir_is_not_overwritten(chain, coco_folder):
