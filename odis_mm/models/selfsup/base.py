@@ -5,7 +5,8 @@ from abc import abstractmethod
 from typing import Dict, List, Optional, Tuple
 
 import torch
-from mmengine.model import ModuleDict
+import torch.nn.functional as F
+from mmengine.model import BaseModule, ModuleDict
 from mmpretrain.models import BaseSelfSupervisor
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
@@ -30,6 +31,9 @@ class TeacherStudent(BaseSelfSupervisor):
         momentum: dict(start, end) of m in the papers' convention (near 1), on a cosine over all iterations (iBOT: 0.996
             -> 1).
         data_preprocessor: Config; default ``ViewPreprocessor``.
+        anchor: For weights that are worth keeping: dict(kind, weight=1.0) adds ``loss_anchor``, the distance of the student's patches from
+            those of the starting weights, on the first global view; see :func:`anchor_loss`. It costs a forward and backward pass of the
+            student and a forward pass of the starting weights on a view of each image, and a copy of the backbone. None: no anchor.
     """
 
     prototype_loss: Optional[str] = (
@@ -44,6 +48,7 @@ class TeacherStudent(BaseSelfSupervisor):
         head: dict,
         momentum: dict = dict(start=0.996, end=1.0),
         data_preprocessor: Optional[dict] = None,
+        anchor: Optional[dict] = None,
         init_cfg: Optional[dict] = None,
     ):
         preprocessor = data_preprocessor or {}
@@ -59,21 +64,35 @@ class TeacherStudent(BaseSelfSupervisor):
         self.momentum = momentum['start']
         self.teacher = ModuleDict(dict(backbone=copy.deepcopy(self.backbone), neck=copy.deepcopy(self.neck)))
         self.teacher.requires_grad_(False)
+        self.anchor_cfg = None if anchor is None else {'weight': 1.0, **anchor}
+        if anchor is not None:
+            if set(anchor) - {'kind', 'weight'} or anchor.get('kind') not in ANCHORS:
+                raise ConfigError(
+                    f'model.anchor is dict(kind={" or ".join(map(repr, ANCHORS))}, weight), got {anchor}.'
+                )
+            self.start = copy.deepcopy(self.backbone).requires_grad_(False)
+        for backbone_of in (self.teacher['backbone'], getattr(self, 'start', None)):
+            if backbone_of is not None and isinstance(backbone_of, BaseModule):
+                backbone_of.init_cfg = None  # they are copied from the student: the file is read once
         self._ema_pairs: Optional[Tuple[List[Tensor], List[Tensor]]] = None
         self._progress_known = False
         self.train(self.training)
 
     def init_weights(self) -> None:
-        """Initialises the student and copies it, parameters and buffers, to the teacher."""
+        """Initialises the student and copies it, parameters and buffers, to the teacher and the anchor."""
         super().init_weights()
         for name in ('backbone', 'neck'):
             self.teacher[name].load_state_dict(getattr(self, name).state_dict())
+        if self.anchor_cfg is not None:
+            self.start.load_state_dict(self.backbone.state_dict())
 
     def train(self, mode: bool = True):
         """The teacher stays in evaluation mode, but for batch norms, which need statistics of what they see."""
         super().train(mode)
         if hasattr(self, 'teacher'):
             self.teacher.eval()
+            if self.anchor_cfg is not None:
+                self.start.eval()
             for module in self.teacher.modules():
                 if isinstance(module, _BatchNorm):
                     module.train(mode)
@@ -190,11 +209,46 @@ class TeacherStudent(BaseSelfSupervisor):
                 "schedule=dict(type='SelfSupScheduleHook') to default_hooks (or call set_progress and "
                 'after_optimizer_step yourself).'
             )
-        return self.compute_losses(inputs, data_samples)
+        losses = self.compute_losses(inputs, data_samples)
+        if self.anchor_cfg is not None:
+            losses['loss_anchor'] = self.anchor_cfg['weight'] * self._anchor(inputs[0], data_samples)
+        return losses
+
+    def _anchor(self, views: Tensor, data_samples: dict) -> Tensor:
+        """Of the first global view of each image, whole and unmasked; views are view-major."""
+        images = len(data_samples['object_visible'] if 'object_visible' in data_samples else data_samples['crop'])
+        views = views[:images]
+        with torch.no_grad():
+            wanted = _patches(self.start, views)
+        return anchor_loss(_patches(self.backbone, views), wanted, self.anchor_cfg['kind'])
 
     @abstractmethod
     def compute_losses(self, inputs: List[Tensor], data_samples: dict) -> Dict[str, Tensor]:
         """The method itself: keys that contain ``loss`` are summed and minimised, others are logged."""
+
+
+ANCHORS = ('feature', 'gram')
+
+
+def anchor_loss(patches: Tensor, wanted: Tensor, kind: str) -> Tensor:
+    """How far patch features are from those of the starting weights.
+
+    Args:
+        patches: [B, N, D] of the student.
+        wanted: The same of the starting weights.
+        kind: 'feature': mean of 1 - cosine, patch by patch. 'gram': mean squared difference of the patches' cosines among each other within
+            an image, which leaves features free to turn as a whole (DINOv3, arXiv 2508.10104).
+    """
+    patches, wanted = (F.normalize(part.float(), dim=-1) for part in (patches, wanted))
+    if kind == 'feature':
+        return 1 - (patches * wanted).sum(-1).mean()
+    return (patches @ patches.mT - wanted @ wanted.mT).square().mean()
+
+
+def _patches(backbone: nn.Module, images: Tensor) -> Tensor:
+    """Patch features [B, N, D] of a ViT's tokens or a ConvNet's map."""
+    out = backbone(images)[-1]
+    return out.flatten(2).mT if out.ndim == 4 else out[:, backbone.num_leading_tokens :]
 
 
 def _norm(tensors: List[Tensor]) -> Tensor:
