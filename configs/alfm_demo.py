@@ -11,3 +11,9 @@ param_scheduler = _base_.param_scheduler
 param_scheduler[0].end = param_scheduler[1].begin = 3
 train_cfg = dict(max_epochs=30)
 default_hooks = dict(schedule=dict(weight_decay_end=0.04))  # constant: the runs are short
+
+tunable = {  # knobs of `odis-mm compare` with tuning
+    'optim_wrapper.optimizer.lr': [2.5e-4, 5e-4, 1e-3, 2e-3],
+    'model.lambda_cdlp': dict(low=0.01, high=1.0, log=True),
+    'model.head.teacher_temp': [0.025, 0.04, 0.06],
+}

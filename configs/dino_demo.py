@@ -2,3 +2,6 @@
 _base_ = './ibot_demo.py'
 
 model = dict(lambda_patch=0.0)
+
+tunable = _base_.tunable
+tunable.pop('model.lambda_patch')

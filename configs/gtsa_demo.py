@@ -11,3 +11,9 @@ param_scheduler = _base_.param_scheduler
 param_scheduler[0].end = param_scheduler[1].begin = 3
 train_cfg = dict(max_epochs=30)
 default_hooks = dict(schedule=dict(freeze_prototypes_epochs=0))  # there are no prototypes
+
+tunable = {  # knobs of `odis-mm compare` with tuning
+    'optim_wrapper.optimizer.lr': [2.5e-4, 5e-4, 1e-3, 2e-3],
+    'model.head.lambda_correspondence': [0.0, 0.5, 1.0],
+    'model.head.lambda_rotation': [0.0, 0.5, 1.0],
+}

@@ -12,3 +12,10 @@ param_scheduler = _base_.param_scheduler
 param_scheduler[0].end = param_scheduler[1].begin = 3
 train_cfg = dict(max_epochs=30)
 default_hooks = dict(schedule=dict(weight_decay_end=0.04))  # constant: the runs are short
+
+tunable = {  # knobs of `odis-mm compare` with tuning
+    'optim_wrapper.optimizer.lr': [5e-4, 1e-3, 2e-3],
+    'model.head.teacher_temp': [0.025, 0.04, 0.06],
+    'model.momentum.start': [0.98, 0.99, 0.996],
+    'model.lambda_patch': [0.0, 0.25, 1.0],
+}

@@ -47,3 +47,8 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + 'annotations/val.json')
 test_evaluator = val_evaluator
+
+tunable = {  # knobs of `odis-mm compare` with tuning
+    'optim_wrapper.optimizer.lr': [5e-4, 1e-3, 2e-3],
+    'optim_wrapper.paramwise_cfg.backbone_lr_mult': [0.1, 0.3, 1.0],
+}

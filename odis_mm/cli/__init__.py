@@ -24,6 +24,7 @@ COMMANDS: Dict[str, Command] = {
     'views': Command('odis_mm.cli.tasks', 'views_main', 'draw the views that a config makes of images'),
     'train': Command('odis_mm.cli.train', 'train_main', 'pretrain a backbone or train a detector, by a config'),
     'test': Command('odis_mm.cli.train', 'test_main', 'evaluate a detector: COCO AP'),
+    'compare': Command('odis_mm.cli.compare', 'main', 'which start helps the detector, on your own data'),
     'transfer': Command(
         'odis_mm.cli.checkpoints', 'transfer_main', "bring a checkpoint's ViT into another library's layout"
     ),

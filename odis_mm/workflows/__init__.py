@@ -1,1 +1,1 @@
-"""Whole experiments out of the same commands that users type: the quickstart and the evidence."""
+"""Does it help, and which start helps most: one engine for comparisons, made of the commands that users type."""

@@ -1,110 +1,342 @@
-"""Stages of an experiment: each is run once, remembered in a file, and continued where it was interrupted."""
+"""Stages of a comparison: each is run once, remembered in a file, and continued where it was interrupted; several at a time."""
 
+import fcntl
+import functools
+import hashlib
 import json
-import multiprocessing
 import os
+import queue
 import re
+import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Union
+from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
-from ..utils.errors import USER_ERROR, ConfigError, StageError
+import torch
 
-AP_KEYS = {
-    'box AP': 'coco/bbox_mAP',
-    'box AP50': 'coco/bbox_mAP_50',
-    'mask AP': 'coco/segm_mAP',
-    'mask AP50': 'coco/segm_mAP_50',
-}
-_SHOWN = re.compile(
-    r'Epoch\((train|val)\)|Iter\((train|val)\)|backbone <- |mmengine - INFO - lr = |ERROR|Error|exported'
+from ..utils.errors import USER_ERROR, StageError
+from ..utils.files import PathLike, atomic_write_text
+
+HEARTBEAT = 60.0  # seconds between two lines that tell what runs
+BUSY = 5.0  # seconds until a stage that another process works on is looked at again
+PROGRAM = (sys.executable, '-m', 'odis_mm')
+INTERRUPTED = 75  # exit code of a training that wrote a checkpoint and left
+# a killed parent takes its children along: a training without its command would go on beside the one that resumes it
+_DIE_WITH_PARENT = (
+    'import ctypes, os, sys; parent = int(sys.argv[1]); ctypes.CDLL(None).prctl(1, 15); '
+    'os.getppid() == parent or sys.exit(75); os.execvp(sys.argv[2], sys.argv[2:])'
 )
+_ITERATION = re.compile(r'(?:Epoch|Iter)\((?:train|val)\)\s*(?:\[\s*(\d+)\])?\[\s*(\d+)/\s*(\d+)\]')
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A piece of work whose result depends on its settings and on the stages that it needs, and on nothing else.
+
+    Attributes:
+        name: For people.
+        settings: Plain values; another value makes it another stage, with a folder of its own.
+        work: ``work(worker, folder, results)``, results by name of the stages that it needs; returns plain values.
+        needs: Stages that come before.
+    """
+
+    name: str
+    settings: dict
+    work: Callable[['Worker', Path, Dict[str, dict]], dict] = field(compare=False)
+    needs: Tuple['Stage', ...] = ()
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Name of its folder: its own name and a hash of all that its result depends on."""
+        content = json.dumps([self.settings, [stage.key for stage in self.needs]], sort_keys=True, default=str)
+        return f'{self.name}-{hashlib.sha256(content.encode()).hexdigest()[:8]}'
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+@dataclass
+class Worker:
+    """What a stage is run by: its share of the machine.
+
+    Attributes:
+        prefix: Words before each command, such as those of ``srun``.
+        environment: Of each command, on top of this process's.
+        lock: File descriptor that is closed when all processes of the stage have ended.
+    """
+
+    prefix: Sequence[str]
+    environment: Dict[str, str]
+    lock: int = -1
+    processes: List[subprocess.Popen] = field(default_factory=list)
+    log: Optional[Path] = None
+
+    def command(self, arguments: Sequence, folder: Path) -> Dict[str, float]:
+        """Run ``odis-mm ARGUMENTS``; what it prints goes to ``log.txt`` in the folder.
+
+        Returns:
+            ``seconds``, and ``memory_mb``, the most memory that one of its processes had on the host.
+
+        Raises:
+            StageError: it failed; with the sentence in which it ended, or the end of its log.
+        """
+        words = [*self.prefix, *PROGRAM, *map(str, arguments)]
+        self.log = folder / 'log.txt'
+        with open(self.log, 'ab') as out:
+            process = subprocess.Popen(
+                [sys.executable, '-c', _DIE_WITH_PARENT, str(os.getpid()), *words],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                pass_fds=() if self.lock < 0 else (self.lock,),
+                env={**os.environ, 'PYTHONUNBUFFERED': '1', **self.environment},
+            )
+        self.processes.append(process)
+        begun = time.time()
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+            code = process.returncode = os.waitstatus_to_exitcode(status)
+        finally:
+            self.processes.remove(process)
+        if not code:
+            return dict(seconds=time.time() - begun, memory_mb=usage.ru_maxrss / 1024)
+        tail = self.log.read_text(errors='replace').splitlines()[-20:]
+        shown = ' '.join(['odis-mm', *map(str, arguments)])
+        sentences = [line.partition('error: ')[2].strip() for line in tail if line.startswith('error: ')]
+        if code == USER_ERROR and sentences:
+            raise StageError(f'{sentences[-1]} (of: {shown})')
+        if code in (INTERRUPTED, -signal.SIGTERM, -signal.SIGINT):
+            raise StageError(f'{shown} was interrupted: start the same command again to go on.')
+        end = ' | '.join(line for line in tail[-3:] if line.strip())
+        raise StageError(f'{shown} ended with exit code {code}; its output is in {self.log}, which ends: {end}')
+
+    def progress(self) -> str:
+        """Where the running training stands, from the end of its log."""
+        if self.log is None or not self.log.is_file():
+            return ''
+        with open(self.log, 'rb') as file:
+            file.seek(max(0, self.log.stat().st_size - 4096))
+            found = _ITERATION.findall(file.read().decode(errors='replace'))
+        if not found:
+            return ''
+        epoch, step, total = found[-1]
+        return f'epoch {epoch}, {step}/{total}' if epoch else f'{step}/{total}'
 
 
 class Stages:
-    """Runs named stages and prints where the whole stands.
+    """Runs stages in the order of their needs, ``jobs`` at a time, and tells how far it is.
+
+    Several processes, also on several machines with one file system, may run the same stages: each takes what no other works on.
 
     Args:
-        work_dir: A stage's files and its ``result.json`` go to a folder of its name in here.
-        total: Number of stages, for the progress line.
+        work_dir: Each stage has a folder in ``work_dir/stages``.
+        jobs: Stages at a time; None: one per GPU, or one per core without GPUs, at most 8.
+        prefix: Words before each command.
+        say: Takes lines of progress.
     """
 
-    def __init__(self, work_dir: Union[str, Path], total: int):
-        self.work_dir, self.total, self.start = Path(work_dir), total, time.time()
+    def __init__(
+        self,
+        work_dir: PathLike,
+        jobs: Optional[int] = None,
+        prefix: Sequence[str] = (),
+        say: Callable[[str], None] = functools.partial(print, flush=True),
+    ):
+        self.folder = Path(work_dir) / 'stages'
+        self.gpus = 0 if prefix else torch.cuda.device_count()
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+        self.jobs = jobs or (self.gpus or min(cores, 8))
+        self.threads = max(1, cores // self.jobs)
+        self.prefix, self._say, self.started = tuple(prefix), say, time.time()
+        self._stop = threading.Event()
+        self._running: Dict[Stage, Tuple[float, Worker]] = {}
+        self._slots: queue.Queue[int] = queue.Queue()
+        for slot in range(self.jobs):
+            self._slots.put(slot)
 
     def say(self, text: str) -> None:
-        print(f'[{(time.time() - self.start) / 60:5.1f} min] {text}', flush=True)
+        self._say(f'[{(time.time() - self.started) / 60:6.1f} min] {text}')
 
-    def run(self, name: str, settings: dict, work: Callable[[Path], dict]) -> dict:
-        """Result of ``work(folder)``, from the file if a stage of the same settings was finished before.
+    def path(self, stage: Stage) -> Path:
+        return self.folder / stage.key
+
+    def result(self, stage: Stage) -> Optional[dict]:
+        """Of a stage that is done, else None."""
+        record = self.path(stage) / 'result.json'
+        return json.loads(record.read_text()) if record.is_file() else None
+
+    def run(
+        self, stages: Sequence[Stage], estimate: Callable[[Stage], Optional[float]] = lambda stage: None
+    ) -> Dict[str, dict]:
+        """Results by name of these stages and of all that they need.
+
+        Args:
+            estimate: Minutes of a stage on one worker, if they can be told.
 
         Raises:
-            ConfigError: if the folder holds the result of other settings: nothing is overwritten.
-            StageError: in a process whose parent was killed.
+            StageError: of the first stage that failed; what ran beside it has been finished and is kept.
         """
-        folder = self.work_dir / name
-        record = folder / 'result.json'
-        settings = json.loads(json.dumps(settings))
-        if (folder / 'settings.json').is_file() and json.loads((folder / 'settings.json').read_text()) != settings:
-            raise ConfigError(
-                f'{folder} was made with other settings than {settings}: take another --work-dir, or remove it.'
-            )
-        if record.is_file():
-            self.say(f'{name}: done before')
-            return json.loads(record.read_text())
-        parent = multiprocessing.parent_process()
-        if parent is not None and not parent.is_alive():
-            raise StageError(f'{name} is not begun: the command that asked for it is gone.')
-        done = len(list(self.work_dir.glob('*/result.json')))  # whoever did them: stages may run in several processes
-        self.say(f'{name} ({done} of {self.total} stages are done)')
+        todo = _in_order(stages)
+        results = {stage.name: found for stage in todo if (found := self.result(stage)) is not None}
+        known = len(results)
+        if known:
+            self.say(f'{known} of {len(todo)} stages were done before')
+        waiting = [stage for stage in todo if stage.name not in results]
+        failed: Optional[BaseException] = None
+        futures: Dict[Future, Stage] = {}
+        beat = time.time()
+        with ThreadPoolExecutor(self.jobs) as pool, _on_terminate(self._interrupt):
+            try:
+                while waiting or futures:
+                    for stage in [s for s in waiting if all(n.name in results for n in s.needs)]:
+                        if failed or len(futures) >= self.jobs:
+                            break
+                        waiting.remove(stage)
+                        futures[pool.submit(self._attempt, stage, {n.name: results[n.name] for n in stage.needs})] = (
+                            stage
+                        )
+                    if not futures:
+                        break
+                    done, _ = wait(futures, timeout=1.0, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        stage = futures.pop(future)
+                        try:
+                            found = future.result()
+                        except Exception as error:
+                            if not failed:
+                                self.say(f'{stage.name} failed: what runs is finished first')
+                            failed = failed or error
+                            continue
+                        if found is None:  # another process has it
+                            waiting.append(stage)
+                            continue
+                        results[stage.name] = found
+                        left = self._left(waiting, estimate)
+                        self.say(
+                            f'{stage.name}: done in {found.get("minutes", 0):.1f} min ({len(results)} of {len(todo)} stages'
+                            + (f', about {left:.0f} min left)' if left is not None and waiting else ')')
+                        )
+                    if time.time() - beat > HEARTBEAT:
+                        beat = time.time()
+                        left = self._left(waiting, estimate)
+                        self.say(self._status() + ('' if left is None else f'; about {left:.0f} min left'))
+            except BaseException:
+                self._interrupt()
+                raise
+        if failed:
+            raise failed
+        return results
+
+    def _attempt(self, stage: Stage, needed: Dict[str, dict]) -> Optional[dict]:
+        """The stage's result; None after a pause if another process works on it."""
+        folder = self.path(stage)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / 'settings.json').write_text(json.dumps(settings))
-        started = time.time()
-        result = work(folder)
-        result['minutes'] = round((time.time() - started) / 60, 2)
-        partial = record.with_suffix('.tmp')
-        partial.write_text(json.dumps(result, indent=1))
-        partial.replace(record)
-        return result
+        lock = os.open(folder / 'lock', os.O_RDWR | os.O_CREAT, 0o666)
+        slot = self._slots.get()
+        worker = Worker(self.prefix, self._environment(slot), lock)
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._stop.wait(BUSY)
+                return None
+            found = self.result(stage)
+            if found is not None:
+                return found
+            if self._stop.is_set():
+                raise StageError(f'{stage.name} is not begun.')
+            atomic_write_text(folder / 'settings.json', json.dumps(stage.settings, indent=1, default=str))
+            begun = time.time()
+            self._running[stage] = (begun, worker)
+            found = stage.work(worker, folder, needed)
+            found['minutes'] = round((time.time() - begun) / 60, 3)
+            atomic_write_text(folder / 'result.json', json.dumps(found, indent=1))
+            return found
+        finally:
+            self._running.pop(stage, None)
+            self._slots.put(slot)
+            os.close(lock)
 
-    def train(self, config: str, folder: Path, options: Dict[str, object], env: Optional[dict] = None) -> None:
-        """``tools/train.py CONFIG --resume`` as a process of its own; its progress lines are shown, everything is in its log.
+    def _environment(self, slot: int) -> Dict[str, str]:
+        environment = {'OMP_NUM_THREADS': str(self.threads)}
+        if self.gpus:
+            visible = os.environ.get('CUDA_VISIBLE_DEVICES')
+            names = visible.split(',') if visible else [str(i) for i in range(self.gpus)]
+            environment['CUDA_VISIBLE_DEVICES'] = names[slot % len(names)]
+        return environment
 
-        Raises:
-            StageError: if it fails, with the sentence in which it ended, or, after showing its last lines, with its exit code.
-        """
-        pairs = [f'{key}={value}' for key, value in options.items()]
-        command = [sys.executable, '-m', 'odis_mm', 'train', config, '--work-dir', str(folder), '--resume']
-        command += ['--cfg-options', *pairs] if pairs else []
-        tail: List[str] = []
-        process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, 'PYTHONUNBUFFERED': '1', **(env or {})},
-        )
-        with process.stdout:
-            for line in process.stdout:
-                tail = (tail + [line])[-20:]
-                if _SHOWN.search(line):
-                    self.say('  ' + re.sub(r'^.*?mmengine - \w+ - ', '', line.strip())[:180])
-        if not process.wait():
+    def _left(self, waiting: Sequence[Stage], estimate: Callable) -> Optional[float]:
+        """Minutes, if all that is left can be estimated."""
+        total, longest = 0.0, 0.0
+        for stage in waiting:
+            minutes = estimate(stage)
+            if minutes is None:
+                return None
+            total += minutes
+            longest = max(longest, minutes)
+        for stage, (begun, _) in list(self._running.items()):
+            minutes = estimate(stage)
+            if minutes is None:
+                return None
+            total += max(minutes - (time.time() - begun) / 60, 0.0)
+        return max(total / self.jobs, longest)
+
+    def _status(self) -> str:
+        parts = []
+        for stage, (begun, worker) in list(self._running.items()):
+            where = worker.progress()
+            parts.append(f'{stage.name} {(time.time() - begun) / 60:.1f} min' + (f' ({where})' if where else ''))
+        return 'running: ' + ', '.join(parts) if parts else 'waiting for stages of another process'
+
+    def _interrupt(self) -> None:
+        """No stage is begun any more, and what trains writes a checkpoint and ends."""
+        self._stop.set()
+        for _, worker in list(self._running.values()):
+            for process in list(worker.processes):
+                process.terminate()
+
+
+@contextmanager
+def _on_terminate(call: Callable[[], None]) -> Iterator[None]:
+    """SIGTERM ends this process with code 75, after ``call``."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number, frame):
+        call()
+        raise SystemExit(INTERRUPTED)
+
+    former = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+def _in_order(stages: Sequence[Stage]) -> List[Stage]:
+    """The stages and all that they need, each after what it needs."""
+    found: Dict[str, Stage] = {}
+
+    def add(stage: Stage) -> None:
+        if stage.name in found:
+            if found[stage.name].key != stage.key:
+                raise ValueError(f'two stages are named {stage.name}')
             return
-        sentences = [line.partition('error: ')[2].strip() for line in tail if line.startswith('error: ')]
-        if process.returncode == USER_ERROR and sentences:
-            raise StageError(f'{sentences[-1]} (of: {" ".join(command[2:])})')
-        print(''.join(tail), file=sys.stderr, flush=True)
-        raise StageError(
-            f'{" ".join(command[2:])} ended with exit code {process.returncode}; its last lines are above, the rest in the logs in {folder}.'
-        )
+        for need in stage.needs:
+            add(need)
+        found[stage.name] = stage
 
-
-def slug(label: str) -> str:
-    """A row's label as the name of a folder."""
-    return re.sub(r'[^a-z0-9]+', '_', label.lower())
+    for stage in stages:
+        add(stage)
+    return list(found.values())
 
 
 def scalars(folder: Path) -> List[dict]:
@@ -113,21 +345,19 @@ def scalars(folder: Path) -> List[dict]:
     return [json.loads(line) for file in files for line in file.read_text().splitlines() if line.strip()]
 
 
-def detector_ap(folder: Path) -> dict:
-    """COCO AP in percent from the last evaluation in ``folder``.
+def exports(folder: Path) -> List[Path]:
+    """The ``*_backbone.pth`` of all checkpoints in ``folder``, oldest first.
 
     Raises:
-        StageError: if nothing was evaluated there.
+        StageError: there is none.
     """
-    evaluated = [record for record in scalars(folder) if AP_KEYS['box AP'] in record]
-    if not evaluated:
-        raise StageError(f'no COCO AP among the scalars in {folder}: the detector was not evaluated.')
-    return {name: round(100 * evaluated[-1][key], 2) for name, key in AP_KEYS.items() if key in evaluated[-1]}
-
-
-def newest_export(folder: Path) -> Path:
-    """The ``*_backbone.pth`` of the last checkpoint in ``folder``."""
-    exports = sorted(folder.glob('*_backbone.pth'), key=lambda p: int(re.sub(r'\D', '', p.stem)))
-    if not exports:
+    found = sorted(folder.glob('*_backbone.pth'), key=lambda p: int(re.sub(r'\D', '', p.stem)))
+    if not found:
         raise StageError(f'no *_backbone.pth in {folder}: the pretraining wrote no checkpoint.')
-    return exports[-1]
+    return found
+
+
+def remove_attempt(folder: Path) -> None:
+    """Remove what an earlier attempt of an unfinished stage left: it cannot be continued."""
+    if folder.is_dir():
+        shutil.rmtree(folder)

@@ -28,6 +28,7 @@ from odis_mm.cli import rotation
 from odis_mm.cli import train as cli
 from odis_mm.datasets import ObjectDataset
 from odis_mm.datasets.demo import ensure_demo
+from odis_mm.recipes import backbone_settings
 from odis_mm.transfer import (
     CheckpointError,
     build_backbone,
@@ -39,7 +40,6 @@ from odis_mm.transfer import (
 )
 from odis_mm.transfer.checkpoint import restore
 from odis_mm.utils.errors import USER_ERROR, ConfigError
-from odis_mm.workflows import demo as workflow
 
 VIT = dict(type='VisionTransformer', arch=ARCH, img_size=32, patch_size=8, out_type='cls_token')
 REASON = r'is refused: restoring it would run code from the file \((?:posix|nt)\.mkdir\); save its state_dict alone'
@@ -132,7 +132,7 @@ READERS = dict(
         path, [np.zeros((32, 32, 3), np.uint8)], [np.array([[0.0, 0.0, 9.0, 9.0]])]
     ),
     rotation=lambda path: rotation.load_model('gtsa_demo', path),
-    pictures_of_the_demo=lambda path: workflow.load_teacher('odis_demo', path),
+    shape_for_a_detector=lambda path: backbone_settings(path),
 )
 
 

@@ -23,7 +23,7 @@ DISGUISES = {
     'half.png': lambda image, path: image.resize((80, 60)).save(path),
     'mirrored.png': lambda image, path: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path),
     'turned.png': lambda image, path: image.rotate(90, expand=True).save(path),
-    'brighter.png': lambda image, path: ImageEnhance.Brightness(image).enhance(1.1).save(path),
+    'darker.png': lambda image, path: ImageEnhance.Brightness(image).enhance(0.9).save(path),
 }
 
 

@@ -1,135 +1,173 @@
-"""Stages that resume, what is read from a run's folder, and verdicts that follow from numbers."""
+"""Stages: done once, in order, several at a time, apart from other processes; commands and what they leave."""
 
-import argparse
 import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
 
 import pytest
 
-from odis_mm import apis
-from odis_mm.config import ConfigError, check_schedule
-from odis_mm.workflows import demo, evidence, quickstart
-from odis_mm.workflows.stages import Stages, detector_ap, newest_export, scalars
+from odis_mm.utils.errors import StageError
+from odis_mm.workflows import stages as module
+from odis_mm.workflows.stages import Stage, Stages, Worker, exports, scalars
 
 
-def test_a_stage_runs_once_and_refuses_other_settings(tmp_path, capsys):
+def stage(name, calls, needs=(), result=None, **settings):
+    def work(worker, folder, results):
+        calls.append((name, dict(results)))
+        return dict(result or dict(value=name))
+
+    return Stage(name, settings, work, tuple(needs))
+
+
+def quiet(path, jobs=1, **kwargs):
+    return Stages(path, jobs, say=lambda text: None, **kwargs)
+
+
+def test_each_runs_once_after_what_it_needs(tmp_path):
+    calls = []
+    a, b = stage('a', calls), stage('b', calls)
+    c = stage('c', calls, needs=(a, b))
+    found = quiet(tmp_path).run([c])
+    assert [name for name, _ in calls] == ['a', 'b', 'c'] and calls[2][1]['a']['value'] == 'a'
+    assert quiet(tmp_path).run([c]) == found and len(calls) == 3
+
+
+def test_a_changed_setting_reruns_what_depends_on_it_and_keeps_the_rest(tmp_path):
+    calls = []
+    a, b = stage('a', calls, lr=1), stage('b', calls)
+    quiet(tmp_path).run([stage('c', calls, needs=(a,)), b])
+    before = {path: path.read_bytes() for path in tmp_path.rglob('result.json')}
+    del calls[:]
+    quiet(tmp_path).run([stage('c', calls, needs=(stage('a', calls, lr=2),)), b])
+    assert [name for name, _ in calls] == ['a', 'c']
+    assert all(path.read_bytes() == content for path, content in before.items())
+    del calls[:]
+    quiet(tmp_path).run([stage('c', calls, needs=(a,)), b])  # back again
+    assert not calls
+
+
+def test_what_runs_beside_a_failure_is_finished_and_kept(tmp_path):
     calls = []
 
-    def work(folder):
-        calls.append(folder)
-        return dict(value=3)
+    def fail(worker, folder, results):
+        raise StageError('it broke')
 
-    assert Stages(tmp_path, 2).run('a', dict(lr=1), work)['value'] == 3
-    assert Stages(tmp_path, 2).run('a', dict(lr=1), work)['value'] == 3
-    assert len(calls) == 1 and 'a: done before' in capsys.readouterr().out
-    with pytest.raises(ValueError, match='other settings'):
-        Stages(tmp_path, 2).run('a', dict(lr=2), work)
-
-
-def test_a_failed_stage_is_run_again(tmp_path):
-    with pytest.raises(ZeroDivisionError):
-        Stages(tmp_path, 1).run('a', {}, lambda folder: 1 / 0)
-    assert Stages(tmp_path, 1).run('a', {}, lambda folder: dict(ok=1))['ok'] == 1
+    slow = Stage('slow', {}, lambda *_: time.sleep(0.3) or dict(value=1))
+    after = stage('after', calls, needs=(slow,))
+    with pytest.raises(StageError, match='it broke'):
+        quiet(tmp_path, 2).run([Stage('bad', {}, fail), after])
+    assert quiet(tmp_path).result(slow)['value'] == 1 and not calls
 
 
-def test_no_stage_is_begun_for_a_command_that_was_killed(tmp_path, monkeypatch):
-    monkeypatch.setattr('multiprocessing.parent_process', lambda: argparse.Namespace(is_alive=lambda: False))
-    with pytest.raises(RuntimeError, match='a is not begun: the command that asked for it is gone'):
-        Stages(tmp_path, 1).run('a', {}, lambda folder: dict(ok=1))
+def test_two_at_a_time(tmp_path):
+    both = threading.Barrier(2, timeout=20)
+    stages = [Stage(name, {}, lambda *_: both.wait() and {} or {}) for name in 'ab']
+    quiet(tmp_path, 2).run(stages)  # one after the other they would wait for ever
 
 
-def test_a_failing_command_shows_its_end(tmp_path, capfd, monkeypatch):
-    with pytest.raises(RuntimeError, match=r"^no config 'no_such_config'.* \(of: odis_mm train no_such_config "):
-        Stages(tmp_path, 1).train('no_such_config', tmp_path, {})
-    monkeypatch.setenv('ODIS_MM_DEBUG', '1')
-    with pytest.raises(RuntimeError, match='ended with exit code 1; its last lines are above'):
-        Stages(tmp_path, 1).train('no_such_config', tmp_path, {})
-    assert 'Traceback' in capfd.readouterr().err
+def test_another_process_keeps_its_stage(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, 'BUSY', 0.05)
+    calls = []
+    a = stage('a', calls)
+    runner = quiet(tmp_path)
+    runner.path(a).mkdir(parents=True)
+    code = f"""
+        import fcntl, json, sys, time
+        lock = open({str(runner.path(a) / 'lock')!r}, 'w')
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        print('locked', flush=True)
+        time.sleep(1)
+        open({str(runner.path(a) / 'result.json')!r}, 'w').write(json.dumps(dict(value='theirs')))
+    """
+    other = subprocess.Popen([sys.executable, '-c', textwrap.dedent(code)], stdout=subprocess.PIPE)
+    assert other.stdout.readline() == b'locked\n'
+    assert runner.run([a])['a']['value'] == 'theirs' and not calls
+    other.wait()
 
 
-@pytest.mark.parametrize('config', demo.METHODS.values())
-@pytest.mark.parametrize('length, warmup', [(2, 1), (3, 1), (4, 3), (60, 3)])
-def test_a_short_run_has_a_short_warmup(length, warmup, config, tmp_path):
-    asked = []
-    stages = Stages(tmp_path, 1)
-    stages.train = lambda config, folder, options, env: (
-        asked.append((config, options)),
-        (folder / 'epoch_1_backbone.pth').touch(),
-    )
-    demo.pretrain(stages, 'a', config, tmp_path, length)
-    _, options = asked[0]
-    cfg = apis.load_config(config, options)
-    check_schedule(cfg)
-    assert cfg.param_scheduler[0].end == cfg.param_scheduler[1].begin == warmup
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    """``odis-mm`` replaced by a script that is given as text; returns the words that start it."""
+
+    def install(code):
+        path = tmp_path / 'fake.py'
+        path.write_text(textwrap.dedent(code))
+        monkeypatch.setattr(module, 'PROGRAM', (sys.executable, str(path)))
+        return module.PROGRAM
+
+    return install
 
 
-@pytest.mark.parametrize('iters, warmup', [(20, 10), (51, 50), (300, 50)])
-def test_a_short_detector_run_has_a_short_warmup(iters, warmup, tmp_path, monkeypatch):
-    asked = []
-    stages = Stages(tmp_path, 1)
-    stages.train = lambda config, folder, options, env: asked.append((config, options))
-    monkeypatch.setattr(demo, 'detector_ap', lambda folder: {})
-    demo.finetune(stages, 'a', tmp_path, None, iters, seed=0)
-    config, options = asked[0]
-    cfg = apis.load_config(config, options)
-    check_schedule(cfg)
-    assert (
-        cfg.param_scheduler[0].end
-        == cfg.param_scheduler[1].begin
-        == warmup
-        == cfg.param_scheduler[1].end - cfg.param_scheduler[1].T_max
-    )
+def test_a_failing_command_tells_its_sentence(tmp_path, fake):
+    worker = Worker((), {})
+    fake("import sys; print('error: no such thing.', file=sys.stderr); sys.exit(2)")
+    with pytest.raises(StageError, match=r'^no such thing\. \(of: odis-mm train x\)$'):
+        worker.command(['train', 'x'], tmp_path)
+    fake("raise ValueError('deep inside')")
+    with pytest.raises(StageError, match=r'ended with exit code 1; .*log\.txt, which ends: .*deep inside'):
+        worker.command(['train', 'x'], tmp_path)
+    fake('import sys; sys.exit(75)')
+    with pytest.raises(StageError, match='was interrupted: start the same command again'):
+        worker.command(['train', 'x'], tmp_path)
 
 
-def test_one_epoch_is_refused_before_anything_is_made(tmp_path):
-    with pytest.raises(ConfigError, match='^1 epochs of pretraining are no run: ask for two or more'):
-        demo.pretrain(Stages(tmp_path, 1), 'a', 'odis_demo', tmp_path, 1)
-    assert not list(tmp_path.iterdir())
+def test_a_command_reports_time_and_memory_and_gets_its_environment(tmp_path, fake):
+    fake("import os, sys; x = b'1' * 80_000_000; print(os.environ['OMP_NUM_THREADS'], *sys.argv[1:])")
+    worker = Worker(('env', 'A=1'), {'OMP_NUM_THREADS': '3'})
+    used = worker.command(['train', 'x'], tmp_path)
+    assert used['memory_mb'] > 70 and used['seconds'] > 0
+    assert (tmp_path / 'log.txt').read_text().split() == ['3', 'train', 'x']
 
 
-def test_metrics_come_from_the_last_evaluation(tmp_path):
-    with pytest.raises(RuntimeError, match='was not evaluated'):
-        detector_ap(tmp_path)
+def test_children_end_with_a_killed_command_and_the_next_one_resumes(tmp_path, fake):
+    """SIGKILL leaves nothing running, and a stage that was begun is begun again in the same folder."""
+    program = fake("import time; print('begun', flush=True); time.sleep(60)")
+    code = f"""
+        from odis_mm.workflows import stages
+        from odis_mm.workflows.stages import Stage, Stages
+        stages.PROGRAM = {program!r}
+        def work(worker, folder, results):
+            worker.command(['train'], folder)
+        Stages({str(tmp_path / 'w')!r}, 1).run([Stage('a', {{}}, work)])
+    """
+    parent = subprocess.Popen([sys.executable, '-c', textwrap.dedent(code)], stdout=subprocess.DEVNULL)
+    log = None
+    for _ in range(600):
+        log = next((tmp_path / 'w').rglob('log.txt'), None)
+        if log and 'begun' in log.read_text():
+            break
+        time.sleep(0.1)
+    assert log and 'begun' in log.read_text()
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    calls = []
+    begun = time.time()
+    assert quiet(tmp_path / 'w').run([stage('a', calls)])['a']['value'] == 'a'
+    assert time.time() - begun < 30 and len(list((tmp_path / 'w' / 'stages').iterdir())) == 1
+
+
+def test_progress_is_read_off_the_log(tmp_path):
+    worker = Worker((), {}, log=tmp_path / 'log.txt')
+    assert worker.progress() == ''
+    worker.log.write_text('11/25 - mmengine - INFO - Iter(train) [ 20/300]  lr: 1\n')
+    assert worker.progress() == '20/300'
+    worker.log.write_text('... Epoch(train)  [4][ 8/31]  lr: 1\nmore\n')
+    assert worker.progress() == 'epoch 4, 8/31'
+
+
+def test_scalars_and_exports(tmp_path):
     for stamp, ap in (('20260101_000000', 0.1), ('20260102_000000', 0.234)):
         folder = tmp_path / stamp / 'vis_data'
         folder.mkdir(parents=True)
-        (folder / 'scalars.json').write_text(
-            json.dumps(dict(loss=1.0, step=1)) + '\n' + json.dumps({'coco/bbox_mAP': ap, 'step': 2}) + '\n'
-        )
-    assert detector_ap(tmp_path) == {'box AP': 23.4} and len(scalars(tmp_path)) == 4
-
-
-def test_newest_export_is_by_number(tmp_path):
+        (folder / 'scalars.json').write_text(json.dumps(dict(loss=1.0, ap=ap)) + '\n')
+    assert [record['ap'] for record in scalars(tmp_path)] == [0.1, 0.234]
     for n in (9, 10):
         (tmp_path / f'epoch_{n}_backbone.pth').touch()
-    assert newest_export(tmp_path).name == 'epoch_10_backbone.pth'
-    with pytest.raises(FileNotFoundError, match='no checkpoint'):
-        newest_export(tmp_path / 'none')
-
-
-def test_transfer_line_must_be_there(tmp_path):
-    log = tmp_path / 'a' / 'a.log'
-    log.parent.mkdir()
-    log.write_text('2026 - mmengine - INFO - starting\n')
-    with pytest.raises(RuntimeError, match='did not arrive'):
-        quickstart.transfer_line(tmp_path)
-    log.write_text('2026 - mmengine - INFO - backbone <- x: 53 matched\n')
-    assert quickstart.transfer_line(tmp_path) == 'backbone <- x: 53 matched'
-
-
-@pytest.mark.parametrize(
-    'ours, theirs, words', [((5, 6), (3, 4), 'is above every'), ((3, 4), (5, 6), 'BELOW'), ((3, 6), (4, 5), 'overlap')]
-)
-def test_the_report_says_what_the_seeds_bear_out(ours, theirs, words):
-    def runs(values):
-        return [dict.fromkeys(evidence.AP, v) for v in values]
-
-    rows = ['ODIS', 'iBOT', evidence.RANDOM]
-    text = evidence.report(
-        rows,
-        {r: dict(object_token=50.0, box_pool=40.0) for r in rows},
-        {'ODIS': runs(ours), 'iBOT': runs((1, 9)), evidence.RANDOM: runs(theirs)},
-        argparse.Namespace(seeds=[0, 1], epochs=1, train_images=10, finetune_iters=5),
-        [],
-    )
-    line = next(line for line in text.splitlines() if line.startswith('- ODIS against random'))
-    assert words in line
+    assert exports(tmp_path)[-1].name == 'epoch_10_backbone.pth'
+    with pytest.raises(StageError, match='wrote no checkpoint'):
+        exports(tmp_path / 'none')

@@ -1,0 +1,75 @@
+"""``odis-mm compare``: which start helps a detector, on one's own data."""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import List, Optional
+
+from ..utils.errors import run_command
+
+
+def main(argv: Optional[List[str]] = None) -> None:
+    """Parse arguments and call :func:`odis_mm.workflows.run.compare` or :func:`~odis_mm.workflows.run.compare_data`."""
+    parser = argparse.ArgumentParser(
+        prog='odis-mm compare',
+        description='Train the same detector from several starts (random weights, files, pretrainings) with several amounts of labels and '
+        'seeds, and report what helps, by how much, and how sure that is. It resumes where it stopped.',
+        epilog='The report is WORK_DIR/report.html and report.md. ODIS_MM_DEBUG=1 in the environment shows the full traceback of an error.',
+    )
+    parser.add_argument(
+        'plan', nargs='?', help='a YAML file, or the name of a plan that comes with odis_mm, such as quickstart'
+    )
+    parser.add_argument(
+        '--data', metavar='DIR', help='write a plan for this data set (COCO-style json) and carry it out'
+    )
+    parser.add_argument(
+        '--minutes',
+        type=float,
+        default=60,
+        help='with --data: how long all of it may take on this machine (default 60)',
+    )
+    parser.add_argument('--recipes', nargs='+', metavar='CONFIG', help='with --data: pretrainings to compare')
+    parser.add_argument('--init', nargs='+', default=[], metavar='FILE', help='with --data: weights to compare, too')
+    parser.add_argument(
+        '--duplicates',
+        choices=('refuse', 'drop', 'allow'),
+        help='images that are both trained on and evaluated: refuse to run (default), leave them out of the training, or go on',
+    )
+    parser.add_argument('--work-dir', help='default: work_dirs/compare/NAME')
+    parser.add_argument('--starts', nargs='+', metavar='NAME', help='of the plan, these and its baseline alone')
+    parser.add_argument(
+        '--set', nargs='+', default=[], metavar='KEY=VALUE', action='extend', help='change the plan: seeds.detector=3'
+    )
+    parser.add_argument('--jobs', type=int, help='stages at a time (default: one per GPU, or per core without GPUs)')
+    parser.add_argument(
+        '--run-with',
+        metavar='WORDS',
+        help="words before each command, such as 'srun --partition=gpu --gres=gpu:1 --cpus-per-task=8'",
+    )
+    parser.add_argument(
+        '--dry-run', action='store_true', help='measure the speed, tell the stages and how long they take'
+    )
+    args = parser.parse_args(argv)
+    if (args.plan is None) == (args.data is None):
+        parser.error('name a plan, or a data set with --data.')
+    command = shlex.join(['odis-mm', 'compare', *(sys.argv[2:] if argv is None else argv)])
+
+    def work() -> None:
+        from ..workflows.run import compare, compare_data
+
+        common = dict(
+            work_dir=args.work_dir,
+            changes=args.set,
+            jobs=args.jobs,
+            prefix=shlex.split(args.run_with or ''),
+            dry_run=args.dry_run,
+            duplicates=args.duplicates,
+            command=command,
+        )
+        if args.data is not None:
+            compare_data(Path(args.data), args.minutes, recipes=args.recipes, files=args.init, **common)
+        else:
+            compare(args.plan, starts=args.starts, **common)
+
+    run_command(work)

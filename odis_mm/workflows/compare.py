@@ -1,0 +1,747 @@
+"""The comparison of starts: stages made of the commands that users type, and what comes out of them."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+import statistics
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+from mmengine.config import Config
+
+from ..config import load_config
+from ..datasets.demo import ensure_demo
+from ..datasets.layout import Split, categories, find_splits, image_folder, read_coco, split_coco
+from ..recipes import backbone_settings, detector_config, pretraining_config
+from ..utils.errors import ConfigError, StageError
+from ..utils.files import atomic_write_text
+from . import leaks
+from .plan import Plan, Start, Step, as_plain, resolve, slug
+from .stages import Stage, Stages, Worker, exports, remove_attempt, scalars
+from .tune import best_trial, draw_knobs, tunable
+
+PROBE_STEPS = 12  # iterations by which the speed is measured; the first third is left out
+PROBE_IMAGES = 32  # images by which the speed of the evaluation is measured
+CHECKPOINTS = 10  # of a pretraining, so that a killed one loses little
+TUNING_SEED = 100  # of trials: the final runs have others
+AP_KEYS = {'box AP': 'coco/bbox_mAP', 'box AP50': 'coco/bbox_mAP_50', 'mask AP': 'coco/segm_mAP'}
+_configs = threading.RLock()  # mmengine's registries have one default scope for the whole process
+
+
+@dataclass
+class Prepared:
+    """Data of a comparison, normalised: categories by id, absolute file names, duplicates left out.
+
+    Attributes:
+        train, val: The json files. ``test`` is None where there is none.
+        pretraining: Folders with a ``train.json`` each, with and without boxes.
+        subsets: (percent, detector seed) to the json of the labelled images.
+        identity: Hash of images and annotations by part: what stages depend on.
+        images: Number of images by part.
+        scenes: Evaluated images whose scene is in the training as well, by name.
+        duplicates: Images that were found twice, and what was done with them.
+    """
+
+    train: Path
+    val: Path
+    test: Optional[Path]
+    pretraining: Dict[bool, Path]
+    subsets: Dict[Tuple[float, int], Path]
+    identity: Dict[str, str]
+    images: Dict[str, int]
+    scenes: List[Tuple[str, str]]
+    duplicates: List[Tuple[str, str, str]]
+    notes: List[str]
+
+
+def prepare(plan: Plan, folder: Path, work_dir: Path, say: Callable[[str], None] = print) -> Prepared:
+    """Find the data, look for leaks, and write the normalised annotations and the subsets of labels below ``work_dir/data``.
+
+    Raises:
+        LeakError: images are both trained on and evaluated, and the plan does not allow it.
+        ConfigError: no annotations, or a split without objects.
+    """
+    out = work_dir / 'data'
+    out.mkdir(parents=True, exist_ok=True)
+    splits, notes = _splits(plan, folder, out)
+    contents = {name: _normalised(split) for name, split in splits.items()}
+    known = {c['name'] for c in contents['train']['categories']}
+    for name, content in contents.items():
+        content['categories'] = contents['train']['categories']
+        if not content['images'] or not content['annotations']:
+            raise ConfigError(
+                f'{splits[name].ann_file}: the {name} split has no object of the classes {sorted(known)}.'
+            )
+    paths = {name: [Path(image['file_name']) for image in content['images']] for name, content in contents.items()}
+    if plan.data.unlabelled:
+        paths['unlabelled'] = _image_files(resolve(plan.data.unlabelled, folder))
+    total = sum(map(len, paths.values()))
+    if total > 2000:
+        say(f'looking for images that are in two splits, among {total}')
+    prints = {name: leaks.fingerprints(files) for name, files in paths.items()}
+    for name, found in prints.items():
+        missing = [str(path) for path, digest in zip(found.paths, found.digests) if not digest]
+        if missing:
+            raise ConfigError(f'{len(missing)} images of the {name} split cannot be read, the first is {missing[0]}.')
+    trained = [name for name in ('train', 'unlabelled') if name in prints]
+    found = [
+        (part, pair)
+        for name in ('val', 'test')
+        if name in prints
+        for part in trained
+        for pair in leaks.duplicates(prints[name], prints[part])
+    ]
+    same = [pair for _, pair in found if pair.kind != 'scene']
+    if same and plan.data.duplicates == 'refuse':
+        raise leaks.LeakError(leaks.message(same))
+    if same and plan.data.duplicates == 'drop':
+        gone = {pair.trained for pair in same}
+        contents['train'] = _without(contents['train'], gone)
+        paths['train'] = [path for path in paths['train'] if path not in gone]
+        paths['unlabelled'] = [path for path in paths.get('unlabelled', []) if path not in gone]
+        notes.append(f'{len(gone)} training images that are evaluated, too, are left out of the training')
+    digest_of = {path: digest for found in prints.values() for path, digest in zip(found.paths, found.digests)}
+    written, identity = {}, {}
+    for name, content in contents.items():
+        identity[name] = _hash([content, [digest_of[path] for path in paths[name]]])
+        written[name] = _write_once(out / f'{name}-{identity[name]}.json', content)
+    extra = paths.get('unlabelled', [])
+    identity['pretraining'] = _hash([identity['train'], [digest_of[path] for path in extra]])
+    pretraining = {}
+    for boxes in (True, False):
+        content = _with_images(contents['train'], extra, boxes)
+        place = out / f'pretraining-{"boxes" if boxes else "plain"}-{identity["pretraining"]}'
+        place.mkdir(exist_ok=True)
+        _write_once(place / 'train.json', content)
+        pretraining[boxes] = place
+    subsets = {}
+    for seed in range(plan.seeds.detector):
+        for percent, content in label_subsets(contents['train'], plan.labels, seed).items():
+            name = f'train-{percent:g}pct-seed{seed}-{_hash([content["images"], identity["train"]])}.json'
+            subsets[percent, seed] = _write_once(out / name, content)
+    return Prepared(
+        written['train'],
+        written['val'],
+        written.get('test'),
+        pretraining,
+        subsets,
+        identity,
+        {**{name: len(content['images']) for name, content in contents.items()}, 'unlabelled': len(extra)},
+        [(pair.evaluated.name, pair.trained.name) for _, pair in found if pair.kind == 'scene'],
+        [(pair.evaluated.name, str(pair.trained), pair.kind) for pair in same],
+        notes,
+    )
+
+
+def label_subsets(content: dict, percentages: Sequence[float], seed: int) -> Dict[float, dict]:
+    """The training annotations of the first images of one random order that has objects first: a smaller subset is part of a larger one."""
+    annotated = {a['image_id'] for a in content['annotations']}
+    images = [image for image in content['images'] if image['id'] in annotated]
+    order = np.random.default_rng(seed).permutation(len(images))
+    found = {}
+    for percent in percentages:
+        count = max(1, round(len(images) * percent / 100))
+        chosen = {images[i]['id'] for i in order[:count]}
+        found[percent] = {
+            **content,
+            'images': [image for image in images if image['id'] in chosen],
+            'annotations': [a for a in content['annotations'] if a['image_id'] in chosen],
+        }
+    return found
+
+
+def _splits(plan: Plan, folder: Path, out: Path) -> Tuple[Dict[str, Split], List[str]]:
+    data, notes = plan.data, []
+    if data.demo:
+        root = Path(ensure_demo('data/odis_demo', num_train=data.demo)).resolve()
+    else:
+        root = resolve(data.root, folder)
+    named = {name: getattr(data, name) for name in ('train', 'val', 'test') if getattr(data, name)}
+    found = {} if {'train', 'val'} <= set(named) else find_splits(root)
+    images = resolve(data.images, root) if data.images else None
+    for name, file in named.items():
+        path = resolve(file, root)
+        found[name] = Split(path, images or image_folder(path, root, name))
+    if images is not None:
+        found = {name: Split(split.ann_file, images) for name, split in found.items()}
+    if 'train' not in found:
+        raise ConfigError(f'{root} holds no COCO-style json of training images: name it as data.train in the plan.')
+    if 'val' not in found:
+        content = read_coco(found['train'].ann_file)
+        parts = split_coco(content, data.held_out, seed=0)
+        for name, part in zip(('train', 'val'), parts):
+            path = _write_once(out / f'cut-{name}-{_hash(part)}.json', part)
+            found[name] = Split(path, found['train'].images)
+        notes.append(f'no val split: {len(parts[1]["images"])} of {len(content["images"])} images are held out for it')
+    return found, notes
+
+
+def _normalised(split: Split) -> dict:
+    content = read_coco(split.ann_file)
+    listed = [dict(id=c['id'], name=str(c['name'])) for c in categories(content)]
+    known = {c['id'] for c in listed}
+    folder = Path(split.images).resolve()
+    return dict(
+        images=[{**image, 'file_name': str(folder / image['file_name'])} for image in content['images']],
+        annotations=[
+            {'iscrowd': 0, 'area': float(a['bbox'][2] * a['bbox'][3]), **a, 'id': i + 1}
+            for i, a in enumerate(content.get('annotations', []))
+            if a.get('category_id') in known and len(a.get('bbox') or ()) == 4
+        ],
+        categories=listed,
+    )
+
+
+def _without(content: dict, paths: set) -> dict:
+    kept = [image for image in content['images'] if Path(image['file_name']) not in paths]
+    ids = {image['id'] for image in kept}
+    return {**content, 'images': kept, 'annotations': [a for a in content['annotations'] if a['image_id'] in ids]}
+
+
+def _with_images(content: dict, paths: Sequence[Path], boxes: bool) -> dict:
+    """Further images without objects; without ``boxes`` no image has any. No class is told in either case."""
+    first = 1 + max((int(image['id']) for image in content['images']), default=0)
+    further = []
+    for i, path in enumerate(paths):
+        from PIL import Image
+
+        with Image.open(path) as image:
+            further.append(dict(id=first + i, file_name=str(path), width=image.width, height=image.height))
+    one = [dict(id=1, name='object')]
+    annotations = [{**a, 'category_id': 1} for a in content['annotations']] if boxes else []
+    return dict(images=[*content['images'], *further], annotations=annotations, categories=one)
+
+
+def _image_files(folder: Path) -> List[Path]:
+    from ..datasets.image_io import IMAGE_SUFFIXES
+
+    found = sorted(p for p in folder.rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith('.'))
+    if not found:
+        raise ConfigError(f'data.unlabelled: no image in or below {folder}.')
+    return [path.resolve() for path in found]
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:10]
+
+
+def _write_once(path: Path, content: dict) -> Path:
+    """Its name holds a hash of the content, so what is there need not be written again."""
+    if not path.is_file():
+        atomic_write_text(path, json.dumps(content))
+    return path.resolve()
+
+
+@dataclass(frozen=True)
+class DetectorRun:
+    """A cell of the tables: which start, pretraining seed, percent of the labels, detector seed, and share of the pretraining."""
+
+    start: str
+    pretraining_seed: int
+    percent: float
+    seed: int
+    share: float = 1.0
+
+
+class Comparison:
+    """The stages of a plan.
+
+    Args:
+        plan: What to compare.
+        data: See :func:`prepare`.
+        stages: Runs them.
+    """
+
+    def __init__(self, plan: Plan, data: Prepared, stages: Stages):
+        self.plan, self.data, self.stages = plan, data, stages
+        self._contents: Dict[str, str] = {}
+        self.evaluated = plan.evaluate or ('test' if data.test and plan.tuning.trials else 'val')
+        if self.evaluated == 'test' and data.test is None:
+            raise ConfigError('evaluate: test, but the data has no test split.')
+        self.probes = {step.recipe: self._probe(step) for start in plan.starts for step in start.recipes}
+        self.detector_probe = self._detector_probe()
+        self.tuned = {start.name: self._tuned(start) for start in plan.starts} if plan.tuning.trials else {}
+        self.pretrainings = {
+            (start.name, seed): self._pretraining(start, seed)
+            for start in plan.starts
+            if start.recipes
+            for seed in range(plan.seeds.pretraining)
+        }
+        self.runs = {run: self._detector(run) for run in self._cells()}
+        self.measures = {
+            (start.name, seed, share): self._measure(start, seed, share)
+            for start in plan.starts
+            for seed, share in self._measured(start)
+            if plan.measures
+        }
+
+    def all(self) -> List[Stage]:
+        return [*self.probes.values(), self.detector_probe, *self.runs.values(), *self.measures.values()]
+
+    def timing(self) -> List[Stage]:
+        """Stages by which the speed is known; the others can be estimated from them."""
+        return [*self.probes.values(), self.detector_probe]
+
+    def run(self) -> Dict[str, dict]:
+        """Results of all stages by name."""
+        self.stages.run(self.timing())
+        return self.stages.run(self.all(), self.estimate)
+
+    def estimate(self, stage: Stage) -> Optional[float]:
+        """Minutes of a stage on one worker, from the speeds that were measured; None before they were."""
+        kind = stage.settings.get('kind')
+        if kind == 'detector':
+            speed = self.stages.result(self.detector_probe)
+            if speed is None:
+                return None
+            images = self.data.images['val' if stage.settings.get('on') == 'val' else self.evaluated]
+            seconds = speed['startup'] + speed['iteration'] * self.plan.detector.iterations + speed['image'] * images
+            return seconds / 60
+        if kind in ('pretraining', 'trial'):
+            start = self.plan.start(stage.settings['start'])
+            minutes = 0.0
+            for step in start.recipes:
+                speed = self.stages.result(self.probes[step.recipe])
+                if speed is None:
+                    return None
+                minutes += (speed['startup'] + speed['iteration'] * self._iterations(step, start, speed)) / 60
+            if kind == 'trial':
+                detector = self.estimate(Stage('', dict(kind='detector', on='val'), stage.work))
+                return None if detector is None else minutes * self.plan.tuning.share + detector
+            return minutes
+        return {'measure': 0.5, 'probe': 0.5}.get(kind, 0.0)
+
+    def minutes(self) -> Optional[float]:
+        """Of all that is not done yet, by the estimates, with all workers busy."""
+        left = [self.estimate(stage) for stage in self.everything() if self.stages.result(stage) is None]
+        return None if any(m is None for m in left) else sum(left) / self.stages.jobs
+
+    def everything(self) -> List[Stage]:
+        """All stages and what they need, each once."""
+        found: Dict[str, Stage] = {}
+
+        def add(stage: Stage) -> None:
+            for need in stage.needs:
+                add(need)
+            found[stage.name] = stage
+
+        for stage in self.all():
+            add(stage)
+        return list(found.values())
+
+    def _cells(self) -> List[DetectorRun]:
+        plan, cells = self.plan, []
+        middle = sorted(plan.labels)[(len(plan.labels) - 1) // 2]
+        for percent in plan.labels:
+            for start in plan.starts:
+                for p in range(plan.seeds.pretraining if start.recipes else 1):
+                    cells += [DetectorRun(start.name, p, percent, d) for d in range(plan.seeds.detector)]
+        for share in plan.pretraining.lengths:
+            for start in plan.starts:
+                if start.recipes and share < 1:
+                    cells += [
+                        DetectorRun(start.name, p, middle, d, share)
+                        for p in range(plan.seeds.pretraining)
+                        for d in range(plan.seeds.detector)
+                    ]
+        return cells
+
+    def _iterations(self, step: Step, start: Start, speed: Optional[dict]) -> int:
+        budget, total = self.plan.pretraining, sum(part.share for part in start.recipes)
+        whole = budget.iterations
+        if whole is None:
+            whole = 60 * budget.minutes / speed['iteration']
+        return max(4, round(whole * step.share / total))
+
+    def _content(self, config: str) -> str:
+        """Hash of a config, so that a changed one makes other stages."""
+        if config not in self._contents:
+            with _configs:
+                self._contents[config] = _hash(load_config(config).to_dict())
+        return self._contents[config]
+
+    def _recipe_settings(self, step: Step, options: Optional[dict] = None) -> dict:
+        """What of a recipe a result depends on; read now, so that a changed config is another stage."""
+        return dict(
+            recipe=step.recipe,
+            content=self._content(step.recipe),
+            options={**step.options, **(options or {})},
+            data=self.data.identity['pretraining'],
+            boxes=step.boxes,
+        )
+
+    def _detector_settings(self, start: Optional[Start]) -> dict:
+        detector = as_plain(self.plan.detector)
+        content = self._content(detector['config'] or 'mask-rcnn_small')
+        return {**detector, 'content': content, 'start_options': dict(start.detector) if start else {}}
+
+    def _probe(self, step: Step) -> Stage:
+        settings = dict(kind='probe', **self._recipe_settings(step))
+
+        def work(worker: Worker, folder: Path, _: dict) -> dict:
+            cfg = self._pretraining_config(step, {}, PROBE_STEPS, 0, subset=4)
+            cfg.default_hooks.logger.interval = 1
+            cfg.log_processor.window_size = 1
+            _no_pictures(cfg)
+            cfg.default_hooks.checkpoint.interval = 10**6
+            usage, seconds = self._train(worker, folder, cfg)
+            times = [record['time'] for record in scalars(folder / 'run') if 'loss' in record]
+            iteration = statistics.median(times[len(times) // 3 :])
+            return dict(
+                iteration=iteration,
+                startup=max(seconds - sum(times), 0.0),
+                batch=cfg.train_dataloader.batch_size,
+                **usage,
+            )
+
+        return Stage(f'speed_{slug(step.recipe)}', settings, work)
+
+    def _detector_probe(self) -> Stage:
+        settings = dict(
+            kind='probe',
+            detector=self._detector_settings(None),
+            data=[self.data.identity['train'], self.data.identity['val']],
+        )
+
+        def work(worker: Worker, folder: Path, _: dict) -> dict:
+            content = json.loads(self.data.val.read_text())
+            few = _first_images(content, PROBE_IMAGES)
+            val = _write_once(folder / 'val.json', few)
+            options = {'default_hooks.logger.interval': 1}
+            cfg = self._detector_config(self.data.train, val, None, 0, PROBE_STEPS, options)
+            cfg.log_processor.window_size = 1
+            usage, seconds = self._train(worker, folder, cfg)
+            records = scalars(folder / 'run')
+            times = [record['time'] for record in records if 'loss' in record]
+            evaluation = next(record['time'] for record in reversed(records) if AP_KEYS['box AP'] in record)
+            image = evaluation / cfg.val_dataloader.batch_size
+            evaluated = image * len(few['images'])
+            return dict(
+                iteration=statistics.median(times[len(times) // 3 :]),
+                image=image,
+                startup=max(seconds - sum(times) - evaluated, 0.0),
+                **usage,
+            )
+
+        return Stage('speed_detector', settings, work)
+
+    def _pretraining(
+        self, start: Start, seed: int, knobs: Optional[dict] = None, name: Optional[str] = None, share: float = 1.0
+    ) -> Stage:
+        """All steps of a start; a trial of the tuning has knobs of its own and a share of the length."""
+        trial = knobs is not None
+        budget = self.plan.pretraining
+        settings = dict(
+            kind='trial' if trial else 'pretraining',
+            start=start.name,
+            steps=[
+                self._recipe_settings(step, knobs) if step.recipe else _file_settings(step.file) for step in start.steps
+            ],
+            shares=[step.share for step in start.steps],
+            iterations=budget.iterations,
+            minutes=budget.minutes,
+            share=share,
+            checkpoints=[] if trial else sorted(budget.lengths),
+            seed=seed,
+        )
+        needs = [self.probes[step.recipe] for step in start.recipes] if budget.minutes is not None else []
+        if not trial and start.name in self.tuned:
+            needs.append(self.tuned[start.name])
+
+        def work(worker: Worker, folder: Path, results: Dict[str, dict]) -> dict:
+            chosen = dict(knobs or {})
+            if not trial and start.name in self.tuned:
+                chosen = results[self.tuned[start.name].name]['pretraining']
+            export = Path(start.steps[0].file).resolve() if start.steps[0].file else None
+            usage, seconds, iterations = {}, 0.0, []
+            for i, step in enumerate(start.steps):
+                if not step.recipe:
+                    continue
+                speed = results[self.probes[step.recipe].name] if budget.minutes is not None else None
+                length = max(4, round(self._iterations(step, start, speed) * share))
+                cfg = self._pretraining_config(step, chosen, length, seed, init=export)
+                last = i == len(start.steps) - 1
+                epochs = cfg.train_cfg.max_epochs
+                cfg.default_hooks.checkpoint.update(
+                    interval=max(1, epochs // CHECKPOINTS), max_keep_ckpts=-1 if last and settings['checkpoints'] else 2
+                )
+                place = folder if len(start.steps) == 1 else folder / f'step{i}'
+                used, took = self._train(worker, place, cfg)
+                usage = {key: max(value, usage.get(key, 0)) for key, value in used.items()}
+                seconds += training_seconds(place / 'run') or took
+                found = exports(place / 'run')
+                export = found[-1]
+                iterations.append(length)
+                if last:
+                    marks = {_epoch(path) / epochs: path for path in found}
+                    wanted = {
+                        share: marks[min(marks, key=lambda m: abs(m - share))] for share in settings['checkpoints']
+                    }
+                for checkpoint in (place / 'run').glob('epoch_*.pth'):
+                    if not checkpoint.name.endswith('_backbone.pth'):
+                        checkpoint.unlink()  # it is for resuming, and this is done
+            final = [record for record in scalars(place / 'run') if 'loss' in record]
+            return dict(
+                export=str(export.relative_to(folder)),
+                checkpoints={f'{share:g}': str(path.relative_to(folder)) for share, path in wanted.items()},
+                iterations=iterations,
+                knobs=chosen,
+                seconds=seconds,
+                last={k: round(v, 5) for k, v in (final[-1] if final else {}).items() if isinstance(v, (int, float))},
+                **usage,
+            )
+
+        return Stage(name or f'pretraining_{slug(start.name)}_p{seed}', settings, work, tuple(needs))
+
+    def _detector(
+        self, run: DetectorRun, on: Optional[str] = None, source: Optional[Stage] = None, **more: Any
+    ) -> Stage:
+        """A detector on a subset of the labels, evaluated on the evaluated split (``on`` in its place)."""
+        start = self.plan.start(run.start)
+        on = on or self.evaluated
+        trial = bool(more)
+        if source is None and start.recipes:
+            source = self.pretrainings[run.start, run.pretraining_seed]
+        needs = [source] if source else []
+        if not trial and run.start in self.tuned:
+            needs.append(self.tuned[run.start])
+        settings = dict(
+            kind='detector',
+            detector=self._detector_settings(start),
+            file=_file_settings(start.steps[0].file) if start.steps and not start.recipes else None,
+            labels=self.data.subsets[run.percent, run.seed].name,
+            evaluated=self.data.identity[on],
+            on=on,
+            seed=run.seed,
+            share=run.share,
+            knobs=more.get('knobs'),
+        )
+
+        def work(worker: Worker, folder: Path, results: Dict[str, dict]) -> dict:
+            chosen = dict(more.get('knobs') or {})
+            if not trial and run.start in self.tuned:
+                chosen = results[self.tuned[run.start].name]['detector']
+            init = Path(start.steps[0].file).resolve() if start.steps and not start.recipes else None
+            if source is not None:
+                found = results[source.name]
+                name = found['export'] if run.share == 1 else found['checkpoints'][f'{run.share:g}']
+                init = self.stages.path(source) / name
+            evaluated = self.data.test if on == 'test' else self.data.val
+            cfg = self._detector_config(
+                self.data.subsets[run.percent, run.seed],
+                evaluated,
+                init,
+                run.seed if not trial else TUNING_SEED + run.seed,
+                self.plan.detector.iterations,
+                {**start.detector, **chosen},
+            )
+            for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
+                evaluator.outfile_prefix = str((folder / 'predictions').resolve())
+            remove_attempt(folder / 'run')  # its random numbers are those of an unbroken run, so it begins anew
+            usage, seconds = self._train(worker, folder, cfg)
+            for checkpoint in (folder / 'run').glob('*.pth'):
+                checkpoint.unlink()
+            return dict(**coco_ap(folder / 'run'), seconds=seconds, predictions='predictions.bbox.json', **usage)
+
+        name = more.get('name') or '_'.join(
+            [f'detector_{slug(run.start)}', *([f'p{run.pretraining_seed}'] if start.recipes else [])]
+            + [f'{run.percent:g}pct'.replace('.', 'p'), f'd{run.seed}']
+            + ([f'at{round(100 * run.share)}'] if run.share != 1 else [])
+        )
+        return Stage(name, settings, work, tuple(needs))
+
+    def _tuned(self, start: Start) -> Stage:
+        """The best of the trials of a start; the first trial is the config as it is."""
+        plan = self.plan
+        percent = plan.tuning.labels or min(plan.labels)
+        if (percent, 0) not in self.data.subsets:
+            raise ConfigError(f'tuning.labels {percent:g} is not among the labels {list(plan.labels)}.')
+        with _configs:
+            knobs = tunable([load_config(step.recipe) for step in start.recipes[-1:]])
+            detector_knobs = tunable([load_config(plan.detector.config or 'mask-rcnn_small')])
+        trials, drawn = [], []
+        for k in range(plan.tuning.trials):
+            rng = np.random.default_rng((k, *start.name.encode()))
+            chosen = (draw_knobs(knobs, rng), draw_knobs(detector_knobs, rng)) if k else ({}, {})
+            drawn.append(chosen)
+            source = None
+            if start.recipes:
+                name = f'trial{k}_{slug(start.name)}_pretraining'
+                source = self._pretraining(start, TUNING_SEED, chosen[0], name, plan.tuning.share)
+            run = DetectorRun(start.name, 0, percent, 0)
+            trials.append(
+                self._detector(run, 'val', source, knobs=chosen[1], name=f'trial{k}_{slug(start.name)}_detector')
+            )
+
+        def work(worker: Worker, folder: Path, results: Dict[str, dict]) -> dict:
+            scores = [results[trial.name]['box AP'] for trial in trials]
+            best = best_trial(scores)
+            tried = [dict(pretraining=a, detector=b, ap=ap) for (a, b), ap in zip(drawn, scores)]
+            return dict(pretraining=drawn[best][0], detector=drawn[best][1], trial=best, trials=tried)
+
+        return Stage(f'tuned_{slug(start.name)}', dict(kind='tuned', drawn=as_plain(drawn)), work, tuple(trials))
+
+    def _measured(self, start: Start) -> List[Tuple[int, float]]:
+        """Pretraining seeds and shares whose frozen features are measured; random weights are measured beside each."""
+        if not start.recipes:
+            return [(0, 1.0)] if start.steps else []
+        shares = sorted({1.0, *self.plan.pretraining.lengths})
+        return [(seed, share) for seed in range(self.plan.seeds.pretraining) for share in shares]
+
+    def _measure(self, start: Start, seed: int, share: float = 1.0) -> Stage:
+        source = self.pretrainings.get((start.name, seed))
+        evaluated = self.data.test if self.evaluated == 'test' else self.data.val
+        size = self.plan.detector.size or 128
+        settings = dict(
+            kind='measure',
+            file=None if source else _file_settings(start.steps[0].file),
+            share=share,
+            size=size,
+            data=[self.data.identity['train'], self.data.identity[self.evaluated]],
+        )
+
+        def work(worker: Worker, folder: Path, results: Dict[str, dict]) -> dict:
+            if source is None:
+                export = Path(start.steps[0].file).resolve()
+            else:
+                found = results[source.name]
+                name = found['export'] if share == 1 else found['checkpoints'][f'{share:g}']
+                export = self.stages.path(source) / name
+            patch = int(backbone_settings(export)['patch_size'])
+            out = folder / 'measures.json'
+            worker.command(
+                ['regions', export, '--data', '/', '--ann-files', self.data.train, evaluated, '--images', '/', '/']
+                + ['--size', math.ceil(size / patch) * patch, '--max-images', 400, 200, '--workers', 0, '--out', out],
+                folder,
+            )
+            found = json.loads(out.read_text())
+            return dict(metrics=found['metrics'], random=found['random'])
+
+        suffix = '' if share == 1 else f'_at{round(100 * share)}'
+        name = f'measure_{slug(start.name)}' + (f'_p{seed}' if source else '') + suffix
+        return Stage(name, settings, work, (source,) if source else ())
+
+    def _pretraining_config(
+        self,
+        step: Step,
+        knobs: dict,
+        iterations: int,
+        seed: int,
+        init: Optional[Path] = None,
+        subset: Optional[int] = None,
+    ):
+        """The config of a pretraining; ``subset``: on so many batches' worth of images alone, to measure its speed."""
+        options = {**step.options, **knobs}
+        if init is not None:
+            options['model.backbone.init_cfg'] = dict(type='VerifiedPretrained', checkpoint=str(init))
+        with _configs:
+            cfg, _ = pretraining_config(
+                self.data.pretraining[step.boxes], recipe=step.recipe, steps=iterations, seed=seed, options=options
+            )
+        if subset is not None:
+            loader = cfg.train_dataloader
+            images = self.data.images['train'] + self.data.images['unlabelled']
+            few = min(images, subset * loader.batch_size)
+            loader.dataset.indices = few
+            per_epoch = max(1, few // loader.batch_size)
+            cfg.train_cfg.max_epochs = max(1, math.ceil(iterations / per_epoch))
+            cfg.param_scheduler[0].end = cfg.param_scheduler[1].begin = 2
+            cfg.param_scheduler[1].end = max(3, cfg.train_cfg.max_epochs * per_epoch)
+        return cfg
+
+    def _detector_config(
+        self, train: Path, evaluated: Path, init: Optional[Path], seed: int, iterations: int, options: dict
+    ):
+        detector = self.plan.detector
+        with _configs:
+            cfg = detector_config(
+                Split(train, Path('/')),
+                Split(evaluated, Path('/')),
+                detector=detector.config,
+                init=init,
+                size=detector.size,
+                iterations=iterations,
+                batch=detector.batch,
+                seed=seed,
+                options={**detector.options, **options},
+            )
+        if self.stages.gpus == 0:
+            for key in ('train', 'val', 'test'):
+                cfg[f'{key}_dataloader'].num_workers = 0
+                cfg[f'{key}_dataloader'].persistent_workers = False
+        return cfg
+
+    def _train(self, worker: Worker, folder: Path, cfg) -> Tuple[dict, float]:
+        """``odis-mm train`` by a config that is written beside its work dir; peak memory, and seconds."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / 'config.py'
+        with _configs:
+            Config(cfg.to_dict(), format_python_code=False).dump(path)  # formatting takes longer than all else here
+        used = worker.command(['train', path, '--work-dir', folder / 'run', '--resume', 'auto'], folder)
+        memory = [record['memory'] for record in scalars(folder / 'run') if 'memory' in record]
+        return dict(memory_mb=round(max(memory) if memory else used['memory_mb'])), used['seconds']
+
+
+def resolve_files(plan: Plan, folder: Path) -> Plan:
+    """The plan with absolute paths of its files and, where they are files, recipes."""
+
+    def absolute(step: Step) -> Step:
+        if step.file:
+            return dataclasses.replace(step, file=str(resolve(step.file, folder)))
+        own = folder / step.recipe
+        return dataclasses.replace(step, recipe=str(own.resolve())) if own.is_file() else step
+
+    starts = tuple(dataclasses.replace(start, steps=tuple(map(absolute, start.steps))) for start in plan.starts)
+    detector = plan.detector
+    if detector.config and (folder / detector.config).is_file():
+        detector = dataclasses.replace(detector, config=str((folder / detector.config).resolve()))
+    return dataclasses.replace(plan, starts=starts, detector=detector)
+
+
+def training_seconds(folder: Path) -> float:
+    """Time of all iterations of a training, over its interruptions."""
+    total, before = 0.0, 0
+    for record in scalars(folder):
+        if 'loss' in record and 'time' in record:
+            step = int(record.get('step', record.get('iter', before + 1)))
+            total += record['time'] * max(step - before, 0)
+            before = max(before, step)
+    return total
+
+
+def coco_ap(folder: Path) -> Dict[str, float]:
+    """COCO AP in percent from the last evaluation of the training in ``folder``.
+
+    Raises:
+        StageError: nothing was evaluated there.
+    """
+    evaluated = [record for record in scalars(folder) if AP_KEYS['box AP'] in record]
+    if not evaluated:
+        raise StageError(f'no COCO AP among the scalars in {folder}: the detector was not evaluated.')
+    return {name: round(100 * evaluated[-1][key], 2) for name, key in AP_KEYS.items() if key in evaluated[-1]}
+
+
+def _file_settings(file: Optional[str]) -> dict:
+    path = Path(file)
+    return dict(file=path.name, sha256=hashlib.sha256(path.read_bytes()).hexdigest()[:16])
+
+
+def _first_images(content: dict, count: int) -> dict:
+    images = content['images'][:count]
+    ids = {image['id'] for image in images}
+    return {**content, 'images': images, 'annotations': [a for a in content['annotations'] if a['image_id'] in ids]}
+
+
+def _epoch(path: Path) -> int:
+    return int(re.sub(r'\D', '', path.stem))
+
+
+def _no_pictures(cfg) -> None:
+    for hook in [*cfg.get('custom_hooks', []), *cfg.get('default_hooks', {}).values()]:
+        if isinstance(hook, dict) and hook.get('type') == 'ViewInspectionHook':
+            hook['pictures'] = 0

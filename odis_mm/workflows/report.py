@@ -1,0 +1,536 @@
+"""The report of a comparison: one HTML file that needs nothing beside it, and the same as Markdown."""
+
+import base64
+import datetime
+import html
+import io
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Dict, List, Optional, Sequence, Tuple
+
+import matplotlib
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw
+
+from ..datasets.layout import read_coco
+from ..utils.environment import hardware
+from ..utils.files import atomic_write_text
+from .compare import Comparison, DetectorRun
+from .outcome import (
+    CONFIDENCE,
+    Outcome,
+    as_json,
+    collect,
+    headline,
+    recommendation,
+    signed,
+    stage_folders,
+    to_settle,
+    verdicts,
+)
+from .plan import dump_plan
+
+COLORS = ('#4c6a92', '#d1495b', '#2a9d8f', '#edae49', '#7b5ea7', '#3d3d3d', '#8d6a3f', '#5fa8d3')
+SCORE = 0.3  # least score of a detection that is drawn
+PICTURE = 320  # longest side in pixels
+MEASURES = {
+    'object_token': 'class of an object, [OBJ] token (20-NN accuracy)',
+    'box_pool': 'class of an object, pooled box (20-NN accuracy)',
+    'object_auc': 'object or background (area under ROC)',
+    'mask_miou': 'object or background per patch (mean IoU)',
+}
+
+
+@dataclass
+class Section:
+    """A heading and what stands below it: texts, lists, tables, figures (name to SVG), pictures (rows of JPEG with captions)."""
+
+    title: str
+    intro: List[str] = field(default_factory=list)
+    items: List[str] = field(default_factory=list)
+    header: Sequence[str] = ()
+    rows: List[Sequence[str]] = field(default_factory=list)
+    figures: Dict[str, Tuple[str, str]] = field(default_factory=dict)
+    pictures: List[List[Tuple[str, bytes]]] = field(default_factory=list)
+    code: str = ''
+
+
+def write_report(comparison: Comparison, results: Dict[str, dict], work_dir: Path, command: str) -> Outcome:
+    """Write ``report.html``, ``report.md``, its ``figures/`` and ``report.json`` to the work dir.
+
+    A report of another plan that is there is kept under another name.
+    """
+    outcome = collect(comparison, results)
+    sections = build(outcome, comparison, command)
+    _keep_former(work_dir, dump_plan(comparison.plan))
+    (work_dir / 'figures').mkdir(exist_ok=True)
+    for section in sections:
+        for name, (svg, _) in section.figures.items():
+            atomic_write_text(work_dir / 'figures' / f'{name}.svg', svg)
+    title = f'{outcome.plan.name}: which start helps the detector?'
+    atomic_write_text(work_dir / 'report.html', to_html(title, sections))
+    atomic_write_text(work_dir / 'report.md', to_markdown(title, sections))
+    content = dict(as_json(outcome), plan=dump_plan(comparison.plan), hardware=hardware())
+    atomic_write_text(work_dir / 'report.json', json.dumps(content, indent=1))
+    return outcome
+
+
+def _keep_former(work_dir: Path, plan: str) -> None:
+    former = work_dir / 'report.json'
+    if not former.is_file() or json.loads(former.read_text()).get('plan') == plan:
+        return
+    stamp = datetime.datetime.fromtimestamp(former.stat().st_mtime).strftime('%Y%m%d_%H%M%S')
+    for suffix in ('json', 'html', 'md'):
+        path = work_dir / f'report.{suffix}'
+        if path.is_file():
+            path.rename(work_dir / f'report_{stamp}.{suffix}')
+
+
+def build(outcome: Outcome, comparison: Comparison, command: str) -> List[Section]:
+    """All sections, the verdict first."""
+    plan = outcome.plan
+    sections = [_verdict(outcome, comparison), _table(outcome), _curves(outcome)]
+    if outcome.lengths:
+        sections.append(_lengths(outcome))
+    if plan.pictures:
+        sections.append(_detections(outcome, comparison))
+    if len(outcome.classes) > 1:
+        starts = [start.name for start in plan.starts]
+        sections.append(
+            Section(
+                'By class',
+                [f'AP with {outcome.tables[-1].images} labelled images, mean over the seeds.'],
+                header=['class', *starts],
+                rows=[
+                    [name, *(f'{by.get(s, float("nan")):.1f}' for s in starts)] for name, by in outcome.classes.items()
+                ],
+            )
+        )
+    if outcome.measures:
+        sections.append(_measures(outcome))
+    if outcome.costs:
+        sections.append(_costs(outcome))
+    if outcome.tuned:
+        sections.append(_tuning(outcome))
+    if views := _views(comparison):
+        sections.append(views)
+    sections.append(_method(outcome, comparison, command))
+    return sections
+
+
+def _verdict(outcome: Outcome, comparison: Comparison) -> Section:
+    section = Section('Verdict', [headline(outcome), f'**Recommendation.** {recommendation(outcome)}'])
+    section.items = [*verdicts(outcome)]
+    if settle := to_settle(outcome):
+        section.items += ['What would settle the rest: ' + ' '.join(settle)]
+    if comparison.data.scenes:
+        names = ', '.join(f'{a} ({b})' for a, b in comparison.data.scenes[:3])
+        section.items.append(
+            f'Mind: {len(comparison.data.scenes)} of the {outcome.images} evaluated images show a scene that a training image shows as well, such '
+            f'as {names}. The numbers hold for such images; on other places or cameras they may differ.'
+        )
+    for evaluated, trained, kind in comparison.data.duplicates[:10]:
+        what = 'left out of the training' if comparison.plan.data.duplicates == 'drop' else 'ALLOWED in the training'
+        section.items.append(f'Duplicate, {what}: {evaluated} is {trained} (the same {kind}).')
+    return section
+
+
+def _table(outcome: Outcome) -> Section:
+    extras = list(dict.fromkeys(key for table in outcome.tables for row in table.rows for key in row.extra))
+    rows = []
+    for table in outcome.tables:
+        for row in table.rows:
+            values = ', '.join(f'{v:.1f}' for v in row.runs.value.ravel())
+            gap = (
+                '-'
+                if row.gap is None
+                else f'{signed(row.gap.value)} ({signed(row.gap.low)} to {signed(row.gap.high)}): {row.gap.verdict}'
+            )
+            rows.append(
+                [
+                    f'{table.images} ({table.percent:g} %)',
+                    row.start,
+                    f'{row.runs.mean:.1f}',
+                    values,
+                    gap,
+                    *(f'{row.extra[key]:.1f}' if key in row.extra else '-' for key in extras),
+                ]
+            )
+    return Section(
+        'Box AP',
+        [
+            f'COCO AP in percent on {outcome.images} {outcome.evaluated} images. Each value: one seed. The difference to {outcome.reference} with '
+            f'its {CONFIDENCE:.0%} interval, over images and seeds.'
+        ],
+        header=['labelled images', 'start', 'AP', 'each seed', f'against {outcome.reference}', *extras],
+        rows=rows,
+        figures={'differences': (_forest(outcome), f'Difference to {outcome.reference} with its interval')},
+    )
+
+
+def _curves(outcome: Outcome) -> Section:
+    figure, axes = _axes('labelled images', 'box AP')
+    for i, start in enumerate(outcome.plan.starts):
+        x = [table.images for table in outcome.tables]
+        runs = [table.row(start.name).runs for table in outcome.tables]
+        axes.plot(x, [r.mean for r in runs], '-o', color=COLORS[i % len(COLORS)], label=start.name, markersize=4)
+        for position, r in zip(x, runs):
+            axes.plot([position] * r.value.size, r.value.ravel(), '.', color=COLORS[i % len(COLORS)], alpha=0.4)
+    if len(outcome.tables) > 1:
+        axes.set_xscale('log')
+        axes.set_xticks([table.images for table in outcome.tables], [str(t.images) for t in outcome.tables])
+        axes.minorticks_off()
+    axes.legend(frameon=False, fontsize=9)
+    return Section(
+        'AP against labels',
+        ['Lines: means. Dots: single seeds.'],
+        figures={'labels': (_svg(figure), 'Box AP against the number of labelled images')},
+    )
+
+
+def _forest(outcome: Outcome) -> str:
+    rows = [(table, row) for table in outcome.tables for row in table.rows if row.gap is not None]
+    figure = Figure(figsize=(7.2, 0.9 + 0.34 * max(len(rows), 1)), layout='constrained')
+    axes = figure.subplots()
+    names = [start.name for start in outcome.plan.starts]
+    for y, (_, row) in enumerate(reversed(rows)):
+        color = COLORS[names.index(row.start) % len(COLORS)]
+        axes.plot([row.gap.low, row.gap.high], [y, y], '-', color=color, linewidth=2)
+        axes.plot(row.gap.value, y, 'o', color=color, markersize=6)
+    axes.axvline(0, color='#888', linewidth=1)
+    labels = [f'{row.start}, {table.images} labelled' for table, row in reversed(rows)]
+    axes.set_yticks(range(len(rows)), labels)
+    axes.set_xlabel(f'points of AP above {outcome.reference}')
+    _plain(axes)
+    axes.grid(axis='x', alpha=0.25)
+    return _svg(figure)
+
+
+def _lengths(outcome: Outcome) -> Section:
+    figure, axes = _axes('iterations of pretraining', 'box AP')
+    names = [start.name for start in outcome.plan.starts]
+    for start, points in outcome.lengths.items():
+        color = COLORS[names.index(start) % len(COLORS)]
+        _, x, mean, low, high = zip(*points)
+        axes.plot(x, mean, '-o', color=color, label=start, markersize=4)
+        axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+    table = next(t for t in outcome.tables if t.percent == outcome.lengths_percent)
+    axes.axhline(table.row(outcome.reference).runs.mean, color='#888', linestyle='--', label=outcome.reference)
+    axes.legend(frameon=False, fontsize=9)
+    return Section(
+        'AP against pretraining length',
+        [
+            f'With {table.images} labelled images; checkpoints on the way of the same runs, whose learning rate had not come down yet. Bands: lowest '
+            'to highest seed.'
+        ],
+        figures={'lengths': (_svg(figure), 'Box AP against the length of pretraining')},
+    )
+
+
+def _measures(outcome: Outcome) -> Section:
+    keys = list(dict.fromkeys(key for values in outcome.measures.values() for key in values if key in MEASURES))
+    section = Section(
+        'Frozen features',
+        ['What the backbones know before the detector trains them, in percent.'],
+        header=['start', *(MEASURES[key] for key in keys)],
+        rows=[
+            [start, *(f'{values[key]:.1f}' if key in values else '-' for key in keys)]
+            for start, values in outcome.measures.items()
+        ],
+    )
+    if outcome.correlations:
+        count = next(iter(outcome.correlations.values()))[1]
+        parts = [
+            f'{MEASURES[key]} {signed2(value)}' for key, (value, _) in outcome.correlations.items() if key in MEASURES
+        ]
+        section.intro.append(f'Rank correlation with AP over {count} checkpoints: {"; ".join(parts)}.')
+    return section
+
+
+def _costs(outcome: Outcome) -> Section:
+    scalars = sorted({key for last in outcome.last.values() for key in last if _is_loss(key)})[:8]
+    rows = [
+        [
+            start,
+            f'{cost["iterations"]:.0f}',
+            f'{cost["minutes"]:.1f}',
+            f'{cost["memory_mb"]:.0f}',
+            *(f'{outcome.last[start][key]:.3g}' if key in outcome.last[start] else '-' for key in scalars),
+        ]
+        for start, cost in outcome.costs.items()
+    ]
+    return Section(
+        'What each start cost',
+        ['One pretraining: mean time over the seeds, most memory of a process; last logged values of seed 0.'],
+        header=['start', 'iterations', 'minutes', 'memory (MB)', *scalars],
+        rows=rows,
+    )
+
+
+def _is_loss(key: str) -> bool:
+    return key.startswith('loss') or key in ('effective_rank', 'similarity', 'teacher_entropy', 'overlap')
+
+
+def _tuning(outcome: Outcome) -> Section:
+    rows = []
+    for start, found in outcome.tuned.items():
+        for i, trial in enumerate(found['trials']):
+            knobs = {**trial['pretraining'], **trial['detector']}
+            words = ', '.join(f'{key} = {value}' for key, value in knobs.items()) or 'as the config has it'
+            rows.append([start, f'{trial["ap"]:.1f}' + (' (chosen)' if i == found['trial'] else ''), words])
+    tuning = outcome.plan.tuning
+    note = 'The same val images chose the knobs and are in the tables: the gains of all starts are a little too high.'
+    return Section(
+        'Tuning',
+        [
+            f'{tuning.trials} trials per start, the first with the config as it is, judged by box AP on the val images.'
+            + (f' {note}' if outcome.evaluated == 'val' else '')
+        ],
+        header=['start', 'AP on val', 'knobs'],
+        rows=rows,
+    )
+
+
+def _detections(outcome: Outcome, comparison: Comparison) -> Section:
+    """The same images with the detections of every start, at the amount of labels in the middle."""
+    table = outcome.tables[len(outcome.tables) // 2]
+    data = comparison.data
+    content = read_coco(data.test if outcome.evaluated == 'test' else data.val)
+    objects: Dict[int, List[dict]] = {}
+    for a in content['annotations']:
+        objects.setdefault(a['image_id'], []).append(a)
+    images = [image for image in content['images'] if image['id'] in objects]
+    chosen = [images[i * len(images) // outcome.plan.pictures] for i in range(min(outcome.plan.pictures, len(images)))]
+    names = {c['id']: c['name'] for c in content['categories']}
+    order = {c: i for i, c in enumerate(names)}
+    found: Dict[str, Dict[int, List[dict]]] = {}
+    for start in outcome.plan.starts:
+        stage = comparison.runs[DetectorRun(start.name, 0, table.percent, 0)]
+        boxes: Dict[int, List[dict]] = {}
+        for d in json.loads((comparison.stages.path(stage) / 'predictions.bbox.json').read_text()):
+            if d['score'] >= SCORE:
+                boxes.setdefault(d['image_id'], []).append(d)
+        found[start.name] = boxes
+    rows = []
+    for image in chosen:
+        row = [('annotated', _drawn(image['file_name'], objects[image['id']], order))]
+        row += [
+            (start, _drawn(image['file_name'], boxes.get(image['id'], []), order)) for start, boxes in found.items()
+        ]
+        rows.append(row)
+    legend = ', '.join(f'{name}: {_color_name(i)}' for name, i in ((names[c], i) for c, i in order.items()) if i < 8)
+    return Section(
+        'Detections side by side',
+        [f'With {table.images} labelled images, first seeds, score above {SCORE}. {legend}.'],
+        pictures=rows,
+    )
+
+
+_BOX_COLORS = (
+    ('red', '#e6194b'),
+    ('blue', '#2f6fed'),
+    ('green', '#2fbf4b'),
+    ('orange', '#ff9f1a'),
+    ('purple', '#a23bd6'),
+    ('cyan', '#19c5d9'),
+    ('yellow', '#f2e205'),
+    ('pink', '#ff6fc8'),
+)
+
+
+def _color_name(i: int) -> str:
+    return _BOX_COLORS[i % len(_BOX_COLORS)][0]
+
+
+def _drawn(file: str, boxes: Sequence[dict], order: Dict[int, int]) -> bytes:
+    with Image.open(file) as source:
+        image = source.convert('RGB')
+    zoom = PICTURE / max(image.size)
+    image = image.resize((max(1, round(image.width * zoom)), max(1, round(image.height * zoom))))
+    draw = ImageDraw.Draw(image)
+    for box in boxes:
+        x, y, w, h = (v * zoom for v in box['bbox'])
+        color = _BOX_COLORS[order.get(box['category_id'], 0) % len(_BOX_COLORS)][1]
+        draw.rectangle((x, y, max(x + w, x + 1), max(y + h, y + 1)), outline=color, width=2)
+    return _jpeg(image)
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    out = io.BytesIO()
+    image.save(out, 'JPEG', quality=85)
+    return out.getvalue()
+
+
+def _views(comparison: Comparison) -> Optional[Section]:
+    """What the pretrainings saw, where they drew it themselves."""
+    rows = []
+    for start, stage in stage_folders(comparison).items():
+        for path in sorted(comparison.stages.path(stage).rglob('views_*.png'))[:1]:
+            with Image.open(path) as source:
+                image = source.convert('RGB')
+            if image.width > 900:
+                image = image.resize((900, round(image.height * 900 / image.width)))
+            rows.append([(start, _jpeg(image))])
+    if not rows or not comparison.plan.pictures:
+        return None
+    return Section(
+        'What the pretrainings see', ['Crops of one training image, as the first iteration saw them.'], pictures=rows
+    )
+
+
+def _method(outcome: Outcome, comparison: Comparison, command: str) -> Section:
+    plan, data = comparison.plan, comparison.data
+    boxes = sorted({start.name for start in plan.starts for step in start.recipes if step.boxes})
+    items = [
+        f'Command: `{command}`',
+        f'{datetime.date.today().isoformat()}; {hardware()}; {comparison.stages.jobs} stage(s) at a time.',
+        f'Training images: {data.images["train"]}, of which a label fraction is drawn anew by each detector seed, smaller ones within larger ones; '
+        f'{data.images["unlabelled"]} further images without labels. Evaluated: {outcome.images} images ({outcome.evaluated}).',
+        *data.notes,
+        f'Detector: the same for all starts, {plan.detector.iterations} iterations, {plan.seeds.detector} seed(s), all weights trained.',
+        'Pretraining: '
+        + (
+            f'{plan.pretraining.iterations} iterations'
+            if plan.pretraining.iterations is not None
+            else f'{plan.pretraining.minutes:g} minutes at the measured speed'
+        )
+        + f' for every start, {plan.seeds.pretraining} seed(s), on all training images, of which no evaluated image is one (checked by hash and by '
+        'likeness).',
+        'Interval: variance from 1,000 resamplings of the evaluated images (300 above 500 images; the same for all runs), plus the variance between '
+        'detector seeds and between pretraining seeds, pooled over the starts; Student, Satterthwaite. Of twenty intervals one misses.',
+    ]
+    if boxes:
+        items.append(
+            f'The boxes of all training images, not their classes, were there for the pretraining of {", ".join(boxes)} (a method without objects ignores '
+            'them): with fewer labels than images that is weak supervision, which a start without boxes has not had.'
+        )
+    return Section('How it was measured', items=items, code=dump_plan(plan))
+
+
+def signed2(value: float) -> str:
+    return f'{value:+.2f}'.replace('-', '−')
+
+
+def _axes(x: str, y: str):
+    figure = Figure(figsize=(7.2, 3.6), layout='constrained')
+    axes = figure.subplots()
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(alpha=0.25)
+    _plain(axes)
+    return figure, axes
+
+
+def _plain(axes) -> None:
+    for side in ('top', 'right'):
+        axes.spines[side].set_visible(False)
+
+
+def _svg(figure: Figure) -> str:
+    out = io.StringIO()
+    with matplotlib.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': 'odis_mm', 'font.family': 'sans-serif'}):
+        FigureCanvasSVG(figure).print_svg(out, metadata={'Date': None})
+    text = out.getvalue()
+    return text[text.index('<svg') :]
+
+
+def to_markdown(title: str, sections: Sequence[Section]) -> str:
+    lines = [f'# {title}', '']
+    for section in sections:
+        lines += [f'## {section.title}', '']
+        for text in section.intro:
+            lines += [text, '']
+        lines += [f'- {item}' for item in section.items]
+        lines += [''] * bool(section.items)
+        if section.rows:
+            lines += ['| ' + ' | '.join(section.header) + ' |', '|---' * len(section.header) + '|']
+            lines += ['| ' + ' | '.join(str(cell) for cell in row) + ' |' for row in section.rows]
+            lines.append('')
+        for name, (_, words) in section.figures.items():
+            lines += [f'![{words}](figures/{name}.svg)', '']
+        if section.pictures:
+            lines += ['The pictures are in report.html.', '']
+        if section.code:
+            lines += ['```yaml', section.code.rstrip(), '```', '']
+    return '\n'.join(lines)
+
+
+_STYLE = """
+:root { color-scheme: light; }
+body { font: 16px/1.5 system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif; color: #1d232b; background: #f6f7f9; margin: 0; }
+main { max-width: 1080px; margin: 0 auto; padding: 24px 20px 64px; }
+h1 { font-size: 26px; line-height: 1.25; margin: 8px 0 20px; }
+h2 { font-size: 19px; margin: 0 0 10px; }
+section { background: #fff; border: 1px solid #e2e6eb; border-radius: 10px; padding: 18px 22px; margin: 0 0 18px; overflow-x: auto; }
+section.verdict { border-left: 6px solid #2a9d8f; }
+section.verdict p:first-of-type { font-size: 19px; line-height: 1.4; }
+table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: 5px 12px 5px 0; border-bottom: 1px solid #e9ecf0; vertical-align: top; }
+th { font-weight: 600; border-bottom: 2px solid #cfd6de; }
+tr.first td { border-top: 2px solid #cfd6de; }
+ul { padding-left: 20px; margin: 8px 0; }
+li { margin: 3px 0; }
+svg { max-width: 100%; height: auto; display: block; }
+pre { background: #f3f5f7; padding: 12px; border-radius: 6px; overflow-x: auto; font-size: 13px; }
+code { background: #f3f5f7; padding: 1px 4px; border-radius: 4px; font-size: 13px; }
+.pictures { display: grid; gap: 10px; }
+.pictures figure { margin: 0; min-width: 0; }
+.pictures img { width: 100%; display: block; border-radius: 4px; }
+.pictures figcaption { font-size: 13px; color: #5a6572; padding: 2px 0; }
+"""
+
+
+def to_html(title: str, sections: Sequence[Section]) -> str:
+    """One file: style, figures and pictures are inside, nothing is fetched."""
+    parts = [
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f'<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body><main>',
+        f'<h1>{html.escape(title)}</h1>',
+    ]
+    for i, section in enumerate(sections):
+        parts.append(f'<section{" class=verdict" if not i else ""}><h2>{html.escape(section.title)}</h2>')
+        parts += [f'<p>{_inline(text)}</p>' for text in section.intro]
+        if section.items:
+            parts.append('<ul>' + ''.join(f'<li>{_inline(item)}</li>' for item in section.items) + '</ul>')
+        if section.rows:
+            parts.append(
+                '<table><thead><tr>' + ''.join(f'<th>{html.escape(h)}</th>' for h in section.header) + '</tr></thead>'
+            )
+            former: Optional[str] = None
+            for row in section.rows:
+                new = former is not None and row[0] != former and len({r[0] for r in section.rows}) < len(section.rows)
+                former = str(row[0])
+                parts.append(
+                    f'<tr{" class=first" if new else ""}>'
+                    + ''.join(f'<td>{html.escape(str(c))}</td>' for c in row)
+                    + '</tr>'
+                )
+            parts.append('</table>')
+        for svg, words in section.figures.values():
+            parts.append(f'<div role="img" aria-label="{html.escape(words)}">{svg}</div>')
+        for row in section.pictures:
+            parts.append(f'<div class="pictures" style="grid-template-columns: repeat({len(row)}, 1fr)">')
+            for caption, jpeg in row:
+                data = base64.b64encode(jpeg).decode()
+                caption = html.escape(caption)
+                parts.append(
+                    f'<figure><img alt="{caption}" src="data:image/jpeg;base64,{data}"><figcaption>{caption}</figcaption></figure>'
+                )
+            parts.append('</div>')
+        if section.code:
+            parts.append(f'<details><summary>The plan</summary><pre>{html.escape(section.code)}</pre></details>')
+        parts.append('</section>')
+    parts.append('</main></body></html>')
+    return '\n'.join(parts)
+
+
+def _inline(text: str) -> str:
+    """Escaped; **bold** and `code` as in Markdown."""
+    pieces = []
+    for i, part in enumerate(html.escape(text).split('**')):
+        pieces.append(f'<b>{part}</b>' if i % 2 else part)
+    joined = ''.join(pieces)
+    return ''.join(f'<code>{part}</code>' if i % 2 else part for i, part in enumerate(joined.split('`')))

@@ -1,0 +1,248 @@
+"""Carry a plan out, or make one for a user's data that fits the time."""
+
+import dataclasses
+from pathlib import Path
+from typing import List, Optional, Sequence, Tuple
+
+from mmengine.logging import MMLogger
+
+from ..config import shipped_configs
+from ..utils.errors import ConfigError
+from ..utils.files import PathLike, atomic_write_text
+from .compare import Comparison, prepare, resolve_files
+from .outcome import Outcome, headline, recommendation
+from .plan import Data, Detector, Plan, Pretraining, Seeds, Start, Step, dump_plan, load_plan, select_starts, slug
+from .report import write_report
+from .stages import Stages
+
+RANDOM = 'random weights'
+SMALL = {'ALFM': 'alfm_small', 'ODIS': 'odis_small', 'GTSA': 'gtsa_small', 'iBOT': 'ibot_small'}  # tried in this order
+LABELS = (1.0, 10.0, 100.0)
+FEWEST = 8  # labelled images below which a fraction is not tried
+SHORTEST = 1.5  # minutes: a pretraining below that is not worth a table
+RESERVE = 0.85  # share of the time that is planned with; the rest is for the report and for what was measured too well
+# how much of a comparison to give up for time, the dearest first: pretrainings, seeds of both kinds, amounts of labels, detector iterations
+DESIGNS = (
+    (4, 2, 2, 3, 300),
+    (3, 2, 2, 2, 300),
+    (3, 2, 2, 2, 200),
+    (2, 2, 2, 2, 200),
+    (2, 2, 2, 1, 200),
+    (1, 2, 2, 1, 200),
+    (1, 2, 2, 1, 120),
+    (1, 1, 2, 1, 120),
+    (1, 1, 1, 1, 120),
+)
+
+
+def compare(
+    plan: PathLike,
+    *,
+    starts: Optional[Sequence[str]] = None,
+    work_dir: Optional[PathLike] = None,
+    changes: Sequence[str] = (),
+    jobs: Optional[int] = None,
+    prefix: Sequence[str] = (),
+    dry_run: bool = False,
+    duplicates: Optional[str] = None,
+    command: str = '',
+) -> Optional[Outcome]:
+    """Carry a plan out; a second call goes on where the first one stopped.
+
+    Args:
+        plan: A YAML file, or the name of a shipped plan.
+        starts: Of the plan, these and its reference alone.
+        work_dir: Stages, data and report; None: ``work_dirs/compare/NAME``.
+        changes: ``KEY=VALUE`` texts that change the plan.
+        jobs: Stages at a time.
+        prefix: Words before each command, such as those of ``srun``.
+        dry_run: Measure the speed and tell how long it takes, then stop; returns None.
+        duplicates: In place of the plan's ``data.duplicates``.
+        command: For the report.
+
+    Raises:
+        ConfigError: the plan cannot be used; LeakError: evaluated images are among the training images.
+        StageError: a stage failed.
+    """
+    MMLogger.get_current_instance().setLevel(
+        'WARNING'
+    )  # what data sets tell of themselves is in the logs of the stages
+    found, folder = load_plan(plan, changes)
+    if starts:
+        found = select_starts(found, starts)
+    out = Path(work_dir or Path('work_dirs/compare') / (slug(found.name) or 'plan'))
+    return _carry_out(found, folder, out, jobs, prefix, dry_run, duplicates, command)
+
+
+def compare_data(
+    data: PathLike,
+    minutes: float = 60,
+    *,
+    recipes: Optional[Sequence[str]] = None,
+    files: Sequence[str] = (),
+    work_dir: Optional[PathLike] = None,
+    changes: Sequence[str] = (),
+    jobs: Optional[int] = None,
+    prefix: Sequence[str] = (),
+    dry_run: bool = False,
+    duplicates: Optional[str] = None,
+    command: str = '',
+) -> Optional[Outcome]:
+    """Write a plan for a data set that fits the time on this machine, by measured speeds, to ``work_dir/plan.yaml``, and carry it out.
+
+    Args:
+        data: Folder of a COCO-style data set.
+        minutes: For everything.
+        recipes: Pretrainings to compare; None: those for small data, as many as fit.
+        files: Weights to compare as they are.
+
+    The other arguments are those of :func:`compare`.
+
+    Raises:
+        ConfigError: no annotations, too little time for any comparison, or a work dir that holds the plan of another command.
+    """
+    MMLogger.get_current_instance().setLevel('WARNING')
+    root = Path(data).resolve()
+    out = Path(work_dir or Path('work_dirs/compare') / (slug(root.name) or 'data'))
+    mark = f'# made by: odis-mm compare --data {root.name} --minutes {minutes:g}, recipes {recipes}, files {list(files)}, {list(changes)}'
+    path = out / 'plan.yaml'
+    if path.is_file():
+        if path.read_text().splitlines()[0] != mark:
+            raise ConfigError(
+                f'{path} was made by another command ({path.read_text().splitlines()[0].lstrip("# ")}): continue it with '
+                f'`odis-mm compare {path} --work-dir {out}`, or take another --work-dir.'
+            )
+        found, folder = load_plan(path)
+        return _carry_out(found, folder, out, jobs, prefix, dry_run, duplicates, command)
+    plan = _draft(root, recipes, files, duplicates)
+    stages = Stages(out, jobs, prefix)
+    prepared = prepare(plan, Path(), out, stages.say)
+    labels = tuple(p for p in LABELS if p == 100 or prepared.images['train'] * p / 100 >= FEWEST)
+    plan = dataclasses.replace(plan, labels=labels)
+    stages.say(
+        f'{prepared.images["train"]} training and {prepared.images["val"]} val images; measuring the speed of the detector and of '
+        f'{", ".join(s.name for s in plan.starts if s.recipes) or "no pretraining"}'
+    )
+    comparison = Comparison(plan, prepare(plan, Path(), out, stages.say), stages)
+    stages.run(comparison.timing())
+    plan, told = fit(plan, comparison, minutes)
+    for change in told:
+        stages.say(change)
+    out.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(path, f'{mark}\n{dump_plan(plan)}')
+    if changes:
+        text = path.read_text()
+        plan, _ = load_plan(path, changes)
+        atomic_write_text(path, f'{text.splitlines()[0]}\n{dump_plan(plan)}')
+    return _carry_out(plan, out, out, jobs, prefix, dry_run, duplicates, command)
+
+
+def _draft(root: Path, recipes: Optional[Sequence[str]], files: Sequence[str], duplicates: Optional[str]) -> Plan:
+    shipped = shipped_configs()
+    if recipes is None:
+        chosen = {name: recipe for name, recipe in SMALL.items() if recipe in shipped}
+    else:
+        chosen = {Path(recipe).stem: recipe for recipe in recipes}
+    own = {Path(file).stem: str(Path(file).resolve()) for file in files}
+    starts = [Start(RANDOM), *(Start(name, (Step(file=file),)) for name, file in own.items())]
+    starts += [Start(name, (Step(recipe=recipe),)) for name, recipe in chosen.items()]
+    if len(starts) < 2:
+        raise ConfigError('nothing to compare: name recipes with --recipes, or weights with --init.')
+    return Plan(
+        data=Data(root=str(root), duplicates=duplicates or 'refuse'),
+        starts=tuple(starts),
+        name=root.name,
+        detector=Detector(size=128),
+        labels=LABELS,
+        seeds=Seeds(2, 2),
+    )
+
+
+def fit(plan: Plan, comparison: Comparison, minutes: float) -> Tuple[Plan, List[str]]:
+    """The richest design whose estimated time is within ``minutes``; what it is, in lines.
+
+    Raises:
+        ConfigError: not even the poorest fits.
+    """
+    workers, results = comparison.stages.jobs, comparison.stages.result
+    detector = results(comparison.detector_probe)
+    images = comparison.data.images['val']
+    fixed = [start for start in plan.starts if not start.recipes]
+    pretrained = [start for start in plan.starts if start.recipes]
+    budget = RESERVE * minutes * workers
+    for count, seeds_p, seeds_d, amounts, iterations in DESIGNS:
+        if count > max(len(pretrained), 1) or (not pretrained and seeds_p > 1):
+            continue
+        labels = plan.labels[-amounts:] if amounts > 1 else plan.labels[-2:-1] or plan.labels
+        chosen = pretrained[:count]
+        one = (detector['startup'] + detector['iteration'] * iterations + detector['image'] * images) / 60
+        detectors = (len(fixed) + len(chosen) * seeds_p) * seeds_d * len(labels)
+        overhead = 0.5 * (len(chosen) * seeds_p + len(fixed))  # frozen measures
+        left = budget - one * detectors - overhead
+        each = 0.0
+        if chosen:
+            startup = sum(results(comparison.probes[s.recipes[0].recipe])['startup'] for s in chosen) / 60 / len(chosen)
+            each = left / (len(chosen) * seeds_p) - startup
+            if each < SHORTEST:
+                continue
+        elif left < 0:
+            continue
+        each = round(min(each, 600.0), 1)
+        new = dataclasses.replace(
+            plan,
+            starts=(*fixed, *chosen),
+            labels=tuple(labels),
+            seeds=Seeds(seeds_p, seeds_d),
+            detector=dataclasses.replace(plan.detector, iterations=iterations),
+            pretraining=Pretraining(minutes=each) if chosen else Pretraining(iterations=4),
+        )
+        total = one * detectors + overhead + (each + startup if chosen else 0) * len(chosen) * seeds_p
+        lines = [
+            f'plan: {", ".join(s.name for s in new.starts)}; {each:g} min per pretraining, {seeds_p} pretraining and {seeds_d} detector seed(s), '
+            f'{detectors} detectors of {iterations} iterations with {", ".join(f"{p:g} %" for p in labels)} of the labels',
+            f'by the measured speed that takes about {total / workers:.0f} minutes, {workers} stage(s) at a time',
+        ]
+        return new, lines
+    least = (detector['startup'] + detector['iteration'] * 120 + detector['image'] * images) / 60
+    need = (least * 2 * (len(fixed) + 1) + 2 * SHORTEST) / workers / RESERVE
+    raise ConfigError(
+        f'{minutes:g} minutes are too short for any comparison on this machine: give it about {need:.0f} with --minutes.'
+    )
+
+
+def _carry_out(
+    plan: Plan,
+    folder: Path,
+    out: Path,
+    jobs: Optional[int],
+    prefix: Sequence[str],
+    dry_run: bool,
+    duplicates: Optional[str],
+    command: str,
+) -> Optional[Outcome]:
+    if duplicates:
+        plan = dataclasses.replace(plan, data=dataclasses.replace(plan.data, duplicates=duplicates))
+    plan = resolve_files(plan, folder)
+    out.mkdir(parents=True, exist_ok=True)
+    stages = Stages(out, jobs, prefix)
+    comparison = Comparison(plan, prepare(plan, folder, out, stages.say), stages)
+    stages.run(comparison.timing())
+    left, total = comparison.minutes(), len(comparison.everything())
+    stages.say(
+        f'{total} stages, {stages.jobs} at a time'
+        + ('' if left is None else f'; what is not done yet takes about {left:.0f} minutes by the measured speed')
+    )
+    if dry_run:
+        for stage in comparison.everything():
+            minutes = comparison.estimate(stage)
+            state = 'done' if stages.result(stage) is not None else '' if minutes is None else f'{minutes:.1f} min'
+            print(f'  {stage.name:48s} {state}')
+        return None
+    results = comparison.run()
+    stages.say('writing the report')
+    outcome = write_report(comparison, results, out, command)
+    print(
+        f'\n{headline(outcome)}\n{recommendation(outcome)}\nReport: {out / "report.html"} and {out / "report.md"}',
+        flush=True,
+    )
+    return outcome

@@ -1,0 +1,281 @@
+"""The whole engine with training replaced: what is run, what is kept, what the report says."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmpretrain.registry import MODELS
+from PIL import Image
+
+from odis_mm.transfer import save_backbone
+from odis_mm.utils.errors import ConfigError, StageError
+from odis_mm.workflows import leaks, stats
+from odis_mm.workflows import run as module
+from odis_mm.workflows.compare import label_subsets, prepare
+from odis_mm.workflows.plan import Data, Plan, Start, parse_plan
+from odis_mm.workflows.run import compare, compare_data
+from odis_mm.workflows.stages import Worker
+
+NOISE = {'good': 1.0, 'bad': 9.0, 'random': 5.0}  # pixels that a detector's boxes are off
+
+
+def write_data(root, splits=(('train', 24), ('val', 16)), seed=0):
+    """Noise with rectangles on it, whose boxes are annotated."""
+    rng = np.random.default_rng(seed)
+    (root / 'images').mkdir(parents=True)
+    (root / 'annotations').mkdir()
+    number = 0
+    for split, count in splits:
+        content = dict(images=[], annotations=[], categories=[dict(id=1, name='box'), dict(id=2, name='unused')])
+        for _ in range(count):
+            number += 1
+            pixels = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8).repeat(6, 0).repeat(6, 1)
+            Image.fromarray(pixels).save(root / 'images' / f'{number}.png')
+            content['images'].append(dict(id=number, file_name=f'{number}.png', width=96, height=72))
+            for _ in range(3):
+                x, y, w, h = *rng.uniform(0, 40, 2), *rng.uniform(15, 30, 2)
+                box = dict(id=len(content['annotations']) + 1, image_id=number, category_id=1, bbox=[x, y, w, h])
+                content['annotations'].append(dict(box, area=w * h, iscrowd=0))
+        (root / 'annotations' / f'{split}.json').write_text(json.dumps(content))
+    return root
+
+
+class FakeTraining:
+    """In place of ``Worker.command``: detectors whose boxes are as far off as their start says, and pretrainings of no time."""
+
+    def __init__(self, export):
+        self.export, self.calls, self.fail_at = export, [], None
+
+    def __call__(self, worker, arguments, folder):
+        words = [str(word) for word in arguments]
+        self.calls.append(folder.parent.name if folder.name.startswith('step') else folder.name)
+        if self.fail_at == len(self.calls):
+            raise StageError('killed')
+        if words[0] == 'regions':
+            name = words[1]
+            value = 60.0 - NOISE['good' if 'good' in name else 'bad']
+            found = dict(
+                metrics=dict(box_pool=value, object_auc=value + 10), random=dict(box_pool=50.0, object_auc=60.0)
+            )
+            (folder / 'measures.json').write_text(json.dumps(found))
+            return dict(seconds=1.0, memory_mb=100.0)
+        cfg, run = Config.fromfile(words[1]), folder / 'run'
+        (run / 'x' / 'vis_data').mkdir(parents=True, exist_ok=True)
+        (self.detector if cfg.train_cfg.type == 'IterBasedTrainLoop' else self.pretraining)(cfg, run)
+        return dict(seconds=2.0, memory_mb=100.0)
+
+    def pretraining(self, cfg, run):
+        records = [dict(loss=1.0 / (i + 1), time=0.01, step=i + 1, loss_x=0.5) for i in range(12)]
+        (run / 'x' / 'vis_data' / 'scalars.json').write_text('\n'.join(map(json.dumps, records)))
+        interval = cfg.default_hooks.checkpoint.interval
+        epochs = range(interval, cfg.train_cfg.max_epochs + 1, interval)
+        for epoch in {*epochs, cfg.train_cfg.max_epochs}:
+            shutil.copy(self.export, run / f'epoch_{epoch}_backbone.pth')
+
+    def detector(self, cfg, run):
+        name = str((cfg.model.backbone.get('init_cfg') or {}).get('checkpoint'))
+        start = 'good' if 'good' in name else 'bad' if 'bad' in name else 'random'
+        labels = len(json.loads(open(cfg.train_dataloader.dataset.ann_file).read())['images'])
+        rng = np.random.default_rng((cfg.randomness.seed, labels))
+        truth = json.loads(open(cfg.val_evaluator.ann_file).read())
+        off = NOISE[start] * (1 + 3 / labels) / (2 if cfg.optim_wrapper.optimizer.lr < 1e-3 else 1)
+        found = [
+            dict(
+                image_id=a['image_id'],
+                category_id=a['category_id'],
+                bbox=(np.array(a['bbox']) + rng.normal(0, off / 2, 4)).clip(1).tolist(),
+                score=float(rng.uniform(0.3, 1)),
+            )
+            for a in truth['annotations']
+        ]
+        prefix = cfg.val_evaluator.get('outfile_prefix')
+        if prefix:
+            open(f'{prefix}.bbox.json', 'w').write(json.dumps(found))
+        ap = stats.average_precision(stats.match(cfg.val_evaluator.ann_file, found))[0] / 100
+        records = [dict(loss=1.0, time=0.01, step=i + 1) for i in range(12)]
+        records.append({'coco/bbox_mAP': ap, 'coco/bbox_mAP_50': ap, 'time': 0.02, 'step': 12})
+        (run / 'x' / 'vis_data' / 'scalars.json').write_text('\n'.join(map(json.dumps, records)))
+
+
+@pytest.fixture
+def training(tmp_path, monkeypatch):
+    init_default_scope('mmpretrain')
+    arch = dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=64)
+    vit = MODELS.build(dict(type='VisionTransformer', arch=arch, img_size=32, patch_size=8))
+    export = tmp_path / 'export.pth'
+    save_backbone(export, vit.state_dict(), dict(num_heads=2))
+    fake = FakeTraining(export)
+    monkeypatch.setattr(Worker, 'command', lambda worker, arguments, folder: fake(worker, arguments, folder))
+    return fake
+
+
+def plan_file(tmp_path, **changes):
+    content = dict(
+        name='test',
+        data=dict(root=str(tmp_path / 'data')),
+        starts={'random weights': {}, 'good': dict(recipe='alfm_demo')},
+        detector=dict(size=64, iterations=20),
+        pretraining=dict(iterations=20),
+        labels=[25, 100],
+    )
+    path = tmp_path / 'plan.yaml'
+    path.write_text(json.dumps({**content, **changes}))  # json is YAML
+    return path
+
+
+def numbers(work_dir):
+    """The report without what the clock says."""
+    content = json.loads((work_dir / 'report.json').read_text())
+    del content['costs'], content['hardware']
+    return content
+
+
+def test_a_plan_from_start_to_report(tmp_path, training):
+    write_data(tmp_path / 'data')
+    work = tmp_path / 'work'
+    starts = {'random weights': {}, 'good': dict(recipe='alfm_demo'), 'bad': dict(recipe='gtsa_demo')}
+    plan = plan_file(tmp_path, starts=starts, pretraining=dict(iterations=20, lengths=[0.5]))
+    outcome = compare(plan, work_dir=work, jobs=2, command='odis-mm compare plan.yaml')
+    # 3 speeds, 4 pretrainings, (2 + 4 + 4) detectors at two amounts of labels, 8 on the way, 8 measures
+    assert len(training.calls) == len(set(training.calls)) == 3 + 4 + 20 + 8 + 8
+    report = numbers(work)
+    assert report['verdict'].startswith('Yes: good is ') and 'Below random weights: bad' in report['verdict']
+    assert report['recommendation'].startswith('Start from good.')
+    assert [table['images'] for table in report['tables']] == [6, 24]
+    for table in outcome.tables:
+        assert table.row('good').gap.verdict == 'above' and table.row('bad').gap.verdict == 'below'
+        assert table.row('good').runs.value.shape == (2, 2) and table.row('random weights').runs.value.shape == (1, 2)
+    assert report['correlations']['box_pool'][0] > 0.5 and report['correlations']['box_pool'][1] == 9
+    html = (work / 'report.html').read_text()
+    assert not re.search(r'(?:src|href)="(?!data:|#)', html)  # nothing is fetched
+    assert html.count('data:image/jpeg') == 4 * 4 and html.count('<svg') == 3 and 'odis-mm compare plan.yaml' in html
+    markdown = (work / 'report.md').read_text()
+    assert '| 6 (25 %) | good |' in markdown and '![Box AP against the number' in markdown
+    assert (work / 'figures' / 'labels.svg').is_file()
+    del training.calls[:]
+    compare(plan, work_dir=work, jobs=1)
+    assert not training.calls and numbers(work) == report
+
+
+def test_a_changed_plan_runs_only_what_it_touches(tmp_path, training):
+    write_data(tmp_path / 'data')
+    work = tmp_path / 'work'
+    compare(plan_file(tmp_path, measures=False), work_dir=work, jobs=1)
+    first = {path: path.read_bytes() for path in work.rglob('result.json')}
+    before = (work / 'report.json').read_text()
+    del training.calls[:]
+    compare(plan_file(tmp_path, measures=False, labels=[25, 50, 100]), work_dir=work, jobs=1)
+    assert len(training.calls) == 6 and all('_50pct_' in name for name in training.calls)
+    assert all(path.read_bytes() == content for path, content in first.items())
+    assert before in [path.read_text() for path in work.glob('report_*.json')]  # the former report is kept
+
+
+def test_killed_again_and_again_it_gives_the_same_table(tmp_path, training):
+    write_data(tmp_path / 'data')
+    plan = plan_file(tmp_path, labels=[25], measures=False, pictures=1, seeds=dict(pretraining=1, detector=2))
+    compare(plan, work_dir=tmp_path / 'whole', jobs=1)
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        training.calls, training.fail_at = [], int(rng.integers(1, 3))
+        with pytest.raises(StageError, match='killed'):
+            compare(plan, work_dir=tmp_path / 'broken', jobs=1)
+    training.fail_at = None
+    compare(plan, work_dir=tmp_path / 'broken', jobs=1)
+    assert numbers(tmp_path / 'broken') == numbers(tmp_path / 'whole')
+
+
+def test_a_planted_leak_is_refused_dropped_or_allowed(tmp_path, training):
+    root = write_data(tmp_path / 'data')
+    more = tmp_path / 'more'
+    more.mkdir()
+    Image.open(root / 'images' / '30.png').convert('RGB').resize((80, 60)).save(more / 'holiday.jpg', quality=50)
+    Image.fromarray(np.random.default_rng(9).integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(more / 'other.png')
+    data = dict(root=str(root), unlabelled=str(more))
+    with pytest.raises(
+        leaks.LeakError, match=r'^1 images that are evaluated .*30\.png = .*holiday\.jpg \(the same picture'
+    ):
+        compare(plan_file(tmp_path, data=data), work_dir=tmp_path / 'w')
+    assert not training.calls
+    dropped = prepare(
+        parse_plan(json.loads(plan_file(tmp_path, data={**data, 'duplicates': 'drop'}).read_text())),
+        tmp_path,
+        tmp_path / 'd',
+    )
+    names = [i['file_name'] for i in json.loads((dropped.pretraining[True] / 'train.json').read_text())['images']]
+    assert not any('holiday' in name for name in names) and any('other' in name for name in names)
+    allowed = prepare(
+        parse_plan(json.loads(plan_file(tmp_path, data={**data, 'duplicates': 'allow'}).read_text())),
+        tmp_path,
+        tmp_path / 'a',
+    )
+    assert len(allowed.duplicates) == 1
+
+
+def test_nothing_evaluated_is_in_any_training_file(tmp_path):
+    root = write_data(tmp_path / 'data', (('train', 12), ('val', 6), ('test', 6)))
+    plan = Plan(Data(root=str(root)), (Start('random'),), labels=(10.0, 50.0, 100.0))
+    data = prepare(plan, tmp_path, tmp_path / 'w')
+    held = {i['file_name'] for path in (data.val, data.test) for i in json.loads(path.read_text())['images']}
+    trained = [*data.subsets.values(), *(folder / 'train.json' for folder in data.pretraining.values()), data.train]
+    for path in trained:
+        assert not held & {i['file_name'] for i in json.loads(path.read_text())['images']}
+    assert not json.loads((data.pretraining[False] / 'train.json').read_text())['annotations']
+    with_boxes = json.loads((data.pretraining[True] / 'train.json').read_text())
+    assert [c['name'] for c in with_boxes['categories']] == ['object']  # the boxes, not the classes
+
+
+def test_without_a_val_split_images_are_held_out(tmp_path):
+    root = write_data(tmp_path / 'data', (('train', 12),))
+    data = prepare(Plan(Data(root=str(root)), (Start('random'),)), tmp_path, tmp_path / 'w')
+    assert data.images['train'] == 9 and data.images['val'] == 3 and 'held out' in data.notes[0]
+
+
+def test_label_subsets_are_nested_and_seeded(tmp_path):
+    root = write_data(tmp_path / 'data')
+    content = json.loads((root / 'annotations' / 'train.json').read_text())
+    one, two = (label_subsets(content, [1, 10, 50, 100], seed) for seed in (0, 1))
+    ids = [{i['id'] for i in one[p]['images']} for p in (1, 10, 50, 100)]
+    assert [len(i) for i in ids] == [1, 2, 12, 24] and ids[0] < ids[1] < ids[2] < ids[3]
+    assert {i['id'] for i in two[50]['images']} != ids[2]
+    assert all(
+        {a['image_id'] for a in part['annotations']} <= {i['id'] for i in part['images']} for part in one.values()
+    )
+
+
+def test_tuning_gives_every_start_the_same_trials_and_uses_what_it_found(tmp_path, training):
+    write_data(tmp_path / 'data')
+    plan = plan_file(tmp_path, tuning=dict(trials=4, labels=25), labels=[25], measures=False, pictures=0)
+    outcome = compare(plan, work_dir=tmp_path / 'w', jobs=1)
+    assert {len(found['trials']) for found in outcome.tuned.values()} == {4} and len(outcome.tuned) == 2
+    for found in outcome.tuned.values():
+        assert found['trials'][0]['pretraining'] == found['trials'][0]['detector'] == {}
+        best = found['trials'][found['trial']]
+        assert best['ap'] == max(trial['ap'] for trial in found['trials'])
+    folder = next((tmp_path / 'w' / 'stages').glob('detector_good_p0_25pct_d0-*'))
+    cfg = Config.fromfile(folder / 'config.py')
+    chosen = outcome.tuned['good']['detector']
+    assert chosen and cfg.optim_wrapper.optimizer.lr == chosen['optim_wrapper.optimizer.lr']
+    assert 'judged by box AP on the val images. The same val images chose' in (tmp_path / 'w' / 'report.md').read_text()
+
+
+def test_a_data_set_gets_a_plan_that_fits_the_time(tmp_path, training, monkeypatch):
+    monkeypatch.setattr(module, 'SMALL', {'good': 'alfm_demo', 'bad': 'gtsa_demo'})
+    root = write_data(tmp_path / 'data')
+    work = tmp_path / 'w'
+    assert compare_data(root, 60, work_dir=work, jobs=1, dry_run=True) is None
+    rich, _ = module.load_plan(work / 'plan.yaml')
+    assert len(rich.starts) == 3 and rich.seeds.pretraining == rich.seeds.detector == 2 and rich.labels == (100.0,)
+    compare_data(root, 10, work_dir=tmp_path / 'short', jobs=1, dry_run=True)
+    poor, _ = module.load_plan(tmp_path / 'short' / 'plan.yaml')
+    assert poor.pretraining.minutes < rich.pretraining.minutes
+    with pytest.raises(ConfigError, match='0.5 minutes are too short .* give it about'):
+        compare_data(root, 0.5, work_dir=tmp_path / 'none', jobs=1)
+    with pytest.raises(ConfigError, match='was made by another command .*take another --work-dir'):
+        compare_data(root, 30, work_dir=work, jobs=1)
+    before = (work / 'plan.yaml').read_text()
+    compare_data(root, 60, work_dir=work, jobs=1, dry_run=True)
+    assert (work / 'plan.yaml').read_text() == before

@@ -1,0 +1,32 @@
+"""Knobs that configs mark, and values drawn of them."""
+
+import numpy as np
+import pytest
+from mmengine.config import Config
+
+from odis_mm.config import load_config
+from odis_mm.utils.errors import ConfigError
+from odis_mm.workflows.tune import best_trial, draw_knobs, tunable
+
+
+def test_every_drawn_value_is_one_that_the_knob_allows():
+    knobs = dict(a=[1, 2, 3], b=dict(low=0.01, high=1.0, log=True), c=dict(low=2, high=3))
+    drawn = [draw_knobs(knobs, np.random.default_rng(i)) for i in range(300)]
+    assert {d['a'] for d in drawn} == {1, 2, 3}
+    assert all(0.01 <= d['b'] <= 1 and 2 <= d['c'] <= 3 for d in drawn)
+    assert 0.35 < np.mean([d['b'] < 0.1 for d in drawn]) < 0.65  # even over the decades
+    assert draw_knobs(knobs, np.random.default_rng(7)) == draw_knobs(knobs, np.random.default_rng(7))
+
+
+@pytest.mark.parametrize('name', ['odis_demo', 'ibot_demo', 'dino_demo', 'gtsa_demo', 'alfm_demo', 'faster-rcnn_small'])
+def test_every_knob_of_a_recipe_is_an_option_of_it(name):
+    knobs = tunable([load_config(name)])
+    assert len(knobs) >= 2
+    for seed in range(5):
+        load_config(name, draw_knobs(knobs, np.random.default_rng(seed)))
+
+
+def test_a_wrong_knob_is_named_and_the_first_of_equal_trials_wins():
+    with pytest.raises(ConfigError, match=r"tunable\['x'\] must be a list"):
+        tunable([Config(dict(tunable=dict(x=3)))])
+    assert best_trial([1.0, 3.0, 3.0]) == 1
