@@ -3,6 +3,7 @@
 from .annotations import FORMATS, load_annotations
 from .attention import Attention
 from .classic import Classic
+from .degrade import degrade
 from .detector import Detector
 from .finding import find_objects
 from .found import Found
@@ -15,6 +16,7 @@ __all__ = [
     'Classic',
     'Detector',
     'Found',
+    'degrade',
     'find_objects',
     'load_annotations',
     'random_boxes',
