@@ -25,10 +25,13 @@ __all__ = ['__version__', 'extract_object_features', 'finetune', 'predict', 'pre
 
 def register() -> None:
     """Register everything with mmpretrain and mmdet; a second call does nothing. Called by ``import odis_mm``."""
-    for name in ('datasets', 'models', 'engine'):
-        import_module(f'odis_mm.{name}')
-    if find_spec('mmdet') is not None:  # costs little: mmdet's registries, none of its models
-        import_module('odis_mm.detection')
+    from .utils.noise import quiet_imports
+
+    with quiet_imports():
+        for name in ('datasets', 'models', 'engine'):
+            import_module(f'odis_mm.{name}')
+        if find_spec('mmdet') is not None:  # costs little: mmdet's registries, none of its models
+            import_module('odis_mm.detection')
 
 
 def __getattr__(name: str) -> Any:

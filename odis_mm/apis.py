@@ -19,12 +19,24 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import distributed
 
-from .config import check_schedule, explain_build_error, follow_channels, load_config
+from .config import (
+    check_init,
+    check_schedule,
+    explain_build_error,
+    fit_schedule,
+    follow_channels,
+    in_iterations,
+    load_config,
+)
 from .datasets import EpochSampler, number_draws
+from .engine.hooks import LoadingHook
+from .engine.log import QuietRunner
 from .engine.peers import agent_keeps_store, await_peers
 from .engine.resume import damage, find_checkpoint
 from .recipes.starting import named_start, start_from
+from .transfer.mmengine_loading import closed_to_code
 from .utils.errors import ConfigError
+from .utils.noise import quiet_warnings
 
 AMP_WRAPPERS = dict(
     bf16=dict(type='mmpretrain.AutocastOptimWrapper'),
@@ -49,7 +61,8 @@ def train(
     Args:
         config: Path, name of a shipped recipe, or a config.
         work_dir: Logs, checkpoints and the resolved config go here; default: ``work_dirs/<name of the config>``.
-        resume: A checkpoint to continue from, or 'auto': the latest in work_dir, if there is one.
+        resume: What to continue from: a checkpoint, a folder (the newest in it), 'latest' (the newest in work_dir), or 'auto': that too, if
+            there is one, else from the beginning.
         init: A file of any known layout that the backbone starts from (:func:`start_from`); None: what ``init_cfg`` of the config names.
         amp: 'bf16' (any device) or 'fp16' (GPU): mixed precision in place of the config's choice.
         options: See :func:`load_config`.
@@ -65,6 +78,7 @@ def train(
     if 'train_dataloader' not in cfg:
         raise ConfigError(f'{cfg.filename} has no train_dataloader: it is nothing to train by.')
     _prepare(cfg, work_dir, launcher)
+    scaled = fit_schedule(cfg)
     check_schedule(cfg)
     follow_channels(cfg)
     number_draws(cfg.train_dataloader, by_epoch=str((cfg.get('train_cfg') or {}).get('type')) != 'IterBasedTrainLoop')
@@ -72,17 +86,20 @@ def train(
         _use_amp(cfg, amp)
     init = init or named_start(cfg)
     notes = [(logging.INFO, line) for line in start_from(cfg, init)] if init else []
+    check_init(cfg)
     notes += _use_resume(cfg, resume) + _check_detection(cfg, ('train', 'val'))
     with _session(cfg):
         runner = _build_runner(cfg)
         runner.logger.info(_ranks_line(runner))
-        for level, note in notes:
+        runner.logger.info(f'the whole log, with environment, config and hooks: {runner.log_dir}')
+        for level, note in [*((logging.INFO, line) for line in scaled), *notes]:
             runner.logger.log(level, note)
         runner.logger.info(scale_lr(runner))
         if amp:
             runner.logger.info(f'mixed precision: autocast in {amp}, {cfg.optim_wrapper.type}')
         with _explained(cfg):
             _check_length(runner)
+            _use_whole_iterations(runner)
             if isinstance(runner.train_dataloader.sampler, EpochSampler):
                 runner.logger.info(_epoch_line(runner))
             runner.train()
@@ -113,7 +130,7 @@ def test(
     cfg.load_from, cfg.resume = checkpoint, False
     notes = _check_detection(cfg, ('test',))
     with _session(cfg):
-        runner = _build_runner(cfg)
+        runner = _build_runner(cfg, training=False)
         runner.logger.info(_ranks_line(runner))
         for level, note in notes:
             runner.logger.log(level, note)
@@ -202,7 +219,10 @@ def _use_resume(cfg: Config, resume: Optional[str]) -> List[Tuple[int, str]]:
     """Sets what to resume from; returns levels and lines for the log, which does not exist yet."""
     if resume is None and not cfg.get('resume'):
         return []
-    path = cfg.get('load_from') if resume is None else None if resume == 'auto' else resume
+    path = cfg.get('load_from') if resume is None else None if resume in ('auto', 'latest') else resume
+    folder = cfg.work_dir
+    if path and osp.isdir(path):
+        path, folder, resume = None, path, 'latest'
     if path and not osp.isfile(path):
         raise ConfigError(f'--resume: no checkpoint {path!r}.')
     if path and (wrong := damage(path)):
@@ -210,23 +230,27 @@ def _use_resume(cfg: Config, resume: Optional[str]) -> List[Tuple[int, str]]:
             f'--resume: checkpoint {path!r} is damaged: {wrong}; name another one, or say --resume alone to continue from '
             'the newest whole one of the work dir.'
         )
-    path, warnings = (path, []) if path else find_checkpoint(cfg.work_dir)
+    path, warnings = (path, []) if path else find_checkpoint(folder)
+    if path is None and resume == 'latest':
+        raise ConfigError(
+            f'--resume: there is no checkpoint in {folder}; name the file or folder, or say --resume auto to begin at the beginning where '
+            'there is none.'
+        )
     cfg.resume = path is not None
     if path is None:
-        return [
-            (logging.INFO, f'--resume: there is no checkpoint in {cfg.work_dir}, so training starts at the beginning')
-        ]
+        return [(logging.INFO, f'--resume: there is no checkpoint in {folder}, so training starts at the beginning')]
     cfg.load_from = path
     return [(logging.WARNING, text) for text in warnings] + [(logging.INFO, f'--resume: continuing from {path}')]
 
 
 @contextmanager
 def _session(cfg: Config) -> Iterator[None]:
-    """Process group of this run."""
+    """Process group of this run, whose checkpoints are read as data and never run as code."""
     ours = cfg.launcher != 'none' and not distributed.is_initialized()
     if ours:
         _init_distributed(cfg)
-    yield
+    with closed_to_code(), quiet_warnings():
+        yield
     if ours:  # after an error the process ends, and waiting for the others could last until the timeout
         distributed.barrier()  # rank 0 may still be writing; a gloo group that goes while it does aborts its process
         distributed.destroy_process_group()
@@ -271,14 +295,16 @@ def _init_distributed(cfg: Config) -> None:
     }
 
 
-def _build_runner(cfg: Config) -> Runner:
+def _build_runner(cfg: Config, training: bool = True) -> Runner:
     """mmengine finds a run's logger and message hub by the run's name and the second it began: two runs of one process
     within a second would share a log file and its history, so each run after the first has a number in its name."""
     cfg, number = copy.deepcopy(cfg), next(_RUNS)
     if number:
         cfg.experiment_name = f'{cfg.get("experiment_name") or Path(cfg.filename or "run").stem}_{number}'
     with _explained(cfg):
-        return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else QuietRunner.from_cfg(cfg)
+    runner.register_hook(LoadingHook(training=training, allow=cfg.get('load_from_allow') or ()))
+    return runner
 
 
 def _check_length(runner: Runner) -> None:
@@ -289,6 +315,13 @@ def _check_length(runner: Runner) -> None:
             f'fewer than one batch of {batch} each: lower train_dataloader.batch_size, or set '
             'train_dataloader.drop_last=False.'
         )
+
+
+def _use_whole_iterations(runner: Runner) -> None:
+    """Schedules of parts of an epoch, in iterations: mmengine's step at whole epochs."""
+    parts = runner.param_schedulers
+    if isinstance(parts, list) and all(isinstance(part, dict) for part in parts):
+        runner.param_schedulers = in_iterations(parts, len(runner.train_dataloader))
 
 
 def _epoch_line(runner: Runner) -> str:

@@ -3,20 +3,24 @@
 A misspelt key ends in one sentence that names it, where it stands and what was probably meant.
 """
 
+import ast
 import difflib
 import inspect
 import os
 import re
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, Optional, Set, Tuple, Union
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Set, Tuple, Union
 
 import mmengine.registry
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.registry import Registry
 from mmengine.runner import Runner
 
+from .models.selfsup.base import TeacherStudent
 from .utils.errors import ConfigError
+from .utils.noise import quiet_console
 
 # what mmengine reads from a config beside the arguments of the Runner
 _OTHER_KEYS = {
@@ -26,6 +30,7 @@ _OTHER_KEYS = {
     'efficient_conv_bn_eval',
     'env_cfg',
     'find_unused_parameters',
+    'load_from_allow',
     'model_wrapper_cfg',
     'runner_type',
     'strategy',
@@ -61,6 +66,11 @@ def load_config(name: Union[str, Path], options: Optional[Dict[str, Any]] = None
         ConfigError: no such config, a syntax error in it, or a key that nothing reads.
     """
     path = Path(name)
+    if path.suffix in ('.pth', '.pt', '.safetensors', '.ckpt'):
+        raise ConfigError(
+            f'{path} is a checkpoint where a config is expected: give the config first, and the file by --resume, --init or as second '
+            'argument of test.'
+        )
     if not path.is_file():
         shipped = shipped_configs()
         wanted = Path(str(name).removesuffix('.py')).as_posix()
@@ -73,6 +83,7 @@ def load_config(name: Union[str, Path], options: Optional[Dict[str, Any]] = None
     for variable in ('COCO_ROOT', 'IMAGENET_ROOT', 'ADE20K_ROOT'):
         if not os.environ.get(variable, 'set'):
             del os.environ[variable]  # empty means unset
+    quiet_console(MMLogger.get_current_instance())
     try:
         with _plain_roots() as roots:
             cfg = Config.fromfile(str(path))
@@ -131,15 +142,71 @@ def parse_options(pairs: Iterable[str]) -> Dict[str, Any]:
         key, equals, value = pair.partition('=')
         if not equals or not key:
             raise ConfigError(f'--cfg-options {pair!r} is not of the form KEY=VALUE (no spaces around the =).')
-        # mmengine strips the blanks out of any value; a plain text, such as a path, keeps them
         try:
-            options[key] = value if ' ' in value and value[0] not in '[(' else DictAction._parse_iterable(value)
-        except (RecursionError, AssertionError) as error:
+            options[key] = _parse_value(value)
+        except (RecursionError, MemoryError) as error:
             raise ConfigError(
-                f'--cfg-options {pair!r}: the value must be a number, text, or a list or tuple of such; '
-                'for anything nested deeper write a config that inherits from this one.'
+                f'--cfg-options {pair[:200]!r}: the value is nested too deeply; write a config that inherits from this one.'
             ) from error
     return options
+
+
+def _parse_value(text: str) -> Any:
+    """Return the Python literal that a text is; else true/false, inf, nan, a list of such (in brackets or by commas), or the text itself.
+
+    Blanks within names and paths stay: ``['/my data/x']``, ``[traffic light,person]``, ``/my data/x``.
+    """
+    text = text.strip()
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = ...  # no literal
+    if _is_plain(value):
+        bare = isinstance(value, tuple) and not (text.startswith('(') and text.endswith(')'))
+        return list(value) if bare else value
+    if text.lower() in ('true', 'false'):
+        return text.lower() == 'true'
+    if text.lower().lstrip('+-') in ('inf', 'nan'):
+        return float(text)
+    if text[:1] + text[-1:] in ('[]', '()'):
+        if re.search(r'\w\(', text):
+            raise ConfigError(
+                f'--cfg-options: {text[:200]!r} is no Python literal (numbers, texts in quotes, lists, dicts in braces); for anything nested '
+                'deeper write a config that inherits from this one.'
+            )
+        parts = [_parse_value(part) for part in _split(text[1:-1])]
+        return parts if text[0] == '[' else tuple(parts)
+    if ',' in text and ' ' not in text:  # a text with blanks is a path or a sentence
+        parts = _split(text)
+        return [_parse_value(part) for part in parts] if len(parts) > 1 or text.endswith(',') else text
+    return text
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(_is_plain, value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _split(text: str) -> List[str]:
+    """Return the parts between commas that stand outside brackets and quotes; a comma at the end adds none."""
+    parts, depth, quote = [''], 0, ''
+    for character in text:
+        if quote:
+            quote = '' if character == quote else quote
+        elif character in '\'"':
+            quote = character
+        elif character in '[({':
+            depth += 1
+        elif character in '])}':
+            depth -= 1
+        elif character == ',' and depth == 0:
+            parts.append('')
+            continue
+        parts[-1] += character
+    return parts if parts[-1].strip() else parts[:-1]
 
 
 def apply_options(cfg: Config, options: Dict[str, Any]) -> None:
@@ -158,10 +225,21 @@ def apply_options(cfg: Config, options: Dict[str, Any]) -> None:
     for key, value in options.items():
         if not key.startswith('+'):
             _check_option(cfg, key)
+        _check_names(key, value)
         try:
             cfg.merge_from_dict({key.lstrip('+'): value})
         except (AttributeError, KeyError, TypeError) as error:
             raise ConfigError(f'--cfg-options {key} does not fit the config: {error}') from error
+
+
+def _check_names(key: str, value: Any) -> None:
+    """Refuse one text where a list of class names belongs: mmdet would take it letter by letter."""
+    if key.rpartition('.')[2].lower() != 'classes' or not isinstance(value, str) or os.path.isfile(value):
+        return
+    names = tuple(part.strip() for part in value.split(','))
+    raise ConfigError(
+        f'--cfg-options {key}: the class names must be a list, and {value!r} is one text; write "{key}={names!r}" (with the quotes).'
+    )
 
 
 def _check_option(cfg: Config, key: str) -> None:
@@ -212,14 +290,118 @@ def check_top_level(cfg: Config) -> None:
             raise ConfigError(f'{cfg.filename or "config"}: nothing reads the key {key!r}{hint}')
 
 
+LENGTHS = ('max_epochs', 'max_iters')
+POINTS = ('begin', 'end', 'T_max', 'milestones', 'step_size', 'total_steps')  # of a scheduler, in its own unit
+ENDLESS = 10**9  # mmengine's 'for ever'
+
+
+def fit_schedule(cfg: Config) -> List[str]:
+    """Scale warm-up and schedule of a config whose length was changed, in place; return what was done, for the log.
+
+    The file that the config was read from tells the length that its schedule was written for. What the options set themselves stays, and
+    what followed it in the file still does: a part that begins where the warm-up ends, a T_max from begin to end. Epochs that are no whole
+    numbers any more are turned into iterations by :func:`in_iterations`, once the length of an epoch is known.
+
+    Args:
+        cfg: After its options were applied.
+    """
+    parts, length = _parts(cfg), cfg.get('train_cfg') or {}
+    if not parts or not cfg.filename or not os.path.isfile(cfg.filename):
+        return []
+    try:
+        file = load_config(cfg.filename)
+    except Exception:  # a file that has changed or cannot be read any more tells nothing
+        return []
+    written, before = _parts(file), file.get('train_cfg') or {}
+    unit = next((unit for unit in LENGTHS if length.get(unit) and before.get(unit)), None)
+    if (
+        unit is None
+        or length[unit] == before[unit]
+        or [p.get('type') for p in parts] != [p.get('type') for p in written]
+    ):
+        return []
+    factor, told, kept = length[unit] / before[unit], [], []
+    for index, (part, was) in enumerate(zip(parts, written)):
+        for key in POINTS:
+            if key not in was:
+                continue
+            name = f'param_scheduler.{index}.{key}'
+            if part.get(key) != was[key]:
+                kept.append(name)
+                continue
+            part[key] = _scaled(was[key], factor, part.get('by_epoch', True))
+            if part[key] != was[key]:
+                told.append((name, was[key], index, key))
+    for index, (part, was) in enumerate(zip(parts, written)):  # what hung together in the file
+        for other, theirs in zip(parts, written):
+            if f'param_scheduler.{index}.begin' not in kept and 0 < was.get('begin', 0) == theirs.get('end'):
+                part['begin'] = other['end']
+        if f'param_scheduler.{index}.T_max' not in kept and was.get('T_max') is not None:
+            if was['T_max'] == was.get('end', before[unit]) - was.get('begin', 0):
+                part['T_max'] = part.get('end', length[unit]) - part.get('begin', 0)
+    where = os.path.basename(cfg.filename)
+    lines = [f'train_cfg.{unit} is {before[unit]} in {where} and {length[unit]} here: the schedule is scaled with it']
+    changed = [f'{name} {old} -> {parts[index][key]}' for name, old, index, key in told if parts[index][key] != old]
+    if changed:
+        lines[0] += f' ({", ".join(changed)})'
+    if kept:
+        lines.append(f'as set by options, not scaled: {", ".join(kept)}')
+    return lines if changed or kept else []
+
+
+def _parts(cfg: Config) -> List[dict]:
+    found = cfg.get('param_scheduler') or []
+    found = found if isinstance(found, list) else [found]
+    return found if all(isinstance(part, dict) and 'type' in part for part in found) else []
+
+
+def _scaled(value: Any, factor: float, by_epoch: bool) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_scaled(entry, factor, by_epoch) for entry in value]
+    if not value or value >= ENDLESS:
+        return value
+    scaled = round(value * factor, 6)
+    if by_epoch:
+        return int(scaled) if scaled == int(scaled) else scaled
+    return max(1, round(scaled))
+
+
+def in_iterations(parts: List[dict], epoch_length: int) -> List[dict]:
+    """Return scheduler configs with epochs turned into iterations, if any of them names a part of an epoch; else as they are."""
+
+    def fractional(value: Any) -> bool:
+        return (
+            any(map(fractional, value))
+            if isinstance(value, (list, tuple))
+            else isinstance(value, float) and value % 1 != 0
+        )
+
+    def count(value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [count(entry) for entry in value]
+        return value if not value or value >= ENDLESS else max(1, round(value * epoch_length))
+
+    if not any(fractional(part.get(key)) for part in parts if part.get('by_epoch', True) for key in POINTS):
+        return parts
+    turned = []
+    for part in parts:
+        if part.get('by_epoch', True):
+            part = {**part, 'by_epoch': False, **{key: count(part[key]) for key in POINTS if part.get(key) is not None}}
+            part.pop('convert_to_iter_based', None)
+            if part.get('end', ENDLESS) <= part.get('begin', 0):
+                continue  # shorter than an iteration
+        turned.append(part)
+    return turned
+
+
 def check_schedule(cfg: Config) -> None:
-    """Refuses a schedule part that begins when training is over (a shortened run with the full warm-up).
+    """Refuse a schedule part that begins when training is over.
 
     Raises:
         ConfigError: naming the part and the options that shorten the warm-up.
     """
-    train_cfg, schedulers = cfg.get('train_cfg') or {}, cfg.get('param_scheduler') or []
-    for i, part in enumerate(schedulers if isinstance(schedulers, list) else [schedulers]):
+    train_cfg = cfg.get('train_cfg') or {}
+    for i, part in enumerate(_parts(cfg)):
         unit = 'epoch' if part.get('by_epoch', True) else 'iteration'
         total = train_cfg.get('max_epochs' if unit == 'epoch' else 'max_iters')
         begin = part.get('begin', 0)
@@ -263,6 +445,34 @@ def follow_channels(cfg: Config) -> None:
             raise ConfigError(
                 f'model.data_preprocessor.{name} holds {found} numbers for images of {channels} channels: odis-mm stats computes mean and std '
                 'of the data.'
+            )
+
+
+def check_init(cfg: Config) -> None:
+    """Refuse ways to name starting weights that load nothing, or leave the teacher random.
+
+    Raises:
+        ConfigError: an ``init_cfg`` without a type, or mmengine's 'Pretrained' in a pretraining.
+    """
+    model = cfg.get('model') or {}
+    cls = find_class(model.get('type')) if isinstance(model, dict) else None
+    pretraining = cls is not None and issubclass(cls, TeacherStudent)
+    for path, node in (
+        [('model.init_cfg', model.get('init_cfg')), *_walk(model, 'model')] if isinstance(model, dict) else ()
+    ):
+        if path.rpartition('.')[2] != 'init_cfg' or not isinstance(node, dict):
+            continue
+        if 'type' not in node:
+            remedy = (
+                'a pretraining starts from weights by --init FILE'
+                if pretraining
+                else f"add {path}.type='VerifiedPretrained'"
+            )
+            raise ConfigError(f'{path} = {dict(node)} has no type, so nothing would be loaded: {remedy}.')
+        if pretraining and str(node['type']).rpartition('.')[2] in ('Pretrained', 'PretrainedInit'):
+            raise ConfigError(
+                f"{path}: type='Pretrained' loads what happens to fit, and not the teacher, which is what is exported; a pretraining "
+                'starts from weights by --init FILE.'
             )
 
 

@@ -212,7 +212,7 @@ def _attempt(config: Path, run: Path, log: Path, event: Event, limit: int, repor
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     _Stages(event, report, answer).install()
     try:
-        cli.main(['train', str(config), '--work-dir', str(run), '--resume'])
+        cli.main(['train', str(config), '--work-dir', str(run), '--resume', 'auto'])
         return 0
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1

@@ -39,6 +39,7 @@ def test_installed_wheel_from_another_folder(demo, tmp_path):
             'train',
             'odis_demo',
             '--resume',
+            'auto',
             '--work-dir',
             'out',
             '--cfg-options',

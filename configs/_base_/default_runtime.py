@@ -36,7 +36,7 @@ env_cfg = dict(
 # Files in the work dir are always written. For TensorBoard or Weights & Biases:
 #   --cfg-options visualizer.vis_backends.0.type=TensorboardVisBackend     (or WandbVisBackend)
 visualizer = dict(type='UniversalVisualizer', vis_backends=[dict(type='LocalVisBackend')])
-log_processor = dict(type='LogProcessor', window_size=10)
+log_processor = dict(type='RunLogProcessor', window_size=10)
 log_level = 'INFO'
 
 randomness = dict(seed=0, deterministic=False)  # the views have a seed of their own: train_dataloader.dataset.seed

@@ -15,9 +15,10 @@ def train_main(argv: Optional[List[str]] = None) -> None:
     parser.add_argument(
         '--resume',
         nargs='?',
-        const='auto',
+        const='latest',
         metavar='CHECKPOINT',
-        help='continue; without a path, from the latest checkpoint in the work dir',
+        help='continue from a file, or from the newest checkpoint of a folder; alone: of the work dir; auto: of the work dir if it has one, '
+        'else from the beginning',
     )
     parser.add_argument(
         '--init',

@@ -1,5 +1,5 @@
 """Training: hooks, loops, optimizer pieces, sharding. Importing it registers them."""
 
-from . import hooks, loops, optim, sharding
+from . import hooks, log, loops, optim, sharding
 
-__all__ = ['hooks', 'loops', 'optim', 'sharding']
+__all__ = ['hooks', 'log', 'loops', 'optim', 'sharding']

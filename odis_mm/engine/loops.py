@@ -1,4 +1,4 @@
-"""Training by epochs that a resumed run continues where it stopped, in the middle of an epoch as well."""
+"""Training by epochs that a resumed run continues where it stopped, mid-epoch as well."""
 
 import math
 import random
@@ -62,6 +62,7 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
             self._max_iters = self._max_epochs * len(self.dataloader)
         self.images_done = 0  # of this epoch, by all ranks
         self.loaded: Optional[dict] = None
+        self.random: list = []  # of all ranks, when the last checkpoint was written
         self.runner.register_hook(_ProgressHook(self))
 
     @property
@@ -92,52 +93,59 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
         self.images_done += self.global_batch  # the hooks of this iteration may write a checkpoint
         super().run_iter(idx, data_batch)
 
-    def _skip(self, loaded: dict) -> int:
-        """Tells the sampler where to go on; returns the number of the first iteration to come in this epoch."""
-        sampler, self.images_done = self.dataloader.sampler, loaded['images']
+    def begin_at(self, images: int) -> int:
+        """Return the number of the iteration in its epoch that comes after so many images of all ranks.
+
+        Raises:
+            ConfigError: the sampler cannot go on within an epoch.
+        """
+        if not images:
+            return 0
+        sampler = self.dataloader.sampler
         if not hasattr(sampler, 'start_at'):
             raise ConfigError(
-                f'the checkpoint was written in the middle of an epoch, where {type(sampler).__name__} can not go on: set '
+                f'the checkpoint was written in the middle of an epoch, where {type(sampler).__name__} cannot go on: set '
                 "train_dataloader.sampler.type='EpochSampler', or resume from an epoch_N.pth."
             )
-        left = sampler.start_at(self.images_done)
+        left = sampler.start_at(images)
         size = self.global_batch // get_world_size()
-        iterations = left // size if self.dataloader.drop_last else math.ceil(left / size)
-        changed = (
-            ''
-            if loaded['ranks'] == get_world_size()
-            else f' (written by {loaded["ranks"]} ranks, now {get_world_size()})'
+        return len(self.dataloader) - (left // size if self.dataloader.drop_last else math.ceil(left / size))
+
+    def _skip(self, loaded: dict) -> int:
+        """Tell the sampler where to go on; return the number of the first iteration to come in this epoch."""
+        self.images_done = loaded['images']
+        first = self.begin_at(self.images_done)
+        ranks = loaded['ranks']
+        changed = '' if ranks == get_world_size() else f' (written by {ranks} ranks, now {get_world_size()})'
+        rest = (
+            'none is lost or drawn twice'
+            if loaded.get('same_order', True)
+            else 'the rest of it is drawn in the new order, so some images come twice and others not'
         )
         self.runner.logger.info(
-            f'epoch {self._epoch + 1} goes on after {self.images_done} of {len(self.dataloader.dataset)} images'
-            f'{changed}: none is lost or drawn twice'
+            f'epoch {self._epoch + 1} goes on after {self.images_done} of {len(self.dataloader.dataset)} images{changed}: {rest}'
         )
-        return len(self.dataloader) - iterations
+        return first
 
     def _restore(self, loaded: dict) -> None:
         if get_rank() < len(loaded['random']):
             set_random_state(loaded['random'][get_rank()])
+
+    def gather_random_states(self) -> None:
+        """Collect all ranks' random states for the checkpoint to come; all ranks call this (``SafeCheckpointHook`` does)."""
+        self.random = all_gather_object(random_state())
 
 
 class _ProgressHook(Hook):
     """Hands what the loop knows to checkpoints, and back."""
 
     def __init__(self, loop: ResumableEpochLoop):
-        self.loop, self.random = loop, []
-        save = loop.runner.save_checkpoint
-
-        def gather_and_save(*args, **kwargs):
-            self.random = all_gather_object(
-                random_state()
-            )  # all ranks come here; save() and its hooks are the first rank's alone
-            save(*args, **kwargs)
-
-        loop.runner.save_checkpoint = gather_and_save
+        self.loop = loop
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         between = checkpoint['meta']['epoch'] > self.loop.epoch
         checkpoint[PROGRESS] = dict(
-            images=0 if between else self.loop.images_done, ranks=get_world_size(), random=self.random
+            images=0 if between else self.loop.images_done, ranks=get_world_size(), random=self.loop.random
         )
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:

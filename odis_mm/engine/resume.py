@@ -60,9 +60,10 @@ def find_checkpoint(work_dir: str) -> Tuple[Optional[str], List[str]]:
     note, passed, text, named = Path(work_dir, NOTE), [], '', None
     if note.is_file():
         text = note.read_text(encoding='utf-8', errors='replace').strip()
-        named = next(
-            (path for path in (text, osp.join(work_dir, osp.basename(text))) if text and osp.isfile(path)), None
-        )
+        here = osp.join(
+            work_dir, osp.basename(text)
+        )  # before the path in the note, which is the original's in a copied folder
+        named = next((path for path in (here, text) if text and osp.isfile(path)), None)
         if named is None:
             passed.append(f'{note} names {text[:200]!r}, which is no file' if text else f'{note} is empty')
     others = _newest_first(osp.dirname(named)) if named else _newest_first(work_dir) or _newest_first(osp.dirname(text))

@@ -5,11 +5,13 @@ from typing import Callable, Optional
 from mmengine._strategy import DDPStrategy
 from mmengine.device import get_device
 from mmengine.dist import get_world_size, is_main_process
+from mmengine.logging import MMLogger
 from mmengine.registry import STRATEGIES
 from mmengine.runner.checkpoint import save_checkpoint
 from torch import nn
 
 from ..utils.distributed import gather, part
+from ..utils.noise import quiet_console
 
 
 @STRATEGIES.register_module()
@@ -24,6 +26,11 @@ class FullyShardedStrategy(DDPStrategy):
     ranks, sharded or not, resumes from them, and the export and the transfer read them as ever. While one is written the first
     rank holds all of it in host memory.
     """
+
+    def build_logger(self, *args, **kwargs) -> MMLogger:
+        logger = super().build_logger(*args, **kwargs)
+        quiet_console(logger)
+        return logger
 
     def _wrap_model(self, model: nn.Module) -> nn.Module:
         from torch.distributed.device_mesh import init_device_mesh

@@ -9,14 +9,13 @@ from .export import build_backbone, transfer
 from .initializer import VerifiedPretrained
 from .layouts import LAYOUTS
 from .loading import Report, describe_vit, fingerprint, load_backbone
-from .mmengine_loading import load_local, refuse_code
+from .mmengine_loading import closed_to_code, load_local
 from .positions import resize_positions
 from .resnet import build_resnet
 from .safe_globals import allow_mmengine_histories
 from .shape import VitShape
 
 allow_mmengine_histories()
-refuse_code()
 
 __all__ = [
     'CheckpointError',
@@ -35,6 +34,7 @@ __all__ = [
     'build_resnet',
     'build_timm',
     'build_vit',
+    'closed_to_code',
     'convert',
     'describe_vit',
     'fingerprint',

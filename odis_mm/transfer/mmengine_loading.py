@@ -1,7 +1,9 @@
-"""mmengine's way of reading checkpoints, closed to code."""
+"""mmengine's way of reading checkpoints, closed to code while this package trains or tests."""
 
 import os.path as osp
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Callable, Iterator
 
 import torch
 from mmengine.runner import CheckpointLoader
@@ -10,20 +12,37 @@ from mmengine.runner import checkpoint as mmengine_checkpoint
 from ..utils.errors import CheckpointError
 from .checkpoint import restore
 
-_load_url = mmengine_checkpoint.load_url
 
+@contextmanager
+def closed_to_code() -> Iterator[None]:
+    """Have mmengine, and so mmpretrain and mmdet, read every checkpoint as data while the block runs.
 
-def refuse_code() -> None:
-    """Has mmengine, and so mmpretrain and mmdet, read every checkpoint as data: ``resume``, ``load_from``, ``init_cfg``, files and URLs.
+    That is ``resume``, ``load_from``, ``init_cfg``, files and URLs. The forks of mmengine fall back, with a warning, to running whatever a
+    file holds; all versions do so with what they download. ``odis_mm.apis`` trains and tests in this block; outside of it mmengine is as it
+    was. mmengine has one registry for loaders of names without a scheme (files), which is used here; for downloads and clusters' storages
+    it has none, so two names of its module are replaced for the time: what has no other way upstream, and nothing else.
 
-    The forks of mmengine fall back, with a warning, to running whatever a file holds; all versions do so with what they download.
-    Called when ``odis_mm`` is imported. Needs torch >= 2.5, which can be told what else is harmless.
+    Needs torch >= 2.5, which can be told what else is harmless; with an older one it changes nothing.
     """
     if not hasattr(torch.serialization, 'safe_globals'):
+        yield
         return
+    schemes, replaced = CheckpointLoader._schemes, {}
+    CheckpointLoader._schemes = dict(schemes)
     CheckpointLoader.register_scheme(prefixes='', loader=load_local, force=True)
-    mmengine_checkpoint._safe_torch_load = _restore  # of the forks: clusters' storages, model zoos
-    mmengine_checkpoint.load_url = load_url
+    load = mmengine_checkpoint.load_url
+    if isinstance(load, _Download):  # a block within a block
+        load = load.load
+    for name, value in (('load_url', _Download(load)), ('_safe_torch_load', _restore)):  # the second is the forks'
+        if hasattr(mmengine_checkpoint, name):
+            replaced[name] = getattr(mmengine_checkpoint, name)
+            setattr(mmengine_checkpoint, name, value)
+    try:
+        yield
+    finally:
+        CheckpointLoader._schemes = schemes
+        for name, value in replaced.items():
+            setattr(mmengine_checkpoint, name, value)
 
 
 def load_local(filename: str, map_location=None) -> dict:
@@ -38,9 +57,14 @@ def load_local(filename: str, map_location=None) -> dict:
     return restore(path, f'checkpoint {path}', map_location)
 
 
-def load_url(url: str, **kwargs) -> dict:
-    """The same for downloads."""
-    return restore(lambda: _load_url(url, **{**kwargs, 'weights_only': True}), f'checkpoint {url}')
+class _Download:
+    """mmengine's ``load_url``, closed to code."""
+
+    def __init__(self, load: Callable[..., dict]):
+        self.load = load
+
+    def __call__(self, url: str, **kwargs) -> dict:
+        return restore(lambda: self.load(url, **{**kwargs, 'weights_only': True}), f'checkpoint {url}')
 
 
 def _restore(file, map_location=None, weights_only=None) -> dict:

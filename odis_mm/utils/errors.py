@@ -10,6 +10,7 @@ import sys
 from typing import Any, Callable, Optional
 
 USER_ERROR = 2  # exit code
+INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 
 
 def printable(text: str) -> str:
@@ -85,6 +86,11 @@ def run_command(call: Callable[[], Any]) -> Any:
             stream.reconfigure(errors='backslashreplace')
     try:
         return call()
+    except KeyboardInterrupt:
+        if os.environ.get('ODIS_MM_DEBUG') == '1':
+            raise
+        print('error: interrupted by Ctrl-C.', file=sys.stderr, flush=True)
+        sys.exit(INTERRUPTED)
     except Exception as error:
         sentence = None if os.environ.get('ODIS_MM_DEBUG') == '1' else explain(error)
         if sentence is None:

@@ -5,10 +5,13 @@ Configs are Python and are meant to run; everything else that a user hands over 
 
 import functools
 import http.server
+import inspect
 import json
 import logging
 import os
+import re
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 
 import cv2
@@ -19,6 +22,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import CheckpointLoader, load_checkpoint
+from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmpretrain.registry import MODELS
 
 from helpers import ARCH, make_odis, make_vit
@@ -32,6 +36,7 @@ from odis_mm.recipes import backbone_settings
 from odis_mm.transfer import (
     CheckpointError,
     build_backbone,
+    closed_to_code,
     load_backbone,
     load_local,
     read_checkpoint,
@@ -139,8 +144,36 @@ READERS = dict(
 @pytest.mark.parametrize('name', READERS)
 def test_functions_refuse(name, danger):
     init_default_scope('mmpretrain')
-    with pytest.raises(CheckpointError, match=REASON):
+    with (
+        closed_to_code() if name.startswith('mmengine') else nullcontext(),
+        pytest.raises(CheckpointError, match=REASON),
+    ):
         READERS[name](str(danger))
+
+
+def test_mmengine_is_left_alone_outside_our_entry_points():
+    """And everything that is replaced within them exists upstream: a version that renames it fails here."""
+    before = dict(CheckpointLoader._schemes), mmengine_checkpoint.load_url, CheckpointLoader._schemes['']
+    assert before[2].__module__.startswith('mmengine') and before[1].__module__.startswith(('mmengine', 'torch'))
+    with closed_to_code():
+        assert CheckpointLoader._schemes[''] is load_local and mmengine_checkpoint.load_url is not before[1]
+        with closed_to_code():
+            assert mmengine_checkpoint.load_url.load is before[1], 'never wrapped twice'
+    assert (dict(CheckpointLoader._schemes), mmengine_checkpoint.load_url) == before[:2]
+    source = inspect.getsource(mmengine_checkpoint)
+    assert len(re.findall(r'\bload_url\(', source)) and not re.findall(
+        r'(?<!_safe_)torch\.load\(', _outside_of_safe_load(source)
+    )
+
+
+def _outside_of_safe_load(source: str) -> str:
+    """mmengine's module without the function of the forks that is replaced as a whole, and, upstream, without what that function became."""
+    if (
+        '_safe_torch_load' not in source
+    ):  # upstream loads files in the loaders of schemes, of which ours takes the one for files
+        return ''
+    function = inspect.getsource(mmengine_checkpoint._safe_torch_load)
+    return source.replace(function, '')
 
 
 def command_lines(path: str, data: str, labelled: str, out: str) -> dict:
@@ -173,7 +206,7 @@ def command_lines(path: str, data: str, labelled: str, out: str) -> dict:
             [
                 'odis_demo',
                 *tiny,
-                '+model.backbone.init_cfg.type=Pretrained',
+                '+model.backbone.init_cfg.type=VerifiedPretrained',
                 f'+model.backbone.init_cfg.checkpoint={path}',
             ],
         ),
@@ -265,7 +298,7 @@ def test_downloads_are_refused(danger, tmp_path, monkeypatch):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         url = f'http://127.0.0.1:{server.server_port}/danger.pth'
-        with pytest.raises(CheckpointError, match=REASON):
+        with closed_to_code(), pytest.raises(CheckpointError, match=REASON):
             CheckpointLoader.load_checkpoint(url, 'cpu')
     finally:
         server.shutdown()
@@ -294,9 +327,10 @@ def test_harmless_files_are_read(tmp_path):
     torch.save(
         dict(state_dict=make_vit().state_dict(), meta=dict(num_heads=4, note=['plain', 1, None])), tmp_path / 'good.pth'
     )
-    assert CheckpointLoader.load_checkpoint(str(tmp_path / 'good.pth'))['meta']['note'] == ['plain', 1, None]
-    with pytest.raises(CheckpointError, match='no checkpoint'):
-        CheckpointLoader.load_checkpoint(str(tmp_path / 'gone.pth'))
+    with closed_to_code():
+        assert CheckpointLoader.load_checkpoint(str(tmp_path / 'good.pth'))['meta']['note'] == ['plain', 1, None]
+        with pytest.raises(CheckpointError, match='no checkpoint'):
+            CheckpointLoader.load_checkpoint(str(tmp_path / 'gone.pth'))
     with pytest.raises(ConfigError, match='no checkpoint'):
         apis.test('mask-rcnn_demo', str(tmp_path / 'gone.pth'))
 

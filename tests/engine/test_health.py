@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 from helpers import K, losses_of, make_batch, make_odis
 from odis_mm import apis
 from odis_mm.datasets import demo
-from odis_mm.engine.hooks.health import CURES, HealthHook, Limits
+from odis_mm.engine.hooks.health import REMEDIES, Figures, HealthHook, Limits
 
 
 class Views(torch.utils.data.Dataset):
@@ -58,7 +58,7 @@ def run(tmp_path, model=None, lr=1e-3, epochs=2, wait=lambda: None, **hook):
 
 
 def names(warnings):
-    return {name for name in CURES for text in warnings if text.startswith(f'health: {name}: ')}
+    return {name for name in REMEDIES for text in warnings if text.startswith(f'health: {name}: ')}
 
 
 def test_figures_are_what_they_say():
@@ -116,6 +116,7 @@ def test_a_healthy_run_is_left_alone(tmp_path):
         'weight growth',
     ):
         assert figure in lines[-1], figure
+    assert re.search(r'loss/ln K [\d.]+ \(good < 1.3\), entropy/ln K [\d.]+ \(good < 0.99\)', lines[-1])
 
 
 def test_uniform_collapse_is_named(tmp_path):
@@ -137,7 +138,7 @@ def test_a_run_without_a_signal_is_named(tmp_path):
 
 @pytest.mark.parametrize('similarity, found', [(0.02, True), (0.6, False)])
 def test_entropy_without_attraction_is_named(similarity, found):
-    assert ('no attraction' in Limits().sickness({'similarity': similarity, 'loss': -1.0})) == found
+    assert ('no attraction' in Limits().faults(Figures(similarity=similarity, loss=-1.0))) == found
 
 
 def test_divergence_is_named(tmp_path):
@@ -188,7 +189,7 @@ def test_starvation_is_named(tmp_path, monkeypatch):
     ],
 )
 def test_signs(figures, expected):
-    assert set(Limits().sickness(figures)) == expected
+    assert set(Limits().faults(Figures.labelled(figures))) == expected
 
 
 def test_collapsed_features_and_prototypes_give_their_figures():
@@ -202,7 +203,9 @@ def test_collapsed_features_and_prototypes_give_their_figures():
     model.watch_health()
     losses_of(model, make_batch())
     figures = {key: float(value) for key, value in model.health().items()}
-    assert set(Limits().sickness(figures)) == {'one-prototype collapse', 'dimensional collapse'}, figures
+    assert set(Limits().faults(Figures.labelled(figures))) == {'one-prototype collapse', 'dimensional collapse'}, (
+        figures
+    )
 
 
 PROTOTYPES = {'loss/ln K', 'entropy/ln K', 'KL', 'prototypes in use'}

@@ -69,7 +69,7 @@ def first(items):
     return items[0]
 
 
-def train(work_dir, at=0, name='SIGTERM', accumulate=1, workers=0, awaits=0, **kwargs):
+def train(work_dir, at=0, name='SIGTERM', accumulate=1, workers=0, awaits=0, custom=(), **kwargs):
     """Two epochs of eight iterations, with random numbers in the model."""
     init_default_scope('mmpretrain')
     torch.manual_seed(1)
@@ -108,7 +108,8 @@ def train(work_dir, at=0, name='SIGTERM', accumulate=1, workers=0, awaits=0, **k
             dict(type='PreemptionHook'),
         ]
         + ([dict(type='SendSignal', at=at, name=name)] if at else [])
-        + ([dict(type='AwaitSignal', at=awaits)] if awaits else []),
+        + ([dict(type='AwaitSignal', at=awaits)] if awaits else [])
+        + list(custom),
         experiment_name=f'resume_{os.path.basename(work_dir)}_{os.urandom(3).hex()}',
         default_scope='mmpretrain',
         log_level='WARNING',
@@ -173,6 +174,17 @@ def test_preempted_and_resumed_is_undisturbed(undisturbed, tmp_path, at, name, w
     resumed(tmp_path)
     assert_same(content(tmp_path), undisturbed)
     assert not list(tmp_path.glob('epoch_*_iter_*')), 'gone with the next regular one'
+
+
+def test_ctrl_c_saves_and_leaves_and_twice_ends_at_once(undisturbed, tmp_path, capfd):
+    assert stopped(train, tmp_path, 3, 'SIGINT') == 130
+    assert apis.latest_checkpoint(str(tmp_path)) == str(tmp_path / 'epoch_0_iter_3.pth')
+    assert 'once more ends it at once' in capfd.readouterr().err
+    with pytest.raises(KeyboardInterrupt):
+        resumed(tmp_path, at=5, name='SIGINT', custom=[dict(type='SendSignal', at=5, name='SIGINT')])
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    resumed(tmp_path)
+    assert_same(content(tmp_path), undisturbed)
 
 
 def test_random_numbers_and_position_do_matter(undisturbed, tmp_path):

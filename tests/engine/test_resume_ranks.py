@@ -69,7 +69,7 @@ def program(folder: Path) -> None:
                         MASTER_ADDR='127.0.0.1',
                     )
                     cli.main(
-                        ['train', str(config), '--work-dir', str(folder / run), '--resume']
+                        ['train', str(config), '--work-dir', str(folder / run), '--resume', 'auto']
                         + ['--launcher', 'pytorch'] * (world > 1)
                     )
                     code = 0

@@ -8,8 +8,10 @@ default_hooks = dict(
     checkpoint=dict(type='mmpretrain.SafeCheckpointHook', interval=1, max_keep_ckpts=2),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='DetVisualizationHook'),
+    runtime_info=dict(type='mmpretrain.DeferredInfoHook'),
     progress=dict(type='mmpretrain.ProgressHook'),
     init=dict(type='DetectorInit'),  # the backbone equals its file before the first iteration
+    preemption=dict(type='mmpretrain.PreemptionHook'),  # SIGTERM, SIGUSR1, Ctrl-C: a checkpoint, then exit
 )
 
 env_cfg = dict(
@@ -19,7 +21,7 @@ env_cfg = dict(
 )  # gloo where there is no GPU; timeout in seconds
 vis_backends = [dict(type='LocalVisBackend')]
 visualizer = dict(type='DetLocalVisualizer', vis_backends=vis_backends, name='visualizer')
-log_processor = dict(type='LogProcessor', window_size=50, by_epoch=True)
+log_processor = dict(type='mmpretrain.RunLogProcessor', window_size=50, by_epoch=True)
 log_level = 'INFO'
 load_from = None
 resume = False

@@ -3,6 +3,7 @@ from .checkpoint import SafeCheckpointHook
 from .export import ExportTeacherHook
 from .health import HealthHook
 from .knn import KNNHook
+from .loading import LoadingHook
 from .nonfinite import NonFiniteLossHook
 from .preemption import PreemptionHook
 from .progress import DeferredInfoHook, ProgressHook
@@ -16,6 +17,7 @@ __all__ = [
     'ExportTeacherHook',
     'HealthHook',
     'KNNHook',
+    'LoadingHook',
     'NonFiniteLossHook',
     'PreemptionHook',
     'ProgressHook',

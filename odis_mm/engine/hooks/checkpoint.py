@@ -155,6 +155,8 @@ class SafeCheckpointHook(CheckpointHook):
 
     def _guard(self, runner, save, *args) -> None:
         last_good = runner.message_hub.runtime_info.get('last_ckpt')
+        if hasattr(runner.train_loop, 'gather_random_states'):  # all ranks are here; only the first one writes
+            runner.train_loop.gather_random_states()
         try:
             save(*args)
             self._verify()

@@ -1,8 +1,8 @@
-"""A monitor with an opinion: cheap figures of a run, and a verdict in plain words when a known sickness shows."""
+"""A monitor of pretraining: cheap figures of a run with their good ranges, and a warning with a remedy when they show a known fault."""
 
 import math
-from dataclasses import dataclass
-from typing import Dict, Optional
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Dict, Iterator, Optional, Tuple
 
 import torch
 from mmengine.hooks import Hook
@@ -12,7 +12,7 @@ from ...utils.distributed import unwrap
 from ...utils.errors import ConfigError
 
 START_NORM = 'health_start_norm'  # in the message hub, hence in checkpoints: a resumed run compares with its own start
-CURES = {
+REMEDIES = {
     'uniform collapse': 'lower model.head.teacher_temp (0.04) or lengthen its warm-up, keep the teacher slower (model.momentum.start=0.9995 for '
     "small batches), halve the learning rate, use bf16 instead of fp16, or set model.head.balance='sinkhorn'",
     'one-prototype collapse': "see that the teacher is centered (model.head.center_momentum=0.9, or balance='sinkhorn'), raise "
@@ -31,7 +31,7 @@ CURES = {
 
 @dataclass(frozen=True)
 class Limits:
-    """Where a figure is a sign of sickness. Healthy runs stay far from each."""
+    """Where a figure shows a fault. Healthy runs stay far from each."""
 
     entropy: float = 0.99  # of the teacher's distributions, in ln K
     loss: float = 0.03  # of the prototype loss, in ln K, around 1
@@ -43,42 +43,86 @@ class Limits:
     similarity: float = 0.1  # of two views of an image
     data_wait: float = 0.5  # share of the time
 
-    def sickness(self, figures: Dict[str, float]) -> Dict[str, str]:
-        """Names of the sicknesses that ``figures`` show, each with what shows it."""
-        nan = math.nan  # compares as False: a figure that is not there shows nothing
-        entropy, loss = figures.get('entropy/ln K', nan), figures.get('loss/ln K', nan)
-        perplexity, rank, spread = (
-            figures.get(key, nan) for key in ('prototypes in use', 'feature rank', 'feature spread')
-        )
-        growth, wait = figures.get('weight growth', nan), figures.get('data wait', nan)
+    def faults(self, figures: 'Figures') -> Dict[str, str]:
+        """Return the names of the faults that ``figures`` show, each with what shows it."""
+        f = figures.with_nan()  # NaN compares as False: a figure that is not there shows nothing
         found = {}
-        if growth > self.growth:
-            found['divergence'] = f'the weights are {growth:.0f} times as large as at the start'
-        elif loss > self.diverged_loss:
-            found['divergence'] = f'the loss is {loss:.2f} ln K, and knowing nothing costs 1'
-        if entropy > self.entropy and not abs(loss - 1) > self.loss:
+        if f.growth > self.growth:
+            found['divergence'] = f'the weights are {f.growth:.0f} times as large as at the start'
+        elif f.prototype_loss > self.diverged_loss:
+            found['divergence'] = f'the loss is {f.prototype_loss:.2f} ln K, and knowing nothing costs 1'
+        if f.entropy > self.entropy and not abs(f.prototype_loss - 1) > self.loss:
             found['uniform collapse'] = (
-                f'the teacher gives every image all prototypes alike (entropy {entropy:.3f} ln K)'
+                f'the teacher gives every image all prototypes alike (entropy {f.entropy:.3f} ln K)'
             )
-        if perplexity < self.perplexity:
-            found['one-prototype collapse'] = f'the teacher gives all images one prototype ({perplexity:.2f} in use)'
-        if spread < self.spread:
-            found['dimensional collapse'] = f'all images have one feature (they differ in {spread:.1e} of its energy)'
-        elif rank < self.rank:
-            found['dimensional collapse'] = f'the features of images differ in {rank:.2f} directions'
-        if figures.get('loss', nan) == 0 or figures.get('gradient norm', nan) == 0:
-            which = 'loss' if figures.get('loss', nan) == 0 else 'gradient'
-            found['no learning signal'] = f'the {which} is exactly 0: no image of the batch counts'
-        if figures.get('similarity', nan) < self.similarity:
-            found['no attraction'] = f'two views of an image agree by {figures["similarity"]:.2f} (1: the same)'
-        if wait > self.data_wait:
-            found['starvation'] = f'{wait:.0%} of the time goes into waiting for images'
+        if f.prototypes < self.perplexity:
+            found['one-prototype collapse'] = f'the teacher gives all images one prototype ({f.prototypes:.2f} in use)'
+        if f.spread < self.spread:
+            found['dimensional collapse'] = f'all images have one feature (they differ in {f.spread:.1e} of its energy)'
+        elif f.rank < self.rank:
+            found['dimensional collapse'] = f'the features of images differ in {f.rank:.2f} directions'
+        if f.loss == 0 or f.gradient_norm == 0:
+            found['no learning signal'] = (
+                f'the {"loss" if f.loss == 0 else "gradient"} is exactly 0: no image of the batch counts'
+            )
+        if f.similarity < self.similarity:
+            found['no attraction'] = f'two views of an image agree by {f.similarity:.2f} (1: the same)'
+        if f.data_wait > self.data_wait:
+            found['starvation'] = f'{f.data_wait:.0%} of the time goes into waiting for images'
         return found
+
+
+def _figure(label: str, good: str = '') -> Any:
+    """A field of :class:`Figures`: its name in the log, and its good range in terms of :class:`Limits`."""
+    return field(default=None, metadata=dict(label=label, good=good))
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What is measured of a run; None where the model has no such figure."""
+
+    prototype_loss: Optional[float] = _figure('loss/ln K', '< {diverged_loss:g}')
+    entropy: Optional[float] = _figure('entropy/ln K', '< {entropy:g}')
+    divergence: Optional[float] = _figure('KL')
+    ema_distance: Optional[float] = _figure('EMA distance')
+    prototypes: Optional[float] = _figure('prototypes in use', '> {perplexity:g}')
+    rank: Optional[float] = _figure('feature rank', '> {rank:g}')
+    spread: Optional[float] = _figure('feature spread', '> {spread:g}')
+    growth: Optional[float] = _figure('weight growth', '< {growth:g}')
+    loss: Optional[float] = _figure('loss', 'not 0')
+    similarity: Optional[float] = _figure('similarity', '> {similarity:g}')
+    gradient_norm: Optional[float] = _figure('gradient norm', 'not 0')
+    empty_masks: Optional[float] = _figure('empty masks')
+    data_wait: Optional[float] = _figure('data wait', '< {data_wait:g}')
+
+    @classmethod
+    def labelled(cls, values: Dict[str, float]) -> 'Figures':
+        """Return the figures of a dict by label, as models give them; other labels are left out."""
+        by_label = {entry.metadata['label']: entry.name for entry in fields(cls)}
+        return cls(**{by_label[label]: value for label, value in values.items() if label in by_label})
+
+    def measured(self) -> Iterator[Tuple[str, float, str]]:
+        """Yield label, value and good range of what was measured."""
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if value is not None:
+                yield entry.metadata['label'], value, entry.metadata['good']
+
+    def line(self, limits: Limits) -> str:
+        """Return the figures for the log, with their good ranges."""
+        return ', '.join(
+            f'{label} {value:.3g}' + (f' (good {good.format(**vars(limits))})' if good else '')
+            for label, value, good in self.measured()
+        )
+
+    def with_nan(self) -> 'Figures':
+        """Return the same with NaN for what was not measured."""
+        return replace(self, **{entry.name: math.nan for entry in fields(self) if getattr(self, entry.name) is None})
 
 
 @HOOKS.register_module()
 class HealthHook(Hook):
-    """Measures a teacher-student run every ``interval`` iterations, writes one line, and warns when it is sick.
+    """Measure a teacher-student run every ``interval`` iterations, write one line, and warn when it shows a fault.
 
     Figures, each where the model has it: ``loss/ln K`` and ``entropy/ln K`` (1: uniform), ``KL`` of the student from the teacher,
     ``prototypes in use`` (perplexity of the mean teacher distribution), ``feature rank`` and ``feature spread`` of the teacher's features
@@ -89,7 +133,7 @@ class HealthHook(Hook):
 
     Args:
         interval: Iterations between two measurements.
-        patience: A sickness is told once so many measurements in a row show it, and again only after it has gone.
+        patience: A fault is told once so many measurements in a row show it, and again only after it has gone.
         grace: Share of the run at its start in which only the weights' growth and the waiting are judged: a fresh teacher may be nearly
             uniform, and a fresh student worse than one that knows nothing.
         limits: Overrides of :class:`Limits`.
@@ -126,47 +170,39 @@ class HealthHook(Hook):
         if (runner.iter + 1) % self.interval:
             return
         figures = self.measure(runner, data_batch, outputs or {})
-        runner.logger.info('health: ' + ', '.join(f'{name} {value:.3g}' for name, value in figures.items()))
+        runner.logger.info(f'health: {figures.line(self.limits)}')
         runner.visualizer.add_scalars(
-            {f'health/{name.replace(" ", "_")}': value for name, value in figures.items()}, step=runner.iter + 1
+            {f'health/{label.replace(" ", "_")}': value for label, value, _ in figures.measured()}, step=runner.iter + 1
         )
         self.judge(runner, figures)
 
-    def measure(self, runner, data_batch, outputs: dict) -> Dict[str, float]:
-        """The figures by name; see the class."""
+    def measure(self, runner, data_batch, outputs: dict) -> Figures:
+        """Return the figures of this iteration; see the class."""
         model, hub = unwrap(runner.model), runner.message_hub
         seen = {name: float(value) for name, value in model.health().items()}
-        figures = {}
         entropy, uniform = seen.pop('entropy', None), math.log(seen.pop('num_prototypes', 2))
-        loss = outputs.get(model.prototype_loss) if entropy is not None else None
-        if loss is not None:
-            loss = float(torch.as_tensor(loss).detach()) / model.prototype_weight
-            figures['loss/ln K'] = loss / uniform
+        found: Dict[str, float] = dict(growth=seen.pop('student_norm') / self._start_norm)
         if entropy is not None:
-            figures['entropy/ln K'] = entropy / uniform
-        if loss is not None:
-            figures['KL'] = loss - entropy
-        norm = seen.pop('student_norm')
-        figures.update(seen)
-        figures['weight growth'] = norm / self._start_norm
-        for name in ('loss', 'similarity'):
-            if name in outputs:
-                figures[name] = float(torch.as_tensor(outputs[name]).detach())
+            found['entropy'] = entropy / uniform
+            if outputs.get(model.prototype_loss) is not None:
+                loss = _number(outputs[model.prototype_loss]) / model.prototype_weight
+                found.update(prototype_loss=loss / uniform, divergence=loss - entropy)
+        found.update({name: _number(outputs[name]) for name in ('loss', 'similarity') if name in outputs})
         if 'train/grad_norm' in hub.log_scalars:
-            figures['gradient norm'] = float(hub.get_scalar('train/grad_norm').current())
+            found['gradient_norm'] = float(hub.get_scalar('train/grad_norm').current())
         samples = data_batch.get('data_samples') if isinstance(data_batch, dict) else None
         if isinstance(samples, dict) and 'object_mask' in samples:
-            figures['empty masks'] = float((~samples['object_mask'][0].any(1)).float().mean())
+            found['empty_masks'] = float((~samples['object_mask'][0].any(1)).float().mean())
         if 'train/time' in hub.log_scalars:
             seconds = hub.get_scalar('train/time').mean(self.interval)
-            figures['data wait'] = hub.get_scalar('train/data_time').mean(self.interval) / max(seconds, 1e-9)
-        return figures
+            found['data_wait'] = hub.get_scalar('train/data_time').mean(self.interval) / max(seconds, 1e-9)
+        return replace(Figures.labelled(seen), **found)
 
-    def judge(self, runner, figures: Dict[str, float]) -> None:
-        """Counts the measurements in a row that show a sickness, and tells those that last."""
+    def judge(self, runner, figures: Figures) -> None:
+        """Count the measurements in a row that show a fault, and tell those that last."""
         if runner.iter < self.grace * runner.max_iters:
-            figures = {name: figures[name] for name in ('weight growth', 'data wait') if name in figures}
-        found = self.limits.sickness(figures)
+            figures = Figures(growth=figures.growth, data_wait=figures.data_wait)
+        found = self.limits.faults(figures)
         for name in [name for name in self.rows if name not in found]:
             if self.rows.pop(name) >= self.patience:
                 runner.logger.info(f'health: no sign of {name} any more')
@@ -174,5 +210,9 @@ class HealthHook(Hook):
             self.rows[name] = self.rows.get(name, 0) + 1
             if self.rows[name] == self.patience:
                 runner.logger.warning(
-                    f'health: {name}: {why}, for {self.patience * self.interval} iterations by now. To try: {CURES[name]}.'
+                    f'health: {name}: {why}, for {self.patience * self.interval} iterations by now. To try: {REMEDIES[name]}.'
                 )
+
+
+def _number(value: Any) -> float:
+    return float(torch.as_tensor(value).detach())

@@ -1,5 +1,6 @@
-"""A scheduler that wants the machine back gets it, and the run loses nothing."""
+"""Leaving on a signal without losing anything: a scheduler that wants the machine back, or Ctrl-C."""
 
+import os
 import signal
 import threading
 from typing import Optional, Sequence
@@ -10,7 +11,7 @@ from mmengine.hooks import Hook
 from mmpretrain.registry import HOOKS
 
 from ...datasets.workers import GROUP_SIGNAL_NAMES
-from ...utils.errors import ConfigError
+from ...utils.errors import INTERRUPTED, ConfigError
 from .checkpoint import SafeCheckpointHook
 
 REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: a temporary failure, try again
@@ -18,10 +19,11 @@ REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: a temporary failure, try again
 
 @HOOKS.register_module()
 class PreemptionHook(Hook):
-    """On a signal: a checkpoint after the running optimizer step, then exit with code 75; ``--resume`` continues from it exactly.
+    """On a signal, write a checkpoint after the running optimizer step and exit; ``--resume`` continues from it exactly.
 
-    Of the ranks, one that got the signal is enough. Under SLURM: ``#SBATCH --signal=USR1@120`` and a job script that calls ``scontrol
-    requeue $SLURM_JOB_ID`` when the code is 75. (torchrun reports any failure of its ranks as 1.)
+    The exit code is 75 (try again) for a scheduler's signals and 130 for Ctrl-C, which a job script must not requeue. A second Ctrl-C ends
+    the run at once, without a checkpoint. Of the ranks, one that got the signal is enough. Under SLURM: ``#SBATCH --signal=USR1@120`` and a
+    job script that calls ``scontrol requeue $SLURM_JOB_ID`` when the code is 75. (torchrun reports any failure of its ranks as 1.)
 
     Args:
         signals: Names of the signals, of those that loader workers leave to the run (``odis_mm.datasets.workers.GROUP_SIGNALS``).
@@ -31,7 +33,7 @@ class PreemptionHook(Hook):
 
     priority = 95  # after the checkpoint hook (VERY_LOW, 90): an epoch's own checkpoint is not written twice
 
-    def __init__(self, signals: Sequence[str] = ('SIGTERM', 'SIGUSR1'), interval: int = 10):
+    def __init__(self, signals: Sequence[str] = ('SIGTERM', 'SIGUSR1', 'SIGINT'), interval: int = 10):
         self.signals = [getattr(signal, name) for name in signals if hasattr(signal, name)]
         if not set(GROUP_SIGNAL_NAMES).issuperset(signals) or interval < 1:
             known = ', '.join(sorted(GROUP_SIGNAL_NAMES))
@@ -40,6 +42,7 @@ class PreemptionHook(Hook):
             )
         self.interval = interval
         self.received: Optional[int] = None
+        self.code: Optional[int] = None  # of the exit
         self._former = {}
 
     def before_train(self, runner) -> None:
@@ -54,6 +57,11 @@ class PreemptionHook(Hook):
             self._former = {number: signal.signal(number, self._note) for number in self.signals}
 
     def _note(self, number, frame) -> None:
+        if number == signal.SIGINT:
+            if self.received == signal.SIGINT:
+                raise KeyboardInterrupt
+            # print() must not be called in a handler, which may interrupt another one
+            os.write(2, b'Ctrl-C: a checkpoint after this step, then the run ends; once more ends it at once.\n')
         self.received = number
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs: Optional[dict] = None) -> None:
@@ -77,17 +85,20 @@ class PreemptionHook(Hook):
         self._former = {}
 
     def _wanted(self, runner) -> bool:
-        if runner.world_size == 1:
-            return self.received is not None
-        received = torch.tensor(int(self.received is not None))
-        all_reduce(received, 'max')
-        return bool(received)
+        """Whether any rank got a signal; then every rank knows whether it was Ctrl-C."""
+        if runner.world_size > 1:
+            received = torch.tensor(0 if self.received is None else 2 if self.received == signal.SIGINT else 1)
+            all_reduce(received, 'max')
+            self.code = {0: None, 1: REQUEUE, 2: INTERRUPTED}[int(received)]
+        elif self.received is not None:
+            self.code = INTERRUPTED if self.received == signal.SIGINT else REQUEUE
+        return self.code is not None
 
     def _leave(self, runner) -> None:
         name = signal.Signals(self.received).name if self.received else 'a signal to another rank'
         runner.logger.warning(
-            f'{name}: checkpoint {self.checkpoints.last_ckpt} is written; exiting with code {REQUEUE}, --resume continues'
+            f'{name}: checkpoint {self.checkpoints.last_ckpt} is written; exiting with code {self.code}, --resume continues'
         )
         barrier()  # rank 0 may still be writing
         self.after_train(runner)
-        raise SystemExit(REQUEUE)
+        raise SystemExit(self.code)

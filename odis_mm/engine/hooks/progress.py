@@ -43,8 +43,14 @@ class DeferredInfoHook(RuntimeInfoHook):
     """mmengine's ``RuntimeInfoHook``, except that losses are read from the device when the log, a checkpoint or a hook asks for them.
 
     mmengine's own reads each at every iteration, which makes the host wait. The values are the same. (The norm of the gradient is deferred
-    by :class:`~odis_mm.engine.optim.SafeOptimWrapper`.)
+    by :class:`~odis_mm.engine.optim.SafeOptimWrapper`.) Of the two learning rates that mmengine logs, which are equal, one is left.
     """
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        super().before_train_iter(runner, batch_idx, data_batch)
+        scalars = runner.message_hub.log_scalars
+        if 'train/lr' in scalars:
+            scalars.pop('train/base_lr', None)
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs: Optional[dict] = None) -> None:
         for key, value in (outputs or {}).items():

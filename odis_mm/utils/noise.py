@@ -1,0 +1,87 @@
+"""Lines of other packages that a user cannot act on, kept off the screen: each by name, all of them here.
+
+Log files keep what goes through a logger.
+"""
+
+import logging
+import re
+import sys
+import warnings
+from contextlib import contextmanager
+from typing import Iterator
+
+PRINTED = (r'Could not import OneDL',)  # mmdet, at import
+LOGGED = (
+    r'"FileClient" will be deprecated',  # mmengine's checkpoint hook uses it
+    r'"HardDiskBackend" is the alias',
+    r'Loads checkpoint by ',  # said again, with the outcome, by what loads it
+    r'Exp name: ',
+    r'Distributed training is not used, all SyncBatchNorm',
+    r'Using env variable ',  # the data roots, which the data set names
+    r'Checkpoints will be saved to ',  # the work dir, said before
+    r'Dataset \w+ has no metainfo',
+    r'init_weights of \w+ has been called more than once',
+    r'\s*-+\s*System environment:',  # hundreds of lines: environment, config, and hooks by stage
+    r'Config:\n',
+    r'Hooks will be executed in the following order',
+)
+WARNED = (  # mmengine's schedulers: gradients accumulate, or a resumed run catches up
+    r'Detected call of `scheduler\.step\(\)` before `optimizer\.step\(\)`',
+    r'Seems like `optimizer\.step\(\)` has been overridden',
+)
+
+
+class ConsoleFilter(logging.Filter):
+    """Drops the records of ``LOGGED``."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        return not any(re.match(pattern, message) for pattern in LOGGED)
+
+
+def quiet_console(logger: logging.Logger) -> None:
+    """Keep ``LOGGED`` off the screen; files get everything."""
+    for handler in logger.handlers:
+        if not isinstance(handler, logging.FileHandler) and not any(
+            isinstance(f, ConsoleFilter) for f in handler.filters
+        ):
+            handler.addFilter(ConsoleFilter())
+
+
+@contextmanager
+def quiet_warnings() -> Iterator[None]:
+    """Ignore ``WARNED`` while the block runs."""
+    with warnings.catch_warnings():
+        for pattern in WARNED:
+            warnings.filterwarnings('ignore', message=pattern)
+        yield
+
+
+class _Without:
+    """A stream without the lines of ``PRINTED``."""
+
+    def __init__(self, stream):
+        self.stream, self.dropping = stream, False
+
+    def write(self, text: str) -> int:
+        if any(re.match(pattern, text) for pattern in PRINTED):
+            self.dropping = True  # print() writes the end of the line by itself
+            return len(text)
+        if self.dropping and text == '\n':
+            self.dropping = False
+            return 1
+        self.dropping = False
+        return self.stream.write(text)
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+
+@contextmanager
+def quiet_imports() -> Iterator[None]:
+    """Keep ``PRINTED`` off the screen while the block imports."""
+    stream, sys.stdout = sys.stdout, _Without(sys.stdout)
+    try:
+        yield
+    finally:
+        sys.stdout = stream

@@ -1,0 +1,162 @@
+"""A resumed run follows the settings it was started with, and its log says no more than it does: ten settings, log and numbers."""
+
+import json
+import logging
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers import TINY_RUN
+from odis_mm import apis
+from odis_mm.config import parse_options
+
+LR = 1e-3  # of odis_demo, at a global batch of 128
+
+
+class Lines(logging.Handler):
+    def __init__(self):
+        super().__init__()
+        self.lines = []
+
+    def emit(self, record):
+        self.lines.append(record.getMessage())
+
+
+def run(folder, options=(), **kwargs):
+    """Train; return the runner, its log and the scalars of its iterations."""
+    options = parse_options([*TINY_RUN, 'default_hooks.checkpoint.max_keep_ckpts=-1', *options])
+    runner = apis.train('odis_demo', work_dir=str(folder), options=options, **kwargs)
+    newest = max(Path(folder).glob('*/vis_data/scalars.json'), key=lambda path: path.parent.parent.name)
+    rows = [json.loads(line) for line in newest.read_text().splitlines()]
+    (log,) = newest.parent.parent.glob('*.log')
+    return runner, log.read_text(), [row for row in rows if 'loss' in row]
+
+
+@pytest.fixture(scope='module')
+def first(demo, tmp_path_factory):
+    """Two epochs of four iterations, of which the first is a checkpoint to resume from."""
+    folder = tmp_path_factory.mktemp('first') / 'run'
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('ODIS_DEMO_ROOT', demo)
+        run(folder)
+    for name in ('epoch_2.pth', 'epoch_2_backbone.pth', 'epoch_2_backbone.md'):
+        (folder / name).unlink()
+    (folder / 'last_checkpoint').write_text(str(folder / 'epoch_1.pth'))
+    return folder
+
+
+def schedule(iteration, peak, warmup, total):
+    """Linear from 1e-6 of the peak, then half a cosine to 1e-6, as the recipe has it."""
+    if iteration < warmup:
+        return peak * (1e-6 + (1 - 1e-6) * iteration / (warmup - 1)) if warmup > 1 else peak
+    return 1e-6 + 0.5 * (peak - 1e-6) * (1 + math.cos(math.pi * (iteration - warmup) / (total - warmup)))
+
+
+# options; (peak lr, warm-up, length, iterations of an epoch) that they mean; what the log must tell
+CASES = dict(
+    nothing=([], (LR * 4 / 128, 4, 8, 4), None),
+    lr=(['optim_wrapper.optimizer.lr=0.01'], (10 * LR * 4 / 128, 4, 8, 4), 'optim_wrapper.optimizer.lr: 0.001 -> 0.01'),
+    length=(['train_cfg.max_epochs=6'], (LR * 4 / 128, 4, 24, 4), 'train_cfg.max_epochs: 2 -> 6'),
+    batch=(['train_dataloader.batch_size=8'], (LR * 8 / 128, 2, 4, 2), 'train_dataloader.batch_size: 4 -> 8'),
+    accumulation=(
+        ['optim_wrapper.accumulative_counts=2'],
+        (LR * 8 / 128, 4, 8, 4),
+        'optim_wrapper.accumulative_counts: 1 -> 2',
+    ),
+    warmup=(
+        ['train_cfg.max_epochs=4', 'param_scheduler.0.end=2', 'param_scheduler.1.begin=2'],
+        (LR * 4 / 128, 8, 16, 4),
+        'param_scheduler.0.end: 1 -> 2',
+    ),
+    seed=(['randomness.seed=5'], (LR * 4 / 128, 4, 8, 4), 'randomness.seed: 0 -> 5'),
+    data=(['train_dataloader.dataset.data_fraction=0.5'], (LR * 4 / 128, 2, 4, 2), 'dataset.data_fraction: 1.0 -> 0.5'),
+    workers=(['train_dataloader.num_workers=1'], (LR * 4 / 128, 4, 8, 4), 'train_dataloader.num_workers: 0 -> 1'),
+    amp=([], (LR * 4 / 128, 4, 8, 4), "'SafeOptimWrapper' -> 'mmpretrain.AutocastOptimWrapper'"),
+    clip=(
+        ['optim_wrapper.clip_grad.max_norm=0.01'],
+        (LR * 4 / 128, 4, 8, 4),
+        'optim_wrapper.clip_grad.max_norm: 3.0 -> 0.01',
+    ),
+)
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_a_changed_setting_is_told_and_followed(name, first, demo, tmp_path, monkeypatch):
+    monkeypatch.setenv('ODIS_DEMO_ROOT', demo)
+    options, (peak, warmup, total, epoch), told = CASES[name]
+    folder = tmp_path / 'run'
+    shutil.copytree(first, folder)
+    runner, log, rows = run(folder, options, resume='latest', amp='bf16' if name == 'amp' else None)
+    assert [row['step'] for row in rows] == list(range(epoch + 1, total + 1)), (
+        'one epoch was done, whatever its length is now'
+    )
+    for row in rows:
+        assert row['lr'] == pytest.approx(schedule(row['step'] - 1, peak, warmup, total), rel=1e-4), row
+    assert f'lr = {peak:g}' in log or f'= {peak:g} at' in log
+    if told is None:
+        assert 'settings that differ' not in log and 'follows the new settings' not in log
+        return
+    (line,) = (line for line in log.splitlines() if 'settings that differ' in line)
+    assert told in line
+    follows = [line for line in log.splitlines() if 'the learning rate follows the new settings' in line]
+    assert len(follows) == (name in ('lr', 'length', 'batch', 'accumulation', 'warmup', 'data'))
+    if follows:
+        assert f' {schedule(epoch, peak, warmup, total):.4g} at iteration {epoch} of {total} ' in follows[0]
+    if name in ('batch', 'data'):
+        assert 'an epoch has 2 iterations now, 4 before: iteration 4 of the checkpoint counts as 2 of 4' in log
+    if name == 'seed':
+        assert 'random numbers begin anew from seed 5' in log and runner.seed == 5
+    if name == 'clip':
+        assert (
+            all(row['grad_norm'] > 0.01 for row in rows) and runner.optim_wrapper.clip_grad_kwargs['max_norm'] == 0.01
+        )
+
+
+def test_other_settings_of_the_optimizer_are_followed_too(first, demo, tmp_path, monkeypatch):
+    monkeypatch.setenv('ODIS_DEMO_ROOT', demo)
+    shutil.copytree(first, tmp_path / 'run')
+    options = ['optim_wrapper.optimizer.betas=0.8,0.9', 'optim_wrapper.optimizer.weight_decay=0.2']
+    options += ['default_hooks.schedule.weight_decay_end=0.3']
+    runner, log, rows = run(tmp_path / 'run', options, resume='latest')
+    decayed, spared = runner.optim_wrapper.optimizer.param_groups
+    assert tuple(decayed['betas']) == (0.8, 0.9) and spared['weight_decay'] == 0
+    assert decayed['initial_weight_decay'] == 0.2 and 0.2 < decayed['weight_decay'] < 0.3
+    for told in ('optimizer.weight_decay: 0.04 -> 0.2', 'default_hooks.schedule.weight_decay_end: 0.04 -> 0.3'):
+        assert told in log
+    assert float(runner.optim_wrapper.optimizer.state[decayed['params'][0]]['step']) == 8, 'its state goes on'
+
+
+def test_a_copied_work_dir_goes_on_from_its_own_files(first, demo, tmp_path, monkeypatch):
+    monkeypatch.setenv('ODIS_DEMO_ROOT', demo)
+    copied = tmp_path / 'copy'
+    shutil.copytree(first, copied)
+    before = {path.name: path.read_bytes() for path in first.glob('epoch*')}
+    runner, log, _ = run(
+        copied, ['train_cfg.max_epochs=3', 'default_hooks.checkpoint.max_keep_ckpts=1'], resume='latest'
+    )
+    assert f'--resume: continuing from {copied}/epoch_1.pth' in log
+    assert {path.name: path.read_bytes() for path in first.glob('epoch*')} == before, 'the original is left alone'
+    assert runner.message_hub.get_info('last_ckpt') == str(copied / 'epoch_3.pth')
+    assert str(first) not in str(torch.load(copied / 'epoch_3.pth', weights_only=True)['message_hub']['runtime_info'])
+    moved = tmp_path / 'elsewhere'
+    copied.rename(moved)
+    assert apis.latest_checkpoint(str(moved)) == str(moved / 'epoch_3.pth')
+
+
+def test_an_epoch_under_way_goes_on_with_another_batch_size(first, demo, tmp_path, monkeypatch):
+    """Eight of its sixteen images are done: two iterations of four, which count as one of eight."""
+    monkeypatch.setenv('ODIS_DEMO_ROOT', demo)
+    folder = tmp_path / 'run'
+    shutil.copytree(first, folder)
+    content = torch.load(folder / 'epoch_1.pth', weights_only=True)
+    content['meta'].update(epoch=1, iter=6)
+    content['progress'].update(images=8)
+    torch.save(content, folder / 'epoch_1_iter_6.pth')
+    _, log, rows = run(folder, ['train_dataloader.batch_size=8'], resume=str(folder / 'epoch_1_iter_6.pth'))
+    assert [row['step'] for row in rows] == [4], 'the last of twice two'
+    assert rows[0]['lr'] == pytest.approx(schedule(3, LR * 8 / 128, 2, 4), rel=1e-4)
+    assert 'iteration 6 of the checkpoint counts as 3 of 4' in log
+    assert 'epoch 2 goes on after 8 of 16 images: none is lost or drawn twice' in log
