@@ -2,18 +2,16 @@
 
     python -m odis_mm.workflows.bootstrap DIR --work-dir work_dirs/bootstrap
 
-Started again with the same arguments it continues where it stopped.
+It types the commands ``odis-mm pretrain``, ``odis-mm find-objects --source attention`` and ``odis-mm pretrain --boxes``; started again with the
+same arguments it continues where it stopped.
 """
 
 import argparse
 from pathlib import Path
-from typing import List, Optional
+from typing import Dict, List, Optional
 
-from ..objects import Attention, find_objects, write_report
-from ..objects.recall import read_result
-from ..tasks import pretrain
 from ..utils.errors import run_command
-from .stages import Stages, newest_export
+from .stages import Stage, Stages, Worker, exports
 
 
 def main(argv: Optional[List[str]] = None) -> None:
@@ -23,59 +21,66 @@ def main(argv: Optional[List[str]] = None) -> None:
     parser.add_argument(
         '--teacher', default='gtsa', choices=('gtsa', 'alfm', 'ibot'), help='method of the first pretraining'
     )
-    parser.add_argument('--steps', type=int, help='of either pretraining (default: by the data)')
+    parser.add_argument('--steps', type=int, help='of each pretraining (default: by the data)')
     parser.add_argument('--size', type=int, default=480, help='longer side of the images in the search, in pixels')
     parser.add_argument(
-        '--rounds',
-        type=int,
-        default=1,
-        help='2: the objects are searched again by the ODIS teacher, and ODIS is trained anew',
+        '--rounds', type=int, default=1, help='2: the ODIS teacher searches again, and ODIS is trained anew'
     )
-    parser.add_argument('--workers', type=int, help='processes of the search')
-    parser.add_argument('--seed', type=int, default=0)
-    run_command(lambda: bootstrap(**vars(parser.parse_args(argv))))
+    args = parser.parse_args(argv)
+    run_command(lambda: bootstrap(**vars(args)))
 
 
 def bootstrap(
-    images: str,
-    work_dir: str,
-    teacher: str = 'gtsa',
-    steps: Optional[int] = None,
-    size: int = 480,
-    rounds: int = 1,
-    workers: Optional[int] = None,
-    seed: int = 0,
+    images: str, work_dir: str, teacher: str = 'gtsa', steps: Optional[int] = None, size: int = 480, rounds: int = 1
 ) -> Path:
-    """Run the chain; see :func:`main` for the arguments. Returns the export of the last ODIS."""
-    stages = Stages(work_dir, total=1 + 2 * rounds)
+    """Run the chain; see :func:`main` for the arguments.
 
-    def train(name: str, method: str, boxes: Optional[str]) -> str:
-        def work(folder: Path) -> dict:
-            begun = bool(list(folder.glob('*.pth')))
-            pretrain(
-                images, boxes=boxes or 'none', method=method, steps=steps, work_dir=folder, resume=begun, seed=seed
-            )
-            return dict(export=str(newest_export(folder)))
+    Returns:
+        The export of the last ODIS.
+    """
+    images = str(Path(images).resolve())
+    stages = Stages(work_dir, jobs=1)
 
-        return stages.run(name, dict(images=str(images), method=method, boxes=boxes, steps=steps, seed=seed), work)[
-            'export'
-        ]
+    def training(name: str, method: str, objects: Optional[Stage] = None) -> Stage:
+        def work(worker: Worker, folder: Path, results: Dict[str, dict]) -> dict:
+            boxes = results[objects.name]['objects'] if objects else 'none'
+            run = folder / 'run'
+            command = ['pretrain', '--data', images, '--boxes', boxes, '--method', method, '--work-dir', run]
+            command += ['--steps', steps] if steps else []
+            command += ['--resume'] if list(run.glob('epoch_*.pth')) else []
+            worker.command(command, folder)
+            return dict(export=str(exports(run)[-1]))
 
-    export = train('teacher', teacher, None)
-    for number in range(1, rounds + 1):
+        settings = dict(images=images, method=method, steps=steps)
+        return Stage(name, settings, work, (objects,) if objects else ())
 
-        def search(folder: Path, export: str = export) -> dict:
+    def searching(name: str, trained: Stage) -> Stage:
+        def work(worker: Worker, folder: Path, results: Dict[str, dict]) -> dict:
             out = folder / 'objects.json'
-            find_objects(images, out, Attention(export, size=size, seed=seed), workers=workers, say=stages.say)
-            write_report(read_result(out), images, folder / 'objects.html')
+            export = results[trained.name]['export']
+            command = [
+                'find-objects',
+                images,
+                '--out',
+                out,
+                '--source',
+                'attention',
+                '--checkpoint',
+                export,
+                '--size',
+                size,
+            ]
+            worker.command(command, folder)
             return dict(objects=str(out))
 
-        found = stages.run(f'objects_{number}', dict(images=str(images), export=export, size=size, seed=seed), search)[
-            'objects'
-        ]
-        export = train(f'odis_{number}', 'odis', found)
+        return Stage(name, dict(images=images, size=size), work, (trained,))
+
+    last = training('teacher', teacher)
+    for number in range(1, rounds + 1):
+        last = training(f'odis-{number}', 'odis', searching(f'objects-{number}', last))
+    export = Path(stages.run([last])[last.name]['export'])
     stages.say(f'done: {export}')
-    return Path(export)
+    return export
 
 
 if __name__ == '__main__':

@@ -1,186 +1,117 @@
-"""What objects are worth to ODIS: the same pretraining with better and worse boxes, on the embedded demo set.
+"""What objects are worth to ODIS: a plan of ``odis-mm compare`` in which everything is the same but the boxes.
 
-    python -m odis_mm.workflows.worth --work-dir work_dirs/worth --out docs/evidence
+    python -m odis_mm.workflows.worth --out work_dirs/worth --teacher GTSA=work_dirs/gtsa_demo/epoch_30_backbone.pth
+    odis-mm compare work_dirs/worth/plan.yaml
 
-Started again with the same arguments it continues where it stopped; ``--rows`` does some of the rows, and the table is written from all
-that are done.
+The first command makes the boxes (annotated ones worsened by known amounts, those of ``classic``, and those of ``attention`` with each teacher)
+and tells how good they are; it is resumable, as the second is.
 """
 
 import argparse
-import datetime
 import json
-import statistics
-import sys
 from pathlib import Path
 from typing import Dict, List, Optional
+
+import yaml
 
 from ..datasets.demo import ensure_demo
 from ..objects import Attention, Classic, degrade, find_objects, recall_of
 from ..objects.recall import read_result
-from ..utils.environment import hardware
-from ..utils.errors import run_command
-from .demo import METHODS, finetune, frozen_measure, pretrain
-from .stages import Stages, slug
+from ..utils.errors import ConfigError, run_command
+from ..utils.files import atomic_write_text
 
-_SAMPLE = 'train_dataloader.dataset.pipeline.1.'
+_DATA = 'train_dataloader.dataset.'
+_SAMPLE = _DATA + 'pipeline.1.'
 DEGRADED = {
     'boxes at IoU 0.9': dict(iou=0.9),
     'boxes at IoU 0.7': dict(iou=0.7),
     'boxes at IoU 0.5': dict(iou=0.5),
-    '30 % missing': dict(missing=0.3),
-    '60 % missing': dict(missing=0.6),
-    '30 % false': dict(false=0.3),
-    '60 % false': dict(false=0.6),
+    '30 percent missing': dict(missing=0.3),
+    '60 percent missing': dict(missing=0.6),
+    '30 percent false': dict(false=0.3),
+    '60 percent false': dict(false=0.6),
 }
 VARIANTS = {  # with annotated boxes
     'cropping only': {'model.masked_attention': False},
     'masking only': {_SAMPLE + 'object_aware': False},
     'whole image': {_SAMPLE + 'target_rule': 'whole_image'},
 }
-FOUND = ('attention', 'classic', 'bootstrapped')
-ROWS = ('annotated boxes', *DEGRADED, *FOUND, *VARIANTS)
+MEASURES = ('AR@10 IoU 0.5', 'AR@100 IoU 0.5', 'AR@10', 'precision@10')
 
 
 def main(argv: Optional[List[str]] = None) -> None:
     parser = argparse.ArgumentParser(prog='python -m odis_mm.workflows.worth', description=__doc__)
-    parser.add_argument('--work-dir', default='work_dirs/worth')
-    parser.add_argument('--out', default='docs/evidence', help='the table goes here')
+    parser.add_argument('--out', default='work_dirs/worth', help='boxes, their measures and plan.yaml go here')
     parser.add_argument('--data-root', default='data/odis_demo')
-    parser.add_argument('--train-images', type=int, default=4000)
-    parser.add_argument('--epochs', type=int, default=30, help='of every pretraining, the teacher included')
+    parser.add_argument('--train-images', type=int, default=4000, help='of the rendered demo set')
+    parser.add_argument('--iterations', type=int, default=930, help='of every pretraining')
     parser.add_argument('--finetune-iters', type=int, default=300)
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1], help='of pretraining and detector')
-    parser.add_argument('--teacher', default='GTSA', choices=('GTSA', 'ALFM'), help='of the row attention')
     parser.add_argument(
-        '--rows', nargs='+', default=list(ROWS), choices=ROWS, metavar='ROW', help=f'of: {", ".join(ROWS)}'
+        '--teacher', nargs='*', default=[], metavar='NAME=FILE', help='ViTs whose attention finds objects'
     )
+    parser.add_argument('--size', type=int, default=128, help='longer side of the images for the teachers, in pixels')
+    parser.add_argument('--workers', type=int)
     args = parser.parse_args(argv)
-    run_command(lambda: print(_run(args, sys.argv[1:] if argv is None else argv)))
+    run_command(lambda: print(make_plan(**vars(args))))
 
 
-def _run(args: argparse.Namespace, argv: List[str]) -> str:
-    stages = Stages(args.work_dir, total=3 * len(args.seeds) * len(args.rows) + 1)
-    root = Path(ensure_demo(args.data_root, num_train=args.train_images)).resolve()
-    truth_file = root / 'annotations' / 'instances_train2017.json'
-    truth = read_result(truth_file)
-    results: Dict[str, List[dict]] = {}
-    for row in args.rows:
-        for seed in args.seeds:
-            boxes = _boxes(stages, row, seed, root, truth, args)
-            options = {'randomness.seed': seed, **VARIANTS.get(row, {})}
-            if boxes != truth_file:
-                options['train_dataloader.dataset.ann_file'] = str(boxes)
-            name = f'{slug(row)}_seed{seed}'
-            export = pretrain(stages, f'pretrain_{name}', METHODS['ODIS'], root, args.epochs, options)
-            result = dict(
-                frozen=frozen_measure(stages, f'frozen_{name}', METHODS['ODIS'], root, export),
-                ap=finetune(stages, f'detector_{name}', root, export, args.finetune_iters, seed),
-                recall=None if row in VARIANTS else recall_of(_scored(read_result(boxes)), truth),
-            )
-            results.setdefault(row, []).append(result)
-            _keep(Path(args.work_dir) / 'rows' / f'{name}.json', dict(row=row, seed=seed, **result))
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    every = _kept(Path(args.work_dir) / 'rows')
-    text = report(every, args, argv)
-    (out / 'objects_worth.md').write_text(text)
-    (out / 'objects_worth.json').write_text(json.dumps(every, indent=1))
-    return text
+def make_plan(
+    out: str,
+    data_root: str,
+    train_images: int,
+    iterations: int,
+    finetune_iters: int,
+    teacher: List[str],
+    size: int = 128,
+    workers: Optional[int] = None,
+) -> str:
+    """Make the boxes of all rows and ``plan.yaml``; see :func:`main`. Returns the measures of the boxes as Markdown.
 
-
-def _boxes(stages: Stages, row: str, seed: int, root: Path, truth: dict, args: argparse.Namespace) -> Path:
-    """The annotation file of a row."""
-    images = root / 'train2017'
-    if row in DEGRADED:
-
-        def make(folder: Path) -> dict:
-            (folder / 'objects.json').write_text(json.dumps(degrade(truth, **DEGRADED[row], seed=seed)))
-            return dict(objects=str(folder / 'objects.json'))
-
-        return Path(
-            stages.run(f'boxes_{slug(row)}_seed{seed}', dict(row=row, seed=seed, **DEGRADED[row]), make)['objects']
-        )
-    if row not in FOUND:
-        return root / 'annotations' / 'instances_train2017.json'
-    if row == 'classic':
-        name, source = 'boxes_classic', Classic(top=10)
-    else:
-        teacher = pretrain(
-            stages, f'teacher_seed{seed}', METHODS[args.teacher], root, args.epochs, {'randomness.seed': seed}
-        )
-        if row == 'bootstrapped':  # the teacher of ODIS with the first teacher's objects searches again
-            first = _boxes(stages, 'attention', seed, root, truth, args)
-            options = {'randomness.seed': seed, 'train_dataloader.dataset.ann_file': str(first)}
-            teacher = pretrain(stages, f'pretrain_attention_seed{seed}', METHODS['ODIS'], root, args.epochs, options)
-        name, source = f'boxes_{row}_seed{seed}', Attention(str(teacher), size=128, seed=seed)
-
-    def search(folder: Path) -> dict:
-        find_objects(images, folder / 'objects.json', source, say=stages.say)
-        return dict(objects=str(folder / 'objects.json'))
-
-    return Path(stages.run(name, dict(row=row, source=source.name, root=str(root)), search)['objects'])
+    Raises:
+        ConfigError: a teacher that is not written as NAME=FILE.
+    """
+    root = Path(ensure_demo(data_root, num_train=train_images)).resolve()
+    images, truth = root / 'train2017', read_result(root / 'annotations' / 'instances_train2017.json')
+    folder = Path(out).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    files: Dict[str, Path] = {}
+    for row, how in DEGRADED.items():
+        files[row] = folder / f'{row.replace(" ", "_")}.json'
+        atomic_write_text(files[row], json.dumps(degrade(truth, **how)))
+    sources = {'classic': Classic(top=10)}
+    for text in teacher:
+        name, given, file = text.partition('=')
+        if not given:
+            raise ConfigError(f'--teacher takes NAME=FILE, got {text!r}.')
+        sources[f'attention of {name}'] = Attention(file, size=size)
+    for row, source in sources.items():
+        files[row] = folder / f'{row.replace(" ", "_")}.json'
+        find_objects(images, files[row], source, workers=workers)
+    recall = {row: recall_of(_scored(read_result(path)), truth) for row, path in files.items()}
+    starts: Dict[str, dict] = {'random weights': {}, 'annotated boxes': dict(recipe='odis_demo')}
+    for row, path in files.items():
+        options = {_DATA + 'data_root': '', _DATA + 'ann_file': str(path), _DATA + 'data_prefix': str(images)}
+        starts[row] = dict(recipe='odis_demo', options=options)
+    starts.update({row: dict(recipe='odis_demo', options=options) for row, options in VARIANTS.items()})
+    plan = dict(
+        name='what objects are worth to ODIS, on the demo set',
+        data=dict(root=str(root)),
+        starts=starts,
+        baseline='annotated boxes',
+        detector=dict(size=128, iterations=finetune_iters),
+        pretraining=dict(iterations=iterations),
+        seeds=dict(pretraining=2, detector=2),
+    )
+    atomic_write_text(folder / 'plan.yaml', yaml.safe_dump(plan, sort_keys=False))
+    lines = [f'| boxes | {" | ".join(MEASURES)} |', '|---|' + '---|' * len(MEASURES)]
+    lines += [f'| {row} | {" | ".join(f"{found[key]:.1f}" for key in MEASURES)} |' for row, found in recall.items()]
+    atomic_write_text(folder / 'boxes.md', '\n'.join(lines) + '\n')
+    return '\n'.join([*lines, '', f'Now: odis-mm compare {folder / "plan.yaml"}'])
 
 
 def _scored(content: dict) -> dict:
+    """Boxes without scores, in an order that tells nothing of how good they are."""
     return {**content, 'annotations': [{'score': 1.0, **entry} for entry in content['annotations']]}
-
-
-def _keep(path: Path, result: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result))
-
-
-def _kept(folder: Path) -> Dict[str, List[dict]]:
-    found = [json.loads(path.read_text()) for path in sorted(folder.glob('*.json'))]
-    return {
-        row: [entry for entry in found if entry['row'] == row]
-        for row in ROWS
-        if any(entry['row'] == row for entry in found)
-    }
-
-
-def report(results: Dict[str, List[dict]], args: argparse.Namespace, argv: List[str]) -> str:
-    """The table as Markdown, and in words what follows from it."""
-    lines = [
-        '# What objects are worth to ODIS, on the embedded demo set',
-        '',
-        f'Command: `{" ".join(["python -m odis_mm.workflows.worth", *argv])}`',
-        '',
-        f'{datetime.date.today().isoformat()}; {hardware()}. ODIS, {args.epochs} epochs of {args.train_images} images in every row, then the '
-        f'demo Mask R-CNN, {args.finetune_iters} iterations of 8 images; each value is the mean over seeds of pretraining and detector, with all of them. '
-        'AR and precision: of the boxes against the annotated ones, at IoU 0.5.',
-        '',
-        '| boxes | AR@10 | precision@10 | frozen: [OBJ], 20-NN | box AP |',
-        '|---|---|---|---|---|',
-    ]
-    for row, entries in results.items():
-        recall = [entry['recall'] for entry in entries if entry['recall']]
-        quality = [
-            f'{statistics.mean(r[key] for r in recall):.1f}' if recall else '-'
-            for key in ('AR@10 IoU 0.5', 'precision@10')
-        ]
-        frozen = [entry['frozen']['object_token'] for entry in entries]
-        ap = [entry['ap']['box AP'] for entry in entries]
-        cells = [f'{statistics.mean(v):.1f} ({", ".join(f"{x:.1f}" for x in v)})' for v in (frozen, ap)]
-        lines.append(f'| {row} | {" | ".join(quality + cells)} |')
-    first = results.get('annotated boxes')
-    if first:
-        lines += ['', 'Against annotated boxes:', '']
-        base = [entry['ap']['box AP'] for entry in first]
-        for row, entries in results.items():
-            ap = [entry['ap']['box AP'] for entry in entries]
-            if row == 'annotated boxes':
-                continue
-            below, above = max(ap) < min(base), min(ap) > max(base)
-            verdict = (
-                'every seed below'
-                if below
-                else 'every seed above'
-                if above
-                else 'the seeds overlap: no difference shown'
-            )
-            lines.append(f'- {row}: box AP {statistics.mean(ap) - statistics.mean(base):+.1f} ({verdict}).')
-    return '\n'.join(lines) + '\n'
 
 
 if __name__ == '__main__':
