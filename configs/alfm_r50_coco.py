@@ -1,6 +1,6 @@
 # ALFM (our reconstruction), ResNet-50, COCO train2017, 100 epochs at a global batch of 512 (8 ranks x 64).
-# Its 118,287 images are 9 % of ImageNet-1k's: with mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py this is one side of the comparison with
-# supervised ImageNet pretraining; the other is mask_rcnn/mask-rcnn_r50-in1k_fpn_1x_coco.py.
+# Its 118,287 images are 9 % of ImageNet-1k's: with mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py this is one side of the
+# comparison with supervised ImageNet pretraining; the other is mask_rcnn/mask-rcnn_r50-in1k_fpn_1x_coco.py.
 _base_ = [
     './_base_/models/alfm_r50.py',
     './_base_/datasets/coco_two_views.py',

@@ -1,4 +1,5 @@
-# iBOT on the embedded demo set: the baseline of odis_demo.py with the same budget and augmentation, and iBOT's patch loss.
+# iBOT on the embedded demo set: the baseline of odis_demo.py with the same budget and augmentation, and iBOT's patch
+# loss.
 _base_ = './odis_demo.py'
 
 model = dict(masked_attention=False, lambda_patch=1.0)

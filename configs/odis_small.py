@@ -1,6 +1,6 @@
-# ODIS on 200 to 5,000 images of one's own: `odis-mm pretrain --data DIR` fills in data, views and length. Weakly supervised, with boxes
-# and without classes. All numbers that are not the paper's are ours, by trial on blood-cell photographs
-# (docs/evidence/small_data_search.md).
+# ODIS on 200 to 5,000 images of one's own: `odis-mm pretrain --data DIR` fills in data, views and length. Weakly
+# supervised, with boxes and without classes. All numbers that are not the paper's are ours, by trial on blood-cell
+# photographs (docs/evidence/small_data_search.md).
 _base_ = [
     './_base_/models/odis_demo.py',
     './_base_/datasets/small_objects.py',
@@ -10,7 +10,8 @@ _base_ = [
 
 model = dict(
     backbone=dict(img_size=48),
-    # 64 balanced prototypes say little where all objects look alike: embeddings are compared, and their coding rate keeps them apart
+    # 64 balanced prototypes say little where all objects look alike: embeddings are compared, and their coding rate
+    # keeps them apart
     neck=dict(num_prototypes=0),
     head=dict(_delete_=True, type='EmbeddingHead', lambda_entropy=1.0, eps2=0.05),
     momentum=dict(start=0.95),  # at 0.99 half of a teacher's weights are still the initial ones after 150 steps

@@ -1,7 +1,7 @@
 """odis_mm: self-supervised pretraining of Vision Transformers for detection, as a plugin of OpenMMLab.
 
-Importing it registers datasets, transforms, models and hooks in mmpretrain's registries, and, where mmdet is installed, the detector pieces in
-mmdet's. It needs no compiled mmcv ops.
+Importing it registers datasets, transforms, models and hooks in mmpretrain's registries, and, where mmdet is installed,
+the detector pieces in mmdet's. It needs no compiled mmcv ops.
 """
 
 import sys

@@ -61,9 +61,10 @@ def train(
     Args:
         config: Path, name of a shipped recipe, or a config.
         work_dir: Logs, checkpoints and the resolved config go here; default: ``work_dirs/<name of the config>``.
-        resume: What to continue from: a checkpoint, a folder (the newest in it), 'latest' (the newest in work_dir), or 'auto': that too, if
-            there is one, else from the beginning.
-        init: A file of any known layout that the backbone starts from (:func:`start_from`); None: what ``init_cfg`` of the config names.
+        resume: What to continue from: a checkpoint, a folder (the newest in it), 'latest' (the newest in work_dir), or
+            'auto': that too, if there is one, else from the beginning.
+        init: A file of any known layout that the backbone starts from (:func:`start_from`); None: what ``init_cfg`` of
+            the config names.
         amp: 'bf16' (any device) or 'fp16' (GPU): mixed precision in place of the config's choice.
         options: See :func:`load_config`.
         launcher: 'none' (one process), 'pytorch' (torchrun), 'slurm' or 'mpi'.
@@ -170,7 +171,8 @@ def scale_lr(runner: Runner) -> str:
 
 
 def latest_checkpoint(work_dir: str) -> Optional[str]:
-    """The checkpoint of a folder to resume from, None if it holds none: :func:`~odis_mm.engine.resume.find_checkpoint`."""
+    """The checkpoint of a folder to resume from, None if it holds none:
+    :func:`~odis_mm.engine.resume.find_checkpoint`."""
     return find_checkpoint(work_dir)[0]
 
 
@@ -227,14 +229,14 @@ def _use_resume(cfg: Config, resume: Optional[str]) -> List[Tuple[int, str]]:
         raise ConfigError(f'--resume: no checkpoint {path!r}.')
     if path and (wrong := damage(path)):
         raise ConfigError(
-            f'--resume: checkpoint {path!r} is damaged: {wrong}; name another one, or say --resume alone to continue from '
-            'the newest whole one of the work dir.'
+            f'--resume: checkpoint {path!r} is damaged: {wrong}; name another one, or say --resume alone to continue '
+            'from the newest whole one of the work dir.'
         )
     path, warnings = (path, []) if path else find_checkpoint(folder)
     if path is None and resume == 'latest':
         raise ConfigError(
-            f'--resume: there is no checkpoint in {folder}; name the file or folder, or say --resume auto to begin at the beginning where '
-            'there is none.'
+            f'--resume: there is no checkpoint in {folder}; name the file or folder, or say --resume auto to begin at '
+            'the beginning where there is none.'
         )
     cfg.resume = path is not None
     if path is None:

@@ -68,8 +68,8 @@ def load_config(name: Union[str, Path], options: Optional[Dict[str, Any]] = None
     path = Path(name)
     if path.suffix in ('.pth', '.pt', '.safetensors', '.ckpt'):
         raise ConfigError(
-            f'{path} is a checkpoint where a config is expected: give the config first, and the file by --resume, --init or as second '
-            'argument of test.'
+            f'{path} is a checkpoint where a config is expected: give the config first, and the file by --resume, '
+            '--init or as second argument of test.'
         )
     if not path.is_file():
         shipped = shipped_configs()
@@ -98,8 +98,8 @@ def load_config(name: Union[str, Path], options: Optional[Dict[str, Any]] = None
 
 @contextmanager
 def _plain_roots() -> Iterator[Dict[str, str]]:
-    """Let stand-ins take the place of data roots in the environment that mmengine, which pastes them into the text of a config, would read
-    as code or as a pattern: paths with a backslash, a quote, or the like."""
+    """Let stand-ins take the place of data roots in the environment that mmengine, which pastes them into the text of a
+    config, would read as code or as a pattern: paths with a backslash, a quote, or the like."""
     odd = {
         name: value
         for name, value in os.environ.items()
@@ -146,13 +146,15 @@ def parse_options(pairs: Iterable[str]) -> Dict[str, Any]:
             options[key] = _parse_value(value)
         except (RecursionError, MemoryError) as error:
             raise ConfigError(
-                f'--cfg-options {pair[:200]!r}: the value is nested too deeply; write a config that inherits from this one.'
+                f'--cfg-options {pair[:200]!r}: the value is nested too deeply; write a config that inherits from this '
+                'one.'
             ) from error
     return options
 
 
 def _parse_value(text: str) -> Any:
-    """Return the Python literal that a text is; else true/false, inf, nan, a list of such (in brackets or by commas), or the text itself.
+    """Return the Python literal that a text is; else true/false, inf, nan, a list of such (in brackets or by commas),
+    or the text itself.
 
     Blanks within names and paths stay: ``['/my data/x']``, ``[traffic light,person]``, ``/my data/x``.
     """
@@ -171,8 +173,8 @@ def _parse_value(text: str) -> Any:
     if text[:1] + text[-1:] in ('[]', '()'):
         if re.search(r'\w\(', text):
             raise ConfigError(
-                f'--cfg-options: {text[:200]!r} is no Python literal (numbers, texts in quotes, lists, dicts in braces); for anything nested '
-                'deeper write a config that inherits from this one.'
+                f'--cfg-options: {text[:200]!r} is no Python literal (numbers, texts in quotes, lists, dicts in '
+                'braces); for anything nested deeper write a config that inherits from this one.'
             )
         parts = [_parse_value(part) for part in _split(text[1:-1])]
         return parts if text[0] == '[' else tuple(parts)
@@ -238,7 +240,8 @@ def _check_names(key: str, value: Any) -> None:
         return
     names = tuple(part.strip() for part in value.split(','))
     raise ConfigError(
-        f'--cfg-options {key}: the class names must be a list, and {value!r} is one text; write "{key}={names!r}" (with the quotes).'
+        f'--cfg-options {key}: the class names must be a list, and {value!r} is one text; write "{key}={names!r}" '
+        '(with the quotes).'
     )
 
 
@@ -298,9 +301,10 @@ ENDLESS = 10**9  # mmengine's 'for ever'
 def fit_schedule(cfg: Config) -> List[str]:
     """Scale warm-up and schedule of a config whose length was changed, in place; return what was done, for the log.
 
-    The file that the config was read from tells the length that its schedule was written for. What the options set themselves stays, and
-    what followed it in the file still does: a part that begins where the warm-up ends, a T_max from begin to end. Epochs that are no whole
-    numbers any more are turned into iterations by :func:`in_iterations`, once the length of an epoch is known.
+    The file that the config was read from tells the length that its schedule was written for. What the options set
+    themselves stays, and what followed it in the file still does: a part that begins where the warm-up ends, a T_max
+    from begin to end. Epochs that are no whole numbers any more are turned into iterations by :func:`in_iterations`,
+    once the length of an epoch is known.
 
     Args:
         cfg: After its options were applied.
@@ -367,7 +371,8 @@ def _scaled(value: Any, factor: float, by_epoch: bool) -> Any:
 
 
 def in_iterations(parts: List[dict], epoch_length: int) -> List[dict]:
-    """Return scheduler configs with epochs turned into iterations, if any of them names a part of an epoch; else as they are."""
+    """Return scheduler configs with epochs turned into iterations, if any of them names a part of an epoch; else as
+    they are."""
 
     def fractional(value: Any) -> bool:
         return (
@@ -417,7 +422,8 @@ def follow_channels(cfg: Config) -> None:
     """Let the backbone take images of as many channels as ``LoadObjectImage(channels=...)`` of the training data gives.
 
     Raises:
-        ConfigError: the steps differ, the backbone is set to another number, or the means and deviations are of another number.
+        ConfigError: the steps differ, the backbone is set to another number, or the means and deviations are of another
+            number.
     """
     steps = [
         node
@@ -427,7 +433,8 @@ def follow_channels(cfg: Config) -> None:
     counts = sorted({step.get('channels', 3) for step in steps})
     if len(counts) > 1:
         raise ConfigError(
-            f'train_dataloader reads images of {" and ".join(map(str, counts))} channels: set one number in all its LoadObjectImage.'
+            f'train_dataloader reads images of {" and ".join(map(str, counts))} channels: set one number in all its '
+            'LoadObjectImage.'
         )
     model = cfg.get('model') or {}
     backbone, channels = model.get('backbone'), counts[0] if counts else 3
@@ -435,16 +442,16 @@ def follow_channels(cfg: Config) -> None:
         return
     if backbone.setdefault('in_channels', channels) != channels:
         raise ConfigError(
-            f'model.backbone.in_channels={backbone.in_channels}, but the training images have {channels} channels (LoadObjectImage.channels): '
-            'set both to one number.'
+            f'model.backbone.in_channels={backbone.in_channels}, but the training images have {channels} channels '
+            '(LoadObjectImage.channels): set both to one number.'
         )
     preprocessor = model.get('data_preprocessor') or {}
     for name in ('mean', 'std'):
         found = len(preprocessor.get(name) or (0, 0, 0))
         if found != channels:
             raise ConfigError(
-                f'model.data_preprocessor.{name} holds {found} numbers for images of {channels} channels: odis-mm stats computes mean and std '
-                'of the data.'
+                f'model.data_preprocessor.{name} holds {found} numbers for images of {channels} channels: odis-mm '
+                'stats computes mean and std of the data.'
             )
 
 
@@ -471,7 +478,8 @@ def check_init(cfg: Config) -> None:
             raise ConfigError(f'{path} = {dict(node)} has no type, so nothing would be loaded: {remedy}.')
         if pretraining and str(node['type']).rpartition('.')[2] in ('Pretrained', 'PretrainedInit'):
             raise ConfigError(
-                f"{path}: type='Pretrained' loads what happens to fit, and not the teacher, which is what is exported; a pretraining "
+                f"{path}: type='Pretrained' loads what happens to fit, and not the teacher, which is what is exported; "
+                'a pretraining '
                 'starts from weights by --init FILE.'
             )
 

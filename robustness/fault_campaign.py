@@ -1,12 +1,14 @@
 #!/usr/bin/env python
 """Kills, full disks and damaged files by the hundred, and whether training comes to the same end all the same.
 
-A tiny ODIS run goes through the command line (``odis_mm train CONFIG --resume``) once undisturbed, then again and again disturbed, until
-the counts are reached. Each attempt is a process of its own, forked from one that has imported everything: what takes a run half a minute
-of starting is done once. A disturbed run goes on, by ``--resume`` and nothing else, until it has finished; its last checkpoint and its
-export must then equal those of the undisturbed run bit for bit.
+A tiny ODIS run goes through the command line (``odis_mm train CONFIG --resume``) once undisturbed, then again and again
+disturbed, until the counts are reached. Each attempt is a process of its own, forked from one that has imported
+everything: what takes a run half a minute of starting is done once. A disturbed run goes on, by ``--resume`` and
+nothing else, until it has finished; its last checkpoint and its export must then equal those of the undisturbed run bit
+for bit.
 
-Processes are killed and files damaged, the machine is not: what a loss of power does to data that was not synced is not shown here.
+Processes are killed and files damaged, the machine is not: what a loss of power does to data that was not synced is not
+shown here.
 """
 
 import argparse
@@ -109,7 +111,7 @@ class CampaignError(RuntimeError):
     """Something that a run must not do; the message says which attempt of which run, and where its log is."""
 
 
-# ------------------------------------------------------------------------------------------------------- in the attempt's process
+# ------------------------------------------------------------------------------------------------------- in the attempt
 class _Stages:
     """Stops the process at one place of its way, tells the campaign and waits for its answer, or for the end."""
 
@@ -221,7 +223,7 @@ def _attempt(config: Path, run: Path, log: Path, event: Event, limit: int, repor
         return 70
 
 
-# ------------------------------------------------------------------------------------------------------------------ the campaign
+# ------------------------------------------------------------------------------------------------------------------ the
 class Campaign:
     """See the module.
 
@@ -287,7 +289,8 @@ class Campaign:
         cfg = load_config('odis_demo', OPTIONS)
         cfg.default_hooks.checkpoint.max_keep_ckpts = 3
         cfg.dump(str(self.config))
-        # not what is tested, and most of an attempt's time: pretty-printed configs, a description of the machine, garbage of the imports
+        # not what is tested, and most of an attempt's time: pretty-printed configs, a description of the machine,
+        # garbage of the imports
         gc.freeze()
         yapf.yapflib.yapf_api.FormatCode = lambda text, **_: (text, True)
         described = mmengine.runner.runner.collect_env()
@@ -425,7 +428,8 @@ class Campaign:
         return ballast
 
     def _damage(self, folder: Path) -> List[str]:
-        """Damages the newest checkpoint or the note that names it, where another whole one is left; returns what is to be warned of."""
+        """Damages the newest checkpoint or the note that names it, where another whole one is left; returns what is to
+        be warned of."""
         note = folder / NOTE
         whole = [p for p in folder.glob('*.pth') if NUMBERED.fullmatch(p.name) and damage(p) is None]
         # damaged already, if the run died before it wrote another
@@ -478,7 +482,8 @@ def finished(run: Path) -> bool:
 
 
 def content(run: Path) -> Dict[str, Any]:
-    """All that must be equal at the end of a run: weights, centers, optimizer, schedules, random states, position, export."""
+    """All that must be equal at the end of a run: weights, centers, optimizer, schedules, random states, position,
+    export."""
     allow_mmengine_histories()
     loaded = torch.load(run / f'epoch_{EPOCHS}.pth', map_location='cpu', weights_only=True)
     exported = torch.load(run / f'epoch_{EPOCHS}_backbone.pth', map_location='cpu', weights_only=True)

@@ -114,7 +114,8 @@ ODIS_CONFIG = dict(  # of make_odis
 
 
 class ViewBatches(torch.utils.data.Dataset):
-    """Collated-batch content per index, so that a plain loader of batch size 1 feeds the model; NaN in a pixel of some."""
+    """Collated-batch content per index, so that a plain loader of batch size 1 feeds the model; NaN in a pixel of
+    some."""
 
     def __init__(self, nan_at=()):
         self.nan_at = nan_at

@@ -1,4 +1,5 @@
-"""A run of another length has a schedule of that length: warm-up, cosine and milestones scale with it, and the log says so."""
+"""A run of another length has a schedule of that length: warm-up, cosine and milestones scale with it, and the log says
+so."""
 
 import pytest
 import torch

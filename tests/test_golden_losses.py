@@ -1,4 +1,5 @@
-"""Losses of the demo recipes' first steps, captured: a change that was not meant to alter training must leave them as they are.
+"""Losses of the demo recipes' first steps, captured: a change that was not meant to alter training must leave them as
+they are.
 
 ``python tests/test_golden_losses.py`` captures them anew, after a change of a recipe's numbers that was meant.
 """

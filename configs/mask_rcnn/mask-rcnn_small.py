@@ -1,5 +1,6 @@
-# The small detector of mask-rcnn_demo.py for a data set of one's own: 128 px short side, hundreds to thousands of images, CPUs or one GPU.
-# odis_mm.recipes.detector_config fills in classes, paths, anchors, backbone and length; by hand they are --cfg-options.
+# The small detector of mask-rcnn_demo.py for a data set of one's own: 128 px short side, hundreds to thousands of
+# images, CPUs or one GPU. odis_mm.recipes.detector_config fills in classes, paths, anchors, backbone and length; by
+# hand they are --cfg-options.
 _base_ = './mask-rcnn_demo.py'
 
 data_root = 'data/own/'

@@ -1,4 +1,5 @@
-"""What reading a large annotation file costs: CPU seconds and a process's own memory, without a cache, for the first time and again."""
+"""What reading a large annotation file costs: CPU seconds and a process's own memory, without a cache, for the first
+time and again."""
 
 import json
 import os
@@ -49,7 +50,8 @@ def write_annotations(folder: Path, images: int, objects: int, points: int = 26,
         url = 'http://images.cocodataset.org/train2017/'
         file.write(
             ', '.join(
-                f'{{"license": 3, "file_name": "{i:012d}.jpg", "coco_url": "{url}{i:012d}.jpg", "height": 480, "width": 640, "id": {i}}}'
+                f'{{"license": 3, "file_name": "{i:012d}.jpg", "coco_url": "{url}{i:012d}.jpg", "height": 480, '
+                f'"width": 640, "id": {i}}}'
                 for i in range(images)
             )
         )
@@ -69,8 +71,9 @@ def annotations_benchmark(
     """Times of a synthetic file (default: of the size of COCO train2017) in processes of their own.
 
     Returns:
-        'first' (no cache yet) and 'again': of each process ``cpu`` and ``seconds`` to build the data set, ``own_mb`` of memory that it did not
-        have before and shares with nobody, ``peak_mb`` in all, ``read_us`` to read one image's objects with their masks.
+        'first' (no cache yet) and 'again': of each process ``cpu`` and ``seconds`` to build the data set, ``own_mb`` of
+        memory that it did not have before and shares with nobody, ``peak_mb`` in all, ``read_us`` to read one image's
+        objects with their masks.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = write_annotations(Path(folder), images, objects)

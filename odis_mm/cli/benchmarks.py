@@ -117,7 +117,8 @@ def startup_main(argv: Optional[List[str]] = None, train: Sequence[str] = TRAIN)
 
 
 def annotations_main(argv: Optional[List[str]] = None) -> None:
-    """``tools/analysis/benchmark_annotations.py``: what reading a json of COCO train2017's size costs, first and from the cache."""
+    """``tools/analysis/benchmark_annotations.py``: what reading a json of COCO train2017's size costs, first and from
+    the cache."""
     parser = argparse.ArgumentParser(description='CPU seconds and own memory to read a large COCO-style json.')
     parser.add_argument('--images', type=int, default=118_287)
     parser.add_argument('--objects', type=int, default=860_001)
@@ -133,8 +134,8 @@ def annotations_main(argv: Optional[List[str]] = None) -> None:
         for name in ('first', 'again'):
             found = {key: statistics.median(each[key] for each in result[name]) for key in result[name][0]}
             print(
-                f'{name}: {found["cpu"]:.1f} CPU s ({found["seconds"]:.1f} s), {found["own_mb"]:.0f} MB of its own, peak {found["peak_mb"]:.0f} MB, '
-                f'{found["read_us"]:.0f} us to read an image'
+                f'{name}: {found["cpu"]:.1f} CPU s ({found["seconds"]:.1f} s), {found["own_mb"]:.0f} MB of its own, '
+                f'peak {found["peak_mb"]:.0f} MB, {found["read_us"]:.0f} us to read an image'
             )
         if args.out:
             Path(args.out).write_text(json.dumps(result, indent=1) + '\n')

@@ -13,9 +13,11 @@ def main(argv: Optional[List[str]] = None) -> None:
     """Parse arguments and call :func:`odis_mm.workflows.run.compare` or :func:`~odis_mm.workflows.run.compare_data`."""
     parser = argparse.ArgumentParser(
         prog='odis-mm compare',
-        description='Train the same detector from several starts (random weights, files, pretrainings) with several amounts of labels and '
+        description='Train the same detector from several starts (random weights, files, pretrainings) with several '
+        'amounts of labels and '
         'seeds, and report what helps, by how much, and how sure that is. It resumes where it stopped.',
-        epilog='The report is WORK_DIR/report.html and report.md. ODIS_MM_DEBUG=1 in the environment shows the full traceback of an error.',
+        epilog='The report is WORK_DIR/report.html and report.md. ODIS_MM_DEBUG=1 in the environment shows the full '
+        'traceback of an error.',
     )
     parser.add_argument(
         'plan', nargs='?', help='a YAML file, or the name of a plan that comes with odis_mm, such as quickstart'
@@ -34,7 +36,8 @@ def main(argv: Optional[List[str]] = None) -> None:
     parser.add_argument(
         '--duplicates',
         choices=('refuse', 'drop', 'allow'),
-        help='images that are both trained on and evaluated: refuse to run (default), leave them out of the training, or go on',
+        help='images that are both trained on and evaluated: refuse to run (default), leave them out of the training, '
+        'or go on',
     )
     parser.add_argument('--work-dir', help='default: work_dirs/compare/NAME')
     parser.add_argument('--starts', nargs='+', metavar='NAME', help='of the plan, these and its baseline alone')

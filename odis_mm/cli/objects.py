@@ -154,10 +154,12 @@ def _import(args: argparse.Namespace, annotations: str, format: str = 'auto') ->
 
 
 def inspect_main(argv: Optional[List[str]] = None) -> None:
-    """``odis-mm inspect CONFIG``: a page of what a recipe makes of its images; exits with 1 if a drawn number differs from the pixels."""
+    """``odis-mm inspect CONFIG``: a page of what a recipe makes of its images; exits with 1 if a drawn number differs
+    from the pixels."""
     parser = argparse.ArgumentParser(
         prog='odis-mm inspect',
-        description='Draw what a pretraining recipe makes of its images, as one html page and PNGs, and check every drawn number against pixels.',
+        description='Draw what a pretraining recipe makes of its images, as one html page and PNGs, and check every '
+        'drawn number against pixels.',
     )
     parser.add_argument('config', help='path, or the name of a shipped recipe')
     parser.add_argument('--images', type=int, default=6, help='how many, evenly spread (default: 6)')

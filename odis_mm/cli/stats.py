@@ -16,7 +16,8 @@ from .verify import add_reading, reading_of
 def stats_main(argv: Optional[List[str]] = None) -> None:
     """Print what a config needs: mean, std, and a window if the images have more than 8 bits."""
     parser = argparse.ArgumentParser(
-        description='Mean and standard deviation per channel of a data set, as model.data_preprocessor takes them; for images of more than 8 '
+        description='Mean and standard deviation per channel of a data set, as model.data_preprocessor takes them; for '
+        'images of more than 8 '
         'bits also the window of values that becomes 0..255.'
     )
     parser.add_argument('--data', default='', metavar='DIR', help='folder of the annotations and images')

@@ -17,7 +17,8 @@ def train_main(argv: Optional[List[str]] = None) -> None:
         nargs='?',
         const='latest',
         metavar='CHECKPOINT',
-        help='continue from a file, or from the newest checkpoint of a folder; alone: of the work dir; auto: of the work dir if it has one, '
+        help='continue from a file, or from the newest checkpoint of a folder; alone: of the work dir; auto: of the '
+        'work dir if it has one, '
         'else from the beginning',
     )
     parser.add_argument(

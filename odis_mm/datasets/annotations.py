@@ -1,4 +1,5 @@
-"""Annotation files as columns: read once, checked, and kept in a cache that all ranks and later runs map into memory."""
+"""Annotation files as columns: read once, checked, and kept in a cache that all ranks and later runs map into
+memory."""
 
 import gc
 import hashlib
@@ -30,8 +31,9 @@ def read_annotations(
 ) -> Columns:
     """Return the images and objects of a json, COCO-style or a dict of boxes.
 
-    A large file is read once: what comes of it is kept in ``cache_folder()``, and mapped from there as long as the file has the same size,
-    time and content. A cache that is damaged, or of another file, is written anew. ``ODIS_MM_CACHE=`` (empty) in the environment keeps none.
+    A large file is read once: what comes of it is kept in ``cache_folder()``, and mapped from there as long as the file
+    has the same size, time and content. A cache that is damaged, or of another file, is written anew.
+    ``ODIS_MM_CACHE=`` (empty) in the environment keeps none.
 
     Args:
         path: The json.
@@ -66,7 +68,8 @@ def read_annotations(
 
 
 def cache_folder() -> Optional[Path]:
-    """Where caches are kept: ``$ODIS_MM_CACHE``, ``$XDG_CACHE_HOME/odis_mm`` or ``~/.cache/odis_mm``; None if it is empty."""
+    """Where caches are kept: ``$ODIS_MM_CACHE``, ``$XDG_CACHE_HOME/odis_mm`` or ``~/.cache/odis_mm``; None if it is
+    empty."""
     named = os.environ.get('ODIS_MM_CACHE')
     if named is not None:
         return Path(named) if named else None
@@ -168,7 +171,8 @@ def parse_annotations(
 
 
 def coco_table(content: dict, path: PathLike) -> dict:
-    """Return a COCO-style file as columns: an entry per image (names, ids, sizes), one per annotation (owner: number of its image).
+    """Return a COCO-style file as columns: an entry per image (names, ids, sizes), one per annotation (owner: number of
+    its image).
 
     Raises:
         AnnotationError: an image, annotation or category is not understood; the message names the first.

@@ -179,7 +179,8 @@ class Columns:
 
 
 class ObjectMasks(Sequence):
-    """The segmentations of some objects, each decoded when it is asked for; an object without a mask has its box as a polygon."""
+    """The segmentations of some objects, each decoded when it is asked for; an object without a mask has its box as a
+    polygon."""
 
     def __init__(self, columns: Columns, objects: Sequence[int]):
         self.columns, self.objects = columns, objects

@@ -245,7 +245,8 @@ def _foreign(root: Path) -> list:
 
 
 def render_if_asked(data_root: PathLike) -> bool:
-    """Render the demo set if ``data_root`` is its place: the folder that ODIS_DEMO_ROOT names, or data/odis_demo. Returns whether it is.
+    """Render the demo set if ``data_root`` is its place: the folder that ODIS_DEMO_ROOT names, or data/odis_demo.
+    Returns whether it is.
 
     Any other folder is the user's, and nothing is written to it.
     """
@@ -264,8 +265,8 @@ def _is_complete(root: Path, parameters: dict) -> bool:
         found = json.loads((root / MANIFEST).read_text())
     except (OSError, ValueError):
         raise FolderInUseError(
-            f'{root} exists and is no demo set (it has no readable {MANIFEST}): name another folder for the demo set by --root or '
-            'ODIS_DEMO_ROOT; for images of your own take a recipe without "demo" in its name.'
+            f'{root} exists and is no demo set (it has no readable {MANIFEST}): name another folder for the demo set '
+            'by --root or ODIS_DEMO_ROOT; for images of your own take a recipe without "demo" in its name.'
         ) from None
     if {**found, 'drawing': None} != {**parameters, 'drawing': None}:
         raise FolderInUseError(
@@ -335,8 +336,8 @@ def _replace(target: Path, parameters: dict, processes: int):
     foreign = _foreign(target) if target.is_dir() else []
     if foreign:
         raise FolderInUseError(
-            f'{target} holds an incomplete or older demo set and files of other origin ({foreign[0]}, {len(foreign)} in all): move them, or '
-            'name another folder by --root or ODIS_DEMO_ROOT.'
+            f'{target} holds an incomplete or older demo set and files of other origin ({foreign[0]}, {len(foreign)} '
+            'in all): move them, or name another folder by --root or ODIS_DEMO_ROOT.'
         )
     prefix = f'.{target.name}.tmp'
     for stale in target.parent.glob(prefix + '*'):  # of killed runs: the lock is ours

@@ -12,8 +12,8 @@ class DemoObjectDataset(ObjectDataset):
     """``ObjectDataset`` of the demo set, which is rendered on first use.
 
     Args:
-        data_root: Its folder. The set is rendered, with the default parameters, only to the folder that ODIS_DEMO_ROOT names (by default
-            data/odis_demo); any other folder is read as it is.
+        data_root: Its folder. The set is rendered, with the default parameters, only to the folder that ODIS_DEMO_ROOT
+            names (by default data/odis_demo); any other folder is read as it is.
         **kwargs: See :class:`ObjectDataset`.
     """
 

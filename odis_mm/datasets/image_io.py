@@ -46,7 +46,8 @@ def _jpeg_head(data: bytes) -> Tuple[bool, Optional[int]]:
 
 
 def _size_fault(data: bytes, pixels: Optional[int]) -> Optional[str]:
-    """What is wrong with the size in the header, by which OpenCV would take memory before it looks further; None: nothing."""
+    """What is wrong with the size in the header, by which OpenCV would take memory before it looks further; None:
+    nothing."""
     jpeg = pixels is not None
     if not jpeg:
         try:
@@ -66,7 +67,8 @@ def _size_fault(data: bytes, pixels: Optional[int]) -> Optional[str]:
 
 
 def _tiff_fields(data: bytes) -> Dict[int, Tuple[int, int]]:
-    """Of the first image in a TIFF: tag to (its first value, where it stands in the file), whole numbers alone; {} if it can't be read."""
+    """Of the first image in a TIFF: tag to (its first value, where it stands in the file), whole numbers alone; {} if
+    it can't be read."""
     order = '<' if data[:2] == b'II' else '>'
     fields: Dict[int, Tuple[int, int]] = {}
     try:
@@ -93,7 +95,8 @@ _ORIENTATION, _SAMPLES, _DEPTH, _FORMAT, _COLOURS = 274, 277, 258, 339, 262
 
 
 def _decode_tiff(path: PathLike, data: bytes, channels: int) -> Optional[np.ndarray]:
-    """Its first image as it is stored, [H, W] or [H, W, C]; OpenCV's reader where it knows the kind, else tifffile's."""
+    """Its first image as it is stored, [H, W] or [H, W, C]; OpenCV's reader where it knows the kind, else
+    tifffile's."""
     fields = _tiff_fields(data)
     if not fields:
         return None
@@ -208,7 +211,8 @@ def read_raw(path: PathLike, channels: int = 3) -> np.ndarray:
         image = _opencv(data)
     if image is None or not image.size:
         raise BadImageError(
-            f'image {shown(path)} can not be decoded: it is damaged or no image; fetch it again or remove it from the data.'
+            f'image {shown(path)} can not be decoded: it is damaged or no image; fetch it again or remove it from the '
+            'data.'
         )
     return image if image.ndim == 3 else image[..., None]
 
@@ -216,27 +220,30 @@ def read_raw(path: PathLike, channels: int = 3) -> np.ndarray:
 def read_image(path: PathLike, channels: int = 3, window: Range = None, percentiles: Range = None) -> np.ndarray:
     """Decode an image file once, as uint8 [H, W, channels], RGB if it is a colour image.
 
-    JPEG, PNG, BMP, WebP and TIFF are read, the last one with 1 to many channels of 8 to 32 bits, whole or floating (more than four
-    channels, and what OpenCV does not know, by the package ``tifffile``). A TIFF's first image is taken.
+    JPEG, PNG, BMP, WebP and TIFF are read, the last one with 1 to many channels of 8 to 32 bits, whole or floating
+    (more than four channels, and what OpenCV does not know, by the package ``tifffile``). A TIFF's first image is
+    taken.
 
-    An orientation, of EXIF or of a TIFF, is NOT applied: the pixels are those that are stored, which is what the sizes, boxes and masks of
-    COCO refer to. (mmcv's `LoadImageFromFile`, and so a stock mmdet pipeline, applies it unless
+    An orientation, of EXIF or of a TIFF, is NOT applied: the pixels are those that are stored, which is what the sizes,
+    boxes and masks of COCO refer to. (mmcv's `LoadImageFromFile`, and so a stock mmdet pipeline, applies it unless
     `color_type='color_ignore_orientation'`.)
 
-    Values become 0..255 so: 8 bits stay. Whole numbers of more bits are divided by the largest number of 10, 12, 14 or 16 bits, whichever
-    holds the file's largest value; floating ones in 0..1 are multiplied by 255, and others up to 255 rounded. Where that does not suit, or
-    for any other range, say which values are black and white: for the data set by ``window``, for each file by ``percentiles``.
+    Values become 0..255 so: 8 bits stay. Whole numbers of more bits are divided by the largest number of 10, 12, 14 or
+    16 bits, whichever holds the file's largest value; floating ones in 0..1 are multiplied by 255, and others up to 255
+    rounded. Where that does not suit, or for any other range, say which values are black and white: for the data set by
+    ``window``, for each file by ``percentiles``.
 
     Args:
         path: The file.
-        channels: 3: greyscale is repeated, alpha dropped. 1: colours become grey. Any other number: the file has to have it.
+        channels: 3: greyscale is repeated, alpha dropped. 1: colours become grey. Any other number: the file has to
+            have it.
         window: Values (low, high) that become 0 and 255.
         percentiles: Such as (1, 99): the window of each file, over all its channels.
 
     Raises:
-        BadImageError: there is no such file (``MissingImageError``, a FileNotFoundError), it can't be read (``UnreadableImageError``, an
-            OSError), it is empty, truncated, no image, or larger than `MAX_PIXELS`; it has another number of channels, or values for
-            which a window must be named.
+        BadImageError: there is no such file (``MissingImageError``, a FileNotFoundError), it can't be read
+            (``UnreadableImageError``, an OSError), it is empty, truncated, no image, or larger than `MAX_PIXELS`; it
+            has another number of channels, or values for which a window must be named.
         ConfigError: it needs a package that is not installed.
     """
     image = read_raw(path, channels)
@@ -257,8 +264,8 @@ def with_channels(image: np.ndarray, path: PathLike, channels: int) -> np.ndarra
     if found == 3 and channels == 1:
         return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
     raise BadImageError(
-        f'image {shown(path)} has {found} channels, not {channels}: set channels={found} of LoadObjectImage (the backbone follows), or '
-        'remove it from the data.'
+        f'image {shown(path)} has {found} channels, not {channels}: set channels={found} of LoadObjectImage (the '
+        'backbone follows), or remove it from the data.'
     )
 
 
@@ -298,8 +305,9 @@ def as_bytes(image: np.ndarray, path: PathLike, window: Range = None, percentile
         if high is None:
             ends = '{:g} to {:g}'.format(*_ends(image))
             raise BadImageError(
-                f'image {shown(path)} holds {image.dtype} values from {ends}, which do not tell what is black and white: set '
-                'window=(low, high) or percentiles=(1, 99) of LoadObjectImage (odis-mm stats proposes a window for the whole data set).'
+                f'image {shown(path)} holds {image.dtype} values from {ends}, which do not tell what is black and '
+                'white: set window=(low, high) or percentiles=(1, 99) of LoadObjectImage (odis-mm stats proposes a '
+                'window for the whole data set).'
             )
     scaled = (
         (image.astype(np.float32) - low) * (255 / (high - low))

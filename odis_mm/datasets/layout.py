@@ -96,7 +96,8 @@ def read_coco(path: PathLike) -> dict:
 
 
 def count_images(folder: PathLike) -> int:
-    """Return the number of image files in and below a folder, as :func:`~odis_mm.datasets.files.list_images` finds them."""
+    """Return the number of image files in and below a folder, as :func:`~odis_mm.datasets.files.list_images` finds
+    them."""
     return len(walk_images(folder)[0])
 
 

@@ -42,8 +42,8 @@ def statistics(
 
     Args:
         paths: Of the images.
-        channels, window, percentiles: See ``read_image``. If an image has more than 8 bits and neither a window nor percentiles are given, one window
-            for all is found first, and used: the range between ``ends``.
+        channels, window, percentiles: See ``read_image``. If an image has more than 8 bits and neither a window nor
+            percentiles are given, one window for all is found first, and used: the range between ``ends``.
         ends: Percentiles, over all images, that become black and white.
         progress: Advanced once per image and pass.
 

@@ -22,10 +22,11 @@ CAN_TELL_SENDERS = hasattr(signal, 'sigwaitinfo')
 
 @FUNCTIONS.register_module()
 def single_thread_worker(worker_id: int) -> None:
-    """``worker_init_fn`` of a loader: one thread a worker, as the workers themselves are the parallelism; deaf to signals from others.
+    """``worker_init_fn`` of a loader: one thread a worker, as the workers themselves are the parallelism; deaf to
+    signals from others.
 
-    Seeds nothing: all random numbers of a sample come from its own generator. A signal to the whole process group is for the run to
-    answer, which needs its workers for that: see :func:`obey_parent_alone`.
+    Seeds nothing: all random numbers of a sample come from its own generator. A signal to the whole process group is
+    for the run to answer, which needs its workers for that: see :func:`obey_parent_alone`.
     """
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
@@ -33,11 +34,12 @@ def single_thread_worker(worker_id: int) -> None:
 
 
 def obey_parent_alone() -> None:
-    """Of ``GROUP_SIGNALS``, this process and its future threads follow the parent's SIGTERM alone, by which Python ends its workers.
+    """Of ``GROUP_SIGNALS``, this process and its future threads follow the parent's SIGTERM alone, by which Python ends
+    its workers.
 
-    They are blocked rather than ignored: a thread takes them and looks who sent them. (A handler could not tell, and one that the
-    parent had set before it forked would swallow the SIGTERM that the parent then waits for.) macOS can not tell senders: all stays as it
-    was there.
+    They are blocked rather than ignored: a thread takes them and looks who sent them. (A handler could not tell, and
+    one that the parent had set before it forked would swallow the SIGTERM that the parent then waits for.) macOS can
+    not tell senders: all stays as it was there.
     """
     if not CAN_TELL_SENDERS:
         return
@@ -53,7 +55,8 @@ def _answer(parent: int) -> None:
 
 
 def held_while_forking(loader: DataLoader) -> ContextManager[None]:
-    """Holds ``GROUP_SIGNALS`` back while the workers of ``loader`` start: they begin with them blocked, and none hits one too early.
+    """Holds ``GROUP_SIGNALS`` back while the workers of ``loader`` start: they begin with them blocked, and none hits
+    one too early.
 
     Only for workers that listen to them later (``single_thread_worker``): others could never be ended.
     """

@@ -1,4 +1,5 @@
-"""The annotations of a detector's run, looked at before anything is built: what can be computed is, what can't is told in one sentence.
+"""The annotations of a detector's run, looked at before anything is built: what can be computed is, what can't is told
+in one sentence.
 
 mmdet and pycocotools take any json and fail later: in a worker, in the loss, or at the first validation.
 """
@@ -32,8 +33,9 @@ _PARTS = ('train', 'val', 'test')
 def check_detection_data(cfg: Config, parts: Sequence[str] = _PARTS) -> List[str]:
     """Check what the loaders and evaluators of a detector will read.
 
-    A json that lacks something that can be computed (areas, ``iscrowd``, ids of annotations, sizes of images, numbers that are written as
-    text, polygons of fewer than three points beside others) is written anew to ``work_dir/annotations``, and the config reads that one.
+    A json that lacks something that can be computed (areas, ``iscrowd``, ids of annotations, sizes of images, numbers
+    that are written as text, polygons of fewer than three points beside others) is written anew to
+    ``work_dir/annotations``, and the config reads that one.
 
     Args:
         cfg: Changed in place; with its ``work_dir``.
@@ -44,7 +46,8 @@ def check_detection_data(cfg: Config, parts: Sequence[str] = _PARTS) -> List[str
 
     Raises:
         AnnotationError, MissingFileError: a file can't be used as it is; the message names what in it.
-        ConfigError: the classes of the config are not those of the file, or the heads are made for another number of them.
+        ConfigError: the classes of the config are not those of the file, or the heads are made for another number of
+            them.
     """
     lines: List[str] = []
     classes = None
@@ -58,9 +61,9 @@ def check_detection_data(cfg: Config, parts: Sequence[str] = _PARTS) -> List[str
             found = look(path, _folder(dataset))
             if _needs_masks(dataset, evaluators) and found.without_mask:
                 raise AnnotationError(
-                    f'annotation file {shown(path)}: {found.without_mask} of {sum(found.objects.values())} objects (the first: '
-                    f'annotations[{found.first_without_mask}]) have no mask of three points or more, which Mask R-CNN needs; for boxes alone '
-                    'take the faster-rcnn_* config of the same name.'
+                    f'annotation file {shown(path)}: {found.without_mask} of {sum(found.objects.values())} objects '
+                    f'(the first: annotations[{found.first_without_mask}]) have no mask of three points or more, which '
+                    'Mask R-CNN needs; for boxes alone take the faster-rcnn_* config of the same name.'
                 )
             told = _check_classes(dataset, found, path, part)
             classes = classes or told
@@ -105,8 +108,8 @@ def _annotation_file(dataset: dict) -> str:
     path = _joined(dataset, dataset['ann_file'])
     if not os.path.isfile(path):
         raise MissingFileError(
-            f'annotation file {shown(path)} does not exist; check data_root and ann_file (the shipped configs take their roots from '
-            'COCO_ROOT and ODIS_DEMO_ROOT).'
+            f'annotation file {shown(path)} does not exist; check data_root and ann_file (the shipped configs take '
+            'their roots from COCO_ROOT and ODIS_DEMO_ROOT).'
         )
     return path
 
@@ -143,7 +146,8 @@ class Look:
 
 
 def look(path: str, folder: str) -> Look:
-    """:func:`mend`; that a large file needs no mending is noted beside the caches of annotations, so that it is read once."""
+    """:func:`mend`; that a large file needs no mending is noted beside the caches of annotations, so that it is read
+    once."""
     place = cache_folder()
     if place is None or os.path.getsize(path) < CACHE_FROM:
         return mend(path, folder)
@@ -174,7 +178,8 @@ def mend(path: str, folder: str) -> Look:
     content = read_json(path)
     if 'images' not in content and 'annotations' not in content:
         raise AnnotationError(
-            f'annotation file {shown(path)} is not of COCO style, which detectors need: it has no images and annotations.'
+            f'annotation file {shown(path)} is not of COCO style, which detectors need: it has no images and '
+            'annotations.'
         )
     coco_table(content, path)  # says in one sentence what is not understood
     if not content.get('categories'):
@@ -303,8 +308,8 @@ def _check_classes(dataset: dict, found: Look, path: str, part: str) -> Tuple[st
         asked = ', '.join(map(repr, missing[:5])) + (', ...' if len(missing) > 5 else '')
         literal = '(' + ''.join(f'{name!r},' for name in known[:20]) + ')'
         raise ConfigError(
-            f'annotation file {shown(path)} has the categories {names}, but the config asks for {asked}: set {option}="{literal}" (and '
-            'the same for the other splits), and num_classes of the heads to their number.'
+            f'annotation file {shown(path)} has the categories {names}, but the config asks for {asked}: set '
+            f'{option}="{literal}" (and the same for the other splits), and num_classes of the heads to their number.'
         )
     if part == 'train' and not any(found.objects.get(name) for name in classes):
         raise ConfigError(
@@ -318,8 +323,8 @@ def _left_out(classes: Sequence[str], found: Look, path: str) -> List[str]:
     if not left:
         return []
     return [
-        f'{shown(path)}: objects left out, as their category is not among the classes of the config: {", ".join(left[:10])}'
-        + (', ...' if len(left) > 10 else '')
+        f'{shown(path)}: objects left out, as their category is not among the classes of the config: '
+        f'{", ".join(left[:10])}' + (', ...' if len(left) > 10 else '')
     ]
 
 
@@ -332,8 +337,9 @@ def _check_heads(cfg: Config, classes: Sequence[str]) -> None:
         told = ', '.join(f'{name}={found}' for name, found in wrong.items())
         options = ' '.join(f'{name}={len(classes)}' for name in wrong)
         raise ConfigError(
-            f'the data has {len(classes)} classes ({", ".join(map(repr, classes[:10]))}{", ..." if len(classes) > 10 else ""}), but '
-            f'{told}: set --cfg-options {options}.'
+            f'the data has {len(classes)} classes '
+            f'({", ".join(map(repr, classes[:10]))}{", ..." if len(classes) > 10 else ""}), but {told}: set '
+            f'--cfg-options {options}.'
         )
 
 

@@ -16,7 +16,8 @@ SHOWN = 4
 
 
 def kind_of(content: Any) -> str:
-    """Return in words what a loaded file is, from its keys: 'an exported backbone', 'a training checkpoint of ODIS', ..."""
+    """Return in words what a loaded file is, from its keys: 'an exported backbone', 'a training checkpoint of ODIS',
+    ..."""
     state = state_of(content)
     meta = content.get('meta') if isinstance(content, Mapping) else None
     meta = meta if isinstance(meta, Mapping) else {}
@@ -43,7 +44,8 @@ def state_of(content: Any) -> Dict[str, Tensor]:
 
 
 def check_fit(model: nn.Module, content: Any, name: str, remedy: str, allow: Sequence[str] = ()) -> List[str]:
-    """Refuse a file that would leave tensors of the model as they are; return what is left unloaded all the same, in words.
+    """Refuse a file that would leave tensors of the model as they are; return what is left unloaded all the same, in
+    words.
 
     mmengine loads what fits and says the rest in one warning, after which a detector with random heads is evaluated.
 
@@ -82,17 +84,19 @@ def check_fit(model: nn.Module, content: Any, name: str, remedy: str, allow: Seq
         if shapes:
             parts.append(f'{len(shapes)} have another shape ({_some(shapes, "; ")})')
         raise CheckpointError(
-            f'{name} is {kind_of(content)} and does not fit this {type(unwrap(model)).__name__}: {", and ".join(parts)}; {remedy}'
+            f'{name} is {kind_of(content)} and does not fit this {type(unwrap(model)).__name__}: '
+            f'{", and ".join(parts)}; {remedy}'
         )
     left = [f'{key}: not in the file' for key in missing] + [f'{key}: of another shape' for key in misshapen]
     return left + [f'{key}: in the file, not in the model' for key in state if key not in own]
 
 
 def check_pretrained(model: nn.Module, config: Mapping) -> None:
-    """Refuse mmengine's ``init_cfg=dict(type='Pretrained', checkpoint=FILE)`` where the file lacks tensors of the module.
+    """Refuse mmengine's ``init_cfg=dict(type='Pretrained', checkpoint=FILE)`` where the file lacks tensors of the
+    module.
 
-    Such tensors stay random, and one line among mmengine's keys is all that says so. What mmengine fetches itself (``torchvision://``, URLs)
-    is left to it.
+    Such tensors stay random, and one line among mmengine's keys is all that says so. What mmengine fetches itself
+    (``torchvision://``, URLs) is left to it.
 
     Args:
         model: As built, wrapped or not.

@@ -1,4 +1,5 @@
-"""What a run says on the screen: mmengine's runner and log line, without the reports, and with the share that is done."""
+"""What a run says on the screen: mmengine's runner and log line, without the reports, and with the share that is
+done."""
 
 import re
 from typing import Tuple
@@ -23,7 +24,8 @@ class QuietRunner(Runner):
 
 @LOG_PROCESSORS.register_module()
 class RunLogProcessor(LogProcessor):
-    """mmengine's ``LogProcessor``: the line of an iteration begins with the share of the run that is done, and says nothing twice.
+    """mmengine's ``LogProcessor``: the line of an iteration begins with the share of the run that is done, and says
+    nothing twice.
 
     ``base_lr`` goes where there is an ``lr``, ``data_time`` where there is a ``data_wait``.
     """

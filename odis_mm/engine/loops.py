@@ -43,14 +43,15 @@ def set_random_state(state: Dict[str, Any]) -> None:
 
 @LOOPS.register_module()
 class ResumableEpochLoop(EpochBasedTrainLoop):
-    """mmengine's ``EpochBasedTrainLoop``; its checkpoints also hold the images done in the epoch, and all ranks' random states.
+    """mmengine's ``EpochBasedTrainLoop``; its checkpoints also hold the images done in the epoch, and all ranks' random
+    states.
 
-    A run that is resumed on as many ranks is the run that was not interrupted, bit for bit on CPU. On another number of ranks, or with
-    another batch size, the epoch goes on after the images that were done: none is lost or drawn twice.
+    A run that is resumed on as many ranks is the run that was not interrupted, bit for bit on CPU. On another number of
+    ranks, or with another batch size, the epoch goes on after the images that were done: none is lost or drawn twice.
 
     Args:
-        max_iters: The length in iterations in place of ``max_epochs``: the nearest number of whole epochs. For recipes that serve data sets of
-            very different sizes.
+        max_iters: The length in iterations in place of ``max_epochs``: the nearest number of whole epochs. For recipes
+            that serve data sets of very different sizes.
     """
 
     def __init__(self, *args, max_iters: Optional[int] = None, **kwargs):
@@ -104,7 +105,8 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
         sampler = self.dataloader.sampler
         if not hasattr(sampler, 'start_at'):
             raise ConfigError(
-                f'the checkpoint was written in the middle of an epoch, where {type(sampler).__name__} cannot go on: set '
+                f'the checkpoint was written in the middle of an epoch, where {type(sampler).__name__} cannot go on: '
+                'set '
                 "train_dataloader.sampler.type='EpochSampler', or resume from an epoch_N.pth."
             )
         left = sampler.start_at(images)
@@ -123,7 +125,8 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
             else 'the rest of it is drawn in the new order, so some images come twice and others not'
         )
         self.runner.logger.info(
-            f'epoch {self._epoch + 1} goes on after {self.images_done} of {len(self.dataloader.dataset)} images{changed}: {rest}'
+            f'epoch {self._epoch + 1} goes on after {self.images_done} of {len(self.dataloader.dataset)} '
+            f'images{changed}: {rest}'
         )
         return first
 
@@ -132,7 +135,8 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
             set_random_state(loaded['random'][get_rank()])
 
     def gather_random_states(self) -> None:
-        """Collect all ranks' random states for the checkpoint to come; all ranks call this (``SafeCheckpointHook`` does)."""
+        """Collect all ranks' random states for the checkpoint to come; all ranks call this (``SafeCheckpointHook``
+        does)."""
         self.random = all_gather_object(random_state())
 
 

@@ -19,10 +19,10 @@ NOTE = 'last_checkpoint'  # the file in which the checkpoint hook names what it 
 def damage(path: str) -> Optional[str]:
     """What is wrong with the file of a training checkpoint, in words; None if nothing is.
 
-    Every byte is read once and compared with the checksums that ``torch.save`` stores beside each tensor, because ``torch.load`` does
-    not look at them and takes flipped bits as weights; then the file's directory is read as torch reads it. In pieces, at 0.8 to 3 GB/s
-    on a core of an AMD EPYC, busy or not. A file that would run code is whole here: loading it refuses, and no other file should
-    silently take its place.
+    Every byte is read once and compared with the checksums that ``torch.save`` stores beside each tensor, because
+    ``torch.load`` does not look at them and takes flipped bits as weights; then the file's directory is read as torch
+    reads it. In pieces, at 0.8 to 3 GB/s on a core of an AMD EPYC, busy or not. A file that would run code is whole
+    here: loading it refuses, and no other file should silently take its place.
     """
     try:
         if osp.getsize(path) == 0:
@@ -45,14 +45,15 @@ def damage(path: str) -> Optional[str]:
 
 
 def find_checkpoint(work_dir: str) -> Tuple[Optional[str], List[str]]:
-    """What to continue from: the checkpoint that ``last_checkpoint`` names, or, if that one is missing or damaged, the newest whole one.
+    """What to continue from: the checkpoint that ``last_checkpoint`` names, or, if that one is missing or damaged, the
+    newest whole one.
 
     Args:
         work_dir: Folder of a run; it may have been moved.
 
     Returns:
-        The path, or None in a folder without checkpoints; warnings, one for each checkpoint passed over and one that names what is
-        taken instead.
+        The path, or None in a folder without checkpoints; warnings, one for each checkpoint passed over and one that
+        names what is taken instead.
 
     Raises:
         CheckpointError: there was something to continue from, and all of it is missing or damaged.

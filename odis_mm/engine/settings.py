@@ -73,9 +73,11 @@ def same_schedule(schedulers: List[_ParamScheduler], states: List[dict]) -> bool
 
 
 def fast_forward(schedulers: List[_ParamScheduler], iterations: int, epoch_length: int) -> None:
-    """Step fresh schedulers as ``iterations`` of training would have: the optimizer then has the values of that iteration.
+    """Step fresh schedulers as ``iterations`` of training would have: the optimizer then has the values of that
+    iteration.
 
-    mmengine's schedulers compute each value from the one before, so there is no shorter way: about 10 s for 200,000 iterations.
+    mmengine's schedulers compute each value from the one before, so there is no shorter way: about 10 s for 200,000
+    iterations.
     """
     by_iteration = [scheduler for scheduler in schedulers if not scheduler.by_epoch]
     by_epoch = [scheduler for scheduler in schedulers if scheduler.by_epoch]

@@ -1,4 +1,5 @@
-"""Fully sharded training (FSDP): each rank keeps its part of every parameter, gradient and optimizer state, student and teacher alike."""
+"""Fully sharded training (FSDP): each rank keeps its part of every parameter, gradient and optimizer state, student and
+teacher alike."""
 
 from typing import Callable, Optional
 
@@ -18,13 +19,14 @@ from ..utils.noise import quiet_console
 class FullyShardedStrategy(DDPStrategy):
     """torch's ``fully_shard`` (FSDP2) for mmengine's ``FlexibleRunner``, on GPUs (nccl) and CPUs (gloo).
 
-    A block of a ViT is gathered while it runs, what is outside the blocks for the whole iteration. Teacher and student are cut alike, so
-    that the EMA is elementwise on the parts; the gradient's norm is that of all parts together. (mmengine's own ``FSDPStrategy`` on FSDP1
-    clips each rank by the norm of its own parts, and its checkpoints of parts fit one number of ranks.)
+    A block of a ViT is gathered while it runs, what is outside the blocks for the whole iteration. Teacher and student
+    are cut alike, so that the EMA is elementwise on the parts; the gradient's norm is that of all parts together.
+    (mmengine's own ``FSDPStrategy`` on FSDP1 clips each rank by the norm of its own parts, and its checkpoints of parts
+    fit one number of ranks.)
 
-    Checkpoints are those of an unsharded run, whole tensors under the same names, in files that are whole or not there: any number of
-    ranks, sharded or not, resumes from them, and the export and the transfer read them as ever. While one is written the first
-    rank holds all of it in host memory.
+    Checkpoints are those of an unsharded run, whole tensors under the same names, in files that are whole or not there:
+    any number of ranks, sharded or not, resumes from them, and the export and the transfer read them as ever. While one
+    is written the first rank holds all of it in host memory.
     """
 
     def build_logger(self, *args, **kwargs) -> MMLogger:

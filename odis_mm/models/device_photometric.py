@@ -1,4 +1,5 @@
-"""Photometrics of views on the device: the numbers that ``PhotometricViews`` draws, applied to whole batches in float."""
+"""Photometrics of views on the device: the numbers that ``PhotometricViews`` draws, applied to whole batches in
+float."""
 
 import numpy as np
 import torch
@@ -26,7 +27,8 @@ def _toward(views: Tensor, origin, factor: Tensor) -> Tensor:
 
 
 def turn_hue(views: Tensor, shift: Tensor) -> Tensor:
-    """RGB [n, 3, h, w] in 0..255 with their hues turned by ``shift`` [n] of the circle; HSV's value and saturation stay."""
+    """RGB [n, 3, h, w] in 0..255 with their hues turned by ``shift`` [n] of the circle; HSV's value and saturation
+    stay."""
     value, place = views.max(1)
     chroma = value - views.amin(1)
     red, green, blue = views.unbind(1)
@@ -40,7 +42,8 @@ def turn_hue(views: Tensor, shift: Tensor) -> Tensor:
 
 
 def blur_views(views: Tensor, sigma: Tensor) -> Tensor:
-    """Gaussian blur of [n, C, h, w] with a ``sigma`` [n] of each, in HOST memory, by the kernels of ``blur_kernel``; edges replicated."""
+    """Gaussian blur of [n, C, h, w] with a ``sigma`` [n] of each, in HOST memory, by the kernels of ``blur_kernel``;
+    edges replicated."""
     n, channels = views.shape[:2]
     kernels = [blur_kernel(float(s)) for s in sigma]
     reach = max(len(kernel) for kernel in kernels) // 2

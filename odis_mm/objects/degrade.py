@@ -18,8 +18,8 @@ def degrade(
         content: COCO-style, with sizes of images.
         iou: Every box is moved and rescaled in a random direction until it overlaps itself by so much.
         missing: Share of the boxes that are left out.
-        false: Share of the boxes in the result that show no object: sizes of true boxes at random places, overlapping no true box by more
-            than 0.3.
+        false: Share of the boxes in the result that show no object: sizes of true boxes at random places, overlapping
+            no true box by more than 0.3.
         seed: Of all draws; smaller shares of ``missing`` leave out a part of what larger ones do.
 
     Raises:

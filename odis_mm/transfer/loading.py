@@ -78,9 +78,9 @@ def load_backbone(
 ) -> Report:
     """Copy the backbone found in ``source`` into ``module`` and prove that it arrived.
 
-    The backbone is looked for under ``teacher.backbone.``, ``backbone.`` and at the top level, in this order. For a plain ViT a file of
-    timm, DINO, iBOT, DINOv2, MAE, GTSA, Hugging Face or mmseg will do as well (see :func:`read_vit`). Position embeddings are
-    resampled to the module's patch grid with an explicit size.
+    The backbone is looked for under ``teacher.backbone.``, ``backbone.`` and at the top level, in this order. For a
+    plain ViT a file of timm, DINO, iBOT, DINOv2, MAE, GTSA, Hugging Face or mmseg will do as well (see
+    :func:`read_vit`). Position embeddings are resampled to the module's patch grid with an explicit size.
 
     Args:
         module: A backbone, such as ``mmpretrain.VisionTransformer``.
@@ -163,8 +163,8 @@ def load_backbone(
 def inflate(weight: Tensor, channels: int) -> Tensor:
     """Bring a first convolution [D, 3, h, w] of RGB images to another number of channels, [D, channels, h, w].
 
-    One channel gets the sum, as a grey image is three equal channels. More get the three in turn, times 3 / channels, so that channels that
-    are alike have the response of a grey image (timm's rule).
+    One channel gets the sum, as a grey image is three equal channels. More get the three in turn, times 3 / channels,
+    so that channels that are alike have the response of a grey image (timm's rule).
     """
     if channels == 1:
         return weight.sum(1, keepdim=True)
@@ -269,12 +269,13 @@ def _missing_options(shape: Optional[VitShape], module: nn.Module) -> str:
 
 
 def _check_meta(meta: dict, module: nn.Module, name: str) -> None:
-    """Heads and the norms' epsilon, which tensors do not tell and without which the same tensors compute something else."""
+    """Heads and the norms' epsilon, which tensors do not tell and without which the same tensors compute something
+    else."""
     own = getattr(module, 'arch_settings', {}).get('num_heads')
     if own and meta.get('num_heads', own) != own:
         raise CheckpointError(
-            f'{name} was trained with {meta["num_heads"]} attention heads and {type(module).__name__} has {own}: set num_heads in its '
-            'arch.'
+            f'{name} was trained with {meta["num_heads"]} attention heads and {type(module).__name__} has {own}: set '
+            'num_heads in its arch.'
         )
     norm = getattr(module, 'ln1', None) if own else None
     eps = getattr(norm, 'eps', None)
@@ -290,7 +291,8 @@ def _any_match(name: str, patterns: Sequence[str]) -> bool:
 
 
 def fingerprint(state: Dict[str, Tensor]) -> str:
-    """A short name (12 hexadecimal digits) for tensors: the same for equal names, types, shapes and bits, on any device."""
+    """A short name (12 hexadecimal digits) for tensors: the same for equal names, types, shapes and bits, on any
+    device."""
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()

@@ -17,10 +17,11 @@ from .checkpoint import restore
 def closed_to_code() -> Iterator[None]:
     """Have mmengine, and so mmpretrain and mmdet, read every checkpoint as data while the block runs.
 
-    That is ``resume``, ``load_from``, ``init_cfg``, files and URLs. The forks of mmengine fall back, with a warning, to running whatever a
-    file holds; all versions do so with what they download. ``odis_mm.apis`` trains and tests in this block; outside of it mmengine is as it
-    was. mmengine has one registry for loaders of names without a scheme (files), which is used here; for downloads and clusters' storages
-    it has none, so two names of its module are replaced for the time: what has no other way upstream, and nothing else.
+    That is ``resume``, ``load_from``, ``init_cfg``, files and URLs. The forks of mmengine fall back, with a warning, to
+    running whatever a file holds; all versions do so with what they download. ``odis_mm.apis`` trains and tests in this
+    block; outside of it mmengine is as it was. mmengine has one registry for loaders of names without a scheme (files),
+    which is used here; for downloads and clusters' storages it has none, so two names of its module are replaced for
+    the time: what has no other way upstream, and nothing else.
 
     Needs torch >= 2.5, which can be told what else is harmless; with an older one it changes nothing.
     """

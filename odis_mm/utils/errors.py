@@ -103,8 +103,9 @@ def run_command(call: Callable[[], Any]) -> Any:
 def explain(error: BaseException) -> Optional[str]:
     """Return one sentence for an error that a user can act on, None for any other.
 
-    Besides :class:`UserError` these are a full disk, a path that the user named and that is missing or closed, and what a data loading
-    worker raised: torch hands that over as an exception of the same class whose text holds the worker's traceback.
+    Besides :class:`UserError` these are a full disk, a path that the user named and that is missing or closed, and what
+    a data loading worker raised: torch hands that over as an exception of the same class whose text holds the worker's
+    traceback.
     """
     if isinstance(error, UserError):
         return _from_worker(error) or ' '.join(str(error).split())

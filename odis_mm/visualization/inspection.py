@@ -1,7 +1,8 @@
 """What a recipe makes of images, as a page, with every drawn number checked against pixels.
 
-The pictures are drawn from the geometry that training uses (:mod:`odis_mm.structures`). The checks know nothing of it: they paint an object
-or a crop into an image of the original's size, cut, resize, flip and turn that image, and look where the paint is.
+The pictures are drawn from the geometry that training uses (:mod:`odis_mm.structures`). The checks know nothing of it:
+they paint an object or a crop into an image of the original's size, cut, resize, flip and turn that image, and look
+where the paint is.
 """
 
 import base64
@@ -51,7 +52,10 @@ class Check:
 
     def __str__(self) -> str:
         off = self.drawn - self.measured
-        return f'{self.where}: {self.what} is drawn at {self.drawn:.1f} {self.unit}, the pixels say {self.measured:.1f} ({off:+.1f})'
+        return (
+            f'{self.where}: {self.what} is drawn at {self.drawn:.1f} {self.unit}, the pixels say '
+            f'{self.measured:.1f} ({off:+.1f})'
+        )
 
 
 def through_pixels(image: np.ndarray, view: View) -> np.ndarray:
@@ -166,7 +170,8 @@ def check_sample(sample: dict, region: str = 'box', min_cover: Sequence[float] =
 
 
 def shared_pairs(sample: dict) -> List[Tuple[int, int]]:
-    """Pairs (global view, other view) that the losses of GTSA and ALFM compare; none for a recipe with objects or masked patches."""
+    """Pairs (global view, other view) that the losses of GTSA and ALFM compare; none for a recipe with objects or
+    masked patches."""
     if sample.get('target', -1) >= 0 or 'mim_masks' in sample:
         return []
     count = len(sample['views'])
@@ -183,9 +188,11 @@ def _cells(box: np.ndarray) -> np.ndarray:
 
 
 def matched_cells(views: Sequence[View], q: int, v: int) -> Tuple[np.ndarray, np.ndarray]:
-    """Centres of the cells of what two views share, in pixels of either, [S, S, 2]: cell (i, j) of one meets cell (i, j) of the other.
+    """Centres of the cells of what two views share, in pixels of either, [S, S, 2]: cell (i, j) of one meets cell (i,
+    j) of the other.
 
-    As the losses have it: the teacher's are turned to the student's (GTSA); where there are flips, both are brought upright (ALFM).
+    As the losses have it: the teacher's are turned to the student's (GTSA); where there are flips, both are brought
+    upright (ALFM).
     """
     first, second, _ = pair_intersections(stack_views([views[q], views[v]]))
     cells = [_cells(first[0, 1]), _cells(second[0, 1])]
@@ -304,14 +311,15 @@ def write_inspection(
     rows = ''.join(f'<tr><td>{html.escape(what)}<td>{bad} of {count}' for what, (bad, count) in kinds.items())
     verdict = f'{len(faults)} of {total} drawn numbers differ from the pixels'
     style = (
-        'body{font:15px/1.45 system-ui,sans-serif;max-width:1240px;margin:2em auto;padding:0 1em;color:#222}img{max-width:100%;display:block}'
-        'table{border-collapse:collapse}td,th{border:1px solid #ddd;padding:.2em .7em;text-align:left}.bad{color:#b00020}'
+        'body{font:15px/1.45 system-ui,sans-serif;max-width:1240px;margin:2em auto;padding:0 '
+        '1em;color:#222}img{max-width:100%;display:block}table{border-collapse:collapse}td,th{border:1px solid '
+        '#ddd;padding:.2em .7em;text-align:left}.bad{color:#b00020}'
     )
     page = (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Inspection</title><style>{style}</style>'
-        f'<h1>{html.escape(title)}</h1><p class="{"bad" if faults else "good"}"><b>{verdict}.</b> Boxes, rectangles and cells are drawn from the geometry that '
-        'training uses; the pixels are painted, cut, resized, flipped and turned without it.</p>'
-        f'<table><tr><th>number<th>differ{rows}</table>{"".join(parts)}</html>\n'
+        f'<h1>{html.escape(title)}</h1><p class="{"bad" if faults else "good"}"><b>{verdict}.</b> Boxes, rectangles '
+        'and cells are drawn from the geometry that training uses; the pixels are painted, cut, resized, flipped and '
+        f'turned without it.</p><table><tr><th>number<th>differ{rows}</table>{"".join(parts)}</html>\n'
     )
     atomic_write_text(folder / 'inspection.html', page)
     return len(faults), total, faults

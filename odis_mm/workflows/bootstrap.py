@@ -2,8 +2,8 @@
 
     python -m odis_mm.workflows.bootstrap DIR --work-dir work_dirs/bootstrap
 
-It types the commands ``odis-mm pretrain``, ``odis-mm find-objects --source attention`` and ``odis-mm pretrain --boxes``; started again with the
-same arguments it continues where it stopped.
+It types the commands ``odis-mm pretrain``, ``odis-mm find-objects --source attention`` and ``odis-mm pretrain
+--boxes``; started again with the same arguments it continues where it stopped.
 """
 
 import argparse

@@ -52,9 +52,11 @@ class Outcome:
 
     Attributes:
         tables: One per amount of labels, the smallest first.
-        lengths: Start to (share, iterations, mean AP, lowest, highest) on the way, at ``lengths_percent`` of the labels.
+        lengths: Start to (share, iterations, mean AP, lowest, highest) on the way, at ``lengths_percent`` of the
+            labels.
         measures: Start to frozen measures in percent, mean over its seeds; 'random weights' beside them.
-        correlations: Measure to its rank correlation with AP over all checkpoints that were fine-tuned, and their number.
+        correlations: Measure to its rank correlation with AP over all checkpoints that were fine-tuned, and their
+            number.
         costs: Start to minutes, iterations and memory of one pretraining.
         last: Start to the last scalars of its pretraining (seed 0).
         tuned: Start to the trials and the chosen knobs.
@@ -132,7 +134,8 @@ def _predictions(comparison: Comparison, run: DetectorRun) -> List[dict]:
 def _resampled(
     comparison: Comparison, run: DetectorRun, annotations: Path, weights: np.ndarray
 ) -> Tuple[float, np.ndarray]:
-    """AP of a detector on all images and on the resampled ones; kept beside its predictions, on which alone it depends."""
+    """AP of a detector on all images and on the resampled ones; kept beside its predictions, on which alone it
+    depends."""
     stage = comparison.runs[run]
     kept = comparison.stages.path(stage) / f'resampled-{len(weights)}.npy'
     if not kept.is_file():
@@ -245,8 +248,8 @@ def headline(outcome: Outcome) -> str:
         table, row = max(helped[best], key=lambda pair: pair[1].gap.value)
         parts.append(
             f'Yes: {best} is {row.gap.value:.1f} points of AP above {reference} with {table.images} labelled images '
-            f'({row.runs.mean:.1f} against {table.row(reference).runs.mean:.1f}; 95 % interval {signed(row.gap.low)} to '
-            f'{signed(row.gap.high)}).'
+            f'({row.runs.mean:.1f} against {table.row(reference).runs.mean:.1f}; 95 % interval {signed(row.gap.low)} '
+            f'to {signed(row.gap.high)}).'
         )
         others = [start for start in helped if start != best]
         if others:
@@ -259,8 +262,8 @@ def headline(outcome: Outcome) -> str:
         if widest:
             top = max(gap.high for gap in widest)
             parts.append(
-                f'No gain is shown: no start is above {reference} by more than chance explains. Gains above {top:.1f} points of AP can '
-                'be excluded; smaller ones cannot.'
+                f'No gain is shown: no start is above {reference} by more than chance explains. Gains above {top:.1f} '
+                'points of AP can be excluded; smaller ones cannot.'
             )
         else:
             parts.append('There is one start only: nothing to compare.')
@@ -280,8 +283,8 @@ def recommendation(outcome: Outcome) -> str:
             good[start.name] = float(np.mean([gap.value for gap in gaps]))
     if not good:
         return (
-            f'Keep {outcome.reference}: within this budget nothing else was shown to be better. A longer pretraining, more images or '
-            'other weights to start from are what is left to try.'
+            f'Keep {outcome.reference}: within this budget nothing else was shown to be better. A longer pretraining, '
+            'more images or other weights to start from are what is left to try.'
         )
     best = max(good, key=good.get)
     text = f'Start from {best}'
@@ -334,8 +337,8 @@ def to_settle(outcome: Outcome) -> List[str]:
             }[main]
             aim = f'a difference of {max(abs(row.gap.value), 0.5):.1f} points'
             found.append(
-                f'{row.start} with {table.images} labelled images: {parts[main] / total:.0%} of the uncertainty comes from {source}; '
-                f'about {max(factor, 1.1):.1f} times as many would show {aim}.'
+                f'{row.start} with {table.images} labelled images: {parts[main] / total:.0%} of the uncertainty comes '
+                f'from {source}; about {max(factor, 1.1):.1f} times as many would show {aim}.'
             )
     missing = [
         name
@@ -344,8 +347,8 @@ def to_settle(outcome: Outcome) -> List[str]:
     ]
     if missing:
         found.append(
-            f'There was one {" and one ".join(missing)} seed, so the intervals do not hold what another seed changes: take two or more '
-            f'(--set {" ".join(f"seeds.{name}=2" for name in missing)}).'
+            f'There was one {" and one ".join(missing)} seed, so the intervals do not hold what another seed changes: '
+            f'take two or more (--set {" ".join(f"seeds.{name}=2" for name in missing)}).'
         )
     return found
 

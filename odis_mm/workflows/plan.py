@@ -49,7 +49,8 @@ class Step:
         file: Weights to start from.
         recipe: Config of a pretraining, by name or path.
         options: Its ``--cfg-options``.
-        boxes: Whether it is told the boxes of the training images (never their classes). Methods that use none are not told any.
+        boxes: Whether it is told the boxes of the training images (never their classes). Methods that use none are not
+            told any.
         share: Of the start's budget.
     """
 
@@ -84,7 +85,8 @@ class Detector:
     """The detector, the same for all starts.
 
     Attributes:
-        config: Name or path; None: Mask R-CNN if every object has a segmentation, else Faster R-CNN, both of a size for small data.
+        config: Name or path; None: Mask R-CNN if every object has a segmentation, else Faster R-CNN, both of a size for
+            small data.
         size: Shortest side of the images in pixels; None: the config's.
         iterations, batch: Length.
         options: ``--cfg-options``.
@@ -102,7 +104,8 @@ class Pretraining:
     """Budget of each start: iterations, or minutes (turned into iterations by the speed that is measured first).
 
     Attributes:
-        lengths: Shares of it at which a checkpoint is fine-tuned as well, to see AP against length; empty: the end alone.
+        lengths: Shares of it at which a checkpoint is fine-tuned as well, to see AP against length; empty: the end
+            alone.
     """
 
     iterations: Optional[int] = None
@@ -140,7 +143,8 @@ class Plan:
     Attributes:
         name: Heading of the report.
         labels: Percentages of the training images whose labels the detector gets.
-        evaluate: 'val' or 'test': what the tables are of; None: val, but test if there is one and val served for tuning.
+        evaluate: 'val' or 'test': what the tables are of; None: val, but test if there is one and val served for
+            tuning.
         measures: Whether frozen features are measured, too.
         pictures: Images on which detections are shown side by side.
         baseline: Name of the start that the others are compared with; None: the one of random weights, else the first.

@@ -21,7 +21,8 @@ LABELS = (1.0, 10.0, 100.0)
 FEWEST = 8  # labelled images below which a fraction is not tried
 SHORTEST = 1.5  # minutes: a pretraining below that is not worth a table
 RESERVE = 0.85  # share of the time that is planned with; the rest is for the report and for what was measured too well
-# how much of a comparison to give up for time, the dearest first: pretrainings, seeds of both kinds, amounts of labels, detector iterations
+# how much of a comparison to give up for time, the dearest first: pretrainings, seeds of both kinds, amounts of labels,
+# detector iterations
 DESIGNS = (
     (4, 2, 2, 3, 300),
     (3, 2, 2, 2, 300),
@@ -88,7 +89,8 @@ def compare_data(
     duplicates: Optional[str] = None,
     command: str = '',
 ) -> Optional[Outcome]:
-    """Write a plan for a data set that fits the time on this machine, by measured speeds, to ``work_dir/plan.yaml``, and carry it out.
+    """Write a plan for a data set that fits the time on this machine, by measured speeds, to ``work_dir/plan.yaml``,
+    and carry it out.
 
     Args:
         data: Folder of a COCO-style data set.
@@ -99,18 +101,22 @@ def compare_data(
     The other arguments are those of :func:`compare`.
 
     Raises:
-        ConfigError: no annotations, too little time for any comparison, or a work dir that holds the plan of another command.
+        ConfigError: no annotations, too little time for any comparison, or a work dir that holds the plan of another
+            command.
     """
     MMLogger.get_current_instance().setLevel('WARNING')
     root = Path(data).resolve()
     out = Path(work_dir or Path('work_dirs/compare') / (slug(root.name) or 'data'))
-    mark = f'# made by: odis-mm compare --data {root.name} --minutes {minutes:g}, recipes {recipes}, files {list(files)}, {list(changes)}'
+    mark = (
+        f'# made by: odis-mm compare --data {root.name} --minutes {minutes:g}, recipes {recipes}, files '
+        f'{list(files)}, {list(changes)}'
+    )
     path = out / 'plan.yaml'
     if path.is_file():
         if path.read_text().splitlines()[0] != mark:
             raise ConfigError(
-                f'{path} was made by another command ({path.read_text().splitlines()[0].lstrip("# ")}): continue it with '
-                f'`odis-mm compare {path} --work-dir {out}`, or take another --work-dir.'
+                f'{path} was made by another command ({path.read_text().splitlines()[0].lstrip("# ")}): continue it '
+                f'with `odis-mm compare {path} --work-dir {out}`, or take another --work-dir.'
             )
         found, folder = load_plan(path)
         return _carry_out(found, folder, out, jobs, prefix, dry_run, duplicates, command)
@@ -120,8 +126,8 @@ def compare_data(
     labels = tuple(p for p in LABELS if p == 100 or prepared.images['train'] * p / 100 >= FEWEST)
     plan = dataclasses.replace(plan, labels=labels)
     stages.say(
-        f'{prepared.images["train"]} training and {prepared.images["val"]} val images; measuring the speed of the detector and of '
-        f'{", ".join(s.name for s in plan.starts if s.recipes) or "no pretraining"}'
+        f'{prepared.images["train"]} training and {prepared.images["val"]} val images; measuring the speed of the '
+        f'detector and of {", ".join(s.name for s in plan.starts if s.recipes) or "no pretraining"}'
     )
     comparison = Comparison(plan, prepare(plan, Path(), out, stages.say), stages)
     stages.run(comparison.timing())
@@ -198,15 +204,17 @@ def fit(plan: Plan, comparison: Comparison, minutes: float) -> Tuple[Plan, List[
         )
         total = one * detectors + overhead + (each + startup if chosen else 0) * len(chosen) * seeds_p
         lines = [
-            f'plan: {", ".join(s.name for s in new.starts)}; {each:g} min per pretraining, {seeds_p} pretraining and {seeds_d} detector seed(s), '
-            f'{detectors} detectors of {iterations} iterations with {", ".join(f"{p:g} %" for p in labels)} of the labels',
+            f'plan: {", ".join(s.name for s in new.starts)}; {each:g} min per pretraining, {seeds_p} pretraining and '
+            f'{seeds_d} detector seed(s), {detectors} detectors of {iterations} iterations with '
+            f'{", ".join(f"{p:g} %" for p in labels)} of the labels',
             f'by the measured speed that takes about {total / workers:.0f} minutes, {workers} stage(s) at a time',
         ]
         return new, lines
     least = (detector['startup'] + detector['iteration'] * 120 + detector['image'] * images) / 60
     need = (least * 2 * (len(fixed) + 1) + 2 * SHORTEST) / workers / RESERVE
     raise ConfigError(
-        f'{minutes:g} minutes are too short for any comparison on this machine: give it about {need:.0f} with --minutes.'
+        f'{minutes:g} minutes are too short for any comparison on this machine: give it about {need:.0f} with '
+        '--minutes.'
     )
 
 

@@ -1,4 +1,5 @@
-"""Stages of a comparison: each is run once, remembered in a file, and continued where it was interrupted; several at a time."""
+"""Stages of a comparison: each is run once, remembered in a file, and continued where it was interrupted; several at a
+time."""
 
 import fcntl
 import functools
@@ -133,7 +134,8 @@ class Worker:
 class Stages:
     """Runs stages in the order of their needs, ``jobs`` at a time, and tells how far it is.
 
-    Several processes, also on several machines with one file system, may run the same stages: each takes what no other works on.
+    Several processes, also on several machines with one file system, may run the same stages: each takes what no other
+    works on.
 
     Args:
         work_dir: Each stage has a folder in ``work_dir/stages``.
@@ -220,8 +222,8 @@ class Stages:
                         results[stage.name] = found
                         left = self._left(waiting, estimate)
                         self.say(
-                            f'{stage.name}: done in {found.get("minutes", 0):.1f} min ({len(results)} of {len(todo)} stages'
-                            + (f', about {left:.0f} min left)' if left is not None and waiting else ')')
+                            f'{stage.name}: done in {found.get("minutes", 0):.1f} min ({len(results)} of {len(todo)} '
+                            'stages' + (f', about {left:.0f} min left)' if left is not None and waiting else ')')
                         )
                     if time.time() - beat > HEARTBEAT:
                         beat = time.time()

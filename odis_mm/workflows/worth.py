@@ -3,8 +3,8 @@
     python -m odis_mm.workflows.worth --out work_dirs/worth --teacher GTSA=work_dirs/gtsa_demo/epoch_30_backbone.pth
     odis-mm compare work_dirs/worth/plan.yaml
 
-The first command makes the boxes (annotated ones worsened by known amounts, those of ``classic``, and those of ``attention`` with each teacher)
-and tells how good they are; it is resumable, as the second is.
+The first command makes the boxes (annotated ones worsened by known amounts, those of ``classic``, and those of
+``attention`` with each teacher) and tells how good they are; it is resumable, as the second is.
 """
 
 import argparse

@@ -167,7 +167,8 @@ def test_mmengine_is_left_alone_outside_our_entry_points():
 
 
 def _outside_of_safe_load(source: str) -> str:
-    """mmengine's module without the function of the forks that is replaced as a whole, and, upstream, without what that function became."""
+    """mmengine's module without the function of the forks that is replaced as a whole, and, upstream, without what that
+    function became."""
     if (
         '_safe_torch_load' not in source
     ):  # upstream loads files in the loaders of schemes, of which ours takes the one for files

@@ -1,4 +1,5 @@
-"""Images of one or many channels: views, photometrics, the backbone that follows, its weights, and the statistics that a config needs."""
+"""Images of one or many channels: views, photometrics, the backbone that follows, its weights, and the statistics that
+a config needs."""
 
 import copy
 

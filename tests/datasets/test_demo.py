@@ -174,8 +174,8 @@ def test_foreign_folder_is_never_touched(tmp_path):
     with pytest.raises(FileExistsError) as error:
         demo.ensure_demo(tmp_path / 'set', **TINY)
     assert str(error.value) == (
-        f'{folder} exists and is no demo set (it has no readable odis_demo.json): name another folder for the demo set by --root or '
-        'ODIS_DEMO_ROOT; for images of your own take a recipe without "demo" in its name.'
+        f'{folder} exists and is no demo set (it has no readable odis_demo.json): name another folder for the demo set '
+        'by --root or ODIS_DEMO_ROOT; for images of your own take a recipe without "demo" in its name.'
     )
     assert (folder / 'train2017' / 'mine.jpg').read_bytes() == b'mine'
     (folder / demo.MANIFEST).write_text(json.dumps(dict(num_train=5)))

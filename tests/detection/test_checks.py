@@ -1,4 +1,5 @@
-"""Annotations of detectors: completed where that is arithmetic, refused in one sentence where it is not, before anything is built."""
+"""Annotations of detectors: completed where that is arithmetic, refused in one sentence where it is not, before
+anything is built."""
 
 import copy
 import json
@@ -165,7 +166,8 @@ def test_boxes_alone_need_no_masks(tmp_path):
         (dict(classes='wheat head'), 'must be a list of names'),
         (
             dict(heads=1),
-            r'2 classes .*bbox_head.num_classes=1.*set --cfg-options model.roi_head.bbox_head.num_classes=2 model.roi_head.mask',
+            r'2 classes .*bbox_head.num_classes=1.*set --cfg-options model.roi_head.bbox_head.num_classes=2 '
+            r'model.roi_head.mask',
         ),
         (dict(heads=80), 'num_classes=80'),
         (dict(classes=('leaf',)), 'the data has 1 classes'),

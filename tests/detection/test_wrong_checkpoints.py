@@ -34,11 +34,13 @@ def files(tmp_path_factory):
     [
         (
             'backbone.pth',
-            r'is an exported backbone of GTSA and does not fit this MaskRCNN: \d+ of its \d+ tensors are not in the file',
+            r'is an exported backbone of GTSA and does not fit this MaskRCNN: \d+ of its \d+ tensors are not in the '
+            r'file',
         ),
         (
             'three.pth',
-            r"is a detector's weights and does not fit .*fc_cls.weight is \[4, 256\] in the file, \[7, 256\] in the model",
+            r"is a detector's weights and does not fit .*fc_cls.weight is \[4, 256\] in the file, \[7, 256\] in the "
+            r'model',
         ),
     ],
 )

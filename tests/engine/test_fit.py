@@ -1,4 +1,5 @@
-"""Files that are not what a command needs: one sentence that says what they are, before anything is loaded or trained."""
+"""Files that are not what a command needs: one sentence that says what they are, before anything is loaded or
+trained."""
 
 import re
 
@@ -44,8 +45,8 @@ def test_missing_and_misshapen_tensors_are_named():
     with pytest.raises(CheckpointError) as caught:
         check_fit(model, dict(state_dict=backbone), 'x.pth', 'end.')
     assert str(caught.value) == (
-        'x.pth is an exported backbone and does not fit this Detector: 4 of its 6 tensors are not in the file (rpn_head.weight, '
-        'rpn_head.bias, roi_head.weight, roi_head.bias); end.'
+        'x.pth is an exported backbone and does not fit this Detector: 4 of its 6 tensors are not in the file '
+        '(rpn_head.weight, rpn_head.bias, roi_head.weight, roi_head.bias); end.'
     )
     with pytest.raises(
         CheckpointError, match=r'roi_head.weight is \[80, 2\] in the file, \[3, 2\] in the model; roi_head.bias'

@@ -1,4 +1,5 @@
-"""A resumed run follows the settings it was started with, and its log says no more than it does: ten settings, log and numbers."""
+"""A resumed run follows the settings it was started with, and its log says no more than it does: ten settings, log and
+numbers."""
 
 import json
 import logging

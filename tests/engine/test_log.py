@@ -1,4 +1,5 @@
-"""What is on the screen: the first useful line among the first ten, the share of the run, nothing twice, no reports; the file has it all."""
+"""What is on the screen: the first useful line among the first ten, the share of the run, nothing twice, no reports;
+the file has it all."""
 
 import logging
 import re

@@ -1,6 +1,7 @@
 """Stopped in the middle of an epoch and continued by another number of processes: each image once.
 
-The file is also the program that the test starts: one interpreter imports everything, and each rank is a process forked from it.
+The file is also the program that the test starts: one interpreter imports everything, and each rank is a process forked
+from it.
 """
 
 import json
@@ -115,8 +116,8 @@ def test_each_image_once_on_another_number_of_ranks(tmp_path):
         both = drawn(before) + drawn(after)
         assert set(both.values()) == {1} and len(both) == IMAGES, (after, both)
         assert (
-            f'epoch 2 goes on after {done} of {IMAGES} images (written by {was} ranks, now {now}): none is lost or drawn twice'
-            in logs[f'{after}.log.0']
+            f'epoch 2 goes on after {done} of {IMAGES} images (written by {was} ranks, now {now}): none is lost or '
+            'drawn twice' in logs[f'{after}.log.0']
         )
 
 

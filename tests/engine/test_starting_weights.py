@@ -1,4 +1,5 @@
-"""What keeps starting weights from being wrecked: rates by block, heads first, the proxy beside its value at the start, the best export."""
+"""What keeps starting weights from being wrecked: rates by block, heads first, the proxy beside its value at the start,
+the best export."""
 
 import copy
 import json

@@ -1,4 +1,5 @@
-"""Two ranks beside one process where the whole runs of test_distributed.py do not go: Sinkhorn, a step skipped together, entropy."""
+"""Two ranks beside one process where the whole runs of test_distributed.py do not go: Sinkhorn, a step skipped
+together, entropy."""
 
 import copy
 import os

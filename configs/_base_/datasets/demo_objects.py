@@ -12,8 +12,9 @@ train_dataloader.merge(
 )
 steps = {step.type: step for step in train_dataloader.dataset.pipeline}
 sample_views, photometric = steps['SampleViews'], steps['PhotometricViews']
-# Views of about the image's own resolution that show their object large: of crops like the recipes', shrunk to this size, a
-# supervised classifier learns the classes far more slowly, as the surface patterns blur away. No local views: 2 x 2 patches.
+# Views of about the image's own resolution that show their object large: of crops like the recipes', shrunk to this
+# size, a supervised classifier learns the classes far more slowly, as the surface patterns blur away. No local views: 2
+# x 2 patches.
 sample_views.patch_size = 8
 del sample_views.views[1]
 sample_views.views[0].merge(dict(size=32, scale=(0.04, 0.16)))

@@ -1,5 +1,5 @@
-# The embedded demo set as plain images: turned views that overlap pair by pair (see coco_pairs.py), in the colours of the other
-# methods' demo (demo_objects.py).
+# The embedded demo set as plain images: turned views that overlap pair by pair (see coco_pairs.py), in the colours of
+# the other methods' demo (demo_objects.py).
 _base_ = './demo_objects.py'
 
 train_dataloader = _base_.train_dataloader

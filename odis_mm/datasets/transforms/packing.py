@@ -26,11 +26,11 @@ class PackViews(BaseTransform):
 
     Returns:
         dict: ``inputs``: per resolution (globals first) uint8 [V_r, 3, h, w], laid out channels last, as rendered.
-        ``data_samples``: ``crop`` float32 [V, 4] (x, y, w, h in pixels of the image), ``view_size`` int64 [V, 2] (h, w),
-        ``flip`` bool [V], ``rot90`` int64 [V], ``image_size`` int64 [2] (h, w), ``img_id`` int64 []; if the views were
-        sampled for an object, ``object_mask`` per resolution bool [V_r, N_r] (patches row by row) and ``object_visible``
-        bool [V]; ``mim_mask`` bool [G, N] if masks were drawn; ``other_masks`` bool [G, n, N] of further objects; ``photometric`` per resolution float32 [V_r, 13] if the device is to
-        apply them.
+        ``data_samples``: ``crop`` float32 [V, 4] (x, y, w, h in pixels of the image), ``view_size`` int64 [V, 2] (h,
+        w), ``flip`` bool [V], ``rot90`` int64 [V], ``image_size`` int64 [2] (h, w), ``img_id`` int64 []; if the views
+        were sampled for an object, ``object_mask`` per resolution bool [V_r, N_r] (patches row by row) and
+        ``object_visible`` bool [V]; ``mim_mask`` bool [G, N] if masks were drawn; ``other_masks`` bool [G, n, N] of
+        further objects; ``photometric`` per resolution float32 [V_r, 13] if the device is to apply them.
     """
 
     def transform(self, results: dict) -> dict:
@@ -73,7 +73,8 @@ def mask_positions(mask: torch.Tensor) -> dict:
     Found in the loader, in host memory: on the device, an index of unknown length would stall the queue.
 
     Returns:
-        dict: ``mim_index`` int64 [M] into the flattened masks; ``mim_weight`` float32 [M], 1 / (masked patches of its view * G * B).
+        dict: ``mim_index`` int64 [M] into the flattened masks; ``mim_weight`` float32 [M], 1 / (masked patches of its
+            view * G * B).
     """
     index = mask.flatten().nonzero().flatten()
     weight = 1 / (mask.sum(1, keepdim=True).clamp(min=1) * len(mask))
@@ -87,7 +88,8 @@ def collate_views(batch: Sequence[dict]) -> dict:
     Returns:
         dict: ``inputs``: per resolution uint8 [V_r * B, 3, h, w] (index ``v * B + b``, channels last in memory).
         ``data_samples``: ``object_mask`` per resolution bool [V_r * B, N_r], ``photometric`` likewise [V_r * B, 13],
-        ``mim_mask`` bool [G * B, N] with :func:`mask_positions`, ``other_masks`` bool [G * B, n, N]; the rest with a leading B.
+        ``mim_mask`` bool [G * B, N] with :func:`mask_positions`, ``other_masks`` bool [G * B, n, N]; the rest with a
+        leading B.
     """
     inputs = [
         _view_major([views.permute(0, 2, 3, 1) for views in parts]).permute(0, 3, 1, 2)  # whole pixels are copied

@@ -1,6 +1,7 @@
 """Colours of rendered views: numbers are drawn for all views at once, then each view is changed by uint8 kernels.
 
-Brightness, contrast, saturation, grey and blur follow PIL, which torchvision's jitter and the releases of DINO and iBOT use."""
+Brightness, contrast, saturation, grey and blur follow PIL, which torchvision's jitter and the releases of DINO and iBOT
+use."""
 
 from functools import lru_cache
 from typing import Sequence
@@ -56,8 +57,9 @@ def hue(img: np.ndarray, shift: float) -> np.ndarray:
 def blur_kernel(sigma: float) -> np.ndarray:
     """Weights, float64 and odd in number, of three box filters of fractional width in a row, whose variance is sigma^2.
 
-    This is what PIL's GaussianBlur applies (Gwosdek et al., SSVM 2011, extended box filters). A sampled Gaussian blurs less
-    below sigma 0.5, where nearly all of its weight falls on the middle. Ends below a quarter of a grey level are cut off.
+    This is what PIL's GaussianBlur applies (Gwosdek et al., SSVM 2011, extended box filters). A sampled Gaussian blurs
+    less below sigma 0.5, where nearly all of its weight falls on the middle. Ends below a quarter of a grey level are
+    cut off.
     """
     variance = sigma**2 / 3
     whole = int((np.sqrt(12 * variance + 1) - 1) / 2)
@@ -95,7 +97,8 @@ class PhotometricViews(BaseTransform):
     The four jitters are applied in an order of their own for each view, each with a factor from U(1 - a, 1 + a) (hue: a
     shift from U(-a, a) of the circle), as in torchvision.
 
-    Images of other than three channels have no colours: of the steps, brightness, contrast, blur and solarize are applied to them.
+    Images of other than three channels have no colours: of the steps, brightness, contrast, blur and solarize are
+    applied to them.
 
     Args:
         brightness, contrast, saturation, hue: Strengths a.
@@ -106,7 +109,8 @@ class PhotometricViews(BaseTransform):
         solarize_prob: For the same three kinds of views.
         on_device: Only draw the numbers; ``ViewPreprocessor`` applies them where the model is, to the whole batch.
 
-    Reads ``pixels``, ``view_roles``, ``rng``; replaces ``pixels``, or adds ``photometric`` float32 [V, WIDTH] (:meth:`pack`).
+    Reads ``pixels``, ``view_roles``, ``rng``; replaces ``pixels``, or adds ``photometric`` float32 [V, WIDTH]
+    (:meth:`pack`).
     """
 
     def __init__(
@@ -172,7 +176,8 @@ class PhotometricViews(BaseTransform):
         return results
 
     def _changed(self, img: np.ndarray, drawn: dict) -> np.ndarray:
-        """One view with its numbers. What is about colours, hue, saturation and grey, is left out where there are none."""
+        """One view with its numbers. What is about colours, hue, saturation and grey, is left out where there are
+        none."""
         shape, coloured = img.shape, img.shape[2] == 3
         if drawn['jitter']:
             for j in drawn['order']:

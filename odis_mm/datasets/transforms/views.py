@@ -60,8 +60,8 @@ class SampleViews(BaseTransform):
 
     One target object is drawn per image and epoch. Global view 1 is redrawn until the target covers ``min_cover`` of
     the crop, every further global view until it contains some of the target (or covers a ``min_cover`` of its own); the
-    first try that succeeds is taken. If none does, the one with the largest cover is kept and the view is marked as not showing its object. An image without
-    objects is its own object: nothing is redrawn and the masks are all ones.
+    first try that succeeds is taken. If none does, the one with the largest cover is kept and the view is marked as not
+    showing its object. An image without objects is its own object: nothing is redrawn and the masks are all ones.
 
     Args:
         views: Groups of views, globals first, each ``dict(role='global' | 'local', num, size, scale, ratio, flip)``:
@@ -70,8 +70,8 @@ class SampleViews(BaseTransform):
         target_rule: ``random_area`` (probability proportional to the area of the box), ``random``, ``largest``,
             ``score`` (probability proportional to the object's score), or ``whole_image`` (objects are ignored: iBOT).
         region: ``box``, or ``mask``; an object that has no mask, or one without a single pixel, is taken by its box.
-        min_cover: Share of the crop that the target must cover in global view 1, or one share for each global view; a view
-            of share 0 has to contain some of it.
+        min_cover: Share of the crop that the target must cover in global view 1, or one share for each global view; a
+            view of share 0 has to contain some of it.
         tries: Draws of a global view, the first included.
         local_tries: Draws of a local view if ``local_touch``.
         local_touch: Redraw local views until they touch the target. Local views carry masks of all ones either way;
@@ -79,12 +79,13 @@ class SampleViews(BaseTransform):
         object_aware: False for plain cropping (one draw); masks still show the target, and a global view is visible if
             its crop contains some of it.
         patch_size: Side of a patch in pixels of the view.
-        others: So many further objects of the image, drawn at random, get masks in the global views, for ``ODIS(lambda_pool)``; the crops
-            are not drawn for them.
+        others: So many further objects of the image, drawn at random, get masks in the global views, for
+            ``ODIS(lambda_pool)``; the crops are not drawn for them.
 
-    Reads ``height``, ``width``, ``bboxes``, ``masks``, ``scores``, ``rng``; adds ``views`` (list of :class:`View`, integer crops),
-    ``patch_masks`` (list of bool [rows, columns]), ``object_visible`` (list of bool), ``view_roles`` (list of str) and
-    ``target`` (index of the object, -1 for the whole image), and with ``others`` = n ``other_masks`` (bool [G, n, rows, columns]).
+    Reads ``height``, ``width``, ``bboxes``, ``masks``, ``scores``, ``rng``; adds ``views`` (list of :class:`View`,
+    integer crops), ``patch_masks`` (list of bool [rows, columns]), ``object_visible`` (list of bool), ``view_roles``
+    (list of str) and ``target`` (index of the object, -1 for the whole image), and with ``others`` = n ``other_masks``
+    (bool [G, n, rows, columns]).
     """
 
     def __init__(
@@ -116,7 +117,8 @@ class SampleViews(BaseTransform):
         covers = [min_cover] + [0.0] * (num_global - 1) if isinstance(min_cover, (int, float)) else list(min_cover)
         if len(covers) != num_global or not all(0 <= cover < 1 for cover in covers):
             raise ConfigError(
-                f'min_cover={min_cover} must be a share from 0 to below 1, or one for each of the {num_global} global views'
+                f'min_cover={min_cover} must be a share from 0 to below 1, or one for each of the {num_global} global '
+                'views'
             )
         self.min_cover = np.array(covers)
         self.target_rule, self.region = target_rule, region
@@ -238,7 +240,8 @@ class SampleViews(BaseTransform):
         return results
 
     def _other_masks(self, results: dict, views: Sequence[View], target: int) -> np.ndarray:
-        """Patches of objects other than the target, bool [G, others, rows, columns]; all False where there is no such object."""
+        """Patches of objects other than the target, bool [G, others, rows, columns]; all False where there is no such
+        object."""
         boxes = np.asarray(results['bboxes'], np.float64)
         rest = np.delete(np.arange(len(boxes)), target) if target >= 0 else np.zeros(0, int)
         chosen = results['rng'].permutation(rest)[: self.others]
@@ -252,8 +255,8 @@ class SampleViews(BaseTransform):
 def render_view(img: np.ndarray, view: View, interpolation: str = 'bicubic') -> np.ndarray:
     """Pixels of a view with an integer crop: uint8 [h, w, C] of an image uint8 [H, W, C].
 
-    Resized by torch's antialiased kernels on uint8: PIL's to within one grey level in most views. Of photographs 0.02 % of the
-    values differ by more, up to 15, as torch rounds the kernels' weights to fewer bits.
+    Resized by torch's antialiased kernels on uint8: PIL's to within one grey level in most views. Of photographs 0.02 %
+    of the values differ by more, up to 15, as torch rounds the kernels' weights to fewer bits.
     """
     x, y, w, h = view.crop
     # [1, h, w, 3] in one piece, seen as channels last: any other layout of strides costs three times as much

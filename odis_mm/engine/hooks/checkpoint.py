@@ -24,10 +24,11 @@ UNFINISHED = (
 
 
 class AtomicLocalBackend(LocalBackend):
-    """mmengine's local files, written under another name, synced, read back, then renamed: a name never stands for half a file.
+    """mmengine's local files, written under another name, synced, read back, then renamed: a name never stands for half
+    a file.
 
-    Where the system allows, it is read from the device and not from memory. On two cores of an AMD EPYC with a virtual disk, 512 MiB
-    take 1.5 s to write and 0.3 s to read back.
+    Where the system allows, it is read from the device and not from memory. On two cores of an AMD EPYC with a virtual
+    disk, 512 MiB take 1.5 s to write and 0.3 s to read back.
     """
 
     def put(self, obj: bytes, filepath) -> None:
@@ -122,7 +123,8 @@ class SafeCheckpointHook(CheckpointHook):
                     os.remove(path)  # of an interruption before this one
 
     def save_now(self, runner) -> None:
-        """A checkpoint between two iterations of an epoch, ``epoch_E_iter_N.pth``: E epochs are done, N iterations in all.
+        """A checkpoint between two iterations of an epoch, ``epoch_E_iter_N.pth``: E epochs are done, N iterations in
+        all.
 
         It goes when the next regular one stands. Called in ``after_train_iter``.
         """

@@ -1,4 +1,5 @@
-"""A monitor of pretraining: cheap figures of a run with their good ranges, and a warning with a remedy when they show a known fault."""
+"""A monitor of pretraining: cheap figures of a run with their good ranges, and a warning with a remedy when they show a
+known fault."""
 
 import math
 from dataclasses import dataclass, field, fields, replace
@@ -13,18 +14,26 @@ from ...utils.errors import ConfigError
 
 START_NORM = 'health_start_norm'  # in the message hub, hence in checkpoints: a resumed run compares with its own start
 REMEDIES = {
-    'uniform collapse': 'lower model.head.teacher_temp (0.04) or lengthen its warm-up, keep the teacher slower (model.momentum.start=0.9995 for '
+    'uniform collapse': 'lower model.head.teacher_temp (0.04) or lengthen its warm-up, keep the teacher slower '
+    '(model.momentum.start=0.9995 for '
     "small batches), halve the learning rate, use bf16 instead of fp16, or set model.head.balance='sinkhorn'",
-    'one-prototype collapse': "see that the teacher is centered (model.head.center_momentum=0.9, or balance='sinkhorn'), raise "
+    'one-prototype collapse': 'see that the teacher is centered (model.head.center_momentum=0.9, or '
+    "balance='sinkhorn'), raise "
     'model.head.teacher_temp, halve the learning rate',
-    'dimensional collapse': 'halve the learning rate, enlarge the batch, make the views differ more, and see that the images do differ',
-    'divergence': 'go back to a checkpoint from before it, divide the learning rate by 2 to 10, lengthen the warm-up, lower '
+    'dimensional collapse': 'halve the learning rate, enlarge the batch, make the views differ more, and see that the '
+    'images do differ',
+    'divergence': 'go back to a checkpoint from before it, divide the learning rate by 2 to 10, lengthen the warm-up, '
+    'lower '
     'optim_wrapper.clip_grad.max_norm, use bf16 instead of fp16',
-    'no learning signal': 'see that images show their object in all global views (visible_share in the log; lower min_cover or the '
-    'scale of the crops: `odis-mm pretrain` chooses both from the data), that the views overlap, and that the learning rate is not 0',
-    'no attraction': 'the entropy term outweighs the attraction between the views: raise the weight of the attraction, lower that of the '
+    'no learning signal': 'see that images show their object in all global views (visible_share in the log; lower '
+    'min_cover or the '
+    'scale of the crops: `odis-mm pretrain` chooses both from the data), that the views overlap, and that the learning '
+    'rate is not 0',
+    'no attraction': 'the entropy term outweighs the attraction between the views: raise the weight of the attraction, '
+    'lower that of the '
     'entropy (model.head.lambda_entropy), or take a larger batch',
-    'starvation': 'raise train_dataloader.num_workers up to the number of cores, keep persistent_workers=True, or move the images to faster '
+    'starvation': 'raise train_dataloader.num_workers up to the number of cores, keep persistent_workers=True, or move '
+    'the images to faster '
     'storage or a smaller size',
 }
 
@@ -124,18 +133,19 @@ class Figures:
 class HealthHook(Hook):
     """Measure a teacher-student run every ``interval`` iterations, write one line, and warn when it shows a fault.
 
-    Figures, each where the model has it: ``loss/ln K`` and ``entropy/ln K`` (1: uniform), ``KL`` of the student from the teacher,
-    ``prototypes in use`` (perplexity of the mean teacher distribution), ``feature rank`` and ``feature spread`` of the teacher's features
-    (:meth:`TeacherStudent.health`), ``gradient norm``, ``EMA distance`` |s - t|/|t|, ``weight growth`` of the student since the start,
-    ``empty masks`` (share of objects without a patch) and ``data wait`` (share of the time). They go to the log and the visualizer.
+    Figures, each where the model has it: ``loss/ln K`` and ``entropy/ln K`` (1: uniform), ``KL`` of the student from
+    the teacher, ``prototypes in use`` (perplexity of the mean teacher distribution), ``feature rank`` and ``feature
+    spread`` of the teacher's features (:meth:`TeacherStudent.health`), ``gradient norm``, ``EMA distance`` |s - t|/|t|,
+    ``weight growth`` of the student since the start, ``empty masks`` (share of objects without a patch) and ``data
+    wait`` (share of the time). They go to the log and the visualizer.
 
     Only the last iteration of an interval is looked into; no figure changes the training.
 
     Args:
         interval: Iterations between two measurements.
         patience: A fault is told once so many measurements in a row show it, and again only after it has gone.
-        grace: Share of the run at its start in which only the weights' growth and the waiting are judged: a fresh teacher may be nearly
-            uniform, and a fresh student worse than one that knows nothing.
+        grace: Share of the run at its start in which only the weights' growth and the waiting are judged: a fresh
+            teacher may be nearly uniform, and a fresh student worse than one that knows nothing.
         limits: Overrides of :class:`Limits`.
     """
 
@@ -144,8 +154,8 @@ class HealthHook(Hook):
     def __init__(self, interval: int = 50, patience: int = 3, grace: float = 0.05, limits: Optional[dict] = None):
         if interval < 1 or patience < 1 or not 0 <= grace <= 1:
             raise ConfigError(
-                f'HealthHook: interval and patience must be at least 1 and grace within [0, 1], got {interval}, {patience}, '
-                f'{grace}.'
+                f'HealthHook: interval and patience must be at least 1 and grace within [0, 1], got {interval}, '
+                f'{patience}, {grace}.'
             )
         self.interval, self.patience, self.grace = interval, patience, grace
         self.limits = Limits(**(limits or {}))
@@ -155,7 +165,8 @@ class HealthHook(Hook):
         model = unwrap(runner.model)
         if not hasattr(model, 'watch_health'):
             raise ConfigError(
-                f'HealthHook watches TeacherStudent models, not {type(model).__name__}: remove the hook (default_hooks.health=None).'
+                f'HealthHook watches TeacherStudent models, not {type(model).__name__}: remove the hook '
+                '(default_hooks.health=None).'
             )
         info = runner.message_hub.runtime_info
         if START_NORM not in info:
@@ -210,7 +221,8 @@ class HealthHook(Hook):
             self.rows[name] = self.rows.get(name, 0) + 1
             if self.rows[name] == self.patience:
                 runner.logger.warning(
-                    f'health: {name}: {why}, for {self.patience * self.interval} iterations by now. To try: {REMEDIES[name]}.'
+                    f'health: {name}: {why}, for {self.patience * self.interval} iterations by now. To try: '
+                    f'{REMEDIES[name]}.'
                 )
 
 

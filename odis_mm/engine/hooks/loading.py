@@ -21,17 +21,20 @@ _NOT_ORDER = ('train_dataloader.dataset.pipeline', 'train_dataloader.dataset.see
 
 @HOOKS.register_module()
 class LoadingHook(Hook):
-    """Refuse a file whose tensors are not the model's, and let a resumed run follow the settings that it was started with.
+    """Refuse a file whose tensors are not the model's, and let a resumed run follow the settings that it was started
+    with.
 
-    mmengine loads what fits, and restores schedules, learning rates and the seed of the checkpoint whatever the config says. Here every
-    setting of the new start holds: the hook lists those that differ from the checkpoint's, renumbers the iteration if an epoch has another
-    length now, and puts schedule and optimizer where the new settings have them at that iteration.
+    mmengine loads what fits, and restores schedules, learning rates and the seed of the checkpoint whatever the config
+    says. Here every setting of the new start holds: the hook lists those that differ from the checkpoint's, renumbers
+    the iteration if an epoch has another length now, and puts schedule and optimizer where the new settings have them
+    at that iteration.
 
     Registered by :func:`odis_mm.apis.train` and :func:`odis_mm.apis.test`.
 
     Args:
         training: The run trains; else it evaluates.
-        allow: Shell patterns of tensors that a file need not have (``load_from_allow`` of the config); not for ``--resume``.
+        allow: Shell patterns of tensors that a file need not have (``load_from_allow`` of the config); not for
+            ``--resume``.
     """
 
     priority = 'VERY_LOW'  # after hooks that rename what is loaded (EMA)
@@ -65,16 +68,17 @@ class LoadingHook(Hook):
         meta = checkpoint.get('meta') or {}
         if 'optimizer' not in checkpoint or not {'epoch', 'iter'} <= set(meta):
             raise CheckpointError(
-                f'{name} is {kind_of(checkpoint)}, which holds no optimizer and no iteration, so no run can be continued from it; '
-                f'{_REMEDIES["resume"]}'
+                f'{name} is {kind_of(checkpoint)}, which holds no optimizer and no iteration, so no run can be '
+                f'continued from it; {_REMEDIES["resume"]}'
             )
         check_fit(runner.model, checkpoint, name, _REMEDIES['resume'])
         own, saved = runner.optim_wrapper.optimizer.param_groups, checkpoint['optimizer'].get('param_groups', [])
         if [len(group['params']) for group in own] != [len(group['params']) for group in saved]:
             raise CheckpointError(
-                f'{name}: its optimizer has {len(saved)} groups of {sum(len(g["params"]) for g in saved)} parameters, this one {len(own)} '
-                f'of {sum(len(g["params"]) for g in own)} (another optim_wrapper.constructor, paramwise_cfg or frozen part): set these as '
-                'they were, or start a new run from its weights (load_from=FILE).'
+                f'{name}: its optimizer has {len(saved)} groups of {sum(len(g["params"]) for g in saved)} parameters, '
+                f'this one {len(own)} of {sum(len(g["params"]) for g in own)} (another optim_wrapper.constructor, '
+                'paramwise_cfg or frozen part): set these as they were, or start a new run from its weights '
+                '(load_from=FILE).'
             )
 
     def _follow(self, runner, checkpoint: dict) -> None:
@@ -84,13 +88,13 @@ class LoadingHook(Hook):
             changed = changes(meta[SETTINGS], settings(runner.cfg, get_world_size()))
         else:
             runner.logger.warning(
-                '--resume: the checkpoint does not hold the settings of its run (odis_mm before 0.2), so changes cannot be listed; schedule '
-                'and optimizer follow the settings of this start'
+                '--resume: the checkpoint does not hold the settings of its run (odis_mm before 0.2), so changes '
+                'cannot be listed; schedule and optimizer follow the settings of this start'
             )
         if changed:
             runner.logger.warning(
-                f"--resume: settings that differ from the checkpoint's ({len(changed)}), of which this run follows the new ones: "
-                + '; '.join(map(str, changed))
+                f"--resume: settings that differ from the checkpoint's ({len(changed)}), of which this run follows the "
+                'new ones: ' + '; '.join(map(str, changed))
             )
         keys = {change.key for change in changed}
         self._follow_seed(runner, checkpoint, keys)
@@ -125,17 +129,18 @@ class LoadingHook(Hook):
             meta['iter'] = meta['epoch'] * length
             if before > meta['iter'] and meta.get('epoch_length', length) == length:
                 runner.logger.warning(
-                    f'--resume: {before - meta["iter"]} iterations of epoch {meta["epoch"] + 1} were done; its images are drawn again, as '
-                    f'{type(loop).__name__} begins at the start of an epoch'
+                    f'--resume: {before - meta["iter"]} iterations of epoch {meta["epoch"] + 1} were done; its images '
+                    f'are drawn again, as {type(loop).__name__} begins at the start of an epoch'
                 )
         if meta['iter'] != before:
             runner.logger.info(
-                f'--resume: an epoch has {length} iterations now{_was(meta, length)}: iteration {before} of the checkpoint counts as '
-                f'{meta["iter"]} of {runner.max_iters}'
+                f'--resume: an epoch has {length} iterations now{_was(meta, length)}: iteration {before} of the '
+                f'checkpoint counts as {meta["iter"]} of {runner.max_iters}'
             )
         if meta['iter'] >= runner.max_iters:
             runner.logger.warning(
-                f'--resume: the checkpoint has done {meta["iter"]} of {runner.max_iters} iterations: nothing is left to train'
+                f'--resume: the checkpoint has done {meta["iter"]} of {runner.max_iters} iterations: nothing is left '
+                'to train'
             )
         return meta['iter'] != before
 
@@ -171,12 +176,13 @@ class LoadingHook(Hook):
         if again:
             runner.logger.log(
                 logging.INFO,
-                f'--resume: the learning rate follows the new settings: {groups[0]["lr"]:.4g} at iteration {iteration} of '
-                f'{runner.max_iters} (in the checkpoint: {was:.4g})',
+                f'--resume: the learning rate follows the new settings: {groups[0]["lr"]:.4g} at iteration {iteration} '
+                f'of {runner.max_iters} (in the checkpoint: {was:.4g})',
             )
 
     def _relocate(self, runner, checkpoint: dict) -> None:
-        """Let what the checkpoint remembers of its run be of this one: its folder may be a copy, whose files are not this run's to remove."""
+        """Let what the checkpoint remembers of its run be of this one: its folder may be a copy, whose files are not
+        this run's to remove."""
         hub = checkpoint.get('message_hub', {})
         hub.get('resumed_keys', {}).pop('train/base_lr', None)  # is not logged any more
         info = hub.get('runtime_info', {})
@@ -198,9 +204,11 @@ def _was(meta: dict, length: int) -> str:
 
 
 _REMEDIES = dict(
-    resume='continue from an epoch_N.pth of this config, or start a new run from its weights (pretraining: --init FILE; detector: '
+    resume='continue from an epoch_N.pth of this config, or start a new run from its weights (pretraining: --init '
+    'FILE; detector: '
     'model.backbone.init_cfg.checkpoint=FILE).',
-    load_from='for the backbone of a pretraining use --init FILE, for that of a detector model.backbone.init_cfg.checkpoint=FILE; tensors that '
+    load_from='for the backbone of a pretraining use --init FILE, for that of a detector '
+    'model.backbone.init_cfg.checkpoint=FILE; tensors that '
     'may stay as they are initialised are named by --cfg-options "load_from_allow=[\'roi_head.*\',]".',
     test='test a checkpoint that was trained by this config (with its number of classes).',
 )

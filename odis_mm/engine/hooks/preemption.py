@@ -19,16 +19,19 @@ REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: a temporary failure, try again
 
 @HOOKS.register_module()
 class PreemptionHook(Hook):
-    """On a signal, write a checkpoint after the running optimizer step and exit; ``--resume`` continues from it exactly.
+    """On a signal, write a checkpoint after the running optimizer step and exit; ``--resume`` continues from it
+    exactly.
 
-    The exit code is 75 (try again) for a scheduler's signals and 130 for Ctrl-C, which a job script must not requeue. A second Ctrl-C ends
-    the run at once, without a checkpoint. Of the ranks, one that got the signal is enough. Under SLURM: ``#SBATCH --signal=USR1@120`` and a
-    job script that calls ``scontrol requeue $SLURM_JOB_ID`` when the code is 75. (torchrun reports any failure of its ranks as 1.)
+    The exit code is 75 (try again) for a scheduler's signals and 130 for Ctrl-C, which a job script must not requeue. A
+    second Ctrl-C ends the run at once, without a checkpoint. Of the ranks, one that got the signal is enough. Under
+    SLURM: ``#SBATCH --signal=USR1@120`` and a job script that calls ``scontrol requeue $SLURM_JOB_ID`` when the code is
+    75. (torchrun reports any failure of its ranks as 1.)
 
     Args:
-        signals: Names of the signals, of those that loader workers leave to the run (``odis_mm.datasets.workers.GROUP_SIGNALS``).
-        interval: Several GPUs ask each other after every so many optimizer steps, and at the end of an epoch: asking waits for the device.
-            One process, or CPUs, look after each.
+        signals: Names of the signals, of those that loader workers leave to the run
+            (``odis_mm.datasets.workers.GROUP_SIGNALS``).
+        interval: Several GPUs ask each other after every so many optimizer steps, and at the end of an epoch: asking
+            waits for the device. One process, or CPUs, look after each.
     """
 
     priority = 95  # after the checkpoint hook (VERY_LOW, 90): an epoch's own checkpoint is not written twice
@@ -38,7 +41,8 @@ class PreemptionHook(Hook):
         if not set(GROUP_SIGNAL_NAMES).issuperset(signals) or interval < 1:
             known = ', '.join(sorted(GROUP_SIGNAL_NAMES))
             raise ConfigError(
-                f'PreemptionHook: signals must be among {known}, interval at least 1; got {", ".join(signals)}; {interval}.'
+                f'PreemptionHook: signals must be among {known}, interval at least 1; got {", ".join(signals)}; '
+                f'{interval}.'
             )
         self.interval = interval
         self.received: Optional[int] = None
@@ -50,7 +54,8 @@ class PreemptionHook(Hook):
         if not found:
             raise ConfigError(
                 'PreemptionHook saves through a SafeCheckpointHook, and there is none: set '
-                "default_hooks.checkpoint.type='SafeCheckpointHook', or remove the hook (default_hooks.preemption=None)."
+                "default_hooks.checkpoint.type='SafeCheckpointHook', or remove the hook "
+                '(default_hooks.preemption=None).'
             )
         self.checkpoints = found[0]
         if threading.current_thread() is threading.main_thread():  # Python allows no other to handle signals
@@ -97,7 +102,8 @@ class PreemptionHook(Hook):
     def _leave(self, runner) -> None:
         name = signal.Signals(self.received).name if self.received else 'a signal to another rank'
         runner.logger.warning(
-            f'{name}: checkpoint {self.checkpoints.last_ckpt} is written; exiting with code {self.code}, --resume continues'
+            f'{name}: checkpoint {self.checkpoints.last_ckpt} is written; exiting with code {self.code}, --resume '
+            'continues'
         )
         barrier()  # rank 0 may still be writing
         self.after_train(runner)

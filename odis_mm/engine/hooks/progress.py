@@ -11,10 +11,11 @@ from ..deferred import defer_scalar
 
 @HOOKS.register_module()
 class ProgressHook(Hook):
-    """Log ``images/s`` of all ranks and ``data_wait``, the share of time in which the training step waits for the data loader.
+    """Log ``images/s`` of all ranks and ``data_wait``, the share of time in which the training step waits for the data
+    loader.
 
-    Both come from the times that ``IterTimerHook`` took on the host; nothing waits for the device. If data_wait stays above 0.1, raise
-    ``train_dataloader.num_workers`` or use faster storage.
+    Both come from the times that ``IterTimerHook`` took on the host; nothing waits for the device. If data_wait stays
+    above 0.1, raise ``train_dataloader.num_workers`` or use faster storage.
 
     Args:
         window: Average over so many iterations, like the losses of the log.
@@ -40,10 +41,12 @@ class ProgressHook(Hook):
 
 @HOOKS.register_module()
 class DeferredInfoHook(RuntimeInfoHook):
-    """mmengine's ``RuntimeInfoHook``, except that losses are read from the device when the log, a checkpoint or a hook asks for them.
+    """mmengine's ``RuntimeInfoHook``, except that losses are read from the device when the log, a checkpoint or a hook
+    asks for them.
 
-    mmengine's own reads each at every iteration, which makes the host wait. The values are the same. (The norm of the gradient is deferred
-    by :class:`~odis_mm.engine.optim.SafeOptimWrapper`.) Of the two learning rates that mmengine logs, which are equal, one is left.
+    mmengine's own reads each at every iteration, which makes the host wait. The values are the same. (The norm of the
+    gradient is deferred by :class:`~odis_mm.engine.optim.SafeOptimWrapper`.) Of the two learning rates that mmengine
+    logs, which are equal, one is left.
     """
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:

@@ -1,4 +1,5 @@
-"""The anchor to the starting weights: zero at the start, held against a textbook form, gone from nothing but the loss."""
+"""The anchor to the starting weights: zero at the start, held against a textbook form, gone from nothing but the
+loss."""
 
 import pytest
 import torch
