@@ -84,6 +84,10 @@ def read_vit(
     _merge_gates(ours)
     for key in [key for key, tensor in ours.items() if not tensor.numel()]:  # an empty list of registers
         del ours[key]
+    if 'patch_embed.projection.bias' not in ours and 'patch_embed.projection.weight' in ours:
+        weight = ours['patch_embed.projection.weight']
+        ours['patch_embed.projection.bias'] = weight.new_zeros(weight.shape[0])
+        changed['patch_embed.projection.bias'] = 'zeros, as the file has none'
     check_vit(ours, name, layout)
     if layout.rotary:
         _add_periods(ours, layout, heads, changed)

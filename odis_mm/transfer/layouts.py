@@ -252,7 +252,7 @@ LAYOUTS: Dict[str, Layout] = {
                 'attn.qkv.bias': 'attn.attn.in_proj_bias',
             },
             prefix='backbone.',
-            model='mmseg VisionTransformer',
+            model="mmseg VisionTransformer(patch_bias=True, norm_cfg=dict(type='LN', eps=1e-6))",
         ),
     )
 }
