@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
+os.environ['ODIS_MM_CACHE'] = ''  # nothing is left in the user's cache
 
 import cv2
 import numpy as np

@@ -25,6 +25,10 @@ _SWAP = not hasattr(cv2, 'IMREAD_COLOR_RGB')  # OpenCV before 4.11
 Range = Optional[Sequence[float]]
 
 
+class UnsuitedImageError(BadImageError):
+    """An image of another kind than the config says: another number of channels, or values for which it names no window."""
+
+
 def _jpeg_head(data: bytes) -> Tuple[bool, Optional[int]]:
     """Whether a JPEG has its end marker, and its pixels by its header (None: not found before the first scan).
 
@@ -263,7 +267,7 @@ def with_channels(image: np.ndarray, path: PathLike, channels: int) -> np.ndarra
         return np.repeat(image, 3, 2)
     if found == 3 and channels == 1:
         return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
-    raise BadImageError(
+    raise UnsuitedImageError(
         f'image {shown(path)} has {found} channels, not {channels}: set channels={found} of LoadObjectImage (the '
         'backbone follows), or remove it from the data.'
     )
@@ -304,7 +308,7 @@ def as_bytes(image: np.ndarray, path: PathLike, window: Range = None, percentile
         low, high = 0.0, white_of(image)
         if high is None:
             ends = '{:g} to {:g}'.format(*_ends(image))
-            raise BadImageError(
+            raise UnsuitedImageError(
                 f'image {shown(path)} holds {image.dtype} values from {ends}, which do not tell what is black and '
                 'white: set window=(low, high) or percentiles=(1, 99) of LoadObjectImage (odis-mm stats proposes a '
                 'window for the whole data set).'

@@ -16,6 +16,7 @@ from .annotations import read_annotations, told
 from .columns import Columns
 from .draws import seed_of
 from .files import list_images, read_list, shown
+from .image_io import LoadObjectImage, UnsuitedImageError, image_kind, read_image, read_raw
 from .segmentation import segmentation_to_mask
 
 __all__ = ['ObjectDataset', 'list_images', 'segmentation_to_mask']
@@ -276,7 +277,27 @@ class ObjectDataset(BaseDataset):
             raise MissingFileError(
                 f'image {shown(first)}, the first of {source}, does not exist; check data_root and data_prefix.'
             )
+        self._look_at(first)
         if self.data_fraction < 1:
             order = np.random.default_rng(self.seed).permutation(len(chosen))
             chosen = chosen[np.sort(order[: max(1, round(self.data_fraction * len(chosen)))])]
         return columns, chosen
+
+    def _look_at(self, path: str) -> None:
+        """Tell in the log what kind the first image is, unless it has 8 bits; one that the config does not suit ends the run here."""
+        load = next((step for step in self.pipeline.transforms if isinstance(step, LoadObjectImage)), None)
+        if load is None:
+            return
+        try:
+            read_image(path, load.channels, load.window, load.percentiles)
+            raw = read_raw(path, load.channels)
+        except UnsuitedImageError as error:
+            raise ConfigError(str(error)) from None
+        except BadImageError:  # one of those that may be replaced
+            return
+        if raw.dtype != np.uint8 and load.window is None and load.percentiles is None:
+            print_log(
+                f'image {shown(path)} has {image_kind(raw)}; each file is scaled by what it uses itself: window=(low, high) of LoadObjectImage '
+                'sets one range for all (odis-mm stats proposes one)',
+                logger='current',
+            )

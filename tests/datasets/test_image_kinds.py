@@ -9,6 +9,7 @@ import tifffile
 from PIL import Image
 
 from odis_mm.cli.verify import verify_main
+from odis_mm.datasets import ObjectDataset, objects
 from odis_mm.datasets.image_io import LoadObjectImage, image_kind, read_image, read_raw
 from odis_mm.utils.errors import BadImageError, ConfigError
 
@@ -202,3 +203,22 @@ def test_the_checker_tells_the_kinds(tmp_path, capsys):
     with pytest.raises(SystemExit):
         verify_main(['--data', str(tmp_path / 'img'), '--workers', '0'])
     verify_main(['--data', str(tmp_path / 'img'), '--workers', '0', '--window', '-100', '4080'])
+
+
+def test_the_first_image_is_looked_at(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(objects, 'print_log', lambda line, **_: said.append(line))
+    cv2.imwrite(str(tmp_path / 'a.png'), GREY.astype(np.uint16) * 16)
+    ObjectDataset(tmp_path, pipeline=[LoadObjectImage()])
+    assert 'a.png has 1 channel of 16 bits, 12 of them used; each file is scaled by what it uses itself' in said[-1]
+    said.clear()
+    ObjectDataset(tmp_path, pipeline=[LoadObjectImage(window=(0, 4095))])
+    assert len(said) == 1
+    with pytest.raises(ConfigError, match='has 1 channels, not 5'):
+        ObjectDataset(tmp_path, pipeline=[LoadObjectImage(channels=5)], max_bad_share=0.5)
+    (tmp_path / 'a.png').write_bytes(b'nothing')
+    cv2.imwrite(str(tmp_path / 'b.png'), GREY)
+    assert len(ObjectDataset(tmp_path, pipeline=[LoadObjectImage()], max_bad_share=0.5)) == 2
+    tifffile.imwrite(tmp_path / 'A.tif', GREY.astype(np.float32) - 100)
+    with pytest.raises(ConfigError, match='do not tell what is black and white'):
+        ObjectDataset(tmp_path, pipeline=[LoadObjectImage()], max_bad_share=0.5)
