@@ -10,9 +10,10 @@ from mmengine.registry import init_default_scope
 
 from ..datasets import ObjectDataset
 from ..evaluation import FrozenBackbone, knn_images, labelled_split, region_proxy, region_split
+from ..evaluation.frozen import frozen_from
 from ..evaluation.knn import KS
 from ..evaluation.object_features import extract_dataset
-from ..transfer import LAYOUTS, VitShape, build_backbone, read_checkpoint, read_vit, transfer
+from ..transfer import LAYOUTS, VitShape, read_checkpoint, read_vit, transfer
 from ..utils.errors import run_command
 
 
@@ -243,9 +244,8 @@ def _frozen_parser(description: str, out: str = '') -> argparse.ArgumentParser:
 
 def _frozen(args: argparse.Namespace, random: bool = False) -> FrozenBackbone:
     init_default_scope('mmpretrain')
-    frozen = FrozenBackbone(
-        build_backbone(args.checkpoint, args.heads, args.source_grid, args.student, random).to(args.device)
-    )
+    frozen = frozen_from(args.checkpoint, args.heads, args.source_grid, args.student, random)
+    frozen = FrozenBackbone(frozen.backbone.to(args.device), frozen.mean, frozen.std)
     frozen.check_size(args.size)
     return frozen
 

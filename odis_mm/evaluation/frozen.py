@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..datasets.workers import single_thread_worker
+from ..transfer import build_backbone, read_meta
 from ..utils.errors import ConfigError
+from ..utils.files import PathLike
 
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
@@ -86,6 +88,24 @@ class FrozenBackbone:
         tokens = self.backbone.object_slice if self.can_mask else slice(0, 1)
         token = out[:, tokens].mean(1).float() if leading else None
         return Features(token, out[:, leading:].mT.unflatten(2, (rows, columns)).float())
+
+
+def frozen_from(
+    checkpoint: PathLike,
+    heads: Optional[int] = None,
+    source_grid: Optional[Tuple[int, int]] = None,
+    student: bool = False,
+    random: bool = False,
+) -> FrozenBackbone:
+    """The backbone of a checkpoint file as it is evaluated, with the normalisation that the file tells, else ImageNet's.
+
+    Args:
+        checkpoint, heads, source_grid, student, random: See :func:`build_backbone`.
+    """
+    backbone, meta = build_backbone(checkpoint, heads, source_grid, student, random), read_meta(checkpoint)
+    if 'mean' in meta and 'std' in meta:
+        return FrozenBackbone(backbone, meta['mean'], meta['std'])
+    return FrozenBackbone(backbone)
 
 
 def resize(pixels: Tensor, size: Tuple[int, int]) -> Tensor:

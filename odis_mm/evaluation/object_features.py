@@ -13,11 +13,10 @@ from torch.utils.data import Dataset
 from ..datasets.image_io import read_image
 from ..datasets.objects import ObjectDataset, segmentation_to_mask
 from ..structures import View, box_patch_mask, boxes_to_view, mask_patch_mask, summed_area
-from ..transfer import build_backbone
 from ..utils.errors import ConfigError
 from ..utils.files import atomic_write
 from ..utils.scopes import scope_of
-from .frozen import FrozenBackbone, batches, resize, subset
+from .frozen import FrozenBackbone, batches, frozen_from, resize, subset
 from .regions import pool_boxes
 
 Image = Union[str, Path, np.ndarray]
@@ -86,7 +85,7 @@ def extract_object_features(
 def as_frozen(model_or_checkpoint: Union[nn.Module, str, Path], heads: Optional[int] = None) -> FrozenBackbone:
     """What is evaluated of a backbone, a pretraining model or a checkpoint file."""
     if not isinstance(model_or_checkpoint, nn.Module):
-        return FrozenBackbone(build_backbone(model_or_checkpoint, heads))
+        return frozen_from(model_or_checkpoint, heads)
     if hasattr(model_or_checkpoint, 'branch'):  # TeacherStudent
         preprocessor = model_or_checkpoint.data_preprocessor
         return FrozenBackbone(model_or_checkpoint.branch('teacher'), preprocessor.mean, preprocessor.std)

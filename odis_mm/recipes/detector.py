@@ -233,6 +233,9 @@ def set_backbone(cfg: Config, init: PathLike) -> None:
     """Have a detector start from a file, its backbone of the file's shape."""
     backbone = cfg.model.backbone
     init = str(Path(init).resolve())
+    meta = read_meta(init)
+    if 'mean' in meta and 'std' in meta and 'data_preprocessor' in cfg.model:  # RGB, as the config's own
+        cfg.model.data_preprocessor.update(mean=list(meta['mean']), std=list(meta['std']))
     if not backbone.type.endswith(('VisionTransformer', 'ObjectViT')):
         backbone.init_cfg = dict(type='VerifiedPretrained', checkpoint=init)
         return

@@ -90,6 +90,8 @@ def small(method: str, data: str, kind: str) -> Config:
     cfg = apis.load_config('odis_vitl_coco_fsdp' if kind == 'recipe' else f'{method}_vits_coco')
     model, loader = cfg.model, cfg.train_dataloader
     model.backbone.update(arch=ARCH, img_size=32, patch_size=8, drop_path_rate=0.0)
+    if method == 'odis':  # the ViT of DINOv3; the other methods have a plain one
+        model.backbone.update(num_registers=2, rope=dict(base=100), key_bias=False, layer_scale_init_value=0.5)
     model.neck.update(in_channels=32, hidden_channels=24)
     model.momentum = dict(start=0.7, end=1.0)
     if method == 'gtsa':
@@ -118,7 +120,7 @@ def small(method: str, data: str, kind: str) -> Config:
     cfg.auto_scale_lr.enable = False
     cfg.param_scheduler = []
     cfg.train_cfg.max_epochs = EPOCHS
-    cfg.default_hooks.export = None
+    cfg.default_hooks.export = cfg.default_hooks.views = None
     cfg.custom_hooks = [dict(type='Record')]
     cfg.default_hooks.checkpoint.update(interval=1000, save_last=False)
     if kind == 'sharded':
