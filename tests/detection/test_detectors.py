@@ -167,8 +167,9 @@ def test_config(name, monkeypatch, tmp_path):
     monkeypatch.setenv('COCO_ROOT', str(tmp_path))
     monkeypatch.setenv('ODIS_DEMO_ROOT', str(tmp_path))
     cfg = config(name)
-    assert cfg.train_dataloader.dataset.data_root == cfg.val_dataloader.dataset.data_root == str(tmp_path)
-    assert cfg.val_evaluator.ann_file.startswith(str(tmp_path)) and cfg.test_evaluator == cfg.val_evaluator
+    root = 'data/own/' if name.endswith('_small') else str(tmp_path)
+    assert cfg.train_dataloader.dataset.data_root == cfg.val_dataloader.dataset.data_root == root
+    assert cfg.val_evaluator.ann_file.startswith(root) and cfg.test_evaluator == cfg.val_evaluator
     assert cfg.model.backbone.type == ('ResNet' if 'r50' in name else 'mmpretrain.VisionTransformer')
     assert cfg.model.backbone.init_cfg.type == ('Pretrained' if 'r50-in1k' in name else 'VerifiedPretrained')
     boxes_only = name.startswith('faster')
