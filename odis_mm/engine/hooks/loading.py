@@ -150,6 +150,8 @@ class LoadingHook(Hook):
         iteration, states = checkpoint['meta']['iter'], checkpoint.get('param_schedulers', [])
         if not isinstance(schedulers, list) or not isinstance(states, list):
             return  # several optimizers: mmengine's way
+        if any(getattr(scheduler, 'need_val_args', False) for scheduler in schedulers):
+            return  # a schedule that follows a metric cannot be gone through again
         if {'optim_wrapper.optimizer.type'} & keys:
             saved['state'] = {}
             runner.logger.warning(
