@@ -111,3 +111,16 @@ def test_a_bug_in_a_hook_shows_its_traceback_and_a_user_error_does_not(demo, tmp
     with pytest.raises(SystemExit) as stop:
         main([*command, 'model.backbone.archh=3'])
     assert stop.value.code == 2 and "has no key 'archh'" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_ctrl_c_is_one_sentence(capsys, monkeypatch):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.delenv('ODIS_MM_DEBUG', raising=False)
+    with pytest.raises(SystemExit) as stop:
+        run_command(interrupted)
+    assert stop.value.code == 130 and capsys.readouterr().err == 'error: interrupted by Ctrl-C.\n'
+    monkeypatch.setenv('ODIS_MM_DEBUG', '1')
+    with pytest.raises(KeyboardInterrupt):
+        run_command(interrupted)

@@ -123,16 +123,15 @@ class LoadingHook(Hook):
                 if images >= len(runner.train_dataloader.dataset):  # of smaller data now
                     meta['epoch'], progress['images'], images = meta['epoch'] + 1, 0, 0
             meta['iter'] = meta['epoch'] * length + loop.begin_at(images)
-        elif not hasattr(
-            loop, 'dataloader_iterator'
-        ):  # by epochs, mmengine's: it begins at an epoch's start whatever was done of it
+        elif not hasattr(loop, 'dataloader_iterator'):
+            # mmengine's loop by epochs begins at the start of one, whatever was done of it
             meta['iter'] = meta['epoch'] * length
-            if before > meta['iter'] and meta.get('epoch_length', length) == length:
-                runner.logger.warning(
-                    f'--resume: {before - meta["iter"]} iterations of epoch {meta["epoch"] + 1} were done; its images '
-                    f'are drawn again, as {type(loop).__name__} begins at the start of an epoch'
-                )
-        if meta['iter'] != before:
+        if meta['iter'] != before and not hasattr(loop, 'begin_at') and meta.get('epoch_length', length) == length:
+            runner.logger.warning(
+                f'--resume: {type(loop).__name__} begins at the start of epoch {meta["epoch"] + 1}: the images of the '
+                f'{before - meta["iter"]} iterations that were done of it are drawn again'
+            )
+        elif meta['iter'] != before:
             runner.logger.info(
                 f'--resume: an epoch has {length} iterations now{_was(meta, length)}: iteration {before} of the '
                 f'checkpoint counts as {meta["iter"]} of {runner.max_iters}'
