@@ -8,9 +8,10 @@ from mmengine.registry import init_default_scope
 from mmpretrain.registry import MODELS
 
 from ..config import load_config
+from ..engine.fit import check_fit, kind_of, state_of
 from ..engine.replay import replay
 from ..transfer import load_local
-from ..utils.errors import run_command
+from ..utils.errors import CheckpointError, run_command
 
 
 def replay_main(argv: Optional[Sequence[str]] = None) -> None:
@@ -30,10 +31,16 @@ def _replay(args: argparse.Namespace) -> None:
     cfg = load_config(args.config)
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     saved = load_local(args.file, 'cpu')
+    if not isinstance(saved, dict) or not {'batch', 'random', 'iteration'} <= set(saved):
+        raise CheckpointError(
+            f'{args.file} is {kind_of(saved)}, and not a saved batch: take a nonfinite_iter_N.pth of the work dir.'
+        )
     model = MODELS.build(cfg.model)
     model.init_weights()
     if args.checkpoint:
-        model.load_state_dict(load_local(args.checkpoint, 'cpu')['state_dict'])
+        content = load_local(args.checkpoint, 'cpu')
+        check_fit(model, content, args.checkpoint, 'take an epoch_N.pth of the run.')
+        model.load_state_dict(state_of(content), strict=False)
     terms, module = replay(model.to('cuda' if torch.cuda.is_available() else 'cpu'), saved, args.amp)
     print(f'iteration {saved["iteration"] + 1}, images {", ".join(map(str, saved["images"]))}')
     for name, value in terms.items():

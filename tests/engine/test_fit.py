@@ -10,6 +10,7 @@ from torch import nn
 from helpers import TINY_RUN, make_odis
 from odis_mm import apis
 from odis_mm.cli import train as cli
+from odis_mm.cli.replay import replay_main
 from odis_mm.config import parse_options
 from odis_mm.engine.fit import check_fit, check_pretrained, kind_of
 from odis_mm.utils.errors import CheckpointError
@@ -75,6 +76,22 @@ def test_pretrained_that_loads_nothing_is_refused(tmp_path):
     check_pretrained(model, config)
     config['backbone']['init_cfg'] = dict(type='Pretrained', checkpoint='torchvision://resnet50')
     check_pretrained(model, config)
+
+
+def test_a_replay_of_something_else_is_refused(tmp_path, capsys):
+    exported = {f'backbone.{key}': value for key, value in make_odis().teacher['backbone'].state_dict().items()}
+    torch.save(dict(state_dict=exported, meta={}), tmp_path / 'export.pth')
+    torch.save(dict(batch={}, random={}, iteration=3), tmp_path / 'batch.pth')
+    for arguments, told in (
+        (['export.pth'], 'is an exported backbone, and not a saved batch'),
+        (
+            ['batch.pth', '--checkpoint', str(tmp_path / 'export.pth')],
+            'is an exported backbone and does not fit this ODIS',
+        ),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            replay_main(['odis_demo', str(tmp_path / arguments[0]), *arguments[1:]])
+        assert stop.value.code == 2 and told in capsys.readouterr().err
 
 
 @pytest.fixture
