@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...structures import ViewBatch, teacher_student_pairs
 from ...utils.errors import ConfigError
-from ..losses import correspondence_similarity, crop_similarity, overlap_weight
+from ..losses import coding_length, correspondence_similarity, crop_similarity, overlap_weight, second_moment
 
 
 @MODELS.register_module()
@@ -38,6 +38,10 @@ class GTSAHead(BaseModule):
         lambda_rotation: 0.5 (paper).
         correspondence_epoch: First epoch, counted from 0, with L_correspondence. Paper: after the 10 epochs of warm-up;
             release: once ``10 < epoch``, hence 11.
+        lambda_entropy: Weight of this project's option L_entropy (paper: 0): minus the coding rate of the student's
+            projected cells of the global views over the images of a batch, cell by cell, so that places alone do not
+            raise it. With a predictor alone the maps of a short run with a quick teacher collapse.
+        eps2: eps^2 of :func:`coding_length`.
     """
 
     def __init__(
@@ -51,6 +55,8 @@ class GTSAHead(BaseModule):
         lambda_correspondence: float = 0.5,
         lambda_rotation: float = 0.5,
         correspondence_epoch: float = 11,
+        lambda_entropy: float = 0.0,
+        eps2: float = 0.05,
         init_cfg=None,
     ):
         super().__init__(init_cfg)
@@ -67,6 +73,7 @@ class GTSAHead(BaseModule):
                 'loss until then: set correspondence_epoch=0.'
             )
         self.lambda_crop, self.lambda_correspondence, self.lambda_rotation = weights.values()
+        self.lambda_entropy, self.eps2 = lambda_entropy, eps2
         self.crop_cells, self.num_matches = tuple(crop_cells), tuple(num_matches)
         self.correspondence_epoch, self.epoch = correspondence_epoch, 0.0
         self.compares_maps = lambda_crop > 0 or lambda_correspondence > 0
@@ -102,6 +109,11 @@ class GTSAHead(BaseModule):
 
         with torch.no_grad():
             losses = dict(teacher_spread=1 - F.normalize(teacher.float(), dim=1).mean((0, 2, 3)).square().sum())
+        if self.lambda_entropy:
+            cells = F.normalize(_cells(student[0].float(), batch), dim=-1).transpose(1, 2)  # [G, h * w, B, C]
+            moment = second_moment(cells)
+            rate = coding_length(moment, cells.shape[-1], self.eps2).mean() / moment.shape[-1]
+            losses['loss_entropy'] = -self.lambda_entropy * rate.to(cells.dtype)
         if self.lambda_crop:
             losses['loss_crop'] = self.lambda_crop * loss(
                 crop_similarity(teacher, x, pairs, size, patch) for x, pairs, size in zip(maps, groups, self.crop_cells)

@@ -31,14 +31,18 @@ class ALFM(TeacherStudent):
 
     Args:
         lambda_gmsr, lambda_cdlp: Weights; 0 leaves the term, and the training of its projector, out.
+        embed_shared: GMSR compares what both views show, the mean of its cells, in place of whole views. Two crops of an
+            image that is full of objects often have little in common, and then only their entropy can be learned.
+            Images whose views do not overlap are compared as wholes.
         **kwargs: See :class:`TeacherStudent`; an ``ObjectViT`` or any backbone whose last output is a map [B, C, H, W],
             a ``GlobalLocalNeck`` and an ``ALFMHead``.
     """
 
     prototype_loss = 'loss_cdlp'
 
-    def __init__(self, *args, lambda_gmsr: float = 1.0, lambda_cdlp: float = 1.0, **kwargs):
+    def __init__(self, *args, lambda_gmsr: float = 1.0, lambda_cdlp: float = 1.0, embed_shared: bool = False, **kwargs):
         super().__init__(*args, **kwargs)
+        self.embed_shared = embed_shared
         if not (lambda_gmsr or lambda_cdlp):
             raise ConfigError('model.lambda_gmsr and model.lambda_cdlp are both 0: nothing would be learned.')
         self.lambda_gmsr = lambda_gmsr
@@ -74,28 +78,38 @@ class ALFM(TeacherStudent):
         student = _last_map(self.backbone, inputs[0])  # [2*B, C, H, W]
         with torch.no_grad():
             teacher = self.extract_feat(inputs[0])
+        first, _, area = pair_intersections(views)  # [B, 2, 2, 4], [B, 2, 2]
+        overlap = area[:, 0, 1] > 0
+        boxes = torch.cat((first[:, 0, 1], first[:, 1, 0])).float()  # [2*B, 4], what both show, in pixels of either
+        where = (boxes, inputs[0].shape[-2:], views.flip.T.flatten(), views.rot90.T.flatten(), self.head.num_cells)
         losses = {}
         if self.lambda_gmsr:
-            with torch.no_grad():
-                target = self.teacher['neck'].embed_images(teacher)
-            losses.update(self.head.gmsr(*(z.unflatten(0, (2, -1)) for z in (self.neck.embed_images(student), target))))
+            losses.update(self._gmsr(student, teacher, where, overlap))
             losses['loss_gmsr'] = self.lambda_gmsr * losses['loss_gmsr']
         if self.lambda_cdlp:
-            losses.update(self._cdlp(student, teacher, views, inputs[0].shape[-2:]))
+            losses.update(self._cdlp(student, teacher, where, overlap))
             losses['loss_cdlp'] = self.lambda_cdlp * losses['loss_cdlp']
         return losses
 
-    def _cdlp(self, student: Tensor, teacher: Tensor, views: ViewBatch, pixels: torch.Size) -> Dict[str, Tensor]:
-        first, _, area = pair_intersections(views)  # [B, 2, 2, 4], [B, 2, 2]
-        boxes = torch.cat((first[:, 0, 1], first[:, 1, 0])).float()  # [2*B, 4], what both show, in pixels of either
-        where = (boxes, pixels, views.flip.T.flatten(), views.rot90.T.flatten(), self.head.num_cells)
+    def _gmsr(self, student: Tensor, teacher: Tensor, where: tuple, overlap: Tensor) -> Dict[str, Tensor]:
+        if self.embed_shared:
+            alone = ~overlap.repeat(2)[:, None, None, None]
+            student, teacher = (
+                torch.where(
+                    alone, maps.mean((2, 3), keepdim=True), aligned_cells(maps, *where).mean(1)[..., None, None]
+                )
+                for maps in (student, teacher)
+            )  # [2*B, C, 1, 1]
+        with torch.no_grad():
+            target = self.teacher['neck'].embed_images(teacher)
+        return self.head.gmsr(*(z.unflatten(0, (2, -1)) for z in (self.neck.embed_images(student), target)))
+
+    def _cdlp(self, student: Tensor, teacher: Tensor, where: tuple, overlap: Tensor) -> Dict[str, Tensor]:
         s = self.neck.embed(aligned_cells(student, *where))  # [2*B, S*S, d]
         with torch.no_grad():
             t = self.teacher['neck'].embed(aligned_cells(teacher, *where))
             labels = self.teacher['neck'].prototypes(self.head.enrich(t))
-        return self.head.cdlp(
-            *(logits.unflatten(0, (2, -1)) for logits in (self.neck.prototypes(s), labels)), area[:, 0, 1] > 0
-        )
+        return self.head.cdlp(*(logits.unflatten(0, (2, -1)) for logits in (self.neck.prototypes(s), labels)), overlap)
 
 
 def _last_map(backbone: nn.Module, images: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from mmpretrain.registry import MODELS
 import odis_mm  # noqa: F401
 from odis_mm.models.heads import ALFMHead
 from odis_mm.models.losses import aligned_cells, coding_length, effective_rank, second_moment
-from odis_mm.structures import View, pair_intersections, points_from_view, stack_views
+from odis_mm.structures import View, ViewBatch, pair_intersections, points_from_view, stack_views
 from odis_mm.transfer import load_backbone, save_backbone
 
 ARCH = dict(embed_dims=32, num_layers=2, num_heads=4, feedforward_channels=64)
@@ -450,3 +450,25 @@ def test_a_resnet_50_goes_into_mmdets_key_for_key(tmp_path):
     image = torch.randn(1, 3, 64, 64)
     detector.eval(), model.teacher['backbone'].eval()
     torch.testing.assert_close(detector(image)[-1], model.extract_feat(image))
+
+
+def test_gmsr_of_what_both_views_show():
+    data = make_batch()
+    crop = data['data_samples']['crop']
+    crop[0, 1] = crop[0, 0] + torch.tensor([1000.0, 0, 0, 0])  # image 0: nothing in common
+    model = make_alfm(lambda_cdlp=0.0, embed_shared=True)
+    seen = []
+    model.neck.embed_images = lambda maps: seen.append(maps) or type(model.neck).embed_images(model.neck, maps)
+    assert losses_of(model, data)['loss_gmsr'].isfinite()
+    inputs = model.data_preprocessor(data, True)['inputs'][0]
+    with torch.no_grad():
+        maps = model.backbone(inputs)[-1]
+    views = ViewBatch(*(data['data_samples'][key] for key in ('crop', 'view_size', 'flip', 'rot90')))
+    first = pair_intersections(views)[0]
+    boxes = torch.cat((first[:, 0, 1], first[:, 1, 0])).float()
+    turns = views.flip.T.flatten(), views.rot90.T.flatten()
+    cells = aligned_cells(maps, boxes, inputs.shape[-2:], *turns, model.head.num_cells)
+    batch = len(views.flip)
+    for index in (1, batch + 1):
+        torch.testing.assert_close(seen[0][index, :, 0, 0], cells[index].mean(0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(seen[0][0, :, 0, 0], maps[0].mean((1, 2)), atol=1e-5, rtol=0)

@@ -505,3 +505,19 @@ def test_recipes_train_on_real_images(name, shared_data):
     total(losses).backward()
     assert all(torch.isfinite(value) for value in losses.values()) and set(losses) >= {*MAP_LOSSES, 'loss_rotation'}
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_entropy_of_the_cells_over_the_images():
+    model, data, maps = make_gtsa(lambda_entropy=0.5), make_batch(), []
+    model.neck.register_forward_hook(lambda module, args, out: maps.append(out))
+    losses = losses_of(model, data)
+    batch = len(data['data_samples']['flip'])
+    z = F.normalize(maps[0].double(), dim=1).unflatten(0, (-1, batch))  # [G, B, C, h, w]
+    channels, rates = z.shape[2], []
+    for view in z:
+        for cell in view.flatten(2).unbind(-1):  # [B, C]
+            moment = torch.eye(batch, dtype=torch.double) + channels / 0.05 * cell @ cell.T / batch
+            rates.append(torch.logdet(moment) / 2 / min(batch, channels))
+    expected = -0.5 * torch.stack(rates).mean()
+    torch.testing.assert_close(losses['loss_entropy'].double(), expected, atol=1e-5, rtol=0)
+    assert 'loss_entropy' not in losses_of(make_gtsa(), data)
