@@ -3,7 +3,6 @@
 Brightness, contrast, saturation, grey and blur follow PIL, which torchvision's jitter and the releases of DINO and iBOT
 use."""
 
-from functools import lru_cache
 from typing import Sequence
 
 import cv2
@@ -75,15 +74,9 @@ def blur_kernel(sigma: float) -> np.ndarray:
     return kernel / kernel.sum()
 
 
-@lru_cache(maxsize=4096)
-def _kernel(step: int) -> np.ndarray:
-    """float32, of a sigma of ``step`` / 1024 pixels: there are fewer of them than views in a batch."""
-    return blur_kernel(step / 1024).astype(np.float32)
-
-
 def blur(img: np.ndarray, sigma: float) -> np.ndarray:
     """Gaussian blur, sigma in pixels of the view, edges replicated; PIL's but for its rounding between the passes."""
-    kernel = _kernel(round(1024 * sigma))
+    kernel = blur_kernel(sigma).astype(np.float32)
     return cv2.sepFilter2D(img, -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE)
 
 
