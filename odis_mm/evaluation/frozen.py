@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from mmengine.dist import all_gather, get_dist_info
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..datasets.workers import single_thread_worker
@@ -72,21 +73,56 @@ class FrozenBackbone:
         Raises:
             ValueError: a mask for a backbone that has no [OBJ] token.
         """
-        inputs = (images.to(self.device, non_blocking=True).float() - self.mean) / self.std
-        if object_mask is not None and not self.can_mask:
+        if object_mask is not None:
+            self._check_can_mask()
+        inputs = self._normalised(images)
+        with evaluating(self.backbone):
+            out = self.backbone(inputs) if object_mask is None else self.backbone(inputs, object_mask.to(self.device))
+        return self._features(out[-1] if isinstance(out, (tuple, list)) else out, images)
+
+    def read_objects(self, images: Tensor, object_masks: Sequence[Tensor]) -> Tuple[Features, Tensor]:
+        """Features of whole uint8 images [B, 3, H, W] and the tokens [n, D] of their objects, in one pass.
+
+        The objects' tokens differ a little from those of a pass for each object, as the patches see the whole image's [OBJ] and not theirs
+        (see :meth:`ObjectViT.read_objects`).
+
+        Args:
+            images: uint8 [B, 3, H, W].
+            object_masks: For each image bool [n_b, rows * columns]; n is their sum.
+
+        Raises:
+            ConfigError: a backbone that has no [OBJ] token.
+        """
+        self._check_can_mask()
+        padded = pad_sequence(list(object_masks), batch_first=True)  # [B, most, N]; what is added sees nothing
+        if not padded.shape[1]:
+            whole = self(images)
+            return whole, whole.token[:0]
+        with evaluating(self.backbone):
+            out, objects = self.backbone.read_objects(self._normalised(images), padded.to(self.device))
+        counts = torch.tensor([len(masks) for masks in object_masks])
+        there = torch.arange(padded.shape[1]) < counts[:, None]
+        return self._features(out, images), objects[there.to(self.device)].float()
+
+    def _check_can_mask(self) -> None:
+        if not self.can_mask:
             raise ConfigError(
                 f'{type(self.backbone).__name__} has no [OBJ] token that could be told its object: evaluate it without boxes, '
                 'or pool them from the map.'
             )
-        with evaluating(self.backbone):
-            out = self.backbone(inputs) if object_mask is None else self.backbone(inputs, object_mask.to(self.device))
-        out = out[-1] if isinstance(out, (tuple, list)) else out
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        return (images.to(self.device, non_blocking=True).float() - self.mean) / self.std
+
+    def _features(self, out: Tensor, images: Tensor) -> Features:
         if out.ndim == 4:
             return Features(None, out.float())
+        if self.can_mask:
+            token = out[:, self.backbone.object_slice].mean(1)
+            return Features(token.float(), self.backbone.to_map(out, images.shape[2:]).float())
         rows, columns = images.shape[2] // self.patch, images.shape[3] // self.patch
-        leading = out.shape[1] - rows * columns  # [B, T, D]
-        tokens = self.backbone.object_slice if self.can_mask else slice(0, 1)
-        token = out[:, tokens].mean(1).float() if leading else None
+        leading = out.shape[1] - rows * columns  # [B, T, D]; none where a stock ViT has no [CLS]
+        token = out[:, 0].float() if leading else None
         return Features(token, out[:, leading:].mT.unflatten(2, (rows, columns)).float())
 
 

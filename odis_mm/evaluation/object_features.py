@@ -20,6 +20,7 @@ from .frozen import FrozenBackbone, batches, frozen_from, resize, subset
 from .regions import pool_boxes
 
 Image = Union[str, Path, np.ndarray]
+_SAME, _OTHER = '#0072b2', '#d55e00'  # blue and vermilion: apart for colour-blind eyes, too
 
 
 @dataclass
@@ -27,7 +28,8 @@ class ObjectFeatures:
     """One row an object, images in their order, objects in the order given.
 
     Attributes:
-        token: The [OBJ] token that sees the object only, float32 [n, D]; None for a backbone that has none (a ResNet).
+        token: The [OBJ] token that sees the object only, float32 [n, D]; None for a backbone that has none (a ResNet). All objects of an
+            image are read in one pass, in which the patches see the whole image's [OBJ].
         pooled: From the dense map of the whole image, float32 [n, D]: RoIAlign over a box, the mean of a mask's
             cells weighted by how much it covers of each.
         image: Which image, int64 [n].
@@ -59,7 +61,7 @@ def extract_object_features(
         images: Paths, or RGB uint8 arrays [H, W, 3].
         boxes_or_masks: For each image either boxes [n, 4] (x1, y1, x2, y2 in its pixels) or masks, bool [n, H, W]; n may be 0.
         size: Images are resized to squares of this side.
-        batch_size: Images, and objects, a forward pass.
+        batch_size: Images per forward pass, which reads all their objects.
         heads: Attention heads, if a file does not tell (see :func:`odis_mm.transfer.build_vit`).
         num_workers: Processes that decode and resize.
 
@@ -201,21 +203,18 @@ def object_features(
     tokens, pooled, owners, boxes, done = [], [], [], [], 0
     for batch in batches(_Resized(images, size, frozen.patch if frozen.can_mask else None), batch_size, num_workers):
         pixels, counts = torch.stack(batch['pixels']), [len(found) for found in batch['boxes']]
-        map_ = frozen(pixels).map
+        if frozen.can_mask:
+            out, token = frozen.read_objects(pixels, batch['patches'])
+            tokens.append(token.cpu())
+        else:
+            out = frozen(pixels)
+        map_ = out.map
         rows = pool_boxes(map_, batch['shares']).split(counts)
         pooled += [
             row if masks is None else _pool_masks(features, masks)
             for row, features, masks in zip(rows, map_, batch['masks'])
         ]
-        owner = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
-        if frozen.can_mask:
-            patches = torch.cat(batch['patches'])
-            tokens += [
-                frozen(pixels[own], mask).token.cpu()
-                for own, mask in zip(owner.split(batch_size), patches.split(batch_size))
-                if len(own)
-            ]
-        owners.append(owner + done)
+        owners.append(torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)) + done)
         boxes += batch['boxes']
         done += len(counts)
     if not sum(map(len, owners)):
@@ -265,12 +264,13 @@ def neighbour_sheet(
         )
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     chosen = torch.tensor(subset(len(features), queries))
     unit = F.normalize(features.float(), dim=-1)
     similarity = (unit[chosen] @ unit.T).masked_fill(owner[chosen, None] == owner, -2.0)
     best, place = similarity.topk(min(neighbours, len(features)), dim=-1)
-    figure = Figure(figsize=(1.5 * (neighbours + 1), 1.75 * len(chosen)), dpi=100, layout='constrained')
+    figure = Figure(figsize=(1.5 * (neighbours + 1), 1.75 * len(chosen) + 0.5), dpi=100, layout='constrained')
     FigureCanvasAgg(figure)
     grid = figure.subplots(len(chosen), neighbours + 1, squeeze=False)
     for row, query in enumerate(chosen.tolist()):
@@ -290,8 +290,14 @@ def neighbour_sheet(
             axes.set_title(title if names is None else f'{names[index]} {title}', fontsize=7)
             if names is not None and index != query:
                 axes.set_frame_on(True)
+                same = names[index] == names[query]
                 for side in axes.spines.values():
-                    side.set(edgecolor='green' if names[index] == names[query] else 'red', linewidth=2.5)
+                    side.set(edgecolor=_SAME if same else _OTHER, linestyle='-' if same else '--', linewidth=2.5)
+    figure.suptitle('objects and their nearest neighbours in other images, with the cosine similarity', fontsize=9)
+    if names is not None:
+        lines = [Line2D([], [], color=_SAME, lw=2.5), Line2D([], [], color=_OTHER, lw=2.5, linestyle='--')]
+        labels = ['the class of the query (first column)', 'another class']
+        figure.legend(lines, labels, loc='outside lower center', ncols=2, fontsize=8)
     figure.savefig(path)
 
 

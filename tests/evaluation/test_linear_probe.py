@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from helpers import ARCH, make_vit
+from helpers import ARCH, make_vit, noisy_vit
 from odis_mm import apis
 from odis_mm.transfer import CheckpointError, read_checkpoint, save_backbone
 
@@ -38,7 +38,7 @@ def train(checkpoint, work_dir):
 
 def test_only_the_head_learns(labelled_images, tmp_path, monkeypatch):
     monkeypatch.setenv('IMAGENET_ROOT', str(labelled_images))
-    save_backbone(tmp_path / 'a.pth', make_vit().state_dict())
+    save_backbone(tmp_path / 'a.pth', noisy_vit().state_dict())
     runner = train(tmp_path / 'a.pth', tmp_path / 'probe')
     exported = read_checkpoint(tmp_path / 'a.pth')
     after = runner.model.backbone.state_dict()

@@ -34,6 +34,7 @@ class Sequences(NamedTuple):
         ropes: Rotary positions; None: the tokens carry theirs.
         objects: Place of the k [OBJ] tokens in T.
         form: Of the attention.
+        readers: Of a single resolution: which keys the last n tokens of T see, bool [B, 1, n, T]; the others see none of these n.
     """
 
     shapes: Shapes
@@ -42,6 +43,7 @@ class Sequences(NamedTuple):
     ropes: Tuple[Optional[Rope], ...]
     objects: slice
     form: Form
+    readers: Optional[Tensor] = None
 
     @property
     def sizes(self) -> List[int]:
@@ -389,6 +391,51 @@ class ObjectViT(VisionTransformer):
         weights = scores.masked_fill(~keys, -torch.inf).softmax(-1)
         return weights.mean((1, 2))[:, self.num_leading_tokens :].unflatten(1, grid)
 
+    @torch.no_grad()
+    def read_objects(self, images: Tensor, object_masks: Tensor) -> Tuple[Tensor, Tensor]:
+        """Return the token sequences of whole images and, from the same pass, the [OBJ] tokens of k objects in each, for evaluation.
+
+        Each object has [OBJ] tokens of its own. They attend as with a mask in :meth:`forward`, and no other token attends to them: the
+        patches see the [OBJ] of the whole image, where :meth:`forward` shows them the one that is masked.
+
+        Args:
+            images: [B, 3, H, W], normalised.
+            object_masks: bool [B, k, N], the patches of each object; none at all: the token sees itself (and registers) alone.
+
+        Returns:
+            [B, T, D], the last block's of :meth:`forward` without a mask, and [B, k, D], the mean over an object's tokens.
+
+        Raises:
+            ConfigError: the masks do not fit the patch grid.
+        """
+        x, grid = self.embed(images)
+        batch, length = x.shape[:2]
+        if object_masks.shape[::2] != (batch, grid[0] * grid[1]):
+            raise ConfigError(
+                f'object_masks must be bool [{batch}, objects, {grid[0] * grid[1]}] (patches of the {grid[0]}x{grid[1]} grid), got '
+                f'{tuple(object_masks.shape)}.'
+            )
+        own = self.object_slice.stop - self.object_slice.start
+        readers = x[:, self.object_slice].repeat(1, object_masks.shape[1], 1)  # [B, k * own, D], object by object
+        count = readers.shape[1]
+        keys = torch.zeros(batch, 1, count, length + count, dtype=torch.bool, device=x.device)
+        keys[..., self.num_class_tokens : self.num_leading_tokens] = True
+        keys[..., self.num_leading_tokens : length] = object_masks.bool().repeat_interleave(own, 1)[:, None]
+        keys[..., length:] = torch.eye(count, dtype=torch.bool, device=x.device)
+        plain = self.sequences([(x, grid)], [None])
+        ropes = plain.ropes
+        if ropes[0] is not None:  # not rotated, as no leading token is
+            cos, sin = ropes[0]
+            ropes = ((F.pad(cos, (0, 0, 0, count), value=1.0), F.pad(sin, (0, 0, 0, count))),)
+        sequences = plain._replace(shapes=((batch, length + count),), readers=keys, ropes=ropes)
+        x = torch.cat((x, readers), dim=1).flatten(0, 1)
+        for number, layer in enumerate(self.layers):
+            x = _block(layer, x, sequences, window=self._window(number))
+        if self.final_norm:
+            x = self.ln1(x)
+        tokens, objects = x.unflatten(0, (batch, -1)).split([length, count], dim=1)
+        return tokens, objects.unflatten(1, (-1, own)).mean(2)
+
     def _key_mask(self, object_mask: Tensor, x: Tensor, grid: Grid) -> Tensor:
         """Which keys each [OBJ] query sees, bool [B, 1, k, T]: itself, the registers and the object's patches."""
         batch, patches = len(x), grid[0] * grid[1]
@@ -476,11 +523,18 @@ def _attention(
         q, k, v = part.view(*shape, 3, attn.num_heads, attn.head_dims).unbind(2)
         q, k, v = (head.transpose(1, 2) for head in (q, k, v))  # [B, heads, T, d]
         q, k = rotate(q, rope), rotate(k, rope)
+        read = None
+        if sequences.readers is not None:
+            count = sequences.readers.shape[2]
+            read = F.scaled_dot_product_attention(q[:, :, -count:], k, v, attn_mask=sequences.readers)
+            q, k, v = (head[:, :, :-count] for head in (q, k, v))
         common = mask, sequences.objects, sequences.form
         if window is None:
             out = attend(q, k, v, *common, dropout)
         else:
             out = attend_in_windows(q, k, v, *common, Window(window[0], grid, window[1]), dropout)
+        if read is not None:
+            out = torch.cat((out, read), dim=2)
         outs.append(out.transpose(1, 2).flatten(2).flatten(0, 1))
     return torch.cat(outs) if len(outs) > 1 else outs[0]
 
