@@ -3,7 +3,7 @@
 # attention kernel instead.
 _base_ = ['_base_/mask-rcnn_vit_fpn.py', '_base_/coco_instance.py', '_base_/schedule_1x.py', '_base_/runtime.py']
 
-norm_cfg = dict(type='ChannelLN')
+norm_cfg = dict(type='mmpretrain.LN2d', eps=1e-6)
 image_size = (1024, 1024)
 
 model = dict(

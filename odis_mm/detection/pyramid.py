@@ -6,29 +6,15 @@ import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
 from mmdet.registry import MODELS
 from mmengine.model import BaseModule
-from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor, nn
 
 from ..utils.errors import ConfigError
 
 SCALES = (4, 2, 1, 0.5)
+# over the channels of [B, C, H, W] (ViTDet's); mmcv's 'LN' normalises the width of a map
+LAYER_NORM = dict(type='mmpretrain.LN2d', eps=1e-6)
 # A ViT's map is a permuted token sequence, and convolutions pass that memory layout on. mmcv's RoIAlign reads the
 # memory of its input as if it were contiguous, and returns features of other places: so the pyramids make it so.
-
-
-@ROOT_MODELS.register_module(name='ChannelLN')
-class ChannelLayerNorm(nn.LayerNorm):
-    """LayerNorm over the channels of [B, C, H, W], at every position; ``norm_cfg=dict(type='ChannelLN')`` in any mmdet
-    head.
-
-    mmcv's 'LN' normalises the last dimension, which is the width of a map.
-    """
-
-    def __init__(self, num_features: int, eps: float = 1e-6):
-        super().__init__(num_features, eps=eps)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous()
 
 
 def _rescale(scale: float, channels: int, norm_cfg: dict, keep_width: bool) -> Tuple[nn.Module, int]:
@@ -72,7 +58,7 @@ class ViTFeaturePyramid(BaseModule):
     Args:
         in_channels: Width of the ViT.
         scales: One factor per tapped map, shallow to deep.
-        norm_cfg: BN is what the papers use; 'ChannelLN' does without batch statistics.
+        norm_cfg: BN is what the papers use; :data:`LAYER_NORM` does without batch statistics.
     """
 
     def __init__(
@@ -114,17 +100,16 @@ class ViTSimplePyramid(BaseModule):
         init_cfg=None,
     ):
         super().__init__(init_cfg)
-        norm_cfg = dict(type='ChannelLN')
         self.levels = nn.ModuleList()
         for scale in scales:
-            rescale, width = _rescale(scale, in_channels, norm_cfg, keep_width=False)
+            rescale, width = _rescale(scale, in_channels, LAYER_NORM, keep_width=False)
             self.levels.append(
                 nn.Sequential(
                     rescale,
                     nn.Conv2d(width, out_channels, 1, bias=False),
-                    ChannelLayerNorm(out_channels),
+                    build_norm_layer(LAYER_NORM, out_channels)[1],
                     nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
-                    ChannelLayerNorm(out_channels),
+                    build_norm_layer(LAYER_NORM, out_channels)[1],
                 )
             )
         self.extra_levels = extra_levels

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmcv.cnn import build_norm_layer
 from mmengine.config import Config
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, DefaultScope, init_default_scope
 
@@ -20,7 +21,7 @@ from mmengine.runner import Runner
 
 import odis_mm  # noqa: F401
 from odis_mm.detection import ViTFeaturePyramid, ViTSimplePyramid, pyramid_strides
-from odis_mm.detection.pyramid import ChannelLayerNorm
+from odis_mm.detection.pyramid import LAYER_NORM
 from odis_mm.transfer import CheckpointError, read_checkpoint, save_backbone
 
 CONFIGS = ROOT / 'configs' / 'mask_rcnn'
@@ -114,12 +115,13 @@ def test_simple_pyramid_reads_the_last_map_only():
 
 
 def test_channel_layer_norm_is_per_position():
-    norm = ChannelLayerNorm(5)
+    norm = build_norm_layer(LAYER_NORM, 5)[1]
     torch.nn.init.normal_(norm.weight), torch.nn.init.normal_(norm.bias)
     x = torch.randn(2, 5, 3, 4)
     mean, var = x.mean(1, keepdim=True), x.var(1, unbiased=False, keepdim=True)
     wanted = (x - mean) / (var + 1e-6).sqrt() * norm.weight.view(1, -1, 1, 1) + norm.bias.view(1, -1, 1, 1)
     torch.testing.assert_close(norm(x), wanted, atol=1e-6, rtol=1e-5)
+    assert norm(x.permute(0, 1, 3, 2)).is_contiguous()  # what mmcv's RoIAlign reads must be
 
 
 @pytest.mark.parametrize('name', ['mask-rcnn_demo', 'mask-rcnn_vits_fpn_1x_coco'])
