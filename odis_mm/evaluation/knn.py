@@ -1,8 +1,9 @@
 """Weighted k-NN on frozen features, the protocol of DINO and iBOT."""
 
 import os
+from collections import Counter
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, Iterable, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ def knn_accuracy(
     """Share of test features whose class wins the vote of their k nearest training features.
 
     Votes weigh exp(cosine similarity/temperature) (DINO, arXiv 2104.14294; the authors' k are the default). Under several ranks, all of
-    which hold all features, each classifies its share.
+    which hold all features, each classifies its share; scikit-learn's classifier knows neither ranks nor blocks nor several k at once.
 
     Args:
         train: [n, D], any scale: both sides are l2-normalised here.
@@ -64,6 +65,12 @@ def knn_accuracy(
     if world > 1:
         all_reduce(hits)
     return {k: 100 * float(hit) / len(test) for k, hit in zip(ks, hits)}
+
+
+def majority_share(labels: Iterable[int]) -> float:
+    """Share in percent of the most frequent class: the accuracy of an answer that looks at no image."""
+    counts = Counter(map(int, labels))
+    return 100 * max(counts.values()) / sum(counts.values())
 
 
 def nearest(queries: Tensor, keys: Tensor, k: int, chunk: int) -> Tuple[Tensor, Tensor]:

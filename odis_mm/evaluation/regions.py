@@ -11,7 +11,7 @@ in every run and on any number of ranks:
 """
 
 from dataclasses import dataclass
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence
 
 import numpy as np
 import torch
@@ -56,6 +56,11 @@ class RegionImages(Dataset):
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def labels(self) -> List[int]:
+        """Classes of all objects of the items, without reading an image."""
+        infos = (self.images.get_data_info(index) for index in self.index)
+        return [int(info['labels'][i]) for info in infos for i in subset(len(info['labels']), self.per_image)]
 
     def __getitem__(self, item: int) -> dict:
         sample = self.images[self.index[item]]
@@ -155,7 +160,7 @@ def region_features(
     last.
 
     Args:
-        batch_size: Images, and objects for the token, a forward pass.
+        batch_size: Images per forward pass, which reads the tokens of their objects, too.
         num_workers: Processes that decode, a rank.
         max_patches: Cells of the map to keep, evenly spread over images.
 
@@ -166,7 +171,7 @@ def region_features(
         frozen.check_size(size)
     records = []
     for batch in batches(images, batch_size, num_workers):
-        records += _batch_records(frozen, batch, batch_size, max_patches // max(len(images), 1))
+        records += _batch_records(frozen, batch, max_patches // max(len(images), 1))
     if get_dist_info()[1] > 1:
         records = sorted(
             (record for part in all_gather_object(records) for record in part), key=lambda record: record['item']
@@ -181,27 +186,19 @@ def region_features(
     return Regions(token, *(together(key) for key in ('pooled', 'labels', 'background', 'patches', 'inside')))
 
 
-def _batch_records(
-    frozen: FrozenBackbone, batch: Dict[str, list], batch_size: int, patches_per_image: int
-) -> List[dict]:
+def _batch_records(frozen: FrozenBackbone, batch: Dict[str, list], patches_per_image: int) -> List[dict]:
     counts = [len(boxes) for boxes in batch['boxes']]
     spare = [len(boxes) for boxes in batch['background']]
     pooled, background, tokens = [], [], []
-    owner = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     for scale in range(len(batch['pixels'][0])):
         pixels = torch.stack([images[scale] for images in batch['pixels']])
-        out = frozen(pixels)
+        if frozen.can_mask and batch['masks'][0]:
+            out, token = frozen.read_objects(pixels, [image[scale] for image in batch['masks']])
+            tokens.append(token.cpu())
+        else:
+            out = frozen(pixels)
         pooled.append(pool_boxes(out.map, batch['boxes']).cpu())
         background.append(pool_boxes(out.map, batch['background']).cpu())
-        if frozen.can_mask and batch['masks'][0]:
-            masks = torch.cat([image[scale] for image in batch['masks']])
-            parts = [out.token[:0].cpu()]
-            parts += [
-                frozen(pixels[own], mask).token.cpu()
-                for own, mask in zip(owner.split(batch_size), masks.split(batch_size))
-                if len(own)
-            ]
-            tokens.append(torch.cat(parts))
     pooled, background = (_side_by_side(parts).split(sizes) for parts, sizes in ((pooled, counts), (background, spare)))
     tokens = _side_by_side(tokens).split(counts) if tokens else [None] * len(counts)
     cells = out.map.flatten(2).mT.cpu()  # [B, rows * columns, D]
@@ -225,8 +222,8 @@ def _side_by_side(parts: List[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat([F.normalize(part, dim=-1) for part in parts], dim=-1)
 
 
-def fit_linear(features: Tensor, positive: Tensor, ridge: float = 1e-2) -> Tuple[Tensor, float]:
-    """The linear classifier that least squares gives: targets +1 and -1, both classes of equal weight, standardised features, ridge.
+def fit_linear(features: Tensor, positive: Tensor, ridge: float = 1e-2):
+    """Return the linear classifier that least squares gives: targets +1 and -1, both classes of equal weight, standardised features, ridge.
 
     Args:
         features: [n, D].
@@ -234,25 +231,18 @@ def fit_linear(features: Tensor, positive: Tensor, ridge: float = 1e-2) -> Tuple
         ridge: Of the mean squared error.
 
     Returns:
-        Weights float64 [D] for raw features and the bias.
+        A pipeline of scikit-learn's ``StandardScaler`` and ``RidgeClassifier``.
     """
-    x, y = features.double(), positive.double() * 2 - 1
-    mean, std = x.mean(0), x.std(0).clamp(min=1e-12)
-    x = torch.cat(((x - mean) / std, torch.ones(len(x), 1, dtype=x.dtype)), dim=1)
-    weight = torch.where(positive, 0.5 / positive.sum().clamp(min=1), 0.5 / (~positive).sum().clamp(min=1)).double()
-    penalty = ridge * torch.eye(x.shape[1], dtype=x.dtype)
-    penalty[-1, -1] = 0
-    solution = torch.linalg.solve((x.T * weight) @ x + penalty, (x.T * weight) @ y)
-    direction = solution[:-1] / std
-    return direction, float(solution[-1] - direction @ mean)
+    from sklearn.linear_model import RidgeClassifier  # a second that only evaluation has to wait
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    classifier = RidgeClassifier(alpha=ridge * len(features), class_weight='balanced')
+    return make_pipeline(StandardScaler(), classifier).fit(features.double().numpy(), positive.numpy())
 
 
-def auc(scores: Tensor, positive: Tensor) -> float:
-    """Area under the ROC curve in percent: how often a positive scores above a negative, ties counting half."""
-    values, place, count = scores.double().unique(return_inverse=True, return_counts=True)
-    rank = (count.cumsum(0) - (count - 1) / 2)[place]  # mean rank of equal values, from 1
-    positives, negatives = int(positive.sum()), int((~positive).sum())
-    return 100 * float(rank[positive].sum() - positives * (positives + 1) / 2) / (positives * negatives)
+def _scores(classifier, features: Tensor) -> Tensor:
+    return torch.from_numpy(classifier.decision_function(features.double().numpy()))
 
 
 def mean_iou(predicted: Tensor, inside: Tensor) -> float:
@@ -271,13 +261,15 @@ def region_metrics(train: Regions, val: Regions, k: int = 20) -> Dict[str, float
         if ours is not None:
             metrics[name] = next(iter(knn_accuracy(ours, train.labels, theirs, val.labels, ks=(k,)).values()))
     if min(len(train.background), len(val.background)):
+        from sklearn.metrics import roc_auc_score
+
         both = [torch.cat((part.pooled, part.background)) for part in (train, val)]
         positive = [torch.arange(len(x)) < len(part.pooled) for x, part in zip(both, (train, val))]
-        direction, bias = fit_linear(both[0], positive[0])
-        metrics['object_auc'] = auc(both[1].double() @ direction + bias, positive[1])
+        scores = _scores(fit_linear(both[0], positive[0]), both[1])
+        metrics['object_auc'] = 100 * float(roc_auc_score(positive[1].numpy(), scores.numpy()))
     if 0 < int(train.inside.sum()) < len(train.inside):
-        direction, bias = fit_linear(train.patches, train.inside)
-        ours, theirs = (part.patches.double() @ direction + bias for part in (train, val))
+        classifier = fit_linear(train.patches, train.inside)
+        ours, theirs = (_scores(classifier, part.patches) for part in (train, val))
         cuts = ours.sort().values[[i * (len(ours) - 1) // 100 for i in range(1, 100)]]  # the best of 99 quantiles
         cut = max(cuts.tolist(), key=lambda at: mean_iou(ours > at, train.inside))
         metrics['mask_miou'] = mean_iou(theirs > cut, val.inside)

@@ -5,7 +5,8 @@ from typing import Optional
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import Polygon, Rectangle
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Polygon, Rectangle
 
 from ..structures import boxes_to_view, points_from_view
 
@@ -52,7 +53,7 @@ def draw_views(sample: dict, out_png: str) -> np.ndarray:
     mims = list(sample.get('mim_masks', [])) + [None] * len(views)
     indices = [[i for i, r in enumerate(roles) if r == role] for role in ('global', 'local')]
     columns = max(3, -(-len(indices[1]) // 2))
-    figure = Figure(figsize=(5 + 1.7 * columns, 6.2), dpi=100, layout='constrained')
+    figure = Figure(figsize=(5 + 1.7 * columns, 6.7), dpi=100, layout='constrained')
     canvas = FigureCanvasAgg(figure)
     left, right = figure.subfigures(1, 2, width_ratios=[5, 1.7 * columns])
 
@@ -78,8 +79,8 @@ def draw_views(sample: dict, out_png: str) -> np.ndarray:
         for ring in rings:
             axes.add_patch(Polygon(ring - 0.5, fill=False, lw=1.5, ec=_TARGET, ls=':'))
         axes.add_patch(Rectangle(box[:2] - 0.5, *(box[2:] - box[:2]), fill=False, lw=2, ec=_TARGET))
-    what = '' if 'target' not in sample else f'target: {"the whole image" if box is None else f"{target} (green)"}; '
-    axes.set_title(f'{what}crops: global orange, local blue\n(dot: corner that becomes the top left)', fontsize=9)
+    what = '' if 'target' not in sample else f'target: {"the whole image" if box is None else f"object {target}"}; '
+    axes.set_title(f'{what}{len(views)} crops', fontsize=9)
     axes.set_axis_off()
 
     rows = -(-len(indices[1]) // columns)
@@ -101,5 +102,17 @@ def draw_views(sample: dict, out_png: str) -> np.ndarray:
         turned = f', {90 * (views[i].rot90 % 4)}°' if views[i].rot90 % 4 else ''
         masked = '' if mims[i] is None else f', {mims[i].mean():.0%} masked'
         panel.set_title(f'{roles[i]} {i + 1}{", flipped" if views[i].flip else ""}{turned}{seen}{masked}', fontsize=8)
+    legend = [Line2D([], [], color=_GLOBAL, lw=2), Line2D([], [], color=_LOCAL, lw=1)]
+    names = ['crop of a global view', 'of a local view (dot: the corner that becomes the top left)']
+    if box is not None:
+        legend.append(Line2D([], [], color=_TARGET, lw=2))
+        names.append('box of the target')
+    if not all(np.all(mask) for mask in masks):
+        legend.append(Patch(color='#404040'))
+        names.append('dark: patches that [OBJ] does not see')
+    if any(mim is not None and mim.any() for mim in mims):
+        legend.append(Patch(color=_MIM, alpha=0.6))
+        names.append('patches masked for the student')
+    figure.legend(legend, names, loc='outside lower center', ncols=3, fontsize=8)
     figure.savefig(out_png)
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

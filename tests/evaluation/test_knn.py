@@ -194,7 +194,7 @@ def test_the_hook_measures_the_teacher_and_changes_nothing(labelled_images, tmp_
     assert all(torch.equal(measured[key], value) for key, value in plain.items())
 
     record = json.loads((tmp_path / 'measured' / 'knn.json').read_text())
-    assert [(point['iteration'], point['epoch']) for point in record['history']] == [(4, 1), (8, 2)]
+    assert [(point['iteration'], point['epoch']) for point in record['history']] == [(0, 0), (4, 1), (8, 2)]
     teacher = FrozenBackbone(runner.model.branch('teacher'))
     direct = knn_images(teacher, *labelled_split(str(labelled_images), teacher, 32), ks=(1, 5))
     assert (
@@ -223,7 +223,7 @@ def test_a_resumed_run_goes_on_with_the_history(labelled_images, tmp_path):
     runner._resume, runner._load_from = True, str(tmp_path / 'epoch_2.pth')
     runner.train()
     record = json.loads((tmp_path / 'knn.json').read_text())
-    assert [point['epoch'] for point in record['history']] == [1, 2, 3] and record['of'] == 'student'
+    assert [point['epoch'] for point in record['history']] == [0, 1, 2, 3] and record['of'] == 'student'
 
 
 def test_the_hook_refuses_what_it_cannot_measure(labelled_images, tmp_path):

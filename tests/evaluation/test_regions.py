@@ -6,15 +6,24 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from mmpretrain.registry import MODELS
-from sklearn.linear_model import Ridge
-from sklearn.metrics import jaccard_score, roc_auc_score
+from sklearn.metrics import jaccard_score
 
 from helpers import BACKBONE, make_sample, make_vit, measure_regions, odis_runner
 from odis_mm.cli import checkpoints as commands
 from odis_mm.engine.hooks import RegionProxyHook
+from odis_mm.engine.hooks.frozen import plot_history
 from odis_mm.evaluation import FrozenBackbone, RegionImages, region_features, region_knn
-from odis_mm.evaluation.regions import auc, background_boxes, fit_linear, mean_iou, object_area, pool_boxes
+from odis_mm.evaluation.regions import (
+    Regions,
+    background_boxes,
+    fit_linear,
+    mean_iou,
+    object_area,
+    pool_boxes,
+    region_metrics,
+)
 from odis_mm.models import ViewPreprocessor
 from odis_mm.transfer import save_backbone
 
@@ -40,10 +49,14 @@ def test_features_see_their_box():
         for i, patches in enumerate(([0, 1], [9, 13])):  # of the 4 x 4 grid
             mask = torch.zeros(1, 16, dtype=torch.bool)
             mask[0, patches] = True
-            torch.testing.assert_close(regions.token[i], vit(inputs, mask)[-1][0, 0])
+            token = vit.read_objects(inputs, mask[:, None])[1][0, 0]
+            torch.testing.assert_close(regions.token[i], token, atol=1e-5, rtol=1e-5)
+            # nearly that of a pass of its own, in which the patches see this [OBJ]
+            assert F.cosine_similarity(token, vit(inputs, mask)[-1][0, 0], dim=0) > 0.99
         map_ = vit(inputs)[-1][:, 1:].mT.unflatten(2, (4, 4))
-    assert torch.equal(regions.patches[:16], map_.flatten(2).mT[0])
-    torch.testing.assert_close(regions.pooled[1], pool_boxes(map_, [torch.tensor([[8.0, 16.0, 16.0, 32.0]]) / 32])[0])
+    torch.testing.assert_close(regions.patches[:16], map_.flatten(2).mT[0], atol=1e-5, rtol=1e-5)
+    pooled = pool_boxes(map_, [torch.tensor([[8.0, 16.0, 16.0, 32.0]]) / 32])[0]
+    torch.testing.assert_close(regions.pooled[1], pooled, atol=1e-5, rtol=1e-5)
     assert (
         regions.inside[:16].nonzero().flatten().tolist() == [0, 9, 13]
         and not regions.inside[16:32].any()
@@ -83,27 +96,44 @@ def test_masks_count_where_there_are_any():
 
 
 @pytest.mark.parametrize('ridge', [1e-2, 1.0])
-def test_the_linear_classifier_is_scikit_learns(ridge):
+def test_the_linear_classifier_solves_its_normal_equations(ridge):
     g = torch.Generator().manual_seed(0)
-    x, positive = (
-        torch.randn(80, 5, generator=g) * torch.tensor([1.0, 10.0, 0.1, 1.0, 3.0]) + 4,
-        torch.rand(80, generator=g) < 0.2,
-    )
-    direction, bias = fit_linear(x, positive, ridge)
-    standard = ((x.double() - x.double().mean(0)) / x.double().std(0)).numpy()
-    weight = np.where(positive, 0.5 / positive.sum(), 0.5 / (~positive).sum())
-    oracle = Ridge(alpha=ridge).fit(standard, positive.double() * 2 - 1, sample_weight=weight)
-    np.testing.assert_allclose(x.double() @ direction + bias, oracle.predict(standard), atol=1e-9)
+    x = torch.randn(80, 5, generator=g) * torch.tensor([1.0, 10.0, 0.1, 1.0, 3.0]) + 4
+    positive = torch.rand(80, generator=g) < 0.2
+    standard = (x.double() - x.double().mean(0)) / x.double().std(0, correction=0)
+    design, y = torch.cat((standard, torch.ones(80, 1)), dim=1).double(), positive.double() * 2 - 1
+    weight = torch.where(positive, 0.5 / positive.sum(), 0.5 / (~positive).sum()).double()
+    penalty = ridge * torch.eye(6, dtype=torch.float64)
+    penalty[-1, -1] = 0  # none on the bias
+    solution = torch.linalg.solve((design.T * weight) @ design + penalty, (design.T * weight) @ y)
+    scores = fit_linear(x, positive, ridge).decision_function(x.double().numpy())
+    np.testing.assert_allclose(scores, design @ solution, atol=1e-7)
 
 
-def test_auc_and_iou_are_scikit_learns():
+def test_iou_is_scikit_learns():
     g = torch.Generator().manual_seed(0)
-    scores, positive = torch.randint(0, 10, (200,), generator=g), torch.rand(200, generator=g) < 0.3  # with ties
-    assert auc(scores, positive) == pytest.approx(100 * roc_auc_score(positive, scores))
+    scores, positive = torch.randint(0, 10, (200,), generator=g), torch.rand(200, generator=g) < 0.3
     predicted = scores > 4
     assert mean_iou(predicted, positive) == pytest.approx(
         100 * jaccard_score(positive, predicted, average='macro'), rel=1e-6
     )
+
+
+def test_auc_counts_pairs():
+    """Share of pairs of an object and a background box in which the object scores higher, ties counting half."""
+    g = torch.Generator().manual_seed(0)
+
+    def part(n):
+        pooled, background = torch.randn(n, 3, generator=g), torch.randn(n, 3, generator=g) - 0.5
+        inside = torch.rand(n, generator=g) < 0.5
+        return Regions(None, pooled.round(), torch.arange(n) % 2, background.round(), pooled, inside)
+
+    train, val = part(30), part(20)
+    both, positive = torch.cat((train.pooled, train.background)), torch.arange(60) < 30
+    scores = fit_linear(both, positive).decision_function(torch.cat((val.pooled, val.background)).double().numpy())
+    pairs = scores[:20, None] - scores[None, 20:]
+    expected = 100 * ((pairs > 1e-12).mean() + (np.abs(pairs) <= 1e-12).mean() / 2)
+    assert region_metrics(train, val, k=1)['object_auc'] == pytest.approx(expected)
 
 
 def test_repeated_objects_find_each_other():
@@ -138,7 +168,7 @@ def test_the_hook_measures_over_training(coco_folder, tmp_path):
     runner, hook = hooked(tmp_path, coco_folder)
     runner.train()
     record = json.loads((tmp_path / 'regions.json').read_text())
-    assert [point['iteration'] for point in record['history']] == [3, 6, 8]  # every third, and the last
+    assert [point['iteration'] for point in record['history']] == [0, 3, 6, 8]  # the start, every third, and the last
     last = {key: value for key, value in record['history'][-1].items() if key not in ('iteration', 'epoch', 'seconds')}
     assert last == pytest.approx(measure_regions(runner.model.branch('teacher'), coco_folder))
     assert set(last) == {'object_token', 'box_pool', 'object_auc', 'mask_miou'}
@@ -146,6 +176,32 @@ def test_the_hook_measures_over_training(coco_folder, tmp_path):
         record['random'].keys() == last.keys() and 50 < record['random']['object_auc'] <= 100
     )  # bright shapes on dark noise
     assert cv2.imread(str(tmp_path / 'regions.png')) is not None
+    val = hook.val  # the share of the most frequent class, counted by hand
+    labels = [label for i in range(len(val)) for label in val[i]['labels'].tolist()]
+    share = 100 * max(labels.count(label) for label in labels) / len(labels)
+    assert record['trivial']['box_pool'] == ['majority class', pytest.approx(share)]
+    assert record['trivial']['object_auc'] == ['chance', 50.0]
+
+
+def test_a_plot_names_its_lines_and_units(monkeypatch, tmp_path):
+    from matplotlib.figure import Figure
+
+    figures = []
+    monkeypatch.setattr(Figure, 'savefig', lambda figure, path: figures.append(figure))
+    record = dict(
+        of='teacher',
+        random=dict(object_token=21.0, object_auc=60.0),
+        trivial=dict(object_token=('majority class', 32.0), object_auc=('chance', 50.0)),
+        history=[dict(iteration=i, epoch=i, seconds=1.0, object_token=20.0 + i, object_auc=70.0) for i in (0, 4, 8)],
+    )
+    plot_history(record, str(tmp_path / 'a.png'), 'regions', RegionProxyHook('unused').describe)
+    first, second = figures[0].axes
+    assert first.get_ylabel() == '20-NN accuracy (%)' and second.get_ylabel() == 'area under the ROC curve (%)'
+    assert first.get_xlabel() == 'iteration' and first.get_xlim()[0] == 0
+    assert first.lines[0].get_xdata().tolist() == [0, 4, 8]
+    assert [line.get_ydata()[0] for line in first.lines[1:]] == [21.0, 32.0]
+    told = [text.get_text() for text in figures[0].legends[0].get_texts()]
+    assert told == ['the teacher', 'random weights', 'majority class', 'chance']
 
 
 def test_the_tool(coco_folder, tmp_path, capsys):

@@ -4,7 +4,7 @@ import json
 import time
 from abc import abstractmethod
 from pathlib import Path
-from typing import Dict, Optional
+from typing import Callable, Dict, Optional, Tuple
 
 import torch
 from mmengine.dist import is_main_process
@@ -19,6 +19,8 @@ from ...utils.errors import ConfigError
 from ..card import METRICS
 from .export import backbone_meta
 
+Describe = Callable[[str], Tuple[str, str]]
+
 
 class FrozenMetricHook(Hook):
     """Measures a frozen backbone every so often, beside the value of a randomly initialised one.
@@ -28,13 +30,13 @@ class FrozenMetricHook(Hook):
     result.
 
     Args:
-        interval: Epochs (iterations with ``by_epoch=False``) between two measurements; the end of training is measured, too.
+        interval: Epochs (iterations with ``by_epoch=False``) between two measurements; the start and the end of training are measured, too.
         by_epoch: Count epochs.
         of: 'teacher' or 'student'.
         random_baseline: Measure a backbone of the config's kind with random weights (seed 0) once, before training.
         keep_best: Write the teacher's backbone whose metrics are best on average as ``best_<name>_backbone.pth`` to the work dir.
 
-    A backbone that starts from a file is measured at iteration 0, too; the log warns when it gets worse than that.
+    Where a backbone starts from a file, the log warns when it gets worse than it was at the start.
     """
 
     worse = 1.0  # points of the metrics' mean below the start that are told as a loss
@@ -65,6 +67,14 @@ class FrozenMetricHook(Hook):
     def measure(self, frozen: FrozenBackbone) -> Dict[str, float]:
         """Metrics of a backbone by name, equal on all ranks."""
 
+    def trivial(self) -> Dict[str, Tuple[str, float]]:
+        """What an answer that looks at no feature reaches, a name and a value, by metric."""
+        return {}
+
+    def describe(self, key: str) -> Tuple[str, str]:
+        """Title and unit of a metric, for plots."""
+        return key, '%'
+
     def before_train(self, runner) -> None:
         model = unwrap(runner.model)
         if not hasattr(model, 'branch'):
@@ -78,7 +88,7 @@ class FrozenMetricHook(Hook):
             )
         self.prepare(self._frozen(runner, model.branch(self.of)))
         self._file = Path(runner.work_dir, f'{self.name}.json')
-        self._record = dict(of=self.of, random=None, start=None, history=[])
+        self._record = dict(of=self.of, random=None, start=None, trivial=self.trivial(), history=[])
         if runner.iter and self._file.is_file():  # resumed
             kept = json.loads(self._file.read_text())
             self._record.update(
@@ -89,10 +99,9 @@ class FrozenMetricHook(Hook):
         if self.random_baseline and self._record['random'] is None:
             self._record['random'] = self.measure(self._frozen(runner, self._random_twin(runner, model)))
             runner.logger.info(f'{self.name} of random weights: {_words(self._record["random"])}')
-        if not runner.iter and isinstance(getattr(model.backbone, 'init_cfg', None), dict):
-            self._record['start'] = self.measure(self._frozen(runner, model.branch(self.of)))
-            runner.logger.info(f'{self.name} of the starting weights: {_words(self._record["start"])}')
         self._begin, self._spent = time.perf_counter(), 0.0
+        if not self._record['history']:  # what training starts from
+            self._run(runner, trained=False)
 
     def after_train_epoch(self, runner) -> None:
         if self.by_epoch and (self.every_n_epochs(runner, self.interval) or self.is_last_train_epoch(runner)):
@@ -102,12 +111,14 @@ class FrozenMetricHook(Hook):
         if not self.by_epoch and (self.every_n_train_iters(runner, self.interval) or self.is_last_train_iter(runner)):
             self._run(runner)
 
-    def _run(self, runner) -> None:
+    def _run(self, runner, trained: bool = True) -> None:
         begin = time.perf_counter()
         metrics = self.measure(self._frozen(runner, unwrap(runner.model).branch(self.of)))
         # the counters of epochs and iterations move only after the hooks
-        iteration = runner.iter if self.by_epoch else runner.iter + 1
-        epoch = runner.epoch + 1 if self.by_epoch else runner.epoch
+        iteration = runner.iter + (trained and not self.by_epoch)
+        epoch = runner.epoch + (trained and self.by_epoch)
+        if not trained and isinstance(getattr(unwrap(runner.model).backbone, 'init_cfg', None), dict):
+            self._record['start'] = metrics
         seconds = time.perf_counter() - begin
         self._spent += seconds
         self._record['history'].append(dict(iteration=iteration, epoch=epoch, seconds=round(seconds, 3), **metrics))
@@ -129,14 +140,15 @@ class FrozenMetricHook(Hook):
             f'{self.name} of the {self.of}: {_words(metrics, beside)}; {seconds:.1f} s, '
             f'{100 * share:.2g} % of the run so far'
         )
-        self._judge(runner, metrics)
-        if self.keep_best and self._is_best(metrics):
-            self._save_best(runner, iteration, metrics)
+        if trained:
+            self._judge(runner, metrics)
+            if self.keep_best and self._is_best(metrics):
+                self._save_best(runner, iteration, metrics)
         if is_main_process():
             partial = self._file.with_suffix('.tmp')
             partial.write_text(json.dumps(self._record, indent=1))
             partial.replace(self._file)
-            plot_history(self._record, str(self._file.with_suffix('.png')), self.name)
+            plot_history(self._record, str(self._file.with_suffix('.png')), self.name, self.describe)
 
     def _judge(self, runner, metrics: Dict[str, float]) -> None:
         """Warns where the weights are worse than those that the run started from."""
@@ -151,7 +163,7 @@ class FrozenMetricHook(Hook):
         )
 
     def _is_best(self, metrics: Dict[str, float]) -> bool:
-        before = [{key: point[key] for key in metrics} for point in self._record['history'][:-1]]
+        before = [{key: point[key] for key in metrics} for point in self._record['history'][:-1] if point['iteration']]
         return all(_mean(metrics) > _mean(other) for other in before)
 
     def _save_best(self, runner, iteration: int, metrics: Dict[str, float]) -> None:
@@ -194,29 +206,45 @@ def _words(metrics: Dict[str, float], beside: Dict[str, str] = {}) -> str:
     return ', '.join(f'{key} {value:.1f}{beside.get(key, "")}' for key, value in metrics.items())
 
 
-def plot_history(record: dict, path: str, title: str) -> None:
-    """Each metric over the iterations, with the value of random weights as a dashed line, as a PNG."""
+def plot_history(record: dict, path: str, name: str, describe: Describe = lambda key: (key, '%')) -> None:
+    """Draw each metric over the iterations, from the one before training on, beside what is reached without pretraining, as a PNG.
+
+    Args:
+        record: ``of``, ``history`` (points with ``iteration`` and the metrics), ``random`` (metrics of random weights, or None) and, by
+            metric, ``trivial`` (what an answer that looks at no feature reaches: a name and a value).
+        path: File to write.
+        name: Of the measure.
+        describe: Title and unit of a metric by its key.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    history = record['history']
+    history, random, trivial = record['history'], record['random'], record.get('trivial', {})
     keys = [key for key in history[-1] if key not in ('iteration', 'epoch', 'seconds')]
-    figure = Figure(figsize=(3.2 * min(len(keys), 4), 2.6 * -(-len(keys) // 4)), dpi=100, layout='constrained')
+    columns, rows = min(len(keys), 4), -(-len(keys) // 4)
+    figure = Figure(figsize=(max(3.4 * columns, 4.5), 2.8 * rows + 0.7), dpi=100, layout='constrained')
     FigureCanvasAgg(figure)
-    axes = figure.subplots(-(-len(keys) // 4), min(len(keys), 4), squeeze=False).flat
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    lines = {}
     for ax, key in zip(axes, keys):
-        ax.plot([point['iteration'] for point in history], [point[key] for point in history], marker='.')
-        if record['random'] is not None:
-            ax.axhline(record['random'][key], color='gray', linestyle='--', label='random weights')
+        points = [(point['iteration'], point[key]) for point in history if key in point]
+        lines[f'the {record["of"]}'] = ax.plot(*zip(*points), marker='.', color='C0')[0]
+        if random is not None and key in random:
+            lines['random weights'] = ax.axhline(random[key], color='gray', linestyle='--')
         if record.get('start') is not None:
-            ax.axhline(record['start'][key], color='tab:green', linestyle=':', label='starting weights')
-        if ax.get_legend_handles_labels()[0]:
-            ax.legend(fontsize=7)
-        ax.set_title(key, fontsize=9)
+            lines['starting weights'] = ax.axhline(record['start'][key], color='tab:green', linestyle='-.')
+        if key in trivial:
+            what, level = trivial[key]
+            lines[what] = ax.axhline(level, color='C3' if what == 'chance' else 'C1', linestyle=':')
+        title, unit = describe(key)
+        ax.set_title(title, fontsize=9)
         ax.set_xlabel('iteration', fontsize=8)
+        ax.set_ylabel(unit, fontsize=8)
+        ax.set_xlim(left=0)
         ax.grid(alpha=0.3)
         ax.ticklabel_format(useOffset=False)  # percent as they are, also of values that hardly differ
-    for ax in list(axes):
+    for ax in axes[len(keys) :]:
         ax.set_axis_off()
-    figure.suptitle(f'{title} of the {record["of"]}', fontsize=10)
+    figure.suptitle(f'{name} of the {record["of"]}, frozen', fontsize=10)
+    figure.legend(lines.values(), lines.keys(), loc='outside lower center', ncols=len(lines), fontsize=8)
     figure.savefig(path)

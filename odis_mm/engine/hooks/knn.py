@@ -1,11 +1,11 @@
 """k-NN accuracy while pretraining runs."""
 
-from typing import Dict, Optional, Sequence
+from typing import Dict, Optional, Sequence, Tuple
 
 from mmpretrain.registry import HOOKS
 
 from ...evaluation.frozen import FrozenBackbone
-from ...evaluation.knn import knn_images, labelled_split
+from ...evaluation.knn import knn_images, labelled_split, majority_share
 from .frozen import FrozenMetricHook
 
 
@@ -46,6 +46,15 @@ class KNNHook(FrozenMetricHook):
     def prepare(self, frozen: FrozenBackbone) -> None:
         frozen.check_size(self.size)
         self.train, self.val = labelled_split(self.data_root, frozen, self.size, self.boxes, self.max_images)
+
+    def trivial(self) -> Dict[str, Tuple[str, float]]:
+        share = majority_share(self.val.labels[index] for index in self.val.index)
+        return {f'{feature}_{k}': ('majority class', share) for feature in ('token', 'patch_mean') for k in self.ks}
+
+    def describe(self, key: str) -> Tuple[str, str]:
+        feature, k = key.rsplit('_', 1)
+        names = dict(token='class of an image, [OBJ] or [CLS]', patch_mean='class of an image, mean of patches')
+        return names[feature], f'{k}-NN accuracy (%)'
 
     def measure(self, frozen: FrozenBackbone) -> Dict[str, float]:
         found = knn_images(frozen, self.train, self.val, self.ks, **self.loading)

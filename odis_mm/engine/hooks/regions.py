@@ -1,10 +1,11 @@
 """The proxy for detection while pretraining runs."""
 
-from typing import Dict, Optional, Sequence
+from typing import Dict, Optional, Sequence, Tuple
 
 from mmpretrain.registry import HOOKS
 
 from ...evaluation.frozen import FrozenBackbone
+from ...evaluation.knn import majority_share
 from ...evaluation.regions import region_proxy, region_split
 from .frozen import FrozenMetricHook
 
@@ -51,6 +52,18 @@ class RegionProxyHook(FrozenMetricHook):
         for size in self.data[3]:
             frozen.check_size(size)
         self.train, self.val = region_split(frozen, *self.data)
+
+    def trivial(self) -> Dict[str, Tuple[str, float]]:
+        classes = ('majority class', majority_share(self.val.labels()))
+        return dict(object_token=classes, box_pool=classes, object_auc=('chance', 50.0))
+
+    def describe(self, key: str) -> Tuple[str, str]:
+        return {
+            'object_token': ('class of an object, [OBJ]', f'{self.measuring["k"]}-NN accuracy (%)'),
+            'box_pool': ('class of an object, pooled box', f'{self.measuring["k"]}-NN accuracy (%)'),
+            'object_auc': ('object or background', 'area under the ROC curve (%)'),
+            'mask_miou': ('mask of all objects, patches', 'mean IoU (%)'),
+        }[key]
 
     def measure(self, frozen: FrozenBackbone) -> Dict[str, float]:
         return region_proxy(frozen, self.train, self.val, **self.measuring)

@@ -89,6 +89,8 @@ class SelfSupScheduleHook(Hook):
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         unwrap(runner.model).set_progress(runner.iter, runner.max_iters, len(runner.train_dataloader))
+        # mmpretrain's CosineAnnealingWeightDecay has the same values, but each from the last one and with the length that a checkpoint
+        # holds: a run that is resumed with another length would keep the old one
         if self.weight_decay_end is not None:
             for group, start in self._decayed:
                 group['weight_decay'] = cosine(start, self.weight_decay_end, runner.iter, runner.max_iters)

@@ -1,27 +1,17 @@
 """Differential entropy of embeddings over the global batch, in its log-det form, with exact gradients across ranks."""
 
 import torch
-from mmengine.dist import all_reduce, get_dist_info
+from mmengine.dist import get_dist_info, get_world_size
 from torch import Tensor
+from torch.distributed.nn.functional import all_reduce
 
 
-class SumOverRanks(torch.autograd.Function):
+def _sum_over_ranks(x: Tensor) -> Tensor:
     """All-reduce that back-propagates: what a rank puts in enters the result, hence the loss, of every rank.
 
     The gradient is therefore the sum over the ranks' losses; DDP's mean over ranks then gives that of one loss of the whole batch.
     """
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        x = x.clone(memory_format=torch.contiguous_format)
-        all_reduce(x)
-        return x
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        grad = grad.clone(memory_format=torch.contiguous_format)
-        all_reduce(grad)
-        return grad
+    return all_reduce(x) if get_world_size() > 1 else x
 
 
 def second_moment(z: Tensor) -> Tensor:
@@ -42,9 +32,9 @@ def second_moment(z: Tensor) -> Tensor:
         if n <= channels:  # n x d numbers to exchange, no more than the d x d of the other side
             every = z.new_zeros(*z.shape[:-2], n, channels)
             every[..., rank * local : (rank + 1) * local, :] = z
-            every = SumOverRanks.apply(every)
+            every = _sum_over_ranks(every)
             return every @ every.mT / n
-        return SumOverRanks.apply(z.mT @ z) / n
+        return _sum_over_ranks(z.mT @ z) / n
 
 
 def coding_length(moment: Tensor, channels: int, eps2: float) -> Tensor:

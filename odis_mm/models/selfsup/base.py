@@ -113,7 +113,7 @@ class TeacherStudent(BaseSelfSupervisor):
 
     @torch.no_grad()
     def update_teacher(self) -> None:
-        """One EMA step over all parameters at once."""
+        """One EMA step over all parameters at once; mmengine's averaged models take one tensor after another, and the buffers with them."""
         if self._ema_pairs is None:
             self._ema_pairs = self._pair_parameters()
         torch._foreach_lerp_(*self._ema_pairs, 1 - self.momentum)
