@@ -324,6 +324,8 @@ def _use_whole_iterations(runner: Runner) -> None:
     parts = runner.param_schedulers
     if isinstance(parts, list) and all(isinstance(part, dict) for part in parts):
         runner.param_schedulers = in_iterations(parts, len(runner.train_dataloader))
+        if len(runner.param_schedulers) < len(parts):
+            runner.logger.info('no warm-up: it would have less than two iterations')
 
 
 def _epoch_line(runner: Runner) -> str:

@@ -371,31 +371,43 @@ def _scaled(value: Any, factor: float, by_epoch: bool) -> Any:
 
 
 def in_iterations(parts: List[dict], epoch_length: int) -> List[dict]:
-    """Return scheduler configs with epochs turned into iterations, if any of them names a part of an epoch; else as
-    they are."""
+    """Return scheduler configs that mmengine can follow: with epochs turned into iterations if one of them names a part
+    of an epoch, and without warm-ups of less than two iterations.
+
+    (mmengine's ``LinearLR`` of one iteration would leave the learning rate at its first value for the whole run.)
+    """
 
     def fractional(value: Any) -> bool:
-        return (
-            any(map(fractional, value))
-            if isinstance(value, (list, tuple))
-            else isinstance(value, float) and value % 1 != 0
-        )
+        if isinstance(value, (list, tuple)):
+            return any(map(fractional, value))
+        return isinstance(value, float) and value % 1 != 0
 
     def count(value: Any) -> Any:
         if isinstance(value, (list, tuple)):
             return [count(entry) for entry in value]
         return value if not value or value >= ENDLESS else max(1, round(value * epoch_length))
 
-    if not any(fractional(part.get(key)) for part in parts if part.get('by_epoch', True) for key in POINTS):
+    def short(part: dict) -> bool:
+        unit = epoch_length if part.get('by_epoch', True) else 1
+        warmup = str(part['type']).rpartition('.')[2].startswith(('Linear', 'Constant'))
+        return warmup and round((part.get('end', ENDLESS) - part.get('begin', 0)) * unit) < 2
+
+    by_epoch = [part for part in parts if part.get('by_epoch', True)]
+    if not any(map(short, parts)) and not any(fractional(part.get(key)) for part in by_epoch for key in POINTS):
         return parts
-    turned = []
+    turned, left_out = [], {}
     for part in parts:
+        gone = short(part)
         if part.get('by_epoch', True):
             part = {**part, 'by_epoch': False, **{key: count(part[key]) for key in POINTS if part.get(key) is not None}}
             part.pop('convert_to_iter_based', None)
-            if part.get('end', ENDLESS) <= part.get('begin', 0):
-                continue  # shorter than an iteration
-        turned.append(part)
+        begin = part.get('begin', 0)
+        if gone:
+            left_out[part['end']] = begin
+        elif begin in left_out:
+            turned.append({**part, 'begin': left_out[begin]})  # begins where the warm-up would have
+        else:
+            turned.append(part)
     return turned
 
 

@@ -71,8 +71,24 @@ def test_a_short_pretraining_has_a_short_warmup():
     assert [part['by_epoch'] for part in parts] == [False, False] and parts[0]['end'] == parts[1]['begin'] == 4
     values = rates(parts, 40)
     assert max(values) == values[4] and values[-1] < 0.01
-    parts = in_iterations(cfg.param_scheduler, 1)  # an epoch is one step: the warm-up is one, too
-    assert parts[0]['end'] == parts[1]['begin'] == 1
+    (cosine,) = in_iterations(cfg.param_scheduler, 1)  # an epoch is one step: there is no room for a warm-up
+    assert cosine['begin'] == 0 and rates([cosine], 5)[0] == 1.0
+
+
+@pytest.mark.parametrize('iterations', [2, 6])
+def test_a_warmup_of_one_iteration_is_left_out(iterations):
+    """It would leave the rate at a hundredth of the peak for the whole run."""
+    pytest.importorskip('mmdet')
+    cfg = load_config('mask-rcnn_demo', {'train_cfg.max_iters': iterations})
+    fit_schedule(cfg)
+    assert cfg.param_scheduler[0].end == 1
+    (cosine,) = in_iterations(cfg.param_scheduler, 8)
+    values = rates([cosine], iterations)
+    assert values[0] == 1.0 and values == sorted(values, reverse=True)
+    whole = load_config(
+        'odis_demo', {'train_cfg.max_epochs': 4, 'param_scheduler.0.end': 1, 'param_scheduler.1.begin': 1}
+    )
+    assert len(in_iterations(whole.param_scheduler, 1)) == 1 and len(in_iterations(whole.param_scheduler, 2)) == 2
 
 
 def test_a_longer_run_is_scaled_too():
