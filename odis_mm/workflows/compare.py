@@ -108,7 +108,7 @@ def prepare(plan: Plan, folder: Path, work_dir: Path, say: Callable[[str], None]
     digest_of = {path: digest for found in prints.values() for path, digest in zip(found.paths, found.digests)}
     written, identity = {}, {}
     for name, content in contents.items():
-        identity[name] = _hash([content, [digest_of[path] for path in paths[name]]])
+        identity[name] = _hash(_by_digest(content, digest_of))
         written[name] = _write_once(out / f'{name}-{identity[name]}.json', content)
     extra = paths.get('unlabelled', [])
     identity['pretraining'] = _hash([identity['train'], [digest_of[path] for path in extra]])
@@ -122,7 +122,8 @@ def prepare(plan: Plan, folder: Path, work_dir: Path, say: Callable[[str], None]
     subsets = {}
     for seed in range(plan.seeds.detector):
         for percent, content in label_subsets(contents['train'], plan.labels, seed).items():
-            name = f'train-{percent:g}pct-seed{seed}-{_hash([content["images"], identity["train"]])}.json'
+            chosen = _hash([[image['id'] for image in content['images']], identity['train']])
+            name = f'train-{percent:g}pct-seed{seed}-{chosen}.json'
             subsets[percent, seed] = _write_once(out / name, content)
     return Prepared(
         written['train'],
@@ -230,10 +231,17 @@ def _hash(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:10]
 
 
+def _by_digest(content: dict, digest_of: Dict[Path, str]) -> dict:
+    """Annotations with what is in the images in place of where they are: data that is moved is the same data."""
+    images = [{**image, 'file_name': digest_of[Path(image['file_name'])]} for image in content['images']]
+    return {**content, 'images': images}
+
+
 def _write_once(path: Path, content: dict) -> Path:
-    """Its name holds a hash of the content, so what is there need not be written again."""
-    if not path.is_file():
-        atomic_write_text(path, json.dumps(content))
+    """Its name holds a hash of the content; what is there is written again only if the images have moved."""
+    text = json.dumps(content)
+    if not path.is_file() or path.read_text() != text:
+        atomic_write_text(path, text)
     return path.resolve()
 
 
@@ -282,6 +290,18 @@ class Comparison:
 
     def all(self) -> List[Stage]:
         return [*self.probes.values(), self.detector_probe, *self.runs.values(), *self.measures.values()]
+
+    def told_boxes(self) -> List[str]:
+        """Starts whose pretraining draws its views around annotated boxes."""
+        found = []
+        for start in self.plan.starts:
+            for step in start.recipes:
+                with _configs:
+                    pipeline = load_config(step.recipe).train_dataloader.dataset.pipeline
+                aware = any(s.get('object_aware') and s.get('target_rule') != 'whole_image' for s in pipeline)
+                if step.boxes and aware and start.name not in found:
+                    found.append(start.name)
+        return found
 
     def timing(self) -> List[Stage]:
         """Stages by which the speed is known; the others can be estimated from them."""
@@ -464,8 +484,8 @@ class Comparison:
                     continue
                 speed = results[self.probes[step.recipe].name] if budget.minutes is not None else None
                 length = max(4, round(self._iterations(step, start, speed) * share))
-                cfg = self._pretraining_config(step, chosen, length, seed, init=export)
-                last = i == len(start.steps) - 1
+                last = i == len(start.steps) - 1  # whose knobs were searched
+                cfg = self._pretraining_config(step, chosen if last else {}, length, seed, init=export)
                 epochs = cfg.train_cfg.max_epochs
                 cfg.default_hooks.checkpoint.update(
                     interval=max(1, epochs // CHECKPOINTS), max_keep_ckpts=-1 if last and settings['checkpoints'] else 2
@@ -482,9 +502,9 @@ class Comparison:
                     wanted = {
                         share: marks[min(marks, key=lambda m: abs(m - share))] for share in settings['checkpoints']
                     }
-                for checkpoint in (place / 'run').glob('epoch_*.pth'):
-                    if not checkpoint.name.endswith('_backbone.pth'):
-                        checkpoint.unlink()  # it is for resuming, and this is done
+            for checkpoint in folder.rglob('epoch_*.pth'):
+                if not checkpoint.name.endswith('_backbone.pth'):
+                    checkpoint.unlink()  # it is for resuming, and this is done
             final = [record for record in scalars(place / 'run') if 'loss' in record]
             return dict(
                 export=str(export.relative_to(folder)),
@@ -499,12 +519,20 @@ class Comparison:
         return Stage(name or f'pretraining_{slug(start.name)}_p{seed}', settings, work, tuple(needs))
 
     def _detector(
-        self, run: DetectorRun, on: Optional[str] = None, source: Optional[Stage] = None, **more: Any
+        self,
+        run: DetectorRun,
+        on: Optional[str] = None,
+        source: Optional[Stage] = None,
+        knobs: Optional[dict] = None,
+        name: Optional[str] = None,
     ) -> Stage:
-        """A detector on a subset of the labels, evaluated on the evaluated split (``on`` in its place)."""
+        """A detector on a subset of the labels, evaluated on the evaluated split (``on`` in its place).
+
+        A trial of the tuning has knobs and a pretraining (``source``) of its own.
+        """
         start = self.plan.start(run.start)
         on = on or self.evaluated
-        trial = bool(more)
+        trial = knobs is not None
         if source is None and start.recipes:
             source = self.pretrainings[run.start, run.pretraining_seed]
         needs = [source] if source else []
@@ -519,18 +547,18 @@ class Comparison:
             on=on,
             seed=run.seed,
             share=run.share,
-            knobs=more.get('knobs'),
+            knobs=knobs,
         )
 
         def work(worker: Worker, folder: Path, results: Dict[str, dict]) -> dict:
-            chosen = dict(more.get('knobs') or {})
+            chosen = dict(knobs or {})
             if not trial and run.start in self.tuned:
                 chosen = results[self.tuned[run.start].name]['detector']
             init = Path(start.steps[0].file).resolve() if start.steps and not start.recipes else None
             if source is not None:
                 found = results[source.name]
-                name = found['export'] if run.share == 1 else found['checkpoints'][f'{run.share:g}']
-                init = self.stages.path(source) / name
+                file = found['export'] if run.share == 1 else found['checkpoints'][f'{run.share:g}']
+                init = self.stages.path(source) / file
             evaluated = self.data.test if on == 'test' else self.data.val
             cfg = self._detector_config(
                 self.data.subsets[run.percent, run.seed],
@@ -546,9 +574,9 @@ class Comparison:
             usage, seconds = self._train(worker, folder, cfg)
             for checkpoint in (folder / 'run').glob('*.pth'):
                 checkpoint.unlink()
-            return dict(**coco_ap(folder / 'run'), seconds=seconds, predictions='predictions.bbox.json', **usage)
+            return dict(**_ap_of(folder), seconds=seconds, **usage)
 
-        name = more.get('name') or '_'.join(
+        name = name or '_'.join(
             [f'detector_{slug(run.start)}', *([f'p{run.pretraining_seed}'] if start.recipes else [])]
             + [f'{run.percent:g}pct'.replace('.', 'p'), f'd{run.seed}']
             + ([f'at{round(100 * run.share)}'] if run.share != 1 else [])
@@ -724,6 +752,14 @@ def coco_ap(folder: Path) -> Dict[str, float]:
     if not evaluated:
         raise StageError(f'no COCO AP among the scalars in {folder}: the detector was not evaluated.')
     return {name: round(100 * evaluated[-1][key], 2) for name, key in AP_KEYS.items() if key in evaluated[-1]}
+
+
+def _ap_of(folder: Path) -> Dict[str, float]:
+    """Of a detector stage; a detector that finds nothing at all has an AP of 0, which mmdet does not log."""
+    predictions = folder / 'predictions.bbox.json'
+    if predictions.is_file() and not json.loads(predictions.read_text()):
+        return dict.fromkeys(AP_KEYS, 0.0)
+    return coco_ap(folder / 'run')
 
 
 def _file_settings(file: Optional[str]) -> dict:

@@ -24,6 +24,7 @@ from .outcome import (
     as_json,
     collect,
     headline,
+    join,
     recommendation,
     signed,
     stage_folders,
@@ -162,7 +163,7 @@ def _table(outcome: Outcome) -> Section:
         'Box AP',
         [
             f'COCO AP in percent on {outcome.images} {outcome.evaluated} images. Each value: one seed. The difference to {outcome.reference} with '
-            f'its {CONFIDENCE:.0%} interval, over images and seeds.'
+            f'its {100 * CONFIDENCE:.0f} % interval, over images and seeds.'
         ],
         header=['labelled images', 'start', 'AP', 'each seed', f'against {outcome.reference}', *extras],
         rows=rows,
@@ -295,7 +296,7 @@ def _tuning(outcome: Outcome) -> Section:
 
 def _detections(outcome: Outcome, comparison: Comparison) -> Section:
     """The same images with the detections of every start, at the amount of labels in the middle."""
-    table = outcome.tables[len(outcome.tables) // 2]
+    table = outcome.tables[(len(outcome.tables) - 1) // 2]
     data = comparison.data
     content = read_coco(data.test if outcome.evaluated == 'test' else data.val)
     objects: Dict[int, List[dict]] = {}
@@ -382,12 +383,13 @@ def _views(comparison: Comparison) -> Optional[Section]:
 
 def _method(outcome: Outcome, comparison: Comparison, command: str) -> Section:
     plan, data = comparison.plan, comparison.data
-    boxes = sorted({start.name for start in plan.starts for step in start.recipes if step.boxes})
+    boxes = comparison.told_boxes()
     items = [
         f'Command: `{command}`',
         f'{datetime.date.today().isoformat()}; {hardware()}; {comparison.stages.jobs} stage(s) at a time.',
-        f'Training images: {data.images["train"]}, of which a label fraction is drawn anew by each detector seed, smaller ones within larger ones; '
-        f'{data.images["unlabelled"]} further images without labels. Evaluated: {outcome.images} images ({outcome.evaluated}).',
+        f'Training images: {data.images["train"]}, of which a label fraction is drawn anew by each detector seed, smaller ones within larger ones'
+        + (f'; {data.images["unlabelled"]} further images without labels' if data.images['unlabelled'] else '')
+        + f'. Evaluated: {outcome.images} images ({outcome.evaluated}).',
         *data.notes,
         f'Detector: the same for all starts, {plan.detector.iterations} iterations, {plan.seeds.detector} seed(s), all weights trained.',
         'Pretraining: '
@@ -403,8 +405,8 @@ def _method(outcome: Outcome, comparison: Comparison, command: str) -> Section:
     ]
     if boxes:
         items.append(
-            f'The boxes of all training images, not their classes, were there for the pretraining of {", ".join(boxes)} (a method without objects ignores '
-            'them): with fewer labels than images that is weak supervision, which a start without boxes has not had.'
+            f'{join(boxes)}: the pretraining was told the boxes of all training images, not their classes. With fewer labels than images that is weak '
+            'supervision, which the other starts have not had (boxes: false in the plan leaves it out).'
         )
     return Section('How it was measured', items=items, code=dump_plan(plan))
 
@@ -472,10 +474,10 @@ th { font-weight: 600; border-bottom: 2px solid #cfd6de; }
 tr.first td { border-top: 2px solid #cfd6de; }
 ul { padding-left: 20px; margin: 8px 0; }
 li { margin: 3px 0; }
-svg { max-width: 100%; height: auto; display: block; }
+svg { max-width: 100%; height: auto; display: block; margin-top: 14px; }
 pre { background: #f3f5f7; padding: 12px; border-radius: 6px; overflow-x: auto; font-size: 13px; }
 code { background: #f3f5f7; padding: 1px 4px; border-radius: 4px; font-size: 13px; }
-.pictures { display: grid; gap: 10px; }
+.pictures { display: grid; gap: 10px; margin-top: 8px; }
 .pictures figure { margin: 0; min-width: 0; }
 .pictures img { width: 100%; display: block; border-radius: 4px; }
 .pictures figcaption { font-size: 13px; color: #5a6572; padding: 2px 0; }

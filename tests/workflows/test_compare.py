@@ -228,6 +228,16 @@ def test_nothing_evaluated_is_in_any_training_file(tmp_path):
     assert [c['name'] for c in with_boxes['categories']] == ['object']  # the boxes, not the classes
 
 
+def test_data_that_is_moved_is_the_same_data(tmp_path):
+    plan = Plan(Data(root='data'), (Start('random'),))
+    write_data(tmp_path / 'a' / 'data')
+    first = prepare(plan, tmp_path / 'a', tmp_path / 'w')
+    shutil.move(tmp_path / 'a', tmp_path / 'b')
+    second = prepare(plan, tmp_path / 'b', tmp_path / 'w')
+    assert first.identity == second.identity and first.subsets == second.subsets
+    assert str(tmp_path / 'b') in second.train.read_text() and str(tmp_path / 'a') not in second.val.read_text()
+
+
 def test_without_a_val_split_images_are_held_out(tmp_path):
     root = write_data(tmp_path / 'data', (('train', 12),))
     data = prepare(Plan(Data(root=str(root)), (Start('random'),)), tmp_path, tmp_path / 'w')
