@@ -26,3 +26,9 @@ next(step for step in train_dataloader.dataset.pipeline if step.type == 'SampleV
     )
 )
 default_hooks = dict(schedule=dict(weight_decay_end=0.04))  # constant
+
+tunable = {  # knobs of `odis-mm compare` with tuning
+    'optim_wrapper.optimizer.lr': [5e-4, 1e-3, 2e-3],
+    'model.lambda_cdlp': [0.0, 0.03, 0.1, 0.3, 1.0],
+    'model.head.lambda_entropy': [0.1, 0.3, 1.0],
+}

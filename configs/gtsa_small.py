@@ -28,3 +28,9 @@ train_dataloader.dataset.pipeline = [
     if step.type != 'BlockMasks'
 ]
 del sample_views
+
+tunable = {  # knobs of `odis-mm compare` with tuning
+    'optim_wrapper.optimizer.lr': [5e-4, 1e-3, 2e-3],
+    'model.head.lambda_correspondence': [0.0, 0.5, 1.0],
+    'model.head.lambda_rotation': [0.0, 0.5, 1.0],
+}

@@ -31,3 +31,9 @@ auto_scale_lr = dict(base_batch_size=32)
 default_hooks = dict(
     schedule=dict(weight_decay_end=0.04, freeze_prototypes_epochs=0)
 )  # constant; there are no prototypes
+
+tunable = {  # knobs of `odis-mm compare` with tuning
+    'optim_wrapper.optimizer.lr': [5e-4, 1e-3, 2e-3],
+    'model.head.lambda_entropy': [0.3, 1.0, 3.0],
+    'model.momentum.start': [0.9, 0.95, 0.99],
+}

@@ -592,6 +592,10 @@ class Comparison:
         with _configs:
             knobs = tunable([load_config(step.recipe) for step in start.recipes[-1:]])
             detector_knobs = tunable([load_config(plan.detector.config or 'mask-rcnn_small')])
+        if start.recipes and not knobs:
+            raise ConfigError(
+                f'{start.recipes[-1].recipe} lists no knobs under "tunable": there is nothing to search for.'
+            )
         trials, drawn = [], []
         for k in range(plan.tuning.trials):
             rng = np.random.default_rng((k, *start.name.encode()))
@@ -758,7 +762,7 @@ def _ap_of(folder: Path) -> Dict[str, float]:
     """Of a detector stage; a detector that finds nothing at all has an AP of 0, which mmdet does not log."""
     predictions = folder / 'predictions.bbox.json'
     if predictions.is_file() and not json.loads(predictions.read_text()):
-        return dict.fromkeys(AP_KEYS, 0.0)
+        return {'box AP': 0.0, 'box AP50': 0.0}
     return coco_ap(folder / 'run')
 
 

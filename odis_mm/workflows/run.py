@@ -16,7 +16,7 @@ from .report import write_report
 from .stages import Stages
 
 RANDOM = 'random weights'
-SMALL = {'ALFM': 'alfm_small', 'ODIS': 'odis_small', 'GTSA': 'gtsa_small', 'iBOT': 'ibot_small'}  # tried in this order
+SMALL = {'ODIS': 'odis_small', 'ALFM': 'alfm_small', 'GTSA': 'gtsa_small', 'iBOT': 'ibot_small'}  # tried in this order
 LABELS = (1.0, 10.0, 100.0)
 FEWEST = 8  # labelled images below which a fraction is not tried
 SHORTEST = 1.5  # minutes: a pretraining below that is not worth a table

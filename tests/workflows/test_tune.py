@@ -8,6 +8,11 @@ from odis_mm.config import load_config
 from odis_mm.utils.errors import ConfigError
 from odis_mm.workflows.tune import best_trial, draw_knobs, tunable
 
+RECIPES = [f'{m}_{s}' for m in ('odis', 'ibot', 'gtsa', 'alfm') for s in ('demo', 'small')] + [
+    'dino_demo',
+    'faster-rcnn_small',
+]
+
 
 def test_every_drawn_value_is_one_that_the_knob_allows():
     knobs = dict(a=[1, 2, 3], b=dict(low=0.01, high=1.0, log=True), c=dict(low=2, high=3))
@@ -18,7 +23,7 @@ def test_every_drawn_value_is_one_that_the_knob_allows():
     assert draw_knobs(knobs, np.random.default_rng(7)) == draw_knobs(knobs, np.random.default_rng(7))
 
 
-@pytest.mark.parametrize('name', ['odis_demo', 'ibot_demo', 'dino_demo', 'gtsa_demo', 'alfm_demo', 'faster-rcnn_small'])
+@pytest.mark.parametrize('name', RECIPES)
 def test_every_knob_of_a_recipe_is_an_option_of_it(name):
     knobs = tunable([load_config(name)])
     assert len(knobs) >= 2
