@@ -26,7 +26,8 @@ Range = Optional[Sequence[float]]
 
 
 class UnsuitedImageError(BadImageError):
-    """An image of another kind than the config says: another number of channels, or values for which it names no window."""
+    """An image of another kind than the config says: another number of channels, or values for which it names no
+    window."""
 
 
 def _jpeg_head(data: bytes) -> Tuple[bool, Optional[int]]:

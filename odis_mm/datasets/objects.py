@@ -284,7 +284,8 @@ class ObjectDataset(BaseDataset):
         return columns, chosen
 
     def _look_at(self, path: str) -> None:
-        """Tell in the log what kind the first image is, unless it has 8 bits; one that the config does not suit ends the run here."""
+        """Tell in the log what kind the first image is, unless it has 8 bits; one that the config does not suit ends
+        the run here."""
         load = next((step for step in self.pipeline.transforms if isinstance(step, LoadObjectImage)), None)
         if load is None:
             return
@@ -297,7 +298,7 @@ class ObjectDataset(BaseDataset):
             return
         if raw.dtype != np.uint8 and load.window is None and load.percentiles is None:
             print_log(
-                f'image {shown(path)} has {image_kind(raw)}; each file is scaled by what it uses itself: window=(low, high) of LoadObjectImage '
-                'sets one range for all (odis-mm stats proposes one)',
+                f'image {shown(path)} has {image_kind(raw)}; each file is scaled by what it uses itself: window=(low, '
+                'high) of LoadObjectImage sets one range for all (odis-mm stats proposes one)',
                 logger='current',
             )

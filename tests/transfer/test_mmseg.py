@@ -12,8 +12,8 @@ ARCH = dict(embed_dims=32, num_layers=3, num_heads=2, feedforward_channels=64)
 
 @pytest.fixture(params=[True, False])
 def segmentation_vit(request, monkeypatch):
-    """mmseg's ViT of ``ARCH`` with all its tokens, with and without a bias of its patches; it refuses mmcv from 2.2 on, which its backbone
-    does not mind."""
+    """mmseg's ViT of ``ARCH`` with all its tokens, with and without a bias of its patches; it refuses mmcv from 2.2 on,
+    which its backbone does not mind."""
     monkeypatch.setattr(mmcv, '__version__', '2.1.0')
     pytest.importorskip('mmseg', reason='mmsegmentation is not installed: odis_mm[test-neighbours]')
     from mmseg.models.backbones import VisionTransformer
