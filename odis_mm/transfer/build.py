@@ -24,12 +24,12 @@ TOLERANCE = 1e-4  # of the largest feature: float32 in another order of operatio
 
 def count_heads(state: State, name: str, heads: Optional[int] = None) -> int:
     """Attention heads of a ViT under our names: see :meth:`VitShape.heads`."""
-    return VitShape.of(state).heads(name, heads)
+    return VitShape.required(state).heads(name, heads)
 
 
 def patch_grid_of(state: State, grid: Optional[Grid] = None) -> Grid:
     """(rows, columns) of a ViT's position embedding under our names: see :meth:`VitShape.grid`."""
-    return VitShape.of(state).grid(grid)
+    return VitShape.required(state).grid(grid)
 
 
 @scope_of('mmpretrain')
@@ -214,7 +214,7 @@ def prove(conversion: Conversion, written: State, heads: Optional[int] = None, g
     """
     target, name = conversion.target.name, conversion.source.name
     wanted = conversion.state
-    shape = VitShape.of(wanted)
+    shape = VitShape.required(wanted)
     told = heads or (shape.width // shape.head_width if shape.head_width else None)
     again = read_vit(written, f'{name} as {target}', source_grid=grid or shape.square, heads=told).state
     lost = [

@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import Dict, List, Optional, Sequence, Tuple, Union
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -200,10 +200,10 @@ def _merge_gates(state: State) -> None:
         if f'{block}gate.weight' in state:  # names of the last layer that both kinds share
             for leaf in ('weight', 'bias'):
                 state[f'{block}w3.{leaf}'] = state.pop(f'{block}layers.1.{leaf}')
-    for gate in [key for key in state if '.ffn.gate.' in key]:
-        value = gate.replace('.gate.', '.value.')
-        if value in state:
-            state[gate.replace('.gate.', '.w12.')] = torch.cat((state.pop(gate), state.pop(value)))
+    for name in [key for key in state if '.ffn.gate.' in key]:
+        other = name.replace('.gate.', '.value.')
+        if other in state:
+            state[name.replace('.gate.', '.w12.')] = torch.cat((state.pop(name), state.pop(other)))
 
 
 def check_vit(state: State, name: str, layout: Optional[Layout] = None) -> None:
@@ -360,7 +360,7 @@ class Conversion:
         return '\n'.join(lines)
 
 
-def grouped(fates: Dict[str, str]) -> List[Tuple[str, str]]:
+def grouped(fates: Mapping[str, str]) -> List[Tuple[str, str]]:
     """All names of one reason on one line."""
     groups: Dict[str, List[str]] = {}
     for name, why in fates.items():
@@ -386,9 +386,11 @@ def convert(
     """
     if not isinstance(source, Source):
         source = read_vit(source, source_grid=source_grid)
-    shape = VitShape.of(source.state)
+    shape = VitShape.required(source.state)
     layout = layout_for(target, shape, source.name)
-    state, dropped, changed = dict(source.state), {}, {}
+    state = dict(source.state)
+    dropped: Dict[str, str] = {}
+    changed: Dict[str, str] = {}
     if grid is not None and shape.patches is not None:
         _resize(state, source.name, grid, source_grid, changed)
     if shape.layer_scale and not layout.layer_scale:
@@ -492,7 +494,7 @@ def _complete(tensors: State, state: State, layout: Layout, source: Source, chan
             state['pos_embed'] = state['pos_embed'][:, 1:]
         else:
             position = state['pos_embed']
-            tensors[layout.theirs('pos_embed')] = torch.cat((torch.zeros_like(position[:, :1]), position), dim=1)
+            tensors[str(layout.theirs('pos_embed'))] = torch.cat((torch.zeros_like(position[:, :1]), position), dim=1)
             changed['pos_embed'] = 'a slot of zeros for the [CLS] of pretraining, which detectron2 takes off again'
     width = state['patch_embed.projection.weight'].shape[0]
     mask_token = {'huggingface-dinov2': (1, width), 'huggingface-dinov3': (1, 1, width), 'dinov3': (1, width)}

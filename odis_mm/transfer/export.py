@@ -58,7 +58,7 @@ def transfer(
         raise CheckpointError(f'{out} is the source itself: give the result another name.')
     vit, meta = _read(source, source_grid, drop, heads)
     conversion = convert(vit, target, grid=grid, source_grid=source_grid)
-    shape = VitShape.of(conversion.state)
+    shape = VitShape.required(conversion.state)
     heads = shape.heads(str(source), heads or meta.get('num_heads'))
     meta = {**meta, 'num_heads': heads, 'patch_size': shape.patch_size, 'norm_eps': vit.norm_eps}
     folder = out.suffix not in ('.pth', '.safetensors')
@@ -105,7 +105,7 @@ def _write(path: Path, conversion: Conversion, meta: dict) -> None:
 
 def huggingface_config(conversion: Conversion, heads: int, grid: Optional[Grid] = None) -> dict:
     """``config.json`` for what :func:`transfer` writes: ``ViTModel``, ``Dinov2Model`` or ``DINOv3ViTModel``."""
-    shape = VitShape.of(conversion.state)
+    shape = VitShape.required(conversion.state)
     rows, columns = shape.grid(grid)
     size = [rows * shape.patch_size, columns * shape.patch_size]
     config = dict(
@@ -186,7 +186,7 @@ def build_backbone(
     vit = read_vit(state, name, source_grid=source_grid, heads=told)
     return build_vit(
         convert(vit, 'odis_mm').state,
-        VitShape.of(vit.state).heads(name, told),
+        VitShape.required(vit.state).heads(name, told),
         source_grid,
         random=random,
         norm_eps=meta.get('norm_eps', vit.norm_eps),

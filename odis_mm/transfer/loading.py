@@ -107,7 +107,7 @@ def load_backbone(
         vit = read_vit(state, name, heads=getattr(module, 'arch_settings', {}).get('num_heads'))
         prefix, found, notes = f'{vit.dialect}, {vit.prefix}', vit.state, {**vit.dropped, **vit.changed}
         meta = {'norm_eps': vit.norm_eps, **meta}
-    resized = {}
+    resized: Dict[str, Tuple[tuple, tuple]] = {}
     for stem in ('patch_embed.projection.weight', 'conv1.weight'):
         if stem in found and stem in own and found[stem].shape[1] == 3 != own[stem].shape[1]:
             before = tuple(found[stem].shape)
@@ -190,7 +190,7 @@ def describe_vit(state: Dict[str, Tensor]) -> Dict[str, object]:
     shape = VitShape.of(state)
     if shape is None:
         return {}
-    described = {
+    described: Dict[str, object] = {
         'width': shape.width,
         'depth': shape.depth,
         'patch size': shape.patch_size,

@@ -76,6 +76,18 @@ class VitShape:
             head_width=None if rope is None else 4 * len(rope),
         )
 
+    @classmethod
+    def required(cls, state: State) -> 'VitShape':
+        """Return the shape of a plain ViT.
+
+        Raises:
+            CheckpointError: the tensors are of none.
+        """
+        shape = cls.of(state)
+        if shape is None:
+            raise CheckpointError('the tensors are not those of a plain ViT.')
+        return shape
+
     @property
     def square(self) -> Optional[Grid]:
         """(rows, columns) of the learned positions if they are a square."""
@@ -90,8 +102,8 @@ class VitShape:
             CheckpointError: neither fits.
         """
         if self.patches is None:
-            return tuple(told) if told else (14, 14)
-        grid = tuple(told) if told else self.square
+            return (told[0], told[1]) if told else (14, 14)
+        grid = (told[0], told[1]) if told else self.square
         if grid is None or grid[0] * grid[1] != self.patches:
             side = round(self.patches**0.5)
             rows, columns = grid or (side, side)

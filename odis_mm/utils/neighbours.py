@@ -22,6 +22,6 @@ def skip_multimodal() -> bool:
     if major < 5 or 'mmpretrain.models' in sys.modules:
         return _MULTIMODAL in sys.modules and not hasattr(sys.modules[_MULTIMODAL], '__file__')
     module = ModuleType(_MULTIMODAL, 'Left out by odis_mm: it does not work with transformers 5.')
-    module.__all__ = []
+    vars(module)['__all__'] = []
     sys.modules[_MULTIMODAL] = module
     return True
