@@ -1,5 +1,5 @@
-# ODIS on the embedded demo set, continued from weights of the demo recipes' ViT (gtsa_demo, alfm_demo): --init FILE. The settings of
-# odis_vits_continue_coco on the small ViT. A demonstration, not a recipe.
+# ODIS on the embedded demo set, continued from weights of the demo recipes' ViT (gtsa_demo, alfm_demo): --init FILE.
+# The settings of odis_vits_continue_coco on the small ViT. A demonstration, not a recipe.
 _base_ = './odis_demo.py'
 
 model = dict(momentum=dict(start=0.996))  # the demo's teacher is faster than others

@@ -27,7 +27,8 @@ class Features(NamedTuple):
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients; afterwards every submodule is in the mode it was in (a teacher's batch norms train)."""
+    """Evaluation mode, no gradients; afterwards every submodule is in the mode it was in (a teacher's batch norms
+    train)."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -64,11 +65,13 @@ class FrozenBackbone:
         """
         if self.patch and size % self.patch:
             raise ConfigError(
-                f'images of {size} pixels cannot be cut into patches of {self.patch}: choose a multiple (size=, --size).'
+                f'images of {size} pixels cannot be cut into patches of {self.patch}: choose a multiple (size=, '
+                '--size).'
             )
 
     def __call__(self, images: Tensor, object_mask: Optional[Tensor] = None) -> Features:
-        """Features of uint8 images [B, 3, H, W]; with ``object_mask`` (bool [B, rows * columns]) the token sees those patches only.
+        """Features of uint8 images [B, 3, H, W]; with ``object_mask`` (bool [B, rows * columns]) the token sees those
+        patches only.
 
         Raises:
             ValueError: a mask for a backbone that has no [OBJ] token.
@@ -83,8 +86,8 @@ class FrozenBackbone:
     def read_objects(self, images: Tensor, object_masks: Sequence[Tensor]) -> Tuple[Features, Tensor]:
         """Features of whole uint8 images [B, 3, H, W] and the tokens [n, D] of their objects, in one pass.
 
-        The objects' tokens differ a little from those of a pass for each object, as the patches see the whole image's [OBJ] and not theirs
-        (see :meth:`ObjectViT.read_objects`).
+        The objects' tokens differ a little from those of a pass for each object, as the patches see the whole image's
+        [OBJ] and not theirs (see :meth:`ObjectViT.read_objects`).
 
         Args:
             images: uint8 [B, 3, H, W].
@@ -107,8 +110,8 @@ class FrozenBackbone:
     def _check_can_mask(self) -> None:
         if not self.can_mask:
             raise ConfigError(
-                f'{type(self.backbone).__name__} has no [OBJ] token that could be told its object: evaluate it without boxes, '
-                'or pool them from the map.'
+                f'{type(self.backbone).__name__} has no [OBJ] token that could be told its object: evaluate it without '
+                'boxes, or pool them from the map.'
             )
 
     def _normalised(self, images: Tensor) -> Tensor:
@@ -133,7 +136,8 @@ def frozen_from(
     student: bool = False,
     random: bool = False,
 ) -> FrozenBackbone:
-    """The backbone of a checkpoint file as it is evaluated, with the normalisation that the file tells, else ImageNet's.
+    """The backbone of a checkpoint file as it is evaluated, with the normalisation that the file tells, else
+    ImageNet's.
 
     Args:
         checkpoint, heads, source_grid, student, random: See :func:`build_backbone`.
@@ -159,7 +163,8 @@ def subset(length: int, most: Optional[int]) -> List[int]:
 
 
 def batches(dataset: Dataset, batch_size: int, num_workers: int = 0) -> DataLoader:
-    """This rank's share (every world-size-th item) of a data set in batches; the global random numbers are left alone."""
+    """This rank's share (every world-size-th item) of a data set in batches; the global random numbers are left
+    alone."""
     rank, world = get_dist_info()
     share = Subset(dataset, range(rank, len(dataset), world))
     return DataLoader(

@@ -31,8 +31,9 @@ def knn_accuracy(
 ) -> dict:
     """Share of test features whose class wins the vote of their k nearest training features.
 
-    Votes weigh exp(cosine similarity/temperature) (DINO, arXiv 2104.14294; the authors' k are the default). Under several ranks, all of
-    which hold all features, each classifies its share; scikit-learn's classifier knows neither ranks nor blocks nor several k at once.
+    Votes weigh exp(cosine similarity/temperature) (DINO, arXiv 2104.14294; the authors' k are the default). Under
+    several ranks, all of which hold all features, each classifies its share; scikit-learn's classifier knows neither
+    ranks nor blocks nor several k at once.
 
     Args:
         train: [n, D], any scale: both sides are l2-normalised here.
@@ -94,11 +95,12 @@ class LabelledImages(Dataset):
         root: ``root/<class>/**.jpg``.
         size: Side of the crop.
         patch: Side of a patch; needed with boxes.
-        ann_file: Objects at inference, any json that ``ObjectDataset`` reads, paths below ``root``. It lists the images to use.
+        ann_file: Objects at inference, any json that ``ObjectDataset`` reads, paths below ``root``. It lists the images
+            to use.
         most: At most so many images, evenly spread.
 
-    Items: ``pixels`` uint8 [3, size, size], ``label``, ``name``, and ``mask``, bool [patches]: what the image's objects together touch (all
-    patches where no object lies in the crop); None without ``ann_file``.
+    Items: ``pixels`` uint8 [3, size, size], ``label``, ``name``, and ``mask``, bool [patches]: what the image's objects
+    together touch (all patches where no object lies in the crop); None without ``ann_file``.
 
     Raises:
         ConfigError: an image that lies in no class folder, or a single class.
@@ -118,7 +120,8 @@ class LabelledImages(Dataset):
         bare = next((name for name in names if len(Path(name).parts) < 2), None)
         if bare is not None:
             raise ConfigError(
-                f'{os.path.join(root, bare)} lies in no class folder: labelled images are expected as {root}/<class>/<image>.'
+                f'{os.path.join(root, bare)} lies in no class folder: labelled images are expected as '
+                f'{root}/<class>/<image>.'
             )
         self.classes = sorted({Path(name).parts[0] for name in names})
         if len(self.classes) < 2:
@@ -163,15 +166,16 @@ class LabelledImages(Dataset):
 def image_features(
     frozen: FrozenBackbone, images: LabelledImages, batch_size: int = 64, num_workers: int = 0
 ) -> Tuple[Dict[str, Tensor], Tensor]:
-    """Features of all images, on every rank: ``token`` [n, D] if the backbone has one, ``patch_mean`` [n, D], and labels [n].
+    """Features of all images, on every rank: ``token`` [n, D] if the backbone has one, ``patch_mean`` [n, D], and
+    labels [n].
 
     With objects the token sees them only, and the mean is over their patches.
     """
     frozen.check_size(images.size)
     if len(images) < get_dist_info()[1]:
         raise ConfigError(
-            f'{len(images)} images are fewer than the {get_dist_info()[1]} ranks that share them: use fewer ranks, or more '
-            'images.'
+            f'{len(images)} images are fewer than the {get_dist_info()[1]} ranks that share them: use fewer ranks, or '
+            'more images.'
         )
     tokens, means, labels = [], [], []
     for batch in batches(images, batch_size, num_workers):
@@ -205,7 +209,8 @@ def knn_images(
     if train.classes != val.classes:
         only = sorted(set(train.classes) ^ set(val.classes))
         raise ConfigError(
-            f'the training and the validation folder have different classes ({", ".join(only[:4])} in one of them only).'
+            f'the training and the validation folder have different classes ({", ".join(only[:4])} in one of them '
+            'only).'
         )
     voters, voter_labels = image_features(frozen, train, batch_size, num_workers)
     tested, test_labels = image_features(frozen, val, batch_size, num_workers)

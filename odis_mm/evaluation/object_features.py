@@ -28,8 +28,8 @@ class ObjectFeatures:
     """One row an object, images in their order, objects in the order given.
 
     Attributes:
-        token: The [OBJ] token that sees the object only, float32 [n, D]; None for a backbone that has none (a ResNet). All objects of an
-            image are read in one pass, in which the patches see the whole image's [OBJ].
+        token: The [OBJ] token that sees the object only, float32 [n, D]; None for a backbone that has none (a ResNet).
+            All objects of an image are read in one pass, in which the patches see the whole image's [OBJ].
         pooled: From the dense map of the whole image, float32 [n, D]: RoIAlign over a box, the mean of a mask's
             cells weighted by how much it covers of each.
         image: Which image, int64 [n].
@@ -56,18 +56,19 @@ def extract_object_features(
     """Frozen features of objects in images.
 
     Args:
-        model_or_checkpoint: A backbone, a pretraining model (its teacher is taken, with its normalisation), or a checkpoint file of any
-            layout that :func:`odis_mm.transfer.build_backbone` reads.
+        model_or_checkpoint: A backbone, a pretraining model (its teacher is taken, with its normalisation), or a
+            checkpoint file of any layout that :func:`odis_mm.transfer.build_backbone` reads.
         images: Paths, or RGB uint8 arrays [H, W, 3].
-        boxes_or_masks: For each image either boxes [n, 4] (x1, y1, x2, y2 in its pixels) or masks, bool [n, H, W]; n may be 0.
+        boxes_or_masks: For each image either boxes [n, 4] (x1, y1, x2, y2 in its pixels) or masks, bool [n, H, W]; n
+            may be 0.
         size: Images are resized to squares of this side.
         batch_size: Images per forward pass, which reads all their objects.
         heads: Attention heads, if a file does not tell (see :func:`odis_mm.transfer.build_vit`).
         num_workers: Processes that decode and resize.
 
     Raises:
-        ConfigError: lists of different lengths, an array of another shape or type, an empty box or mask, an unreadable image or checkpoint,
-            or a size that patches do not divide.
+        ConfigError: lists of different lengths, an array of another shape or type, an empty box or mask, an unreadable
+            image or checkpoint, or a size that patches do not divide.
 
     Example:
         >>> found = odis_mm.extract_object_features('epoch_100_backbone.pth', ['street.jpg'], [[[10, 20, 200, 180]]])
@@ -76,8 +77,8 @@ def extract_object_features(
     """
     if len(images) != len(boxes_or_masks):
         raise ConfigError(
-            f'{len(images)} images and {len(boxes_or_masks)} sets of boxes or masks were given; there must be one set an '
-            'image.'
+            f'{len(images)} images and {len(boxes_or_masks)} sets of boxes or masks were given; there must be one set '
+            'an image.'
         )
     return object_features(
         as_frozen(model_or_checkpoint, heads), ObjectImages(images, boxes_or_masks), size, batch_size, num_workers
@@ -155,12 +156,14 @@ def _checked(regions, size, name: str) -> np.ndarray:
             raise ConfigError(f'{name}: mask {int((~regions.any((1, 2))).argmax())} is empty.')
         return regions
     raise ConfigError(
-        f'{name}: an array {list(regions.shape)} is neither boxes [n, 4] nor masks [n, {size[0]}, {size[1]}] of this image.'
+        f'{name}: an array {list(regions.shape)} is neither boxes [n, 4] nor masks [n, {size[0]}, {size[1]}] of this '
+        'image.'
     )
 
 
 class _Resized(Dataset):
-    """Pixels uint8 [3, size, size]; per object its box in pixels and as a share of the image, the patches it touches; any masks given."""
+    """Pixels uint8 [3, size, size]; per object its box in pixels and as a share of the image, the patches it touches;
+    any masks given."""
 
     def __init__(self, images: Dataset, size: int, patch: Optional[int]):
         self.images, self.size, self.patch = images, size, patch
@@ -228,7 +231,8 @@ def object_features(
 
 
 def _pool_masks(features: Tensor, masks: Tensor) -> Tensor:
-    """Mean over the cells of a map [D, rows, columns], weighted by the share that each mask [n, H, W] covers of them: [n, D]."""
+    """Mean over the cells of a map [D, rows, columns], weighted by the share that each mask [n, H, W] covers of them:
+    [n, D]."""
     cover = F.adaptive_avg_pool2d(masks.to(features), features.shape[1:]).flatten(1)
     return cover / cover.sum(1, keepdim=True) @ features.flatten(1).T
 
@@ -251,7 +255,8 @@ def neighbour_sheet(
         owner: The image of each object, int64 [n].
         boxes: In pixels, [n, 4].
         images: Paths or arrays, by number.
-        names: A word an object, such as its class; it decides the colour of the frame: green like the query's, red unlike.
+        names: A word an object, such as its class; it decides the colour of the frame: green like the query's, red
+            unlike.
         queries: Rows, evenly spread over the objects.
         neighbours: Columns after the first.
 
@@ -260,7 +265,8 @@ def neighbour_sheet(
     """
     if len(owner.unique()) < 2:
         raise ConfigError(
-            'a sheet of neighbours needs objects in two images or more: neighbours in the same image would tell nothing.'
+            'a sheet of neighbours needs objects in two images or more: neighbours in the same image would tell '
+            'nothing.'
         )
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -312,8 +318,8 @@ def extract_dataset(
 ) -> ObjectFeatures:
     """Features of all objects of a data set, written as ``.npz`` without pickles, and a sheet of neighbours.
 
-    The file holds ``token`` (if there is one), ``pooled``, ``boxes``, ``image`` (row of ``file_name`` and ``image_id``), ``label`` (row of
-    ``classes``; -1: unknown).
+    The file holds ``token`` (if there is one), ``pooled``, ``boxes``, ``image`` (row of ``file_name`` and
+    ``image_id``), ``label`` (row of ``classes``; -1: unknown).
 
     Raises:
         ConfigError: another ending than ``.npz``, and what :func:`extract_object_features` raises.

@@ -1,12 +1,12 @@
 """A proxy for detection, read off a frozen backbone: does it tell objects apart, from background, and pixel by pixel?
 
-Three questions to annotated images (a COCO-style json), answered without any training by gradient descent, in seconds to minutes, the same
-in every run and on any number of ranks:
+Three questions to annotated images (a COCO-style json), answered without any training by gradient descent, in seconds
+to minutes, the same in every run and on any number of ranks:
 
-* **class**: the class of a val object by a vote of its nearest train objects (weighted k-NN), from the masked [OBJ] token and from the box
-  pooled from the dense map;
-* **object or background**: a linear classifier between pooled objects and pooled background boxes of the same sizes, fitted in closed form
-  on train images; its area under the ROC curve on val images;
+* **class**: the class of a val object by a vote of its nearest train objects (weighted k-NN), from the masked [OBJ]
+  token and from the box pooled from the dense map;
+* **object or background**: a linear classifier between pooled objects and pooled background boxes of the same sizes,
+  fitted in closed form on train images; its area under the ROC curve on val images;
 * **mask**: a linear classifier of patches, fitted the same way; the mean IoU of object and background on val patches.
 """
 
@@ -32,15 +32,15 @@ class RegionImages(Dataset):
     """Annotated images, resized to squares, with their objects and background boxes of the same sizes.
 
     Args:
-        images: Items with ``img`` uint8 [H, W, 3], ``bboxes`` [n, 4] in its pixels, ``labels`` and, if there are any, ``masks``, such as
-            ``ObjectDataset`` with ``LoadObjectImage``.
+        images: Items with ``img`` uint8 [H, W, 3], ``bboxes`` [n, 4] in its pixels, ``labels`` and, if there are any,
+            ``masks``, such as ``ObjectDataset`` with ``LoadObjectImage``.
         sizes: Sides of the squares, one per scale.
         patch: Side of a patch, for the masks of [OBJ]; None: no such masks.
         most: At most so many images, evenly spread; None: all.
         per_image: At most so many objects of an image, evenly spread.
 
-    Items: ``pixels`` (one uint8 [3, s, s] a scale), ``boxes`` and ``background`` float [n, 4], [m, 4] as shares of the image, ``labels``,
-    ``masks`` (one bool [n, patches] a scale) and ``area`` bool [H, W], the pixels of all objects.
+    Items: ``pixels`` (one uint8 [3, s, s] a scale), ``boxes`` and ``background`` float [n, 4], [m, 4] as shares of the
+    image, ``labels``, ``masks`` (one bool [n, patches] a scale) and ``area`` bool [H, W], the pixels of all objects.
     """
 
     def __init__(
@@ -145,7 +145,8 @@ class Regions:
 
 
 def pool_boxes(map_: Tensor, boxes: Sequence[Tensor], cells: int = 7) -> Tensor:
-    """Mean over RoIAlign's cells (aligned) of boxes [n_b, 4], shares of the image, from maps [B, D, rows, columns]: [sum n_b, D]."""
+    """Mean over RoIAlign's cells (aligned) of boxes [n_b, 4], shares of the image, from maps [B, D, rows, columns]:
+    [sum n_b, D]."""
     rows, columns = map_.shape[2:]
     scale = torch.tensor([columns, rows, columns, rows], dtype=map_.dtype, device=map_.device)
     return roi_align(map_, [box.to(map_) * scale for box in boxes], cells, 1.0, sampling_ratio=2, aligned=True).mean(
@@ -156,8 +157,8 @@ def pool_boxes(map_: Tensor, boxes: Sequence[Tensor], cells: int = 7) -> Tensor:
 def region_features(
     frozen: FrozenBackbone, images: RegionImages, batch_size: int = 64, num_workers: int = 0, max_patches: int = 50_000
 ) -> Regions:
-    """All features at once, on every rank. With several scales those of a region are l2-normalised and put side by side; patches are of the
-    last.
+    """All features at once, on every rank. With several scales those of a region are l2-normalised and put side by
+    side; patches are of the last.
 
     Args:
         batch_size: Images per forward pass, which reads the tokens of their objects, too.
@@ -223,7 +224,8 @@ def _side_by_side(parts: List[Tensor]) -> Tensor:
 
 
 def fit_linear(features: Tensor, positive: Tensor, ridge: float = 1e-2):
-    """Return the linear classifier that least squares gives: targets +1 and -1, both classes of equal weight, standardised features, ridge.
+    """Return the linear classifier that least squares gives: targets +1 and -1, both classes of equal weight,
+    standardised features, ridge.
 
     Args:
         features: [n, D].
@@ -255,7 +257,8 @@ def mean_iou(predicted: Tensor, inside: Tensor) -> float:
 
 
 def region_metrics(train: Regions, val: Regions, k: int = 20) -> Dict[str, float]:
-    """The proxy, in percent: ``object_token`` (if there is one) and ``box_pool`` (class accuracy), ``object_auc``, ``mask_miou``."""
+    """The proxy, in percent: ``object_token`` (if there is one) and ``box_pool`` (class accuracy), ``object_auc``,
+    ``mask_miou``."""
     metrics = {}
     for name, ours, theirs in (('object_token', train.token, val.token), ('box_pool', train.pooled, val.pooled)):
         if ours is not None:
@@ -287,8 +290,8 @@ def region_proxy(
     classes = [tuple(getattr(part.images, 'metainfo', {}).get('classes') or ()) for part in (train, val)]
     if classes[0] != classes[1]:
         raise ConfigError(
-            f'train and val annotations name different classes ({len(classes[0])} and {len(classes[1])}): give both files the '
-            'same categories.'
+            f'train and val annotations name different classes ({len(classes[0])} and {len(classes[1])}): give both '
+            'files the same categories.'
         )
     return region_metrics(region_features(frozen, train, **kwargs), region_features(frozen, val, **kwargs), k)
 

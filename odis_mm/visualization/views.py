@@ -41,8 +41,9 @@ def draw_views(sample: dict, out_png: str) -> np.ndarray:
     target's box is carried into each view by the geometry, so that it can be compared with what the pixels show.
 
     Args:
-        sample: Results of the pipeline before packing: ``img``, ``views``, ``view_roles``, ``pixels``; of an object-aware one
-            also ``bboxes``, ``target``, ``patch_masks``, ``object_visible``, and ``masks``, ``mim_masks`` if there are any.
+        sample: Results of the pipeline before packing: ``img``, ``views``, ``view_roles``, ``pixels``; of an
+            object-aware one also ``bboxes``, ``target``, ``patch_masks``, ``object_visible``, and ``masks``,
+            ``mim_masks`` if there are any.
         out_png: File to write.
 
     Returns:

@@ -60,7 +60,8 @@ class Prepared:
 
 
 def prepare(plan: Plan, folder: Path, work_dir: Path, say: Callable[[str], None] = print) -> Prepared:
-    """Find the data, look for leaks, and write the normalised annotations and the subsets of labels below ``work_dir/data``.
+    """Find the data, look for leaks, and write the normalised annotations and the subsets of labels below
+    ``work_dir/data``.
 
     Raises:
         LeakError: images are both trained on and evaluated, and the plan does not allow it.
@@ -140,7 +141,8 @@ def prepare(plan: Plan, folder: Path, work_dir: Path, say: Callable[[str], None]
 
 
 def label_subsets(content: dict, percentages: Sequence[float], seed: int) -> Dict[float, dict]:
-    """The training annotations of the first images of one random order that has objects first: a smaller subset is part of a larger one."""
+    """The training annotations of the first images of one random order that has objects first: a smaller subset is part
+    of a larger one."""
     annotated = {a['image_id'] for a in content['annotations']}
     images = [image for image in content['images'] if image['id'] in annotated]
     order = np.random.default_rng(seed).permutation(len(images))
@@ -247,7 +249,8 @@ def _write_once(path: Path, content: dict) -> Path:
 
 @dataclass(frozen=True)
 class DetectorRun:
-    """A cell of the tables: which start, pretraining seed, percent of the labels, detector seed, and share of the pretraining."""
+    """A cell of the tables: which start, pretraining seed, percent of the labels, detector seed, and share of the
+    pretraining."""
 
     start: str
     pretraining_seed: int

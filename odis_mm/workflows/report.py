@@ -46,7 +46,8 @@ MEASURES = {
 
 @dataclass
 class Section:
-    """A heading and what stands below it: texts, lists, tables, figures (name to SVG), pictures (rows of JPEG with captions)."""
+    """A heading and what stands below it: texts, lists, tables, figures (name to SVG), pictures (rows of JPEG with
+    captions)."""
 
     title: str
     intro: List[str] = field(default_factory=list)
@@ -129,8 +130,9 @@ def _verdict(outcome: Outcome, comparison: Comparison) -> Section:
     if comparison.data.scenes:
         names = ', '.join(f'{a} ({b})' for a, b in comparison.data.scenes[:3])
         section.items.append(
-            f'Mind: {len(comparison.data.scenes)} of the {outcome.images} evaluated images show a scene that a training image shows as well, such '
-            f'as {names}. The numbers hold for such images; on other places or cameras they may differ.'
+            f'Mind: {len(comparison.data.scenes)} of the {outcome.images} evaluated images show a scene that a '
+            f'training image shows as well, such as {names}. The numbers hold for such images; on other places or '
+            'cameras they may differ.'
         )
     for evaluated, trained, kind in comparison.data.duplicates[:10]:
         what = 'left out of the training' if comparison.plan.data.duplicates == 'drop' else 'ALLOWED in the training'
@@ -162,8 +164,8 @@ def _table(outcome: Outcome) -> Section:
     return Section(
         'Box AP',
         [
-            f'COCO AP in percent on {outcome.images} {outcome.evaluated} images. Each value: one seed. The difference to {outcome.reference} with '
-            f'its {100 * CONFIDENCE:.0f} % interval, over images and seeds.'
+            f'COCO AP in percent on {outcome.images} {outcome.evaluated} images. Each value: one seed. The difference '
+            f'to {outcome.reference} with its {100 * CONFIDENCE:.0f} % interval, over images and seeds.'
         ],
         header=['labelled images', 'start', 'AP', 'each seed', f'against {outcome.reference}', *extras],
         rows=rows,
@@ -223,8 +225,8 @@ def _lengths(outcome: Outcome) -> Section:
     return Section(
         'AP against pretraining length',
         [
-            f'With {table.images} labelled images; checkpoints on the way of the same runs, whose learning rate had not come down yet. Bands: lowest '
-            'to highest seed.'
+            f'With {table.images} labelled images; checkpoints on the way of the same runs, whose learning rate had '
+            'not come down yet. Bands: lowest to highest seed.'
         ],
         figures={'lengths': (_svg(figure), 'Box AP against the length of pretraining')},
     )
@@ -387,26 +389,31 @@ def _method(outcome: Outcome, comparison: Comparison, command: str) -> Section:
     items = [
         f'Command: `{command}`',
         f'{datetime.date.today().isoformat()}; {hardware()}; {comparison.stages.jobs} stage(s) at a time.',
-        f'Training images: {data.images["train"]}, of which a label fraction is drawn anew by each detector seed, smaller ones within larger ones'
+        f'Training images: {data.images["train"]}, of which a label fraction is drawn anew by each detector seed, '
+        'smaller ones within larger ones'
         + (f'; {data.images["unlabelled"]} further images without labels' if data.images['unlabelled'] else '')
         + f'. Evaluated: {outcome.images} images ({outcome.evaluated}).',
         *data.notes,
-        f'Detector: the same for all starts, {plan.detector.iterations} iterations, {plan.seeds.detector} seed(s), all weights trained.',
+        f'Detector: the same for all starts, {plan.detector.iterations} iterations, {plan.seeds.detector} seed(s), all '
+        'weights trained.',
         'Pretraining: '
         + (
             f'{plan.pretraining.iterations} iterations'
             if plan.pretraining.iterations is not None
             else f'{plan.pretraining.minutes:g} minutes at the measured speed'
         )
-        + f' for every start, {plan.seeds.pretraining} seed(s), on all training images, of which no evaluated image is one (checked by hash and by '
+        + f' for every start, {plan.seeds.pretraining} seed(s), on all training images, of which no evaluated image is '
+        'one (checked by hash and by '
         'likeness).',
-        'Interval: variance from 1,000 resamplings of the evaluated images (300 above 500 images; the same for all runs), plus the variance between '
-        'detector seeds and between pretraining seeds, pooled over the starts; Student, Satterthwaite. Of twenty intervals one misses.',
+        'Interval: variance from 1,000 resamplings of the evaluated images (300 above 500 images; the same for all '
+        'runs), plus the variance between detector seeds and between pretraining seeds, pooled over the starts; '
+        'Student, Satterthwaite. Of twenty intervals one misses.',
     ]
     if boxes:
         items.append(
-            f'{join(boxes)}: the pretraining was told the boxes of all training images, not their classes. With fewer labels than images that is weak '
-            'supervision, which the other starts have not had (boxes: false in the plan leaves it out).'
+            f'{join(boxes)}: the pretraining was told the boxes of all training images, not their classes. With fewer '
+            'labels than images that is weak supervision, which the other starts have not had (boxes: false in the '
+            'plan leaves it out).'
         )
     return Section('How it was measured', items=items, code=dump_plan(plan))
 
@@ -461,11 +468,13 @@ def to_markdown(title: str, sections: Sequence[Section]) -> str:
 
 _STYLE = """
 :root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif; color: #1d232b; background: #f6f7f9; margin: 0; }
+body { font: 16px/1.5 system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif; color: #1d232b; background:
+  #f6f7f9; margin: 0; }
 main { max-width: 1080px; margin: 0 auto; padding: 24px 20px 64px; }
 h1 { font-size: 26px; line-height: 1.25; margin: 8px 0 20px; }
 h2 { font-size: 19px; margin: 0 0 10px; }
-section { background: #fff; border: 1px solid #e2e6eb; border-radius: 10px; padding: 18px 22px; margin: 0 0 18px; overflow-x: auto; }
+section { background: #fff; border: 1px solid #e2e6eb; border-radius: 10px; padding: 18px 22px; margin: 0 0
+  18px; overflow-x: auto; }
 section.verdict { border-left: 6px solid #2a9d8f; }
 section.verdict p:first-of-type { font-size: 19px; line-height: 1.4; }
 table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; }
@@ -519,7 +528,8 @@ def to_html(title: str, sections: Sequence[Section]) -> str:
                 data = base64.b64encode(jpeg).decode()
                 caption = html.escape(caption)
                 parts.append(
-                    f'<figure><img alt="{caption}" src="data:image/jpeg;base64,{data}"><figcaption>{caption}</figcaption></figure>'
+                    f'<figure><img alt="{caption}" '
+                    f'src="data:image/jpeg;base64,{data}"><figcaption>{caption}</figcaption></figure>'
                 )
             parts.append('</div>')
         if section.code:

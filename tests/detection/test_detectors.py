@@ -126,7 +126,8 @@ def test_channel_layer_norm_is_per_position():
 
 @pytest.mark.parametrize('name', ['mask-rcnn_demo', 'mask-rcnn_vits_fpn_1x_coco'])
 def test_rois_are_read_where_they_are(name):
-    """mmcv's RoIAlign misreads maps that are not contiguous, and those of a ViT are not: torchvision's is the oracle."""
+    """mmcv's RoIAlign misreads maps that are not contiguous, and those of a ViT are not: torchvision's is the
+    oracle."""
     from torchvision.ops import roi_align
 
     model = MODELS.build(config(name).model)

@@ -1,4 +1,5 @@
-"""The proxy for detection: regions pooled as they lie, closed-form classifiers against scikit-learn, hook, ranks, tool."""
+"""The proxy for detection: regions pooled as they lie, closed-form classifiers against scikit-learn, hook, ranks,
+tool."""
 
 import json
 

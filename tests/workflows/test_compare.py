@@ -45,7 +45,8 @@ def write_data(root, splits=(('train', 24), ('val', 16)), seed=0):
 
 
 class FakeTraining:
-    """In place of ``Worker.command``: detectors whose boxes are as far off as their start says, and pretrainings of no time."""
+    """In place of ``Worker.command``: detectors whose boxes are as far off as their start says, and pretrainings of no
+    time."""
 
     def __init__(self, export):
         self.export, self.calls, self.fail_at = export, [], None

@@ -1,5 +1,5 @@
-# mmdet's Mask R-CNN with a plain ViT tapped at four depths, rescaled to strides 4, 8, 16 and 32, in place of the ResNet: the detector of the
-# GTSA paper (arXiv 2304.08014). What is not named here is mmdet's.
+# mmdet's Mask R-CNN with a plain ViT tapped at four depths, rescaled to strides 4, 8, 16 and 32, in place of the
+# ResNet: the detector of the GTSA paper (arXiv 2304.08014). What is not named here is mmdet's.
 _base_ = 'mmdet::_base_/models/mask-rcnn_r50_fpn.py'
 
 model = dict(

@@ -1,4 +1,5 @@
-# mmdet's 12 epochs with steps after 8 and 11; optimizer, warm-up and batch of the detector of the GTSA paper (arXiv 2304.08014).
+# mmdet's 12 epochs with steps after 8 and 11; optimizer, warm-up and batch of the detector of the GTSA paper (arXiv
+# 2304.08014).
 _base_ = 'mmdet::_base_/schedules/schedule_1x.py'
 
 optim_wrapper = dict(

@@ -25,16 +25,18 @@ Describe = Callable[[str], Tuple[str, str]]
 class FrozenMetricHook(Hook):
     """Measures a frozen backbone every so often, beside the value of a randomly initialised one.
 
-    The values go to the log, to the visualizer (TensorBoard, W&B), and with their whole history to ``<name>.json`` and ``<name>.png`` in
-    the work dir. Weights, modes and the global random numbers of the training are as before. All ranks share the work and hold the same
-    result.
+    The values go to the log, to the visualizer (TensorBoard, W&B), and with their whole history to ``<name>.json`` and
+    ``<name>.png`` in the work dir. Weights, modes and the global random numbers of the training are as before. All
+    ranks share the work and hold the same result.
 
     Args:
-        interval: Epochs (iterations with ``by_epoch=False``) between two measurements; the start and the end of training are measured, too.
+        interval: Epochs (iterations with ``by_epoch=False``) between two measurements; the start and the end of
+            training are measured, too.
         by_epoch: Count epochs.
         of: 'teacher' or 'student'.
         random_baseline: Measure a backbone of the config's kind with random weights (seed 0) once, before training.
-        keep_best: Write the teacher's backbone whose metrics are best on average as ``best_<name>_backbone.pth`` to the work dir.
+        keep_best: Write the teacher's backbone whose metrics are best on average as ``best_<name>_backbone.pth`` to the
+            work dir.
 
     Where a backbone starts from a file, the log warns when it gets worse than it was at the start.
     """
@@ -79,12 +81,13 @@ class FrozenMetricHook(Hook):
         model = unwrap(runner.model)
         if not hasattr(model, 'branch'):
             raise ConfigError(
-                f'{type(self).__name__} measures TeacherStudent models, not {type(model).__name__}: remove it from the hooks.'
+                f'{type(self).__name__} measures TeacherStudent models, not {type(model).__name__}: remove it from the '
+                'hooks.'
             )
         if any(hasattr(p, 'full_tensor') for p in model.parameters()):
             raise ConfigError(
-                f'{type(self).__name__} can not measure a sharded model, whose ranks must all see as many images: remove it '
-                'from the hooks, and measure the exports by tools/knn.py or tools/regions.py.'
+                f'{type(self).__name__} can not measure a sharded model, whose ranks must all see as many images: '
+                'remove it from the hooks, and measure the exports by tools/knn.py or tools/regions.py.'
             )
         self.prepare(self._frozen(runner, model.branch(self.of)))
         self._file = Path(runner.work_dir, f'{self.name}.json')
@@ -157,9 +160,10 @@ class FrozenMetricHook(Hook):
             return
         lost = ', '.join(f'{key} {value:.1f} from {start[key]:.1f}' for key, value in metrics.items())
         runner.logger.warning(
-            f'health: the weights are getting worse than what you started with: {lost}. To try: a tenth of the learning rate, a slower teacher '
-            '(model.momentum.start=0.9995), warmer heads (default_hooks.schedule.warm_heads=0.2), a smaller layer_decay_rate, fewer trained '
-            'blocks (model.backbone.frozen), or a shorter run; the best export so far is kept with keep_best=True.'
+            f'health: the weights are getting worse than what you started with: {lost}. To try: a tenth of the '
+            'learning rate, a slower teacher (model.momentum.start=0.9995), warmer heads '
+            '(default_hooks.schedule.warm_heads=0.2), a smaller layer_decay_rate, fewer trained blocks '
+            '(model.backbone.frozen), or a shorter run; the best export so far is kept with keep_best=True.'
         )
 
     def _is_best(self, metrics: Dict[str, float]) -> bool:
@@ -207,11 +211,12 @@ def _words(metrics: Dict[str, float], beside: Dict[str, str] = {}) -> str:
 
 
 def plot_history(record: dict, path: str, name: str, describe: Describe = lambda key: (key, '%')) -> None:
-    """Draw each metric over the iterations, from the one before training on, beside what is reached without pretraining, as a PNG.
+    """Draw each metric over the iterations, from the one before training on, beside what is reached without
+    pretraining, as a PNG.
 
     Args:
-        record: ``of``, ``history`` (points with ``iteration`` and the metrics), ``random`` (metrics of random weights, or None) and, by
-            metric, ``trivial`` (what an answer that looks at no feature reaches: a name and a value).
+        record: ``of``, ``history`` (points with ``iteration`` and the metrics), ``random`` (metrics of random weights,
+            or None) and, by metric, ``trivial`` (what an answer that looks at no feature reaches: a name and a value).
         path: File to write.
         name: Of the measure.
         describe: Title and unit of a metric by its key.

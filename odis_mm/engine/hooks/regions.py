@@ -12,9 +12,11 @@ from .frozen import FrozenMetricHook
 
 @HOOKS.register_module()
 class RegionProxyHook(FrozenMetricHook):
-    """Class accuracy of regions, object against background, and masks, from frozen features (see :mod:`odis_mm.evaluation.regions`).
+    """Class accuracy of regions, object against background, and masks, from frozen features (see
+    :mod:`odis_mm.evaluation.regions`).
 
-    Add it to any pretraining: ``--cfg-options +default_hooks.regions.type=RegionProxyHook +default_hooks.regions.data_root=DIR``.
+    Add it to any pretraining: ``--cfg-options +default_hooks.regions.type=RegionProxyHook
+    +default_hooks.regions.data_root=DIR``.
 
     Args:
         data_root: Folder of the annotations and images; the defaults below it are COCO's.

@@ -14,16 +14,17 @@ from ...utils.schedules import cosine
 class SelfSupScheduleHook(Hook):
     """Per-iteration schedules, prototype freeze, and the call that moves the teacher.
 
-    The teacher and the centers follow torch's own optimizer-step hook and not the iteration: with gradient accumulation they move
-    once per optimizer step, and not at all in a step which the fp16 loss scaler skips.
+    The teacher and the centers follow torch's own optimizer-step hook and not the iteration: with gradient accumulation
+    they move once per optimizer step, and not at all in a step which the fp16 loss scaler skips.
 
     Args:
-        weight_decay_end: Weight decay follows a cosine from the optimizer's value to this one (iBOT: 0.04 -> 0.4), in the
-            groups that have any; None: constant.
+        weight_decay_end: Weight decay follows a cosine from the optimizer's value to this one (iBOT: 0.04 -> 0.4), in
+            the groups that have any; None: constant.
         freeze_prototypes_epochs: So many first epochs give the prototype layer no gradient (DINO, iBOT: 1).
-        warm_heads: For this share of the run neck and head learn on a backbone that stays as it is; over another such share the backbone's
-            rate then rises from 0 to its own. For weights that are worth keeping: the gradients of a head that knows nothing wreck them.
-            Needs ``optim_wrapper.paramwise_cfg.layer_decay_rate``, which keeps the backbone's parameters apart.
+        warm_heads: For this share of the run neck and head learn on a backbone that stays as it is; over another such
+            share the backbone's rate then rises from 0 to its own. For weights that are worth keeping: the gradients of
+            a head that knows nothing wreck them. Needs ``optim_wrapper.paramwise_cfg.layer_decay_rate``, which keeps
+            the backbone's parameters apart.
     """
 
     def __init__(
@@ -70,7 +71,8 @@ class SelfSupScheduleHook(Hook):
         def after_step(*_):
             for number in list(rates):
                 backbone[number]['lr'] = rates.pop(number)
-            # a fused optimizer is called by the fp16 loss scaler at every step, and skips those with infinite gradients itself
+            # a fused optimizer is called by the fp16 loss scaler at every step, and skips those with infinite gradients
+            # itself
             skipped = getattr(optimizer, 'found_inf', None)
             if skipped is None or not skipped:
                 model.after_optimizer_step()
@@ -83,14 +85,15 @@ class SelfSupScheduleHook(Hook):
         ]
 
     def backbone_share(self, iteration: int, max_iters: int) -> float:
-        """What of its learning rate the backbone gets: 0 while the heads are warmed, then rising to 1 over as many iterations."""
+        """What of its learning rate the backbone gets: 0 while the heads are warmed, then rising to 1 over as many
+        iterations."""
         warm = int(self.warm_heads * max_iters)
         return min(max((iteration - warm + 1) / warm, 0.0), 1.0) if iteration >= warm > 0 else float(warm <= 0)
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         unwrap(runner.model).set_progress(runner.iter, runner.max_iters, len(runner.train_dataloader))
-        # mmpretrain's CosineAnnealingWeightDecay has the same values, but each from the last one and with the length that a checkpoint
-        # holds: a run that is resumed with another length would keep the old one
+        # mmpretrain's CosineAnnealingWeightDecay has the same values, but each from the last one and with the length
+        # that a checkpoint holds: a run that is resumed with another length would keep the old one
         if self.weight_decay_end is not None:
             for group, start in self._decayed:
                 group['weight_decay'] = cosine(start, self.weight_decay_end, runner.iter, runner.max_iters)

@@ -34,7 +34,8 @@ class Sequences(NamedTuple):
         ropes: Rotary positions; None: the tokens carry theirs.
         objects: Place of the k [OBJ] tokens in T.
         form: Of the attention.
-        readers: Of a single resolution: which keys the last n tokens of T see, bool [B, 1, n, T]; the others see none of these n.
+        readers: Of a single resolution: which keys the last n tokens of T see, bool [B, 1, n, T]; the others see none
+            of these n.
     """
 
     shapes: Shapes
@@ -53,29 +54,37 @@ class Sequences(NamedTuple):
 
 @MODELS.register_module()
 class ObjectViT(VisionTransformer):
-    """``mmpretrain.VisionTransformer`` plus one optional argument of ``forward``: the object mask (ODIS, arXiv 2506.05409).
+    """``mmpretrain.VisionTransformer`` plus one optional argument of ``forward``: the object mask (ODIS, arXiv
+    2506.05409).
 
-    With the defaults it has the same parameters under the same names, [OBJ] takes the place (and the weights) of [CLS], and without a mask,
-    or with an all-ones one, it computes the same function. Further options make it the ViT of DINOv2 (``layer_scale_init_value``,
-    ``num_registers``, patches of 14) or of DINOv3 (these, ``rope``, ``key_bias``, ``swiglu``), so that their weights arrive unchanged.
+    With the defaults it has the same parameters under the same names, [OBJ] takes the place (and the weights) of [CLS],
+    and without a mask, or with an all-ones one, it computes the same function. Further options make it the ViT of
+    DINOv2 (``layer_scale_init_value``, ``num_registers``, patches of 14) or of DINOv3 (these, ``rope``, ``key_bias``,
+    ``swiglu``), so that their weights arrive unchanged.
 
     The sequence is [CLS] if ``cls_beside_object``, the [OBJ] tokens, the registers, the patches.
 
     Args:
-        num_object_tokens: k, how many [OBJ] tokens read the object. The paper's default is 1: with more, the authors' runs collapsed.
-        cls_beside_object: Keep an unmasked [CLS] in front of the [OBJ] tokens (needed by the image-level term of the loss).
-            More than one of both adds a parameter ``object_tokens`` that a stock ViT has no place for.
-        num_registers: Tokens that see and are seen by all and are read by nobody (arXiv 2309.16588): ``register_tokens``.
-        rope: Arguments of :class:`AxialRope` in place of learned positions, ``dict(base=100)`` in DINOv3; None: learned positions.
+        num_object_tokens: k, how many [OBJ] tokens read the object. The paper's default is 1: with more, the authors'
+            runs collapsed.
+        cls_beside_object: Keep an unmasked [CLS] in front of the [OBJ] tokens (needed by the image-level term of the
+            loss). More than one of both adds a parameter ``object_tokens`` that a stock ViT has no place for.
+        num_registers: Tokens that see and are seen by all and are read by nobody (arXiv 2309.16588):
+            ``register_tokens``.
+        rope: Arguments of :class:`AxialRope` in place of learned positions, ``dict(base=100)`` in DINOv3; None: learned
+            positions.
         key_bias: False: keys have no bias, as in DINOv3; its place in ``qkv.bias`` is 0 and stays so.
         swiglu: SiLU-gated MLPs ``w12`` and ``w3`` of the hidden width ``feedforward_channels``.
         antialias: Of learned positions on a smaller grid, as timm and DINOv2 with registers do it.
-        out_type: 'raw': token sequences, which pretraining reads; 'featmap': contiguous maps [B, D, rows, columns], for detectors.
+        out_type: 'raw': token sequences, which pretraining reads; 'featmap': contiguous maps [B, D, rows, columns], for
+            detectors.
         frozen: True, or the number of first blocks: they and the embeddings are not trained, and run without drop path.
-        window_size: Above 0, blocks attend within windows of so many patches along a side, but for every ``global_every``-th (ViTDet: 14).
+        window_size: Above 0, blocks attend within windows of so many patches along a side, but for every
+            ``global_every``-th (ViTDet: 14).
         global_every: See there; 3 gives 4 global blocks of 12.
         with_cp: Recompute every block in the backward pass (activation checkpointing): less memory, same result.
-        compiled: Compile the blocks (:meth:`compile_blocks`): same results; pays on GPUs, after minutes in the first steps.
+        compiled: Compile the blocks (:meth:`compile_blocks`): same results; pays on GPUs, after minutes in the first
+            steps.
         **kwargs: Everything ``mmpretrain.VisionTransformer`` takes; ``arch`` 'deit-small' is the ViT-S of the papers.
 
     Raises:
@@ -102,12 +111,14 @@ class ObjectViT(VisionTransformer):
     ):
         if out_type not in ('raw', 'featmap') or not kwargs.get('with_cls_token', True):
             raise ConfigError(
-                "ObjectViT returns tokens (out_type='raw') or maps (out_type='featmap') and has a [CLS] or [OBJ] token: leave "
+                "ObjectViT returns tokens (out_type='raw') or maps (out_type='featmap') and has a [CLS] or [OBJ] "
+                'token: leave '
                 'with_cls_token at True.'
             )
         if num_object_tokens < 1 or num_registers < 0:
             raise ConfigError(
-                f'num_object_tokens must be at least 1 and num_registers at least 0, got {num_object_tokens} and {num_registers}.'
+                f'num_object_tokens must be at least 1 and num_registers at least 0, got {num_object_tokens} and '
+                f'{num_registers}.'
             )
         super().__init__(*args, out_type=out_type, **kwargs)
         width, heads = self.embed_dims, self.arch_settings['num_heads']
@@ -154,8 +165,8 @@ class ObjectViT(VisionTransformer):
         super().init_weights()
         if isinstance(self.init_cfg, dict) and self.init_cfg['type'] == 'Pretrained':
             return
-        # as in the releases; the stock ViT has Xavier's weights and random biases in the MLPs, torch's defaults in the attention, and
-        # leaves the token at zero. The patch embedding keeps torch's default in both
+        # as in the releases; the stock ViT has Xavier's weights and random biases in the MLPs, torch's defaults in the
+        # attention, and leaves the token at zero. The patch embedding keeps torch's default in both
         init_linears(self.layers)
         for name in ('pos_embed', 'cls_token', 'object_tokens', 'register_tokens'):
             if getattr(self, name, None) is not None:
@@ -177,7 +188,8 @@ class ObjectViT(VisionTransformer):
         return self
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> Tuple[int, int]:
-        """(place in the ladder of layer-wise learning rates, its length): 0 the embeddings and tokens, then block by block."""
+        """(place in the ladder of layer-wise learning rates, its length): 0 the embeddings and tokens, then block by
+        block."""
         if param_name.removeprefix(prefix) in ('object_tokens', 'register_tokens'):
             param_name = f'{prefix}cls_token'
         return super().get_layer_depth(param_name, prefix)
@@ -187,7 +199,8 @@ class ObjectViT(VisionTransformer):
 
         Args:
             images: [B, 3, H, W], normalised.
-            replace: (where: bool [B, N], token: [D]): patch embeddings to replace by the mask token (masked image modelling).
+            replace: (where: bool [B, N], token: [D]): patch embeddings to replace by the mask token (masked image
+                modelling).
 
         Returns:
             Tokens [B, T, D], T = leading tokens + N, and the patch grid (rows, columns).
@@ -217,18 +230,22 @@ class ObjectViT(VisionTransformer):
         """Token sequences, or maps, after the blocks ``out_indices``.
 
         Args:
-            images: [B, 3, H, W], normalised; or a list of such, one for each resolution, whose tokens then share all that treats tokens one
-                by one (norms, projections, MLPs) and meet in attention only with their own view's: fewer and larger products, same result.
-            object_mask: bool [B, N], the patches of the object. In every block the [OBJ] query attends to itself, the registers and these
-                patches only; patch queries attend to everything. None: all patches, an ordinary ViT.
+            images: [B, 3, H, W], normalised; or a list of such, one for each resolution, whose tokens then share all
+                that treats tokens one by one (norms, projections, MLPs) and meet in attention only with their own
+                view's: fewer and larger products, same result.
+            object_mask: bool [B, N], the patches of the object. In every block the [OBJ] query attends to itself, the
+                registers and these patches only; patch queries attend to everything. None: all patches, an ordinary
+                ViT.
             replace: See :meth:`embed`; of the first resolution.
-            patches: int64 [M], the only patches that are read from the last block's result, as indices into the flattened [B * N]; [CLS] and
-                [OBJ] always are. What nobody reads is not computed: the last block's projection and MLP run for these alone. None: all.
+            patches: int64 [M], the only patches that are read from the last block's result, as indices into the
+                flattened [B * N]; [CLS] and [OBJ] always are. What nobody reads is not computed: the last block's
+                projection and MLP run for these alone. None: all.
 
         Returns:
-            One [B, T, D], or map [B, D, rows, columns], per entry of ``out_indices``; the last block's is normalised. With ``patches`` the
-            last block's is two entries: [CLS] and [OBJ] tokens [B, t, D] and these patches [M, D], equal to the rows of the whole. A list of
-            images gives a list of such, and takes lists for ``object_mask`` (with None for no mask) and ``patches``.
+            One [B, T, D], or map [B, D, rows, columns], per entry of ``out_indices``; the last block's is normalised.
+            With ``patches`` the last block's is two entries: [CLS] and [OBJ] tokens [B, t, D] and these patches [M, D],
+            equal to the rows of the whole. A list of images gives a list of such, and takes lists for ``object_mask``
+            (with None for no mask) and ``patches``.
 
         Raises:
             ConfigError: the mask does not fit the patch grid.
@@ -358,7 +375,8 @@ class ObjectViT(VisionTransformer):
         self._block = torch.compile(_block, **{'dynamic': False, **kwargs})
 
     def shard_blocks(self, **kwargs) -> None:
-        """Has torch's ``fully_shard(**kwargs)`` leave each rank its part of every block; a block is gathered while it runs, uncompiled."""
+        """Has torch's ``fully_shard(**kwargs)`` leave each rank its part of every block; a block is gathered while it
+        runs, uncompiled."""
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
         for layer in self.layers:
@@ -369,7 +387,8 @@ class ObjectViT(VisionTransformer):
 
     @torch.no_grad()
     def object_attention_map(self, images: Tensor, object_mask: Optional[Tensor] = None) -> Tensor:
-        """Where the [OBJ] query looks in the last block: float [B, rows, columns], mean over heads and [OBJ] tokens, for pictures.
+        """Where the [OBJ] query looks in the last block: float [B, rows, columns], mean over heads and [OBJ] tokens,
+        for pictures.
 
         Args:
             images: [B, 3, H, W], normalised.
@@ -393,17 +412,21 @@ class ObjectViT(VisionTransformer):
 
     @torch.no_grad()
     def read_objects(self, images: Tensor, object_masks: Tensor) -> Tuple[Tensor, Tensor]:
-        """Return the token sequences of whole images and, from the same pass, the [OBJ] tokens of k objects in each, for evaluation.
+        """Return the token sequences of whole images and, from the same pass, the [OBJ] tokens of k objects in each,
+        for evaluation.
 
-        Each object has [OBJ] tokens of its own. They attend as with a mask in :meth:`forward`, and no other token attends to them: the
-        patches see the [OBJ] of the whole image, where :meth:`forward` shows them the one that is masked.
+        Each object has [OBJ] tokens of its own. They attend as with a mask in :meth:`forward`, and no other token
+        attends to them: the patches see the [OBJ] of the whole image, where :meth:`forward` shows them the one that is
+        masked.
 
         Args:
             images: [B, 3, H, W], normalised.
-            object_masks: bool [B, k, N], the patches of each object; none at all: the token sees itself (and registers) alone.
+            object_masks: bool [B, k, N], the patches of each object; none at all: the token sees itself (and registers)
+                alone.
 
         Returns:
-            [B, T, D], the last block's of :meth:`forward` without a mask, and [B, k, D], the mean over an object's tokens.
+            [B, T, D], the last block's of :meth:`forward` without a mask, and [B, k, D], the mean over an object's
+            tokens.
 
         Raises:
             ConfigError: the masks do not fit the patch grid.
@@ -412,8 +435,8 @@ class ObjectViT(VisionTransformer):
         batch, length = x.shape[:2]
         if object_masks.shape[::2] != (batch, grid[0] * grid[1]):
             raise ConfigError(
-                f'object_masks must be bool [{batch}, objects, {grid[0] * grid[1]}] (patches of the {grid[0]}x{grid[1]} grid), got '
-                f'{tuple(object_masks.shape)}.'
+                f'object_masks must be bool [{batch}, objects, {grid[0] * grid[1]}] (patches of the '
+                f'{grid[0]}x{grid[1]} grid), got {tuple(object_masks.shape)}.'
             )
         own = self.object_slice.stop - self.object_slice.start
         readers = x[:, self.object_slice].repeat(1, object_masks.shape[1], 1)  # [B, k * own, D], object by object
@@ -463,7 +486,8 @@ class ObjectViT(VisionTransformer):
 
 
 class QKVWithoutKeyBias(nn.Linear):
-    """Queries, keys and values in one product, the keys without a bias: the middle third of ``bias`` counts as 0 and gets no gradient."""
+    """Queries, keys and values in one product, the keys without a bias: the middle third of ``bias`` counts as 0 and
+    gets no gradient."""
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = self.bias.chunk(3)
@@ -509,7 +533,8 @@ def _block(
 def _attention(
     attn: nn.Module, qkv: Tensor, sequences: Sequences, path: Path, window: Optional[Tuple[int, int]]
 ) -> Tensor:
-    """[R, 3 D] to [R, D] before the projection, each view among its own tokens; of a :class:`Kept` path the images that it keeps."""
+    """[R, 3 D] to [R, D] before the projection, each view among its own tokens; of a :class:`Kept` path the images that
+    it keeps."""
     shapes = path.shapes if isinstance(path, Kept) else sequences.shapes
     masks = select(sequences.masks, path)
     sizes = [batch * length for batch, length in shapes]
@@ -554,8 +579,8 @@ def _mlp(ffn: nn.Module) -> Callable[[Tensor], Tensor]:
 def _after_norm(then: Callable[[Tensor], Tensor], norm: nn.Module, x: Tensor, lean: bool, path: Path = None) -> Tensor:
     """``then(norm(x))`` of the images that ``path`` keeps.
 
-    If ``lean``, the norm's result is not kept for the backward pass: of all that a block keeps nothing is cheaper to compute again. A
-    compiler decides that for itself.
+    If ``lean``, the norm's result is not kept for the backward pass: of all that a block keeps nothing is cheaper to
+    compute again. A compiler decides that for itself.
     """
     if not lean or torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return then(take(norm(x), path))

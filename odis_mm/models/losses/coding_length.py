@@ -9,7 +9,8 @@ from torch.distributed.nn.functional import all_reduce
 def _sum_over_ranks(x: Tensor) -> Tensor:
     """All-reduce that back-propagates: what a rank puts in enters the result, hence the loss, of every rank.
 
-    The gradient is therefore the sum over the ranks' losses; DDP's mean over ranks then gives that of one loss of the whole batch.
+    The gradient is therefore the sum over the ranks' losses; DDP's mean over ranks then gives that of one loss of the
+    whole batch.
     """
     return all_reduce(x) if get_world_size() > 1 else x
 
@@ -18,11 +19,13 @@ def second_moment(z: Tensor) -> Tensor:
     """The smaller one of Z^T Z / n and Z Z^T / n, which share all eigenvalues that are not 0 (Sylvester).
 
     Args:
-        z: [..., b, d], this rank's part of the embeddings Z [..., n, d]; all ranks have the same b (``EpochSampler`` sees to it).
+        z: [..., b, d], this rank's part of the embeddings Z [..., n, d]; all ranks have the same b (``EpochSampler``
+            sees to it).
 
     Returns:
-        float64 [..., m, m], m = min(n, d), the same on every rank. In float64 because TF32, where a user allows it, would leave a
-        rank-deficient moment with negative eigenvalues; with min(n, d) of a few hundred it costs next to nothing.
+        float64 [..., m, m], m = min(n, d), the same on every rank. In float64 because TF32, where a user allows it,
+        would leave a rank-deficient moment with negative eigenvalues; with min(n, d) of a few hundred it costs next to
+        nothing.
     """
     rank, world = get_dist_info()
     local, channels = z.shape[-2:]
@@ -40,8 +43,9 @@ def second_moment(z: Tensor) -> Tensor:
 def coding_length(moment: Tensor, channels: int, eps2: float) -> Tensor:
     """h(Z) = 1/2 log det(I + d/(n eps^2) Z^T Z), in nats: a Gaussian's differential entropy up to constants.
 
-    Ma et al. 2007 (coding length, distortion eps); Liu et al. 2022 (maximum entropy coding). I + a positive semi-definite matrix has a
-    Cholesky factor whatever the rank of Z: fewer images than channels, one image, duplicates.
+    Ma et al. 2007 (coding length, distortion eps); Liu et al. 2022 (maximum entropy coding). I + a positive
+    semi-definite matrix has a Cholesky factor whatever the rank of Z: fewer images than channels, one image,
+    duplicates.
 
     Args:
         moment: [..., m, m] from :func:`second_moment`.
@@ -59,7 +63,8 @@ def coding_length(moment: Tensor, channels: int, eps2: float) -> Tensor:
 
 @torch.no_grad()
 def effective_rank(moment: Tensor) -> Tensor:
-    """exp of the Shannon entropy of the spectrum's shares (Roy and Vetterli 2007, of eigenvalues): 1 collapsed, m isotropic.
+    """exp of the Shannon entropy of the spectrum's shares (Roy and Vetterli 2007, of eigenvalues): 1 collapsed, m
+    isotropic.
 
     Args:
         moment: [..., m, m] from :func:`second_moment`, not centered: embeddings that are all alike count as rank 1.

@@ -31,8 +31,8 @@ class ALFM(TeacherStudent):
 
     Args:
         lambda_gmsr, lambda_cdlp: Weights; 0 leaves the term, and the training of its projector, out.
-        embed_shared: GMSR compares what both views show, the mean of its cells, in place of whole views. Two crops of an
-            image that is full of objects often have little in common, and then only their entropy can be learned.
+        embed_shared: GMSR compares what both views show, the mean of its cells, in place of whole views. Two crops of
+            an image that is full of objects often have little in common, and then only their entropy can be learned.
             Images whose views do not overlap are compared as wholes.
         **kwargs: See :class:`TeacherStudent`; an ``ObjectViT`` or any backbone whose last output is a map [B, C, H, W],
             a ``GlobalLocalNeck`` and an ``ALFMHead``.

@@ -31,9 +31,10 @@ class TeacherStudent(BaseSelfSupervisor):
         momentum: dict(start, end) of m in the papers' convention (near 1), on a cosine over all iterations (iBOT: 0.996
             -> 1).
         data_preprocessor: Config; default ``ViewPreprocessor``.
-        anchor: For weights that are worth keeping: dict(kind, weight=1.0) adds ``loss_anchor``, the distance of the student's patches from
-            those of the starting weights, on the first global view; see :func:`anchor_loss`. It costs a forward and backward pass of the
-            student and a forward pass of the starting weights on a view of each image, and a copy of the backbone. None: no anchor.
+        anchor: For weights that are worth keeping: dict(kind, weight=1.0) adds ``loss_anchor``, the distance of the
+            student's patches from those of the starting weights, on the first global view; see :func:`anchor_loss`. It
+            costs a forward and backward pass of the student and a forward pass of the starting weights on a view of
+            each image, and a copy of the backbone. None: no anchor.
     """
 
     prototype_loss: Optional[str] = (
@@ -113,7 +114,8 @@ class TeacherStudent(BaseSelfSupervisor):
 
     @torch.no_grad()
     def update_teacher(self) -> None:
-        """One EMA step over all parameters at once; mmengine's averaged models take one tensor after another, and the buffers with them."""
+        """One EMA step over all parameters at once; mmengine's averaged models take one tensor after another, and the
+        buffers with them."""
         if self._ema_pairs is None:
             self._ema_pairs = self._pair_parameters()
         torch._foreach_lerp_(*self._ema_pairs, 1 - self.momentum)
@@ -236,8 +238,8 @@ def anchor_loss(patches: Tensor, wanted: Tensor, kind: str) -> Tensor:
     Args:
         patches: [B, N, D] of the student.
         wanted: The same of the starting weights.
-        kind: 'feature': mean of 1 - cosine, patch by patch. 'gram': mean squared difference of the patches' cosines among each other within
-            an image, which leaves features free to turn as a whole (DINOv3, arXiv 2508.10104).
+        kind: 'feature': mean of 1 - cosine, patch by patch. 'gram': mean squared difference of the patches' cosines
+            among each other within an image, which leaves features free to turn as a whole (DINOv3, arXiv 2508.10104).
     """
     patches, wanted = (F.normalize(part.float(), dim=-1) for part in (patches, wanted))
     if kind == 'feature':
