@@ -38,9 +38,9 @@ def recipes() -> str:
 
 def health() -> str:
     """Findings of the health monitor and their cures."""
-    from odis_mm.engine.hooks.health import CURES
+    from odis_mm.engine.hooks.health import REMEDIES
 
-    return '| finding | what to try |\n|---|---|\n' + '\n'.join(f'| {name} | {cure} |' for name, cure in CURES.items())
+    return '| finding | what to try |\n|---|---|\n' + '\n'.join(f'| {name} | {cure} |' for name, cure in REMEDIES.items())
 
 
 def commands() -> str:
