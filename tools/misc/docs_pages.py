@@ -40,7 +40,8 @@ def health() -> str:
     """Findings of the health monitor and their cures."""
     from odis_mm.engine.hooks.health import REMEDIES
 
-    return '| finding | what to try |\n|---|---|\n' + '\n'.join(f'| {name} | {cure} |' for name, cure in REMEDIES.items())
+    rows = [f'| {name} | {remedy} |' for name, remedy in REMEDIES.items()]
+    return '\n'.join(['| finding | what to try |', '|---|---|', *rows])
 
 
 def commands() -> str:
