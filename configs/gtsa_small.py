@@ -1,4 +1,5 @@
-# GTSA on 200 to 5,000 images of one's own, without objects.
+# GTSA on 200 to 5,000 images of one's own, without objects. How the numbers were found, and that no detector was run
+# on it yet: docs/evidence/small_data_search.md.
 _base_ = [
     './_base_/models/gtsa_demo.py',
     './_base_/datasets/small_objects.py',
@@ -7,14 +8,18 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(img_size=64),
-    head=dict(crop_cells=(5, 3), num_matches=(32, 8)),  # the maps have 8 x 8 and 4 x 4 cells: half of them are matched
+    backbone=dict(img_size=48),
+    momentum=dict(start=0.95),  # the paper's 0.996 leaves half of the initial weights in the teacher of 300 steps
+    head=dict(
+        lambda_entropy=1.0,  # ours: without it a short run with a quick teacher collapsed
+        correspondence_epoch=1,  # an epoch may be six steps
+    ),
 )
 sample_views = dict(
     type='SamplePairViews',
     views=[
-        dict(role='global', num=2, size=64, scale=(0.2, 0.8), ratio=(3 / 4, 4 / 3)),
-        dict(role='local', num=2, size=32, scale=(0.05, 0.2), ratio=(3 / 4, 4 / 3)),
+        dict(role='global', num=2, size=48, scale=(0.1, 0.5), ratio=(3 / 4, 4 / 3)),
+        dict(role='local', num=2, size=24, scale=(0.03, 0.12), ratio=(3 / 4, 4 / 3)),
     ],
     min_overlap=(0.02, 0.01),  # paper
     tries=50,
@@ -22,6 +27,9 @@ sample_views = dict(
     patch_size=8,
 )
 train_dataloader = _base_.train_dataloader
+train_dataloader.batch_size = 32
+auto_scale_lr = dict(base_batch_size=32)
+default_hooks = dict(schedule=dict(weight_decay_end=0.04, freeze_prototypes_epochs=0))  # constant; no prototypes
 train_dataloader.dataset.pipeline = [
     sample_views if step.type == 'SampleViews' else step
     for step in train_dataloader.dataset.pipeline

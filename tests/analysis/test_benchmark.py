@@ -13,7 +13,7 @@ from mmpretrain.registry import MODELS
 import odis_mm  # noqa: F401
 from odis_mm.analysis import TextbookIBOT, benchmark, count_step, startup
 from odis_mm.analysis.cost import Allocations, count_flops, total_loss
-from odis_mm.cli.benchmarks import benchmark_main
+from odis_mm.cli.benchmarks import benchmark_main, startup_main
 from odis_mm.config import load_config
 from odis_mm.engine.hooks import SelfSupScheduleHook
 from odis_mm.models import ObjectViT
@@ -280,7 +280,7 @@ def test_teacher_stays_when_a_fused_optimizer_skips_a_step():
     model.after_optimizer_step = lambda: moved.append(1)
     optim = benchmark.Step(model, cfg, {}).optim
     hook = SelfSupScheduleHook()
-    hook.before_train(SimpleNamespace(model=model, optim_wrapper=optim, train_dataloader=[0], iter=0))
+    hook.before_train(SimpleNamespace(model=model, optim_wrapper=optim, train_dataloader=[0], iter=0, max_iters=10))
     for parameter in model.backbone.parameters():
         parameter.grad = torch.zeros_like(parameter)
     for found_inf, expected in ((torch.ones(()), 0), (torch.zeros(()), 1)):  # as torch.amp.GradScaler.step does
@@ -413,7 +413,7 @@ def test_start_up_is_the_time_to_the_first_iteration(tmp_path, capsys):
         'time.sleep(600)\n'
     )
     train = (sys.executable, str(fake))
-    startup.main(['good', '--repeats', '1', '--out', str(tmp_path / 'kept.json')], train)
+    startup_main(['good', '--repeats', '1', '--out', str(tmp_path / 'kept.json')], train)
     kept = json.loads((tmp_path / 'kept.json').read_text())
     assert 0 < kept['median'] == kept['seconds'][0] < 60 and 'good: first iteration after' in capsys.readouterr().out
     with pytest.raises(benchmark.ConfigError, match='limit 1.*reading silent'):

@@ -160,7 +160,7 @@ def test_a_run_that_fails_is_told_with_a_command_that_shows_it(tmp_path, monkeyp
     assert not found.ok and found.what.startswith('pretraining: failed: error: --cfg-options model.backbone.archh')
     done = subprocess.run(['bash', '-c', found.remedy], cwd=tmp_path, env=environment(), capture_output=True, text=True)
     assert 'Traceback' in done.stderr and "has no key 'archh'" in done.stderr, done.stderr
-    assert (tmp_path / 'doctor_demo/annotations/instances_train2017.json').is_file()
+    assert list(tmp_path.rglob('instances_train2017.json'))
 
 
 def test_report_and_exit_code(monkeypatch, capsys):

@@ -23,6 +23,7 @@ from odis_mm.cli import train as cli
 from odis_mm.datasets.demo import ensure_demo
 from odis_mm.engine.peers import await_peers
 from odis_mm.evaluation import FrozenBackbone, LabelledImages, image_features, knn_images, labelled_split
+from odis_mm.transfer import load_local
 from odis_mm.utils.distributed import whole
 from odis_mm.utils.errors import MissingPeersError
 
@@ -264,7 +265,7 @@ def test_sharded_ranks_are_the_same_run(runs, method):
     (alone,) = load(runs, f'{method}_plain', 1)
     ranks = load(runs, f'{method}_sharded', 2)
     assert_same_run(alone, ranks, 'sharded')
-    saved = torch.load(runs / f'{method}_sharded/epoch_2.pth', weights_only=True)
+    saved = load_local(str(runs / f'{method}_sharded/epoch_2.pth'))
     assert saved['state_dict'].keys() == alone['state'].keys()
     assert all(torch.equal(saved['state_dict'][key], value) for key, value in ranks[0]['state'].items())
     momentum = [entry['momentum_buffer'] for entry in saved['optimizer']['state'].values()]

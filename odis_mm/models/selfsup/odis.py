@@ -159,10 +159,8 @@ class ODIS(TeacherStudent):
         every, means = None, None
         if self.lambda_patch and self.head.patch_center_of_all:
             tokens = backbone(views, mask)[-1]
-            leading, patches = (
-                tokens[:, : self.backbone.num_leading_tokens],
-                tokens[:, self.backbone.num_leading_tokens :],
-            )
+            leading = tokens[:, : self.backbone.num_class_tokens]
+            patches = tokens[:, self.backbone.num_leading_tokens :]
             every = _sum_of_logits(neck, patches)
             patches = patches.flatten(0, 1)[masked]
         else:
@@ -204,7 +202,7 @@ def read_tokens(
     patches = tokens[:, first:]
     weight = pooled.to(patches.dtype)
     weight = weight / weight.sum(-1, keepdim=True).clamp(min=1)
-    return tokens[:, :first], patches.flatten(0, 1)[masked], weight @ patches
+    return tokens[:, : backbone.num_class_tokens], patches.flatten(0, 1)[masked], weight @ patches
 
 
 def _sum_of_logits(neck: nn.Module, patches: Tensor) -> Tuple[Tensor, int]:
