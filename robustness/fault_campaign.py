@@ -501,9 +501,7 @@ def differences(a: Any, b: Any, path: str = '') -> List[str]:
     if isinstance(a, dict):
         if a.keys() != b.keys():
             return [f'{path} has other keys: {sorted(map(str, a.keys() ^ b.keys()))[:5]}']
-        # mmengine keeps there the rate that a log shows, of a resumed run that of its last checkpoint
-        keys = [key for key in a if key != 'base_param_settings']
-        return [name for key in keys for name in differences(a[key], b[key], f'{path}.{key}' if path else str(key))]
+        return [name for key in a for name in differences(a[key], b[key], f'{path}.{key}' if path else str(key))]
     if isinstance(a, (list, tuple)):
         if len(a) != len(b):
             return [f'{path} has {len(a)} and {len(b)} parts']

@@ -163,15 +163,21 @@ class LoadingHook(Hook):
             checkpoint['param_schedulers'] = [scheduler.state_dict() for scheduler in schedulers]
         scheduled = {scheduler.param_name for scheduler in schedulers}
         kept = set() if again else scheduled | {f'initial_{name}' for name in scheduled}
-        for group, former in zip(groups, saved['param_groups']):
+        base = getattr(wrapper, 'base_param_settings', None)  # mmengine's further group, which schedulers move as well
+        if base is not None:
+            groups, formers = (
+                [*groups, base],
+                [*saved['param_groups'], saved.setdefault('base_param_settings', {**base})],
+            )
+        else:
+            formers = saved['param_groups']
+        for group, former in zip(groups, formers):
             values: Dict[str, Any] = {
                 key: former.get(key, value) if key in kept else value for key, value in group.items()
             }
             former_parameters = former['params']
             former.clear()
             former.update(values, params=former_parameters)
-        if getattr(wrapper, 'base_param_settings', None) is not None:
-            saved['base_param_settings'] = wrapper.base_param_settings
         if not hasattr(wrapper, 'loss_scaler'):
             saved.pop('loss_scaler', None)
         if again:
