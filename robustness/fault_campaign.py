@@ -279,7 +279,7 @@ class Campaign:
         threads = next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('Threads:'))
         if threads != 1:
             raise CampaignError(
-                f'this process has {threads} threads and can not be forked safely: run it with OMP_NUM_THREADS=1.'
+                f'this process has {threads} threads and cannot be forked safely: run it with OMP_NUM_THREADS=1.'
             )
         torch.set_num_threads(1)
         if self.work_dir.exists() and any(self.work_dir.iterdir()):

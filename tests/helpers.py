@@ -1,6 +1,7 @@
 """Models, batches, runners and command lines in small, shared by tests of several modules."""
 
 import copy
+import json
 import os
 import os.path as osp
 import subprocess
@@ -15,6 +16,7 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmpretrain.registry import MODELS
+from PIL import Image
 
 import odis_mm  # noqa: F401
 from odis_mm.analysis.cost import total_loss
@@ -354,3 +356,24 @@ def run_command_line(command, cwd, env) -> str:
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout + done.stderr
+
+
+def write_noise_coco(root, splits=(('train', 24), ('val', 16)), seed=0):
+    """Noise with rectangles on it, whose boxes are annotated."""
+    rng = np.random.default_rng(seed)
+    (root / 'images').mkdir(parents=True)
+    (root / 'annotations').mkdir()
+    number = 0
+    for split, count in splits:
+        content = dict(images=[], annotations=[], categories=[dict(id=1, name='box'), dict(id=2, name='unused')])
+        for _ in range(count):
+            number += 1
+            pixels = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8).repeat(6, 0).repeat(6, 1)
+            Image.fromarray(pixels).save(root / 'images' / f'{number}.png')
+            content['images'].append(dict(id=number, file_name=f'{number}.png', width=96, height=72))
+            for _ in range(3):
+                x, y, w, h = *rng.uniform(0, 40, 2), *rng.uniform(15, 30, 2)
+                box = dict(id=len(content['annotations']) + 1, image_id=number, category_id=1, bbox=[x, y, w, h])
+                content['annotations'].append(dict(box, area=w * h, iscrowd=0))
+        (root / 'annotations' / f'{split}.json').write_text(json.dumps(content))
+    return root

@@ -196,7 +196,7 @@ def coco_table(content: dict, path: PathLike) -> dict:
         bad = next((i for i, image in enumerate(images) if not _is_image(image)), '?')
         raise AnnotationError(
             f'annotation file {path}: images[{bad}] is not a dict with an id, a file_name, and positive '
-            'height and width; mend or remove it.'
+            'height and width; fix or remove it.'
         ) from None
     if len(place) < len(ids):
         raise AnnotationError(
@@ -222,7 +222,7 @@ def coco_table(content: dict, path: PathLike) -> dict:
             if bad is None
             else (f'annotations[{bad}] is not a dict with an image_id, a category_id and a bbox [x, y, width, height]')
         )
-        raise AnnotationError(f'annotation file {path}: {what}; mend or remove it.') from None
+        raise AnnotationError(f'annotation file {path}: {what}; fix or remove it.') from None
     boxes[:, 2:] += boxes[:, :2]
     return dict(
         names=names,
@@ -272,7 +272,7 @@ def _box_table(content: dict, path: PathLike) -> dict:
             '',
         )
         raise AnnotationError(
-            f'annotation file {path}: the entry of {bad!r} is not a list of boxes [x1, y1, x2, y2]; mend '
+            f'annotation file {path}: the entry of {bad!r} is not a list of boxes [x1, y1, x2, y2]; fix '
             'or remove it (a COCO-style file would have images and annotations).'
         ) from None
     return dict(

@@ -193,7 +193,7 @@ def read_raw(path: PathLike, channels: int = 3) -> np.ndarray:
         ) from error
     except ValueError as error:
         raise BadImageError(
-            f'image {str(path)!r} can have no such name ({error}); mend the annotations or the list.'
+            f'image {str(path)!r} can have no such name ({error}); fix the annotations or the list.'
         ) from error
     if not data:
         raise BadImageError(f'image {shown(path)} is empty (0 bytes); fetch it again or remove it from the data.')
@@ -216,7 +216,7 @@ def read_raw(path: PathLike, channels: int = 3) -> np.ndarray:
         image = _opencv(data)
     if image is None or not image.size:
         raise BadImageError(
-            f'image {shown(path)} can not be decoded: it is damaged or no image; fetch it again or remove it from the '
+            f'image {shown(path)} cannot be decoded: it is damaged or no image; fetch it again or remove it from the '
             'data.'
         )
     return image if image.ndim == 3 else image[..., None]

@@ -32,7 +32,7 @@ def segmentation_to_mask(segm: Any, height: int, width: int) -> np.ndarray:
     try:
         return coco_mask.decode(rle).astype(bool)
     except ValueError as error:
-        raise AnnotationError(f'an RLE mask can not be decoded ({error}); mend or remove it.') from None
+        raise AnnotationError(f'an RLE mask cannot be decoded ({error}); fix or remove it.') from None
 
 
 def usable(segm: Any) -> Any:
@@ -53,7 +53,7 @@ def _checked(segm: Any, height: int, width: int) -> Tuple[Optional[str], List[Li
         or not segm
         or not all(isinstance(polygon, list) and len(polygon) >= 6 for polygon in segm)
     ):
-        return 'a mask is neither an RLE nor a list of polygons of three points or more; mend or remove it.', []
+        return 'a mask is neither an RLE nor a list of polygons of three points or more; fix or remove it.', []
     try:
         polygons = [numbers([polygon], len(polygon))[0] for polygon in segm]
         reach = 2 * max(height, width)
@@ -63,7 +63,7 @@ def _checked(segm: Any, height: int, width: int) -> Tuple[Optional[str], List[Li
     if not within:
         return (
             f'a polygon is not a list of x, y, x, y, ... in pixels within or near an image of height {height} and '
-            f'width {width}; mend or remove it.',
+            f'width {width}; fix or remove it.',
             [],
         )
     return None, [polygon.tolist() for polygon in polygons]
@@ -79,11 +79,11 @@ def _rle_fault(segm: dict, height: int, width: int) -> Optional[str]:
     if isinstance(counts, list):
         if not all(type(run) is int and run >= 0 for run in counts) or sum(counts) != height * width:
             return (
-                f'the counts of an RLE mask are not whole numbers that sum to {height} x {width} pixels; mend or '
+                f'the counts of an RLE mask are not whole numbers that sum to {height} x {width} pixels; fix or '
                 'remove it.'
             )
         return None
     text = counts.decode('latin-1') if isinstance(counts, bytes) else counts
     if not isinstance(text, str) or not _RLE_TEXT.fullmatch(text):
-        return "the counts of an RLE mask are neither a list nor text in COCO's code; mend or remove it."
+        return "the counts of an RLE mask are neither a list nor text in COCO's code; fix or remove it."
     return None

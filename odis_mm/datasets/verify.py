@@ -73,7 +73,7 @@ def _mask_fault(segmentation, size) -> Optional[str]:
     except ValueError as error:
         return str(error)
     except Exception as error:  # pycocotools has no class of its own for what it can't read
-        return f'its mask can not be read ({type(error).__name__}: {error})'
+        return f'its mask cannot be read ({type(error).__name__}: {error})'
     return None if mask.any() else 'its mask has no pixel'
 
 

@@ -76,7 +76,7 @@ def check_detection_data(cfg: Config, parts: Sequence[str] = _PARTS) -> List[str
                     if evaluator.get('ann_file') and os.path.abspath(evaluator['ann_file']) == os.path.abspath(path):
                         evaluator['ann_file'] = str(fresh)
                 dataset['ann_file'] = str(fresh)
-                lines.append(f'{shown(path)}: {", ".join(found.mended)}; {fresh} is used')
+                lines.append(f'{shown(path)}: {", ".join(found.completed)}; {fresh} is used')
     if classes is not None:
         _check_heads(cfg, classes)
     return lines
@@ -133,7 +133,7 @@ class Look:
         objects: Number of objects by name of the category.
         without_mask: Objects that have neither an RLE nor a polygon of three points or more.
         first_without_mask: Index of the first of them.
-        mended: What was completed, in words.
+        completed: What was completed, in words.
         content: The completed content; None if nothing was missing.
     """
 
@@ -141,16 +141,16 @@ class Look:
     objects: Dict[str, int]
     without_mask: int = 0
     first_without_mask: int = -1
-    mended: List[str] = field(default_factory=list)
+    completed: List[str] = field(default_factory=list)
     content: Optional[dict] = None
 
 
 def look(path: str, folder: str) -> Look:
-    """:func:`mend`; that a large file needs no mending is noted beside the caches of annotations, so that it is read
+    """:func:`complete`; a large file that needs nothing completed is noted beside the caches of annotations and read
     once."""
     place = cache_folder()
     if place is None or os.path.getsize(path) < CACHE_FROM:
-        return mend(path, folder)
+        return complete(path, folder)
     source = source_of(path)
     note = place / f'{source["content"]}.looked'
     try:
@@ -159,7 +159,7 @@ def look(path: str, folder: str) -> Look:
             return Look(**noted)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
-    found = mend(path, folder)
+    found = complete(path, folder)
     if found.content is None:
         first = read_json(path)['images'][0]['file_name']
         with suppress(OSError, FileWriteError):
@@ -168,7 +168,7 @@ def look(path: str, folder: str) -> Look:
     return found
 
 
-def mend(path: str, folder: str) -> Look:
+def complete(path: str, folder: str) -> Look:
     """Read a COCO-style json and complete it.
 
     Raises:
@@ -212,7 +212,7 @@ def mend(path: str, folder: str) -> Look:
         for i, annotation in enumerate(content['annotations'], 1):
             annotation['id'] = i
         done['annotations numbered anew, as ids were missing or there twice'] = len(ids)
-    found.mended = [f'{count} {what}' for what, count in done.items()]
+    found.completed = [f'{count} {what}' for what, count in done.items()]
     found.content = content if done else None
     return found
 
@@ -233,7 +233,7 @@ def _complete_image(image: dict, folder: str, done: Counter) -> None:
                 width, height = opened.size
         except OSError as error:
             raise BadImageError(
-                f'image {shown(path)}, whose size the annotations do not tell, can not be read ({error}).'
+                f'image {shown(path)}, whose size the annotations do not tell, cannot be read ({error}).'
             ) from None
         done['sizes of images read from their files'] += 1
         image['height'], image['width'] = height, width

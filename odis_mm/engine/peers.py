@@ -61,7 +61,7 @@ def await_peers() -> Store:
     except DistNetworkError as error:
         if master:
             raise MissingPeersError(
-                f"rank 0 can not listen at the master's address {host}:{port}: another run uses the port (set PORT), "
+                f"rank 0 cannot listen at the master's address {host}:{port}: another run uses the port (set PORT), "
                 'or the address is not that of this machine.'
             ) from error
         raise MissingPeersError(

@@ -38,7 +38,7 @@ def damage(path: str) -> Optional[str]:
     except (pickle.UnpicklingError, UnsafeCheckpoint):
         return None
     except OSError as error:
-        return f'it can not be read ({error.strerror or error})'
+        return f'it cannot be read ({error.strerror or error})'
     except Exception as error:  # zipfile and torch have a dozen classes for the ways in which a file can be broken
         return f'it is truncated or no checkpoint ({(str(error) or type(error).__name__).splitlines()[0][:200]})'
     return None

@@ -351,7 +351,7 @@ def _yolo_names(path: Path) -> List[str]:
         try:
             content = yaml.safe_load(file.read_text())
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise AnnotationError(f'{file} is not valid YAML ({type(error).__name__}); mend or remove it.') from error
+            raise AnnotationError(f'{file} is not valid YAML ({type(error).__name__}); fix or remove it.') from error
         names = content.get('names') if isinstance(content, dict) else None
         if isinstance(names, dict):
             return [str(names.get(i, i)) for i in range(max(names) + 1)]

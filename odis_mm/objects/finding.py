@@ -182,7 +182,7 @@ def _search(
     todo = []
     for number in range(len(chunks)):
         part = _read_part(_part(folder, number))
-        if part is None or any(_readable(root, name) for name, _ in part['bad']):  # mended since
+        if part is None or any(_readable(root, name) for name, _ in part['bad']):  # readable since
             todo.append(number)
         else:
             bad[number] = part['bad']
@@ -232,7 +232,7 @@ def _check_bad(bad: Dict[int, List[List[str]]], total: int, most: float, folder:
         more = f' and {len(found) - 10} more' if len(found) > 10 else ''
         raise BadImageError(
             f'{len(found)} of {total} images are bad, above --max-bad-share {most:g} (the first: {found[0][1]}; '
-            f'{", ".join(name for name, _ in found[:10])}{more}): mend or remove them, or raise the share, and start '
+            f'{", ".join(name for name, _ in found[:10])}{more}): fix or remove them, or raise the share, and start '
             f'the same command again, which keeps what was found (in {folder}).'
         )
 

@@ -319,7 +319,7 @@ def test_images_are_no_pickles(danger, data, tmp_path, capsys):
         (tmp_path / name).write_bytes(danger.read_bytes())
     dataset = ObjectDataset(data_root=str(tmp_path), pipeline=[dict(type='LoadObjectImage')])
     for i in range(2):
-        with pytest.raises(ValueError, match='can not be decoded'):
+        with pytest.raises(ValueError, match='cannot be decoded'):
             dataset[i]
 
 

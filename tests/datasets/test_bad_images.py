@@ -67,7 +67,7 @@ def test_too_many_end_the_run_with_the_list(folder):
 
 
 def test_none_is_allowed_by_default(folder):
-    with pytest.raises(BadImageError, match='03.png can not be decoded'):
+    with pytest.raises(BadImageError, match='03.png cannot be decoded'):
         ObjectDataset(folder / 'img', pipeline=LOAD)[3]
     with pytest.raises(ValueError, match='max_bad_share'):
         dataset(folder, share=1.0)
@@ -95,7 +95,7 @@ def test_the_log_names_each_once(folder):
         hook.after_train_iter(runner, 0)
     assert len(runner.lines) == 2
     assert re.match(
-        r'bad image replaced by another one \(1 of 20 so far\): image .*03.png can not be decoded', runner.lines[0]
+        r'bad image replaced by another one \(1 of 20 so far\): image .*03.png cannot be decoded', runner.lines[0]
     )
     assert 'is empty' in runner.lines[1]
     data.bad.fill_(1)  # what other ranks found

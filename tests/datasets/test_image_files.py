@@ -141,7 +141,7 @@ def test_names_that_are_no_utf8_survive_the_checker(tmp_path, capsys, as_json):
     clean = tmp_path / f'clean.{"json" if as_json else "txt"}'
     with pytest.raises(SystemExit) as stop:
         verify_main([*options, '--clean', str(clean)])
-    assert stop.value.code == 1 and r'br\xff.png can not be decoded' in capsys.readouterr().out
+    assert stop.value.code == 1 and r'br\xff.png cannot be decoded' in capsys.readouterr().out
     kept = ObjectDataset(tmp_path, clean.name, 'img', pipeline=[dict(type='LoadObjectImage')])
     assert sorted(os.path.basename(item['img_path']) for item in kept) == ['a.png', odd]
 
@@ -161,7 +161,7 @@ def test_names_that_are_no_utf8_can_be_logged(tmp_path, capsys):
     Runner.logger.addHandler(handler)
     BadImageHook(interval=1).look(Runner)
     handler.close()
-    assert r'br\xff.png can not be decoded' in (tmp_path / 'log.txt').read_text()
+    assert r'br\xff.png cannot be decoded' in (tmp_path / 'log.txt').read_text()
     assert 'Logging error' not in capsys.readouterr().err
     with pytest.raises(SystemExit):
         run_command(lambda: ObjectDataset(tmp_path / os.fsdecode(b'no\xff')))

@@ -355,7 +355,7 @@ def test_bad_image_files(tmp_path):
     assert _message(ValueError, read_image, path) == (
         f'image {path} is empty (0 bytes); fetch it again or remove it from the data.'
     )
-    damaged = f'image {path} can not be decoded: it is damaged or no image; fetch it again or remove it from the data.'
+    damaged = f'image {path} cannot be decoded: it is damaged or no image; fetch it again or remove it from the data.'
     path.write_bytes(b'<html>not found</html>')
     assert _message(ValueError, read_image, path) == damaged
     _image(path)
@@ -386,13 +386,13 @@ def test_mutated_jpegs_never_crash(tmp_path):
 def test_bad_image_raises_in_the_dataset(folder):
     (folder / 'img' / 'b' / '2.JPEG').write_bytes(b'nothing')
     dataset = ObjectDataset(folder / 'img', pipeline=LOAD)
-    assert f'image {folder}/img/b/2.JPEG can not be decoded' in _message(ValueError, dataset.__getitem__, 1)
+    assert f'image {folder}/img/b/2.JPEG cannot be decoded' in _message(ValueError, dataset.__getitem__, 1)
     assert dataset[0]['img'].shape == (40, 60, 3)
 
 
 # ---------------------------------------------------------------- bad annotations
 
-_BAD_ANNOTATION = ' is not a dict with an image_id, a category_id and a bbox [x, y, width, height]; mend or remove it.'
+_BAD_ANNOTATION = ' is not a dict with an image_id, a category_id and a bbox [x, y, width, height]; fix or remove it.'
 
 
 @pytest.mark.parametrize(
@@ -408,12 +408,12 @@ _BAD_ANNOTATION = ' is not a dict with an image_id, a category_id and a bbox [x,
         (
             [_ann([1, 1, 5, 5])],
             dict(images=[dict(id=7, file_name='a/1.jpg', height=40, width=60), dict(id=8)]),
-            ': images[1] is not a dict with an id, a file_name, and positive height and width; mend or remove it.',
+            ': images[1] is not a dict with an id, a file_name, and positive height and width; fix or remove it.',
         ),
         (
             [_ann([1, 1, 5, 5])],
             dict(images=[dict(id=7, file_name='a/1.jpg', height=-40, width=60)]),
-            ': images[0] is not a dict with an id, a file_name, and positive height and width; mend or remove it.',
+            ': images[0] is not a dict with an id, a file_name, and positive height and width; fix or remove it.',
         ),
         (
             [_ann([1, 1, 5, 5])],
@@ -423,7 +423,7 @@ _BAD_ANNOTATION = ' is not a dict with an image_id, a category_id and a bbox [x,
         (
             [_ann([1, 1, 5, 5])],
             dict(categories=[4]),
-            ': categories is not a list of dicts with an id and a name; mend or remove it.',
+            ': categories is not a list of dicts with an id and a name; fix or remove it.',
         ),
         (
             [_ann([5, 5, -3, 6]), _ann([90, 5, 6, 6])],
@@ -459,7 +459,7 @@ def test_bad_annotations(folder, annotations, changes, message):
         ('{}', 'is empty; leave ann_file out to train on images without objects.'),
         (
             '{"a/1.jpg": [[1, 2, 3]]}',
-            "the entry of 'a/1.jpg' is not a list of boxes [x1, y1, x2, y2]; mend or remove it (a "
+            "the entry of 'a/1.jpg' is not a list of boxes [x1, y1, x2, y2]; fix or remove it (a "
             'COCO-style file would have images and annotations).',
         ),
         (

@@ -402,7 +402,7 @@ def test_a_taken_port_is_named(lonely, monkeypatch):
     with socket.socket() as other:
         other.bind(('127.0.0.1', lonely))
         other.listen()
-        with pytest.raises(MissingPeersError, match=f'can not listen at the master.s address 127.0.0.1:{lonely}'):
+        with pytest.raises(MissingPeersError, match=f'cannot listen at the master.s address 127.0.0.1:{lonely}'):
             await_peers()
 
 

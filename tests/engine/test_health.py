@@ -1,4 +1,4 @@
-"""The health monitor: figures against their definitions, each sickness provoked and named, healthy runs left alone."""
+"""The health monitor: figures against their definitions, each fault provoked and named, healthy runs left alone."""
 
 import copy
 import logging

@@ -299,7 +299,7 @@ def test_another_number_of_ranks_loses_no_image():
         made = sampler(rank, 4)
         assert made.start_at(6) == 4
         rest += list(made)
-        assert len(list(made)) == 5, 'the next epoch is a whole one, but for 2 images that 4 ranks can not share'
+        assert len(list(made)) == 5, 'the next epoch is a whole one, but for 2 images that 4 ranks cannot share'
     assert sorted(done + rest) == sorted(range(22)), 'each once'
 
 

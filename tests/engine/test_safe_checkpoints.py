@@ -45,7 +45,7 @@ def test_damage_is_found(tmp_path, kind):
     assert damage(tmp_path / 'a.pth') is None
     (tmp_path / 'a.pth').write_bytes(DAMAGED[kind])
     assert damage(tmp_path / 'a.pth')
-    assert 'can not be read' in damage(tmp_path / 'gone.pth')
+    assert 'cannot be read' in damage(tmp_path / 'gone.pth')
 
 
 def test_no_flipped_bit_changes_what_is_read_from_a_whole_file(tmp_path):

@@ -37,7 +37,7 @@ def program(folder: Path) -> None:
 
 def nothing_to_write_to(campaign, config: Path, run: Path) -> None:
     """Prints code and last line of: stopped by a signal, then --resume with a full disk, without permission, and with
-    both mended."""
+    both repaired."""
     stop, quiet, limit = (
         campaign.Event('signal', share=0.9, signal='SIGTERM'),
         campaign.Event('none'),
@@ -55,7 +55,7 @@ def nothing_to_write_to(campaign, config: Path, run: Path) -> None:
         ('stopped', stop, []),
         ('full', limit, []),
         ('no permission', quiet, elsewhere),
-        ('mended', quiet, []),
+        ('repaired', quiet, []),
     ):
         campaign.cli.main = lambda argv: train(argv + more)
         code = small._one(run, event)
@@ -81,7 +81,7 @@ def test_disturbed_runs_equal_the_undisturbed_one(parts):
 
 
 def test_a_full_disk_and_no_permission_end_in_one_sentence(parts):
-    stopped, full, forbidden, mended, files = parts[1].strip().splitlines()
+    stopped, full, forbidden, repaired, files = parts[1].strip().splitlines()
     good = r'last good checkpoint: \S+/epoch_1_iter_6\.pth'
     assert stopped.startswith('stopped: 75: ')
     assert re.fullmatch(
@@ -89,12 +89,12 @@ def test_a_full_disk_and_no_permission_end_in_one_sentence(parts):
     )
     refusals = 'Permission denied|Operation not permitted|Read-only file system|No such file or directory'
     assert re.fullmatch(
-        rf'no permission: 2: error: could not write a checkpoint to /sys/kernel/run: ({refusals}); make room or mend '
+        rf'no permission: 2: error: could not write a checkpoint to /sys/kernel/run: ({refusals}); make room or fix '
         rf'the '
         rf'permissions.*\({good}\)\.',
         forbidden,
     )
-    assert mended.startswith('mended: 0: ') and files == "['epoch_3.pth', 'epoch_4.pth', 'epoch_5.pth']"
+    assert repaired.startswith('repaired: 0: ') and files == "['epoch_3.pth', 'epoch_4.pth', 'epoch_5.pth']"
 
 
 def test_a_resume_that_forgets_is_found_out(parts):

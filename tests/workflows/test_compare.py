@@ -11,6 +11,7 @@ from mmengine.registry import init_default_scope
 from mmpretrain.registry import MODELS
 from PIL import Image
 
+from helpers import write_noise_coco
 from odis_mm.transfer import save_backbone
 from odis_mm.utils.errors import ConfigError, StageError
 from odis_mm.workflows import leaks, stats
@@ -21,27 +22,6 @@ from odis_mm.workflows.run import compare, compare_data
 from odis_mm.workflows.stages import Worker
 
 NOISE = {'good': 1.0, 'bad': 9.0, 'random': 5.0}  # pixels that a detector's boxes are off
-
-
-def write_data(root, splits=(('train', 24), ('val', 16)), seed=0):
-    """Noise with rectangles on it, whose boxes are annotated."""
-    rng = np.random.default_rng(seed)
-    (root / 'images').mkdir(parents=True)
-    (root / 'annotations').mkdir()
-    number = 0
-    for split, count in splits:
-        content = dict(images=[], annotations=[], categories=[dict(id=1, name='box'), dict(id=2, name='unused')])
-        for _ in range(count):
-            number += 1
-            pixels = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8).repeat(6, 0).repeat(6, 1)
-            Image.fromarray(pixels).save(root / 'images' / f'{number}.png')
-            content['images'].append(dict(id=number, file_name=f'{number}.png', width=96, height=72))
-            for _ in range(3):
-                x, y, w, h = *rng.uniform(0, 40, 2), *rng.uniform(15, 30, 2)
-                box = dict(id=len(content['annotations']) + 1, image_id=number, category_id=1, bbox=[x, y, w, h])
-                content['annotations'].append(dict(box, area=w * h, iscrowd=0))
-        (root / 'annotations' / f'{split}.json').write_text(json.dumps(content))
-    return root
 
 
 class FakeTraining:
@@ -136,7 +116,7 @@ def numbers(work_dir):
 
 
 def test_a_plan_from_start_to_report(tmp_path, training):
-    write_data(tmp_path / 'data')
+    write_noise_coco(tmp_path / 'data')
     work = tmp_path / 'work'
     starts = {'random weights': {}, 'good': dict(recipe='alfm_demo'), 'bad': dict(recipe='gtsa_demo')}
     plan = plan_file(tmp_path, starts=starts, pretraining=dict(iterations=20, lengths=[0.5]))
@@ -163,7 +143,7 @@ def test_a_plan_from_start_to_report(tmp_path, training):
 
 
 def test_a_changed_plan_runs_only_what_it_touches(tmp_path, training):
-    write_data(tmp_path / 'data')
+    write_noise_coco(tmp_path / 'data')
     work = tmp_path / 'work'
     compare(plan_file(tmp_path, measures=False), work_dir=work, jobs=1)
     first = {path: path.read_bytes() for path in work.rglob('result.json')}
@@ -176,7 +156,7 @@ def test_a_changed_plan_runs_only_what_it_touches(tmp_path, training):
 
 
 def test_killed_again_and_again_it_gives_the_same_table(tmp_path, training):
-    write_data(tmp_path / 'data')
+    write_noise_coco(tmp_path / 'data')
     plan = plan_file(tmp_path, labels=[25], measures=False, pictures=1, seeds=dict(pretraining=1, detector=2))
     compare(plan, work_dir=tmp_path / 'whole', jobs=1)
     rng = np.random.default_rng(0)
@@ -190,7 +170,7 @@ def test_killed_again_and_again_it_gives_the_same_table(tmp_path, training):
 
 
 def test_a_planted_leak_is_refused_dropped_or_allowed(tmp_path, training):
-    root = write_data(tmp_path / 'data')
+    root = write_noise_coco(tmp_path / 'data')
     more = tmp_path / 'more'
     more.mkdir()
     Image.open(root / 'images' / '30.png').convert('RGB').resize((80, 60)).save(more / 'holiday.jpg', quality=50)
@@ -217,7 +197,7 @@ def test_a_planted_leak_is_refused_dropped_or_allowed(tmp_path, training):
 
 
 def test_nothing_evaluated_is_in_any_training_file(tmp_path):
-    root = write_data(tmp_path / 'data', (('train', 12), ('val', 6), ('test', 6)))
+    root = write_noise_coco(tmp_path / 'data', (('train', 12), ('val', 6), ('test', 6)))
     plan = Plan(Data(root=str(root)), (Start('random'),), labels=(10.0, 50.0, 100.0))
     data = prepare(plan, tmp_path, tmp_path / 'w')
     held = {i['file_name'] for path in (data.val, data.test) for i in json.loads(path.read_text())['images']}
@@ -231,7 +211,7 @@ def test_nothing_evaluated_is_in_any_training_file(tmp_path):
 
 def test_data_that_is_moved_is_the_same_data(tmp_path):
     plan = Plan(Data(root='data'), (Start('random'),))
-    write_data(tmp_path / 'a' / 'data')
+    write_noise_coco(tmp_path / 'a' / 'data')
     first = prepare(plan, tmp_path / 'a', tmp_path / 'w')
     shutil.move(tmp_path / 'a', tmp_path / 'b')
     second = prepare(plan, tmp_path / 'b', tmp_path / 'w')
@@ -240,13 +220,13 @@ def test_data_that_is_moved_is_the_same_data(tmp_path):
 
 
 def test_without_a_val_split_images_are_held_out(tmp_path):
-    root = write_data(tmp_path / 'data', (('train', 12),))
+    root = write_noise_coco(tmp_path / 'data', (('train', 12),))
     data = prepare(Plan(Data(root=str(root)), (Start('random'),)), tmp_path, tmp_path / 'w')
     assert data.images['train'] == 9 and data.images['val'] == 3 and 'held out' in data.notes[0]
 
 
 def test_label_subsets_are_nested_and_seeded(tmp_path):
-    root = write_data(tmp_path / 'data')
+    root = write_noise_coco(tmp_path / 'data')
     content = json.loads((root / 'annotations' / 'train.json').read_text())
     one, two = (label_subsets(content, [1, 10, 50, 100], seed) for seed in (0, 1))
     ids = [{i['id'] for i in one[p]['images']} for p in (1, 10, 50, 100)]
@@ -258,7 +238,7 @@ def test_label_subsets_are_nested_and_seeded(tmp_path):
 
 
 def test_tuning_gives_every_start_the_same_trials_and_uses_what_it_found(tmp_path, training):
-    write_data(tmp_path / 'data')
+    write_noise_coco(tmp_path / 'data')
     plan = plan_file(tmp_path, tuning=dict(trials=4, labels=25), labels=[25], measures=False, pictures=0)
     outcome = compare(plan, work_dir=tmp_path / 'w', jobs=1)
     assert {len(found['trials']) for found in outcome.tuned.values()} == {4} and len(outcome.tuned) == 2
@@ -275,7 +255,7 @@ def test_tuning_gives_every_start_the_same_trials_and_uses_what_it_found(tmp_pat
 
 def test_a_data_set_gets_a_plan_that_fits_the_time(tmp_path, training, monkeypatch):
     monkeypatch.setattr(module, 'SMALL', {'good': 'alfm_demo', 'bad': 'gtsa_demo'})
-    root = write_data(tmp_path / 'data')
+    root = write_noise_coco(tmp_path / 'data')
     work = tmp_path / 'w'
     assert compare_data(root, 60, work_dir=work, jobs=1, dry_run=True) is None
     rich, _ = module.load_plan(work / 'plan.yaml')

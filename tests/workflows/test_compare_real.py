@@ -3,15 +3,15 @@
 import json
 
 import pytest
-from test_compare import write_data
 
+from helpers import write_noise_coco
 from odis_mm.cli.compare import main
 
 pytestmark = pytest.mark.slow
 
 
 def test_from_the_command_line_to_the_report(tmp_path, capsys):
-    write_data(tmp_path / 'data', (('train', 12), ('val', 4)))
+    write_noise_coco(tmp_path / 'data', (('train', 12), ('val', 4)))
     plan = dict(
         data=dict(root='data'),
         starts={'random weights': {}, 'ALFM': dict(recipe='alfm_demo', options={'train_dataloader.batch_size': 6})},

@@ -165,7 +165,7 @@ class SafeCheckpointHook(CheckpointHook):
         except OSError as error:
             self.file_backend.settle(False)
             raise FileWriteError(
-                f'could not write a checkpoint to {self.out_dir}: {error.strerror or error}; make room or mend '
+                f'could not write a checkpoint to {self.out_dir}: {error.strerror or error}; make room or fix '
                 'the permissions, or the disk, and continue '
                 f'with --resume (last good checkpoint: {last_good or "none"}).'
             ) from error

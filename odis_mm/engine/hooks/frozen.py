@@ -86,7 +86,7 @@ class FrozenMetricHook(Hook):
             )
         if any(hasattr(p, 'full_tensor') for p in model.parameters()):
             raise ConfigError(
-                f'{type(self).__name__} can not measure a sharded model, whose ranks must all see as many images: '
+                f'{type(self).__name__} cannot measure a sharded model, whose ranks must all see as many images: '
                 'remove it from the hooks, and measure the exports by tools/knn.py or tools/regions.py.'
             )
         self.prepare(self._frozen(runner, model.branch(self.of)))
