@@ -40,7 +40,7 @@ def _replay(args: argparse.Namespace) -> None:
     if args.checkpoint:
         content = load_local(args.checkpoint, 'cpu')
         check_fit(model, content, args.checkpoint, 'take an epoch_N.pth of the run.')
-        model.load_state_dict(state_of(content), strict=False)
+        model.load_state_dict(state_of(content), strict=False)  # what does not fit was refused above
     terms, module = replay(model.to('cuda' if torch.cuda.is_available() else 'cpu'), saved, args.amp)
     print(f'iteration {saved["iteration"] + 1}, images {", ".join(map(str, saved["images"]))}')
     for name, value in terms.items():

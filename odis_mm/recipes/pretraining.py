@@ -222,7 +222,7 @@ def _scale_epochs(cfg: Config, epochs: int) -> None:
             temperature.get('warmup_epochs', 0), 0.3 * epochs
         )  # iBOT: 30 of 100 epochs and more
     if 'correspondence_epoch' in head:
-        head['correspondence_epoch'] = 0.1 * epochs  # paper: 10 of 100 epochs
+        head['correspondence_epoch'] = 0.11 * epochs  # release: from epoch 11 of 100 on, counted from 0
     schedule = cfg.default_hooks.get('schedule')
     if schedule and schedule.get('freeze_prototypes_epochs'):
         schedule['freeze_prototypes_epochs'] = min(schedule['freeze_prototypes_epochs'], 0.05 * epochs)
