@@ -14,6 +14,7 @@ Conventions, stated here once and used everywhere:
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, List, NamedTuple, Sequence, Tuple, Union
 
 import cv2
@@ -22,7 +23,7 @@ import torch
 
 from ..utils.errors import ConfigError
 
-Array = Union[np.ndarray, torch.Tensor]
+Array = Any  # np.ndarray or torch.Tensor: the kind that goes in comes out
 
 
 @dataclass(frozen=True)
@@ -71,16 +72,13 @@ def stack_views(views) -> ViewBatch:
     )
 
 
-def _unpack(view: AnyView, *others):
+def _unpack(view: AnyView, *others) -> Tuple[Any, ...]:
     """The array library and float64 x, y, w, h of the crop, W, H of the resized frame, flip, rot90 in it."""
-    like = next((a for a in (*others, view.crop) if torch.is_tensor(a)), None)
-    if like is None:
-        xp, real = np, lambda a: np.asarray(a, np.float64)
-        flip, rot90 = np.asarray(view.flip, bool), np.asarray(view.rot90, np.int64)
-    else:
-        xp, real = torch, lambda a: torch.as_tensor(a, dtype=torch.float64, device=like.device)
-        flip = torch.as_tensor(view.flip, dtype=torch.bool, device=like.device)
-        rot90 = torch.as_tensor(view.rot90, dtype=torch.int64, device=like.device)
+    like: Any = next((a for a in (*others, view.crop) if torch.is_tensor(a)), None)
+    xp: Any = np if like is None else torch
+    array: Any = np.asarray if like is None else partial(torch.as_tensor, device=like.device)
+    real = partial(array, dtype=xp.float64)
+    flip, rot90 = array(view.flip, dtype=np.bool_ if like is None else torch.bool), array(view.rot90, dtype=xp.int64)
     crop, size = real(view.crop), real(view.size)
     return (xp, real, *(crop[..., i] for i in range(4)), size[..., 1], size[..., 0], flip, rot90)
 
@@ -256,7 +254,7 @@ def mask_patch_mask(table: Array, view: AnyView, patch: int) -> Array:
     return orient(upright, view.flip, view.rot90)
 
 
-def orient(maps: Array, flip=False, rot90=0, inverse: bool = False) -> Array:
+def orient(maps: Array, flip: Array = False, rot90: Array = 0, inverse: bool = False) -> Array:
     """Flip, then turn pixels or feature maps [..., H, W]: a permutation of cells, nothing is interpolated.
 
     Args:
@@ -264,15 +262,13 @@ def orient(maps: Array, flip=False, rot90=0, inverse: bool = False) -> Array:
             channels [B, C, H, W] pass ``flip[:, None]``); turns that differ in parity need square maps.
         inverse: Undo it instead: turn back, then flip.
     """
-    xp = torch if torch.is_tensor(maps) else np
+    xp: Any = torch if torch.is_tensor(maps) else np
     if np.ndim(_numpy(flip)) == 0 and np.ndim(_numpy(rot90)) == 0:
         mirror = (lambda m: xp.flip(m, (-1,))) if bool(flip) else (lambda m: m)
-        k = int(rot90) % 4
-        return mirror(xp.rot90(maps, -k % 4, (-2, -1))) if inverse else xp.rot90(mirror(maps), k, (-2, -1))
-    if xp is torch:
-        flip, k = (torch.as_tensor(a, device=maps.device)[..., None, None] for a in (flip, rot90))
-    else:
-        flip, k = (np.asarray(a)[..., None, None] for a in (flip, rot90))
+        turns = int(rot90) % 4
+        return mirror(xp.rot90(maps, -turns % 4, (-2, -1))) if inverse else xp.rot90(mirror(maps), turns, (-2, -1))
+    array: Any = partial(torch.as_tensor, device=maps.device) if xp is torch else np.asarray
+    flip, k = (array(a)[..., None, None] for a in (flip, rot90))
     h, w = maps.shape[-2:]
     odd = bool((k % 2 == 1).any())
     if odd and h != w and not bool((k % 2 == 1).all()):
@@ -367,10 +363,11 @@ def teacher_student_pairs(views: ViewBatch, groups: Sequence[int]) -> List[ViewP
         One :class:`ViewPairs` per group, q-major, with V_r * G pairs (the first: G * (G - 1)).
     """
     teacher_box, student_box, area = pair_intersections(views)  # [B, V, V, ...]
-    pairs, start = [], 0
+    pairs: List[ViewPairs] = []
+    start = 0
     for count in groups:
-        q, v = np.nonzero(~np.eye(groups[0], sum(groups), dtype=bool)[:, start : start + count])
-        q, v = (torch.from_numpy(index).to(area.device, non_blocking=True) for index in (q, v))
+        others = np.nonzero(~np.eye(groups[0], sum(groups), dtype=bool)[:, start : start + count])
+        q, v = (torch.from_numpy(index).to(area.device, non_blocking=True) for index in others)
         at = (slice(None), q, v + start)
         pairs.append(
             ViewPairs(

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
-from typing import Optional, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple, cast
 
 import torch
 from mmengine.logging import MMLogger
@@ -87,11 +87,11 @@ def initialise(model: nn.Module) -> None:
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel('WARNING')
-    model.init_weights()
+    cast(Callable, model.init_weights)()
     logger.setLevel(level)
 
 
-def build_timm(tensors: State, heads: int, grid: Grid) -> nn.Module:
+def build_timm(tensors: State, heads: int, grid: Grid) -> Any:
     """timm's ``VisionTransformer`` of the shape of tensors under timm's names, strictly loaded with them, in evaluation
     mode.
 
@@ -112,6 +112,7 @@ def build_timm(tensors: State, heads: int, grid: Grid) -> nn.Module:
         tensors['pos_embed'].shape[1] == grid[0] * grid[1] or 'register_tokens' in tensors
     )  # [CLS] has no position of its own
     with torch.random.fork_rng(devices=[]):
+        options: Dict[str, Any] = dict(mlp_layer=SwiGLUPacked, act_layer=nn.SiLU) if gated else {}
         model = VisionTransformer(
             img_size=(grid[0] * size, grid[1] * size),
             patch_size=size,
@@ -121,7 +122,7 @@ def build_timm(tensors: State, heads: int, grid: Grid) -> nn.Module:
             depth=1 + max(int(name.split('.')[1]) for name in tensors if name.startswith('blocks.')),
             num_classes=0,
             mlp_ratio=tensors['blocks.0.mlp.fc1.weight'].shape[0] / width,
-            **(dict(mlp_layer=SwiGLUPacked, act_layer=nn.SiLU) if gated else {}),
+            **options,
             qkv_bias='blocks.0.attn.qkv.bias' in tensors,
             init_values=1.0 if {'blocks.0.ls1.gamma', 'blocks.0.gamma_1'} & set(tensors) else None,
             class_token=cls,
@@ -136,7 +137,7 @@ def build_timm(tensors: State, heads: int, grid: Grid) -> nn.Module:
     return model.eval()
 
 
-def _build_eva(tensors: State, heads: int, grid: Grid) -> nn.Module:
+def _build_eva(tensors: State, heads: int, grid: Grid) -> Any:
     """timm's ViT of DINOv3."""
     from timm.models.eva import Eva
 

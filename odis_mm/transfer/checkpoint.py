@@ -7,7 +7,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Dict, Optional
+from typing import Any, Dict, Optional
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ def read_checkpoint(path: PathLike) -> Dict[str, Tensor]:
         raise CheckpointError(
             f'checkpoint {path} is empty (0 bytes): its writing was interrupted; take an earlier one.'
         )
-    content = _read_safetensors(path) if path.suffix == '.safetensors' else _read_torch(path)
+    content: Any = _read_safetensors(path) if path.suffix == '.safetensors' else _read_torch(path)
     if isinstance(content, Mapping):
         for key in CONTAINERS:
             if isinstance(content.get(key), Mapping):

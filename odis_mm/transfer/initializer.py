@@ -1,11 +1,10 @@
 """The way a checkpoint enters a model that mmengine initialises."""
 
-from typing import Optional, Sequence
+from typing import Any, Optional, Sequence
 
 from mmengine.logging import print_log
 from mmengine.model import BaseModule, update_init_info
 from mmengine.registry import WEIGHT_INITIALIZERS
-from torch import nn
 
 from .loading import Report, load_backbone
 
@@ -34,7 +33,7 @@ class VerifiedPretrained:
         self.allow_unexpected = allow_unexpected
         self.report: Optional[Report] = None
 
-    def __call__(self, module: nn.Module) -> None:
+    def __call__(self, module: Any) -> None:
         kind = type(module).__name__
         if self.checkpoint is None:
             print_log(

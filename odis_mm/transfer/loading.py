@@ -4,7 +4,7 @@ import hashlib
 import os
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 from mmengine.logging import print_log
@@ -219,7 +219,7 @@ def _check_architecture(found: Dict[str, Tensor], own: Dict[str, Tensor], module
         )
 
 
-def _fit_positions(pos_embed: Tensor, module: nn.Module, name: str) -> Tensor:
+def _fit_positions(pos_embed: Tensor, module: Any, name: str) -> Tensor:
     grid = getattr(module, 'patch_resolution', None)
     if grid is None or pos_embed.ndim != 3 or pos_embed.shape[2] != module.pos_embed.shape[2]:
         raise CheckpointError(
@@ -297,5 +297,5 @@ def fingerprint(state: Dict[str, Tensor]) -> str:
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
         digest.update(f'{name} {tensor.dtype} {list(tensor.shape)}'.encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy() if tensor.numel() else b'')
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data if tensor.numel() else b'')
     return digest.hexdigest()[:12]

@@ -1,6 +1,6 @@
 """Tensors and models that may be spread over ranks."""
 
-from typing import Any, Optional
+from typing import Any, Optional, cast
 
 from mmengine.dist import is_main_process
 from mmengine.model import is_model_wrapper
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The model inside a DDP or FSDP wrapper, or the model itself."""
-    return model.module if is_model_wrapper(model) else model
+    return cast(nn.Module, model.module) if is_model_wrapper(model) else model
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -35,6 +35,7 @@ def part(value: Any, like: Optional[Tensor]) -> Any:
     cut."""
     if like is None or not hasattr(like, 'full_tensor') or not isinstance(value, Tensor) or value.shape != like.shape:
         return value
-    from torch.distributed.tensor import distribute_tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
 
+    like = cast(DTensor, like)
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
