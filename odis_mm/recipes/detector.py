@@ -273,8 +273,9 @@ def anchors(content: Content, short: int, strides: Sequence[float]) -> Dict[str,
     """Return scales and ratios of anchors that meet the objects at a short side of ``short`` pixels.
 
     Two scales half an octave apart on every level, as in ``mask-rcnn_demo``, reach from 4 times the first stride to 5.6
-    times the last; smaller and larger ones are added where 5 % of the objects lie beyond. So is a ratio of 1 : 3 to
-    either side of 2 : 3 and 3 : 2 where 5 % of the objects are that long.
+    times the last. Where 5 % of the objects are smaller than the first, both are lowered (more of them would double the
+    detector's work); where 5 % are larger than the last, larger ones are added. A ratio of 1 : 3 to either side of
+    2 : 3 and 3 : 2 is added where 5 % of the objects are that long.
     """
     known = content.short > 0
     boxes = content.boxes[known] if known.any() else content.boxes
@@ -284,7 +285,7 @@ def anchors(content: Content, short: int, strides: Sequence[float]) -> Dict[str,
     low, high = np.percentile(sides, (5, 95))
     scales = [4, 5.6]
     while low < scales[0] * strides[0] / 2**0.5 and scales[0] > 1:
-        scales = [scales[0] / 2, scales[0] / 2**0.5] + scales
+        scales = [scales[0] / 2**0.5, scales[0]]
     while high > scales[-1] * strides[-1] * 2**0.5 and scales[-1] < 32:
         scales = scales + [scales[-1] * 2**0.5, scales[-1] * 2]
     narrow, wide = np.percentile(height / width, (5, 95))
