@@ -98,6 +98,6 @@ def test_anchors_reach_the_objects(tmp_path):
         found = anchors(read_content(split), short=100, strides=[4, 8, 16])
         sides = np.outer(found['scales'], [4, 8, 16]).ravel()
         assert np.abs(np.log2(sides / side)).min() <= 0.5
-        assert len(found['scales']) == 2 + 2 * (side == 90)  # anchors for small objects replace those for large ones
+        assert len(found['scales']) == 2  # anchors for small objects replace those for large ones
     long = anchors(read_content(write_split(tmp_path, 'long', boxes=((5, 5, 10, 60),))), 100, [4, 8, 16])
     assert 3.0 in long['ratios']
