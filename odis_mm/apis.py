@@ -88,9 +88,9 @@ def train(
     init = init or named_start(cfg)
     notes = [(logging.INFO, line) for line in start_from(cfg, init)] if init else []
     check_init(cfg)
-    notes += _use_resume(cfg, resume) + _check_detection(cfg, ('train', 'val'))
+    notes += use_resume(cfg, resume) + _check_detection(cfg, ('train', 'val'))
     with _session(cfg):
-        runner = _build_runner(cfg)
+        runner = build_runner(cfg)
         runner.logger.info(_ranks_line(runner))
         runner.logger.info(f'the whole log, with environment, config and hooks: {runner.log_dir}')
         for level, note in [*((logging.INFO, line) for line in scaled), *notes]:
@@ -131,7 +131,7 @@ def test(
     cfg.load_from, cfg.resume = checkpoint, False
     notes = _check_detection(cfg, ('test',))
     with _session(cfg):
-        runner = _build_runner(cfg, training=False)
+        runner = build_runner(cfg, training=False)
         runner.logger.info(_ranks_line(runner))
         for level, note in notes:
             runner.logger.log(level, note)
@@ -217,7 +217,7 @@ def _use_amp(cfg: Config, amp: str) -> None:
     cfg.optim_wrapper.update(AMP_WRAPPERS[amp])
 
 
-def _use_resume(cfg: Config, resume: Optional[str]) -> List[Tuple[int, str]]:
+def use_resume(cfg: Config, resume: Optional[str]) -> List[Tuple[int, str]]:
     """Sets what to resume from; returns levels and lines for the log, which does not exist yet."""
     if resume is None and not cfg.get('resume'):
         return []
@@ -297,7 +297,7 @@ def _init_distributed(cfg: Config) -> None:
     }
 
 
-def _build_runner(cfg: Config, training: bool = True) -> Runner:
+def build_runner(cfg: Config, training: bool = True) -> Runner:
     """mmengine finds a run's logger and message hub by the run's name and the second it began: two runs of one process
     within a second would share a log file and its history, so each run after the first has a number in its name."""
     cfg, number = copy.deepcopy(cfg), next(_RUNS)

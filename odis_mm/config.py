@@ -248,7 +248,7 @@ def _check_names(key: str, value: Any) -> None:
 def _check_option(cfg: Config, key: str) -> None:
     parts = key.split('.')
     if parts[0] in cfg and parts[0] not in RUNNER_KEYS:
-        users = [path for path, value in _walk(cfg._cfg_dict) if value == cfg[parts[0]] and path != parts[0]]
+        users = [path for path, value in walk(cfg._cfg_dict) if value == cfg[parts[0]] and path != parts[0]]
         raise ConfigError(
             f'--cfg-options {key}: {parts[0]!r} is a variable of the config file, already used when options are '
             'applied, so setting it would change nothing; set the key that uses it'
@@ -265,7 +265,7 @@ def _check_option(cfg: Config, key: str) -> None:
             node = node[int(part)]
         elif isinstance(node, dict):
             if part not in node:
-                known, closed = (RUNNER_KEYS, True) if depth == 0 else _arguments(find_class(node.get('type')))
+                known, closed = (RUNNER_KEYS, True) if depth == 0 else arguments_of(find_class(node.get('type')))
                 if part in known or part == '_delete_':
                     return
                 where = path or 'the config'
@@ -439,7 +439,7 @@ def follow_channels(cfg: Config) -> None:
     """
     steps = [
         node
-        for _, node in _walk(cfg.train_dataloader)
+        for _, node in walk(cfg.train_dataloader)
         if isinstance(node, dict) and node.get('type') == 'LoadObjectImage'
     ]
     counts = sorted({step.get('channels', 3) for step in steps})
@@ -477,7 +477,7 @@ def check_init(cfg: Config) -> None:
     cls = find_class(model.get('type')) if isinstance(model, dict) else None
     pretraining = cls is not None and issubclass(cls, TeacherStudent)
     for path, node in (
-        [('model.init_cfg', model.get('init_cfg')), *_walk(model, 'model')] if isinstance(model, dict) else ()
+        [('model.init_cfg', model.get('init_cfg')), *walk(model, 'model')] if isinstance(model, dict) else ()
     ):
         if path.rpartition('.')[2] != 'init_cfg' or not isinstance(node, dict):
             continue
@@ -503,7 +503,7 @@ def explain_build_error(error: Exception, cfg: Config) -> Optional[str]:
         name, key = found.groups()
         paths = [
             (path, node)
-            for path, node in _walk(cfg._cfg_dict)
+            for path, node in walk(cfg._cfg_dict)
             if isinstance(node, dict) and 'type' in node and key in node
         ]
         # the class that complains may be a base of the one in the config
@@ -512,17 +512,17 @@ def explain_build_error(error: Exception, cfg: Config) -> Optional[str]:
         )
         if paths:
             path, node = paths[0]
-            hint = nearest(key, _arguments(find_class(node['type']))[0]) or ': remove it'
+            hint = nearest(key, arguments_of(find_class(node['type']))[0]) or ': remove it'
             return f'{path}: {node["type"]} takes no argument {key!r}{hint}'
     if found := re.search(
         r'(\w+)(?:\.__init__)?\(\) missing \d+ required (?:positional|keyword-only) arguments?: (.+)', text
     ):
-        for path, node in _walk(cfg._cfg_dict):
+        for path, node in walk(cfg._cfg_dict):
             if isinstance(node, dict) and str(node.get('type', '')).rpartition('.')[2] == found[1]:
                 return f'{path}: {node["type"]} needs the argument {found[2]}'
     if found := re.search(r'^([\w.]+) is not in the (.+?) registry', text):
         path = next(
-            (path for path, node in _walk(cfg._cfg_dict) if isinstance(node, dict) and node.get('type') == found[1]),
+            (path for path, node in walk(cfg._cfg_dict) if isinstance(node, dict) and node.get('type') == found[1]),
             'config',
         )
         known = {name for registry in _registries() for name in registry.module_dict}
@@ -550,7 +550,7 @@ def _registries() -> Iterator[Registry]:
             yield from (root, *root.children.values())
 
 
-def _arguments(cls: Optional[type]) -> Tuple[Set[str], bool]:
+def arguments_of(cls: Optional[type]) -> Tuple[Set[str], bool]:
     """Names of a class's arguments, following **kwargs up the bases; and whether these are all."""
     names: Set[str] = set()
     for base in inspect.getmro(cls) if cls else ():
@@ -562,10 +562,10 @@ def _arguments(cls: Optional[type]) -> Tuple[Set[str], bool]:
     return names, False
 
 
-def _walk(node: Any, path: str = '') -> Iterator[Tuple[str, Any]]:
+def walk(node: Any, path: str = '') -> Iterator[Tuple[str, Any]]:
     """All (dotted path, value) below a node."""
     items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, (list, tuple)) else ()
     for key, value in items:
         below = f'{path}.{key}' if path else str(key)
         yield below, value
-        yield from _walk(value, below)
+        yield from walk(value, below)

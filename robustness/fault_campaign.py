@@ -184,8 +184,8 @@ class _Stages:
                 os.replace(source, target)
                 reach('renamed')
 
-        def settle(removal, do, real=safe._DeferredRemoval.settle):
-            waiting = do and removal._waiting
+        def settle(removal, do, real=safe.DeferredRemoval.settle):
+            waiting = do and removal.waiting
             if waiting:
                 reach('before removal')
             real(removal, do)
@@ -200,7 +200,7 @@ class _Stages:
         safe.os = OS('synced')
         if self.event.stage == 'export synced':
             export.os = OS('export synced')
-        safe._DeferredRemoval.settle = settle
+        safe.DeferredRemoval.settle = settle
         ResumableEpochLoop.run_iter = run_iter
 
 
@@ -252,7 +252,7 @@ class Campaign:
         self._prepare()
         signal.signal(signal.SIGTERM, lambda *_: sys.exit('ended by SIGTERM'))  # the disk is unmounted on the way out
         try:
-            self._one(self.work_dir / 'undisturbed', Event('none'))
+            self.attempt(self.work_dir / 'undisturbed', Event('none'))
             self.checkpoint_bytes = (self.work_dir / 'undisturbed' / f'epoch_{EPOCHS}.pth').stat().st_size
             expected = content(self.work_dir / 'undisturbed')
             events = self._events()
@@ -325,7 +325,7 @@ class Campaign:
         while True:
             quiet = disturbed >= EVENTS_PER_RUN or not events
             event = Event('none') if quiet else events.pop()
-            code = self._one(folder, event, pending)
+            code = self.attempt(folder, event, pending)
             if code == 0:
                 if event.kind != 'none':
                     events.insert(0, replace(event, share=self.rng.random(), nth=1))
@@ -351,7 +351,7 @@ class Campaign:
         }.get(event.kind, f'disk full: {event.kind}')
         self.counts[name] += 1
 
-    def _one(self, run: Path, event: Event, pending: List[str] = ()) -> int:
+    def attempt(self, run: Path, event: Event, pending: List[str] = ()) -> int:
         """One attempt; returns the exit code, -9 for a kill.
 
         Args:
@@ -394,10 +394,10 @@ class Campaign:
         self.counts['attempts'] += 1
         if code == 0:
             self.seconds = time.time() - start
-        self._check(run, event, code, bool(had), pending)
+        self.check(run, event, code, bool(had), pending)
         return code
 
-    def _check(self, run: Path, event: Event, code: int, had: bool, pending: List[str]) -> None:
+    def check(self, run: Path, event: Event, code: int, had: bool, pending: List[str]) -> None:
         """The attempt ended as it should, resumed if it could, and warned of what was damaged."""
         said = self.log.read_text(errors='replace') if self.log.exists() else ''
         where = f'{run.name}, attempt {self.counts["attempts"]}, {event}: '

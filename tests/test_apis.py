@@ -53,7 +53,7 @@ def test_runs_of_one_process_within_a_second_keep_their_own_logs(tmp_path, monke
     logs = []
     for name in ('first', 'second'):
         cfg = Config(dict(model=dict(type='ToyOfTests'), work_dir=str(tmp_path / name)), filename=__file__)
-        runner = apis._build_runner(cfg)
+        runner = apis.build_runner(cfg)
         runner.logger.info(f'said by the {name}')
         runner.message_hub.update_info('who', name)
         assert 'experiment_name' not in cfg

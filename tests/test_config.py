@@ -51,7 +51,7 @@ def test_an_empty_root_means_the_default(name, monkeypatch):
 def test_every_type_is_registered_and_takes_its_arguments(name):
     cfg = apis.load_config(name)
     checked = 0
-    for path, node in config._walk(cfg._cfg_dict):
+    for path, node in config.walk(cfg._cfg_dict):
         if (
             not isinstance(node, dict)
             or not isinstance(node.get('type'), str)
@@ -62,7 +62,7 @@ def test_every_type_is_registered_and_takes_its_arguments(name):
         assert cls is not None, f'{path}: {node.type}'
         if path == 'optim_wrapper' or 'param_scheduler' in path:
             continue  # these dicts hold arguments of the Runner's builders as well
-        arguments, closed = config._arguments(cls)
+        arguments, closed = config.arguments_of(cls)
         assert not closed or set(node) - {'type'} <= arguments, f'{path}: {set(node) - {"type"} - arguments}'
         checked += 1
     assert checked > 15
@@ -178,7 +178,7 @@ def test_build_errors_become_one_sentence():
 
 
 def test_arguments_follow_kwargs_up_the_bases():
-    arguments, closed = config._arguments(config.find_class('ObjectViT'))
+    arguments, closed = config.arguments_of(config.find_class('ObjectViT'))
     assert closed and {'with_cp', 'arch', 'drop_path_rate', 'init_cfg'} <= arguments
     assert 'launcher' in config.RUNNER_KEYS and 'cfg' not in config.RUNNER_KEYS
     assert inspect.isclass(config.find_class('mmpretrain.ObjectViT'))

@@ -40,8 +40,61 @@ def test_private_names_are_imported_by_nobody():
     assert not found, found
 
 
+def is_private(name: str) -> bool:
+    return name.startswith('_') and not name.startswith('__') and name != '_'
+
+
+def defined(tree: ast.Module) -> set:
+    """Return the private functions, classes, attributes of ``self`` and module or class variables of a module."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and is_own(node.value):
+            names.add(node.attr)
+        elif isinstance(node, (ast.Module, ast.ClassDef)):
+            targets = [t for part in node.body for t in getattr(part, 'targets', [getattr(part, 'target', None)])]
+            names.update(target.id for target in targets if isinstance(target, ast.Name))
+    return {name for name in names if is_private(name)}
+
+
+def is_own(node: ast.AST) -> bool:
+    """Whether it is ``self``, ``cls`` or ``super()``, whose private names a subclass may use."""
+    if isinstance(node, ast.Call):
+        node = node.func
+    return isinstance(node, ast.Name) and node.id in ('self', 'cls', 'super')
+
+
+def private_uses(tree: ast.Module):
+    """Yield (line, name) of ``thing._name`` and of ``getattr(thing, '_name')``, ``setattr`` and the like."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and is_private(node.attr) and not is_own(node.value):
+            yield node.lineno, node.attr
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition('.')[2][3:] == 'attr':
+            for argument in node.args[:2]:
+                name = str(getattr(argument, 'value', '')).rpartition('.')[2]
+                if isinstance(argument, ast.Constant) and is_private(name):
+                    yield node.lineno, name
+
+
+def test_private_attributes_are_used_in_their_module_alone():
+    trees = {path: ast.parse(path.read_text(encoding='utf-8')) for path in sources('odis_mm', 'robustness', 'tools')}
+    ours = set().union(*map(defined, trees.values()))
+    trees |= {path: ast.parse(path.read_text(encoding='utf-8')) for path in sources('tests')}
+    found = [
+        f'{path.relative_to(ROOT)}:{line}: {name}'
+        for path, tree in trees.items()
+        for line, name in private_uses(tree)
+        if name in ours - defined(tree)
+    ]
+    assert not found, found
+    bad = ast.parse("import odis_mm\nodis_mm.apis._build\nmonkeypatch.setattr('odis_mm.apis._build', 0)\nself._build")
+    assert [line for line, _ in private_uses(bad)] == [2, 3], 'the rule finds what it looks for'
+
+
 def test_tests_share_helpers_and_nothing_else():
     modules = {path.stem for path in sources('tests')} - {'helpers', 'ddp_helpers'}
+    in_text = re.compile(r'\bimport (test_\w+)|\bfrom (test_\w+) import')  # of a program in a string
     assert len(modules) == len(sources('tests')) - 2, 'two test modules share a name'
     found = [
         f'{path.relative_to(ROOT)}:{line}: {module}'
@@ -49,6 +102,7 @@ def test_tests_share_helpers_and_nothing_else():
         for line, module, _ in imports(path)
         if module.lstrip('.') in modules or module.startswith('.')
     ]
+    found += [f'{path.name}: {text[0]}' for path in sources('tests') for text in in_text.finditer(path.read_text())]
     assert not found, found
 
 

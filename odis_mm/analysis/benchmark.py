@@ -63,7 +63,7 @@ def ratio(values: Iterable[float], others: Iterable[float]) -> float:
     return statistics.median(a / b for a, b in zip(values, others))
 
 
-def _model(cfg: Config, device: torch.device, compiled: bool) -> TeacherStudent:
+def build_model(cfg: Config, device: torch.device, compiled: bool) -> TeacherStudent:
     torch.manual_seed(0)
     model = MODELS.build(cfg.model)
     if not isinstance(model, TeacherStudent):
@@ -95,7 +95,7 @@ def model_benchmark(
         dict of numbers: see :func:`table`. Times are medians over ``repeats``; ratios are medians of the ratios within
             a repeat.
     """
-    model = _model(cfg, device, compiled)
+    model = build_model(cfg, device, compiled)
     raw = noise_batch(cfg, batch)
     data = model.data_preprocessor(raw, True)
     forms = dict(step=Step(model, cfg, data, bf16))
@@ -175,7 +175,7 @@ def options_benchmark(cfg: Config, device: torch.device, batch: int, repeats: in
         ``first`` (seconds of its first step, compilation included) and ``loss`` of the first step, from the same
         weights and random numbers.
     """
-    model = _model(cfg, device, False)
+    model = build_model(cfg, device, False)
     step = Step(model, cfg, model.data_preprocessor(noise_batch(cfg, batch), True), bf16)
     forms = ['plain'] + ['packed'] * hasattr(model, 'packed') + ['compiled'] * hasattr(model.backbone, 'compile_blocks')
     if len(forms) == 1:
@@ -184,18 +184,18 @@ def options_benchmark(cfg: Config, device: torch.device, batch: int, repeats: in
             'neither.'
         )
     backbones = (model.backbone, model.teacher['backbone'])
-    blocks = {'plain': [getattr(backbone, '_block', None) for backbone in backbones]}
+    blocks = {'plain': [getattr(backbone, 'block', None) for backbone in backbones]}
     if 'compiled' in forms:
         for backbone in backbones:
             backbone.compile_blocks()
-        blocks['compiled'] = [backbone._block for backbone in backbones]
+        blocks['compiled'] = [backbone.block for backbone in backbones]
     start, found = copy.deepcopy(model.state_dict()), {name: dict(all_seconds=[]) for name in forms}
     for repeat in range(repeats + 1):
         for name in forms if repeat % 2 else forms[::-1]:
             if 'packed' in forms:
                 model.packed = name == 'packed'
             for backbone, block in zip(backbones, blocks.get(name, blocks['plain'])):
-                backbone._block = block
+                backbone.block = block
             if repeat:
                 found[name]['all_seconds'].append(step()['step'])
                 continue
@@ -283,7 +283,7 @@ def end_to_end_benchmark(
     cfg: Config, device: torch.device, steps: int = 10, bf16: bool = False, compiled: bool = False
 ) -> dict:
     """Steps fed by the config's own loader: images/s, and the share of time in which the step waits for data."""
-    model = _model(cfg, device, compiled)
+    model = build_model(cfg, device, compiled)
     _dataset(cfg)
     loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
     if len(loader) < 1:

@@ -16,6 +16,7 @@ from mmpretrain.registry import MODELS
 
 from ..analysis import benchmark, benchmark_gtsa
 from ..analysis.annotations import annotations_benchmark
+from ..analysis.cost import total_loss
 from ..analysis.startup import TRAIN, seconds_to_first_iteration
 from ..config import load_config, parse_options
 from ..utils.environment import hardware
@@ -163,12 +164,12 @@ def gtsa_main(argv: Optional[List[str]] = None) -> None:
     model.train()
     model.set_progress(0, 1000, 10)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
-    data = model.data_preprocessor(benchmark_gtsa.make_batch(cfg, args.batch), True)
+    data = model.data_preprocessor(benchmark.noise_batch(cfg, args.batch), True)
     inputs, samples = data['inputs'], data['data_samples']
 
     def training_step(losses: Callable) -> Callable[[], None]:
         def step() -> None:
-            benchmark_gtsa.total(losses(inputs, samples)).backward()
+            total_loss(losses(inputs, samples)).backward()
             optimizer.step()
             optimizer.zero_grad()
             model.after_optimizer_step()

@@ -71,7 +71,7 @@ def _pattern(label: int, u: np.ndarray, v: np.ndarray, rho: np.ndarray, period: 
     return np.clip(0.5 + wave * max(period / 5, 1), 0, 1)
 
 
-def _tones(rng: np.random.Generator) -> np.ndarray:
+def two_tones(rng: np.random.Generator) -> np.ndarray:
     """Two colours, float32 [2, 3], whose luminances differ by 90 to 130 levels; which is the brighter one is drawn.
 
     All objects are of about one brightness, so that two views of an object cannot simply agree on that.
@@ -143,7 +143,7 @@ def _draw_object(rng: np.random.Generator, canvas: np.ndarray, owner: np.ndarray
     period = min(max(0.26 * 2 * radius, 6 * size / 128), 13 * size / 128) * rng.uniform(0.9, 1.1)
     shift = rng.uniform(0, period, 2).astype(np.float32)
     mix = _pattern(label, u[inside] + shift[0], v[inside] + shift[1], rho[inside] + shift[0], period)[..., None]
-    dark, bright = _tones(rng)
+    dark, bright = two_tones(rng)
     canvas[window] += alpha[inside][..., None] * (dark + mix * (bright - dark) - canvas[window])
     owner[window][seen] = len(areas) + 1
     return int(seen.sum())
@@ -171,7 +171,7 @@ def render(split: str, index: int, size: int = 128, seed: int = 0):
     return image, np.array(labels, np.int64), owner == np.arange(1, len(labels) + 1)[:, None, None]
 
 
-def _write_image(job):
+def write_image(job):
     """Renders and writes one image. Returns its COCO entry and annotations (ids are given later)."""
     folder, split, index, size, seed = job
     image, labels, masks = render(split, index, size, seed)
@@ -201,12 +201,12 @@ def _say(line: str):
 def _map(jobs: list, processes: int):
     if processes > 1:
         with multiprocessing.get_context('fork').Pool(processes) as pool:
-            yield from pool.imap(_write_image, jobs, chunksize=32)
+            yield from pool.imap(write_image, jobs, chunksize=32)
     else:
-        yield from map(_write_image, jobs)
+        yield from map(write_image, jobs)
 
 
-def _render_set(folder: Path, parameters: dict, processes: int):
+def render_set(folder: Path, parameters: dict, processes: int):
     total, done = parameters['num_train'] + parameters['num_val'], 0
     start = shown = time.time()
     (folder / 'annotations').mkdir(parents=True)
@@ -321,7 +321,7 @@ def ensure_demo(
         target.parent.mkdir(parents=True, exist_ok=True)
         with locked(target.with_name(f'.{target.name}.lock'), 'waiting for the process that renders the demo set'):
             if not _is_complete(target, parameters):
-                _replace(target, parameters, processes)
+                replace_set(target, parameters, processes)
     except OSError as error:
         if error.errno is None:  # from _is_complete: it says all
             raise
@@ -332,7 +332,7 @@ def ensure_demo(
     return str(target)
 
 
-def _replace(target: Path, parameters: dict, processes: int):
+def replace_set(target: Path, parameters: dict, processes: int):
     foreign = _foreign(target) if target.is_dir() else []
     if foreign:
         raise FolderInUseError(
@@ -344,7 +344,7 @@ def _replace(target: Path, parameters: dict, processes: int):
         shutil.rmtree(stale, ignore_errors=True)
     fresh = target.with_name(f'{prefix}{os.getpid()}')
     try:
-        _render_set(fresh, parameters, processes)
+        render_set(fresh, parameters, processes)
         if target.exists():  # empty, half there or of another drawing; renamed first: nobody shall see it half removed
             target.rename(f'{fresh}_old')
         fresh.rename(target)

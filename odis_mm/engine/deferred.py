@@ -15,18 +15,18 @@ class DeferredHistory(HistoryBuffer):
     """
 
     def __init__(self, *args, **kwargs):
-        self._pending: List[Tensor] = []
+        self.pending: List[Tensor] = []
         super().__init__(*args, **kwargs)
 
     def append(self, value: Tensor) -> None:
         """Add a tensor of one number without reading it."""
-        self._pending.append(value.detach())
+        self.pending.append(value.detach())
 
     @property
     def _log_history(self) -> np.ndarray:  # every method of the base class reads this first
-        if self._pending:
-            values = torch.stack([value.float().reshape(()) for value in self._pending]).tolist()
-            self._pending = []
+        if self.pending:
+            values = torch.stack([value.float().reshape(()) for value in self.pending]).tolist()
+            self.pending = []
             self._values = np.append(self._values, values)[-self.max_length :]
             counts = np.append(self._count_history, np.ones(len(values), self._count_history.dtype))
             self._count_history = counts[-self.max_length :]

@@ -79,7 +79,7 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
         if loaded:
             if loaded['images']:
                 first = self._skip(loaded)
-            self._restore(loaded)
+            self.restore(loaded)
         state = torch.get_rng_state()
         with held_while_forking(self.dataloader):
             batches = iter(self.dataloader)  # draws a number, or not, depending on what its workers did before
@@ -130,7 +130,7 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
         )
         return first
 
-    def _restore(self, loaded: dict) -> None:
+    def restore(self, loaded: dict) -> None:
         if get_rank() < len(loaded['random']):
             set_random_state(loaded['random'][get_rank()])
 

@@ -97,7 +97,7 @@ class _SafeStep:
         the device idles for the launch of the few kernels that make up the step.
         """
         bad = self._bad_loss
-        gradients = [p.grad for p in self._parameters() if p.grad is not None]
+        gradients = [p.grad for p in self._all_parameters() if p.grad is not None]
         if gradients and not hasattr(
             self, 'loss_scaler'
         ):  # the scaler skips infinite gradients itself, and expects some
@@ -107,13 +107,13 @@ class _SafeStep:
         return bool(bad)
 
     def _clip_grad(self) -> None:
-        parameters = [p for p in self._parameters() if p.requires_grad and p.grad is not None]
+        parameters = [p for p in self._all_parameters() if p.requires_grad and p.grad is not None]
         if parameters:
             norm = self.clip_func(parameters, **self.clip_grad_kwargs)
             if norm is not None:  # clipping by value has none
                 defer_scalar(self.message_hub, f'train/{self.grad_name}', whole(norm))
 
-    def _parameters(self) -> Iterable[nn.Parameter]:
+    def _all_parameters(self) -> Iterable[nn.Parameter]:
         return (parameter for group in self.optimizer.param_groups for parameter in group['params'])
 
 

@@ -67,7 +67,7 @@ def transfer(
         out.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f'.unproved_{file.name}')
     try:
-        _write(partial, conversion, {**meta, 'transferred_from': Path(source).name})
+        write_file(partial, conversion, {**meta, 'transferred_from': Path(source).name})
         proof = prove(conversion, read_checkpoint(partial), heads, grid or source_grid)
         partial.replace(file)
     finally:
@@ -90,7 +90,7 @@ def _read(source: PathLike, grid: Optional[Grid], drop: Sequence[str], heads: Op
     return replace(vit, **told), meta
 
 
-def _write(path: Path, conversion: Conversion, meta: dict) -> None:
+def write_file(path: Path, conversion: Conversion, meta: dict) -> None:
     tensors = {name: tensor.to('cpu', copy=True).contiguous() for name, tensor in conversion.tensors.items()}
     if path.suffix == '.safetensors':
         from safetensors.torch import save

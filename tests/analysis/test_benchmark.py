@@ -13,7 +13,7 @@ from mmpretrain.registry import MODELS
 import odis_mm  # noqa: F401
 from odis_mm.analysis import TextbookIBOT, benchmark, count_step, startup
 from odis_mm.analysis.cost import Allocations, count_flops, total_loss
-from odis_mm.cli.benchmarks import benchmark_main, startup_main
+from odis_mm.cli.benchmarks import benchmark_main, gtsa_main, startup_main
 from odis_mm.config import load_config
 from odis_mm.engine.hooks import SelfSupScheduleHook
 from odis_mm.models import ObjectViT
@@ -363,11 +363,11 @@ def test_command_line_ends_wrong_input_in_a_sentence(capsys):
 
 def test_compile_option_asks_for_an_object_vit():
     cfg = make_config()
-    model = benchmark._model(cfg, torch.device('cpu'), compiled=True)
-    assert model.backbone._block is not model.teacher['backbone']._block and model.backbone._block.__name__ == '_block'
+    model = benchmark.build_model(cfg, torch.device('cpu'), compiled=True)
+    assert model.backbone.block is not model.teacher['backbone'].block and model.backbone.block.__name__ == 'run_block'
     cfg = load_config('alfm_r50_coco')
     with pytest.raises(benchmark.ConfigError, match='ResNet'):
-        benchmark._model(cfg, torch.device('cpu'), compiled=True)
+        benchmark.build_model(cfg, torch.device('cpu'), compiled=True)
 
 
 def test_losses_and_heads_are_apart():
@@ -383,7 +383,7 @@ def test_options_are_timed_beside_the_plain_step(monkeypatch):
     calls = []
 
     def compile_blocks(self):
-        self._block = lambda *args: (calls.append(self), object_vit._block(*args))[1]
+        self.block = lambda *args: (calls.append(self), object_vit.run_block(*args))[1]
 
     monkeypatch.setattr(ObjectViT, 'compile_blocks', compile_blocks)
     forms = {'plain', 'packed', 'compiled'}
@@ -401,6 +401,13 @@ def test_options_are_timed_beside_the_plain_step(monkeypatch):
 def test_options_of_a_model_without_any_end_in_a_sentence():
     with pytest.raises(benchmark.ConfigError, match='neither'):
         benchmark.options_benchmark(load_config('alfm_r50_coco'), torch.device('cpu'), 2)
+
+
+def test_the_gtsa_step_is_timed_beside_its_slow_forms(capsys):
+    gtsa_main(['--config', 'gtsa_demo', '--batch', '1', '--threads', '1', '--repeats', '1'])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith('gtsa_demo, batch 1, ') and len(lines) == 6
+    assert all(float(line.split(' s ')[0].split()[-1]) > 0 for line in lines[1:5])
 
 
 def test_start_up_is_the_time_to_the_first_iteration(tmp_path, capsys):

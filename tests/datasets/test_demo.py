@@ -64,7 +64,7 @@ def test_scales_and_occlusion():
 
 
 def test_two_tones_differ_in_luminance():
-    tones = np.stack([demo._tones(np.random.default_rng(seed)) for seed in range(500)])
+    tones = np.stack([demo.two_tones(np.random.default_rng(seed)) for seed in range(500)])
     luminance = np.clip(tones, 0, 255) @ [0.299, 0.587, 0.114]
     assert np.abs(luminance[:, 0] - luminance[:, 1]).min() > 60
     assert 0.4 < (luminance[:, 0] > luminance[:, 1]).mean() < 0.6
@@ -148,7 +148,7 @@ def test_killed_run_leaves_nothing_under_the_name(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(demo, '_write_image', fail)
+        patch.setattr(demo, 'write_image', fail)
         with pytest.raises(KeyboardInterrupt):
             demo.ensure_demo(tmp_path / 'set', **TINY)
     assert [path.suffix for path in tmp_path.iterdir()] == ['.lock']
@@ -193,7 +193,7 @@ def test_bad_parameters_and_full_disk(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(demo, '_write_image', full)
+    monkeypatch.setattr(demo, 'write_image', full)
     with pytest.raises(OSError) as error:
         demo.ensure_demo(tmp_path / 'set', **TINY)
     assert str(error.value) == (
@@ -217,7 +217,7 @@ def test_command_line(tmp_path, capsys):
 
 
 def test_rendered_nowhere_but_where_it_was_asked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, '_render_set', lambda *_: pytest.fail('rendered'))
+    monkeypatch.setattr(demo, 'render_set', lambda *_: pytest.fail('rendered'))
     monkeypatch.setenv('ODIS_DEMO_ROOT', str(tmp_path / 'demo'))
     (tmp_path / 'photos').mkdir()
     for options in (
@@ -245,7 +245,7 @@ def test_rendered_nowhere_but_where_it_was_asked_for(tmp_path, monkeypatch):
 def test_rendered_to_its_own_place(tmp_path, monkeypatch):
     root, few = tmp_path / 'demo', dict(drawing=demo.DRAWING, **TINY)
     monkeypatch.setenv('ODIS_DEMO_ROOT', str(root))
-    monkeypatch.setattr(demo, 'ensure_demo', lambda folder: demo._replace(Path(folder), few, 1))
+    monkeypatch.setattr(demo, 'ensure_demo', lambda folder: demo.replace_set(Path(folder), few, 1))
     options = dict(data_root=str(root), ann_file='annotations/instances_val2017.json', data_prefix='val2017')
     assert len(DemoObjectDataset(**options)) == TINY['num_val'] == len(DemoObjectDataset(**options))
     (root / 'val2017' / 'mine.jpg').write_bytes(b'mine')

@@ -46,7 +46,7 @@ def test_a_thin_image_ends_with_the_best_try(height, width):
     views = sample_views(height, width)['views']
     assert len(views) == 10
     drawn = np.array([[[0, 0, 4, 4], [2, 0, 4, 4]], [[90, 0, 4, 4], [5, 0, 4, 4]]])
-    picked = SamplePairViews._pick(drawn, np.array([[4, 0, 10, 10]]), least=1e9)
+    picked = SamplePairViews.pick(drawn, np.array([[4, 0, 10, 10]]), least=1e9)
     np.testing.assert_array_equal(picked, [[2, 0, 4, 4], [5, 0, 4, 4]])
 
 

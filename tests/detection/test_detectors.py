@@ -483,7 +483,7 @@ def test_demo_dataset_renders_itself(tmp_path, monkeypatch):
     from odis_mm.datasets import demo
 
     few = dict(num_train=2, num_val=1, size=128, seed=0)
-    monkeypatch.setattr(demo, 'ensure_demo', lambda root: demo._render_set(Path(root), few, 1))
+    monkeypatch.setattr(demo, 'ensure_demo', lambda root: demo.render_set(Path(root), few, 1))
     monkeypatch.setenv('ODIS_DEMO_ROOT', str(tmp_path / 'set'))
     cfg = config(
         'mask-rcnn_demo',

@@ -95,7 +95,7 @@ def test_figures_are_what_they_say():
         math.exp(-(share * share.clamp(min=1e-12).log()).sum()), rel=1e-3
     )
     losses_of(model, data)
-    assert not model._features and model.head._watched is None, 'kept only when asked'
+    assert not model.watched and model.head.watched is None, 'kept only when asked'
 
 
 def test_a_healthy_run_is_left_alone(tmp_path):

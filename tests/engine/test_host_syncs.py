@@ -92,7 +92,7 @@ def test_deferred_values_are_those_of_the_plain_hook(tmp_path):
         defer_scalar(hub, 'train/loss', value)
         plain.update(value.item())
     history = hub.get_scalar('train/loss')
-    assert isinstance(history, DeferredHistory) and history._pending
+    assert isinstance(history, DeferredHistory) and history.pending
     assert history.mean(3) == plain.mean(3) and history.current() == plain.current() and history.max() == plain.max()
     defer_scalar(hub, 'train/loss', torch.tensor(9.0))
     saved = hub.state_dict()['log_scalars']['train/loss']

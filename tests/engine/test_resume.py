@@ -205,35 +205,31 @@ def test_twice_with_workers(undisturbed, tmp_path):
     assert_same(content(tmp_path), undisturbed)
 
 
-RUNS = """
-import os, sys
-answers = os.fdopen(os.dup(1), 'w', buffering=1)
-os.dup2(2, 1)  # what imports and runs say goes elsewhere
-import test_resume
-for line in sys.stdin:  # one process a line, each in a session of its own; the imports are shared
-    child = os.fork()
-    if not child:
-        os.setsid()
-        eval(line)
-        break
-    print(child, file=answers)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=answers)
-"""
+def serve() -> None:
+    """Run each call that is read from the standard input in a process and a session of its own; the imports are shared.
+
+    Writes the process's number, then its exit code.
+    """
+    answers = os.fdopen(os.dup(1), 'w', buffering=1)
+    os.dup2(2, 1)  # what runs say goes elsewhere
+    for line in sys.stdin:
+        child = os.fork()
+        if not child:
+            os.setsid()
+            eval(line)
+            break
+        print(child, file=answers)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=answers)
 
 
 def test_a_signal_to_the_whole_process_group_leaves_the_workers_to_the_run(undisturbed, tmp_path):
     near = tmp_path / 'near'
     with subprocess.Popen(
-        [sys.executable, '-c', RUNS],
-        cwd=Path(__file__).parent,
-        env=environment(),
-        text=True,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
+        [sys.executable, __file__], env=environment(), text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as runs:
 
         def process(call: str, number=None) -> int:
-            runs.stdin.write(f'test_resume.{call}\n')
+            runs.stdin.write(f'{call}\n')
             runs.stdin.flush()
             child = int(runs.stdout.readline())
             hangs = threading.Timer(
@@ -269,7 +265,7 @@ def test_a_signal_waits_for_the_end_of_an_accumulated_step(tmp_path):
 def test_gpus_ask_each_other_now_and_then(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     hook, asked = PreemptionHook(interval=4), []
-    hook.end_of_epoch, hook._wanted = lambda *_: False, lambda runner: asked.append(runner.iter + 1)
+    hook.end_of_epoch, hook.is_wanted = lambda *_: False, lambda runner: asked.append(runner.iter + 1)
     for world, accumulate, expected in ((2, 1, [4, 8]), (2, 2, [8]), (1, 2, [2, 4, 6, 8])):
         asked.clear()
         for i in range(8):
@@ -308,3 +304,7 @@ def test_random_states_come_back():
     first = random.random(), np.random.rand(), torch.rand(3).tolist()
     set_random_state(state)
     assert (random.random(), np.random.rand(), torch.rand(3).tolist()) == first
+
+
+if __name__ == '__main__':  # the program that test_a_signal_to_the_whole_process_group... starts
+    serve()

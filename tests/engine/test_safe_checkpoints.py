@@ -95,7 +95,7 @@ def test_the_newest_whole_one_is_taken_aloud(run, kind):
     (run / 'epoch_2_iter_30.pth').write_bytes(DAMAGED[kind])
     (run / 'epoch_2.pth').write_bytes(DAMAGED['half'])
     cfg = Config(dict(work_dir=str(run)))
-    (level, first), (_, second), (last, taken), (_, said) = apis._use_resume(cfg, 'auto')
+    (level, first), (_, second), (last, taken), (_, said) = apis.use_resume(cfg, 'auto')
     assert level == last == logging.WARNING
     assert (
         str(run / 'epoch_2_iter_30.pth') in first
@@ -138,11 +138,11 @@ def test_nothing_whole_ends_in_one_sentence(run):
     with pytest.raises(
         CheckpointError, match=r'no whole checkpoint in .*iter_30.pth is damaged.*epoch_1.pth is damaged.*--resume FILE'
     ):
-        apis._use_resume(Config(dict(work_dir=str(run))), 'auto')
+        apis.use_resume(Config(dict(work_dir=str(run))), 'auto')
     with pytest.raises(
         ConfigError, match=r'epoch_1.pth. is damaged: it is empty \(0 bytes\); name another one, or say --resume alone'
     ):
-        apis._use_resume(Config(dict(work_dir=str(run))), str(run / 'epoch_1.pth'))
+        apis.use_resume(Config(dict(work_dir=str(run))), str(run / 'epoch_1.pth'))
     for path in run.glob('*.pth'):
         path.unlink()
     with pytest.raises(CheckpointError, match='which is no file'):

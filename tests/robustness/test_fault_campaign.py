@@ -29,7 +29,7 @@ def program(folder: Path) -> None:
     print('---')
     nothing_to_write_to(campaign, folder / 'small/campaign.py', folder / 'run')
     print('---')
-    ResumableEpochLoop._restore = lambda self, loaded: None  # a resume that forgets the random numbers
+    ResumableEpochLoop.restore = lambda self, loaded: None  # a resume that forgets the random numbers
     campaign.main(
         ['--work-dir', str(folder / 'broken'), '--kills', '0', '--disk-full', '0', '--corrupt', '0', '--signals', '1']
     )
@@ -45,7 +45,7 @@ def nothing_to_write_to(campaign, config: Path, run: Path) -> None:
     )
     small = campaign.Campaign(run.parent / 'unused', 0, 0, 0, 0)
     small.config, small.log, small.checkpoint_bytes = config, run.parent / 'attempt.log', 2**19
-    small._check = lambda *args: None
+    small.check = lambda *args: None
     train = campaign.cli.main
     elsewhere = [
         '--cfg-options',
@@ -58,7 +58,7 @@ def nothing_to_write_to(campaign, config: Path, run: Path) -> None:
         ('repaired', quiet, []),
     ):
         campaign.cli.main = lambda argv: train(argv + more)
-        code = small._one(run, event)
+        code = small.attempt(run, event)
         print(f'{name}: {code}: {small.log.read_text().rstrip().splitlines()[-1]}')
     campaign.cli.main = train
     print(sorted(path.name for path in run.glob('epoch_?*.pth') if 'backbone' not in path.name))

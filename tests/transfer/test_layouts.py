@@ -421,11 +421,11 @@ def test_requests_that_make_no_sense(export, tmp_path):
 def test_what_does_not_prove_leaves_no_file(export, tmp_path, monkeypatch):
     from odis_mm.transfer import export as module
 
-    def tamper(path, conversion, meta, write=module._write):
+    def tamper(path, conversion, meta, write=module.write_file):
         conversion.tensors['blocks.0.attn.qkv.bias'] = conversion.tensors['blocks.0.attn.qkv.bias'].flip(0)
         write(path, conversion, meta)
 
-    monkeypatch.setattr(module, '_write', tamper)
+    monkeypatch.setattr(module, 'write_file', tamper)
     with pytest.raises(CheckpointError, match='does not read back as it was written: layers.0.attn.qkv.bias'):
         transfer(export, tmp_path / 'b.pth', 'timm')
     assert [p.name for p in tmp_path.iterdir()] == [export.name]

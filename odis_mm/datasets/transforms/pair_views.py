@@ -73,10 +73,10 @@ class SamplePairViews(BaseTransform):
         for group, share in zip(self.groups, self.min_overlap):
             drawn = SampleViews.draw_crops(rng, group, self.tries, height, width)  # [num, tries, 4]
             if group['role'] == 'local':
-                crops = np.concatenate([crops, self._pick(drawn, crops, share * height * width)])
+                crops = np.concatenate([crops, self.pick(drawn, crops, share * height * width)])
             else:
                 for tries in drawn:  # a global one has to meet those before it
-                    crops = np.concatenate([crops, self._pick(tries[None], crops, share * height * width)])
+                    crops = np.concatenate([crops, self.pick(tries[None], crops, share * height * width)])
             roles += [group['role']] * group['num']
             sizes += [group['size']] * group['num']
         turns = rng.integers(0, 4, len(crops)) if self.turns else np.zeros(len(crops), np.int64)
@@ -87,7 +87,7 @@ class SamplePairViews(BaseTransform):
         return results
 
     @staticmethod
-    def _pick(drawn: np.ndarray, earlier: np.ndarray, least: float) -> np.ndarray:
+    def pick(drawn: np.ndarray, earlier: np.ndarray, least: float) -> np.ndarray:
         """One of each view's tries [n, tries, 4]: the first that shares more than ``least`` with all earlier, else the
         best."""
         overlap = shared_area(drawn, earlier).min(-1, initial=np.inf)  # [n, tries]

@@ -65,25 +65,25 @@ def _holds(path: str, content: bytes, piece: int = 1 << 20) -> bool:
 register_backend('odis_mm.atomic', AtomicLocalBackend, force=True)
 
 
-class _DeferredRemoval:
+class DeferredRemoval:
     """A file backend whose removals wait: mmengine removes the oldest checkpoint BEFORE it writes the next one."""
 
     def __init__(self, backend):
         self._backend = backend
-        self._waiting: List[Tuple[str, str]] = []
+        self.waiting: List[Tuple[str, str]] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
 
     def remove(self, path: str) -> None:
-        self._waiting.append(('remove', path))
+        self.waiting.append(('remove', path))
 
     def rmtree(self, path: str) -> None:
-        self._waiting.append(('rmtree', path))
+        self.waiting.append(('rmtree', path))
 
     def settle(self, do: bool) -> None:
         """Carries the waiting removals out, or forgets them."""
-        waiting, self._waiting = self._waiting, []
+        waiting, self.waiting = self.waiting, []
         for action, path in waiting if do else ():
             getattr(self._backend, action)(path)
 
@@ -109,7 +109,7 @@ class SafeCheckpointHook(CheckpointHook):
 
     def before_train(self, runner) -> None:
         super().before_train(runner)
-        self.file_backend = _DeferredRemoval(self.file_backend)
+        self.file_backend = DeferredRemoval(self.file_backend)
         if is_main_process():
             for name in os.listdir(self.out_dir) if osp.isdir(self.out_dir) else ():
                 if re.fullmatch(UNFINISHED, name):

@@ -75,12 +75,12 @@ class PreemptionHook(Hook):
             return  # half a step's gradients are in no checkpoint
         if runner.world_size > 1 and torch.cuda.is_available() and steps % self.interval:
             return
-        if not self.end_of_epoch(runner.train_dataloader, batch_idx) and self._wanted(runner):
+        if not self.end_of_epoch(runner.train_dataloader, batch_idx) and self.is_wanted(runner):
             self.checkpoints.save_now(runner)
             self._leave(runner)
 
     def after_train_epoch(self, runner) -> None:
-        if self._wanted(runner):
+        if self.is_wanted(runner):
             self.checkpoints.save_epoch(runner)
             self._leave(runner)
 
@@ -89,7 +89,7 @@ class PreemptionHook(Hook):
             signal.signal(number, handler)
         self._former = {}
 
-    def _wanted(self, runner) -> bool:
+    def is_wanted(self, runner) -> bool:
         """Whether any rank got a signal; then every rank knows whether it was Ctrl-C."""
         if runner.world_size > 1:
             received = torch.tensor(0 if self.received is None else 2 if self.received == signal.SIGINT else 1)

@@ -125,8 +125,8 @@ class ObjectViT(VisionTransformer):
         self.with_cp = with_cp
         self.antialias = antialias
         self.window_size, self.global_every = window_size, global_every
-        self._block = _block
-        self._sharded: Optional[Callable] = None
+        self.block = run_block
+        self.sharded_block: Optional[Callable] = None
         if compiled:
             self.compile_blocks()
         self.cls_beside_object = cls_beside_object
@@ -270,7 +270,7 @@ class ObjectViT(VisionTransformer):
         for i, layer in enumerate(self.layers):
             last = i == self.num_layers - 1
             read = rows if last else None
-            x = self._run_block(i, layer, x, sequences, read)
+            x = self._run_layer(i, layer, x, sequences, read)
             if last and self.final_norm:
                 x = self.ln1(x)
             if i in self.out_indices:
@@ -303,13 +303,13 @@ class ObjectViT(VisionTransformer):
         """See :func:`draw_path`."""
         return draw_path(drop, x, shapes, skip)
 
-    def _run_block(
+    def _run_layer(
         self, number: int, layer: nn.Module, x: Tensor, sequences: Sequences, rows: Optional[Tensor]
     ) -> Tensor:
         # the rows that are read differ in number from step to step: the block would be compiled anew each time
-        block = self._sharded or (_block if rows is not None else self._block)
+        block = self.sharded_block or (run_block if rows is not None else self.block)
         # elsewhere than on a CPU the host would have to wait for the draws
-        skip = block is _block and rows is None and sequences.form is not Form.ROWS
+        skip = block is run_block and rows is None and sequences.form is not Form.ROWS
         # drawn here, so that recomputing the block draws nothing
         paths = tuple(
             self.draw_path(getattr(part, name, None), x, sequences.shapes, skip)
@@ -317,10 +317,10 @@ class ObjectViT(VisionTransformer):
         )
         trained = torch.is_grad_enabled() and number >= self.frozen_stages
         recompute = self.with_cp and trained
-        args = (layer, x, sequences, paths, rows, trained and not recompute, self._window(number))
+        args = (layer, x, sequences, paths, rows, trained and not recompute, self.window_of(number))
         return checkpoint(block, *args, use_reentrant=False) if recompute else block(*args)
 
-    def _window(self, number: int) -> Optional[Tuple[int, int]]:
+    def window_of(self, number: int) -> Optional[Tuple[int, int]]:
         """(side of the windows, leading tokens) of a block; None: it attends globally."""
         if not self.window_size or number % self.global_every == self.global_every - 1:
             return None
@@ -372,7 +372,7 @@ class ObjectViT(VisionTransformer):
 
         They are compiled in the first steps, once for each combination of resolution, object mask, and training or not.
         """
-        self._block = torch.compile(_block, **{'dynamic': False, **kwargs})
+        self.block = torch.compile(run_block, **{'dynamic': False, **kwargs})
 
     def shard_blocks(self, **kwargs) -> None:
         """Has torch's ``fully_shard(**kwargs)`` leave each rank its part of every block; a block is gathered while it
@@ -380,10 +380,10 @@ class ObjectViT(VisionTransformer):
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
         for layer in self.layers:
-            layer.run = MethodType(_block, layer)  # what gathers it: mmpretrain's own forward() is never called
+            layer.run = MethodType(run_block, layer)  # what gathers it: mmpretrain's own forward() is never called
             fully_shard(layer, **kwargs)
             register_fsdp_forward_method(layer, 'run')
-        self._sharded = lambda layer, *args: layer.run(*args)
+        self.sharded_block = lambda layer, *args: layer.run(*args)
 
     @torch.no_grad()
     def object_attention_map(self, images: Tensor, object_mask: Optional[Tensor] = None) -> Tensor:
@@ -400,7 +400,7 @@ class ObjectViT(VisionTransformer):
         sequences = self.sequences([(x, grid)], [object_mask])
         x = x.flatten(0, 1)
         for number, layer in enumerate(self.layers[:-1]):
-            x = _block(layer, x, sequences, window=self._window(number))
+            x = run_block(layer, x, sequences, window=self.window_of(number))
         layer = self.layers[-1]
         attn = layer.attn
         qkv = attn.qkv(layer.ln1(x)).view(*sequences.shapes[0], 3, attn.num_heads, attn.head_dims)
@@ -453,7 +453,7 @@ class ObjectViT(VisionTransformer):
         sequences = plain._replace(shapes=((batch, length + count),), readers=keys, ropes=ropes)
         x = torch.cat((x, readers), dim=1).flatten(0, 1)
         for number, layer in enumerate(self.layers):
-            x = _block(layer, x, sequences, window=self._window(number))
+            x = run_block(layer, x, sequences, window=self.window_of(number))
         if self.final_norm:
             x = self.ln1(x)
         tokens, objects = x.unflatten(0, (batch, -1)).split([length, count], dim=1)
@@ -499,7 +499,7 @@ class QKVWithoutKeyBias(nn.Linear):
         self.bias.chunk(3)[1].zero_()
 
 
-def _block(
+def run_block(
     layer: nn.Module,
     x: Tensor,
     sequences: Sequences,
@@ -517,17 +517,17 @@ def _block(
         paths: Of attention and MLP, see :func:`draw_path`.
         rows: int64, the tokens of ``x`` to return, where no path is :class:`Kept`; None: all.
         lean: Do not keep the norms' results for the backward pass; nothing to gain where the whole block is recomputed.
-        window: See :meth:`ObjectViT._window`.
+        window: See :meth:`ObjectViT.window_of`.
     """
     attn, ffn = layer.attn, layer.ffn
     # one reshape, one unbind: a slice of its own would have its gradient padded with zeros and added to the others'
-    qkv = _after_norm(attn.qkv, layer.ln1, x, lean, paths[0])
+    qkv = after_norm(attn.qkv, layer.ln1, x, lean, paths[0])
     out = _attention(attn, qkv, sequences, paths[0], window)
     if rows is not None:  # a token's projection and MLP depend on it alone
         out, x = out.index_select(0, rows), x.index_select(0, rows)
         paths = tuple(None if path is None else path.index_select(0, rows) for path in paths)
     x = add(x, attn.gamma1(attn.proj_drop(attn.proj(out))), paths[0])
-    return add(x, ffn.gamma2(_after_norm(_mlp(ffn), layer.ln2, x, lean, paths[1])), paths[1])
+    return add(x, ffn.gamma2(after_norm(_mlp(ffn), layer.ln2, x, lean, paths[1])), paths[1])
 
 
 def _attention(
@@ -576,7 +576,7 @@ def _mlp(ffn: nn.Module) -> Callable[[Tensor], Tensor]:
     return gated
 
 
-def _after_norm(then: Callable[[Tensor], Tensor], norm: nn.Module, x: Tensor, lean: bool, path: Path = None) -> Tensor:
+def after_norm(then: Callable[[Tensor], Tensor], norm: nn.Module, x: Tensor, lean: bool, path: Path = None) -> Tensor:
     """``then(norm(x))`` of the images that ``path`` keeps.
 
     If ``lean``, the norm's result is not kept for the backward pass: of all that a block keeps nothing is cheaper to

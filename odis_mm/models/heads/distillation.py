@@ -109,7 +109,7 @@ class SoftTargetHead(BaseModule):
             else dict(start=teacher_temp, end=teacher_temp, warmup_epochs=0)
         )
         self.teacher_temp = self.teacher_temp_cfg['start']
-        self._watched: Optional[List[Tensor]] = None
+        self.watched: Optional[List[Tensor]] = None
 
     def set_epoch(self, epoch: float) -> None:
         """Teacher temperature at a fractional epoch."""
@@ -123,8 +123,8 @@ class SoftTargetHead(BaseModule):
         ``counted``, bool [...], tells a balance over the batch which rows the loss uses; None: all.
         """
         probabilities = self._probabilities(logits, center, counted)
-        if self._watched is not None:
-            self._watched.append(probabilities if counted is None else probabilities[counted])
+        if self.watched is not None:
+            self.watched.append(probabilities if counted is None else probabilities[counted])
         return probabilities
 
     def _probabilities(self, logits: Tensor, center: Center, counted: Optional[Tensor]) -> Tensor:
@@ -135,7 +135,7 @@ class SoftTargetHead(BaseModule):
 
     def watch_health(self) -> None:
         """Keeps the distributions of the next iteration for :meth:`health`."""
-        self._watched = []
+        self.watched = []
 
     @torch.no_grad()
     def health(self) -> Dict[str, Tensor]:
@@ -146,7 +146,7 @@ class SoftTargetHead(BaseModule):
             mean: 1 if all have one prototype, K if all are used alike. Nothing if nothing was watched, or if there was
             no distribution.
         """
-        watched, self._watched = self._watched, None
+        watched, self.watched = self.watched, None
         if not watched:
             return {}
         rows = watched[0].flatten(0, -2)  # [n, K]

@@ -145,9 +145,9 @@ class TeacherStudent(BaseSelfSupervisor):
 
     def watch_health(self) -> None:
         """Keeps what the next forward pass of the teacher gives for :meth:`health`; without it, nothing is kept."""
-        self._features: List[Tensor] = []
+        self.watched: List[Tensor] = []
         self._watching = self.teacher['backbone'].register_forward_hook(
-            lambda module, args, output: self._features.append(self.image_features(output))
+            lambda module, args, output: self.watched.append(self.image_features(output))
         )
         if hasattr(self.head, 'watch_health'):
             self.head.watch_health()
@@ -179,10 +179,8 @@ class TeacherStudent(BaseSelfSupervisor):
         }
         if hasattr(self.head, 'health'):
             figures.update(self.head.health())
-        if (
-            self._features and len(self._features[0]) > 1 and self._features[0].isfinite().all()
-        ):  # else there is no spectrum
-            x = self._features.pop()[:256].float()
+        if self.watched and len(self.watched[0]) > 1 and self.watched[0].isfinite().all():  # else there is no spectrum
+            x = self.watched.pop()[:256].float()
             centered = x - x.mean(0)
             share = torch.linalg.eigvalsh(centered @ centered.T).clamp(min=0)
             energy = share.sum()

@@ -105,7 +105,7 @@ class ODIS(TeacherStudent):
         targets, patch_targets, pool_targets = self._targets(inputs[0], masks[0], masked, batch, pooled)
         student, means = self._student(inputs, masks[0], replace, masked, none, pooled)
         leading = torch.cat([out[-2] for out in student])  # [V*B, t, D]
-        logits, patch_logits = self._project(self.neck, leading, student[0][-1] if self.lambda_patch else None)
+        logits, patch_logits = self.project(self.neck, leading, student[0][-1] if self.lambda_patch else None)
         logits = logits.unflatten(0, (-1, batch))  # [V, B, t, K]
 
         objects = self.backbone.object_slice
@@ -165,14 +165,14 @@ class ODIS(TeacherStudent):
             patches = patches.flatten(0, 1)[masked]
         else:
             leading, patches, means = read_tokens(backbone, views, mask, None, masked, pooled)
-        logits, patch_logits = self._project(neck, leading, patches if self.lambda_patch else None)
+        logits, patch_logits = self.project(neck, leading, patches if self.lambda_patch else None)
         targets = self.head.token_targets(logits.unflatten(0, (-1, batch)))
         # objects' means are tokens of one more view: they move the tokens' center, too
         pool_targets = None if means is None else self.head.token_targets(neck(means.flatten(0, 1)))
         return targets, None if patch_logits is None else self.head.patch_targets(patch_logits, every), pool_targets
 
     @staticmethod
-    def _project(neck: nn.Module, leading: Tensor, patches: Optional[Tensor]) -> Tuple[Tensor, Optional[Tensor]]:
+    def project(neck: nn.Module, leading: Tensor, patches: Optional[Tensor]) -> Tuple[Tensor, Optional[Tensor]]:
         """Logits of the leading tokens [n, t, D] and of patches [M, D], in one call where that changes nothing."""
         if patches is None:
             return neck(leading), None

@@ -218,7 +218,7 @@ def test_windows_equal_a_masked_attention(size, form):
 
 def test_every_nth_block_is_global():
     vit = build(window_size=2, global_every=3)
-    assert [vit._window(i) is None for i in range(6)] == [False, False, True, False, False, True]
+    assert [vit.window_of(i) is None for i in range(6)] == [False, False, True, False, False, True]
     wide = build(window_size=4, global_every=9)  # one window: all of the image
     torch.testing.assert_close(wide(random_images())[-1], build()(random_images())[-1], atol=1e-5, rtol=1e-5)
 

@@ -148,12 +148,12 @@ def test_where_it_does_not_pay_all_is_computed(where, monkeypatch):
         paths.append(drawn)
         return original(layer, x, sequences, drawn, *args)
 
-    original = object_vit._block
+    original = object_vit.run_block
     if where in ('gpu', 'rows'):
-        monkeypatch.setattr(object_vit, '_block', block)
-        model._block = block
+        monkeypatch.setattr(object_vit, 'run_block', block)
+        model.block = block
     else:
-        model._block = model._sharded = block
+        model.block = model.sharded_block = block
     if where == 'gpu':
         with forms_of_gpus(model):
             model(random_images(8))

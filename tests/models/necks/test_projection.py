@@ -44,6 +44,6 @@ def test_batch_norm_in_the_neck_standardises_and_keeps_populations_apart():
     torch.testing.assert_close(z.std(0, correction=0), torch.ones(16), atol=0.3, rtol=0)
     assert neck(tokens.view(8, 8, 32)).shape == (8, 8, K)
     a, b = torch.randn(9, 32), 5 + torch.randn(30, 32)
-    leading, patches = MODELS.get('ODIS')._project(neck, a[:, None], b)
+    leading, patches = MODELS.get('ODIS').project(neck, a[:, None], b)
     torch.testing.assert_close(leading, neck(a)[:, None])
     torch.testing.assert_close(patches, neck(b))

@@ -14,6 +14,7 @@ from torch import nn
 import odis_mm  # noqa: F401
 from helpers import arrow, make_gtsa
 from odis_mm import apis
+from odis_mm.analysis import benchmark_gtsa
 from odis_mm.analysis import textbook_gtsa as reference
 from odis_mm.config import load_config
 from odis_mm.datasets.transforms import collate_views, render_view
@@ -135,12 +136,7 @@ def test_pairs_hold_the_rectangles_of_the_slow_reference():
 # ------------------------------------------------------------------------------------------------------ losses, value a
 def slow_losses(model, data):
     processed = model.data_preprocessor(copy.deepcopy(data), True)
-    student = [model.backbone.to_map(model.backbone(x)[-1], x.shape[-2:]) for x in processed['inputs']]
-    with torch.no_grad():
-        teacher = model.extract_feat(processed['inputs'][0])
-    return reference.losses(
-        model.head, model.teacher['neck'], model.neck, teacher, student, processed['data_samples'], 8
-    )
+    return benchmark_gtsa.slow_losses(model, processed['inputs'], processed['data_samples'], heads_once=False)
 
 
 def assert_equal_to_reference(model, data):
