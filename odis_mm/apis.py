@@ -259,7 +259,7 @@ def _session(cfg: Config) -> Iterator[None]:
 
 
 def _init_distributed(cfg: Config) -> None:
-    """mmengine insists on a GPU per process: on CPUs, gloo is started here and DDP told that there is no device id."""
+    """mmengine assumes a GPU per process: on CPUs, gloo is started here and DDP gets no device id."""
     if cfg.launcher == 'pytorch' and 'RANK' not in os.environ:
         raise ConfigError(
             '--launcher pytorch reads its rank from torchrun: start with `bash tools/dist_train.sh CONFIG RANKS`, '

@@ -432,7 +432,7 @@ class Campaign:
         be warned of."""
         note = folder / NOTE
         whole = [p for p in folder.glob('*.pth') if NUMBERED.fullmatch(p.name) and damage(p) is None]
-        # damaged already, if the run died before it wrote another
+        # damaged already, if the run ended before it wrote another
         newest = Path(note.read_text(errors='replace')) if note.is_file() else None
         if len(whole) < 2 or newest not in whole:
             return []

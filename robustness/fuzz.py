@@ -406,8 +406,8 @@ def work(task: Task, seeds: List[bytes], cases: range, seed: int, folder: Path, 
 def fuzz(
     task: Task, seeds: List[bytes], count: int, seed: int, folder: Path, batch: int = 500, progress: bool = False
 ) -> Tuple[Counter, List[Finding]]:
-    """Runs `count` cases in processes of `batch`; one that dies or hangs is a finding, and the next process goes on
-    after it.
+    """Run ``count`` cases in processes of ``batch``; one that ends early or hangs is a finding, and the next process
+    continues after it.
 
     Returns:
         How many were read, refused (by class of error) and wrong; the wrong ones.

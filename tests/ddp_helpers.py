@@ -9,7 +9,7 @@ import torch.multiprocessing as mp
 
 
 def free_port() -> int:
-    """Return a port that nobody listens at now; take it when the ranks start, since another process may be given it
+    """Return a port that is free now; take it when the ranks start, since another process may be given it
     later."""
     with socket.socket() as held:
         held.bind(('127.0.0.1', 0))

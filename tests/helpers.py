@@ -128,13 +128,13 @@ class ViewBatches(torch.utils.data.Dataset):
     def __getitem__(self, index):
         data = make_batch(batch=2, seed=index)
         data['data_samples']['img_id'] = torch.tensor([7, 8])
-        return poisoned(data) if index in self.nan_at else data
+        return with_nan(data) if index in self.nan_at else data
 
     def paths_of(self, ids):
         return [f'img/{i}.jpg' for i in ids]
 
 
-def poisoned(data):
+def with_nan(data):
     data['inputs'][0] = data['inputs'][0].float()
     data['inputs'][0][0, 0, 0, 0] = float('nan')
     return data

@@ -143,7 +143,7 @@ def test_misspelt_top_level_key_of_a_file():
         check_top_level(Config(dict(train_dataloder=dict())))
     check_top_level(
         Config(dict(train_pipeline=[], data_root='', max_epochs=3))
-    )  # variables of the file are nobody's business
+    )  # variables of the file are not checked
 
 
 def test_unknown_config_is_named_with_its_neighbour(tmp_path):

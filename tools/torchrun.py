@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""torchrun that says in one sentence which nodes it waited for in vain; its arguments are torchrun's. Called by
+"""torchrun that says in one sentence which nodes did not come; its arguments are torchrun's. Called by
 torchrun.sh."""
 
 import os

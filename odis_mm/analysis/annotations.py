@@ -72,7 +72,7 @@ def annotations_benchmark(
 
     Returns:
         'first' (no cache yet) and 'again': of each process ``cpu`` and ``seconds`` to build the data set, ``own_mb`` of
-        memory that it did not have before and shares with nobody, ``peak_mb`` in all, ``read_us`` to read one image's
+        memory that it did not have before and does not share, ``peak_mb`` in all, ``read_us`` to read one image's
         objects with their masks.
     """
     with tempfile.TemporaryDirectory() as folder:

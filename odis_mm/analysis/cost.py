@@ -68,7 +68,7 @@ def count_flops(work: Callable[[], object]) -> int:
 
 
 class Allocations(TorchDispatchMode):
-    """Bytes of the tensors that are alive, and their greatest sum, for what runs inside.
+    """Bytes of the tensors that exist, and their greatest sum, for what runs inside.
 
     Works alike on real and fake tensors of any device; what a kernel allocates and frees within one operator is not
     seen.

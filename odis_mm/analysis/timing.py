@@ -1,4 +1,4 @@
-"""Instruments of the benchmark: a clock that waits for nobody, a step in pieces, and the machine's own limit."""
+"""Instruments of the benchmark: a clock that adds no waiting, a step in pieces, and the machine's own limit."""
 
 import contextlib
 import copy
@@ -178,7 +178,7 @@ def matrix_peak(device: torch.device, dtype: torch.dtype, size: Optional[int] = 
 
 
 def mask_seconds(model: TeacherStudent, data: dict, bf16: bool, repeats: int) -> float:
-    """What the object masks add to the attention of a step, timed apart: in whole steps it drowns in the noise of a
+    """What the object masks add to the attention of a step, timed apart: in whole steps it is lost in the noise of a
     shared machine.
 
     Of all blocks of teacher (forward) and student (forward and backward pass), the making of the masks included.

@@ -345,7 +345,7 @@ def replace_set(target: Path, parameters: dict, processes: int):
     fresh = target.with_name(f'{prefix}{os.getpid()}')
     try:
         render_set(fresh, parameters, processes)
-        if target.exists():  # empty, half there or of another drawing; renamed first: nobody shall see it half removed
+        if target.exists():  # empty, half there or of another drawing; renamed first: no process sees it half removed
             target.rename(f'{fresh}_old')
         fresh.rename(target)
     finally:

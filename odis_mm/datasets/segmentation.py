@@ -21,7 +21,7 @@ def segmentation_to_mask(segm: Any, height: int, width: int) -> np.ndarray:
     """
     from pycocotools import mask as coco_mask
 
-    # of what it is handed, pycocotools believes everything, and reads or fills memory accordingly
+    # pycocotools checks nothing of what it is given, and reads or fills memory accordingly
     fault, polygons = _checked(segm, height, width)
     if fault:
         raise AnnotationError(fault)

@@ -38,7 +38,7 @@ def obey_parent_alone() -> None:
     its workers.
 
     They are blocked rather than ignored: a thread takes them and looks who sent them. (A handler could not tell, and
-    one that the parent had set before it forked would swallow the SIGTERM that the parent then waits for.) macOS can
+    one that the parent had set before it forked would take the SIGTERM that the parent then waits for.) macOS can
     not tell senders: all stays as it was there.
     """
     if not CAN_TELL_SENDERS:

@@ -1,4 +1,4 @@
-"""Scalars of the log that are read from the device when somebody asks for them, not before."""
+"""Scalars of the log that are read from the device when they are asked for, not before."""
 
 from typing import List
 

@@ -52,7 +52,7 @@ def find_checkpoint(work_dir: str) -> Tuple[Optional[str], List[str]]:
         work_dir: Folder of a run; it may have been moved.
 
     Returns:
-        The path, or None in a folder without checkpoints; warnings, one for each checkpoint passed over and one that
+        The path, or None in a folder without checkpoints; warnings, one for each checkpoint skipped and one that
         names what is taken instead.
 
     Raises:

@@ -10,7 +10,7 @@ _MULTIMODAL = 'mmpretrain.models.multimodal'
 def skip_multimodal() -> bool:
     """Leave out mmpretrain's multimodal models where they cannot be imported; returns whether they are left out.
 
-    They derive from helpers that ``transformers`` 5 no longer has, and ``import mmpretrain.models`` dies of it
+    They derive from helpers that ``transformers`` 5 no longer has, and ``import mmpretrain.models`` fails
     (``TypeError: NoneType takes no arguments``). Nothing here uses them, and upstream has no switch: an empty module
     stands in their place. Must come before that import; does nothing with an older ``transformers``, without it, or
     after the import.

@@ -87,7 +87,7 @@ def test_textbook_losses_and_gradients_are_ours_without_object_masks():
     model, data = make_step_input(make_config(**{'model.masked_attention': False}))
     model.head.token_center.value.uniform_(-0.1, 0.1)
     model.head.patch_center.value.uniform_(-0.1, 0.1)
-    with torch.no_grad():  # a teacher like its student gives the losses little to say
+    with torch.no_grad():  # with a teacher like its student the losses hardly differ
         for parameter in model.teacher.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.02)
     found = {}

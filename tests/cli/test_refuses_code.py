@@ -324,7 +324,7 @@ def test_images_are_no_pickles(danger, data, tmp_path, capsys):
 
 
 def test_harmless_files_are_read(tmp_path):
-    """The wall has a door: tensors, plain values, and what mmengine's own checkpoints hold."""
+    """Tensors, plain values, and what mmengine's own checkpoints hold."""
     torch.save(
         dict(state_dict=make_vit().state_dict(), meta=dict(num_heads=4, note=['plain', 1, None])), tmp_path / 'good.pth'
     )

@@ -1,4 +1,4 @@
-"""Checkpoints: the last good one stays until the next is verified, and damaged ones are found and passed over aloud."""
+"""Checkpoints: the last good one stays until the next is verified; damaged ones are found and skipped."""
 
 import errno
 import io
@@ -91,7 +91,7 @@ def run(tmp_path):
 
 
 @pytest.mark.parametrize('kind', DAMAGED)
-def test_the_newest_whole_one_is_taken_aloud(run, kind):
+def test_the_newest_whole_one_is_taken_with_a_warning(run, kind):
     (run / 'epoch_2_iter_30.pth').write_bytes(DAMAGED[kind])
     (run / 'epoch_2.pth').write_bytes(DAMAGED['half'])
     cfg = Config(dict(work_dir=str(run)))

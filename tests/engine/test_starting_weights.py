@@ -1,4 +1,4 @@
-"""What keeps starting weights from being wrecked: rates by block, heads first, the proxy beside its value at the start,
+"""What preserves starting weights: rates by block, heads first, the proxy beside its value at the start,
 the best export."""
 
 import copy

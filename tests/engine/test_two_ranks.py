@@ -13,7 +13,7 @@ from mmengine.optim import OptimWrapper
 
 import odis_mm  # noqa: F401
 from ddp_helpers import run_ranks
-from helpers import make_batch, make_odis, poisoned
+from helpers import make_batch, make_odis, with_nan
 from odis_mm.datasets.transforms import mask_positions
 from odis_mm.engine.hooks import NonFiniteLossHook
 from odis_mm.engine.optim import SafeOptimWrapper
@@ -80,7 +80,7 @@ def skip_together(rank, world, folder):
     for runner.iter in range(3):
         data = shard(make_batch(batch=4, seed=runner.iter), rank, world)
         if runner.iter == 1 and rank == world - 1:
-            data = poisoned(data)
+            data = with_nan(data)
         model.set_progress(runner.iter, 3, 3)
         hook.before_train_iter(runner, runner.iter, data)
         hook.after_train_iter(runner, runner.iter, data, wrapped.train_step(data, optim))

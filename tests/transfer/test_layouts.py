@@ -414,7 +414,7 @@ def test_requests_that_make_no_sense(export, tmp_path):
         with pytest.raises(CheckpointError, match=needle):
             transfer(export, tmp_path / arguments.pop('out', 'b.pth'), **{'target': 'timm', **arguments})
     save_backbone(tmp_path / 'silent.pth', ours())
-    with pytest.raises(CheckpointError, match='say it'):  # 32 wide: nobody can know
+    with pytest.raises(CheckpointError, match='say it'):  # 32 wide: the heads cannot be inferred
         transfer(tmp_path / 'silent.pth', tmp_path / 'b.pth', 'timm')
 
 

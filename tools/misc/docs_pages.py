@@ -37,7 +37,7 @@ def recipes() -> str:
 
 
 def health() -> str:
-    """Findings of the health monitor and their cures."""
+    """Return the health monitor's findings and their remedies."""
     from odis_mm.engine.hooks.health import REMEDIES
 
     rows = [f'| {name} | {remedy} |' for name, remedy in REMEDIES.items()]

@@ -23,7 +23,7 @@ class SelfSupScheduleHook(Hook):
         freeze_prototypes_epochs: So many first epochs give the prototype layer no gradient (DINO, iBOT: 1).
         warm_heads: For this share of the run neck and head learn on a backbone that stays as it is; over another such
             share the backbone's rate then rises from 0 to its own. For weights that are worth keeping: the gradients of
-            a head that knows nothing wreck them. Needs ``optim_wrapper.paramwise_cfg.layer_decay_rate``, which keeps
+            an untrained head would destroy them. Needs ``optim_wrapper.paramwise_cfg.layer_decay_rate``, which keeps
             the backbone's parameters apart.
     """
 

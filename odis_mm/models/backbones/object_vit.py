@@ -69,7 +69,7 @@ class ObjectViT(VisionTransformer):
             runs collapsed.
         cls_beside_object: Keep an unmasked [CLS] in front of the [OBJ] tokens (needed by the image-level term of the
             loss). More than one of both adds a parameter ``object_tokens`` that a stock ViT has no place for.
-        num_registers: Tokens that see and are seen by all and are read by nobody (arXiv 2309.16588):
+        num_registers: Tokens that see and are seen by all and are not read (arXiv 2309.16588):
             ``register_tokens``.
         rope: Arguments of :class:`AxialRope` in place of learned positions, ``dict(base=100)`` in DINOv3; None: learned
             positions.
@@ -238,7 +238,7 @@ class ObjectViT(VisionTransformer):
                 ViT.
             replace: See :meth:`embed`; of the first resolution.
             patches: int64 [M], the only patches that are read from the last block's result, as indices into the
-                flattened [B * N]; [CLS] and [OBJ] always are. What nobody reads is not computed: the last block's
+                flattened [B * N]; [CLS] and [OBJ] always are. What is not read is not computed: the last block's
                 projection and MLP run for these alone. None: all.
 
         Returns:
@@ -590,6 +590,6 @@ def after_norm(then: Callable[[Tensor], Tensor], norm: nn.Module, x: Tensor, lea
     def normed() -> Tensor:
         with torch.autocast(device, half, enabled=half is not None):
             y = norm(x)
-        return take(y, path, half)  # autocast would make it ``half`` within ``then``, in a copy that nobody here knew
+        return take(y, path, half)  # else autocast would cast it within ``then``, to a copy kept for the backward pass
 
     return recomputed(normed, then)
