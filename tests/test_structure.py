@@ -2,6 +2,7 @@
 other."""
 
 import ast
+import functools
 import re
 import runpy
 import sys
@@ -19,9 +20,15 @@ def sources(*folders):
     return [path for folder in folders for path in sorted(ROOT.joinpath(folder).rglob('*.py'))]
 
 
+@functools.cache
+def nodes(path: Path) -> list:
+    """Return all nodes of a module's syntax, the module itself first."""
+    return list(ast.walk(ast.parse(path.read_text(encoding='utf-8'))))
+
+
 def imports(path: Path):
     """Yield (line, module, name) of each import from a module of this repository; ``.`` stands for the package."""
-    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+    for node in nodes(path):
         if isinstance(node, ast.ImportFrom) and (node.level or (node.module or '').partition('.')[0] in OURS):
             for alias in node.names:
                 yield node.lineno, '.' * node.level + (node.module or ''), alias.name
@@ -44,10 +51,10 @@ def is_private(name: str) -> bool:
     return name.startswith('_') and not name.startswith('__') and name != '_'
 
 
-def defined(tree: ast.Module) -> set:
+def defined(syntax: list) -> set:
     """Return the private functions, classes, attributes of ``self`` and module or class variables of a module."""
     names = set()
-    for node in ast.walk(tree):
+    for node in syntax:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             names.add(node.name)
         elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and is_own(node.value):
@@ -65,9 +72,9 @@ def is_own(node: ast.AST) -> bool:
     return isinstance(node, ast.Name) and node.id in ('self', 'cls', 'super')
 
 
-def private_uses(tree: ast.Module):
+def private_uses(syntax: list):
     """Yield (line, name) of ``thing._name`` and of ``getattr(thing, '_name')``, ``setattr`` and the like."""
-    for node in ast.walk(tree):
+    for node in syntax:
         if isinstance(node, ast.Attribute) and is_private(node.attr) and not is_own(node.value):
             yield node.lineno, node.attr
         elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition('.')[2][3:] == 'attr':
@@ -78,18 +85,16 @@ def private_uses(tree: ast.Module):
 
 
 def test_private_attributes_are_used_in_their_module_alone():
-    trees = {path: ast.parse(path.read_text(encoding='utf-8')) for path in sources('odis_mm', 'robustness', 'tools')}
-    ours = set().union(*map(defined, trees.values()))
-    trees |= {path: ast.parse(path.read_text(encoding='utf-8')) for path in sources('tests')}
+    ours = set().union(*(defined(nodes(path)) for path in sources('odis_mm', 'robustness', 'tools')))
     found = [
         f'{path.relative_to(ROOT)}:{line}: {name}'
-        for path, tree in trees.items()
-        for line, name in private_uses(tree)
-        if name in ours - defined(tree)
+        for path in sources('odis_mm', 'robustness', 'tools', 'tests')
+        for line, name in private_uses(nodes(path))
+        if name in ours - defined(nodes(path))
     ]
     assert not found, found
     bad = ast.parse("import odis_mm\nodis_mm.apis._build\nmonkeypatch.setattr('odis_mm.apis._build', 0)\nself._build")
-    assert [line for line, _ in private_uses(bad)] == [2, 3], 'the rule finds what it looks for'
+    assert [line for line, _ in private_uses(list(ast.walk(bad)))] == [2, 3], 'the rule finds what it looks for'
 
 
 def test_tests_share_helpers_and_nothing_else():

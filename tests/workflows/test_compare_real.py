@@ -1,16 +1,65 @@
-"""The engine with real training, at the smallest size: what the stubs of test_compare.py replace fits together."""
+"""The engine with real training, at the smallest size: what the stubs of test_compare.py replace fits together.
 
+The file is also the program that the test starts: the first command of the comparison is a process of its own as for
+users, each further one is forked from this interpreter, which has imported everything.
+"""
+
+import gc
+import importlib
 import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import pytest
 
-from helpers import write_noise_coco
-from odis_mm.cli.compare import main
+from helpers import environment, run_command_line, write_noise_coco
 
 pytestmark = pytest.mark.slow
 
 
-def test_from_the_command_line_to_the_report(tmp_path, capsys):
+def program(plan: str, work_dir: str) -> None:
+    import mmengine.runner.runner
+
+    import odis_mm
+    from odis_mm import cli
+    from odis_mm.workflows import stages
+
+    odis_mm.register()
+    for name in ('compare', 'train', 'regions'):
+        importlib.import_module(cli.COMMANDS[name].module)
+    importlib.import_module('mmdet.models')
+    mmengine.runner.runner.collect_env = lambda: {}  # seconds a run, and nothing but a report
+    popen, started = subprocess.Popen, []
+
+    def start(words, *, stdout, env, **others):
+        started.append(words)
+        if len(started) == 1:
+            return popen(words, stdout=stdout, env=env, **others)
+        pid = os.fork()
+        if pid:
+            return SimpleNamespace(pid=pid, returncode=None)
+        code = 70
+        try:
+            os.dup2(stdout.fileno(), 1)
+            os.dup2(stdout.fileno(), 2)
+            os.environ.update(env)
+            cli.main(words[words.index('odis_mm') + 1 :])
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    stages.subprocess = SimpleNamespace(Popen=start, STDOUT=subprocess.STDOUT, DEVNULL=subprocess.DEVNULL)
+    gc.freeze()  # else each process's first collection would copy all that they share
+    cli.main(['compare', plan, '--work-dir', work_dir, '--jobs', '1'])
+
+
+def test_from_the_command_line_to_the_report(tmp_path):
     write_noise_coco(tmp_path / 'data', (('train', 12), ('val', 4)))
     plan = dict(
         data=dict(root='data'),
@@ -22,11 +71,15 @@ def test_from_the_command_line_to_the_report(tmp_path, capsys):
         pictures=1,
     )
     (tmp_path / 'plan.yaml').write_text(json.dumps(plan))
-    main([str(tmp_path / 'plan.yaml'), '--work-dir', str(tmp_path / 'w'), '--jobs', '1'])
-    printed = capsys.readouterr().out
+    command = [sys.executable, __file__, tmp_path / 'plan.yaml', tmp_path / 'w']
+    printed = run_command_line(command, tmp_path, environment())
     report = json.loads((tmp_path / 'w' / 'report.json').read_text())
     assert report['verdict'] in printed and len(report['tables'][0]['rows']) == 2
     assert report['costs']['ALFM']['iterations'] == 4 and report['costs']['ALFM']['memory_mb'] > 100
     stage = next((tmp_path / 'w' / 'stages').glob('detector_alfm_*'))
     assert 'matched, 0 expected-missing, 0 unexpected' in (stage / 'log.txt').read_text()
     assert not list(stage.rglob('*.pth'))  # the predictions are what is kept
+
+
+if __name__ == '__main__':
+    program(*sys.argv[1:])
