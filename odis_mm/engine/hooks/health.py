@@ -15,26 +15,21 @@ from ...utils.errors import ConfigError
 START_NORM = 'health_start_norm'  # in the message hub, hence in checkpoints: a resumed run compares with its own start
 REMEDIES = {
     'uniform collapse': 'lower model.head.teacher_temp (0.04) or lengthen its warm-up, keep the teacher slower '
-    '(model.momentum.start=0.9995 for '
-    "small batches), halve the learning rate, use bf16 instead of fp16, or set model.head.balance='sinkhorn'",
+    '(model.momentum.start=0.9995 for small batches), halve the learning rate, use bf16 instead of fp16, or set '
+    "model.head.balance='sinkhorn'",
     'one-prototype collapse': 'see that the teacher is centered (model.head.center_momentum=0.9, or '
-    "balance='sinkhorn'), raise "
-    'model.head.teacher_temp, halve the learning rate',
+    "balance='sinkhorn'), raise model.head.teacher_temp, halve the learning rate",
     'dimensional collapse': 'halve the learning rate, enlarge the batch, make the views differ more, and see that the '
     'images do differ',
     'divergence': 'go back to a checkpoint from before it, divide the learning rate by 2 to 10, lengthen the warm-up, '
-    'lower '
-    'optim_wrapper.clip_grad.max_norm, use bf16 instead of fp16',
+    'lower optim_wrapper.clip_grad.max_norm, use bf16 instead of fp16',
     'no learning signal': 'see that images show their object in all global views (visible_share in the log; lower '
-    'min_cover or the '
-    'scale of the crops: `odis-mm pretrain` chooses both from the data), that the views overlap, and that the learning '
-    'rate is not 0',
+    'min_cover or the scale of the crops: `odis-mm pretrain` chooses both from the data), that the views overlap, and '
+    'that the learning rate is not 0',
     'no attraction': 'the entropy term outweighs the attraction between the views: raise the weight of the attraction, '
-    'lower that of the '
-    'entropy (model.head.lambda_entropy), or take a larger batch',
+    'lower that of the entropy (model.head.lambda_entropy), or take a larger batch',
     'starvation': 'raise train_dataloader.num_workers up to the number of cores, keep persistent_workers=True, or move '
-    'the images to faster '
-    'storage or a smaller size',
+    'the images to faster storage or a smaller size',
 }
 
 
@@ -47,7 +42,7 @@ class Limits:
     perplexity: float = 1.5  # prototypes in use
     rank: float = 1.5  # directions in which features differ
     spread: float = 1e-4  # share of the features' energy in which images differ
-    diverged_loss: float = 1.3  # in ln K: knowing nothing costs 1
+    diverged_loss: float = 1.3  # in ln K: a uniform guess costs 1
     growth: float = 5.0  # of the weights' norm since the start of the run
     similarity: float = 0.1  # of two views of an image
     data_wait: float = 0.5  # share of the time
@@ -59,7 +54,7 @@ class Limits:
         if f.growth > self.growth:
             found['divergence'] = f'the weights are {f.growth:.0f} times as large as at the start'
         elif f.prototype_loss > self.diverged_loss:
-            found['divergence'] = f'the loss is {f.prototype_loss:.2f} ln K, and knowing nothing costs 1'
+            found['divergence'] = f'the loss is {f.prototype_loss:.2f} ln K, and a uniform guess costs 1'
         if f.entropy > self.entropy and not abs(f.prototype_loss - 1) > self.loss:
             found['uniform collapse'] = (
                 f'the teacher gives every image all prototypes alike (entropy {f.entropy:.3f} ln K)'
@@ -145,7 +140,7 @@ class HealthHook(Hook):
         interval: Iterations between two measurements.
         patience: A fault is told once so many measurements in a row show it, and again only after it has gone.
         grace: Share of the run at its start in which only the weights' growth and the waiting are judged: a fresh
-            teacher may be nearly uniform, and a fresh student worse than one that knows nothing.
+            teacher may be nearly uniform, and a fresh student worse than one that guesses uniformly.
         limits: Overrides of :class:`Limits`.
     """
 

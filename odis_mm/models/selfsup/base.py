@@ -38,7 +38,7 @@ class TeacherStudent(BaseSelfSupervisor):
     """
 
     prototype_loss: Optional[str] = (
-        None  # the term that compares distributions over prototypes: ln K means knowing nothing
+        None  # the term that compares distributions over prototypes: ln K is a uniform guess
     )
     prototype_weight = 1.0  # its weight in the sum of losses
 
