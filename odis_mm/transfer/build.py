@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from ..utils.errors import CheckpointError
 from ..utils.scopes import scope_of
-from .conversion import Conversion, convert, read_vit
+from .conversion import Conversion, convert
 from .layouts import some
 from .loading import load_backbone
 from .positions import Grid
+from .reading import read_vit
 from .shape import State, VitShape
 
 TOLERANCE = 1e-4  # of the largest feature: float32 in another order of operations, over 24 blocks

@@ -11,9 +11,10 @@ from ..utils.errors import CheckpointError
 from ..utils.files import PathLike, atomic_save, atomic_write, atomic_write_text
 from .build import Proof, build_vit, prove
 from .checkpoint import read_checkpoint, read_meta, save_backbone
-from .conversion import Conversion, Source, convert, read_vit
+from .conversion import Conversion, convert
 from .layouts import LAYOUTS
 from .positions import Grid
+from .reading import Source, read_vit
 from .resnet import build_resnet, find_resnet, read_resnet
 from .shape import VitShape
 

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from ..utils.errors import CheckpointError
 from ..utils.files import PathLike
 from .checkpoint import read_checkpoint, read_meta
-from .conversion import grouped, read_vit
+from .conversion import grouped
 from .layouts import recognise, unwrap
 from .layouts import some as _some
 from .positions import resize_positions
+from .reading import read_vit
 from .shape import VitShape
 
 # where a backbone stands in a file, best first: the teacher is what gets evaluated, so it is preferred to the student

@@ -17,7 +17,7 @@ from odis_mm.cli.benchmarks import benchmark_main, gtsa_main, startup_main
 from odis_mm.config import load_config
 from odis_mm.engine.hooks import SelfSupScheduleHook
 from odis_mm.models import ObjectViT
-from odis_mm.models.backbones import object_vit
+from odis_mm.models.backbones.block import run_block
 
 D, F, LAYERS, HEADS, K = 32, 64, 3, 4, 24
 
@@ -383,7 +383,7 @@ def test_options_are_timed_beside_the_plain_step(monkeypatch):
     calls = []
 
     def compile_blocks(self):
-        self.block = lambda *args: (calls.append(self), object_vit.run_block(*args))[1]
+        self.block = lambda *args: (calls.append(self), run_block(*args))[1]
 
     monkeypatch.setattr(ObjectViT, 'compile_blocks', compile_blocks)
     forms = {'plain', 'packed', 'compiled'}

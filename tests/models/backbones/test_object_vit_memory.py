@@ -9,7 +9,7 @@ import torch
 import odis_mm  # noqa: F401
 from helpers import losses_and_gradients_of, make_odis, noisy_vit, random_images, random_masks
 from odis_mm.analysis.cost import Allocations, forms_of_gpus
-from odis_mm.models.backbones import object_vit
+from odis_mm.models.backbones import block
 from odis_mm.models.backbones.stochastic_depth import take
 
 
@@ -36,7 +36,7 @@ def test_norms_computed_again_change_no_bit(monkeypatch, packed, options, form, 
     found = []
     for variant in (model, plain):
         if variant is plain:
-            monkeypatch.setattr(object_vit, 'after_norm', keeping_all)
+            monkeypatch.setattr(block, 'after_norm', keeping_all)
         with (
             torch.autocast('cpu', torch.bfloat16, enabled=bf16),
             forms_of_gpus(variant) if form == 'gpu' else contextlib.nullcontext(),
@@ -49,8 +49,8 @@ def test_norms_computed_again_change_no_bit(monkeypatch, packed, options, form, 
 @pytest.mark.parametrize('bf16', [False, True])
 def test_norms_are_not_kept(monkeypatch, bf16):
     model, kept = noisy_vit(), []
-    for after_norm in (object_vit.after_norm, keeping_all):
-        monkeypatch.setattr(object_vit, 'after_norm', after_norm)
+    for after_norm in (block.after_norm, keeping_all):
+        monkeypatch.setattr(block, 'after_norm', after_norm)
         with Allocations() as memory, torch.autocast('cpu', torch.bfloat16, enabled=bf16):
             out = model(random_images(16), random_masks(16))[-1]
             kept.append(memory.current)
