@@ -111,7 +111,7 @@ class CampaignError(RuntimeError):
     """Something that a run must not do; the message says which attempt of which run, and where its log is."""
 
 
-# ------------------------------------------------------------------------------------------------------- in the attempt
+# ---- in the attempt
 class _Stages:
     """Stops the process at one place of its way, tells the campaign and waits for its answer, or for the end."""
 
@@ -223,7 +223,6 @@ def _attempt(config: Path, run: Path, log: Path, event: Event, limit: int, repor
         return 70
 
 
-# ------------------------------------------------------------------------------------------------------------------ the
 class Campaign:
     """See the module.
 

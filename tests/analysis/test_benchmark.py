@@ -82,7 +82,7 @@ def make_step_input(cfg, batch=2):
     return model, model.data_preprocessor(benchmark.noise_batch(cfg, batch, 60, 80), True)
 
 
-# ------------------------------------------------------------------------------------------------------------ textbook
+# ---- textbook
 def test_textbook_losses_and_gradients_are_ours_without_object_masks():
     model, data = make_step_input(make_config(**{'model.masked_attention': False}))
     model.head.token_center.value.uniform_(-0.1, 0.1)
@@ -128,7 +128,7 @@ def test_textbook_refuses_what_is_no_ibot():
         TextbookIBOT(model)
 
 
-# -------------------------------------------------------------------------------------------------------------- counts
+# ---- counts
 def forward_flops(images, tokens, read, patch_pixels=8 * 8 * 3):
     """A ViT's, by hand; ``read`` tokens leave the last block."""
     per_token = 2 * (3 * D * D + D * D + 2 * D * F) * LAYERS
@@ -226,7 +226,7 @@ def test_fused_attention_is_counted():
     )
 
 
-# ------------------------------------------------------------------------------------------------------------- running
+# ---- running
 def test_model_benchmark_reports_every_part(tmp_path):
     cfg = make_config()
     found = benchmark.model_benchmark(cfg, torch.device('cpu'), 2, repeats=2, matrix_size=32)

@@ -58,7 +58,7 @@ def _message(error, call, *args, **kwargs) -> str:
     return str(caught.value)
 
 
-# ---------------------------------------------------------------- forms of input
+# ---- forms of input
 
 
 def test_coco_boxes_labels_and_counts(folder, caplog):
@@ -163,7 +163,7 @@ def test_registered(folder):
     assert isinstance(dataset, ObjectDataset) and isinstance(TRANSFORMS.build(LOAD[0]), LoadObjectImage)
 
 
-# ---------------------------------------------------------------- draws
+# ---- draws
 
 
 def _draw(results):
@@ -220,7 +220,7 @@ def test_serialised_between_workers(folder):
     assert pickle.loads(pickle.dumps(dataset)).get_data_info(2)['img_path'].endswith('3.png')
 
 
-# ---------------------------------------------------------------- real data
+# ---- real data
 
 
 def test_real_coco_equals_pycocotools(shared_data):
@@ -266,7 +266,7 @@ def test_real_imagenet_folders_and_box_file(shared_data):
     assert len(boxes) == 200 and boxes.counts['objects'] == 1728 and boxes[0]['masks'] is None
 
 
-# ---------------------------------------------------------------- masks
+# ---- masks
 
 
 def test_rle_masks():
@@ -290,7 +290,7 @@ def test_several_polygons_are_one_object():
     assert mask.shape == (10, 20) and mask[4, 4] and mask[4, 14] and not mask[4, 10] and mask.sum() == 72
 
 
-# ---------------------------------------------------------------- bad images
+# ---- bad images
 
 
 def test_kinds_of_images_become_rgb(tmp_path):
@@ -390,7 +390,7 @@ def test_bad_image_raises_in_the_dataset(folder):
     assert dataset[0]['img'].shape == (40, 60, 3)
 
 
-# ---------------------------------------------------------------- bad annotations
+# ---- bad annotations
 
 _BAD_ANNOTATION = ' is not a dict with an image_id, a category_id and a bbox [x, y, width, height]; fix or remove it.'
 

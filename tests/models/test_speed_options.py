@@ -12,7 +12,7 @@ from odis_mm.models import ObjectViT
 from odis_mm.models.losses import pairwise_cross_entropy, patch_cross_entropy
 
 
-# ------------------------------------------------------------------------------------------------------------ backbone
+# ---- backbone
 @pytest.mark.parametrize(
     'options',
     [dict(), dict(drop_path_rate=0.4), dict(layer_scale_init_value=0.5), dict(drop_path_rate=0.4, with_cp=True)],
@@ -102,7 +102,7 @@ def test_packed_resolutions_are_those_apart():
     torch.testing.assert_close(model(views, masks), [model(views[0], masks[0]), model(views[1])], atol=1e-5, rtol=1e-5)
 
 
-# -------------------------------------------------------------------------------------------------------------- losses
+# ---- losses
 def losses_and_gradients(model, **switch):
     for name, value in switch.items():
         setattr(model, name, value)
@@ -188,7 +188,7 @@ def test_compiled_blocks_run_where_masks_are():
     assert len(calls) == 1  # one graph for all blocks
 
 
-# ---------------------------------------------------------------------------------------------------------- host syncs
+# ---- host syncs
 
 
-# ---------------------------------------------------------------------------------------------------------- photometric
+# ---- photometric

@@ -134,7 +134,7 @@ def test_best_boxes_are_kept_whatever_their_order():
     assert coco_mask.area(encode(np.eye(2, dtype=bool), 8, 8)) == 32
 
 
-# ---------------------------------------------------------------- recall and report
+# ---- recall and report
 
 
 def _content(boxes, scores=None, categories=(1,)):
@@ -212,7 +212,7 @@ def test_report_agrees_with_independent_counts(tmp_path):
     assert near_duplicates([dict(file_name='a')]) == [] and coverage(np.zeros((0, 4)), 5, 5) == 0
 
 
-# ---------------------------------------------------------------- detectors
+# ---- detectors
 
 
 def test_detector_and_its_rpn(tmp_path, scene):
@@ -242,7 +242,7 @@ def test_detector_and_its_rpn(tmp_path, scene):
         Detector(**options)([image])
 
 
-# ---------------------------------------------------------------- the command
+# ---- the command
 
 
 def test_command(tmp_path, scene, capsys):

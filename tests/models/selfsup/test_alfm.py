@@ -84,7 +84,7 @@ def entropy(z):
     return coding_length(moment, z.shape[-1], EPS2) / min(z.shape[-2:])
 
 
-# ----------------------------------------------------------------------------------------------------------------- entr
+# ---- entropy
 def naive(z, side):
     """The definition in float64, with eigenvalues instead of a factorisation."""
     z = z.double()
@@ -146,7 +146,6 @@ def test_effective_rank():
     assert effective_rank(second_moment(torch.eye(6)[:2].repeat(5, 1))).item() == pytest.approx(2)
 
 
-# ------------------------------------------------------------------------------------------------------------------- ce
 def bilinear(image, x, y):
     """A map [C, H, W] at continuous cell centers (x, y), the edge continued."""
     height, width = image.shape[1:]
@@ -202,7 +201,7 @@ def test_cells_of_two_views_show_the_same_places():
     torch.testing.assert_close(cells[inner], wanted[inner], atol=1e-3, rtol=0)
 
 
-# ------------------------------------------------------------------------------------------------------------------ los
+# ---- losses
 def slow_losses(model, data):
     """Both losses from the equations, image by image, cell by cell."""
     images = model.data_preprocessor(copy.deepcopy(data), True)['inputs'][0]

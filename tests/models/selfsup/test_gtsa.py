@@ -71,7 +71,7 @@ def total(losses):
     return sum(value for key, value in losses.items() if 'loss' in key)
 
 
-# ---------------------------------------------------------------------------------------------------- one sign conventi
+# ---- one sign convention
 
 
 @pytest.mark.parametrize('rot90, points_to', [(0, 'right'), (1, 'up'), (2, 'left'), (3, 'down')])
@@ -130,10 +130,7 @@ def test_pairs_hold_the_rectangles_of_the_slow_reference():
     assert 0 < seen < 20
 
 
-# ------------------------------------------------------------------------------------------------------------------ vie
-
-
-# ------------------------------------------------------------------------------------------------------ losses, value a
+# ---- losses, value and gradient
 def slow_losses(model, data):
     processed = model.data_preprocessor(copy.deepcopy(data), True)
     return benchmark_gtsa.slow_losses(model, processed['inputs'], processed['data_samples'], heads_once=False)
@@ -219,7 +216,7 @@ def test_pairs_without_common_area_do_not_count():
     )
 
 
-# ----------------------------------------------------------------------------------------------- an encoder that turns
+# ---- an encoder that turns
 class MeanColour(nn.Module):
     """Tokens of a per-patch mean colour behind a class token: turning the picture turns the map."""
 
@@ -299,7 +296,6 @@ def test_turning_the_image_and_its_crops_changes_nothing(quarters):
     torch.testing.assert_close(turned['loss_crop'], plain['loss_crop'], atol=1e-3, rtol=0)
 
 
-# ------------------------------------------------------------------------------------------------------------------ hea
 def test_conv_neck_equals_its_formula():
     neck = MODELS.build(dict(type='ConvNeck', in_channels=6, hidden_channels=6, out_channels=5))
     x = torch.randn(2, 6, 4, 7)
@@ -424,7 +420,6 @@ def test_bf16_autocast_keeps_losses_in_float32_and_close():
         assert half[key].item() == pytest.approx(exact[key].item(), rel=0.05, abs=0.01), key
 
 
-# ----------------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize('accumulate', [1, 3])
 def test_teacher_is_what_an_update_before_its_forward_pass_gives(accumulate):
     """The literal rule: before the first forward pass after a step, theta_t <- m theta_t + (1-m) theta_s with this
@@ -476,7 +471,6 @@ def test_a_resumed_run_is_the_same_run():
         assert torch.equal(parts['model'][key], value), key
 
 
-# ----------------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize('name', ['gtsa_vits_coco', 'gtsa_vits_ade20k'])
 def test_recipes_train_on_real_images(name, shared_data):
     init_default_scope('mmpretrain')

@@ -8,13 +8,7 @@ from helpers import losses_of, make_batch, make_odis, make_vit
 from odis_mm.datasets.transforms import mask_positions
 from odis_mm.utils.errors import ConfigError
 
-# ---------------------------------------------------------------------------------------------------------------- backb
 
-
-# -------------------------------------------------------------------------------------------------------------- neck, h
-
-
-# ------------------------------------------------------------------------------------------------------------------- OD
 def test_teacher_starts_equal_and_moves_by_the_papers_convention():
     model, data = make_odis(momentum=dict(start=0.75, end=1.0)), make_batch()
     for (name, t), s in zip(model.teacher['backbone'].named_parameters(), model.backbone.parameters()):
