@@ -72,7 +72,7 @@ def test_from_the_command_line_to_the_report(tmp_path):
     )
     (tmp_path / 'plan.yaml').write_text(json.dumps(plan))
     command = [sys.executable, __file__, tmp_path / 'plan.yaml', tmp_path / 'w']
-    printed = run_command_line(command, tmp_path, environment())
+    printed = run_command_line(command, tmp_path, environment(str(tmp_path / 'demo')))
     report = json.loads((tmp_path / 'w' / 'report.json').read_text())
     assert report['verdict'] in printed and len(report['tables'][0]['rows']) == 2
     assert report['costs']['ALFM']['iterations'] == 4 and report['costs']['ALFM']['memory_mb'] > 100
