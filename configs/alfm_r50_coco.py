@@ -13,4 +13,4 @@ steps = {step.type: step for step in train_dataloader.dataset.pipeline}
 steps['SampleViews'].patch_size = 32  # the map's stride, of which the view's size must be a multiple
 del steps
 default_hooks = dict(schedule=dict(weight_decay_end=None))  # constant: the rising decay is a recipe for ViTs
-# Batch norm sees the 2 x 64 views of its rank. With few images a rank: sync_bn='torch' (GPUs).
+# Batch norm sees the 2 x 64 views of its rank. With few images per rank: sync_bn='torch' (GPUs).

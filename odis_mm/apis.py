@@ -352,7 +352,7 @@ def _explained(cfg: Config) -> Iterator[None]:
 
 def _ranks_line(runner: Runner) -> str:
     rank, world = get_dist_info()
-    device = f'CPU, {torch.get_num_threads()} threads a rank'
+    device = f'CPU, {torch.get_num_threads()} threads per rank'
     if torch.cuda.is_available():
         device = torch.cuda.get_device_name()
     group = 'no process group'

@@ -7,7 +7,7 @@ data_root = '{{$ODIS_DEMO_ROOT:data/odis_demo}}'  # rendered on first use
 num_classes = 6
 channels = 64
 strides = [4, 8, 16]
-norm_cfg = dict(type='GN', num_groups=8)  # 8 images a step are few for batch statistics
+norm_cfg = dict(type='GN', num_groups=8)  # 8 images per step are few for batch statistics
 
 model = dict(
     data_preprocessor=dict(pad_size_divisor=16),

@@ -39,7 +39,7 @@ train_dataloader = dict(batch_size=4, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
-# lr, decay and warm-up as published for ViT-B, 64 images a step
+# lr, decay and warm-up as published for ViT-B, 64 images per step
 train_cfg = dict(max_epochs=100, val_interval=5)
 optim_wrapper = dict(
     paramwise_cfg=dict(layer_decay_rate=0.7),  # ViT-L: 0.8

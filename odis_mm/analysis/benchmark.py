@@ -30,7 +30,7 @@ GIB = 2**30
 
 
 def noise_batch(cfg: Config, batch: int, height: int = 480, width: int = 640) -> dict:
-    """A collated batch of noise with three objects an image, through the config's own pipeline but for reading."""
+    """A collated batch of noise with three objects per image, through the config's own pipeline but for reading."""
     steps = [
         TRANSFORMS.build(step) for step in cfg.train_dataloader.dataset.pipeline if step['type'] != 'LoadObjectImage'
     ]
@@ -213,7 +213,7 @@ def data_benchmark(cfg: Config, images: int = 32, repeats: int = 5) -> dict:
     cropping.
 
     Returns:
-        dict: ``ms_per_image``, ``steps`` (ms an image of each transform), and, where there is such a step,
+        dict: ``ms_per_image``, ``steps`` (ms per image of each transform), and, where there is such a step,
         ``cropping_ms`` (object-aware minus plain).
 
     Raises:
@@ -317,7 +317,8 @@ def worker_advice(ms_per_image: float, images_per_s: float, cores: int) -> str:
     """How many loader workers feed a step of that speed."""
     wanted = math.ceil(images_per_s * ms_per_image / 1000 * 1.1)  # a tenth more than just enough
     text = (
-        f'{images_per_s:.0f} images/s at {ms_per_image:.1f} ms an image: train_dataloader.num_workers={wanted} a rank'
+        f'{images_per_s:.0f} images/s at {ms_per_image:.1f} ms per image: '
+        f'train_dataloader.num_workers={wanted} per rank'
     )
     if wanted > cores:
         text += (
@@ -428,7 +429,7 @@ def table(result: dict) -> str:
         part = result['data']
         lines += [
             '',
-            f'data, one core: {part["ms_per_image"]:.2f} ms an image ({1000 / part["ms_per_image"]:.0f} images/s a '
+            f'data, one core: {part["ms_per_image"]:.2f} ms per image ({1000 / part["ms_per_image"]:.0f} images/s per '
             'worker)',
         ]
         lines += [f'  {name:32s} {ms:8.2f} ms' for name, ms in part['steps'].items()]
@@ -443,7 +444,7 @@ def table(result: dict) -> str:
         ]
         lines += [f'  {name:32s} {s:8.3f} s {s / part["seconds"]["step"]:7.1%}' for name, s in part['split'].items()]
         lines += [
-            f'  {part["gflop_per_image"]["step"]:.1f} GFLOP an image, {part["peak_share"]:.1%} of the matrix peak '
+            f'  {part["gflop_per_image"]["step"]:.1f} GFLOP per image, {part["peak_share"]:.1%} of the matrix peak '
             f'({part["matrix_peak"] / 1e9:.0f} GFLOP/s)',
             f'  peak memory, counted: {part["counted_peak_bytes"]["step"] / GIB:.2f} GiB'
             + ''.join(
@@ -460,7 +461,7 @@ def table(result: dict) -> str:
         if 'speedup' in part:
             lines.append(
                 f'  textbook iBOT step: {part["seconds"]["textbook iBOT"]:.3f} s, '
-                f'{part["gflop_per_image"]["textbook iBOT"]:.1f} GFLOP an image; this step is {part["speedup"]:.2f} '
+                f'{part["gflop_per_image"]["textbook iBOT"]:.1f} GFLOP per image; this step is {part["speedup"]:.2f} '
                 f'times as fast at {part["memory_ratio"]:.2f} of its peak memory'
             )
     if 'options' in result:

@@ -52,7 +52,7 @@ def benchmark_main(argv: Optional[List[str]] = None) -> None:
     parser.add_argument(
         '--compile', action='store_true', help='torch.compile of the blocks: the first steps take minutes'
     )
-    parser.add_argument('--batch', type=int, help='images a step (default: of the config)')
+    parser.add_argument('--batch', type=int, help='images per step (default: of the config)')
     parser.add_argument('--repeats', type=int, default=5)
     parser.add_argument('--images', type=int, default=32, help='of the data set, for the pipeline')
     parser.add_argument('--threads', type=int, help='of the step on CPUs (default: all cores)')

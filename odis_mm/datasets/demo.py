@@ -296,7 +296,7 @@ def demo_root(root=None, num_train: int = 2000, num_val: int = 200, size: int = 
 def ensure_demo(
     root=None, num_train: int = 2000, num_val: int = 200, size: int = 128, seed: int = 0, processes: int | None = None
 ) -> str:
-    """Renders the demo set unless it is there (about 3 ms an image) and returns its folder, see `demo_root`.
+    """Renders the demo set unless it is there (about 3 ms per image) and returns its folder, see `demo_root`.
 
     The folder holds {train,val}2017/*.jpg and annotations/instances_{train,val}2017.json, and appears under its name
     only when complete. Images depend on seed and size alone, not on `processes`: a larger set begins with a smaller.

@@ -78,7 +78,7 @@ def extract_object_features(
     if len(images) != len(boxes_or_masks):
         raise ConfigError(
             f'{len(images)} images and {len(boxes_or_masks)} sets of boxes or masks were given; there must be one set '
-            'an image.'
+            'per image.'
         )
     return object_features(
         as_frozen(model_or_checkpoint, heads), ObjectImages(images, boxes_or_masks), size, batch_size, num_workers

@@ -162,7 +162,7 @@ def region_features(
 
     Args:
         batch_size: Images per forward pass, which reads the tokens of their objects, too.
-        num_workers: Processes that decode, a rank.
+        num_workers: Processes per rank that decode.
         max_patches: Cells of the map to keep, evenly spread over images.
 
     Raises:
@@ -305,7 +305,7 @@ def region_split(
     most: Sequence[Optional[int]] = (None, None),
     per_image: int = 10,
 ) -> List[RegionImages]:
-    """Train and val images below ``data_root``, from a json and an image folder each."""
+    """Train and val images below ``data_root``, each from a json and a folder of images."""
     patch = frozen.patch if frozen.can_mask else None
     return [
         RegionImages(

@@ -202,7 +202,7 @@ def _search(
             left = (total - before - done) / speed
             say(
                 f'{before + done}/{total} images, {speed:.2g} images/s, {_clock(left)} left, '
-                f'{objects / max(done, 1):.1f} objects an image, {sum(map(len, bad.values()))} bad'
+                f'{objects / max(done, 1):.1f} objects per image, {sum(map(len, bad.values()))} bad'
             )
         _check_bad(bad, total, max_bad_share, folder)
     _check_bad(bad, total, max_bad_share, folder)

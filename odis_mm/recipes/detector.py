@@ -14,7 +14,7 @@ from ..transfer import VitShape, read_checkpoint, read_meta, read_vit
 from ..utils.errors import ConfigError
 from ..utils.files import PathLike
 
-BATCH = 8  # images a step of the small detectors
+BATCH = 8  # images per step of the small detectors
 
 
 @dataclass(frozen=True)

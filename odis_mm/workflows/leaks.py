@@ -71,7 +71,7 @@ def fingerprints(paths: Sequence[Path], threads: Optional[int] = None) -> Prints
 
 
 def duplicates(evaluated: Prints, trained: Prints) -> List[Duplicate]:
-    """For each evaluated image the trained one that is most like it, if it is the same: at most one an image.
+    """For each evaluated image the trained one that is most like it, if it is the same: at most one per image.
 
     An image that is cropped, or drawn over, by much is not found.
     """

@@ -20,7 +20,7 @@ from scipy import stats
 from ..utils.files import PathLike
 
 RECALLS = np.linspace(0.0, 1.0, 101)  # COCO's
-MAX_DETECTIONS = 100  # an image, COCO's
+MAX_DETECTIONS = 100  # per image, COCO's
 
 
 @dataclass

@@ -21,7 +21,7 @@ from helpers import environment
 
 pytestmark = pytest.mark.slow
 
-IMAGES, BATCH = 16, 2  # a rank
+IMAGES, BATCH = 16, 2  # per rank
 
 
 @HOOKS.register_module(force=True)

@@ -5,8 +5,8 @@
 # train_dataloader.dataset.data_root=DIR);
 # it holds train2017/ and annotations/instances_train2017.json.
 train_dataloader = dict(
-    batch_size=64,  # images a rank
-    num_workers=8,  # a rank; more of them than cores slow a run down: watch data_wait in the log
+    batch_size=64,  # images per rank
+    num_workers=8,  # per rank; more of them than cores slow a run down: watch data_wait in the log
     # ====================================== seldom changed ==========================================
     persistent_workers=True,
     pin_memory=True,

@@ -13,5 +13,5 @@ optim_wrapper = dict(
 param_scheduler = _base_.param_scheduler
 param_scheduler[0].end = 1000  # paper
 
-# lr above is for 8 images a step over all GPUs (paper); it follows the real number linearly
+# lr above is for 8 images per step over all GPUs (paper); it follows the real number linearly
 auto_scale_lr = dict(enable=True, base_batch_size=8)

@@ -22,7 +22,7 @@ class KNNHook(FrozenMetricHook):
         boxes: A json of objects for train and for val, which [OBJ] is told; '' for none.
         max_images: At most so many training and validation images, evenly spread; None: all.
         batch_size: Images a forward pass.
-        num_workers: Processes that decode, a rank.
+        num_workers: Processes per rank that decode.
         **kwargs: See :class:`FrozenMetricHook`.
     """
 

@@ -27,7 +27,7 @@ class RegionProxyHook(FrozenMetricHook):
         per_image: At most so many objects of an image.
         k: Neighbours that vote.
         batch_size: Images a forward pass.
-        num_workers: Processes that decode, a rank.
+        num_workers: Processes per rank that decode.
         **kwargs: See :class:`FrozenMetricHook`.
     """
 

@@ -17,7 +17,7 @@ def pairwise_cross_entropy(
     summed over the ranks, so that DDP's gradient mean over ranks equals the gradient of one rank with the whole batch.
 
     Args:
-        teacher: Probabilities [G, B, k, K], k tokens an image, no gradient.
+        teacher: Probabilities [G, B, k, K], k tokens per image, no gradient.
         student_logits: [V, B, k, K]; the first G of the V views are the teacher's.
         temperature: Student temperature.
         visible: bool [B, V]; None: all.

@@ -153,7 +153,7 @@ class TeacherStudent(BaseSelfSupervisor):
             self.head.watch_health()
 
     def image_features(self, output: Tuple[Tensor, ...]) -> Tensor:
-        """One feature [n, D] an image from a backbone's output, tokens [n, T, D] or maps [n, D, h, w]: their mean."""
+        """One feature [n, D] per image from a backbone's output, tokens [n, T, D] or maps [n, D, h, w]: their mean."""
         last = output[-1]
         return last.mean(1) if last.ndim == 3 else last.flatten(2).mean(2)
 
