@@ -15,6 +15,12 @@ from helpers import make_sample
 from odis_mm.datasets.demo import ensure_demo
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first: started last, one of them would run while the other processes are done."""
+    slow = {item.path for item in items if item.get_closest_marker('slow')}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope='session')
 def shared_data() -> Path:
     """Folder with ``coco/``, ``coco_boxes_256/`` and ``imagenette/``: ``$ODIS_MM_DATA``, else beside the checkout."""

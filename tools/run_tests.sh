@@ -6,5 +6,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 PY=$(bash tools/install_env.sh)
 [ $# -gt 0 ] || bash tools/lint.sh "$(dirname "$PY")"
-# two processes; each file stays in one of them, whose tests share what they made
-exec "$PY" -m pytest -n 2 --dist loadfile "$@"
+# two processes; each file stays in one of them, whose tests share what they made, in the order of tests/conftest.py:
+# xdist's own would leave the files with one long test to the end
+exec "$PY" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
