@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: the real sample data, and a tiny synthetic image with known objects."""
 
+import functools
 import json
 import os
 from pathlib import Path
@@ -91,6 +92,27 @@ def coco_folder(tmp_path_factory):
 def demo(tmp_path_factory) -> str:
     """Sixteen images."""
     return ensure_demo(tmp_path_factory.mktemp('demo') / 'set', num_train=16, num_val=2, size=64)
+
+
+@pytest.fixture(scope='session', autouse=True)
+def reports_once():
+    """What a run tells of itself at its start, formatted by yapf up to six times, takes longer than a tiny training:
+    each text is made once, and the environment is described once."""
+    from mmengine.config import Config
+    from mmengine.runner import runner
+
+    described, formatted, texts = functools.cache(runner.collect_env), Config.pretty_text.fget, {}
+
+    def pretty_text(cfg):
+        key = repr(cfg)
+        if key not in texts:
+            texts[key] = formatted(cfg)
+        return texts[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, 'collect_env', lambda: dict(described()))
+        patch.setattr(Config, 'pretty_text', property(pretty_text))
+        yield
 
 
 @pytest.fixture(autouse=True)

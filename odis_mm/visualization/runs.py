@@ -87,6 +87,5 @@ def _shown(name: str, records: Sequence[dict]) -> bool:
 
 
 def _written(figure: Figure, canvas: FigureCanvasAgg, out_png: str) -> np.ndarray:
-    figure.savefig(out_png)
-    canvas.draw()
+    figure.savefig(out_png)  # draws on the canvas
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

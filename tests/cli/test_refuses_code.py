@@ -276,7 +276,7 @@ class Harmless:
         return os.path.basename, ('a/trusted',)
 
 
-def test_a_user_may_insist_for_a_file_but_not_for_a_download(tmp_path, monkeypatch):
+def test_a_user_may_trust_a_file_but_not_a_download(tmp_path, monkeypatch):
     path = tmp_path / 'trusted.pth'
     torch.save(dict(state_dict=dict(w=torch.ones(2)), name=Harmless()), path)
     with pytest.raises(CheckpointError, match='ODIS_MM_TRUST_CHECKPOINTS=1 if you trust'):

@@ -138,25 +138,19 @@ def test_a_wrong_file_ends_in_one_sentence(arguments, told, files, demo, monkeyp
     assert re.search(told, said), said
 
 
+SHORT = [*TINY_RUN, 'param_scheduler=[]', 'default_hooks.views=None']
+
+
 def test_a_folder_means_its_newest_checkpoint(files, demo, tmp_path, monkeypatch):
     monkeypatch.setenv('ODIS_DEMO_ROOT', demo)
     first = tmp_path / 'first'
-    apis.train(
-        'odis_demo',
-        work_dir=str(first),
-        options=parse_options([*TINY_RUN, 'train_cfg.max_epochs=1', 'param_scheduler=[]']),
-    )
-    runner = apis.train(
-        'odis_demo',
-        work_dir=str(tmp_path / 'second'),
-        resume=str(first),
-        options=parse_options([*TINY_RUN, 'param_scheduler=[]']),
-    )
+    apis.train('odis_demo', work_dir=str(first), options=parse_options([*SHORT, 'train_cfg.max_epochs=1']))
+    runner = apis.train('odis_demo', work_dir=str(tmp_path / 'second'), resume=str(first), options=parse_options(SHORT))
     assert runner._load_from == str(first / 'epoch_1.pth') and runner.epoch == 2
     auto = apis.train(
         'odis_demo',
         work_dir=str(tmp_path / 'third'),
         resume='auto',
-        options=parse_options([*TINY_RUN, 'train_cfg.max_epochs=1', 'param_scheduler=[]']),
+        options=parse_options([*SHORT, 'train_cfg.max_epochs=1']),
     )
     assert auto.epoch == 1, 'auto begins at the beginning where there is nothing'

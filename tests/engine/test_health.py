@@ -236,6 +236,7 @@ def test_shipped_recipes_are_watched(tmp_path, config, prototypes):
             'train_dataloader.sampler.seed': 0,
             'train_dataloader.drop_last': False,
             'default_hooks.health.interval': 4,
+            'default_hooks.views': None,
         },
     )  # of 6 iterations
     (log,) = (tmp_path / 'work').glob('*/*.log')
