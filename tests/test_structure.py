@@ -147,6 +147,11 @@ def test_the_architecture_page_names_files_and_rooms_that_exist():
     text = (ROOT / 'docs/architecture.md').read_text()
     paths = set(re.findall(r'`((?:odis_mm|configs|tools|tests|docs|robustness)/[\w/.]*)`', text))
     assert len(paths) > 20 and not [path for path in paths if not (ROOT / path).exists()]
+    named = re.findall(r'`(odis_mm/[\w/]+\.py)` \(`([\w.]+)`', text)  # a file and what to look for in it
+    assert len(named) >= 8
+    for path, name in named:
+        symbols = {node.name for node in nodes(ROOT / path) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+        assert set(name.split('.')) <= symbols, (path, name)
     contract = (ROOT / 'pyproject.toml').read_text().partition('[[tool.importlinter.contracts]]')[2]
     rooms = set(re.findall(r'\w+', re.search(r'layers = \[(.*?)\]', contract, re.DOTALL)[1]))
     picture = text.partition('```mermaid')[2].partition('```')[0]
