@@ -9,7 +9,8 @@ from mmengine.logging import MMLogger
 from ..config import shipped_configs
 from ..utils.errors import ConfigError
 from ..utils.files import PathLike, atomic_write_text
-from .compare import Comparison, prepare, resolve_files
+from .compare import Comparison, resolve_files
+from .data import prepare
 from .outcome import Outcome, headline, recommendation
 from .plan import Data, Detector, Plan, Pretraining, Seeds, Start, Step, dump_plan, load_plan, select_starts, slug
 from .report import write_report

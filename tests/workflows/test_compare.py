@@ -16,7 +16,7 @@ from odis_mm.transfer import save_backbone
 from odis_mm.utils.errors import ConfigError, StageError
 from odis_mm.workflows import leaks, stats
 from odis_mm.workflows import run as module
-from odis_mm.workflows.compare import label_subsets, prepare
+from odis_mm.workflows.data import label_subsets, prepare
 from odis_mm.workflows.plan import Data, Plan, Start, parse_plan
 from odis_mm.workflows.run import compare, compare_data
 from odis_mm.workflows.stages import Worker

@@ -1,0 +1,231 @@
+"""The data of a comparison: splits, subsets of the labels, and no image on both sides."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+
+from ..datasets.demo import ensure_demo
+from ..datasets.layout import Split, categories, find_splits, image_folder, read_coco, split_coco
+from ..utils.errors import ConfigError
+from ..utils.files import atomic_write_text
+from . import leaks
+from .plan import Plan, resolve
+
+
+@dataclass
+class Prepared:
+    """Data of a comparison, normalised: categories by id, absolute file names, duplicates left out.
+
+    Attributes:
+        train, val: The json files. ``test`` is None where there is none.
+        pretraining: Folders with a ``train.json`` each, with and without boxes.
+        subsets: (percent, detector seed) to the json of the labelled images.
+        identity: Hash of images and annotations by part: what stages depend on.
+        images: Number of images by part.
+        scenes: Evaluated images whose scene is in the training as well, by name.
+        duplicates: Images that were found twice, and what was done with them.
+    """
+
+    train: Path
+    val: Path
+    test: Optional[Path]
+    pretraining: Dict[bool, Path]
+    subsets: Dict[Tuple[float, int], Path]
+    identity: Dict[str, str]
+    images: Dict[str, int]
+    scenes: List[Tuple[str, str]]
+    duplicates: List[Tuple[str, str, str]]
+    notes: List[str]
+
+
+def prepare(plan: Plan, folder: Path, work_dir: Path, say: Callable[[str], None] = print) -> Prepared:
+    """Find the data, look for leaks, and write the normalised annotations and the subsets of labels below
+    ``work_dir/data``.
+
+    Raises:
+        LeakError: images are both trained on and evaluated, and the plan does not allow it.
+        ConfigError: no annotations, or a split without objects.
+    """
+    out = work_dir / 'data'
+    out.mkdir(parents=True, exist_ok=True)
+    splits, notes = _splits(plan, folder, out)
+    contents = {name: _normalised(split) for name, split in splits.items()}
+    known = {c['name'] for c in contents['train']['categories']}
+    for name, content in contents.items():
+        content['categories'] = contents['train']['categories']
+        if not content['images'] or not content['annotations']:
+            raise ConfigError(
+                f'{splits[name].ann_file}: the {name} split has no object of the classes {sorted(known)}.'
+            )
+    paths = {name: [Path(image['file_name']) for image in content['images']] for name, content in contents.items()}
+    if plan.data.unlabelled:
+        paths['unlabelled'] = _image_files(resolve(plan.data.unlabelled, folder))
+    total = sum(map(len, paths.values()))
+    if total > 2000:
+        say(f'looking for images that are in two splits, among {total}')
+    prints = {name: leaks.fingerprints(files) for name, files in paths.items()}
+    for name, found in prints.items():
+        missing = [str(path) for path, digest in zip(found.paths, found.digests) if not digest]
+        if missing:
+            raise ConfigError(f'{len(missing)} images of the {name} split cannot be read, the first is {missing[0]}.')
+    trained = [name for name in ('train', 'unlabelled') if name in prints]
+    found = [
+        (part, pair)
+        for name in ('val', 'test')
+        if name in prints
+        for part in trained
+        for pair in leaks.duplicates(prints[name], prints[part])
+    ]
+    same = [pair for _, pair in found if pair.kind != 'scene']
+    if same and plan.data.duplicates == 'refuse':
+        raise leaks.LeakError(leaks.message(same))
+    if same and plan.data.duplicates == 'drop':
+        gone = {pair.trained for pair in same}
+        contents['train'] = _without(contents['train'], gone)
+        paths['train'] = [path for path in paths['train'] if path not in gone]
+        paths['unlabelled'] = [path for path in paths.get('unlabelled', []) if path not in gone]
+        notes.append(f'{len(gone)} training images that are evaluated, too, are left out of the training')
+    digest_of = {path: digest for found in prints.values() for path, digest in zip(found.paths, found.digests)}
+    written, identity = {}, {}
+    for name, content in contents.items():
+        identity[name] = content_hash(_by_digest(content, digest_of))
+        written[name] = write_once(out / f'{name}-{identity[name]}.json', content)
+    extra = paths.get('unlabelled', [])
+    identity['pretraining'] = content_hash([identity['train'], [digest_of[path] for path in extra]])
+    pretraining = {}
+    for boxes in (True, False):
+        content = _with_images(contents['train'], extra, boxes)
+        place = out / f'pretraining-{"boxes" if boxes else "plain"}-{identity["pretraining"]}'
+        place.mkdir(exist_ok=True)
+        write_once(place / 'train.json', content)
+        pretraining[boxes] = place
+    subsets = {}
+    for seed in range(plan.seeds.detector):
+        for percent, content in label_subsets(contents['train'], plan.labels, seed).items():
+            chosen = content_hash([[image['id'] for image in content['images']], identity['train']])
+            name = f'train-{percent:g}pct-seed{seed}-{chosen}.json'
+            subsets[percent, seed] = write_once(out / name, content)
+    return Prepared(
+        written['train'],
+        written['val'],
+        written.get('test'),
+        pretraining,
+        subsets,
+        identity,
+        {**{name: len(content['images']) for name, content in contents.items()}, 'unlabelled': len(extra)},
+        [(pair.evaluated.name, pair.trained.name) for _, pair in found if pair.kind == 'scene'],
+        [(pair.evaluated.name, str(pair.trained), pair.kind) for pair in same],
+        notes,
+    )
+
+
+def label_subsets(content: dict, percentages: Sequence[float], seed: int) -> Dict[float, dict]:
+    """The training annotations of the first images of one random order that has objects first: a smaller subset is part
+    of a larger one."""
+    annotated = {a['image_id'] for a in content['annotations']}
+    images = [image for image in content['images'] if image['id'] in annotated]
+    order = np.random.default_rng(seed).permutation(len(images))
+    found = {}
+    for percent in percentages:
+        count = max(1, round(len(images) * percent / 100))
+        chosen = {images[i]['id'] for i in order[:count]}
+        found[percent] = {
+            **content,
+            'images': [image for image in images if image['id'] in chosen],
+            'annotations': [a for a in content['annotations'] if a['image_id'] in chosen],
+        }
+    return found
+
+
+def _splits(plan: Plan, folder: Path, out: Path) -> Tuple[Dict[str, Split], List[str]]:
+    data, notes = plan.data, []
+    if data.demo:
+        root = Path(ensure_demo('data/odis_demo', num_train=data.demo)).resolve()
+    else:
+        root = resolve(data.root, folder)
+    named = {name: getattr(data, name) for name in ('train', 'val', 'test') if getattr(data, name)}
+    found = {} if {'train', 'val'} <= set(named) else find_splits(root)
+    images = resolve(data.images, root) if data.images else None
+    for name, file in named.items():
+        path = resolve(file, root)
+        found[name] = Split(path, images or image_folder(path, root, name))
+    if images is not None:
+        found = {name: Split(split.ann_file, images) for name, split in found.items()}
+    if 'train' not in found:
+        raise ConfigError(f'{root} holds no COCO-style json of training images: name it as data.train in the plan.')
+    if 'val' not in found:
+        content = read_coco(found['train'].ann_file)
+        parts = split_coco(content, data.held_out, seed=0)
+        for name, part in zip(('train', 'val'), parts):
+            path = write_once(out / f'cut-{name}-{content_hash(part)}.json', part)
+            found[name] = Split(path, found['train'].images)
+        notes.append(f'no val split: {len(parts[1]["images"])} of {len(content["images"])} images are held out for it')
+    return found, notes
+
+
+def _normalised(split: Split) -> dict:
+    content = read_coco(split.ann_file)
+    listed = [dict(id=c['id'], name=str(c['name'])) for c in categories(content)]
+    known = {c['id'] for c in listed}
+    folder = Path(split.images).resolve()
+    return dict(
+        images=[{**image, 'file_name': str(folder / image['file_name'])} for image in content['images']],
+        annotations=[
+            {'iscrowd': 0, 'area': float(a['bbox'][2] * a['bbox'][3]), **a, 'id': i + 1}
+            for i, a in enumerate(content.get('annotations', []))
+            if a.get('category_id') in known and len(a.get('bbox') or ()) == 4
+        ],
+        categories=listed,
+    )
+
+
+def _without(content: dict, paths: set) -> dict:
+    kept = [image for image in content['images'] if Path(image['file_name']) not in paths]
+    ids = {image['id'] for image in kept}
+    return {**content, 'images': kept, 'annotations': [a for a in content['annotations'] if a['image_id'] in ids]}
+
+
+def _with_images(content: dict, paths: Sequence[Path], boxes: bool) -> dict:
+    """Further images without objects; without ``boxes`` no image has any. No class is told in either case."""
+    first = 1 + max((int(image['id']) for image in content['images']), default=0)
+    further = []
+    for i, path in enumerate(paths):
+        from PIL import Image
+
+        with Image.open(path) as image:
+            further.append(dict(id=first + i, file_name=str(path), width=image.width, height=image.height))
+    one = [dict(id=1, name='object')]
+    annotations = [{**a, 'category_id': 1} for a in content['annotations']] if boxes else []
+    return dict(images=[*content['images'], *further], annotations=annotations, categories=one)
+
+
+def _image_files(folder: Path) -> List[Path]:
+    from ..datasets.image_io import IMAGE_SUFFIXES
+
+    found = sorted(p for p in folder.rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith('.'))
+    if not found:
+        raise ConfigError(f'data.unlabelled: no image in or below {folder}.')
+    return [path.resolve() for path in found]
+
+
+def content_hash(content: Any) -> str:
+    """Return ten hexadecimal digits that depend on a JSON-like content."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:10]
+
+
+def _by_digest(content: dict, digest_of: Dict[Path, str]) -> dict:
+    """Annotations with what is in the images in place of where they are: data that is moved is the same data."""
+    images = [{**image, 'file_name': digest_of[Path(image['file_name'])]} for image in content['images']]
+    return {**content, 'images': images}
+
+
+def write_once(path: Path, content: dict) -> Path:
+    """Write a file whose name holds a hash of its content; an existing one only if the images have moved."""
+    text = json.dumps(content)
+    if not path.is_file() or path.read_text() != text:
+        atomic_write_text(path, text)
+    return path.resolve()
