@@ -108,18 +108,13 @@ def model_benchmark(
     times: Dict[str, List[dict]] = {name: [] for name in forms}
     peaks, memory = [], {}
     masked = getattr(model, 'masked_attention', None)
-    for repeat in range(
-        repeats + 1
-    ):  # the first does not count; in turn, so that a busy machine is busy for all of them
+    for repeat in range(repeats + 1):  # the first does not count
+        # in turn, so that a busy machine is busy for all of them; there and back, so that what drifts falls on both
         found = matrix_peak(device, dtype, matrix_size)
         pair = [name for name in ('step', 'no masks') if name in forms]
         pair = pair if repeat % 2 else pair[::-1]
         spent: Dict[str, List[dict]] = {name: [] for name in forms}
-        for name in (
-            *pair,
-            *(name for name in forms if name not in pair),
-            *pair[::-1],
-        ):  # ABBA: what drifts falls on both alike
+        for name in (*pair, *(name for name in forms if name not in pair), *pair[::-1]):
             if name == 'no masks':
                 model.masked_attention = False
             if device.type == 'cuda':
@@ -221,48 +216,41 @@ def data_benchmark(cfg: Config, images: int = 32, repeats: int = 5) -> dict:
     """
     dataset = _dataset(cfg)
     images = min(images, len(dataset))
-    variants = dict(step=[TRANSFORMS.build(step) for step in cfg.train_dataloader.dataset.pipeline])
-    samplers = [i for i, step in enumerate(cfg.train_dataloader.dataset.pipeline) if step['type'] == 'SampleViews']
-    if samplers:
-        plain = {**cfg.train_dataloader.dataset.pipeline[samplers[0]], 'object_aware': False}
+    pipeline = cfg.train_dataloader.dataset.pipeline
+    steps = [TRANSFORMS.build(step) for step in pipeline]
+    sampler = next((i for i, step in enumerate(pipeline) if step['type'] == 'SampleViews'), None)
+    plain = None if sampler is None else TRANSFORMS.build({**pipeline[sampler], 'object_aware': False})
     cores = torch.get_num_threads()
     torch.set_num_threads(1)
-    names, rows, extra = [type(step).__name__ for step in variants['step']], [], []
+    rows, cropping = [], []
     try:
-        plain_sampler = TRANSFORMS.build(plain) if samplers else None
         for repeat in range(repeats + 1):  # the first reads the files into the cache
-            spent, crops = np.zeros(len(names)), 0.0
+            spent, unaware = np.zeros(len(steps)), 0.0
             for index in range(images):
                 results = dataset.get_data_info(index)
-                results['epoch'] = repeat
-                results['rng'] = np.random.default_rng((0, repeat, index))
-                for i, step in enumerate(variants['step']):
-                    if samplers and i == samplers[0]:
-                        other = {**results, 'rng': np.random.default_rng((0, repeat, index))}
-                        if (
-                            index + repeat
-                        ) % 2:  # each goes first as often: what it touched is in the cache for the other
-                            crops += _timed(plain_sampler, other)[1]
-                            results, seconds = _timed(step, results)
-                        else:
-                            results, seconds = _timed(step, results)
-                            crops += _timed(plain_sampler, other)[1]
-                    else:
-                        results, seconds = _timed(step, results)
+                results.update(epoch=repeat, rng=np.random.default_rng((0, repeat, index)))
+                for i, step in enumerate(steps):
+                    other = {**results, 'rng': np.random.default_rng((0, repeat, index))} if i == sampler else None
+                    plain_first = (index + repeat) % 2  # what one has touched is in the cache for the other
+                    if other and plain_first:
+                        unaware += _timed(plain, other)[1]
+                    results, seconds = _timed(step, results)
                     spent[i] += seconds
+                    if other and not plain_first:
+                        unaware += _timed(plain, other)[1]
             if repeat:
                 rows.append(1000 * spent / images)
-                extra.append(rows[-1][samplers[0]] - 1000 * crops / images if samplers else 0.0)
+                cropping.append(0.0 if sampler is None else rows[-1][sampler] - 1000 * unaware / images)
     finally:
         torch.set_num_threads(cores)
     result = dict(
         images=images,
         ms_per_image=float(np.median(np.sum(rows, 1))),
-        steps=dict(zip(names, np.median(rows, 0).tolist())),
+        steps=dict(zip([type(step).__name__ for step in steps], np.median(rows, 0).tolist())),
         all_ms=np.sum(rows, 1).tolist(),
     )
-    if samplers:
-        result['cropping_ms'] = statistics.median(extra)
+    if sampler is not None:
+        result['cropping_ms'] = statistics.median(cropping)
     return result
 
 
