@@ -10,9 +10,9 @@ _base_ = [
 
 # DINOv2 has patches of 14: --cfg-options model.backbone.patch_size=14. Only the last n blocks learn with
 # model.backbone.frozen=12-n.
-model = dict(
-    head=dict(teacher_temp=dict(warmup_epochs=6)), momentum=dict(start=0.9995)
-)  # a slow teacher: what it forgets is gone
+
+# a slow teacher: what it forgets is gone
+model = dict(head=dict(teacher_temp=dict(warmup_epochs=6)), momentum=dict(start=0.9995))
 default_hooks = dict(
     # a tenth of the run for neck and head on the frozen backbone, another tenth for the backbone's rate to rise; weight
     # decay stays

@@ -2,8 +2,7 @@
 # accumulated. What it needs, without running it: tools/analysis/benchmark.py odis_vitl_coco_1gpu24g --memory-only
 _base_ = './odis_vitl_coco.py'
 
-model = dict(
-    backbone=dict(with_cp=True), momentum=dict(start=0.998)
-)  # a slower teacher, as small batches want (dino#104)
+# a slower teacher, as small batches want (dino#104)
+model = dict(backbone=dict(with_cp=True), momentum=dict(start=0.998))
 optim_wrapper = dict(type='AutocastOptimWrapper', accumulative_counts=32)
 train_dataloader = dict(batch_size=8)

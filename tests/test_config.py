@@ -141,9 +141,8 @@ def test_a_variable_of_the_file_cannot_be_set_in_vain():
 def test_misspelt_top_level_key_of_a_file():
     with pytest.raises(ConfigError, match="'train_dataloder'.*'train_dataloader'"):
         check_top_level(Config(dict(train_dataloder=dict())))
-    check_top_level(
-        Config(dict(train_pipeline=[], data_root='', max_epochs=3))
-    )  # variables of the file are not checked
+    # variables of the file are not checked
+    check_top_level(Config(dict(train_pipeline=[], data_root='', max_epochs=3)))
 
 
 def test_unknown_config_is_named_with_its_neighbour(tmp_path):

@@ -22,7 +22,6 @@ def config_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         '--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none', help='pytorch: started by torchrun'
     )
-    parser.add_argument(
-        '--local-rank', '--local_rank', type=int, help=argparse.SUPPRESS
-    )  # older launchers pass it; torchrun sets LOCAL_RANK
+    # older launchers pass it; torchrun sets LOCAL_RANK
+    parser.add_argument('--local-rank', '--local_rank', type=int, help=argparse.SUPPRESS)
     return parser

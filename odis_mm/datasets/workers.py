@@ -14,9 +14,8 @@ from torch.utils.data import DataLoader
 
 # what schedulers, torchrun, and the Ctrl-C or the end of a terminal send to all processes of a run at once
 GROUP_SIGNAL_NAMES = ('SIGTERM', 'SIGINT', 'SIGHUP', 'SIGUSR1', 'SIGUSR2')
-GROUP_SIGNALS = frozenset(
-    getattr(signal, name) for name in GROUP_SIGNAL_NAMES if hasattr(signal, name)
-)  # Windows has two
+# Windows has two
+GROUP_SIGNALS = frozenset(getattr(signal, name) for name in GROUP_SIGNAL_NAMES if hasattr(signal, name))
 CAN_TELL_SENDERS = hasattr(signal, 'sigwaitinfo')
 
 

@@ -130,9 +130,8 @@ class AnnotatedObjects(Dataset):
                 segmentation_to_mask(segmentation, sample['height'], sample['width'])
                 for segmentation in sample['masks']
             ]
-            regions = (
-                np.stack(masks) if all(mask.any() for mask in masks) else regions
-            )  # a polygon may enclose no pixel
+            # a polygon may enclose no pixel
+            regions = np.stack(masks) if all(mask.any() for mask in masks) else regions
         return dict(img=sample['img'], regions=np.asarray(regions))
 
 

@@ -124,9 +124,8 @@ def group(small: np.ndarray, labels: np.ndarray):
         )
         box = (joined[:, 2] - joined[:, 0]) * (joined[:, 3] - joined[:, 1])
         both = area[i] + area[others]
-        return (
-            look + (1 - both / pixels) + (1 - (box - both) / pixels)
-        )  # small ones first, and those that fill their box
+        # small ones first, and those that fill their box
+        return look + (1 - both / pixels) + (1 - (box - both) / pixels)
 
     def contrast(i: int) -> float:
         others = np.array(sorted(neighbours[i]), np.int64)

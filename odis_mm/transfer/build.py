@@ -109,9 +109,8 @@ def build_timm(tensors: State, heads: int, grid: Grid) -> Any:
     registers = next((tensors[name].shape[1] for name in ('reg_token', 'register_tokens') if name in tensors), 0)
     cls = 'cls_token' in tensors
     gated = tensors['blocks.0.mlp.fc1.weight'].shape[0] == 2 * tensors['blocks.0.mlp.fc2.weight'].shape[1]
-    bare = (
-        tensors['pos_embed'].shape[1] == grid[0] * grid[1] or 'register_tokens' in tensors
-    )  # [CLS] has no position of its own
+    # [CLS] has no position of its own
+    bare = tensors['pos_embed'].shape[1] == grid[0] * grid[1] or 'register_tokens' in tensors
     with torch.random.fork_rng(devices=[]):
         options: Dict[str, Any] = dict(mlp_layer=SwiGLUPacked, act_layer=nn.SiLU) if gated else {}
         model = VisionTransformer(
@@ -251,9 +250,8 @@ def prove(conversion: Conversion, written: State, heads: Optional[int] = None, g
 def _source_features(conversion: Conversion, heads: int, grid: Grid, probe: Tensor) -> Tuple[Tensor, str]:
     """All tokens of the probe, from the file's own tensors if timm can take them."""
     source = conversion.source
-    resampled = conversion.changed.get('pos_embed', '').startswith(
-        'resampled'
-    )  # then both sides get the same positions
+    # then both sides get the same positions
+    resampled = conversion.changed.get('pos_embed', '').startswith('resampled')
     state = {**source.state, 'pos_embed': conversion.state['pos_embed']} if resampled else source.state
     if source.layout == 'timm-dinov3' and find_spec('timm'):
         return build_timm(source.raw, heads, grid).forward_features(probe), 'timm'

@@ -66,9 +66,8 @@ def compare(
         ConfigError: the plan cannot be used; LeakError: evaluated images are among the training images.
         StageError: a stage failed.
     """
-    MMLogger.get_current_instance().setLevel(
-        'WARNING'
-    )  # what data sets tell of themselves is in the logs of the stages
+    # what data sets tell of themselves is in the logs of the stages
+    MMLogger.get_current_instance().setLevel('WARNING')
     found, folder = load_plan(plan, changes)
     if starts:
         found = select_starts(found, starts)

@@ -162,9 +162,8 @@ def test_flops_of_a_step_are_those_counted_by_hand(masked):
 
 def test_counting_needs_no_values_and_recomputation_does_not_count():
     cfg = make_config(**{'model.backbone.arch.num_layers': 5})
-    _, data = make_step_input(
-        cfg, batch=16
-    )  # activations must outweigh the gradients, and one block's the others', for the saving to show
+    # activations must outweigh the gradients, and one block's the others', for the saving to show
+    _, data = make_step_input(cfg, batch=16)
     plain = count_step(cfg.model, data)
     cfg.model.backbone.with_cp = True
     lean = count_step(cfg.model, data)
@@ -186,9 +185,8 @@ def test_the_odis_step_needs_at_most_three_quarters_of_the_textbook_s_memory():
     preprocessor = MODELS.build({'type': 'ViewPreprocessor', **cfg.model.data_preprocessor})
     data = preprocessor(benchmark.noise_batch(cfg, 8), True)
     textbook = count_step(cfg.model, data, lambda m: TextbookIBOT(m).compute_losses, bf16=True)
-    assert (
-        count_step(cfg.model, data, bf16=True).peak < 0.75 * textbook.peak
-    )  # of float32 and bf16, here and on GPUs, the worst
+    # of float32 and bf16, here and on GPUs, the worst
+    assert count_step(cfg.model, data, bf16=True).peak < 0.75 * textbook.peak
 
 
 def test_counted_memory_is_that_of_real_tensors():
@@ -247,9 +245,8 @@ def test_split_adds_up_to_the_step():
 
 
 def test_timed_step_is_the_training_step():
-    cfg = make_config(
-        **{'model.masked_attention': False, 'model.head.patch_center': 'all'}
-    )  # the second step shows the first one's centers
+    # the second step shows the first one's centers
+    cfg = make_config(**{'model.masked_attention': False, 'model.head.patch_center': 'all'})
     results = []
     for textbook in (False, True):
         model, data = make_step_input(cfg)

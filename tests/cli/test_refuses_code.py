@@ -169,9 +169,8 @@ def test_mmengine_is_left_alone_outside_our_entry_points():
 def _outside_of_safe_load(source: str) -> str:
     """mmengine's module without the function of the forks that is replaced as a whole, and, upstream, without what that
     function became."""
-    if (
-        '_safe_torch_load' not in source
-    ):  # upstream loads files in the loaders of schemes, of which ours takes the one for files
+    # upstream loads files in the loaders of schemes, of which ours takes the one for files
+    if '_safe_torch_load' not in source:
         return ''
     function = inspect.getsource(mmengine_checkpoint._safe_torch_load)
     return source.replace(function, '')
@@ -239,9 +238,8 @@ def command_lines(path: str, data: str, labelled: str, out: str) -> dict:
 @pytest.mark.parametrize('name', command_lines('', '', '', ''))
 def test_commands_refuse_in_one_sentence(name, danger, data, labelled, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv('ODIS_MM_DEBUG', raising=False)
-    monkeypatch.setattr(
-        logging, 'raiseExceptions', False
-    )  # loggers of other tests still hold their captured, closed streams
+    # loggers of other tests still hold their captured, closed streams
+    monkeypatch.setattr(logging, 'raiseExceptions', False)
     if name in ('detector', 'test'):
         pytest.importorskip('mmdet')
     main, arguments = command_lines(str(danger), data, str(labelled), str(tmp_path / 'out'))[name]

@@ -332,9 +332,8 @@ def exported(tmp_path):
 def test_mask_rcnn_keeps_what_was_loaded(exported):
     """mmdet calls init_weights on the built detector; the backbone is the file's all the same, features too."""
     source, path = exported
-    detector, _ = demo_model(
-        **{'model.backbone.init_cfg.checkpoint': str(path), 'model.backbone.img_size': 48}
-    )  # the file's own grid
+    # the file's own grid
+    detector, _ = demo_model(**{'model.backbone.init_cfg.checkpoint': str(path), 'model.backbone.img_size': 48})
     detector.init_weights()
     state = read_checkpoint(path)
     own = detector.backbone.state_dict()

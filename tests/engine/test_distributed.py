@@ -356,9 +356,8 @@ def test_frozen_measures_do_not_depend_on_ranks(runs, world):
     (alone,) = load(runs, 'frozen', 1)
     for rank in load(runs, 'frozen', world):
         assert rank['knn'] == alone['knn'] and rank['regions'] == pytest.approx(alone['regions'], abs=1e-3)
-        torch.testing.assert_close(
-            rank['features'][0], alone['features'][0], atol=1e-6, rtol=0
-        )  # of 17 images: not as many on each
+        # of 17 images: not as many on each
+        torch.testing.assert_close(rank['features'][0], alone['features'][0], atol=1e-6, rtol=0)
         assert torch.equal(rank['features'][1], alone['features'][1])
 
 

@@ -128,9 +128,8 @@ def test_uniform_collapse_is_named(tmp_path):
 
 def test_a_run_without_a_signal_is_named(tmp_path):
     model = make_odis(lambda_patch=0.0)
-    model.head.token_loss = lambda student, teacher, visible: (
-        0.0 * student.float().sum()
-    )  # no image shows its object twice
+    # no image shows its object twice
+    model.head.token_loss = lambda student, teacher, visible: 0.0 * student.float().sum()
     warnings, _ = run(tmp_path, model, grace=0.3)
     assert 'no learning signal' in names(warnings), warnings
     assert 'visible_share' in next(text for text in warnings if 'no learning signal' in text)

@@ -51,9 +51,8 @@ def same(a, b) -> bool:
 @pytest.mark.parametrize('accumulate, skipped, taken', [(1, (1, 5), (0, 2, 3, 4, 6, 7)), (2, (0, 1, 4, 5), (3, 7))])
 def test_a_non_finite_step_is_skipped_as_a_whole(tmp_path, accumulate, skipped, taken):
     states = States()
-    model = make_odis(
-        momentum=dict(start=0.5, end=1.0), neck=dict(norm_cfg=dict(type='BN1d'))
-    )  # has statistics that a forward pass feeds
+    # has statistics that a forward pass feeds
+    model = make_odis(momentum=dict(start=0.5, end=1.0), neck=dict(norm_cfg=dict(type='BN1d')))
     runner = odis_runner(tmp_path, nan_at=(1,), accumulate=accumulate, optimizer='AdamW', hooks=[states], model=model)
     told = []
     runner.logger.addHandler(type('Ears', (logging.Handler,), dict(emit=lambda self, record: told.append(record)))())

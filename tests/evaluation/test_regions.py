@@ -173,9 +173,8 @@ def test_the_hook_measures_over_training(coco_folder, tmp_path):
     last = {key: value for key, value in record['history'][-1].items() if key not in ('iteration', 'epoch', 'seconds')}
     assert last == pytest.approx(measure_regions(runner.model.branch('teacher'), coco_folder))
     assert set(last) == {'object_token', 'box_pool', 'object_auc', 'mask_miou'}
-    assert (
-        record['random'].keys() == last.keys() and 50 < record['random']['object_auc'] <= 100
-    )  # bright shapes on dark noise
+    # bright shapes on dark noise
+    assert record['random'].keys() == last.keys() and 50 < record['random']['object_auc'] <= 100
     assert cv2.imread(str(tmp_path / 'regions.png')) is not None
     val = hook.val  # the share of the most frequent class, counted by hand
     labels = [label for i in range(len(val)) for label in val[i]['labels'].tolist()]

@@ -162,9 +162,8 @@ def test_recall_against_counts_by_hand():
     measures = recall_of(found, truth)
     assert measures['AR@10 IoU 0.5'] == pytest.approx(66.67, abs=0.01)  # two of three
     assert measures['AR@1 IoU 0.5'] == pytest.approx(33.33, abs=0.01)
-    assert measures['AR@10'] == pytest.approx(
-        100 * (1 + 0.7) / 3, abs=0.01
-    )  # the second has IoU 0.8: 7 of 10 thresholds
+    # the second has IoU 0.8: 7 of 10 thresholds
+    assert measures['AR@10'] == pytest.approx(100 * (1 + 0.7) / 3, abs=0.01)
     assert (
         measures['precision@10'] == 50
         and measures['AR@100 small'] == pytest.approx(0)

@@ -17,9 +17,8 @@ from robustness import fuzz
 @pytest.mark.parametrize('name, count', [('annotations', 120), ('images', 300)])
 def test_mutated_files_are_read_or_refused(tmp_path, name, count):
     seeds = fuzz.annotation_seeds(tmp_path) if name == 'annotations' else fuzz.image_seeds()
-    cv2.GaussianBlur(
-        np.zeros((2000, 2000, 3), np.uint8), (9, 9), 2
-    )  # OpenCV's threads are there when the cases' process is forked
+    # OpenCV's threads are there when the cases' process is forked
+    cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (9, 9), 2)
     counts, findings = fuzz.fuzz(fuzz.TASKS[name], seeds, count, 1, tmp_path, batch=count)
     assert not findings, findings
     assert (

@@ -14,9 +14,8 @@ from ...utils.errors import ConfigError
 
 _LEVELS = np.arange(256, dtype=np.float32)
 _NEGATIVE = np.where(_LEVELS < 128, _LEVELS, 255 - _LEVELS).astype(np.uint8)  # solarize, threshold 128
-COLUMNS = dict(
-    jitter=0, gray=1, blur=2, solarize=3, factors=slice(4, 8), order=slice(8, 12), sigma=12
-)  # of packed numbers
+# of packed numbers
+COLUMNS = dict(jitter=0, gray=1, blur=2, solarize=3, factors=slice(4, 8), order=slice(8, 12), sigma=12)
 WIDTH = 13  # of packed numbers
 _DOWN = 0.4999  # OpenCV rounds to the nearest, PIL's blend cuts off what is behind the point
 
@@ -66,9 +65,8 @@ def blur_kernel(sigma: float) -> np.ndarray:
     box = np.ones(2 * whole + 3)
     box[[0, -1]] = ends
     kernel = np.convolve(np.convolve(box, box), box)
-    kernel = (kernel + kernel[::-1]) / (
-        2 * kernel.sum()
-    )  # to the last bit alike on both sides: OpenCV has kernels for that
+    # to the last bit alike on both sides: OpenCV has kernels for that
+    kernel = (kernel + kernel[::-1]) / (2 * kernel.sum())
     cut = int((kernel < 1e-3).sum()) // 2
     kernel = kernel[cut : len(kernel) - cut]
     return kernel / kernel.sum()

@@ -23,9 +23,8 @@ class BadImageHook(Hook):
         BadImageError: more images are bad than the data set's ``max_bad_share`` allows; the message lists them.
     """
 
-    priority = (
-        'BELOW_NORMAL'  # before checkpoints: what stops the run here is no reason to lose the epoch, but comes first
-    )
+    # before checkpoints: what stops the run here is no reason to lose the epoch, but comes first
+    priority = 'BELOW_NORMAL'
 
     def __init__(self, interval: int = 50):
         if interval < 1:

@@ -60,9 +60,8 @@ class SelfSupScheduleHook(Hook):
             if share < 1:
                 for number, group in enumerate(backbone):
                     rates[number] = group['lr']
-                    group['lr'] = (
-                        share * group['lr']
-                    )  # for this step only: schedulers go on from the rate that they set
+                    # for this step only: schedulers go on from the rate that they set
+                    group['lr'] = share * group['lr']
             if runner.iter < freeze_until:
                 # after clipping, which is no matter where each tensor is clipped by itself, as the recipes have it
                 for parameter in model.prototype_parameters():

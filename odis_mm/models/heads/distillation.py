@@ -37,9 +37,8 @@ def sinkhorn_knopp(logits: Tensor, temperature: float, iterations: int = 3, coun
         rows = rows.masked_fill(~counted.flatten()[:, None], -torch.inf)
     top = rows.max() if rows.numel() else rows.new_full((), -torch.inf)
     all_reduce(top, 'max')
-    weight = torch.exp(
-        (rows - top.clamp(min=torch.finfo(top.dtype).min)) / temperature
-    )  # -inf where no row counts: exp(-inf) is 0
+    # -inf where no row counts: exp(-inf) is 0
+    weight = torch.exp((rows - top.clamp(min=torch.finfo(top.dtype).min)) / temperature)
     for _ in range(iterations):
         used = weight.sum(0)  # [K]
         all_reduce(used)

@@ -69,9 +69,8 @@ class EmbeddingHead(BaseModule):
         count = weight.sum()
         all_reduce(count)
         count = count.clamp(min=1) / get_world_size()
-        moment = second_moment(
-            (student[:num_global] * seen[:num_global, :, None, None]).transpose(1, 2)
-        )  # [G, k, m, m]
+        # [G, k, m, m]
+        moment = second_moment((student[:num_global] * seen[:num_global, :, None, None]).transpose(1, 2))
         rate = (coding_length(moment, student.shape[-1], self.eps2).mean() / moment.shape[-1]).to(student.dtype)
         loss = ((1 - similarity) * weight).sum() / count - self.lambda_entropy * rate
         self._figures = dict(

@@ -37,9 +37,8 @@ class TeacherStudent(BaseSelfSupervisor):
             each image, and a copy of the backbone. None: no anchor.
     """
 
-    prototype_loss: Optional[str] = (
-        None  # the term that compares distributions over prototypes: ln K is a uniform guess
-    )
+    # the term that compares distributions over prototypes: ln K is a uniform guess
+    prototype_loss: Optional[str] = None
     prototype_weight = 1.0  # its weight in the sum of losses
 
     def __init__(

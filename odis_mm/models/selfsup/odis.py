@@ -176,9 +176,8 @@ class ODIS(TeacherStudent):
         """Logits of the leading tokens [n, t, D] and of patches [M, D], in one call where that changes nothing."""
         if patches is None:
             return neck(leading), None
-        if (
-            neck.uses_batch_statistics and len(patches) > 1
-        ):  # [OBJ] and patches are two populations; one row has no variance
+        # [OBJ] and patches are two populations; one row has no variance
+        if neck.uses_batch_statistics and len(patches) > 1:
             return neck(leading), neck(patches)
         tokens = leading.flatten(0, 1)
         logits, patch_logits = neck(torch.cat((tokens, patches))).split([len(tokens), len(patches)])

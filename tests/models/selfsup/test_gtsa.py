@@ -80,9 +80,8 @@ def test_a_positive_turn_is_counter_clockwise_on_a_picture(rot90, points_to):
     turned = render_view(arrow(), view)[..., 0].astype(float)
     halves = dict(left=turned[:, :32], right=turned[:, 32:], up=turned[:32], down=turned[32:])
     assert max(halves, key=lambda name: halves[name].sum()) == points_to
-    x1, y1, x2, y2 = boxes_to_view(np.array([40.0, 12.0, 60.0, 52.0]), view).astype(
-        int
-    )  # where the head of the arrow is
+    # where the head of the arrow is
+    x1, y1, x2, y2 = boxes_to_view(np.array([40.0, 12.0, 60.0, 52.0]), view).astype(int)
     assert turned[y1:y2, x1:x2].sum() > 0.5 * turned.sum()
 
 
@@ -205,9 +204,8 @@ def test_of_equal_matches_the_first_is_taken():
 def test_pairs_without_common_area_do_not_count():
     model, data = make_gtsa(), make_batch(batch=1, num_local=2)
     crop = data['data_samples']['crop']
-    crop[0] = torch.tensor(
-        [[0.0, 0, 50, 50], [50, 0, 50, 50], [0, 50, 50, 50], [100, 0, 9, 9]]
-    )  # all of them touch or are apart
+    # all of them touch or are apart
+    crop[0] = torch.tensor([[0.0, 0, 50, 50], [50, 0, 50, 50], [0, 50, 50, 50], [100, 0, 9, 9]])
     losses = losses_of(model, data)
     assert all(losses[key].item() == 0 for key in MAP_LOSSES)
     total(losses).backward()
