@@ -1,7 +1,7 @@
 """The engine with real training, at the smallest size: what the stubs of test_compare.py replace fits together.
 
-The file is also the program that the test starts: the first command of the comparison is a process of its own as for
-users, each further one is forked from this interpreter, which has imported everything.
+The file is also the program that the test starts: the command that measures is a process of its own as for users, the
+trainings are forked from this interpreter, which has imported everything.
 """
 
 import gc
@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 from types import SimpleNamespace
 
 import pytest
@@ -27,15 +28,14 @@ def program(plan: str, work_dir: str) -> None:
     from odis_mm.workflows import stages
 
     odis_mm.register()
-    for name in ('compare', 'train', 'regions'):
+    for name in ('compare', 'train'):
         importlib.import_module(cli.COMMANDS[name].module)
     importlib.import_module('mmdet.models')
     mmengine.runner.runner.collect_env = lambda: {}  # seconds a run, and nothing but a report
-    popen, started = subprocess.Popen, []
+    popen = subprocess.Popen
 
     def start(words, *, stdout, env, **others):
-        started.append(words)
-        if len(started) == 1:
+        if 'regions' in words:
             return popen(words, stdout=stdout, env=env, **others)
         pid = os.fork()
         if pid:
@@ -49,6 +49,8 @@ def program(plan: str, work_dir: str) -> None:
             code = 0
         except SystemExit as stop:
             code = stop.code or 0
+        except Exception:
+            traceback.print_exc()
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
