@@ -387,7 +387,7 @@ def _method(outcome: Outcome, comparison: Comparison, command: str) -> Section:
     plan, data = comparison.plan, comparison.data
     boxes = comparison.told_boxes()
     items = [
-        f'Command: `{command}`',
+        *([f'Command: `{command}`'] if command else []),
         f'{datetime.date.today().isoformat()}; {hardware()}; {comparison.stages.jobs} stage(s) at a time.',
         f'Training images: {data.images["train"]}, of which a label fraction is drawn anew by each detector seed, '
         'smaller ones within larger ones'
@@ -396,19 +396,20 @@ def _method(outcome: Outcome, comparison: Comparison, command: str) -> Section:
         *data.notes,
         f'Detector: the same for all starts, {plan.detector.iterations} iterations, {plan.seeds.detector} seed(s), all '
         'weights trained.',
-        'Pretraining: '
-        + (
-            f'{plan.pretraining.iterations} iterations'
-            if plan.pretraining.iterations is not None
-            else f'{plan.pretraining.minutes:g} minutes at the measured speed'
-        )
-        + f' for every start, {plan.seeds.pretraining} seed(s), on all training images, of which no evaluated image is '
-        'one (checked by hash and by '
-        'likeness).',
         'Interval: variance from 1,000 resamplings of the evaluated images (300 above 500 images; the same for all '
         'runs), plus the variance between detector seeds and between pretraining seeds, pooled over the starts; '
         'Student, Satterthwaite. Of twenty intervals one misses.',
     ]
+    if any(start.recipes for start in plan.starts):
+        length = (
+            f'{plan.pretraining.iterations} iterations'
+            if plan.pretraining.iterations is not None
+            else f'{plan.pretraining.minutes:g} minutes at the measured speed'
+        )
+        items.append(
+            f'Pretraining: {length} for every start, {plan.seeds.pretraining} seed(s), on all training images, of '
+            'which no evaluated image is one (checked by hash and by likeness).'
+        )
     if boxes:
         items.append(
             f'{join(boxes)}: the pretraining was told the boxes of all training images, not their classes. With fewer '
