@@ -64,5 +64,6 @@ def test_generated_parts_are_whole():
     recipes = docs_pages.recipes()
     assert all(f'`{name}`' in recipes for name in shipped_configs())
     assert docs_pages.on_page_markdown('a <!-- generated: health --> b').startswith('a | finding |')
+    assert docs_pages.tutorials().count('\n## ') + 1 == 3 and 'find_objects(' in docs_pages.tutorials()
     text = docs_pages.help_of('pretrain')
     assert text.startswith('usage: odis-mm pretrain') and '--hours' in text and shlex.split('--data DIR')[0] in text

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import json
 import re
 import sys
 from importlib import import_module
@@ -12,6 +13,7 @@ from typing import Callable, Dict, List
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout works without being installed
 
+TUTORIALS = Path(__file__).resolve().parents[2] / 'docs' / 'tutorials'
 MARK = re.compile(r'<!-- generated: (\w+) -->')
 
 
@@ -80,7 +82,17 @@ def _wide(formatter: Callable) -> Callable:
     return lambda prog: formatter(prog, width=84)
 
 
-PARTS: Dict[str, Callable[[], str]] = dict(recipes=recipes, health=health, commands=commands)
+def tutorials() -> str:
+    """The notebooks, one below the other."""
+    pages = []
+    for path in sorted(TUTORIALS.glob('*.ipynb')):
+        cells = [(cell['cell_type'], ''.join(cell['source'])) for cell in json.loads(path.read_text())['cells']]
+        parts = [f'```python\n{text}\n```' if kind == 'code' else re.sub('^#', '##', text) for kind, text in cells]
+        pages.append('\n\n'.join([*parts, f'[The notebook](tutorials/{path.name})']))
+    return '\n\n'.join(pages)
+
+
+PARTS: Dict[str, Callable[[], str]] = dict(recipes=recipes, health=health, commands=commands, tutorials=tutorials)
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
