@@ -77,7 +77,7 @@ def train(
     """
     cfg = config if isinstance(config, Config) else load_config(config, options)
     if 'train_dataloader' not in cfg:
-        raise ConfigError(f'{cfg.filename} has no train_dataloader: it is nothing to train by.')
+        raise ConfigError(f'{cfg.filename} has no train_dataloader, so it cannot be trained.')
     _prepare(cfg, work_dir, launcher)
     scaled = fit_schedule(cfg)
     check_schedule(cfg)

@@ -102,7 +102,7 @@ def read_text(path: PathLike) -> str:
         text = '\0'
     if any(sign < ' ' and sign not in '\t\n\r\f' for sign in set(text)):
         raise AnnotationError(
-            f'list {shown(path)} is no text; ann_file must be a .json, or a text file with one image path a line.'
+            f'list {shown(path)} is no text; ann_file must be a .json, or a text file with one image path per line.'
         )
     return text
 
@@ -119,7 +119,7 @@ def read_list(path: PathLike, folder: PathLike) -> List[str]:
     names = [name for name in map(str.strip, read_text(path).splitlines()) if name]
     if not names:
         raise AnnotationError(
-            f'list {shown(path)} is empty; write one image path a line, or leave ann_file out to use the whole folder.'
+            f'list {shown(path)} is empty; write one image path per line, or leave ann_file out to use all images.'
         )
     first = names[0]
     if not first.lower().endswith(IMAGE_SUFFIXES) and not os.path.isfile(os.path.join(folder, first)):

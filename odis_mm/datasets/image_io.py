@@ -193,7 +193,7 @@ def read_raw(path: PathLike, channels: int = 3) -> np.ndarray:
         ) from error
     except ValueError as error:
         raise BadImageError(
-            f'image {str(path)!r} can have no such name ({error}); fix the annotations or the list.'
+            f'image {str(path)!r} cannot have such a name ({error}); fix the annotations or the list.'
         ) from error
     if not data:
         raise BadImageError(f'image {shown(path)} is empty (0 bytes); fetch it again or remove it from the data.')

@@ -33,7 +33,7 @@ class ObjectDataset(BaseDataset):
     - a `.json` in COCO style (`images`, `annotations`): boxes; polygons or RLE where present. `file_name` is relative
       to the image folder, so boxes for ImageNet's folders (`n01440764/x.JPEG`) come the same way;
     - a `.json` dict {path relative to the image folder: [[x1, y1, x2, y2], ...]}: boxes in pixels;
-    - any other text file: a list, one path a line, of images without objects;
+    - any other text file: a list, one path per line, of images without objects;
     - nothing: every image below the image folder, without objects.
 
     The image folder is `data_root/data_prefix`; `ann_file` is relative to `data_root` too unless absolute.

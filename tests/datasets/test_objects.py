@@ -490,11 +490,11 @@ def test_missing_and_empty_places(folder):
     )
     (folder / 'list.txt').write_text('\n \n')
     assert _message(ValueError, ObjectDataset, folder, 'list.txt', 'img') == (
-        f'list {folder}/list.txt is empty; write one image path a line, or leave ann_file out to use the whole folder.'
+        f'list {folder}/list.txt is empty; write one image path per line, or leave ann_file out to use all images.'
     )
     (folder / 'list.txt').write_bytes(b'\xff\xfe\x80')
     assert _message(ValueError, ObjectDataset, folder, 'list.txt', 'img') == (
-        f'list {folder}/list.txt is no text; ann_file must be a .json, or a text file with one image path a line.'
+        f'list {folder}/list.txt is no text; ann_file must be a .json, or a text file with one image path per line.'
     )
     options = _coco(folder, [_ann([5, 5, 6, 6])], images=[dict(id=7, file_name='a/1.jpg')])
     ObjectDataset(**options, keep_empty=False)

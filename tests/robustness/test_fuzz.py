@@ -46,7 +46,7 @@ def test_an_id_beyond_64_bits_is_read(tmp_path):
 
 @pytest.mark.parametrize('name', ['a\0.jpg', '\ud800.jpg'])
 def test_a_name_that_no_file_can_have_is_refused(tmp_path, name):
-    with pytest.raises(BadImageError, match='can have no such name'):
+    with pytest.raises(BadImageError, match='cannot have such a name'):
         read_image(tmp_path / name)
 
 
