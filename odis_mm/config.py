@@ -80,7 +80,7 @@ def load_config(name: Union[str, Path], options: Optional[Dict[str, Any]] = None
             hint = nearest(wanted, names) or f' ({", ".join(shipped)})'
             raise ConfigError(f'no config {str(name)!r}: it is neither a file nor a shipped recipe{hint}')
         path = found[0]
-    for variable in ('COCO_ROOT', 'IMAGENET_ROOT', 'ADE20K_ROOT'):
+    for variable in ('COCO_ROOT', 'IMAGENET_ROOT', 'ADE20K_ROOT', 'ODIS_DEMO_ROOT'):
         if not os.environ.get(variable, 'set'):
             del os.environ[variable]  # empty means unset
     quiet_console(MMLogger.get_current_instance())
@@ -431,7 +431,8 @@ def check_schedule(cfg: Config) -> None:
 
 
 def follow_channels(cfg: Config) -> None:
-    """Let the backbone take images of as many channels as ``LoadObjectImage(channels=...)`` of the training data gives.
+    """Let the backbone take images of as many channels as ``LoadObjectImage(channels=...)`` of the training data gives,
+    ``LoadDetectionImage`` in a detector.
 
     Raises:
         ConfigError: the steps differ, the backbone is set to another number, or the means and deviations are of another
@@ -440,13 +441,13 @@ def follow_channels(cfg: Config) -> None:
     steps = [
         node
         for _, node in walk(cfg.train_dataloader)
-        if isinstance(node, dict) and node.get('type') == 'LoadObjectImage'
+        if isinstance(node, dict) and node.get('type') in ('LoadObjectImage', 'LoadDetectionImage')
     ]
     counts = sorted({step.get('channels', 3) for step in steps})
     if len(counts) > 1:
         raise ConfigError(
             f'train_dataloader reads images of {" and ".join(map(str, counts))} channels: set one number in all its '
-            'LoadObjectImage.'
+            'LoadObjectImage (LoadDetectionImage).'
         )
     model = cfg.get('model') or {}
     backbone, channels = model.get('backbone'), counts[0] if counts else 3
@@ -458,6 +459,8 @@ def follow_channels(cfg: Config) -> None:
             '(LoadObjectImage.channels): set both to one number.'
         )
     preprocessor = model.get('data_preprocessor') or {}
+    if preprocessor.get('type') == 'DetDataPreprocessor':  # knows one channel and three
+        preprocessor.update(type='ChannelsPreprocessor', bgr_to_rgb=False)
     for name in ('mean', 'std'):
         found = len(preprocessor.get(name) or (0, 0, 0))
         if found != channels:

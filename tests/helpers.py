@@ -4,8 +4,12 @@ import copy
 import json
 import os
 import os.path as osp
+import signal
 import subprocess
 import sys
+import threading
+import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -356,6 +360,65 @@ def run_command_line(command, cwd, env) -> str:
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout + done.stderr
+
+
+RUNS = """
+import os, signal, sys
+answers = os.fdopen(os.dup(1), 'w', buffering=1)
+os.dup2(2, 1)  # what imports and runs say goes elsewhere
+import MODULE
+for line in sys.stdin:  # one process a line, each in a session of its own; the imports are shared
+    child = os.fork()
+    if not child:
+        os.setsid()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+        eval(line)
+        break
+    print(child, file=answers)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=answers)
+"""
+
+
+@contextmanager
+def process_groups(file: str, near: Path, stderr=None):
+    """Calls of functions of a test file, each as a process that leads a group: yields ``process(call, number)``,
+    which sends the group a signal once the call has made the file ``near``, and returns the exit code."""
+    module = Path(file).stem
+    with subprocess.Popen(
+        [sys.executable, '-c', RUNS.replace('MODULE', module)],
+        cwd=Path(file).parent,
+        env=environment(),
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+    ) as runs:
+
+        def process(call: str, number=None) -> int:
+            runs.stdin.write(f'{module}.{call}\n')
+            runs.stdin.flush()
+            child = int(runs.stdout.readline())
+            hangs = threading.Timer(
+                900, os.killpg, (child, signal.SIGKILL)
+            )  # its code tells; workers that do not end would hang it
+            hangs.start()
+            with suppress(ProcessLookupError):  # it ended without
+                while number and not near.exists():
+                    os.kill(child, 0)
+                    time.sleep(0.02)
+                if number:
+                    near.unlink()
+                    os.killpg(child, number)
+            code = int(runs.stdout.readline())
+            hangs.cancel()
+            try:
+                os.killpg(child, 0)
+            except ProcessLookupError:
+                return code
+            raise AssertionError('a worker is left')
+
+        yield process
+        runs.stdin.close()
 
 
 def write_noise_coco(root, splits=(('train', 24), ('val', 16)), seed=0):

@@ -12,8 +12,7 @@ model = dict(
     test_cfg=dict(rcnn=dict(max_per_img=100)),  # as many as COCO's metric counts
 )
 
-# boxes refer to the stored pixels, whatever EXIF says, in pretraining as here
-load = dict(type='LoadImageFromFile', color_type='color_ignore_orientation')
+load = dict(type='LoadDetectionImage')  # channels=..., window=(low, high): as in pretraining
 train_pipeline = [
     load,
     dict(type='LoadBoxesAndMasks'),

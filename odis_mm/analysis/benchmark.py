@@ -7,6 +7,7 @@ import datetime
 import math
 import os
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Callable, Dict, Iterable, List, Optional, Tuple
@@ -384,14 +385,16 @@ def run(
             resting_bytes=cost.resting,
             fits={f'{g} GB': fits(cost, g) for g in (16, 24, 40, 80)},
         )
-    if 'data' in modes:
-        result['data'] = data_benchmark(cfg, images, repeats)
-    if 'model' in modes:
-        result['model'] = model_benchmark(cfg, target, batch, repeats, bf16, compiled)
-    if 'options' in modes:
-        result['options'] = options_benchmark(cfg, target, batch, repeats, bf16)
-    if 'end-to-end' in modes:
-        result['end-to-end'] = end_to_end_benchmark(cfg, target, max(5, repeats), bf16, compiled)
+    parts = {
+        'data': lambda: data_benchmark(cfg, images, repeats),
+        'model': lambda: model_benchmark(cfg, target, batch, repeats, bf16, compiled),
+        'options': lambda: options_benchmark(cfg, target, batch, repeats, bf16),
+        'end-to-end': lambda: end_to_end_benchmark(cfg, target, max(5, repeats), bf16, compiled),
+    }
+    for name, measure in parts.items():
+        if name in modes:
+            print(f'measuring: {name}', file=sys.stderr, flush=True)
+            result[name] = measure()
     if 'data' in result and 'model' in result:
         result['advice'] = worker_advice(
             result['data']['ms_per_image'], result['model']['images_per_s'], os.cpu_count() or 1

@@ -22,13 +22,14 @@ def pretrain_main(argv: Optional[List[str]] = None) -> None:
         '--data',
         required=True,
         metavar='DIR',
-        help='images, nested as they are, with COCO-style annotations or without',
+        help='images, nested as they are; annotations in it (COCO style, YOLO, Pascal VOC, ...) are found',
     )
     parser.add_argument(
         '--boxes',
         metavar='FILE',
         help="json of objects (default: the training annotations found in DIR; 'none': use no objects)",
     )
+    parser.add_argument('--images', metavar='DIR', help='image folder, if it is not found near the annotations')
     parser.add_argument('--method', choices=METHODS, help='default: odis if there are objects, else alfm')
     parser.add_argument(
         '--init',
@@ -45,6 +46,7 @@ def pretrain_main(argv: Optional[List[str]] = None) -> None:
         lambda: pretrain(
             args.data,
             boxes=args.boxes,
+            images=args.images,
             method=args.method,
             init=args.init,
             steps=args.steps,
@@ -61,9 +63,11 @@ def finetune_main(argv: Optional[List[str]] = None) -> None:
     """Train a detector on annotated images."""
     parser = argparse.ArgumentParser(
         prog='odis-mm finetune',
-        description='Train a detector on COCO-style annotated images, evaluate it per class, and draw what it finds.',
+        description='Train a detector on annotated images, evaluate it per class, and draw what it finds.',
     )
-    parser.add_argument('--data', required=True, metavar='DIR', help='data set with COCO-style annotations')
+    parser.add_argument(
+        '--data', required=True, metavar='DIR', help='annotated images: COCO style, YOLO, Pascal VOC, ...'
+    )
     parser.add_argument(
         '--init', metavar='FILE', help='backbone to start from: an export of a pretraining (default: random weights)'
     )

@@ -23,6 +23,21 @@ _BITS = (8, 10, 12, 14, 16)  # of cameras and scanners
 _RGB = getattr(cv2, 'IMREAD_COLOR_RGB', cv2.IMREAD_COLOR) | cv2.IMREAD_IGNORE_ORIENTATION
 _SWAP = not hasattr(cv2, 'IMREAD_COLOR_RGB')  # OpenCV before 4.11
 Range = Optional[Sequence[float]]
+_HEIC = (b'he', b'mi', b'ms')  # the brands heic, heix, hevc, mif1, msf1
+_OTHERS = {
+    b'GIF8': 'a GIF',
+    b'\xff\x0a': 'a JPEG XL image',
+    b'\0\0\0\x0cJXL': 'a JPEG XL image',
+    b'8BPS': 'a Photoshop file',
+    b'%PDF': 'a PDF',
+    b'<svg': 'an SVG drawing',
+    b'<?xml': 'an XML file',
+    b'<!DOCTYPE': 'a web page',
+    b'<html': 'a web page',
+    b'\x89HDF': 'an HDF5 file',
+    b'version https://git-lfs': 'a pointer of Git LFS in place of the file (git lfs pull fetches it)',
+    b'PK': 'an archive',
+}
 
 
 class UnsuitedImageError(BadImageError):
@@ -178,6 +193,16 @@ def _decode_png(data: bytes, channels: int) -> Optional[np.ndarray]:
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
+def _other_kind(data: bytes) -> Optional[str]:
+    """What a file is that no reader here takes, by its first bytes."""
+    if data[4:8] == b'ftyp':
+        brand = data[8:12]
+        return 'an AVIF image' if brand[:3] == b'avi' else 'a HEIC image' if brand[:2] in _HEIC else 'a film'
+    return next((kind for start, kind in _OTHERS.items() if data.startswith(start)), None) or (
+        'a DICOM image' if data[128:132] == b'DICM' else None
+    )
+
+
 def read_raw(path: PathLike, channels: int = 3) -> np.ndarray:
     """Return an image file's values as they are stored, [H, W, C] of any type; see :func:`read_image`."""
     try:
@@ -215,11 +240,34 @@ def read_raw(path: PathLike, channels: int = 3) -> np.ndarray:
     else:
         image = _opencv(data)
     if image is None or not image.size:
+        kind = _other_kind(data)
+        if kind:
+            raise BadImageError(
+                f'image {shown(path)} is {kind}, which is not read: convert it to JPEG, PNG or TIFF, or remove it from '
+                'the data.'
+            )
         raise BadImageError(
             f'image {shown(path)} cannot be decoded: it is damaged or no image; fetch it again or remove it from the '
             'data.'
         )
     return image if image.ndim == 3 else image[..., None]
+
+
+def size_of(path: PathLike) -> Tuple[int, int]:
+    """Return height and width of an image's stored pixels: from its header where Pillow knows the kind, else by reading
+    it.
+
+    Raises:
+        BadImageError: as :func:`read_raw`.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # of large images
+            with Image.open(path) as image:
+                return image.height, image.width
+    except Exception:  # of many classes, for what is damaged, and for scientific images
+        height, width, _ = read_raw(path).shape
+        return height, width
 
 
 def read_image(path: PathLike, channels: int = 3, window: Range = None, percentiles: Range = None) -> np.ndarray:
@@ -269,8 +317,8 @@ def with_channels(image: np.ndarray, path: PathLike, channels: int) -> np.ndarra
     if found == 3 and channels == 1:
         return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
     raise UnsuitedImageError(
-        f'image {shown(path)} has {found} channels, not {channels}: set channels={found} of LoadObjectImage (the '
-        'backbone follows), or remove it from the data.'
+        f'image {shown(path)} has {found} channels, not {channels}: set channels={found} of LoadObjectImage (of '
+        'LoadDetectionImage in a detector; the backbone follows), or remove it from the data.'
     )
 
 
@@ -311,8 +359,8 @@ def as_bytes(image: np.ndarray, path: PathLike, window: Range = None, percentile
             ends = '{:g} to {:g}'.format(*_ends(image))
             raise UnsuitedImageError(
                 f'image {shown(path)} holds {image.dtype} values from {ends}, which do not tell what is black and '
-                'white: set window=(low, high) or percentiles=(1, 99) of LoadObjectImage (odis-mm stats proposes a '
-                'window for the whole data set).'
+                'white: set window=(low, high) or percentiles=(1, 99) of LoadObjectImage (of LoadDetectionImage in a '
+                'detector; odis-mm stats proposes a window for the whole data set).'
             )
     scaled = (
         (image.astype(np.float32) - low) * (255 / (high - low))
@@ -343,6 +391,17 @@ def clip_boxes(boxes: np.ndarray, height: Any, width: Any) -> np.ndarray:
 def has_extent(boxes: np.ndarray) -> np.ndarray:
     """Which boxes (xyxy) are at least one pixel wide and high: bool [n]. Inverted ones and NaN are not."""
     return (boxes[:, 2] - boxes[:, 0] >= 1) & (boxes[:, 3] - boxes[:, 1] >= 1)
+
+
+def check_size(image: np.ndarray, results: dict) -> None:
+    """Refuse an image of another size than its annotation says (``height``, ``width`` of ``results``), if it does."""
+    size, told = image.shape[:2], (results.get('height'), results.get('width'))
+    if None not in told and told != size:
+        hint = ' (an EXIF orientation is not applied: store the pixels upright)' if told == size[::-1] else ''
+        raise BadImageError(
+            f'image {shown(results["img_path"])} is {size[1]} x {size[0]} pixels but its annotation says '
+            f'{told[1]} x {told[0]}{hint}; use the images that the boxes were made on.'
+        )
 
 
 @TRANSFORMS.register_module()
@@ -383,11 +442,7 @@ class LoadObjectImage(BaseTransform):
                     if name in results:
                         results[name] = results[name][keep]
             results['bboxes'] = boxes[keep]
-        elif told != size:
-            hint = ' (an EXIF orientation is not applied: store the pixels upright)' if told == size[::-1] else ''
-            raise BadImageError(
-                f'image {shown(results["img_path"])} is {size[1]} x {size[0]} pixels but its annotation says '
-                f'{told[1]} x {told[0]}{hint}; use the images that the boxes were made on.'
-            )
+        else:
+            check_size(img, results)
         results['img'], results['height'], results['width'] = img, *size
         return results

@@ -4,11 +4,12 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from ..utils.errors import AnnotationError, ConfigError, MissingFileError
 from ..utils.files import PathLike
 from .files import walk_images
+from .values import identity
 
 SPLITS = {'train': ('train', 'training'), 'val': ('val', 'valid', 'validation'), 'test': ('test', 'testing')}
 
@@ -21,26 +22,34 @@ class Split:
     images: Path
 
 
-def find_splits(root: PathLike) -> Dict[str, Split]:
+def find_splits(
+    root: PathLike, wanted: Sequence[str] = tuple(SPLITS), images: Optional[PathLike] = None
+) -> Dict[str, Split]:
     """Return the COCO-style annotations in a folder by split: 'train', 'val', 'test', as far as they are there.
 
     Recognised are COCO's own tree, ``annotations/{train,val,test}.json`` beside ``images/``, exports with one json in
     each folder of images (``train/_annotations.coco.json``), and any other json of COCO style up to two folders deep
     whose name or folder names its split. A json that names no split is 'train'.
 
+    Args:
+        root: The folder.
+        wanted: The splits that are asked for; what is wrong with others does not matter.
+        images: Folder of all images; None: it is looked for near each json.
+
     Raises:
         MissingFileError: there is no such folder, or a json's images are nowhere near it.
         ConfigError: two files claim the same split.
     """
     root = Path(root)
-    if not root.is_dir():
-        raise MissingFileError(f'data folder {root} does not exist.')
+    check_folder(root)
     found: Dict[str, List[Path]] = {}
     for path in _jsons(root):
         if _is_coco(path):
             found.setdefault(_split_of(path.relative_to(root)), []).append(path)
     splits = {}
     for name, paths in found.items():
+        if name not in wanted:
+            continue
         paths = _preferred(paths)
         if len(paths) > 1:
             raise ConfigError(
@@ -48,8 +57,16 @@ def find_splits(root: PathLike) -> Dict[str, Split]:
                 f'({", ".join(map(str, paths[:4]))}): name the one to use (--train FILE --val FILE for a detector, '
                 '--boxes FILE for pretraining).'
             )
-        splits[name] = Split(paths[0], image_folder(paths[0], root, name))
+        splits[name] = Split(paths[0], Path(images) if images else image_folder(paths[0], root, name))
     return splits
+
+
+def check_folder(root: Path) -> None:
+    """Refuse a data folder that is none."""
+    if root.is_file():
+        raise MissingFileError(f'{root} is a file where a folder of data is expected: name the folder that it is in.')
+    if not root.is_dir():
+        raise MissingFileError(f'data folder {root} does not exist.')
 
 
 def image_folder(ann_file: PathLike, root: PathLike, split: str = '') -> Path:
@@ -60,7 +77,8 @@ def image_folder(ann_file: PathLike, root: PathLike, split: str = '') -> Path:
         MissingFileError: no folder near the json holds them.
     """
     ann_file, root = Path(ann_file), Path(root)
-    names = [image.get('file_name') for image in read_coco(ann_file)['images'][:3]]
+    listed = [image.get('file_name') if isinstance(image, dict) else None for image in read_coco(ann_file)['images']]
+    names = listed[:3]
     if not names or not all(isinstance(name, str) for name in names):
         raise AnnotationError(f'{ann_file} names no image: its list "images" must hold entries with a "file_name".')
     words = [split, *SPLITS.get(split, ())]
@@ -71,13 +89,27 @@ def image_folder(ann_file: PathLike, root: PathLike, split: str = '') -> Path:
         + [root / 'images' / word for word in words]
         + [root / 'JPEGImages']
     )
-    for place in dict.fromkeys(places):
-        if all((place / name).is_file() for name in names):
-            return place
+    some = [name for name in listed[:50] if isinstance(name, str)]
+    for judge, asked in ((all, names), (any, some)):  # a few files may be lost
+        for place in dict.fromkeys(places):
+            if judge(_is_file(place / name) for name in asked):
+                return place
+    hint = 'name the image folder with --images'
+    if '://' in names[0]:
+        hint = 'its file names are addresses: fetch the images and write their file names there'
+    elif '\\' in names[0]:
+        hint = 'its file names are paths of Windows: write them with / in place of \\'
     raise MissingFileError(
         f'{names[0]}, an image of {ann_file}, is in none of the folders near it '
-        f'({", ".join(str(p) for p in near[:3])}, ...): name the image folder with --images.'
+        f'({", ".join(str(p) for p in near[:3])}, ...): {hint}.'
     )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or holds a zero byte
+        return False
 
 
 def read_coco(path: PathLike) -> dict:
@@ -88,7 +120,7 @@ def read_coco(path: PathLike) -> dict:
     """
     try:
         content = json.loads(Path(path).read_text('utf-8-sig'))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise AnnotationError(f'{path} cannot be read as json: {error}.') from error
     if not isinstance(content, dict) or not isinstance(content.get('images'), list):
         raise AnnotationError(f'{path} is not of COCO style: it has no list "images".')
@@ -112,15 +144,18 @@ def _jsons(root: Path) -> List[Path]:
 
 def _is_coco(path: Path) -> bool:
     """By its beginning: some tools write one small json per image, and reading all of them would take minutes."""
-    with open(path, encoding='utf-8-sig', errors='replace') as file:
-        head = file.read(65536)
+    try:
+        with open(path, encoding='utf-8-sig', errors='replace') as file:
+            head = file.read(65536)
+    except OSError:  # a link to nowhere, or closed to us: found missing where it is asked for
+        return False
     if not head.lstrip().startswith('{'):
         return False
     if '"images"' in head and ('"annotations"' in head or '"file_name"' in head):
         return True
     try:  # the keys may stand in any order, behind a long list of annotations
         return path.stat().st_size > 65536 and {'images', 'annotations'} <= set(json.loads(path.read_text('utf-8-sig')))
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 
@@ -147,25 +182,33 @@ def split_coco(content: dict, share: float, seed: int) -> Tuple[dict, dict]:
 
     images = content['images']
     order = np.random.default_rng(seed).permutation(len(images))
-    held = {images[i]['id'] for i in order[: max(1, round(share * len(images)))]}
+    held = {identity(images[i]['id']) for i in order[: max(1, round(share * len(images)))]}
+    return tuple(
+        part_of(content, [image for image in images if (identity(image['id']) in held) == inside])
+        for inside in (False, True)
+    )
 
-    def part(inside: bool) -> dict:
-        return {
-            **content,
-            'images': [image for image in images if (image['id'] in held) == inside],
-            'annotations': [a for a in content.get('annotations', []) if (a['image_id'] in held) == inside],
-        }
 
-    return part(False), part(True)
+def part_of(content: dict, images: List[dict]) -> dict:
+    """Return a COCO-style dict of some of the images and their annotations."""
+    ids = {identity(image['id']) for image in images}
+    annotations = [a for a in content.get('annotations') or () if identity(a['image_id']) in ids]
+    return {**content, 'images': images, 'annotations': annotations}
 
 
 def categories(content: dict) -> List[dict]:
     """Return the categories of a COCO-style dict that have an object, by id; all of them if none has."""
-    used = {annotation.get('category_id') for annotation in content.get('annotations', [])}
-    listed = sorted(content.get('categories', []), key=lambda category: category['id'])
-    return [category for category in listed if category['id'] in used] or listed
+    kinds = [annotation.get('category_id') for annotation in content.get('annotations') or ()]
+    used = {identity(kind) for kind in kinds if kind is not None}
+
+    def key(category: dict) -> Tuple[bool, Any]:
+        found = identity(category['id'])
+        return isinstance(found, str), found
+
+    listed = sorted(content.get('categories') or (), key=key)
+    return [category for category in listed if identity(category['id']) in used] or listed
 
 
 def find_boxes(data: PathLike) -> Optional[Split]:
     """Return the training annotations of a folder, if :func:`find_splits` finds any."""
-    return find_splits(data).get('train')
+    return find_splits(data, ('train',)).get('train')

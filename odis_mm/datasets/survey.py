@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Optional, Sequence
 
 import numpy as np
-from PIL import Image
 
 from ..utils.errors import BadImageError
+from .image_io import size_of
 
 
 @dataclass(frozen=True)
@@ -90,13 +90,12 @@ def visible_share(dataset, sampler, limit: int = 1000) -> float:
 
 
 def image_size(info: dict) -> Optional[Sequence[int]]:
-    """Height and width from the annotation, else from the image's header; None if neither tells."""
+    """Height and width from the annotation, else from the image; None if neither tells."""
     if info.get('height') and info.get('width'):
         return int(info['height']), int(info['width'])
     try:
-        with Image.open(info['img_path']) as image:
-            return image.size[1], image.size[0]
-    except Exception:  # training names it; a look at the whole set does not stop at one bad file
+        return size_of(info['img_path'])
+    except BadImageError:  # training names it; a look at the whole set does not stop at one bad file
         return None
 
 

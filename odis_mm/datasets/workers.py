@@ -5,7 +5,7 @@ import signal
 import threading
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import ContextManager, Iterator
+from typing import Callable, ContextManager, Iterator, Optional
 
 import cv2
 import torch
@@ -59,10 +59,36 @@ def held_while_forking(loader: DataLoader) -> ContextManager[None]:
 
     Only for workers that listen to them later (``single_thread_worker``): others could never be ended.
     """
+    return _held() if CAN_TELL_SENDERS and _listens(loader) else nullcontext()
+
+
+def leave_signals_to_the_run(loader: DataLoader) -> DataLoader:
+    """Have the workers of a loader that was made elsewhere (mmdet's) do what ``single_thread_worker`` does about
+    signals; return the loader."""
+    if CAN_TELL_SENDERS and type(loader) is DataLoader:
+        if not _listens(loader):
+            loader.worker_init_fn = partial(_obey_and_start, loader.worker_init_fn)
+        loader.__class__ = _HeldLoader
+    return loader
+
+
+class _HeldLoader(DataLoader):
+    def __iter__(self):
+        with _held():
+            return super().__iter__()
+
+
+def _obey_and_start(start: Optional[Callable[[int], None]], worker_id: int) -> None:
+    obey_parent_alone()
+    if start is not None:
+        start(worker_id)
+
+
+def _listens(loader: DataLoader) -> bool:
     start = loader.worker_init_fn
-    while isinstance(start, partial):
+    while isinstance(start, partial) and start.func is not _obey_and_start:
         start = start.func
-    return _held() if CAN_TELL_SENDERS and start is single_thread_worker else nullcontext()
+    return start is single_thread_worker or isinstance(start, partial)
 
 
 @contextmanager

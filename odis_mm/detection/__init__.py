@@ -9,6 +9,6 @@ from .pyramid import ViTFeaturePyramid, ViTSimplePyramid, pyramid_strides
 __all__ = ['DetectorInit', 'DetectorLayerDecay', 'ViTFeaturePyramid', 'ViTSimplePyramid', 'pyramid_strides']
 
 if find_spec('mmcv._ext') is not None:
-    from .data import DemoDetectionDataset, LoadBoxesAndMasks
+    from .data import ChannelsPreprocessor, DemoDetectionDataset, LoadBoxesAndMasks, LoadDetectionImage
 
-    __all__ += ['DemoDetectionDataset', 'LoadBoxesAndMasks']
+    __all__ += ['ChannelsPreprocessor', 'DemoDetectionDataset', 'LoadBoxesAndMasks', 'LoadDetectionImage']

@@ -16,15 +16,15 @@ import numpy as np
 from mmdet.datasets import CocoDataset
 from mmdet.registry import DATASETS
 from mmengine.config import Config
-from PIL import Image
 from pycocotools import mask as coco_mask
 
 from ..datasets.annotations import CACHE_FROM, cache_folder, coco_table, source_of
 from ..datasets.demo import render_if_asked
 from ..datasets.files import read_json, shown
+from ..datasets.image_io import size_of
 from ..datasets.segmentation import usable
 from ..datasets.values import flag, identity, number, side
-from ..utils.errors import AnnotationError, BadImageError, ConfigError, FileWriteError, MissingFileError
+from ..utils.errors import AnnotationError, ConfigError, FileWriteError, MissingFileError
 from ..utils.files import atomic_write_text
 
 _PARTS = ('train', 'val', 'test')
@@ -59,6 +59,7 @@ def check_detection_data(cfg: Config, parts: Sequence[str] = _PARTS) -> List[str
             if part == 'test' and not read_json(path).get('annotations'):
                 continue  # a test split whose answers are kept elsewhere
             found = look(path, _folder(dataset))
+            _check_thinnest(dataset, found.thinnest, path)
             if _needs_masks(dataset, evaluators) and found.without_mask:
                 raise AnnotationError(
                     f'annotation file {shown(path)}: {found.without_mask} of {sum(found.objects.values())} objects '
@@ -135,6 +136,7 @@ class Look:
         first_without_mask: Index of the first of them.
         completed: What was completed, in words.
         content: The completed content; None if nothing was missing.
+        thinnest: File name, height and width of the image with the least ratio of its sides.
     """
 
     categories: List[str]
@@ -143,6 +145,7 @@ class Look:
     first_without_mask: int = -1
     completed: List[str] = field(default_factory=list)
     content: Optional[dict] = None
+    thinnest: Sequence[Any] = ('', 1, 1)
 
 
 def look(path: str, folder: str) -> Look:
@@ -196,17 +199,26 @@ def complete(path: str, folder: str) -> Look:
         _put(category, 'id', identity(category['id']), 'numbers that were text', done)
     sizes = {image['id']: (image['height'], image['width']) for image in content['images']}
     names = {category['id']: str(category.get('name')) for category in content['categories']}
-    found = Look(list(names.values()), Counter())
+    found, kept = Look(list(names.values()), Counter()), []
     for i, annotation in enumerate(content['annotations']):
         if annotation.get('category_id') is None:
             raise AnnotationError(
                 f'annotation file {shown(path)}: annotations[{i}] has no category_id; give it one or remove it.'
             )
         _complete_annotation(annotation, sizes, done)
+        if not _is_box(annotation, sizes):
+            done['objects left out whose box is no box, or outside of its image'] += 1
+            continue
+        kept.append(annotation)
         found.objects[names.get(annotation['category_id'], 'an unknown category')] += 1
         if not annotation.get('segmentation'):
             found.first_without_mask = found.first_without_mask if found.without_mask else i
             found.without_mask += 1
+    content['annotations'] = kept
+    found.thinnest = min(
+        ([image['file_name'], image['height'], image['width']] for image in content['images']),
+        key=lambda image: min(image[1:]) / max(image[1:]),
+    )
     ids = [annotation.get('id') for annotation in content['annotations']]
     if any(not isinstance(key, (int, str)) for key in ids) or len(set(ids)) < len(ids):
         for i, annotation in enumerate(content['annotations'], 1):
@@ -228,13 +240,7 @@ def _complete_image(image: dict, folder: str, done: Counter) -> None:
     height, width = side(image.get('height')), side(image.get('width'))
     if height is None or width is None:
         path = os.path.join(folder, image['file_name'])
-        try:
-            with Image.open(path) as opened:
-                width, height = opened.size
-        except OSError as error:
-            raise BadImageError(
-                f'image {shown(path)}, whose size the annotations do not tell, cannot be read ({error}).'
-            ) from None
+        height, width = size_of(path)
         done['sizes of images read from their files'] += 1
         image['height'], image['width'] = height, width
         return
@@ -266,12 +272,41 @@ def _complete_annotation(annotation: dict, sizes: Dict[Any, Tuple[int, int]], do
         done['masks without their polygons of fewer than three points'] += 1
         annotation['segmentation'] = kept
     area = annotation.get('area')
-    if area is None or (isinstance(area, str) and not area.strip()):
+    if area is None or (isinstance(area, str) and not area.strip()) or not np.isfinite(number(area)):
         annotation['area'] = _area(kept, box, sizes.get(annotation['image_id']))
         done['areas computed'] += 1
     elif type(area) not in (int, float):
         annotation['area'] = number(area)
         done['numbers that were text'] += 1
+
+
+def _is_box(annotation: dict, sizes: Dict[Any, Tuple[int, int]]) -> bool:
+    """Not one of NaN, turned inside out, or outside of its image, which counts as missed whatever a detector finds."""
+    x, y, w, h = annotation['bbox']
+    height, width = sizes.get(annotation['image_id'], (np.inf, np.inf))
+    return bool(np.isfinite(annotation['bbox']).all()) and w >= 0 and h >= 0 and -w <= x <= width and -h <= y <= height
+
+
+def _check_thinnest(dataset: dict, image: Sequence[Any], path: str) -> None:
+    """Refuse an image of which resizing would leave nothing."""
+    name, height, width = image
+    for scale in _scales(dataset.get('pipeline')):
+        zoom = min(max(scale) / max(height, width), min(scale) / min(height, width))
+        if zoom * min(height, width) < 0.5:
+            raise AnnotationError(
+                f'image {name} of {shown(path)} is {width} x {height} pixels, and less than a pixel wide where it is '
+                f'resized to {max(scale)} x {min(scale)}: cut it into pieces, or remove it.'
+            )
+
+
+def _scales(node: Any) -> Iterator[Sequence[int]]:
+    """Those of the steps that resize with a fixed ratio of the sides."""
+    if isinstance(node, dict) and str(node.get('type')).endswith('Resize') and node.get('keep_ratio'):
+        found = [node['scale']] if 'scale' in node else node.get('scales') or ()
+        yield from (scale for scale in found if np.shape(scale) == (2,))
+    inner = node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ()
+    for value in inner:
+        yield from _scales(value)
 
 
 def _area(segmentation: Any, box: Sequence[float], size: Optional[Tuple[int, int]]) -> float:
@@ -300,6 +335,11 @@ def _check_classes(dataset: dict, found: Look, path: str, part: str) -> Tuple[st
             f'{option}={given!r} must be a list of names; for one class, with the comma of a tuple: ({given!r},).'
         )
     known = found.categories
+    if len(set(known)) < len(known):
+        twice = next(name for name in known if known.count(name) > 1)
+        raise AnnotationError(
+            f'annotation file {shown(path)}: two categories are named {twice!r}: merge or rename them.'
+        )
     names = ', '.join(map(repr, known[:20])) + (', ...' if len(known) > 20 else '')
     cls = dataset['type'] if isinstance(dataset['type'], type) else DATASETS.get(dataset['type'])
     classes = tuple(given or cls.METAINFO['classes'])

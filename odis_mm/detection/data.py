@@ -1,11 +1,62 @@
 """Data pieces of the detectors; they need mmdet's datasets, hence mmcv's compiled ops."""
 
+from typing import Sequence
+
+import numpy as np
+import torch
+from mmcv.transforms import BaseTransform
 from mmdet.datasets import CocoDataset
 from mmdet.datasets.transforms import LoadAnnotations
-from mmdet.registry import DATASETS, TRANSFORMS
+from mmdet.models import DetDataPreprocessor
+from mmdet.registry import DATASETS, MODELS, TRANSFORMS
 
 from ..datasets.demo import CLASSES, render_if_asked
+from ..datasets.image_io import LoadObjectImage, Range, check_size, read_image
 from ..utils.errors import ConfigError
+
+
+@TRANSFORMS.register_module()
+class LoadDetectionImage(BaseTransform):
+    """Read ``img_path`` into ``img`` as pretraining does: the stored pixels, whatever EXIF says, of any number of
+    channels and bits; three channels in the order BGR, which is mmdet's.
+
+    Args:
+        channels, window, percentiles: See :func:`~odis_mm.datasets.image_io.read_image`.
+
+    Raises:
+        BadImageError: the file cannot be read so, or is of another size than its annotation says.
+    """
+
+    def __init__(self, channels: int = 3, window: Range = None, percentiles: Range = None):
+        LoadObjectImage(channels, window, percentiles)  # says what is wrong with them
+        self.channels, self.window, self.percentiles = channels, window, percentiles
+
+    def read(self, path: str) -> np.ndarray:
+        """Return an image, uint8 [H, W, channels], RGB."""
+        return read_image(path, self.channels, self.window, self.percentiles)
+
+    def transform(self, results: dict) -> dict:
+        img = self.read(results['img_path'])
+        check_size(img, results)
+        results['img'] = np.ascontiguousarray(img[..., ::-1]) if self.channels == 3 else img
+        results['img_shape'] = results['ori_shape'] = img.shape[:2]
+        return results
+
+
+@MODELS.register_module()
+class ChannelsPreprocessor(DetDataPreprocessor):
+    """mmdet's ``DetDataPreprocessor`` for images of any number of channels, which keep their order.
+
+    Args:
+        mean, std: Per channel, in 0..255.
+        **kwargs: See ``mmdet.DetDataPreprocessor``.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], **kwargs):
+        super().__init__(**kwargs)
+        self.register_buffer('mean', torch.tensor(mean).view(-1, 1, 1), False)
+        self.register_buffer('std', torch.tensor(std).view(-1, 1, 1), False)
+        self._enable_normalize = True
 
 
 @TRANSFORMS.register_module()

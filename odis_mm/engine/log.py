@@ -8,13 +8,20 @@ from mmengine.logging import MMLogger
 from mmengine.registry import RUNNERS
 from mmengine.runner import LogProcessor, Runner
 from mmpretrain.registry import LOG_PROCESSORS
+from torch.utils.data import DataLoader
 
+from ..datasets.workers import leave_signals_to_the_run
 from ..utils.noise import quiet_console
 
 
 @RUNNERS.register_module()
 class QuietRunner(Runner):
-    """mmengine's ``Runner``, whose reports of environment, config and hooks go to the log file alone."""
+    """mmengine's ``Runner``, whose reports of environment, config and hooks go to the log file alone, and whose loader
+    workers leave signals to the run, whatever starts them."""
+
+    @staticmethod
+    def build_dataloader(*args, **kwargs) -> DataLoader:
+        return leave_signals_to_the_run(Runner.build_dataloader(*args, **kwargs))
 
     def build_logger(self, *args, **kwargs) -> MMLogger:
         logger = super().build_logger(*args, **kwargs)

@@ -12,7 +12,8 @@ import torch
 from ..transfer.safe_globals import UnsafeCheckpoint, allow_mmengine_histories
 from ..utils.errors import CheckpointError
 
-NUMBERED = re.compile(r'(?:epoch|iter)_(\d+)(?:_iter_(\d+))?\.pth')  # epoch_2_iter_300: within the third epoch
+# epoch_2_iter_300: within the third epoch; a run that is counted in iterations has iter_300 and epoch_0_iter_310
+NUMBERED = re.compile(r'(?:epoch_(\d+)(?:_iter_(\d+))?|iter_(\d+))\.pth')
 NOTE = 'last_checkpoint'  # the file in which the checkpoint hook names what it wrote last
 
 
@@ -82,7 +83,9 @@ def find_checkpoint(work_dir: str) -> Tuple[Optional[str], List[str]]:
 
 
 def _newest_first(folder: str) -> List[str]:
-    found = {
-        (int(m[1]), int(m[2] or 0)): str(p) for p in Path(folder).glob('*.pth') if (m := NUMBERED.fullmatch(p.name))
-    }
-    return [found[key] for key in sorted(found, reverse=True)] if folder else []
+    found = [
+        (int(m[1] or 0), int(m[2] or m[3] or 0), str(p))
+        for p in Path(folder).glob('*.pth')
+        if (m := NUMBERED.fullmatch(p.name))
+    ]
+    return [path for *_, path in sorted(found, reverse=True)] if folder else []

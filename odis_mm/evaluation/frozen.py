@@ -14,6 +14,7 @@ from ..datasets.workers import single_thread_worker
 from ..transfer import build_backbone, read_meta
 from ..utils.errors import ConfigError
 from ..utils.files import PathLike
+from ..utils.progress import reported
 
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
@@ -162,12 +163,12 @@ def subset(length: int, most: Optional[int]) -> List[int]:
     return [i * length // count for i in range(count)]
 
 
-def batches(dataset: Dataset, batch_size: int, num_workers: int = 0) -> DataLoader:
+def batches(dataset: Dataset, batch_size: int, num_workers: int = 0) -> Iterator[Dict[str, list]]:
     """This rank's share (every world-size-th item) of a data set in batches; the global random numbers are left
-    alone."""
+    alone. What takes longer is reported."""
     rank, world = get_dist_info()
     share = Subset(dataset, range(rank, len(dataset), world))
-    return DataLoader(
+    loader = DataLoader(
         share,
         batch_size,
         num_workers=num_workers,
@@ -175,6 +176,7 @@ def batches(dataset: Dataset, batch_size: int, num_workers: int = 0) -> DataLoad
         worker_init_fn=single_thread_worker,
         generator=torch.Generator(),
     )  # without one of its own, a loader draws its seed from the global generator
+    return reported(loader, len(dataset), batch_size * world)
 
 
 def _columns(items: List[dict]) -> Dict[str, list]:

@@ -5,6 +5,7 @@ import torch
 
 from ..datasets.transforms import render_view
 from ..structures import View
+from ..utils.progress import reported
 
 
 @torch.no_grad()
@@ -24,7 +25,7 @@ def rotation_accuracy(model: torch.nn.Module, dataset, size: int, batch_size: in
     """
     model.eval()
     device, right = next(model.parameters()).device, []
-    for start in range(0, len(dataset), batch_size):
+    for start in reported(range(0, len(dataset), batch_size), len(dataset), batch_size):
         views = []
         for index in range(start, min(start + batch_size, len(dataset))):
             image = dataset[index]['img']

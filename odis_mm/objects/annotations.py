@@ -13,20 +13,25 @@ import urllib.parse
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import yaml
 from mmengine.logging import print_log
-from PIL import Image
 
+from ..datasets.image_io import size_of
+from ..datasets.layout import SPLITS, Split, part_of
 from ..datasets.objects import list_images
-from ..utils.errors import AnnotationError, ConfigError, MissingFileError
-from ..utils.files import PathLike
+from ..datasets.values import flag, identity, number, numbers, side
+from ..utils.errors import AnnotationError, BadImageError, ConfigError, MissingFileError
+from ..utils.files import PathLike, atomic_write_text
 
 Size = Tuple[int, int]  # height, width
 _NO_LABELS = {'classes.txt', 'labels.txt', 'train.txt', 'val.txt', 'valid.txt', 'test.txt', 'notes.txt'}
 _NAME_FILES = ('classes.txt', 'obj.names', '_darknet.labels', 'labels.txt')
+
+
+_WRONG = (AssertionError, KeyError, TypeError, ValueError, AttributeError, IndexError, OSError)  # of a reader
 
 
 @dataclass
@@ -92,12 +97,11 @@ class ImageIndex:
         return found[0]
 
     def size(self, name: str) -> Size:
-        """Height and width of the stored pixels, from the file's header."""
+        """Height and width of the stored pixels."""
         try:
-            with Image.open(self.folder / name) as image:
-                return image.height, image.width
-        except Exception as error:  # Pillow raises many kinds for files that are none of its own
-            raise AnnotationError(f'{self.folder / name} is no readable image ({type(error).__name__})') from error
+            return size_of(self.folder / name)
+        except BadImageError as error:
+            raise AnnotationError(str(error)) from error
 
 
 def _common_tail(name: str, reference: str) -> int:
@@ -238,47 +242,54 @@ def _each(
             found += [(file, record) for record in read(file)]
         except AnnotationError as error:
             faults.append(str(error))
-        except (
-            ParsingError,
-            AssertionError,
-            KeyError,
-            TypeError,
-            ValueError,
-            AttributeError,
-            IndexError,
-            OSError,
-        ) as error:
+        except (ParsingError, *_WRONG) as error:
             faults.append(f'{file} cannot be read ({type(error).__name__}: {error})')
     return found
 
 
 def _coco(path: Path, index: ImageIndex, faults: List[str]):
-    names: Dict[object, str] = {}
+    names: Dict[str, str] = {}
 
     def read(file: Path) -> Iterator[Labelled]:
         content = _json(file)
         if not isinstance(content, dict) or not {'images', 'annotations'} <= set(content):
             return
-        for category in content.get('categories') or ():
-            names.setdefault(category['name'], category['name'])
-        kinds = {category['id']: category['name'] for category in content.get('categories') or ()}
-        objects: Dict[object, List[Annotated]] = {image['id']: [] for image in content['images']}
-        for annotation in content['annotations']:
-            x, y, w, h = annotation['bbox']
-            entry = Annotated(
-                kinds.get(annotation.get('category_id'), 'object'),
-                (x, y, x + w, y + h),
-                annotation.get('segmentation') or None,
-                annotation.get('score'),
-                bool(annotation.get('iscrowd')),
-                annotation.get('area'),
-            )
-            objects.get(annotation['image_id'], []).append(entry)
+        kinds = {identity(category['id']): str(category['name']) for category in content.get('categories') or ()}
+        names.update((name, name) for name in kinds.values())
+        objects: Dict[object, List[Annotated]] = {identity(image['id']): [] for image in content['images']}
+        for i, annotation in enumerate(content['annotations']):
+            try:
+                kind = annotation.get('category_id')
+                entry = Annotated(
+                    kinds.get(None if kind is None else identity(kind), 'object'),
+                    _from_xywh(annotation['bbox']),
+                    annotation.get('segmentation') or None,
+                    _number(annotation.get('score')),
+                    flag(annotation.get('iscrowd')),
+                    _number(annotation.get('area')),
+                )
+                objects[identity(annotation['image_id'])].append(entry)
+            except _WRONG as error:
+                faults.append(f'{file}: annotations[{i}] cannot be read ({type(error).__name__}: {error})')
         for image in content['images']:
-            size = (image['height'], image['width']) if image.get('height') and image.get('width') else None
-            yield Labelled(image['file_name'], objects[image['id']], size)
+            yield Labelled(image['file_name'], objects[identity(image['id'])], _size(image, 'height', 'width'))
 
     return _each(_files(path, '.json'), read, faults), list(names)
+
+
+def _from_xywh(box: Sequence) -> Tuple[float, float, float, float]:
+    x, y, w, h = (number(value) for value in box)
+    return x, y, x + w, y + h
+
+
+def _number(value: Any) -> Optional[float]:
+    return None if value is None or value == '' else number(value)
+
+
+def _size(holder: Mapping, height: str, width: str) -> Optional[Size]:
+    """Height and width as a file says them; None if it does not say both."""
+    found = side(holder.get(height)), side(holder.get(width))
+    return None if None in found else found
 
 
 def _voc(path: Path, index: ImageIndex, faults: List[str]):
@@ -288,7 +299,7 @@ def _voc(path: Path, index: ImageIndex, faults: List[str]):
         root = _xml(file)
         if root.tag != 'annotation':
             return
-        width, height = (int(float(root.findtext(f'size/{side}') or 0)) for side in ('width', 'height'))
+        size = _size({name: root.findtext(f'size/{name}') for name in ('width', 'height')}, 'height', 'width')
         objects = []
         for node in root.iter('object'):
             box = BoundingBox.from_xml(node)
@@ -296,9 +307,7 @@ def _voc(path: Path, index: ImageIndex, faults: List[str]):
         name = root.findtext('filename') or file.stem
         # renamed copies keep the old name inside: the file's own name is the better witness where there is an image of
         # it
-        yield Labelled(
-            file.stem if file.stem in index.by_stem else name, objects, (height, width) if width and height else None
-        )
+        yield Labelled(file.stem if file.stem in index.by_stem else name, objects, size)
 
     return _each(_files(path, '.xml'), read, faults), []
 
@@ -381,22 +390,22 @@ def _labelme(path: Path, index: ImageIndex, faults: List[str]):
         for shape in content['shapes']:
             kind = shape.get('shape_type', 'polygon')
             if kind == 'circle':  # its middle and a point on it
-                (cx, cy), (x, y) = shape['points']
+                (cx, cy), (x, y) = numbers(shape['points'], 2).tolist()
                 radius, turn = math.hypot(x - cx, y - cy), np.linspace(0, 2 * math.pi, 64, endpoint=False)
                 box, segmentation = _polygon(np.stack([cx + radius * np.cos(turn), cy + radius * np.sin(turn)], 1))
                 objects.append(
                     Annotated(str(shape['label']), (cx - radius, cy - radius, cx + radius, cy + radius), segmentation)
                 )
             elif kind in ('rectangle', 'polygon'):
-                segmentation = _polygon(shape['points'])[1] if kind == 'polygon' else None
-                box = BoundingBox.from_labelme(shape)
+                points = numbers(shape['points'], 2).tolist()
+                segmentation = _polygon(points)[1] if kind == 'polygon' else None
+                box = BoundingBox.from_labelme({**shape, 'points': points})
                 objects.append(Annotated(box.label, box.ltrb, segmentation))
             else:
                 skipped += 1
         if skipped:
             faults.append(f'{file}: {skipped} shapes that are no rectangle, polygon or circle')
-        size = content.get('imageHeight'), content.get('imageWidth')
-        yield Labelled(content.get('imagePath') or file.stem, objects, size if all(size) else None)
+        yield Labelled(content.get('imagePath') or file.stem, objects, _size(content, 'imageHeight', 'imageWidth'))
 
     return _each(_files(path, '.json'), read, faults), []
 
@@ -412,7 +421,7 @@ def _cvat(path: Path, index: ImageIndex, faults: List[str]):
         if root.find('track') is not None:
             faults.append(f'{file}: tracks of a video (export as "CVAT for images")')
         for image in root.iter('image'):
-            height, width = int(image.get('height')), int(image.get('width'))
+            height, width = side(image.get('height')), side(image.get('width'))
             objects = []
             for node in image:
                 if node.tag == 'box':
@@ -425,8 +434,8 @@ def _cvat(path: Path, index: ImageIndex, faults: List[str]):
                     points = [[float(v) for v in point.split(',')] for point in node.get('points').split(';')]
                     objects.append(Annotated(node.get('label'), *_polygon(points)))
                 elif node.tag == 'mask':  # runs of 0 and 1 in turn, row by row inside its rectangle
-                    left, top, w, h = (int(node.get(key)) for key in ('left', 'top', 'width', 'height'))
-                    runs = [int(run) for run in node.get('rle').split(',')]
+                    left, top, w, h = (int(number(node.get(key))) for key in ('left', 'top', 'width', 'height'))
+                    runs = [int(number(run)) for run in node.get('rle').split(',')]
                     if (
                         sum(runs) != w * h
                         or min(runs) < 0
@@ -486,19 +495,19 @@ def _labelstudio(path: Path, index: ImageIndex, faults: List[str]):
                 )
             objects, size, skipped = [], None, 0
             for region in regions:
-                width, height = region.get('original_width'), region.get('original_height')
+                original = _size(region, 'original_height', 'original_width')
                 label = next((str(v[0]) for k, v in region.items() if k.endswith('labels') and v), 'object')
-                if not (width and height):
+                if original is None:
                     skipped += 1
                     continue
-                size = (height, width)
-                scale = np.array([width, height]) / 100
+                size = original
+                scale = np.array(size[::-1]) / 100
                 if 'points' in region:
-                    objects.append(Annotated(label, *_polygon(np.asarray(region['points'], float) * scale)))
+                    objects.append(Annotated(label, *_polygon(numbers(region['points'], 2) * scale)))
                 elif {'x', 'y', 'width', 'height'} <= set(region):
                     corner, side = (
-                        np.array([region['x'], region['y']]) * scale,
-                        np.array([region['width'], region['height']]) * scale,
+                        np.array([number(region['x']), number(region['y'])]) * scale,
+                        np.array([number(region['width']), number(region['height'])]) * scale,
                     )
                     box = (*corner.tolist(), *(corner + side).tolist())
                     turned = float(region.get('rotation') or 0)
@@ -542,11 +551,11 @@ def _openimages(path: Path, index: ImageIndex, faults: List[str]):
                     continue
                 box = BoundingBox.create(
                     label=names.get(row['LabelName'], row['LabelName']),
-                    coords=tuple(float(row[side]) for side in ('XMin', 'YMin', 'XMax', 'YMax')),
+                    coords=tuple(number(row[end]) for end in ('XMin', 'YMin', 'XMax', 'YMax')),
                     relative=True,
                     image_size=sizes[key][::-1],
                 )
-                objects.setdefault(key, []).append(Annotated(box.label, box.ltrb, crowd=row.get('IsGroupOf') == '1'))
+                objects.setdefault(key, []).append(Annotated(box.label, box.ltrb, crowd=flag(row.get('IsGroupOf'))))
         for key, entries in objects.items():
             yield Labelled(key, entries)
 
@@ -560,17 +569,16 @@ def _sa1b(path: Path, index: ImageIndex, faults: List[str]):
             return
         image, objects = content['image'], []
         for entry in content['annotations']:
-            x, y, w, h = entry['bbox']
             objects.append(
                 Annotated(
                     'object',
-                    (x, y, x + w, y + h),
+                    _from_xywh(entry['bbox']),
                     entry.get('segmentation'),
-                    entry.get('predicted_iou'),
-                    area=entry.get('area'),
+                    _number(entry.get('predicted_iou')),
+                    area=_number(entry.get('area')),
                 )
             )
-        yield Labelled(image['file_name'], objects, (image['height'], image['width']))
+        yield Labelled(image['file_name'], objects, _size(image, 'height', 'width'))
 
     return _each(_files(path, '.json'), read, faults), []
 
@@ -615,7 +623,7 @@ def _as_coco(
         for entry in record.objects:
             number.setdefault(entry.label, len(number) + 1)
             x1, y1, x2, y2 = (round(float(v), 3) for v in entry.box)
-            if not (x2 > x1 and y2 > y1):
+            if not (x2 > x1 and y2 > y1 and np.isfinite((x1, y1, x2, y2)).all()):
                 faults.append(f'{file}: a box of {name} without extent ({x1}, {y1}, {x2}, {y2})')
                 continue
             annotation = dict(
@@ -634,3 +642,36 @@ def _as_coco(
     return dict(
         images=images, annotations=annotations, categories=[dict(id=i, name=str(label)) for label, i in number.items()]
     )
+
+
+def imported_splits(data: PathLike, images: Optional[PathLike], folder: PathLike) -> Dict[str, Split]:
+    """Return annotations of other tools (YOLO, Pascal VOC, ...) by split, as COCO-style files that are written to
+    ``folder``.
+
+    The split of an image is that of the list in ``ImageSets/Main`` that names it, else that of a folder on its path;
+    else it is 'train'.
+
+    Raises:
+        AnnotationError: no annotation is recognised, or none can be used.
+    """
+    data, folder = Path(data), Path(folder)
+    root = Path(images) if images else data
+    content = load_annotations(data, root)
+    listed = {}
+    for file in sorted(data.glob('ImageSets/Main/*.txt')):
+        if file.stem in SPLITS:
+            listed.update(
+                {line.split()[0]: file.stem for line in file.read_text('utf-8-sig').splitlines() if line.strip()}
+            )
+    names = {word: name for name, words in SPLITS.items() for word in words}
+    of: Dict[str, List[dict]] = {}
+    for image in content['images']:
+        path = Path(image['file_name'])
+        folders = [names[part.lower()] for part in path.parent.parts if part.lower() in names]
+        of.setdefault(listed.get(path.stem) or (folders[-1] if folders else 'train'), []).append(image)
+    folder.mkdir(parents=True, exist_ok=True)
+    splits = {}
+    for name, chosen in of.items():
+        atomic_write_text(folder / f'{name}.json', json.dumps(part_of(content, chosen)))
+        splits[name] = Split(folder / f'{name}.json', root)
+    return splits

@@ -9,10 +9,15 @@ import numpy as np
 from mmengine.config import Config
 
 from ..config import apply_options, load_config
+from ..datasets.annotations import coco_table
+from ..datasets.image_io import has_extent
 from ..datasets.layout import Split, categories, read_coco
+from ..datasets.reading import Reading, find_reading
+from ..datasets.values import identity
 from ..transfer import VitShape, read_checkpoint, read_meta, read_vit
 from ..utils.errors import ConfigError
 from ..utils.files import PathLike
+from .pretraining import check_arguments
 
 BATCH = 8  # images per step of the small detectors
 
@@ -41,23 +46,29 @@ def read_content(split: Split) -> Content:
 
     Raises:
         ConfigError: two categories of one name, or no object to learn from.
+        AnnotationError: an image, annotation or category is not understood.
     """
     content = read_coco(split.ann_file)
-    used = {category['id'] for category in categories(content)}
-    classes = [category['name'] for category in content.get('categories', []) if category['id'] in used]
+    if not content.get('annotations'):
+        raise ConfigError(f'{split.ann_file} has no object with a box: a detector has nothing to learn from it.')
+    table = coco_table(content, split.ann_file)
+    used = {identity(category['id']) for category in categories(content)}
+    classes = [
+        str(category['name']) for category in content.get('categories') or () if identity(category['id']) in used
+    ]
     if len(set(classes)) < len(classes):
         twice = next(name for name in classes if classes.count(name) > 1)
         raise ConfigError(f'{split.ann_file}: two categories are named {twice!r}: merge or rename them.')
-    objects = [a for a in content.get('annotations', []) if not a.get('iscrowd') and len(a.get('bbox') or ()) == 4]
-    if not objects:
+    good = ~table['crowd'] & (table['owner'] >= 0) & has_extent(table['boxes'])
+    if not good.any():
         raise ConfigError(f'{split.ann_file} has no object with a box: a detector has nothing to learn from it.')
-    sides = {i['id']: min(i.get('width') or 0, i.get('height') or 0) for i in content['images']}
+    boxes, sides = table['boxes'][good], table['sizes'][table['owner'][good]]
     return Content(
         tuple(classes),
-        all(a.get('segmentation') for a in objects),
+        all(a.get('segmentation') for a, usable in zip(content['annotations'], good) if usable),
         len(content['images']),
-        np.asarray([a['bbox'] for a in objects], float),
-        np.asarray([sides.get(a['image_id'], 0) for a in objects], float),
+        np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1),
+        np.where(np.isfinite(sides).all(1), sides.min(1), 0),
     )
 
 
@@ -95,6 +106,9 @@ def detector_config(
         CheckpointError: ``init`` cannot be read.
     """
     content = read_content(train)
+    check_arguments(batch, seed)
+    if size is not None and size < 16:
+        raise ConfigError(f'images of {size} pixels are too small for a detector: ask for 16 or more.')
     if iterations < 2:
         raise ConfigError(f'{iterations} iterations of the detector are no run: ask for two or more.')
     name = detector or ('mask-rcnn_small' if content.masks else 'faster-rcnn_small')
@@ -103,6 +117,7 @@ def detector_config(
         if split is not None:
             _check_classes(content.classes, split, train)
     _set_data(cfg, train, val, test or val, content.classes)
+    _set_reading(cfg, _reading(init, train))
     _set_length(cfg, iterations, batch, evaluations)
     if size is not None:
         _set_size(cfg, size)
@@ -118,7 +133,7 @@ def detector_config(
 
 def _check_classes(classes: Sequence[str], split: Split, train: Split) -> None:
     """mmdet numbers classes in the order of each file: another order would give every object another object's name."""
-    names = [category['name'] for category in read_coco(split.ann_file).get('categories', [])]
+    names = [str(category.get('name')) for category in read_coco(split.ann_file).get('categories') or ()]
     shared = [name for name in names if name in classes]
     if not shared:
         raise ConfigError(
@@ -148,6 +163,28 @@ def _set_data(cfg: Config, train: Split, val: Split, test: Split, classes: Seque
             head['num_classes'] = len(classes)
 
 
+def _reading(init: Optional[PathLike], train: Split) -> Reading:
+    """As the pretraining read its images, if the file tells; else as a look at the images says."""
+    told = read_meta(init).get('reading') if init is not None else None
+    if told:
+        return Reading(**{**told, 'told': 'images: read as in the pretraining'})
+    return find_reading([Path(train.images, image['file_name']) for image in read_coco(train.ann_file)['images']])
+
+
+def _set_reading(cfg: Config, reading: Reading) -> None:
+    """Every image is read as in pretraining; model and preprocessor follow the number of channels."""
+    for key in ('train', 'val', 'test'):
+        for step in _dicts(cfg[f'{key}_dataloader'].dataset.pipeline):
+            if step.get('type') in ('LoadImageFromFile', 'LoadDetectionImage'):
+                step.clear()
+                step.update(type='LoadDetectionImage', **reading.options)
+    if reading.channels != 3:
+        cfg.model.data_preprocessor.update(mean=reading.mean, std=reading.std)
+        cfg.model.backbone.in_channels = reading.channels
+    if reading.told:
+        cfg.notes = [*cfg.get('notes', []), reading.told]
+
+
 def _dicts(node: Any) -> List[dict]:
     """A nest's dicts, itself first."""
     if isinstance(node, dict):
@@ -172,7 +209,8 @@ def _set_length(cfg: Config, iterations: int, batch: Optional[int], evaluations:
         ),
     ]
     cfg.log_processor = dict(type='LogProcessor', window_size=20, by_epoch=False)
-    cfg.default_hooks.checkpoint.update(by_epoch=False, interval=iterations, max_keep_ckpts=1)
+    # a power cut costs a quarter of the run at most
+    cfg.default_hooks.checkpoint.update(by_epoch=False, interval=math.ceil(iterations / 4), max_keep_ckpts=1)
     cfg.default_hooks.logger.interval = min(cfg.default_hooks.logger.get('interval', 20), max(iterations // 10, 1))
     loader = cfg.train_dataloader
     loader.sampler = dict(type='InfiniteSampler', shuffle=True)

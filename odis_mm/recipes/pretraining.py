@@ -10,8 +10,9 @@ from mmpretrain.registry import TRANSFORMS
 
 from ..config import apply_options, load_config
 from ..datasets import ObjectDataset
-from ..datasets.layout import find_splits, image_folder
-from ..datasets.survey import Survey, survey, visible_share
+from ..datasets.layout import check_folder, find_splits, image_folder
+from ..datasets.reading import MEASURED, find_reading
+from ..datasets.survey import Survey, spread, survey, visible_share
 from ..utils.errors import ConfigError, MissingFileError
 from ..utils.files import PathLike
 
@@ -26,6 +27,7 @@ def pretraining_config(
     data: PathLike,
     *,
     boxes: Optional[PathLike] = None,
+    images: Optional[PathLike] = None,
     method: Optional[str] = None,
     recipe: Optional[str] = None,
     steps: Optional[int] = None,
@@ -43,6 +45,7 @@ def pretraining_config(
             recognises.
         boxes: A json of objects, absolute or below ``data``; None: that of the training split, if there is one; 'none':
             no objects.
+        images: Folder of the images that the annotations name, if it is not found near them.
         method: One of ``METHODS``; None: odis if there are objects, else alfm.
         recipe: A shipped config or a path, in place of the choice by method and number of images; its views stay as
             they are.
@@ -58,9 +61,10 @@ def pretraining_config(
     """
     if method is not None and method not in METHODS:
         raise ConfigError(f'there is no method {method!r}: choose one of {", ".join(METHODS)}.')
-    ann_file, images, with_boxes, notes = _find_data(Path(data), boxes)
+    check_arguments(batch=batch, seed=seed)
+    ann_file, folder, with_boxes, notes = _find_data(Path(data), boxes, images)
     dataset = ObjectDataset(
-        data_root='', ann_file=str(ann_file or ''), data_prefix=str(images), with_masks=False, pipeline=[]
+        data_root='', ann_file=str(ann_file or ''), data_prefix=str(folder), with_masks=False, pipeline=[]
     )
     found = survey(dataset)
     with_boxes = with_boxes and found.objects > 0
@@ -86,7 +90,7 @@ def pretraining_config(
         type='ObjectDataset',
         data_root='',
         ann_file=str(ann_file or ''),
-        data_prefix=str(images),
+        data_prefix=str(folder),
         seed=seed,
         with_masks=False,
     )
@@ -95,6 +99,7 @@ def pretraining_config(
     loader.persistent_workers = loader.num_workers > 0
     cfg.setdefault('randomness', {}).update(seed=seed)
     _set_views(cfg, size)
+    notes += _set_reading(cfg, dataset)
     if with_boxes and _may_fit(given, cfg):
         notes += _fit_views(cfg, dataset)
     iterations = max(1, found.images // loader.batch_size)
@@ -109,21 +114,38 @@ def _may_fit(given: Optional[str], cfg: Config) -> bool:
     return (given is None or Path(given).stem.endswith('_small')) and _view_step(cfg).get('object_aware', False)
 
 
-def _find_data(data: Path, boxes: Optional[PathLike]) -> Tuple[Optional[Path], Path, bool, List[str]]:
+def check_arguments(batch: Optional[int] = None, seed: int = 0) -> None:
+    """Refuse what no run can be made with.
+
+    Raises:
+        ConfigError: a batch of no image, or a seed that numpy does not take.
+    """
+    if batch is not None and batch < 1:
+        raise ConfigError(f'a batch of {batch} images is none: ask for one or more.')
+    if not 0 <= seed < 1 << 32:
+        raise ConfigError(f'seed {seed} must be 0 or more, and below 2**32.')
+
+
+def _find_data(
+    data: Path, boxes: Optional[PathLike], images: Optional[PathLike]
+) -> Tuple[Optional[Path], Path, bool, List[str]]:
     """Annotation file, image folder, whether its boxes are used, and what to tell about it."""
-    if not data.is_dir():
-        raise MissingFileError(f'data folder {data} does not exist.')
+    check_folder(data)
     data = data.resolve()
+    folder = None if images is None else Path(images).resolve()
+    if folder is not None:
+        check_folder(folder)
     if boxes is not None and str(boxes) != WITHOUT:
         path = next((p for p in (Path(boxes), data / boxes) if p.is_file()), None)
         if path is None:
             raise MissingFileError(f'no file of boxes {boxes}, neither there nor below {data}.')
         path = path.resolve()
         coco = '"images"' in path.read_text('utf-8-sig', errors='replace')
-        return path, image_folder(path, data, 'train') if coco else data, True, [f'boxes: {path}']
-    split = find_splits(data).get('train')
+        found = folder or (image_folder(path, data, 'train') if coco else data)
+        return path, found, True, [f'boxes: {path}']
+    split = find_splits(data, ('train',), folder).get('train')
     if split is None:
-        return None, data, False, ['no annotations found: every image of the folder is used, without objects']
+        return None, folder or data, False, ['no annotations used: every image of the folder is taken, without objects']
     return (
         split.ann_file,
         split.images,
@@ -138,6 +160,20 @@ def _workers() -> int:
     return min(8, cores) if torch.cuda.is_available() else 0
 
 
+def _set_reading(cfg: Config, dataset: ObjectDataset) -> List[str]:
+    """Channels and values of images that are no usual photographs; the line that tells of them."""
+    reading = find_reading([dataset.get_data_info(i)['img_path'] for i in spread(len(dataset), MEASURED).tolist()])
+    load = next((step for step in cfg.train_dataloader.dataset.pipeline if step['type'] == 'LoadObjectImage'), None)
+    if load is None or not reading.options:
+        return []
+    load.update(reading.options)
+    if reading.channels != 3:
+        cfg.model.setdefault('data_preprocessor', dict(type='ViewPreprocessor')).update(
+            mean=reading.mean, std=reading.std
+        )
+    return [reading.told]
+
+
 def _view_step(cfg: Config):
     return next(
         step for step in cfg.train_dataloader.dataset.pipeline if step['type'] in ('SampleViews', 'SamplePairViews')
@@ -149,7 +185,7 @@ def _set_views(cfg: Config, size: Optional[int]) -> None:
     if size is None:
         return
     step, patch = _view_step(cfg), int(cfg.model.backbone.get('patch_size', 16))
-    if size % patch:
+    if size % patch or size < patch:
         raise ConfigError(
             f'views of {size} pixels cannot be cut into patches of {patch}: choose a multiple of {patch}.'
         )

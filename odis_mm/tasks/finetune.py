@@ -9,9 +9,11 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 
 from .. import apis
-from ..datasets.layout import SPLITS, Split, find_splits, image_folder, read_coco, split_coco
-from ..objects import load_annotations
+from ..datasets.annotations import coco_table
+from ..datasets.layout import Split, find_splits, image_folder, read_coco, split_coco
+from ..objects.annotations import imported_splits
 from ..recipes.detector import detector_config, read_content
+from ..recipes.pretraining import check_arguments
 from ..utils.errors import AnnotationError, ConfigError, MissingFileError
 from ..utils.files import PathLike, atomic_write_text
 from .logs import NO_TEXT, logging_at, tell
@@ -81,6 +83,7 @@ def finetune(
         MissingFileError: no such folder or file.
     """
     work_dir = Path(work_dir)
+    check_arguments(batch, seed)
     if not resume and list(work_dir.glob('*.pth')):
         raise ConfigError(
             f'{work_dir} holds checkpoints of a run: continue it with --resume, or name another folder with --work-dir.'
@@ -97,6 +100,7 @@ def finetune(
         for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
             evaluator.classwise = True
         cfg.notes = [
+            *cfg.get('notes', []),
             f'data: {content.images} images to train on ({splits[0].ann_file}), validation {splits[1].ann_file}',
             f'classes: {", ".join(content.classes)}',
             f'detector: {detector or ("mask-rcnn_small" if content.masks else "faster-rcnn_small")}, {steps} steps, '
@@ -106,7 +110,7 @@ def finetune(
         if quiet:
             cfg.log_level = 'WARNING'
         runner = apis.train(cfg, work_dir=str(work_dir), resume='auto' if resume else None, amp=amp)
-    checkpoint = Path(runner.message_hub.runtime_info['last_ckpt'])
+    checkpoint = Path(work_dir, Path(runner.message_hub.runtime_info['last_ckpt']).name)  # it may have been moved
     metrics = _metrics(runner)
     atomic_write_text(work_dir / 'metrics.json', json.dumps(metrics, indent=1) + '\n')
     names = [image['file_name'] for image in read_coco(splits[1].ann_file)['images'][:PICTURES]]
@@ -135,17 +139,30 @@ def detector_splits(
         MissingFileError: a file that was named, or any annotation, is missing.
     """
     named = {name: path for name, path in (('train', train), ('val', val)) if path is not None}
-    found = {} if len(named) == 2 else find_splits(data)
+    found = {} if len(named) == 2 else find_splits(data, {'train', 'val', 'test'} - set(named), images)
     for name, path in named.items():
         file = next((p for p in (Path(path), data / path) if p.is_file()), None)
         if file is None:
             raise MissingFileError(f'no annotation file {path}, neither there nor below {data}.')
         found[name] = Split(file, Path(images) if images else image_folder(file, data, name))
+    folder = work_dir / 'annotations'
     if 'train' not in found:
-        found = {**imported_splits(data, images, work_dir), **found}
+        try:
+            found = {**imported_splits(data, images, folder), **found}
+        except AnnotationError as error:
+            raise MissingFileError(
+                f'{data} holds no COCO-style json to train a detector on, and of other formats: {error}'
+            ) from error
     if 'val' not in found:
-        rest, held = split_coco(read_coco(found['train'].ann_file), HELD_OUT, seed)
-        folder = work_dir / 'annotations'
+        content = read_coco(found['train'].ann_file)
+        if content.get('annotations'):
+            coco_table(content, found['train'].ann_file)  # says what is not understood
+        if len(content['images']) < 2:
+            raise ConfigError(
+                f'{found["train"].ann_file} has {len(content["images"])} image, of which none can be held out for '
+                'validation: name other annotations with --val FILE.'
+            )
+        rest, held = split_coco(content, HELD_OUT, seed)
         folder.mkdir(parents=True, exist_ok=True)
         for name, part in (('train', rest), ('val', held)):
             atomic_write_text(folder / f'{name}.json', json.dumps(part))
@@ -157,49 +174,6 @@ def detector_splits(
         folder_of_images = found['train'].images
         found['train'], found['val'] = (Split(folder / f'{name}.json', folder_of_images) for name in ('train', 'val'))
     return found['train'], found['val'], found.get('test')
-
-
-def imported_splits(data: Path, images: Optional[PathLike], work_dir: Path) -> Dict[str, Split]:
-    """Return annotations of other tools (YOLO, Pascal VOC, ...) by split, as COCO-style files that are written to
-    ``work_dir``.
-
-    The split of an image is that of the list in ``ImageSets/Main`` that names it, else that of a folder on its path;
-    else it is 'train'.
-
-    Raises:
-        MissingFileError: no annotation is recognised.
-    """
-    root = Path(images) if images else data
-    try:
-        content = load_annotations(data, root)
-    except AnnotationError as error:
-        raise MissingFileError(
-            f'{data} holds no COCO-style json to train a detector on, and of other formats: {error}'
-        ) from error
-    listed = {}
-    for file in sorted(data.glob('ImageSets/Main/*.txt')):
-        if file.stem in SPLITS:
-            listed.update(
-                {line.split()[0]: file.stem for line in file.read_text('utf-8-sig').splitlines() if line.strip()}
-            )
-    names = {word: name for name, words in SPLITS.items() for word in words}
-    of = {}
-    for image in content['images']:
-        path = Path(image['file_name'])
-        folders = [names[part.lower()] for part in path.parent.parts if part.lower() in names]
-        of[image['id']] = listed.get(path.stem) or (folders[-1] if folders else 'train')
-    folder = work_dir / 'annotations'
-    folder.mkdir(parents=True, exist_ok=True)
-    splits = {}
-    for name in dict.fromkeys(of.values()):
-        part = {
-            **content,
-            'images': [image for image in content['images'] if of[image['id']] == name],
-            'annotations': [a for a in content['annotations'] if of[a['image_id']] == name],
-        }
-        atomic_write_text(folder / f'{name}.json', json.dumps(part))
-        splits[name] = Split(folder / f'{name}.json', root)
-    return splits
 
 
 def _metrics(runner) -> Dict[str, float]:

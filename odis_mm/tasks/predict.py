@@ -1,20 +1,22 @@
 """What a trained detector finds in images."""
 
 import json
+import logging
 import re
 import warnings
 from pathlib import Path
-from typing import List, Optional, Sequence, Union
+from typing import Dict, List, Optional, Sequence, Set, Tuple, Union
 
-import numpy as np
-from PIL import Image
+from mmengine.logging import print_log
 
 from ..config import load_config
-from ..datasets.image_io import IMAGE_SUFFIXES
+from ..datasets.files import IMAGE_SUFFIXES, walk_images
 from ..transfer import load_local
-from ..utils.errors import CheckpointError, ConfigError, MissingFileError
+from ..utils.errors import BadImageError, CheckpointError, ConfigError, MissingFileError
 from ..utils.files import PathLike, atomic_write_text
 from ..utils.scopes import scope_of
+
+DRAWN_AS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')  # what pictures can be written as
 
 
 def predict(
@@ -34,8 +36,8 @@ def predict(
         run: The detector's config, or the work dir of its training.
         checkpoint: Its weights; None: the newest checkpoint of the work dir.
         images: Files and folders.
-        out: ``predictions.json`` (images, categories, and annotations with a ``score``; boxes of any score) and
-            ``vis/`` (boxes of at least ``threshold``) are written to this folder.
+        out: ``predictions.json`` (images, categories, and annotations with a ``score`` and, if the detector makes some,
+            masks; those of any score) and ``vis/`` (of at least ``threshold``) are written to this folder.
         threshold: Least score of a box that is drawn.
         batch: Images at a time.
         quiet: No progress bar.
@@ -47,13 +49,14 @@ def predict(
         ConfigError: ``run`` is no detector's config, or holds none.
         CheckpointError: the weights are those of another model.
         MissingFileError: no such file or folder, or no image in it.
+        BadImageError: no image can be read; if some can, the others are left out with a warning.
     """
     config, weights = _find_run(Path(run), checkpoint)
     paths = find_images([images] if isinstance(images, (str, Path)) else images)
     cfg = load_config(config)
     if 'test_dataloader' not in cfg or cfg.get('default_scope') != 'mmdet':
         raise ConfigError(f'{config} is no config of a detector: take the one in the work dir of its training.')
-    from mmdet.apis import DetInferencer
+    from ..detection.inference import FileInferencer
 
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -61,12 +64,31 @@ def predict(
     with scope_of('mmdet'):  # DetInferencer leaves its scope behind
         with warnings.catch_warnings():  # of weights that it was not given: they are loaded, and checked, right after
             warnings.filterwarnings('ignore', message='Checkpoint is not loaded|weights is None|palette does not')
-            inferencer = DetInferencer(cfg, weights=None, device=device, show_progress=not quiet)
+            inferencer = FileInferencer(cfg, _names(paths), weights=None, device=device, show_progress=not quiet)
         classes = _load(inferencer.model, weights, cfg)
-        found = inferencer([str(p) for p in paths], batch_size=batch, out_dir=str(out), pred_score_thr=threshold)
+        inferencer([str(p) for p in paths], batch_size=batch, out_dir=str(out), pred_score_thr=threshold)
+    if not inferencer.found:
+        raise BadImageError(f'none of {len(paths)} images can be read; the first: {inferencer.bad[0]}')
+    for sentence in inferencer.bad:
+        print_log(f'left out: {sentence}', logger='current', level=logging.WARNING)
     target = out / 'predictions.json'
-    atomic_write_text(target, json.dumps(_as_coco(paths, found['predictions'], classes)))
+    atomic_write_text(target, json.dumps(_as_coco(inferencer.found, classes)))
     return target
+
+
+def _names(paths: Sequence[Path]) -> Dict[str, str]:
+    """A name for the picture of each image: its own, with a number where several have it."""
+    names: Dict[str, str] = {}
+    taken: Set[str] = set()
+    for path in paths:
+        name, number = path.name, 2
+        if path.suffix.lower() not in DRAWN_AS:
+            name += '.png'
+        while name in taken:
+            name, number = f'{path.stem}_{number}{Path(name).suffix}', number + 1
+        taken.add(name)
+        names[str(path)] = name
+    return names
 
 
 def find_images(sources: Sequence[PathLike]) -> List[Path]:
@@ -78,14 +100,9 @@ def find_images(sources: Sequence[PathLike]) -> List[Path]:
     found: List[Path] = []
     for source in map(Path, sources):
         if source.is_dir():
-            inside = sorted(
-                p
-                for p in source.rglob('*')
-                if p.suffix.lower() in IMAGE_SUFFIXES
-                and not any(part.startswith('.') for part in p.relative_to(source).parts)
-            )
+            inside = sorted(map(Path, walk_images(source)[0]))
             if not inside:
-                raise MissingFileError(f'no image in or below {source}.')
+                raise MissingFileError(f'no image in or below {source} (looked for {", ".join(IMAGE_SUFFIXES)}).')
             found += inside
         elif source.is_file():
             found.append(source)
@@ -103,7 +120,7 @@ def _find_run(run: Path, checkpoint: Optional[PathLike]):
         config = configs[0]
     if checkpoint is None:
         folder = config.parent
-        files = [p for p in folder.glob('*.pth') if re.fullmatch(r'(epoch|iter)_\d+\.pth', p.name)]
+        files = [p for p in folder.glob('*.pth') if re.fullmatch(r'(epoch|iter|epoch_\d+_iter)_\d+\.pth', p.name)]
         if not files:
             raise MissingFileError(f'{folder} holds no checkpoint of a detector (iter_N.pth, epoch_N.pth): name one.')
         checkpoint = max(files, key=lambda p: p.stat().st_mtime)
@@ -133,25 +150,12 @@ def _load(model, weights: Path, cfg) -> List[str]:
     return classes
 
 
-def _as_coco(paths: Sequence[Path], predictions: Sequence[dict], classes: Sequence[str]) -> dict:
+def _as_coco(found: Sequence[Tuple[str, Tuple[int, int], List[dict]]], classes: Sequence[str]) -> dict:
     images, annotations = [], []
-    for number, (path, found) in enumerate(zip(paths, predictions)):
-        with Image.open(path) as image:
-            width, height = image.size
-        images.append(dict(id=number, file_name=str(path), width=width, height=height))
-        for label, score, box in zip(found['labels'], found['scores'], found['bboxes']):
-            x1, y1, x2, y2 = np.round(box, 2).tolist()
-            annotations.append(
-                dict(
-                    id=len(annotations),
-                    image_id=number,
-                    category_id=int(label),
-                    bbox=[x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)],
-                    area=round((x2 - x1) * (y2 - y1), 2),
-                    iscrowd=0,
-                    score=round(float(score), 4),
-                )
-            )
+    for number, (path, (height, width), entries) in enumerate(found):
+        images.append(dict(id=number, file_name=path, width=width, height=height))
+        for entry in entries:
+            annotations.append(dict(id=len(annotations), image_id=number, **entry))
     return dict(
         images=images, categories=[dict(id=i, name=name) for i, name in enumerate(classes)], annotations=annotations
     )

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any, Dict, Optional, Tuple
 
 from mmengine.config import Config
+from mmengine.logging import print_log
 
 from .. import apis
+from ..datasets.layout import find_splits
+from ..objects.annotations import imported_splits
 from ..recipes.pretraining import pretraining_config
 from ..recipes.starting import start_from
-from ..utils.errors import ConfigError, StageError
+from ..utils.errors import AnnotationError, ConfigError, StageError
 from ..utils.files import PathLike
 from .logs import NO_TEXT, logging_at, tell
 
@@ -21,6 +24,7 @@ def pretrain(
     data: PathLike,
     *,
     boxes: Optional[PathLike] = None,
+    images: Optional[PathLike] = None,
     method: Optional[str] = None,
     init: Optional[PathLike] = None,
     steps: Optional[int] = None,
@@ -40,8 +44,9 @@ def pretrain(
     ``work_dir``, to be changed and trained again with ``tools/train.py``.
 
     Args:
-        data, boxes, method, steps, size, batch, seed, options: See
-            :func:`~odis_mm.recipes.pretraining.pretraining_config`.
+        data, boxes, images, method, steps, size, batch, seed, options: See
+            :func:`~odis_mm.recipes.pretraining.pretraining_config`. Annotations that :func:`~odis_mm.objects.
+            load_annotations` reads (YOLO, Pascal VOC, ...) are found, too.
         init: A checkpoint to start from, of any layout that transfer reads.
         hours: Length as time in place of ``steps``: the speed is measured over a few steps first.
         work_dir: Everything is written to this folder.
@@ -54,7 +59,7 @@ def pretrain(
     """
     if steps is not None and hours is not None:
         raise ConfigError('steps and hours both tell the length: give one of them.')
-    if hours is not None and hours <= 0:
+    if hours is not None and not 0 < hours < 1e5:
         raise ConfigError(f'hours must be positive, got {hours:g}.')
     work_dir = Path(work_dir)
     if not resume and list(work_dir.glob('epoch_*.pth')):
@@ -62,7 +67,11 @@ def pretrain(
             f'{work_dir} holds checkpoints of a run: continue it with --resume, or name another folder with --work-dir.'
         )
     with logging_at('WARNING' if quiet else 'INFO'):
-        known: Dict[str, Any] = dict(boxes=boxes, method=method, size=size, batch=batch, seed=seed, options=options)
+        if boxes is None:
+            boxes = _imported_boxes(Path(data), images, work_dir / 'annotations')
+        known: Dict[str, Any] = dict(
+            boxes=boxes, images=images, method=method, size=size, batch=batch, seed=seed, options=options
+        )
         if hours is not None:
             steps, seconds = steps_in(hours, data, init, amp, known)
             tell([f'{seconds:.2f} s per step on this machine: {steps} steps in {hours:g} hours'], quiet)
@@ -74,6 +83,19 @@ def pretrain(
         _set_init(cfg, init)
         apis.train(cfg, work_dir=str(work_dir), resume='auto' if resume else None, amp=amp)
     return newest_export(work_dir)
+
+
+def _imported_boxes(data: Path, images: Optional[PathLike], folder: Path) -> Optional[Path]:
+    """The training annotations of other formats (YOLO, Pascal VOC, ...) in a folder that has none of COCO style, as a
+    COCO-style file; None if there are none that can be used."""
+    if not data.is_dir() or find_splits(data, ('train',), images):
+        return None
+    try:
+        split = imported_splits(data, images, folder).get('train')
+    except AnnotationError as error:
+        print_log(f'annotations: {error}', logger='current')
+        return None
+    return split.ann_file if split else None
 
 
 def steps_in(

@@ -11,6 +11,14 @@ from typing import Any, Callable, Optional
 
 USER_ERROR = 2  # exit code
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
+# what is wrong with a path that a user named, or the file system under it
+_PLACES = {
+    getattr(errno, name)
+    for name in (
+        'ENOENT EACCES EPERM EROFS EEXIST ENOTDIR EISDIR ELOOP ENAMETOOLONG EDQUOT EFBIG ESTALE ENOTCONN EIO'.split()
+    )
+    if hasattr(errno, name)
+}
 
 
 def printable(text: str) -> str:
@@ -112,11 +120,11 @@ def explain(error: BaseException) -> Optional[str]:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         where = f' for {error.filename}' if error.filename else ''
         return f'no space left on the device{where}: make room and continue with --resume.'
-    if isinstance(error, (FileNotFoundError, PermissionError)) and error.filename:
+    if isinstance(error, OSError) and error.errno in _PLACES and error.filename:
         hint = ''
         if isinstance(error, FileNotFoundError):
             hint = '; the data roots come from COCO_ROOT, IMAGENET_ROOT, ADE20K_ROOT or --cfg-options'
-        return f'{error.filename}: {error.strerror}{hint}.'
+        return f'{printable(os.fsdecode(error.filename))}: {error.strerror}{hint}.'
     return None
 
 

@@ -104,3 +104,49 @@ def test_a_split_is_cut_by_seed_and_keeps_objects_with_their_images():
 
 def test_categories_without_objects_are_left_out():
     assert [c['name'] for c in categories(coco(['a.jpg']))] == ['cat']
+
+
+def test_ids_as_text_stay_with_their_images_and_categories():
+    content = coco([f'{i}.jpg' for i in range(10)], ('cat', 'dog', 'cow'))
+    for i, (image, annotation) in enumerate(zip(content['images'], content['annotations'])):
+        image['id'] = str(i) if i % 2 else i
+        annotation['image_id'] = f'{i}.0' if i % 3 else str(i)
+        annotation['category_id'] = '1' if i % 2 else 3.0
+    content['categories'][2]['id'] = '3'
+    rest, held = split_coco(content, 0.3, seed=0)
+    assert (
+        [len(part['images']) for part in (rest, held)] == [len(part['annotations']) for part in (rest, held)] == [7, 3]
+    )
+    assert [category['name'] for category in categories(content)] == ['cat', 'cow']
+    content['categories'].append(dict(id='rare', name='mixed'))  # ids of both kinds have an order
+    assert [category['name'] for category in categories(content)] == ['cat', 'cow']
+
+
+def test_other_splits_and_a_named_folder_do_not_stand_in_the_way(tmp_path):
+    write(tmp_path, 'a/train.json', 'pictures')
+    write(tmp_path, 'val_1.json', 'x')
+    write(tmp_path, 'val_2.json', 'x')
+    with pytest.raises(MissingFileError, match='name the image folder'):
+        find_splits(tmp_path, ('train',))
+    found = find_splits(tmp_path, ('train',), tmp_path / 'pictures')
+    assert found['train'].images == tmp_path / 'pictures' and list(found) == ['train']
+
+
+@pytest.mark.parametrize(
+    'name, hint',
+    [
+        ('http://example.com/1.jpg', 'fetch the images'),
+        ('sub\\1.jpg', 'write them with /'),
+        ('\0', 'none of the folders'),
+    ],
+)
+def test_file_names_that_are_no_files(tmp_path, name, hint):
+    (tmp_path / 'train.json').write_text(json.dumps(coco([name])))
+    with pytest.raises(MissingFileError, match=hint):
+        find_splits(tmp_path)
+
+
+def test_a_lost_first_image_does_not_hide_the_folder(tmp_path):
+    write(tmp_path, 'train.json', 'images', count=4)
+    (tmp_path / 'images/0.jpg').unlink()
+    assert find_splits(tmp_path)['train'].images == tmp_path / 'images'

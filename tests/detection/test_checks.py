@@ -141,12 +141,30 @@ def test_what_can_be_computed_is(tmp_path, given, line):
             'gone.png, the first of .* does not exist',
         ),
         ({'1.png': [[1, 2, 3, 4]]}, AnnotationError, 'not of COCO style'),
+        (
+            changed('categories', 1, 'name', value='wheat head'),
+            AnnotationError,
+            "two categories are named 'wheat head'",
+        ),
+        (changed('images', 1, 'width', value=10**6), AnnotationError, '2.png of .* is 1000000 x 48 pixels, and less'),
     ],
 )
 def test_what_can_not_is_refused(tmp_path, part, given, error, needle):
     with pytest.raises(error, match=needle) as caught:
         checks.check_detection_data(config(tmp_path, **{part: given}), ('train', 'val'))
     assert f'{part}.json' in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    'box', [[float('nan'), 5, 20, 10], [4, 5, float('inf'), 10], [4, 5, -20, 10], [4, 500, 20, 10], [-90, 5, 20, 10]]
+)
+def test_boxes_that_are_none_are_left_out_and_told(tmp_path, box):
+    given = content()
+    given['annotations'].append(dict(given['annotations'][0], id=3, bbox=box))
+    cfg = config(tmp_path, train=given, val=given)
+    (line, _) = checks.check_detection_data(cfg, ('train', 'val'))
+    assert '1 objects left out whose box is no box, or outside of its image' in line
+    assert json.loads(open(cfg.val_evaluator.ann_file).read())['annotations'] == content()['annotations']
 
 
 def test_boxes_alone_need_no_masks(tmp_path):

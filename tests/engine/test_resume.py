@@ -3,9 +3,6 @@
 import os
 import random
 import signal
-import subprocess
-import sys
-import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, init_default_scope
 from mmengine.runner import Runner
 
-from helpers import environment, make_batch, make_odis
+from helpers import make_batch, make_odis, process_groups
 from odis_mm import apis
 from odis_mm.datasets import EpochSampler
 from odis_mm.datasets.transforms import single_thread_worker
@@ -205,55 +202,14 @@ def test_twice_with_workers(undisturbed, tmp_path):
     assert_same(content(tmp_path), undisturbed)
 
 
-def serve() -> None:
-    """Run each call that is read from the standard input in a process and a session of its own; the imports are shared.
-
-    Writes the process's number, then its exit code.
-    """
-    answers = os.fdopen(os.dup(1), 'w', buffering=1)
-    os.dup2(2, 1)  # what runs say goes elsewhere
-    for line in sys.stdin:
-        child = os.fork()
-        if not child:
-            os.setsid()
-            eval(line)
-            break
-        print(child, file=answers)
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=answers)
-
-
 def test_a_signal_to_the_whole_process_group_leaves_the_workers_to_the_run(undisturbed, tmp_path):
-    near = tmp_path / 'near'
-    with subprocess.Popen(
-        [sys.executable, __file__], env=environment(), text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as runs:
-
-        def process(call: str, number=None) -> int:
-            runs.stdin.write(f'{call}\n')
-            runs.stdin.flush()
-            child = int(runs.stdout.readline())
-            hangs = threading.Timer(
-                240, os.killpg, (child, signal.SIGKILL)
-            )  # its code tells; workers that do not end would hang it
-            hangs.start()
-            while number and not near.exists() and hangs.is_alive():
-                time.sleep(0.02)
-            if number:
-                near.unlink()
-                os.killpg(child, number)
-            code = int(runs.stdout.readline())
-            hangs.cancel()
-            with pytest.raises(ProcessLookupError):
-                os.killpg(child, 0)  # no worker is left
-            return code
-
+    with process_groups(__file__, tmp_path / 'near') as process:
         folder = str(tmp_path)
         assert process(f'train({folder!r}, workers=2, awaits=3)', signal.SIGTERM) == 75
         assert (tmp_path / 'epoch_0_iter_3.pth').is_file()
         assert process(f'resumed({folder!r}, workers=1, awaits=12)', signal.SIGUSR1) == 75
         assert (tmp_path / 'epoch_1_iter_12.pth').is_file()
         assert process(f'resumed({folder!r}, workers=2)') == 0
-        runs.stdin.close()
     assert_same(content(tmp_path), undisturbed)
 
 
@@ -274,6 +230,7 @@ def test_gpus_ask_each_other_now_and_then(monkeypatch):
                     iter=i,
                     world_size=world,
                     train_dataloader=None,
+                    train_loop=None,
                     optim_wrapper=SimpleNamespace(_accumulative_counts=accumulate),
                 ),
                 i,
@@ -304,7 +261,3 @@ def test_random_states_come_back():
     first = random.random(), np.random.rand(), torch.rand(3).tolist()
     set_random_state(state)
     assert (random.random(), np.random.rand(), torch.rand(3).tolist()) == first
-
-
-if __name__ == '__main__':  # the program that test_a_signal_to_the_whole_process_group... starts
-    serve()

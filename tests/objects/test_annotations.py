@@ -289,3 +289,83 @@ def test_messages(tmp_path, images):
     (tmp_path / 'empty').mkdir()
     with pytest.raises(AnnotationError, match='holds no annotations that are recognised: name the format'):
         load_annotations(tmp_path / 'empty', images)
+
+
+def test_numbers_flags_and_ids_as_text_are_one_rule(tmp_path, images):
+    """The file of another tool that quotes everything is the file that does not."""
+    plain = json.loads(_coco_file(tmp_path / 'plain.json').read_text())
+
+    def quoted(node):
+        if isinstance(node, dict):
+            return {key: quoted(value) for key, value in node.items()}
+        if isinstance(node, list):
+            return [quoted(value) for value in node]
+        return f' {node}' if isinstance(node, (int, float)) else node
+
+    text = quoted(plain)
+    text['annotations'][0].update(iscrowd='0', score='0.5', area='12.0', image_id='1')
+    text['images'][0].update(id='1.0', height='40.0')
+    (tmp_path / 'text.json').write_text(json.dumps(text))
+    read, expected = (load_annotations(tmp_path / f'{name}.json', images) for name in ('text', 'plain'))
+    _check(read)
+    first = read['annotations'].pop(0)
+    expected['annotations'].pop(0)
+    assert read == expected and (first['iscrowd'], first['score'], first['area']) == (0, 0.5, 12.0)
+
+    text['images'][0]['height'] = '40.4'  # no whole number of pixels: that file is not read, and told
+    (tmp_path / 'text.json').write_text(json.dumps(text))
+    with pytest.raises(AnnotationError, match="'40.4' is not a whole number of pixels"):
+        load_annotations(tmp_path / 'text.json', images)
+
+
+@pytest.mark.parametrize('box', [['1', '2', 'x', '4'], [1, 2, float('nan'), 4], [1, 2, float('inf'), 4], [1, 2], None])
+def test_one_box_that_is_none_is_told_and_costs_itself_alone(tmp_path, images, box):
+    content = json.loads(_coco_file(tmp_path / 'a.json').read_text())
+    content['annotations'][1]['bbox'] = box
+    content['annotations'][2]['image_id'] = 'gone'
+    (tmp_path / 'a.json').write_text(json.dumps(content))
+    read = load_annotations(tmp_path / 'a.json', images)
+    assert len(read['annotations']) == 3 and len(read['info']['skipped']) == 2
+    assert any('annotations[2]' in fault for fault in read['info']['skipped'])
+
+
+def test_sizes_and_flags_as_text_in_the_other_formats(tmp_path, images):
+    _globox().save_pascal_voc(tmp_path / 'voc')
+    for file in (tmp_path / 'voc').iterdir():
+        file.write_text(file.read_text().replace('</width>', '.0</width>').replace('<width>', '<width> '))
+    _check(load_annotations(tmp_path / 'voc', images))
+    label = dict(
+        imagePath='a.jpg',
+        imageHeight='40',
+        imageWidth='60.0',
+        shapes=[
+            dict(label='cat', shape_type='rectangle', points=[['3', '4'], ['20', '30']]),
+            dict(label='dog', shape_type='polygon', points=[['30', 10], [59, '10'], [59, 39], [30, 39]]),
+        ],
+    )
+    (tmp_path / 'a.json').write_text(json.dumps(label))
+    _check(load_annotations(tmp_path / 'a.json', images), {'a.jpg': BOXES['a.jpg']})
+    (tmp_path / 'boxes.csv').write_text(
+        'ImageID,LabelName,XMin,YMin,XMax,YMax,IsGroupOf\na,cat,0.05,0.1,0.5,0.75,true\na,dog, 0.5 ,0.25,0.9,0.9,0\n'
+    )
+    read = load_annotations(tmp_path / 'boxes.csv', images)
+    assert [a['iscrowd'] for a in read['annotations']] == [1, 0]
+
+
+def _coco_file(path):
+    content = dict(images=[], annotations=[], categories=[dict(id=1, name='cat'), dict(id=2, name='dog')])
+    for number, (name, boxes) in enumerate(BOXES.items(), 1):
+        height, width = SIZES[name]
+        content['images'].append(dict(id=number, file_name=name, height=height, width=width))
+        for label, (x1, y1, x2, y2) in boxes:
+            content['annotations'].append(
+                dict(
+                    id=len(content['annotations']),
+                    image_id=number,
+                    category_id=1 + (label == 'dog'),
+                    bbox=[x1, y1, x2 - x1, y2 - y1],
+                    iscrowd=0,
+                )
+            )
+    path.write_text(json.dumps(content))
+    return path

@@ -122,13 +122,13 @@ class SafeCheckpointHook(CheckpointHook):
                 if re.fullmatch(BETWEEN, osp.basename(path)):
                     os.remove(path)  # of an interruption before this one
 
-    def save_now(self, runner) -> None:
-        """A checkpoint between two iterations of an epoch, ``epoch_E_iter_N.pth``: E epochs are done, N iterations in
-        all.
+    def save_now(self, runner, done: int) -> None:
+        """A checkpoint after ``done`` iterations in all, between two iterations of an epoch or in a validation:
+        ``epoch_E_iter_N.pth``, E epochs done.
 
-        It goes when the next regular one stands. Called in ``after_train_iter``.
+        It goes when the next regular one stands. Where the regular one of this moment is written, it is written anew.
         """
-        self._guard(runner, self._save_now, runner)
+        self._guard(runner, self._save_now, runner, done)
 
     def save_epoch(self, runner) -> None:
         """This epoch's checkpoint, if ``interval`` did not write it. Called in ``after_train_epoch``."""
@@ -136,9 +136,10 @@ class SafeCheckpointHook(CheckpointHook):
         if not name or self.last_ckpt is None or osp.basename(self.last_ckpt) != name:
             self._save_checkpoint_with_step(runner, runner.epoch + 1, dict(epoch=runner.epoch + 1, iter=runner.iter))
 
-    def _save_now(self, runner) -> None:
-        iteration = runner.iter + 1
-        name = f'epoch_{runner.epoch}_iter_{iteration}.pth'
+    def _save_now(self, runner, iteration: int) -> None:
+        name = self.filename_tmpl.format(runner.epoch if self.by_epoch else iteration)
+        if iteration > runner.iter or self.last_ckpt is None or osp.basename(self.last_ckpt) != name:
+            name = f'epoch_{runner.epoch}_iter_{iteration}.pth'
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
         runner.save_checkpoint(

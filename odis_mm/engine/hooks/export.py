@@ -2,7 +2,7 @@
 
 import os
 import os.path as osp
-from typing import Optional
+from typing import Any, Iterator, Mapping, Optional
 
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
@@ -71,7 +71,7 @@ class ExportTeacherHook(Hook):
             odis_mm=__version__,
             config=osp.basename(runner.cfg.filename) if getattr(runner.cfg, 'filename', None) else '',
         )
-        meta.update(backbone_meta(model))
+        meta.update(backbone_meta(model), **_reading_meta(runner))
         save_backbone(path, state, meta)
         write_card(_card(path), osp.basename(path), facts(runner, model, state, iteration))
         runner.logger.info(f'teacher backbone exported to {path}')
@@ -95,6 +95,25 @@ def backbone_meta(model) -> dict:
     if hasattr(preprocessor, 'mean'):
         meta.update({key: [float(value) for value in getattr(preprocessor, key).flatten()] for key in ('mean', 'std')})
     return meta
+
+
+def _reading_meta(runner) -> dict:
+    """How images that are no usual photographs were read, for detectors that start from the export."""
+    mean, std = (getattr(unwrap(runner.model).data_preprocessor, key, None) for key in ('mean', 'std'))
+    for step in _loading_steps(runner.cfg.get('train_dataloader')):
+        told = {key: step[key] for key in ('channels', 'window', 'percentiles') if step.get(key)}
+        if told.get('channels', 3) != 3 and mean is not None:
+            told.update(mean=mean.flatten().tolist(), std=std.flatten().tolist())
+        return dict(reading=told) if told else {}
+    return {}
+
+
+def _loading_steps(node: Any) -> Iterator[Mapping]:
+    if isinstance(node, Mapping) and node.get('type') == 'LoadObjectImage':
+        yield node
+    inner = node.values() if isinstance(node, Mapping) else node if isinstance(node, (list, tuple)) else ()
+    for value in inner:
+        yield from _loading_steps(value)
 
 
 def _card(path: str) -> str:

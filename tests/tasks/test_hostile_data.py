@@ -1,0 +1,201 @@
+"""Files and habits that people have: each is read, or refused in one sentence that names the file and what to do."""
+
+import errno
+import json
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from odis_mm.cli.tasks import finetune_main, pretrain_main
+from odis_mm.datasets.image_io import read_image, size_of
+from odis_mm.datasets.survey import image_size
+from odis_mm.objects.annotations import imported_splits
+from odis_mm.recipes import pretraining_config
+from odis_mm.tasks.finetune import detector_splits
+from odis_mm.tasks.predict import _names, find_images
+from odis_mm.tasks.pretrain import _imported_boxes
+from odis_mm.utils.errors import AnnotationError, BadImageError, ConfigError, MissingFileError, explain
+
+
+@pytest.mark.parametrize(
+    'start, kind',
+    [
+        (b'GIF89a', 'a GIF'),
+        (b'\0\0\0\x18ftypheic', 'a HEIC image'),
+        (b'\0\0\0\x18ftypmif1', 'a HEIC image'),
+        (b'\0\0\0\x18ftypavif', 'an AVIF image'),
+        (b'\0\0\0\x18ftypisom', 'a film'),
+        (b'\0\0\0\x0cJXL \r\n', 'a JPEG XL image'),
+        (b'%PDF-1.7', 'a PDF'),
+        (b'<!DOCTYPE html>', 'a web page'),
+        (b'version https://git-lfs.github.com/spec/v1', 'a pointer of Git LFS'),
+        (b'\0' * 128 + b'DICM', 'a DICOM image'),
+    ],
+)
+def test_other_kinds_of_files_are_named(tmp_path, start, kind):
+    path = tmp_path / 'a.jpg'  # a wrong ending is a habit, too
+    path.write_bytes(start + b'\0' * 64)
+    with pytest.raises(BadImageError, match=f'a.jpg is {kind}.*convert it'):
+        read_image(path)
+
+
+@pytest.mark.parametrize(
+    'kind', ['CMYK.jpg', 'P.png', 'PA.png', 'LA.png', '1.png', 'I;16.png', 'RGBA.webp', 'L.bmp', '1x1']
+)
+def test_kinds_that_are_read(tmp_path, kind):
+    mode, _, suffix = kind.partition('.')
+    path = tmp_path / f'a.{suffix or "png"}'
+    grey = Image.fromarray((np.arange(64).reshape(8, 8) * 4).astype(np.uint8))
+    if mode == '1x1':
+        grey.resize((1, 1)).save(path)
+    elif mode == 'I;16':
+        Image.fromarray((np.arange(64).reshape(8, 8) * 1000).astype(np.uint16)).save(path)
+    elif mode in ('P', 'PA'):
+        grey.convert('RGB').quantize(8).save(path, **(dict(transparency=0) if mode == 'PA' else {}))
+    else:
+        grey.convert(mode).save(path)
+    image = read_image(path)
+    side = 1 if mode == '1x1' else 8
+    assert image.shape == (side, side, 3) and image.dtype == np.uint8 and size_of(path) == (side, side)
+
+
+def test_an_animation_is_its_first_picture(tmp_path):
+    frames = [Image.new('RGB', (8, 6), (value, 0, 0)) for value in (200, 20)]
+    frames[0].save(tmp_path / 'a.png', save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / 'a.tif', save_all=True, append_images=frames[1:])
+    for name in ('a.png', 'a.tif'):
+        assert read_image(tmp_path / name)[0, 0, 0] == 200
+
+
+def test_sizes_of_what_pillow_does_not_know(tmp_path):
+    tifffile = pytest.importorskip('tifffile')
+    tifffile.imwrite(
+        tmp_path / 'a.tif', np.zeros((6, 8, 5), np.uint16), photometric='minisblack', planarconfig='contig'
+    )
+    assert size_of(tmp_path / 'a.tif') == (6, 8)
+    assert image_size(dict(img_path=str(tmp_path / 'a.tif'))) == (6, 8)
+    assert image_size(dict(img_path=str(tmp_path / 'gone.tif'))) is None
+
+
+@pytest.mark.parametrize('name', ['ENOTDIR', 'EEXIST', 'EROFS', 'ELOOP', 'ENAMETOOLONG', 'EISDIR', 'EACCES'])
+def test_places_that_cannot_be_used_end_in_a_sentence(name):
+    number = getattr(errno, name)
+    assert explain(OSError(number, os.strerror(number), '/data/\udcff')) == f'/data/\\xff: {os.strerror(number)}.'
+
+
+@pytest.mark.parametrize(
+    'main, argv, sentence',
+    [
+        (pretrain_main, ['--batch', '0'], 'a batch of 0 images is none'),
+        (pretrain_main, ['--seed', '-1'], 'seed -1 must be 0 or more'),
+        (pretrain_main, ['--size', '0'], '0 pixels cannot be cut into patches'),
+        (pretrain_main, ['--hours', 'nan'], 'hours must be positive'),
+        (pretrain_main, ['--images', 'gone'], 'gone does not exist'),
+        (finetune_main, ['--batch', '-3'], 'a batch of -3 images is none'),
+        (finetune_main, ['--seed', '-1'], 'seed -1 must be 0 or more'),
+        (finetune_main, ['--size', '7'], 'images of 7 pixels are too small'),
+        (finetune_main, ['--steps', '1'], '1 iterations of the detector are no run'),
+    ],
+)
+def test_numbers_that_make_no_run(coco_folder, tmp_path, capsys, main, argv, sentence):
+    with pytest.raises(SystemExit) as stop:
+        main(['--data', str(coco_folder), '--work-dir', str(tmp_path / 'run'), *argv])
+    assert stop.value.code == 2 and sentence in capsys.readouterr().err
+    assert not list(tmp_path.rglob('*.pth'))
+
+
+@pytest.mark.parametrize('main', [pretrain_main, finetune_main])
+def test_places_that_are_none(coco_folder, tmp_path, capsys, main):
+    (tmp_path / 'file').write_text('')
+    for argv, sentence in (
+        (['--data', str(coco_folder / 'val2017' / '0.png')], 'is a file where a folder of data is expected'),
+        (['--data', str(coco_folder), '--work-dir', str(tmp_path / 'file' / 'run')], 'Not a directory'),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(argv)
+        assert stop.value.code == 2 and sentence in capsys.readouterr().err
+
+
+def voc(root, count=4):
+    (root / 'Annotations').mkdir(parents=True)
+    (root / 'JPEGImages').mkdir()
+    for i in range(count):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (48, 64, 3), np.uint8)).save(
+            root / 'JPEGImages' / f'{i}.jpg'
+        )
+        corners = '<xmin>5</xmin><ymin>5</ymin><xmax>45</xmax><ymax>40</ymax>'
+        (root / 'Annotations' / f'{i}.xml').write_text(
+            f'<annotation><filename>{i}.jpg</filename><size><width>64</width><height>48</height></size>'
+            f'<object><name>cat</name><bndbox>{corners}</bndbox></object></annotation>'
+        )
+    return root
+
+
+def test_pretraining_takes_the_boxes_of_other_tools(tmp_path):
+    root = voc(tmp_path / 'voc')
+    boxes = _imported_boxes(root, None, tmp_path / 'run' / 'annotations')
+    cfg, found = pretraining_config(root, boxes=boxes)
+    assert cfg.model.type == 'ODIS' and (found.images, found.objects) == (4, 4)
+    assert cfg.train_dataloader.dataset.data_prefix == str(root.resolve())
+    plain = tmp_path / 'plain'
+    plain.mkdir()
+    (root / 'JPEGImages' / '0.jpg').rename(plain / '0.jpg')
+    (plain / '0.txt').write_text('a caption of the picture')  # as captioning tools write, and YOLO names its labels
+    assert _imported_boxes(plain, None, tmp_path / 'x') is None
+    assert pretraining_config(plain)[0].model.type == 'ALFM'
+
+
+def test_splits_of_other_tools_keep_ids_apart(tmp_path):
+    root = voc(tmp_path / 'voc')
+    (root / 'ImageSets' / 'Main').mkdir(parents=True)
+    (root / 'ImageSets' / 'Main' / 'val.txt').write_text('\ufeff1\n3\n', 'utf-8')
+    splits = imported_splits(root, None, tmp_path / 'out')
+    counts = {name: len(json.loads(split.ann_file.read_text())['annotations']) for name, split in splits.items()}
+    assert counts == dict(train=2, val=2)
+    with pytest.raises(AnnotationError):
+        imported_splits(root / 'JPEGImages', None, tmp_path / 'none')
+
+
+def test_exotic_jsons_of_a_detector_end_in_one_sentence(coco_folder, tmp_path):
+    good = json.loads((coco_folder / 'annotations/instances_train2017.json').read_text())
+    one = {**good, 'images': good['images'][:1], 'annotations': good['annotations'][:2]}
+    without_id = {**good, 'images': [{k: v for k, v in image.items() if k != 'id'} for image in good['images']]}
+    for content, error, words in (
+        ('[' * 100000, AnnotationError, 'cannot be read as json'),
+        ('{"images": null}', AnnotationError, 'has no list "images"'),
+        ('\xff\xfe', AnnotationError, 'cannot be read as json'),
+        ('', AnnotationError, 'cannot be read as json'),
+        (one, ConfigError, '1 image, of which none can be held out'),
+        (without_id, AnnotationError, r'images\[0\] is not a dict with an id'),
+        ({**good, 'images': ['a.jpg', 'b.jpg']}, AnnotationError, 'names no image'),
+        ({**good, 'annotations': [1]}, AnnotationError, r'annotations\[0\] is not a dict'),
+    ):
+        path = tmp_path / 'train.json'
+        path.write_bytes((content if isinstance(content, str) else json.dumps(content)).encode('latin-1'))
+        with pytest.raises(error, match=words):
+            detector_splits(coco_folder / 'train2017', path, None, None, tmp_path / 'work', seed=0)
+
+
+def test_other_jsons_in_the_folder_do_not_matter(coco_folder, tmp_path):
+    (tmp_path / 'images').symlink_to(coco_folder / 'train2017')
+    (tmp_path / 'train.json').write_bytes((coco_folder / 'annotations/instances_train2017.json').read_bytes())
+    (tmp_path / 'gone.json').symlink_to(tmp_path / 'nowhere.json')
+    (tmp_path / 'package.json').write_text('{"name": "labels"}')
+    (tmp_path / 'deep.json').write_text('[' * 100000)
+    (tmp_path / 'dir.json').mkdir()
+    train, val, _ = detector_splits(tmp_path, None, None, None, tmp_path / 'work', seed=0)
+    assert len(json.loads(val.ann_file.read_text())['images']) == 2 and train.images == tmp_path / 'images'
+
+
+def test_pictures_of_one_name_are_all_kept(tmp_path):
+    for folder in ('a', 'b', '.hidden'):
+        (tmp_path / folder).mkdir()
+        Image.new('L', (4, 4)).save(tmp_path / folder / '1.png')
+    (tmp_path / 'a' / 'loop').symlink_to(tmp_path)
+    found = find_images([tmp_path, tmp_path / 'a' / '1.png'])
+    assert [path.parent.name for path in found] == ['a', 'b', 'a']
+    assert list(_names(found[:2]).values()) == ['1.png', '1_2.png']
+    with pytest.raises(MissingFileError, match='looked for .jpg'):
+        find_images([tmp_path / '.hidden' / '..' / 'empty'] if (tmp_path / 'empty').mkdir() is None else [])
