@@ -198,7 +198,7 @@ class ObjectDataset(BaseDataset):
         rng = np.random.default_rng((self.seed, epoch, idx, *more, 1))
         for other in rng.integers(len(self), size=REPLACEMENTS).tolist():
             self.bad[idx] = 1
-            self.check_bad_share()
+            self.check_bad_share(f'; the last: {str(error).rstrip(".")}')
             idx, results = other, self.get_data_info(other)
             results['epoch'], results['rng'] = epoch, np.random.default_rng((self.seed, epoch, idx, *more, 1))
             try:
@@ -218,7 +218,7 @@ class ObjectDataset(BaseDataset):
         found = [] if self.bad is None else self.bad.nonzero().flatten().tolist()
         return [self.get_data_info(index)['img_path'] for index in found]
 
-    def check_bad_share(self) -> None:
+    def check_bad_share(self, why: str = '') -> None:
         """Raises BadImageError with the list (its first 50) if more images are bad than `max_bad_share` allows."""
         count = 0 if self.bad is None else int(self.bad.sum())
         if count > self.max_bad_share * len(self):
@@ -227,7 +227,7 @@ class ObjectDataset(BaseDataset):
             raise BadImageError(
                 f'{count} of {len(self)} images are bad, above max_bad_share={self.max_bad_share:g}: '
                 f'{", ".join(paths[:50])}{more}; fix or remove them (tools/misc/verify_dataset.py checks a whole data '
-                'set and writes a clean annotation file).'
+                f'set and writes a clean annotation file){why}.'
             ) from None  # a worker's error reaches the user as one text
 
     def _load(self) -> Tuple[Columns, np.ndarray]:

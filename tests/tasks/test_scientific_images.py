@@ -35,7 +35,8 @@ def write(path, channels: int, kind=np.uint16, low=1000, high=3000):
     pixels = cv2.resize(RNG.integers(low, high, (6, 6, channels)).astype(np.float32), (64, 64))
     pixels = pixels.reshape(64, 64, channels).astype(kind)
     path.parent.mkdir(parents=True, exist_ok=True)
-    tifffile.imwrite(path, pixels if channels > 1 else pixels[..., 0], photometric='minisblack')
+    layout = dict(planarconfig='contig') if channels > 1 else {}
+    tifffile.imwrite(path, pixels if channels > 1 else pixels[..., 0], photometric='minisblack', **layout)
 
 
 def data_of(root, channels: int, **kwargs):
