@@ -382,6 +382,11 @@ def image_kind(image: np.ndarray) -> str:
     return f'{channels} of {8 * image.dtype.itemsize} bits{used}'
 
 
+def as_colours(image: np.ndarray) -> np.ndarray:
+    """Return an image [H, W, C] as three channels that can be drawn: a grey one three times, of more the first ones."""
+    return image if image.shape[2] == 3 else image[..., np.minimum(np.arange(3), image.shape[2] - 1)]
+
+
 def clip_boxes(boxes: np.ndarray, height: Any, width: Any) -> np.ndarray:
     """Boxes (float [n, 4], xyxy) cut at the image's border; height and width may be arrays [n]."""
     limit = np.stack(np.broadcast_arrays(width, height, width, height), -1)

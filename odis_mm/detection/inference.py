@@ -9,6 +9,7 @@ from mmdet.structures.mask import encode_mask_results
 from mmengine.config import Config
 from mmengine.registry import TRANSFORMS
 
+from ..datasets.image_io import as_colours
 from ..utils.errors import BadImageError
 from .data import LoadDetectionImage
 
@@ -62,9 +63,7 @@ class FileInferencer(DetInferencer):
         self, inputs: Sequence[str], preds: Sequence, pred_score_thr: float = 0.3, img_out_dir: str = '', **kwargs: Any
     ) -> None:
         for path, prediction in zip(inputs, preds):
-            pixels = self.load.read(path)
-            if pixels.shape[2] != 3:  # the first three of many channels
-                pixels = np.ascontiguousarray(pixels[..., np.minimum(np.arange(3), pixels.shape[2] - 1)])
+            pixels = np.ascontiguousarray(as_colours(self.load.read(path)))
             self.visualizer.add_datasample(
                 self.names[path],
                 pixels,

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from ..datasets import segmentation_to_mask
+from ..datasets.image_io import as_colours
 from ..datasets.transforms import render_view
 from ..structures import View, boxes_to_view, orient, pair_intersections, stack_views
 from ..utils.errors import AnnotationError
@@ -131,7 +132,7 @@ def check_sample(sample: dict, region: str = 'box', min_cover: Sequence[float] =
     checks: List[Check] = []
     for view, where in zip(views, names):
         shown = cv2.blur(render_view(sample['img'], view).astype(np.float32), (5, 5))
-        expected = np.stack([through_pixels(sample['img'][..., c], view) for c in range(3)], 2)
+        expected = np.stack([through_pixels(sample['img'][..., c], view) for c in range(sample['img'].shape[2])], 2)
         apart = float(np.abs(shown - cv2.blur(expected, (5, 5))).mean())
         checks.append(Check(where, 'difference of the picture to its crop', apart, 0.0, 6.0, 'grey levels'))
     if target >= 0:
@@ -262,7 +263,7 @@ def draw_pairs(sample: dict, out_png: str, most: int = 6) -> None:
         rectangles = [part[0, 1] for part in pair_intersections(stack_views([views[q], views[v]]))[:2]]
         for side, (i, cells, box) in enumerate(zip((q, v), matched_cells(views, q, v), rectangles)):
             axes = panels[n // 3, 2 * (n % 3) + side]
-            axes.imshow(sample['pixels'][i])
+            axes.imshow(as_colours(sample['pixels'][i]))
             axes.add_patch(Rectangle(box[:2] - 0.5, *(box[2:] - box[:2]), fill=False, ec='#ffd000', lw=1.5))
             points = cells.reshape(-1, 2) - 0.5
             axes.scatter(points[:, 0], points[:, 1], s=9, c=colours, edgecolors='white', linewidths=0.3)

@@ -6,6 +6,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ..datasets.image_io import as_colours
+
 PANELS_PER_ROW = 3
 
 
@@ -65,7 +67,7 @@ def draw_attention(
     image = None
     for column, (view, weights, mask) in enumerate(zip(views, attention, masks)):
         height, width = view.shape[:2]
-        grid[0, column].imshow(view)
+        grid[0, column].imshow(as_colours(view))
         grid[1, column].imshow(shade_view(view, mask), interpolation='nearest')
         relative = weights * weights.size  # 1: as much as if it looked everywhere alike
         grid[2, column].imshow(view.mean(-1), cmap='gray')

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Polygon, Rectangle
 
+from ..datasets.image_io import as_colours
 from ..structures import boxes_to_view, points_from_view
 
 _GLOBAL, _LOCAL, _TARGET, _MIM = '#ff8c00', '#1e90ff', '#00d060', '#e0218a'
@@ -19,8 +20,9 @@ def _enlarge(mask: np.ndarray, size) -> np.ndarray:
 
 
 def shade_view(pixels: np.ndarray, patch_mask: np.ndarray, mim_mask: Optional[np.ndarray] = None) -> np.ndarray:
-    """A view uint8 [h, w, 3] darkened outside its object's patches, with the patches of a MIM mask tinted."""
-    out = pixels.astype(np.float32)
+    """A view uint8 [h, w, C] as colours [h, w, 3], darkened outside its object's patches, with the patches of a MIM mask
+    tinted."""
+    out = (as_colours(pixels) if pixels.ndim == 3 else pixels).astype(np.float32)
     out[~_enlarge(patch_mask, pixels.shape)] *= 0.35
     if mim_mask is not None:
         tint = np.array([int(_MIM[i : i + 2], 16) for i in (1, 3, 5)], np.float32)
@@ -59,7 +61,7 @@ def draw_views(sample: dict, out_png: str) -> np.ndarray:
     left, right = figure.subfigures(1, 2, width_ratios=[5, 1.7 * columns])
 
     axes = left.subplots()
-    axes.imshow(sample['img'])
+    axes.imshow(as_colours(sample['img']))
     for view, role in zip(views, roles):
         x, y, w, h = view.crop
         axes.add_patch(
