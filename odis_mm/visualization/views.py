@@ -20,7 +20,7 @@ def _enlarge(mask: np.ndarray, size) -> np.ndarray:
 
 
 def shade_view(pixels: np.ndarray, patch_mask: np.ndarray, mim_mask: Optional[np.ndarray] = None) -> np.ndarray:
-    """A view uint8 [h, w, C] as colours [h, w, 3], darkened outside its object's patches, tinted where a MIM mask is."""
+    """A view uint8 [h, w, C] as colours [h, w, 3]: dark outside its object's patches, tinted where a MIM mask is."""
     out = (as_colours(pixels) if pixels.ndim == 3 else pixels).astype(np.float32)
     out[~_enlarge(patch_mask, pixels.shape)] *= 0.35
     if mim_mask is not None:
