@@ -273,6 +273,31 @@ def test_layer_decay():
         assert of[name] == pytest.approx(wanted), name
 
 
+def test_layer_decay_of_a_vit_with_registers_and_rope():
+    """Every group's rate against the formula lr * rate^(L + 1 - l), written out for the parameters by hand."""
+    depth, rate = 4, 0.7
+    cfg = config('mask-rcnn_demo')
+    cfg.model.backbone.update(
+        type='mmpretrain.ObjectViT', num_registers=4, rope=dict(base=100), key_bias=False, layer_scale_init_value=1e-5
+    )
+    model = MODELS.build(cfg.model)
+    groups, of = decay_groups(model, layer_decay_rate=rate)
+    assert set(of) == {name for name, p in model.named_parameters() if p.requires_grad}
+    first = ['cls_token', 'register_tokens', 'patch_embed.projection.weight', 'patch_embed.projection.bias']
+    wanted = {f'backbone.{name}': rate ** (depth + 1) for name in first}
+    for name in of:
+        for block in range(depth):
+            if name.startswith(f'backbone.layers.{block}.'):
+                wanted[name] = rate ** (depth - block)
+    assert sum('.gamma' in name or '.ls' in name for name in wanted) >= 2 * depth  # layer scale is there
+    assert 'backbone.pos_embed' not in of  # nothing is learned about positions
+    for name, (lr, decay) in of.items():
+        assert lr == pytest.approx(wanted.get(name, 1.0)), name
+        no_decay = name.endswith('.bias') or model.get_parameter(name).ndim == 1 or name.endswith('_token')
+        assert decay == (0.0 if no_decay or name.endswith('_tokens') else 0.05), name
+    assert sorted({group['lr'] for group in groups}) == pytest.approx([rate**k for k in range(depth + 1, -1, -1)])
+
+
 def test_no_layer_decay_makes_two_groups():
     model, _ = demo_model()
     for paramwise in ({}, dict(layer_decay_rate=1.0)):
