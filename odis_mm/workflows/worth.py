@@ -1,25 +1,34 @@
-"""What objects are worth to ODIS: a plan of ``odis-mm compare`` in which everything is the same but the boxes.
+"""What objects are worth to ODIS: short runs on the demo set in which everything is the same but the boxes.
 
     python -m odis_mm.workflows.worth --out work_dirs/worth --teacher GTSA=work_dirs/gtsa_demo/epoch_30_backbone.pth
     odis-mm compare work_dirs/worth/plan.yaml
 
 The first command makes the boxes (annotated ones worsened by known amounts, those of ``classic``, and those of
-``attention`` with each teacher) and tells how good they are; it is resumable, as the second is.
+``attention`` with each teacher), pretrains with each of them, measures the frozen backbones, and writes ``worth.md``.
+The second trains detectors from the same pretrainings. Both continue where they were interrupted.
 """
 
 import argparse
+import hashlib
 import json
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Sequence
 
 import yaml
+from mmengine.registry import init_default_scope
 
+from ..config import load_config
 from ..datasets.demo import ensure_demo
+from ..evaluation.frozen import frozen_from
+from ..evaluation.regions import region_proxy, region_split
 from ..objects import Attention, Classic, degrade, find_objects, recall_of
 from ..objects.recall import read_result
 from ..utils.errors import ConfigError, run_command
 from ..utils.files import atomic_write_text
+from .plan import slug
+from .stages import Stage, Stages, Worker, exports
 
+RECIPE = 'odis_demo_short'
 _DATA = 'train_dataloader.dataset.'
 _SAMPLE = _DATA + 'pipeline.1.'
 DEGRADED = {
@@ -31,52 +40,100 @@ DEGRADED = {
     '30 percent false': dict(false=0.3),
     '60 percent false': dict(false=0.6),
 }
-VARIANTS = {  # with annotated boxes
-    'cropping only': {'model.masked_attention': False},
-    'masking only': {_SAMPLE + 'object_aware': False},
-    'whole image': {_SAMPLE + 'target_rule': 'whole_image'},
+_NO_POOL = {'model.lambda_pool': 0.0, _SAMPLE + 'others': 0}
+VARIANTS = {  # with annotated boxes; what differs from the recipe
+    'whole image': {_SAMPLE + 'target_rule': 'whole_image', _SAMPLE + 'others': 0},
+    'one object an image': {_SAMPLE + 'others': 0},
+    'cropping and masking, no pooled objects': _NO_POOL,
+    'cropping only, no pooled objects': {'model.masked_attention': False, **_NO_POOL},
+    'masking only, no pooled objects': {_SAMPLE + 'object_aware': False, **_NO_POOL},
 }
-MEASURES = ('AR@10 IoU 0.5', 'AR@100 IoU 0.5', 'AR@10', 'precision@10')
+BOXES = ('AR@10 IoU 0.5', 'precision@10')
+FROZEN = ('object_token', 'box_pool', 'mask_miou')
+IMAGES = (200, 200)  # of train and val, by which the frozen backbones are measured
 
 
 def main(argv: Optional[List[str]] = None) -> None:
     parser = argparse.ArgumentParser(prog='python -m odis_mm.workflows.worth', description=__doc__)
-    parser.add_argument('--out', default='work_dirs/worth', help='boxes, their measures and plan.yaml go here')
+    parser.add_argument('--out', default='work_dirs/worth', help='boxes, runs, worth.md and plan.yaml go here')
     parser.add_argument('--data-root', default='data/odis_demo')
-    parser.add_argument('--train-images', type=int, default=4000, help='of the rendered demo set')
-    parser.add_argument('--iterations', type=int, default=930, help='of every pretraining')
+    parser.add_argument('--train-images', type=int, default=1000, help='of the rendered demo set')
+    parser.add_argument('--iterations', type=int, default=62, help='of every pretraining, 32 images each')
+    parser.add_argument('--seeds', type=int, default=2, help='pretrainings of a row')
     parser.add_argument('--finetune-iters', type=int, default=300)
     parser.add_argument(
         '--teacher', nargs='*', default=[], metavar='NAME=FILE', help='ViTs whose attention finds objects'
     )
     parser.add_argument('--size', type=int, default=128, help='longer side of the images for the teachers, in pixels')
-    parser.add_argument('--workers', type=int)
+    parser.add_argument('--workers', type=int, help='processes that look for objects')
     args = parser.parse_args(argv)
-    run_command(lambda: print(make_plan(**vars(args))))
+    run_command(lambda: print(worth(**vars(args))))
 
 
-def make_plan(
+def worth(
     out: str,
     data_root: str,
     train_images: int,
     iterations: int,
+    seeds: int,
     finetune_iters: int,
-    teacher: List[str],
+    teacher: Sequence[str],
     size: int = 128,
     workers: Optional[int] = None,
 ) -> str:
-    """Make the boxes of all rows and ``plan.yaml``; see :func:`main`. Returns the measures of the boxes as Markdown.
+    """Make the boxes, ``plan.yaml`` and the table ``worth.md``, which is returned; see :func:`main`.
 
     Raises:
         ConfigError: a teacher that is not written as NAME=FILE.
+        StageError: of a training that failed.
     """
     root = Path(ensure_demo(data_root, num_train=train_images)).resolve()
-    images, truth = root / 'train2017', read_result(root / 'annotations' / 'instances_train2017.json')
     folder = Path(out).resolve()
     folder.mkdir(parents=True, exist_ok=True)
+    files, recall = _boxes(root, folder, teacher, size, workers)
+    images = root / 'train2017'
+    rows: Dict[str, dict] = {'annotated boxes': {}}
+    for row, path in files.items():
+        rows[row] = {_DATA + 'data_root': '', _DATA + 'ann_file': str(path), _DATA + 'data_prefix': str(images)}
+    rows.update(VARIANTS)
+    plan = dict(
+        name='what objects are worth to ODIS, on the demo set',
+        data=dict(root=str(root)),
+        starts={'random weights': {}, **{row: dict(recipe=RECIPE, options=options) for row, options in rows.items()}},
+        baseline='annotated boxes',
+        detector=dict(size=128, iterations=finetune_iters),
+        pretraining=dict(iterations=iterations),
+        seeds=dict(pretraining=seeds, detector=2),
+    )
+    atomic_write_text(folder / 'plan.yaml', yaml.safe_dump(plan, sort_keys=False))
+    stages = Stages(folder, jobs=1)
+    runs = {
+        (row, seed): _run(root, row, rows[row], files.get(row), iterations, seed)
+        for seed in range(seeds)
+        for row in rows
+    }
+    first = runs['annotated boxes', 0]
+    random = Stage(
+        'random_weights',
+        dict(measured=IMAGES),
+        lambda worker, place, results: dict(
+            measures=_measure(stages.path(first) / 'run' / results[first.name]['export'], root, random=True)
+        ),
+        (first,),
+    )
+    found = stages.run([first, random, *runs.values()])
+    measures = {row: [found[runs[row, seed].name]['measures'] for seed in range(seeds)] for row in rows}
+    text = table({'random weights': [found[random.name]['measures']], **measures}, recall)
+    atomic_write_text(folder / 'worth.md', text + '\n')
+    return f'{text}\n\nDetectors: odis-mm compare {folder / "plan.yaml"}'
+
+
+def _boxes(root: Path, folder: Path, teacher: Sequence[str], size: int, workers: Optional[int]):
+    """Files of worsened and of found boxes by row, and their recall and precision."""
+    images, truth = root / 'train2017', read_result(root / 'annotations' / 'instances_train2017.json')
     files: Dict[str, Path] = {}
     for row, how in DEGRADED.items():
-        files[row] = folder / f'{row.replace(" ", "_")}.json'
+        files[row] = folder / f'{slug(row)}.json'
         atomic_write_text(files[row], json.dumps(degrade(truth, **how)))
     sources = {'classic': Classic(top=10)}
     for text in teacher:
@@ -85,28 +142,62 @@ def make_plan(
             raise ConfigError(f'--teacher takes NAME=FILE, got {text!r}.')
         sources[f'attention of {name}'] = Attention(file, size=size)
     for row, source in sources.items():
-        files[row] = folder / f'{row.replace(" ", "_")}.json'
+        files[row] = folder / f'{slug(row)}.json'
         find_objects(images, files[row], source, workers=workers)
-    recall = {row: recall_of(_scored(read_result(path)), truth) for row, path in files.items()}
-    starts: Dict[str, dict] = {'random weights': {}, 'annotated boxes': dict(recipe='odis_demo')}
-    for row, path in files.items():
-        options = {_DATA + 'data_root': '', _DATA + 'ann_file': str(path), _DATA + 'data_prefix': str(images)}
-        starts[row] = dict(recipe='odis_demo', options=options)
-    starts.update({row: dict(recipe='odis_demo', options=options) for row, options in VARIANTS.items()})
-    plan = dict(
-        name='what objects are worth to ODIS, on the demo set',
-        data=dict(root=str(root)),
-        starts=starts,
-        baseline='annotated boxes',
-        detector=dict(size=128, iterations=finetune_iters),
-        pretraining=dict(iterations=iterations),
-        seeds=dict(pretraining=2, detector=2),
+    return files, {row: recall_of(_scored(read_result(path)), truth) for row, path in files.items()}
+
+
+def _run(root: Path, row: str, options: dict, boxes: Optional[Path], iterations: int, seed: int) -> Stage:
+    """A pretraining and the measures of its frozen teacher."""
+    warmup = max(2, round(iterations / 10))
+    options = {
+        _DATA + 'data_root': str(root),
+        **options,
+        _DATA + 'seed': seed,
+        'randomness.seed': seed,
+        'train_cfg.max_iters': iterations,
+        'param_scheduler.0.end': warmup,
+        'param_scheduler.1.begin': warmup,
+        'param_scheduler.1.end': iterations,
+        'default_hooks.views': None,
+    }
+    settings = dict(
+        recipe=load_config(RECIPE).to_dict(),
+        options=options,
+        boxes=hashlib.sha256(boxes.read_bytes()).hexdigest() if boxes else None,
+        measured=IMAGES,
     )
-    atomic_write_text(folder / 'plan.yaml', yaml.safe_dump(plan, sort_keys=False))
-    lines = [f'| boxes | {" | ".join(MEASURES)} |', '|---|' + '---|' * len(MEASURES)]
-    lines += [f'| {row} | {" | ".join(f"{found[key]:.1f}" for key in MEASURES)} |' for row, found in recall.items()]
-    atomic_write_text(folder / 'boxes.md', '\n'.join(lines) + '\n')
-    return '\n'.join([*lines, '', f'Now: odis-mm compare {folder / "plan.yaml"}'])
+
+    def work(worker: Worker, place: Path, _: Dict[str, dict]) -> dict:
+        run = place / 'run'
+        told = [f'{key}={value}' for key, value in options.items()]
+        worker.command(['train', RECIPE, '--work-dir', run, '--resume', 'auto', '--cfg-options', *told], place)
+        export = exports(run)[-1]
+        return dict(export=export.name, measures=_measure(export, root))
+
+    return Stage(f'{slug(row)}_{seed}', settings, work)
+
+
+def _measure(export: Path, root: Path, random: bool = False) -> Dict[str, float]:
+    init_default_scope('mmpretrain')
+    frozen = frozen_from(export, random=random)
+    names = [f'annotations/instances_{part}2017.json' for part in ('train', 'val')]
+    split = region_split(frozen, str(root), names, ('train2017', 'val2017'), (128,), IMAGES)
+    return region_proxy(frozen, *split)
+
+
+def table(measures: Dict[str, List[Dict[str, float]]], recall: Dict[str, dict]) -> str:
+    """Rows of frozen measures, mean and each seed, and of the boxes' recall where they are not the annotated ones."""
+    head = ['boxes', *BOXES, *(f'{name} (each seed)' for name in FROZEN)]
+    lines = [f'| {" | ".join(head)} |', '|---' * len(head) + '|']
+    for row, seeds in measures.items():
+        cells = [f'{recall[row][key]:.1f}' if row in recall else '' for key in BOXES]
+        for name in FROZEN:
+            values = [found[name] for found in seeds]
+            each = f' ({", ".join(f"{value:.1f}" for value in values)})' if len(values) > 1 else ''
+            cells.append(f'{sum(values) / len(values):.1f}{each}')
+        lines.append(f'| {row} | {" | ".join(cells)} |')
+    return '\n'.join(lines)
 
 
 def _scored(content: dict) -> dict:

@@ -87,8 +87,8 @@ def test_every_method_starts_from_every_family_and_feeds_a_detector(method, fami
     meta = read_meta(export)
     assert meta['num_heads'] == 4 and meta['mean'] == [100.0, 110.0, 120.0]
     assert not same_as_file(runner.model.backbone, path)  # it learned
-    if method != 'odis':
-        return  # the exports differ in nothing that a detector reads
+    if method != 'odis' and family not in ('dinov2', 'dinov3'):
+        return  # exports of the methods differ in nothing that a detector reads
 
     detector = load_config(
         'mask-rcnn_demo',

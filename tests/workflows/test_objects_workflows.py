@@ -1,17 +1,20 @@
 """The chain that finds its own objects, and the plan that compares boxes: the commands typed, the files written."""
 
 import json
+from pathlib import Path
 
 import pytest
 
-from odis_mm.config import load_config
+from odis_mm import apis
+from odis_mm.config import load_config, parse_options
 from odis_mm.objects import recall_of
 from odis_mm.objects.recall import read_result
 from odis_mm.utils.errors import ConfigError
 from odis_mm.workflows import stages
 from odis_mm.workflows.bootstrap import bootstrap
 from odis_mm.workflows.plan import load_plan
-from odis_mm.workflows.worth import DEGRADED, VARIANTS, make_plan
+from odis_mm.workflows.stages import exports
+from odis_mm.workflows.worth import DEGRADED, VARIANTS, _measure, worth
 
 
 def test_chain_types_the_documented_commands(tmp_path, monkeypatch):
@@ -39,29 +42,64 @@ def test_chain_types_the_documented_commands(tmp_path, monkeypatch):
     assert bootstrap(str(tmp_path), str(tmp_path / 'work'), teacher='alfm', steps=5, rounds=2) == export and not typed
 
 
-def test_plan_differs_in_boxes_alone(tmp_path):
+def test_rows_differ_in_boxes_alone(tmp_path, monkeypatch):
+    """The commands that are typed, the measures that stand in the table, and the plan for detectors."""
+    typed = []
+
+    def command(self, arguments, folder):
+        words = list(map(str, arguments))
+        typed.append(words)
+        run = Path(words[words.index('--work-dir') + 1])
+        run.mkdir(parents=True)
+        (run / 'epoch_2_backbone.pth').touch()
+        return {}
+
+    def measure(export, root, random=False):
+        return dict.fromkeys(('object_token', 'box_pool', 'mask_miou'), 10.0 if random else len(typed))
+
+    monkeypatch.setattr(stages.Worker, 'command', command)
+    monkeypatch.setattr('odis_mm.workflows.worth._measure', measure)
     settings = dict(
-        data_root=str(tmp_path / 'demo'), train_images=12, iterations=4, finetune_iters=2, teacher=[], workers=0
+        data_root=str(tmp_path / 'demo'),
+        train_images=12,
+        iterations=4,
+        seeds=2,
+        finetune_iters=2,
+        teacher=[],
+        workers=0,
     )
-    text = make_plan(str(tmp_path / 'worth'), **settings)
+    text = worth(str(tmp_path / 'worth'), **settings)
+    rows = ['annotated boxes', *DEGRADED, 'classic', *VARIANTS]
+    assert len(typed) == 2 * len(rows)
+    for number, words in enumerate(typed):
+        seed, row = divmod(number, len(rows))
+        options = parse_options(words[words.index('--cfg-options') + 1 :])
+        cfg = load_config(words[1], options)  # every key is one that something reads
+        assert options['randomness.seed'] == options['train_dataloader.dataset.seed'] == seed
+        assert cfg.train_cfg.max_iters == cfg.param_scheduler[1].end == 4
+        content = read_result(Path(cfg.train_dataloader.dataset.data_root, cfg.train_dataloader.dataset.ann_file))
+        assert len(content['images']) == 12
+        assert (rows[row] in VARIANTS) == any('pipeline' in key or 'model' in key for key in options)
+    assert '| random weights |  |  | 10.0 |' in text and f'({len(rows)}.0, {2 * len(rows)}.0)' in text
     plan, _ = load_plan(tmp_path / 'worth' / 'plan.yaml')
-    rows = {start.name: start for start in plan.starts}
-    assert (
-        set(rows) == {'random weights', 'annotated boxes', 'classic', *DEGRADED, *VARIANTS}
-        and plan.reference == 'annotated boxes'
-    )
-    for name, start in rows.items():
-        for step in start.steps:
-            assert step.recipe == 'odis_demo'
-            load_config('odis_demo', step.options)  # every key is one that something reads
-            if name in (*DEGRADED, 'classic'):
-                assert read_result(step.options['train_dataloader.dataset.ann_file'])['images']
-    assert '| 60 percent false |' in text and 'odis-mm compare' in text
-    root = next((tmp_path).glob('demo*'))
+    assert [start.name for start in plan.starts] == ['random weights', *rows] and plan.reference == 'annotated boxes'
+    root = next(tmp_path.glob('demo*'))
     truth = json.loads((root / 'annotations' / 'instances_train2017.json').read_text())
-    jittered = read_result(tmp_path / 'worth' / 'boxes_at_IoU_0.7.json')
+    jittered = read_result(tmp_path / 'worth' / 'boxes_at_iou_0_7.json')
     for entry in jittered['annotations']:
         entry['score'] = 1.0
     assert recall_of(jittered, truth)['AR@100'] == pytest.approx(45, abs=6)  # thresholds 0.5 to 0.7: 4 or 5 of 10
+    done = len(typed)
+    assert worth(str(tmp_path / 'worth'), **settings) == text and len(typed) == done
     with pytest.raises(ConfigError, match='--teacher takes NAME=FILE'):
-        make_plan(str(tmp_path / 'other'), **{**settings, 'teacher': ['x.pth']})
+        worth(str(tmp_path / 'other'), **{**settings, 'teacher': ['x.pth']})
+
+
+def test_short_recipe_takes_a_step(tmp_path, demo):
+    options = {'train_dataloader.dataset.data_root': str(demo), 'train_dataloader.batch_size': 4}
+    options |= {'train_cfg.max_iters': 2, 'default_hooks.views': None}
+    options |= {'param_scheduler.0.end': 1, 'param_scheduler.1.begin': 1, 'param_scheduler.1.end': 2}
+    runner = apis.train(load_config('odis_demo_short', options), work_dir=str(tmp_path))
+    assert runner.iter == 2
+    measures = _measure(exports(tmp_path)[-1], demo)
+    assert set(measures) >= {'object_token', 'box_pool', 'mask_miou'}
