@@ -149,16 +149,12 @@ def _boxes(root: Path, folder: Path, teacher: Sequence[str], size: int, workers:
 
 def _run(root: Path, row: str, options: dict, boxes: Optional[Path], iterations: int, seed: int) -> Stage:
     """A pretraining and the measures of its frozen teacher."""
-    warmup = max(2, round(iterations / 10))
     options = {
         _DATA + 'data_root': str(root),
         **options,
         _DATA + 'seed': seed,
         'randomness.seed': seed,
         'train_cfg.max_iters': iterations,
-        'param_scheduler.0.end': warmup,
-        'param_scheduler.1.begin': warmup,
-        'param_scheduler.1.end': iterations,
         'default_hooks.views': None,
     }
     settings = dict(
