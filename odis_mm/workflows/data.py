@@ -26,7 +26,7 @@ class Prepared:
         subsets: (percent, detector seed) to the json of the labelled images.
         identity: Hash of images and annotations by part: what stages depend on.
         images: Number of images by part.
-        scenes: Evaluated images whose scene is in the training as well, by name.
+        scenes: By part, the evaluated images whose scene is in the training as well, and one such training image.
         duplicates: Images that were found twice, and what was done with them.
     """
 
@@ -37,7 +37,7 @@ class Prepared:
     subsets: Dict[Tuple[float, int], Path]
     identity: Dict[str, str]
     images: Dict[str, int]
-    scenes: List[Tuple[str, str]]
+    scenes: Dict[str, Dict[str, str]]
     duplicates: List[Tuple[str, str, str]]
     notes: List[str]
 
@@ -74,7 +74,7 @@ def prepare(plan: Plan, folder: Path, work_dir: Path, say: Callable[[str], None]
             raise ConfigError(f'{len(missing)} images of the {name} split cannot be read, the first is {missing[0]}.')
     trained = [name for name in ('train', 'unlabelled') if name in prints]
     found = [
-        (part, pair)
+        (name, pair)
         for name in ('val', 'test')
         if name in prints
         for part in trained
@@ -117,7 +117,12 @@ def prepare(plan: Plan, folder: Path, work_dir: Path, say: Callable[[str], None]
         subsets,
         identity,
         {**{name: len(content['images']) for name, content in contents.items()}, 'unlabelled': len(extra)},
-        [(pair.evaluated.name, pair.trained.name) for _, pair in found if pair.kind == 'scene'],
+        {
+            name: {
+                pair.evaluated.name: pair.trained.name for part, pair in found if (part, pair.kind) == (name, 'scene')
+            }
+            for name in ('val', 'test')
+        },
         [(pair.evaluated.name, str(pair.trained), pair.kind) for pair in same],
         notes,
     )

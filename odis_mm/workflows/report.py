@@ -93,7 +93,9 @@ def _keep_former(work_dir: Path, plan: str) -> None:
 def build(outcome: Outcome, comparison: Comparison, command: str) -> List[Section]:
     """All sections, the verdict first."""
     plan = outcome.plan
-    sections = [_verdict(outcome, comparison), _table(outcome), _curves(outcome)]
+    sections = [_verdict(outcome, comparison), _table(outcome)]
+    if len(outcome.tables) > 1:
+        sections.append(_curves(outcome))
     if outcome.lengths:
         sections.append(_lengths(outcome))
     if plan.pictures:
@@ -127,16 +129,20 @@ def _verdict(outcome: Outcome, comparison: Comparison) -> Section:
     section.items = [*verdicts(outcome)]
     if settle := to_settle(outcome):
         section.items += ['What would settle the rest: ' + ' '.join(settle)]
-    if comparison.data.scenes:
-        names = ', '.join(f'{a} ({b})' for a, b in comparison.data.scenes[:3])
+    if scenes := comparison.data.scenes[comparison.evaluated]:
+        names = ', '.join(f'{a} ({b})' for a, b in list(scenes.items())[:3])
         section.items.append(
-            f'Mind: {len(comparison.data.scenes)} of the {outcome.images} evaluated images show a scene that a '
+            f'Mind: {len(scenes)} of the {outcome.images} evaluated images show a scene that a '
             f'training image shows as well, such as {names}. The numbers hold for such images; on other places or '
             'cameras they may differ.'
         )
-    for evaluated, trained, kind in comparison.data.duplicates[:10]:
+    if twice := comparison.data.duplicates:
         what = 'left out of the training' if comparison.plan.data.duplicates == 'drop' else 'ALLOWED in the training'
-        section.items.append(f'Duplicate, {what}: {evaluated} is {trained} (the same {kind}).')
+        names = ', '.join(
+            f'{evaluated} is {Path(trained).name} (the same {kind})' for evaluated, trained, kind in twice[:3]
+        )
+        more = f' and {len(twice) - 3} more' if len(twice) > 3 else ''
+        section.items.append(f'Duplicates of evaluated images, {what}: {names}{more}.')
     return section
 
 
@@ -181,10 +187,9 @@ def _curves(outcome: Outcome) -> Section:
         axes.plot(x, [r.mean for r in runs], '-o', color=COLORS[i % len(COLORS)], label=start.name, markersize=4)
         for position, r in zip(x, runs):
             axes.plot([position] * r.value.size, r.value.ravel(), '.', color=COLORS[i % len(COLORS)], alpha=0.4)
-    if len(outcome.tables) > 1:
-        axes.set_xscale('log')
-        axes.set_xticks([table.images for table in outcome.tables], [str(t.images) for t in outcome.tables])
-        axes.minorticks_off()
+    axes.set_xscale('log')
+    axes.set_xticks([table.images for table in outcome.tables], [str(t.images) for t in outcome.tables])
+    axes.minorticks_off()
     axes.legend(frameon=False, fontsize=9)
     return Section(
         'AP against labels',
