@@ -167,7 +167,9 @@ def parse_annotations(
     with _without_collection():
         content = read_json(path)
         read = coco_table if 'images' in content or 'annotations' in content else _box_table
-        return _group(read(content, path), path, with_masks, with_crowd, min_score)
+        table = read(content, path)
+        del content  # of its dicts only what the table refers to is kept
+        return _group(table, path, with_masks, with_crowd, min_score)
 
 
 def coco_table(content: dict, path: PathLike) -> dict:

@@ -65,7 +65,8 @@ class Masks:
                 text = json.dumps(segm)
             first.append(len(ends) - 1)
             others.append(text)
-        return cls(_hundredths(np.array(points)), np.array(ends), np.array(first), Texts.of(others)), bare
+        coordinates = np.frombuffer(points) if points else np.zeros(0)  # not a copy
+        return cls(_hundredths(coordinates), np.array(ends), np.array(first), Texts.of(others)), bare
 
     def get(self, index: int) -> Any:
         """The segmentation of an object as its file has it; None if it has none."""
@@ -88,12 +89,16 @@ class Masks:
         )
 
 
-def _hundredths(points: np.ndarray) -> np.ndarray:
+def _hundredths(points: np.ndarray, block: int = 1 << 20) -> np.ndarray:
+    found = np.empty(points.shape, np.int32)
     with np.errstate(invalid='ignore', over='ignore'):
-        scaled = np.rint(100 * points)
-        if (np.abs(scaled) < 1 << 31).all() and (scaled / 100 == points).all():
-            return scaled.astype(np.int32)
-    return points
+        for start in range(0, len(points), block):  # in blocks: intermediate results would be several times the points
+            part = points[start : start + block]
+            scaled = np.rint(100 * part)
+            if not ((np.abs(scaled) < 1 << 31).all() and (scaled / 100 == part).all()):
+                return points
+            found[start : start + block] = scaled
+    return found
 
 
 @dataclass

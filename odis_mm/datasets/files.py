@@ -144,7 +144,9 @@ def parse_json(data: bytes) -> Any:
             return orjson.loads(data)
         except ValueError:  # it knows neither NaN nor a byte order mark nor names that are no UTF-8, which json takes
             pass
-    return json.loads(data)
+    text = data.decode(json.detect_encoding(data), 'surrogatepass')
+    del data  # a large file would be there twice while it is parsed
+    return json.loads(text)
 
 
 def read_json(path: PathLike) -> dict:

@@ -4,7 +4,7 @@ import io
 import struct
 import warnings
 from pathlib import Path
-from typing import Any, Dict, Optional, Sequence, Tuple
+from typing import Any, Dict, Optional, Sequence, Tuple, Union
 
 import cv2
 import numpy as np
@@ -22,6 +22,7 @@ MAX_PIXELS = 1 << 27  # 400 MB as RGB; a damaged header can claim 65535 x 65535
 _BITS = (8, 10, 12, 14, 16)  # of cameras and scanners
 _RGB = getattr(cv2, 'IMREAD_COLOR_RGB', cv2.IMREAD_COLOR) | cv2.IMREAD_IGNORE_ORIENTATION
 _SWAP = not hasattr(cv2, 'IMREAD_COLOR_RGB')  # OpenCV before 4.11
+_REDUCED = {factor: getattr(cv2, f'IMREAD_REDUCED_GRAYSCALE_{factor}') for factor in (2, 4, 8)}  # without a colour flag
 Range = Optional[Sequence[float]]
 _HEIC = (b'he', b'mi', b'ms')  # the brands heic, heix, hevc, mif1, msf1
 _OTHERS = {
@@ -45,24 +46,24 @@ class UnsuitedImageError(BadImageError):
     window."""
 
 
-def _jpeg_head(data: bytes) -> Tuple[bool, Optional[int]]:
-    """Whether a JPEG has its end marker, and its pixels by its header (None: not found before the first scan).
+def _jpeg_head(data: bytes) -> Tuple[bool, Optional[Tuple[int, int]]]:
+    """Whether a JPEG has its end marker, and its (height, width) by its header; None: not found before the first scan.
 
     libjpeg paints what is missing grey, and OpenCV 4 passes that on.
     """
-    at, pixels = 2, None
+    at, size = 2, None
     while data[at : at + 1] == b'\xff' and at + 4 <= len(data):  # skip the head: a preview in it has its own end marker
         marker = data[at + 1]
         if marker == 0xFF:  # fill byte
             at += 1
             continue
         if marker == 0xDA:
-            return data.rfind(b'\xff\xd9') > at, pixels
+            return data.rfind(b'\xff\xd9') > at, size
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame
-            height, width = int.from_bytes(data[at + 5 : at + 7], 'big'), int.from_bytes(data[at + 7 : at + 9], 'big')
-            pixels = max(pixels or 0, height * width)
+            found = int.from_bytes(data[at + 5 : at + 7], 'big'), int.from_bytes(data[at + 7 : at + 9], 'big')
+            size = max(size or found, found, key=lambda sides: sides[0] * sides[1])
         at += 2 + int.from_bytes(data[at + 2 : at + 4], 'big')
-    return False, pixels
+    return False, size
 
 
 def _size_fault(data: bytes, pixels: Optional[int]) -> Optional[str]:
@@ -180,7 +181,8 @@ def _opencv(data: bytes, flags: int = _RGB) -> Optional[np.ndarray]:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:
         return None
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if image is not None and flags == _RGB and _SWAP else image
+    in_colours = image is not None and image.ndim == 3 and flags != cv2.IMREAD_UNCHANGED
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if in_colours and _SWAP else image
 
 
 def _decode_png(data: bytes, channels: int) -> Optional[np.ndarray]:
@@ -203,8 +205,62 @@ def _other_kind(data: bytes) -> Optional[str]:
     )
 
 
+class PostponedJPEG:
+    """A JPEG that is decoded when its views are known: as few of its pixels as they need.
+
+    Attributes:
+        shape: (H, W, 3) of the whole image.
+    """
+
+    def __init__(self, path: PathLike, data: bytes, size: Tuple[int, int]):
+        self.path, self.data, self.shape = path, data, (*size, 3)
+
+    def decode(self, factor: int = 1) -> np.ndarray:
+        """RGB at 1 / factor (1, 2, 4 or 8) of its size, uint8 [ceil(H / factor), ceil(W / factor), 3].
+
+        libjpeg leaves out the frequencies that the smaller image has no place for: each of its pixels is made of
+        ``factor`` x ``factor`` of the whole one.
+
+        Raises:
+            BadImageError: it cannot be decoded.
+        """
+        flags = _RGB if factor == 1 else _RGB & ~cv2.IMREAD_COLOR | _REDUCED[factor]
+        image = _opencv(self.data, flags | (cv2.IMREAD_COLOR if _SWAP else 0))
+        if image is None or image.shape != (*(-(-side // factor) for side in self.shape[:2]), 3):
+            raise _undecodable(self.path, self.data)
+        return image
+
+
+def _undecodable(path: PathLike, data: bytes) -> BadImageError:
+    kind = _other_kind(data)
+    if kind:
+        return BadImageError(
+            f'image {shown(path)} is {kind}, which is not read: convert it to JPEG, PNG or TIFF, or remove it from '
+            'the data.'
+        )
+    return BadImageError(
+        f'image {shown(path)} cannot be decoded: it is damaged or no image; fetch it again or remove it from the data.'
+    )
+
+
 def read_raw(path: PathLike, channels: int = 3) -> np.ndarray:
     """Return an image file's values as they are stored, [H, W, C] of any type; see :func:`read_image`."""
+    data, _ = _read(path)
+    if data[:4] in (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+'):
+        image = _decode_tiff(path, data, channels)
+    elif data[:8] == b'\x89PNG\r\n\x1a\n' and (data[24:25] == b'\x10' or channels == 4):
+        image = _decode_png(data, channels)
+    elif data[:4] == b'RIFF' and channels == 4:
+        image = _decode_png(data, channels)
+    else:
+        image = _opencv(data)
+    if image is None or not image.size:
+        raise _undecodable(path, data)
+    return image if image.ndim == 3 else image[..., None]
+
+
+def _read(path: PathLike) -> Tuple[bytes, Optional[Tuple[int, int]]]:
+    """A file's bytes, checked as far as no pixel is needed; of a JPEG also (height, width)."""
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError:
@@ -222,35 +278,16 @@ def read_raw(path: PathLike, channels: int = 3) -> np.ndarray:
         ) from error
     if not data:
         raise BadImageError(f'image {shown(path)} is empty (0 bytes); fetch it again or remove it from the data.')
-    ends, pixels = _jpeg_head(data) if data[:2] == b'\xff\xd8' else (True, None)
+    ends, size = _jpeg_head(data) if data[:2] == b'\xff\xd8' else (True, None)
     if not ends:
         raise BadImageError(
             f'image {shown(path)} is a truncated JPEG ({len(data)} bytes, no end marker); fetch it again or '
             'remove it from the data.'
         )
-    fault = _size_fault(data, pixels)
+    fault = _size_fault(data, size and size[0] * size[1])
     if fault:
         raise BadImageError(f'image {shown(path)} {fault}; fetch it again, shrink it or remove it from the data.')
-    if data[:4] in (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+'):
-        image = _decode_tiff(path, data, channels)
-    elif data[:8] == b'\x89PNG\r\n\x1a\n' and (data[24:25] == b'\x10' or channels == 4):
-        image = _decode_png(data, channels)
-    elif data[:4] == b'RIFF' and channels == 4:
-        image = _decode_png(data, channels)
-    else:
-        image = _opencv(data)
-    if image is None or not image.size:
-        kind = _other_kind(data)
-        if kind:
-            raise BadImageError(
-                f'image {shown(path)} is {kind}, which is not read: convert it to JPEG, PNG or TIFF, or remove it from '
-                'the data.'
-            )
-        raise BadImageError(
-            f'image {shown(path)} cannot be decoded: it is damaged or no image; fetch it again or remove it from the '
-            'data.'
-        )
-    return image if image.ndim == 3 else image[..., None]
+    return data, size
 
 
 def size_of(path: PathLike) -> Tuple[int, int]:
@@ -417,13 +454,16 @@ class LoadObjectImage(BaseTransform):
 
     Args:
         channels, window, percentiles: See :func:`read_image`. The backbone's ``in_channels`` follows ``channels``.
+        reduced: Leave a JPEG to ``RenderViews``, which decodes it at 1/2, 1/4 or 1/8 of its size where each crop still
+            has as many pixels as its view: several times faster for photographs of many megapixels, no gain for those
+            of 640 x 480. The views differ by some grey levels from those of the whole image.
 
     Raises:
         BadImageError: the file's size is not the one of the annotations, and what `read_image` raises.
         ConfigError: no such window.
     """
 
-    def __init__(self, channels: int = 3, window: Range = None, percentiles: Range = None):
+    def __init__(self, channels: int = 3, window: Range = None, percentiles: Range = None, reduced: bool = False):
         if channels < 1:
             raise ConfigError(f'channels={channels} must be 1 or more.')
         if window is not None and percentiles is not None:
@@ -431,10 +471,13 @@ class LoadObjectImage(BaseTransform):
         for name, ends, most in (('window', window, np.inf), ('percentiles', percentiles, 100)):
             if ends is not None and not (len(ends) == 2 and ends[0] < ends[1] <= most):
                 raise ConfigError(f'{name}={ends} of LoadObjectImage must be two numbers, the lower one first.')
+        if reduced and (channels != 3 or window is not None or percentiles is not None):
+            raise ConfigError('LoadObjectImage(reduced=True) reads three channels of 8 bits, without a window.')
         self.channels, self.window, self.percentiles = channels, window, percentiles
+        self.reduced = reduced
 
     def transform(self, results: dict) -> dict:
-        img = read_image(results['img_path'], self.channels, self.window, self.percentiles)
+        img = self._read(results['img_path'])
         size = img.shape[:2]
         told = results.get('height'), results.get('width')
         if None in told:
@@ -451,3 +494,10 @@ class LoadObjectImage(BaseTransform):
             check_size(img, results)
         results['img'], results['height'], results['width'] = img, *size
         return results
+
+    def _read(self, path: PathLike) -> Union[np.ndarray, PostponedJPEG]:
+        if self.reduced:
+            data, size = _read(path)
+            if size is not None:
+                return PostponedJPEG(path, data, size)
+        return read_image(path, self.channels, self.window, self.percentiles)

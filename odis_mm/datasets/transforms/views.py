@@ -11,13 +11,16 @@ import torch
 import torch.nn.functional as F
 from mmcv.transforms import BaseTransform
 from mmpretrain.registry import TRANSFORMS
+from PIL import Image
 
 from ...structures import View, box_patch_mask, mask_area_in_crops, mask_patch_mask, stack_views, summed_area
 from ...utils.errors import AnnotationError, BadImageError, ConfigError
+from ..image_io import PostponedJPEG
 from ..objects import segmentation_to_mask
 
 ATTEMPTS = 10  # draws of a crop's shape until one fits into the image (torchvision's RandomResizedCrop)
-INTERPOLATIONS = ('bicubic', 'bilinear')
+_PIL = dict(bicubic=Image.Resampling.BICUBIC, bilinear=Image.Resampling.BILINEAR)
+INTERPOLATIONS = tuple(_PIL)
 TARGET_RULES = ('random_area', 'random', 'largest', 'score', 'whole_image')
 _TURNS = (None, cv2.ROTATE_90_COUNTERCLOCKWISE, cv2.ROTATE_180, cv2.ROTATE_90_CLOCKWISE)
 _GROUP_KEYS = {'role', 'num', 'size', 'scale', 'ratio', 'flip'}
@@ -262,18 +265,39 @@ def render_view(img: np.ndarray, view: View, interpolation: str = 'bicubic') -> 
     # [1, h, w, 3] in one piece, seen as channels last: any other layout of strides costs three times as much
     part = torch.from_numpy(np.ascontiguousarray(img[None, y : y + h, x : x + w])).permute(0, 3, 1, 2)
     pixels = F.interpolate(part, size=view.size, mode=interpolation, antialias=True)[0].permute(1, 2, 0).numpy()
+    return _turned(pixels, view)
+
+
+def _turned(pixels: np.ndarray, view: View) -> np.ndarray:
+    channels = pixels.shape[2]
     if view.flip:
         pixels = cv2.flip(pixels, 1)
-    if view.rot90 % 4 and img.shape[2] <= 4:
+    if view.rot90 % 4 and channels <= 4:
         pixels = cv2.rotate(pixels, _TURNS[view.rot90 % 4])
     elif view.rot90 % 4:  # OpenCV turns no more channels
         pixels = np.ascontiguousarray(np.rot90(pixels, view.rot90))
     return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
+def reduction(views: Sequence[View]) -> int:
+    """The largest of 8, 4, 2 and 1 by which an image can be made smaller while each crop keeps as many rows and columns
+    as its view."""
+    least = min(side / pixels for view in views for side, pixels in zip(view.crop[2:], view.size[::-1]))
+    return next((factor for factor in (8, 4, 2) if factor <= least), 1)
+
+
+def render_reduced(img: Image.Image, factor: int, view: View, interpolation: str = 'bicubic') -> np.ndarray:
+    """As :func:`render_view` of an image that is smaller by ``factor``; the crop's corners are between its pixels."""
+    x, y, w, h = view.crop
+    box = (x / factor, y / factor, (x + w) / factor, (y + h) / factor)
+    return _turned(np.asarray(img.resize(view.size[::-1], _PIL[interpolation], box)), view)
+
+
 @TRANSFORMS.register_module()
 class RenderViews(BaseTransform):
     """Crop, resize, flip and turn: ``img`` and ``views`` -> ``pixels``, a list of uint8 [h, w, 3]; ``img`` is kept.
+
+    A :class:`PostponedJPEG` is decoded here, see ``LoadObjectImage(reduced=True)``.
 
     Args:
         interpolation: 'bicubic' (DINO, iBOT) or 'bilinear' (GTSA), both antialiased.
@@ -285,5 +309,14 @@ class RenderViews(BaseTransform):
         self.interpolation = interpolation
 
     def transform(self, results: dict) -> dict:
-        results['pixels'] = [render_view(results['img'], view, self.interpolation) for view in results['views']]
+        img, views = results['img'], results['views']
+        factor = 1
+        if isinstance(img, PostponedJPEG):
+            factor = reduction(views)
+            img = img.decode(factor)
+        if factor > 1:
+            small = Image.fromarray(img)
+            results['pixels'] = [render_reduced(small, factor, view, self.interpolation) for view in views]
+        else:
+            results['pixels'] = [render_view(img, view, self.interpolation) for view in views]
         return results

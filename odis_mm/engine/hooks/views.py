@@ -10,6 +10,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmpretrain.registry import HOOKS
 
+from ...datasets.image_io import PostponedJPEG
 from ...datasets.survey import spread, visible_share
 from ...datasets.transforms import PackViews, SampleViews
 from ...utils.distributed import unwrap
@@ -128,6 +129,8 @@ def samples_of(dataset, count: int, epoch: int = 0) -> Iterator[dict]:
         except BadImageError:  # training names and replaces it
             continue
         if 'pixels' in sample:
+            if isinstance(sample['img'], PostponedJPEG):  # who looks at it wants all of it
+                sample['img'] = sample['img'].decode()
             yield sample
 
 
