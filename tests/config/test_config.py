@@ -7,7 +7,8 @@ import pytest
 from mmengine.config import Config
 
 from odis_mm import apis, config
-from odis_mm.config import ConfigError, apply_options, check_schedule, check_top_level, explain_build_error
+from odis_mm.config import apply_options, check_schedule, check_top_level, explain_build_error
+from odis_mm.utils.errors import ConfigError
 
 PRETRAINING = [name for name in config.shipped_configs() if '/' not in name]
 DETECTORS = [name for name in config.shipped_configs() if name.startswith('mask_rcnn/')]

@@ -1,0 +1,27 @@
+"""Finding, reading, overriding and checking configs."""
+
+from .checks import check_init, explain_build_error, follow_channels
+from .classes import arguments_of, find_class, nearest, walk
+from .options import RUNNER_KEYS, apply_options, check_top_level, parse_options
+from .reading import config_root, load_config, shipped_configs
+from .schedule import check_schedule, fit_schedule, in_iterations
+
+__all__ = [
+    'RUNNER_KEYS',
+    'apply_options',
+    'arguments_of',
+    'check_init',
+    'check_schedule',
+    'check_top_level',
+    'config_root',
+    'explain_build_error',
+    'find_class',
+    'fit_schedule',
+    'follow_channels',
+    'in_iterations',
+    'load_config',
+    'nearest',
+    'parse_options',
+    'shipped_configs',
+    'walk',
+]

@@ -1,0 +1,115 @@
+"""Faults of a config that would only show late, or never: told before training."""
+
+import inspect
+import re
+from typing import Optional
+
+from mmengine.config import Config
+
+from ..models.selfsup.base import TeacherStudent
+from ..utils.errors import ConfigError
+from .classes import arguments_of, find_class, nearest, registries, walk
+
+
+def follow_channels(cfg: Config) -> None:
+    """Let the backbone take images of as many channels as ``LoadObjectImage(channels=...)`` of the training data gives,
+    ``LoadDetectionImage`` in a detector.
+
+    Raises:
+        ConfigError: the steps differ, the backbone is set to another number, or the means and deviations are of another
+            number.
+    """
+    steps = [
+        node
+        for _, node in walk(cfg.train_dataloader)
+        if isinstance(node, dict) and node.get('type') in ('LoadObjectImage', 'LoadDetectionImage')
+    ]
+    counts = sorted({step.get('channels', 3) for step in steps})
+    if len(counts) > 1:
+        raise ConfigError(
+            f'train_dataloader reads images of {" and ".join(map(str, counts))} channels: set one number in all its '
+            'LoadObjectImage (LoadDetectionImage).'
+        )
+    model = cfg.get('model') or {}
+    backbone, channels = model.get('backbone'), counts[0] if counts else 3
+    if not isinstance(backbone, dict) or (channels == 3 and backbone.get('in_channels', 3) == 3):
+        return
+    if backbone.setdefault('in_channels', channels) != channels:
+        raise ConfigError(
+            f'model.backbone.in_channels={backbone.in_channels}, but the training images have {channels} channels '
+            '(LoadObjectImage.channels): set both to one number.'
+        )
+    preprocessor = model.get('data_preprocessor') or {}
+    if preprocessor.get('type') == 'DetDataPreprocessor':  # knows one channel and three
+        preprocessor.update(type='ChannelsPreprocessor', bgr_to_rgb=False)
+    for name in ('mean', 'std'):
+        found = len(preprocessor.get(name) or (0, 0, 0))
+        if found != channels:
+            raise ConfigError(
+                f'model.data_preprocessor.{name} holds {found} numbers for images of {channels} channels: odis-mm '
+                'stats computes mean and std of the data.'
+            )
+
+
+def check_init(cfg: Config) -> None:
+    """Refuse ways to name starting weights that load nothing, or leave the teacher random.
+
+    Raises:
+        ConfigError: an ``init_cfg`` without a type, or mmengine's 'Pretrained' in a pretraining.
+    """
+    model = cfg.get('model') or {}
+    cls = find_class(model.get('type')) if isinstance(model, dict) else None
+    pretraining = cls is not None and issubclass(cls, TeacherStudent)
+    for path, node in (
+        [('model.init_cfg', model.get('init_cfg')), *walk(model, 'model')] if isinstance(model, dict) else ()
+    ):
+        if path.rpartition('.')[2] != 'init_cfg' or not isinstance(node, dict):
+            continue
+        if 'type' not in node:
+            remedy = (
+                'a pretraining starts from weights by --init FILE'
+                if pretraining
+                else f"add {path}.type='VerifiedPretrained'"
+            )
+            raise ConfigError(f'{path} = {dict(node)} has no type, so nothing would be loaded: {remedy}.')
+        if pretraining and str(node['type']).rpartition('.')[2] in ('Pretrained', 'PretrainedInit'):
+            raise ConfigError(
+                f"{path}: type='Pretrained' loads what happens to fit, and not the teacher, which is what is exported; "
+                'a pretraining '
+                'starts from weights by --init FILE.'
+            )
+
+
+def explain_build_error(error: Exception, cfg: Config) -> Optional[str]:
+    """One sentence for a wrong or missing argument of a class, or an unregistered type; None for other errors."""
+    text = str(error.args[0]) if error.args else ''
+    if found := re.search(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", text):
+        name, key = found.groups()
+        paths = [
+            (path, node)
+            for path, node in walk(cfg._cfg_dict)
+            if isinstance(node, dict) and 'type' in node and key in node
+        ]
+        # the class that complains may be a base of the one in the config
+        paths.sort(
+            key=lambda item: name not in [c.__name__ for c in inspect.getmro(find_class(item[1]['type']) or object)]
+        )
+        if paths:
+            path, node = paths[0]
+            hint = nearest(key, arguments_of(find_class(node['type']))[0]) or ': remove it'
+            return f'{path}: {node["type"]} takes no argument {key!r}{hint}'
+    if found := re.search(
+        r'(\w+)(?:\.__init__)?\(\) missing \d+ required (?:positional|keyword-only) arguments?: (.+)', text
+    ):
+        for path, node in walk(cfg._cfg_dict):
+            if isinstance(node, dict) and str(node.get('type', '')).rpartition('.')[2] == found[1]:
+                return f'{path}: {node["type"]} needs the argument {found[2]}'
+    if found := re.search(r'^([\w.]+) is not in the (.+?) registry', text):
+        path = next(
+            (path for path, node in walk(cfg._cfg_dict) if isinstance(node, dict) and node.get('type') == found[1]),
+            'config',
+        )
+        known = {name for registry in registries() for name in registry.module_dict}
+        hint = nearest(found[1].rpartition('.')[2], known) or '; is its package in custom_imports?'
+        return f'{path}.type: no class {found[1]!r} is registered as {found[2]}{hint}'
+    return None

@@ -1,0 +1,54 @@
+"""Classes by the names that configs give them, their arguments, and what a misspelt name is near to."""
+
+import difflib
+import inspect
+from typing import Any, Iterable, Iterator, Optional, Set, Tuple
+
+import mmengine.registry
+from mmengine.registry import Registry
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """' Did you mean ...?' for the most similar known name, or ''."""
+    match = difflib.get_close_matches(name, sorted(map(str, known)), 1, cutoff)
+    return f'; did you mean {match[0]!r}?' if match else ''
+
+
+def find_class(type_: Any) -> Optional[type]:
+    """The class that a config's ``type`` names, wherever it is registered; None if there is none."""
+    if not isinstance(type_, str):
+        return type_ if inspect.isclass(type_) else None
+    scope, _, name = type_.rpartition('.')
+    for registry in registries():
+        if name in registry.module_dict and scope in ('', registry.scope):
+            found = registry.module_dict[name]
+            return found if inspect.isclass(found) else None
+    return None
+
+
+def registries() -> Iterator[Registry]:
+    for root in vars(mmengine.registry).values():
+        if isinstance(root, Registry):
+            # only classes of packages in use: importing others to explain an error would take seconds
+            yield from (root, *root.children.values())
+
+
+def arguments_of(cls: Optional[type]) -> Tuple[Set[str], bool]:
+    """Names of a class's arguments, following **kwargs up the bases; and whether these are all."""
+    names: Set[str] = set()
+    for base in inspect.getmro(cls) if cls else ():
+        if '__init__' in vars(base) and base is not object:
+            parameters = list(inspect.signature(base.__init__).parameters.values())[1:]
+            names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+            if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+                return names, True
+    return names, False
+
+
+def walk(node: Any, path: str = '') -> Iterator[Tuple[str, Any]]:
+    """All (dotted path, value) below a node."""
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, (list, tuple)) else ()
+    for key, value in items:
+        below = f'{path}.{key}' if path else str(key)
+        yield below, value
+        yield from walk(value, below)

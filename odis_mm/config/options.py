@@ -1,0 +1,196 @@
+"""``--cfg-options``: read as plain values, refused where nothing would read them.
+
+A misspelt key ends in one sentence that names it, where it stands and what was probably meant.
+"""
+
+import ast
+import inspect
+import os
+import re
+from typing import Any, Dict, Iterable, List
+
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from ..utils.errors import ConfigError
+from .classes import arguments_of, find_class, nearest, walk
+
+# what mmengine reads from a config beside the arguments of the Runner
+_OTHER_KEYS = {
+    'activation_checkpointing',
+    'compile',
+    'custom_imports',
+    'efficient_conv_bn_eval',
+    'env_cfg',
+    'find_unused_parameters',
+    'load_from_allow',
+    'model_wrapper_cfg',
+    'runner_type',
+    'strategy',
+    'sync_bn',
+    'tta_model',
+    'tta_pipeline',
+}
+RUNNER_KEYS = (set(inspect.signature(Runner.__init__).parameters) | _OTHER_KEYS) - {'self', 'cfg'}
+
+
+def parse_options(pairs: Iterable[str]) -> Dict[str, Any]:
+    """``KEY=VALUE`` texts of a command line as the options of :func:`load_config`.
+
+    Raises:
+        ConfigError: a text is not of that form, or its value is nested too deeply.
+    """
+    options = {}
+    for pair in pairs:
+        key, equals, value = pair.partition('=')
+        if not equals or not key:
+            raise ConfigError(f'--cfg-options {pair!r} is not of the form KEY=VALUE (no spaces around the =).')
+        try:
+            options[key] = _parse_value(value)
+        except (RecursionError, MemoryError) as error:
+            raise ConfigError(
+                f'--cfg-options {pair[:200]!r}: the value is nested too deeply; write a config that inherits from this '
+                'one.'
+            ) from error
+    return options
+
+
+def _parse_value(text: str) -> Any:
+    """Return the Python literal that a text is; else true/false, inf, nan, a list of such (in brackets or by commas),
+    or the text itself.
+
+    Blanks within names and paths stay: ``['/my data/x']``, ``[traffic light,person]``, ``/my data/x``.
+    """
+    text = text.strip()
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = ...  # no literal
+    if _is_plain(value):
+        bare = isinstance(value, tuple) and not (text.startswith('(') and text.endswith(')'))
+        return list(value) if bare else value
+    if text.lower() in ('true', 'false'):
+        return text.lower() == 'true'
+    if text.lower().lstrip('+-') in ('inf', 'nan'):
+        return float(text)
+    if text[:1] + text[-1:] in ('[]', '()'):
+        if re.search(r'\w\(', text):
+            raise ConfigError(
+                f'--cfg-options: {text[:200]!r} is no Python literal (numbers, texts in quotes, lists, dicts in '
+                'braces); for anything nested deeper write a config that inherits from this one.'
+            )
+        parts = [_parse_value(part) for part in _split(text[1:-1])]
+        return parts if text[0] == '[' else tuple(parts)
+    if ',' in text and ' ' not in text:  # a text with blanks is a path or a sentence
+        parts = _split(text)
+        return [_parse_value(part) for part in parts] if len(parts) > 1 or text.endswith(',') else text
+    return text
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(_is_plain, value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _split(text: str) -> List[str]:
+    """Return the parts between commas that stand outside brackets and quotes; a comma at the end adds none."""
+    parts, depth, quote = [''], 0, ''
+    for character in text:
+        if quote:
+            quote = '' if character == quote else quote
+        elif character in '\'"':
+            quote = character
+        elif character in '[({':
+            depth += 1
+        elif character in '])}':
+            depth -= 1
+        elif character == ',' and depth == 0:
+            parts.append('')
+            continue
+        parts[-1] += character
+    return parts if parts[-1].strip() else parts[:-1]
+
+
+def apply_options(cfg: Config, options: Dict[str, Any]) -> None:
+    """Sets ``--cfg-options`` in place.
+
+    A key must exist in the config, be an argument of the class that the enclosing dict builds, or be marked as new by
+    a leading '+'.
+
+    Args:
+        cfg: The config.
+        options: {'train_dataloader.batch_size': 8, '+notes.by': 'me', ...}
+
+    Raises:
+        ConfigError: for a key that nothing would read.
+    """
+    for key, value in options.items():
+        if not key.startswith('+'):
+            _check_option(cfg, key)
+        _check_names(key, value)
+        try:
+            cfg.merge_from_dict({key.lstrip('+'): value})
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ConfigError(f'--cfg-options {key} does not fit the config: {error}') from error
+
+
+def _check_names(key: str, value: Any) -> None:
+    """Refuse one text where a list of class names belongs: mmdet would take it letter by letter."""
+    if key.rpartition('.')[2].lower() != 'classes' or not isinstance(value, str) or os.path.isfile(value):
+        return
+    names = tuple(part.strip() for part in value.split(','))
+    raise ConfigError(
+        f'--cfg-options {key}: the class names must be a list, and {value!r} is one text; write "{key}={names!r}" '
+        '(with the quotes).'
+    )
+
+
+def _check_option(cfg: Config, key: str) -> None:
+    parts = key.split('.')
+    if parts[0] in cfg and parts[0] not in RUNNER_KEYS:
+        users = [path for path, value in walk(cfg._cfg_dict) if value == cfg[parts[0]] and path != parts[0]]
+        raise ConfigError(
+            f'--cfg-options {key}: {parts[0]!r} is a variable of the config file, already used when options are '
+            'applied, so setting it would change nothing; set the key that uses it'
+            + (f', such as {users[0]}.' if users else '.')
+        )
+    node, path = cfg._cfg_dict, ''
+    for depth, part in enumerate(parts):
+        if isinstance(node, list):
+            if not part.isdigit() or int(part) >= len(node):
+                raise ConfigError(
+                    f'--cfg-options {key}: {path} is a list of {len(node)}, so {part!r} must be an index below '
+                    f'{len(node)}.'
+                )
+            node = node[int(part)]
+        elif isinstance(node, dict):
+            if part not in node:
+                known, closed = (RUNNER_KEYS, True) if depth == 0 else arguments_of(find_class(node.get('type')))
+                if part in known or part == '_delete_':
+                    return
+                where = path or 'the config'
+                remedy = '' if closed and node.get('type') else f' (write +{key} to add it all the same)'
+                raise ConfigError(
+                    f'--cfg-options {key}: {where} has no key {part!r}{nearest(part, {*known, *node})}{remedy}'
+                )
+            node = node[part]
+        else:
+            raise ConfigError(f'--cfg-options {key}: {path} is {node!r}, which has no key {part!r}; set {path} itself.')
+        path = f'{path}.{part}' if path else part
+
+
+def check_top_level(cfg: Config) -> None:
+    """Refuses a top-level key that is one slip away from one that mmengine reads (``train_dataloder``).
+
+    Raises:
+        ConfigError: naming both.
+    """
+    # test_pipeline is a usual variable of a file, not a slip of tta_pipeline
+    known = {key for key in RUNNER_KEYS if not key.endswith('_pipeline')}
+    for key in cfg:
+        hint = '' if key in RUNNER_KEYS else nearest(key, known, cutoff=0.88)
+        if hint:
+            raise ConfigError(f'{cfg.filename or "config"}: nothing reads the key {key!r}{hint}')

@@ -1,0 +1,99 @@
+"""Finding and reading config files."""
+
+import os
+import re
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Dict, Iterator, Optional, Union
+
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+
+from ..utils.errors import ConfigError
+from ..utils.noise import quiet_console
+from .classes import nearest
+from .options import apply_options, check_top_level
+
+
+def config_root() -> Path:
+    """Where the shipped configs lie: in the installed wheel, or in the checkout."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / '.mim' / 'configs'
+    return installed if installed.is_dir() else package.parent / 'configs'
+
+
+def shipped_configs() -> Dict[str, Path]:
+    """Name (``odis_vits_coco``, ``mask_rcnn/...``) to path of every recipe that comes with the package."""
+    root = config_root()
+    paths = [path for path in sorted(root.rglob('*.py')) if '_base_' not in path.parts]
+    return {path.relative_to(root).with_suffix('').as_posix(): path for path in paths}
+
+
+def load_config(name: Union[str, Path], options: Optional[Dict[str, Any]] = None) -> Config:
+    """Reads a config file, or a shipped recipe by its name, and applies ``--cfg-options``.
+
+    Args:
+        name: A path, or a name from :func:`shipped_configs` (its last part will do).
+        options: See :func:`apply_options`.
+
+    Raises:
+        ConfigError: no such config, a syntax error in it, or a key that nothing reads.
+    """
+    path = Path(name)
+    if path.suffix in ('.pth', '.pt', '.safetensors', '.ckpt'):
+        raise ConfigError(
+            f'{path} is a checkpoint where a config is expected: give the config first, and the file by --resume, '
+            '--init or as second argument of test.'
+        )
+    if not path.is_file():
+        shipped = shipped_configs()
+        wanted = Path(str(name).removesuffix('.py')).as_posix()
+        found = [p for key, p in shipped.items() if wanted in (key, key.rpartition('/')[2])]
+        if not found:
+            names = [*shipped, *(key.rpartition('/')[2] for key in shipped)]
+            hint = nearest(wanted, names) or f' ({", ".join(shipped)})'
+            raise ConfigError(f'no config {str(name)!r}: it is neither a file nor a shipped recipe{hint}')
+        path = found[0]
+    for variable in ('COCO_ROOT', 'IMAGENET_ROOT', 'ADE20K_ROOT', 'ODIS_DEMO_ROOT'):
+        if not os.environ.get(variable, 'set'):
+            del os.environ[variable]  # empty means unset
+    quiet_console(MMLogger.get_current_instance())
+    try:
+        with _plain_roots() as roots:
+            cfg = Config.fromfile(str(path))
+        for stand_in, root in roots.items():
+            cfg._cfg_dict = _replaced(cfg._cfg_dict, stand_in, root)
+    except (SyntaxError, AttributeError, KeyError, FileNotFoundError, TypeError) as error:
+        raise ConfigError(f'{path} cannot be read as a config: {error}') from error
+    apply_options(cfg, options or {})
+    check_top_level(cfg)
+    return cfg
+
+
+@contextmanager
+def _plain_roots() -> Iterator[Dict[str, str]]:
+    """Let stand-ins take the place of data roots in the environment that mmengine, which pastes them into the text of a
+    config, would read as code or as a pattern: paths with a backslash, a quote, or the like."""
+    odd = {
+        name: value
+        for name, value in os.environ.items()
+        if name.endswith('_ROOT') and not re.fullmatch(r'[\w\-./~:+@,= ]*', value)
+    }
+    roots = {}
+    for name, value in odd.items():
+        os.environ[name] = f'<{name}>'
+        roots[os.environ[name]] = value
+    try:
+        yield roots
+    finally:
+        os.environ.update(odd)
+
+
+def _replaced(node: Any, old: str, new: str) -> Any:
+    """A config's dicts and lists with a part of their texts replaced."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            node[key] = _replaced(value, old, new)
+    elif isinstance(node, (list, tuple)):
+        return type(node)(_replaced(value, old, new) for value in node)
+    return node.replace(old, new) if isinstance(node, str) else node

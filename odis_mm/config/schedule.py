@@ -1,0 +1,145 @@
+"""The learning rate's schedule: as long as the run, and in iterations where that is asked for."""
+
+import os
+from typing import Any, List
+
+from mmengine.config import Config
+
+from ..utils.errors import ConfigError
+from .reading import load_config
+
+LENGTHS = ('max_epochs', 'max_iters')
+POINTS = ('begin', 'end', 'T_max', 'milestones', 'step_size', 'total_steps')  # of a scheduler, in its own unit
+ENDLESS = 10**9  # mmengine's 'for ever'
+
+
+def fit_schedule(cfg: Config) -> List[str]:
+    """Scale warm-up and schedule of a config whose length was changed, in place; return what was done, for the log.
+
+    The file that the config was read from tells the length that its schedule was written for. What the options set
+    themselves stays, and what followed it in the file still does: a part that begins where the warm-up ends, a T_max
+    from begin to end. Epochs that are no whole numbers any more are turned into iterations by :func:`in_iterations`,
+    once the length of an epoch is known.
+
+    Args:
+        cfg: After its options were applied.
+    """
+    parts, length = _parts(cfg), cfg.get('train_cfg') or {}
+    if not parts or not cfg.filename or not os.path.isfile(cfg.filename):
+        return []
+    try:
+        file = load_config(cfg.filename)
+    except Exception:  # a file that has changed or cannot be read any more tells nothing
+        return []
+    written, before = _parts(file), file.get('train_cfg') or {}
+    unit = next((unit for unit in LENGTHS if length.get(unit) and before.get(unit)), None)
+    if (
+        unit is None
+        or length[unit] == before[unit]
+        or [p.get('type') for p in parts] != [p.get('type') for p in written]
+    ):
+        return []
+    factor, told, kept = length[unit] / before[unit], [], []
+    for index, (part, was) in enumerate(zip(parts, written)):
+        for key in POINTS:
+            if key not in was:
+                continue
+            name = f'param_scheduler.{index}.{key}'
+            if part.get(key) != was[key]:
+                kept.append(name)
+                continue
+            part[key] = _scaled(was[key], factor, part.get('by_epoch', True))
+            if part[key] != was[key]:
+                told.append((name, was[key], index, key))
+    for index, (part, was) in enumerate(zip(parts, written)):  # what hung together in the file
+        for other, theirs in zip(parts, written):
+            if f'param_scheduler.{index}.begin' not in kept and 0 < was.get('begin', 0) == theirs.get('end'):
+                part['begin'] = other['end']
+        if f'param_scheduler.{index}.T_max' not in kept and was.get('T_max') is not None:
+            if was['T_max'] == was.get('end', before[unit]) - was.get('begin', 0):
+                part['T_max'] = part.get('end', length[unit]) - part.get('begin', 0)
+    where = os.path.basename(cfg.filename)
+    lines = [f'train_cfg.{unit} is {before[unit]} in {where} and {length[unit]} here: the schedule is scaled with it']
+    changed = [f'{name} {old} -> {parts[index][key]}' for name, old, index, key in told if parts[index][key] != old]
+    if changed:
+        lines[0] += f' ({", ".join(changed)})'
+    if kept:
+        lines.append(f'as set by options, not scaled: {", ".join(kept)}')
+    return lines if changed or kept else []
+
+
+def _parts(cfg: Config) -> List[dict]:
+    found = cfg.get('param_scheduler') or []
+    found = found if isinstance(found, list) else [found]
+    return found if all(isinstance(part, dict) and 'type' in part for part in found) else []
+
+
+def _scaled(value: Any, factor: float, by_epoch: bool) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_scaled(entry, factor, by_epoch) for entry in value]
+    if not value or value >= ENDLESS:
+        return value
+    scaled = round(value * factor, 6)
+    if by_epoch:
+        return int(scaled) if scaled == int(scaled) else scaled
+    return max(1, round(scaled))
+
+
+def in_iterations(parts: List[dict], epoch_length: int) -> List[dict]:
+    """Return scheduler configs that mmengine can follow: with epochs turned into iterations if one of them names a part
+    of an epoch, and without warm-ups of less than two iterations.
+
+    (mmengine's ``LinearLR`` of one iteration would leave the learning rate at its first value for the whole run.)
+    """
+
+    def fractional(value: Any) -> bool:
+        if isinstance(value, (list, tuple)):
+            return any(map(fractional, value))
+        return isinstance(value, float) and value % 1 != 0
+
+    def count(value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [count(entry) for entry in value]
+        return value if not value or value >= ENDLESS else max(1, round(value * epoch_length))
+
+    def short(part: dict) -> bool:
+        unit = epoch_length if part.get('by_epoch', True) else 1
+        warmup = str(part['type']).rpartition('.')[2].startswith(('Linear', 'Constant'))
+        return warmup and round((part.get('end', ENDLESS) - part.get('begin', 0)) * unit) < 2
+
+    by_epoch = [part for part in parts if part.get('by_epoch', True)]
+    if not any(map(short, parts)) and not any(fractional(part.get(key)) for part in by_epoch for key in POINTS):
+        return parts
+    turned, left_out = [], {}
+    for part in parts:
+        gone = short(part)
+        if part.get('by_epoch', True):
+            part = {**part, 'by_epoch': False, **{key: count(part[key]) for key in POINTS if part.get(key) is not None}}
+            part.pop('convert_to_iter_based', None)
+        begin = part.get('begin', 0)
+        if gone:
+            left_out[part['end']] = begin
+        elif begin in left_out:
+            turned.append({**part, 'begin': left_out[begin]})  # begins where the warm-up would have
+        else:
+            turned.append(part)
+    return turned
+
+
+def check_schedule(cfg: Config) -> None:
+    """Refuse a schedule part that begins when training is over.
+
+    Raises:
+        ConfigError: naming the part and the options that shorten the warm-up.
+    """
+    train_cfg = cfg.get('train_cfg') or {}
+    for i, part in enumerate(_parts(cfg)):
+        unit = 'epoch' if part.get('by_epoch', True) else 'iteration'
+        total = train_cfg.get('max_epochs' if unit == 'epoch' else 'max_iters')
+        begin = part.get('begin', 0)
+        if total is not None and begin and begin >= total:
+            raise ConfigError(
+                f'param_scheduler.{i} ({part["type"]}) begins at {unit} {begin}, but training ends at {unit} '
+                f'{total}: shorten the warm-up, e.g. '
+                f'--cfg-options param_scheduler.{i - 1}.end=1 param_scheduler.{i}.begin=1 (with two {unit}s or more).'
+            )
