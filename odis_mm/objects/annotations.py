@@ -31,6 +31,10 @@ _NO_LABELS = {'classes.txt', 'labels.txt', 'train.txt', 'val.txt', 'valid.txt', 
 _NAME_FILES = ('classes.txt', 'obj.names', '_darknet.labels', 'labels.txt')
 
 
+class UnrecognisedError(AnnotationError):
+    """There are no annotations, or none of a format that is known."""
+
+
 _WRONG = (AssertionError, KeyError, TypeError, ValueError, AttributeError, IndexError, OSError)  # of a reader
 
 
@@ -160,7 +164,7 @@ def recognise(path: Path, index: Optional[ImageIndex] = None) -> str:
     """Return the key of :data:`FORMATS` that a file or folder is of.
 
     Raises:
-        AnnotationError: of none, or of several.
+        AnnotationError: of none (``UnrecognisedError``), or of several.
     """
     if path.is_file():
         kinds = {_kind_of(path)} - {None}
@@ -173,8 +177,10 @@ def recognise(path: Path, index: Optional[ImageIndex] = None) -> str:
             kinds = {'yolo'}
     if len(kinds) == 1:
         return kinds.pop()
-    found = f'holds {" and ".join(sorted(kinds))} annotations' if kinds else 'holds no annotations that are recognised'
-    raise AnnotationError(f'{path} {found}: name the format (one of {", ".join(FORMATS)}).')
+    formats = f'name the format (one of {", ".join(FORMATS)}).'
+    if not kinds:
+        raise UnrecognisedError(f'{path} holds no annotations that are recognised: {formats}')
+    raise AnnotationError(f'{path} holds {" and ".join(sorted(kinds))} annotations: {formats}')
 
 
 def _visible(path: Path) -> bool:

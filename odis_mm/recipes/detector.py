@@ -208,7 +208,7 @@ def _set_length(cfg: Config, iterations: int, batch: Optional[int], evaluations:
             eta_min_ratio=0.01,
         ),
     ]
-    cfg.log_processor = dict(type='LogProcessor', window_size=20, by_epoch=False)
+    cfg.log_processor = dict(type='mmpretrain.RunLogProcessor', window_size=20, by_epoch=False)
     # a power cut costs a quarter of the run at most
     cfg.default_hooks.checkpoint.update(by_epoch=False, interval=math.ceil(iterations / 4), max_keep_ckpts=1)
     cfg.default_hooks.logger.interval = min(cfg.default_hooks.logger.get('interval', 20), max(iterations // 10, 1))

@@ -16,6 +16,9 @@ from ..utils.errors import BadImageError, CheckpointError, ConfigError, MissingF
 from ..utils.files import PathLike, atomic_write_text
 from ..utils.scopes import scope_of
 
+# of weights that the inferencer was not given (they are loaded, and checked, right after), of a visualizer that keeps
+# nothing, and of boxes that reach the border
+NOISE = 'Checkpoint is not loaded|weights is None|palette does not|Failed to add .*LocalVisBackend|.*out of bounds'
 DRAWN_AS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')  # what pictures can be written as
 
 
@@ -62,11 +65,11 @@ def predict(
     out.mkdir(parents=True, exist_ok=True)
     cfg.model.backbone.pop('init_cfg', None)  # everything comes from the detector's checkpoint
     with scope_of('mmdet'):  # DetInferencer leaves its scope behind
-        with warnings.catch_warnings():  # of weights that it was not given: they are loaded, and checked, right after
-            warnings.filterwarnings('ignore', message='Checkpoint is not loaded|weights is None|palette does not')
-            inferencer = FileInferencer(cfg, _names(paths), weights=None, device=device, show_progress=not quiet)
-        classes = _load(inferencer.model, weights, cfg)
-        inferencer([str(p) for p in paths], batch_size=batch, out_dir=str(out), pred_score_thr=threshold)
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', message=NOISE)
+            inferencer = FileInferencer(cfg, picture_names(paths), weights=None, device=device, show_progress=not quiet)
+            classes = _load(inferencer.model, weights, cfg)
+            inferencer([str(p) for p in paths], batch_size=batch, out_dir=str(out), pred_score_thr=threshold)
     if not inferencer.found:
         raise BadImageError(f'none of {len(paths)} images can be read; the first: {inferencer.bad[0]}')
     for sentence in inferencer.bad:
@@ -76,7 +79,7 @@ def predict(
     return target
 
 
-def _names(paths: Sequence[Path]) -> Dict[str, str]:
+def picture_names(paths: Sequence[Path]) -> Dict[str, str]:
     """A name for the picture of each image: its own, with a number where several have it."""
     names: Dict[str, str] = {}
     taken: Set[str] = set()

@@ -1,5 +1,6 @@
 """Pretraining on a folder of images."""
 
+import logging
 import re
 import tempfile
 from pathlib import Path
@@ -10,7 +11,7 @@ from mmengine.logging import print_log
 
 from .. import apis
 from ..datasets.layout import find_splits
-from ..objects.annotations import imported_splits
+from ..objects.annotations import UnrecognisedError, imported_splits
 from ..recipes.pretraining import pretraining_config
 from ..recipes.starting import start_from
 from ..utils.errors import AnnotationError, ConfigError, StageError
@@ -68,7 +69,7 @@ def pretrain(
         )
     with logging_at('WARNING' if quiet else 'INFO'):
         if boxes is None:
-            boxes = _imported_boxes(Path(data), images, work_dir / 'annotations')
+            boxes = imported_boxes(Path(data), images, work_dir / 'annotations')
         known: Dict[str, Any] = dict(
             boxes=boxes, images=images, method=method, size=size, batch=batch, seed=seed, options=options
         )
@@ -85,15 +86,17 @@ def pretrain(
     return newest_export(work_dir)
 
 
-def _imported_boxes(data: Path, images: Optional[PathLike], folder: Path) -> Optional[Path]:
+def imported_boxes(data: Path, images: Optional[PathLike], folder: Path) -> Optional[Path]:
     """The training annotations of other formats (YOLO, Pascal VOC, ...) in a folder that has none of COCO style, as a
-    COCO-style file; None if there are none that can be used."""
+    COCO-style file; None if there are none, or, with a warning, none that can be used."""
     if not data.is_dir() or find_splits(data, ('train',), images):
         return None
     try:
         split = imported_splits(data, images, folder).get('train')
+    except UnrecognisedError:
+        return None
     except AnnotationError as error:
-        print_log(f'annotations: {error}', logger='current')
+        print_log(f'annotations are not used: {error}', logger='current', level=logging.WARNING)
         return None
     return split.ann_file if split else None
 

@@ -17,6 +17,7 @@ LOGGED = (
     r'Loads checkpoint by ',  # said again, with the outcome, by what loads it
     r'Exp name: ',
     r'Distributed training is not used, all SyncBatchNorm',
+    r'Failed to search registry with scope "\w+" in the "function"',  # mmdet's inferencer, of mmengine's own collate
     r'Using env variable ',  # the data roots, which the data set names
     r'Checkpoints will be saved to ',  # the work dir, said before
     r'Dataset \w+ has no metainfo',

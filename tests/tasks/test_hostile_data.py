@@ -14,8 +14,8 @@ from odis_mm.datasets.survey import image_size
 from odis_mm.objects.annotations import imported_splits
 from odis_mm.recipes import pretraining_config
 from odis_mm.tasks.finetune import detector_splits
-from odis_mm.tasks.predict import _names, find_images
-from odis_mm.tasks.pretrain import _imported_boxes
+from odis_mm.tasks.predict import find_images, picture_names
+from odis_mm.tasks.pretrain import imported_boxes
 from odis_mm.utils.errors import AnnotationError, BadImageError, ConfigError, MissingFileError, explain
 
 
@@ -135,7 +135,7 @@ def voc(root, count=4):
 
 def test_pretraining_takes_the_boxes_of_other_tools(tmp_path):
     root = voc(tmp_path / 'voc')
-    boxes = _imported_boxes(root, None, tmp_path / 'run' / 'annotations')
+    boxes = imported_boxes(root, None, tmp_path / 'run' / 'annotations')
     cfg, found = pretraining_config(root, boxes=boxes)
     assert cfg.model.type == 'ODIS' and (found.images, found.objects) == (4, 4)
     assert cfg.train_dataloader.dataset.data_prefix == str(root.resolve())
@@ -143,7 +143,7 @@ def test_pretraining_takes_the_boxes_of_other_tools(tmp_path):
     plain.mkdir()
     (root / 'JPEGImages' / '0.jpg').rename(plain / '0.jpg')
     (plain / '0.txt').write_text('a caption of the picture')  # as captioning tools write, and YOLO names its labels
-    assert _imported_boxes(plain, None, tmp_path / 'x') is None
+    assert imported_boxes(plain, None, tmp_path / 'x') is None
     assert pretraining_config(plain)[0].model.type == 'ALFM'
 
 
@@ -196,6 +196,6 @@ def test_pictures_of_one_name_are_all_kept(tmp_path):
     (tmp_path / 'a' / 'loop').symlink_to(tmp_path)
     found = find_images([tmp_path, tmp_path / 'a' / '1.png'])
     assert [path.parent.name for path in found] == ['a', 'b', 'a']
-    assert list(_names(found[:2]).values()) == ['1.png', '1_2.png']
+    assert list(picture_names(found[:2]).values()) == ['1.png', '1_2.png']
     with pytest.raises(MissingFileError, match='looked for .jpg'):
         find_images([tmp_path / '.hidden' / '..' / 'empty'] if (tmp_path / 'empty').mkdir() is None else [])
