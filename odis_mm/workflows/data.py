@@ -8,8 +8,12 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
+from ..datasets.annotations import coco_table
 from ..datasets.demo import ensure_demo
-from ..datasets.layout import Split, categories, find_splits, image_folder, read_coco, split_coco
+from ..datasets.files import walk_images
+from ..datasets.image_io import size_of
+from ..datasets.layout import SPLITS, Split, categories, find_splits, image_folder, read_coco, split_coco
+from ..datasets.values import flag, identity, number
 from ..utils.errors import ConfigError
 from ..utils.files import atomic_write_text
 from . import leaks
@@ -55,7 +59,14 @@ def prepare(plan: Plan, folder: Path, work_dir: Path, say: Callable[[str], None]
     splits, notes = _splits(plan, folder, out)
     contents = {name: _normalised(split) for name, split in splits.items()}
     known = {c['name'] for c in contents['train']['categories']}
+    named = {c['id']: c['name'] for c in contents['train']['categories']}
     for name, content in contents.items():
+        for category in content['categories']:
+            if named.get(category['id'], category['name']) != category['name']:
+                raise ConfigError(
+                    f'{splits[name].ann_file}: category {category["id"]} is {category["name"]!r}, and '
+                    f'{named[category["id"]]!r} in {splits["train"].ann_file}: number the classes alike in both.'
+                )
         content['categories'] = contents['train']['categories']
         if not content['images'] or not content['annotations']:
             raise ConfigError(
@@ -153,8 +164,8 @@ def _splits(plan: Plan, folder: Path, out: Path) -> Tuple[Dict[str, Split], List
     else:
         root = resolve(data.root, folder)
     named = {name: getattr(data, name) for name in ('train', 'val', 'test') if getattr(data, name)}
-    found = {} if {'train', 'val'} <= set(named) else find_splits(root)
     images = resolve(data.images, root) if data.images else None
+    found = {} if {'train', 'val'} <= set(named) else find_splits(root, set(SPLITS) - set(named), images)
     for name, file in named.items():
         path = resolve(file, root)
         found[name] = Split(path, images or image_folder(path, root, name))
@@ -174,18 +185,40 @@ def _splits(plan: Plan, folder: Path, out: Path) -> Tuple[Dict[str, Split], List
 
 def _normalised(split: Split) -> dict:
     content = read_coco(split.ann_file)
-    listed = [dict(id=c['id'], name=str(c['name'])) for c in categories(content)]
+    if content.get('annotations'):
+        coco_table(content, split.ann_file)  # says what is not understood
+    listed = [dict(id=identity(c['id']), name=str(c['name'])) for c in categories(content)]
     known = {c['id'] for c in listed}
     folder = Path(split.images).resolve()
+    plain = [_plain(a) for a in content.get('annotations') or ()]
     return dict(
-        images=[{**image, 'file_name': str(folder / image['file_name'])} for image in content['images']],
+        images=[
+            {**image, 'id': identity(image['id']), 'file_name': str(folder / image['file_name'])}
+            for image in content['images']
+        ],
         annotations=[
             {'iscrowd': 0, 'area': float(a['bbox'][2] * a['bbox'][3]), **a, 'id': i + 1}
-            for i, a in enumerate(content.get('annotations', []))
-            if a.get('category_id') in known and len(a.get('bbox') or ()) == 4
+            for i, a in enumerate(plain)
+            if a['category_id'] in known
         ],
         categories=listed,
     )
+
+
+def _plain(annotation: dict) -> dict:
+    """The same with numbers for those that are text."""
+    kind, crowd = annotation.get('category_id'), annotation.get('iscrowd', 0)
+    found = {
+        **annotation,
+        'image_id': identity(annotation['image_id']),
+        'category_id': None if kind is None else identity(kind),
+        'bbox': [value if type(value) in (int, float) else number(value) for value in annotation['bbox']],
+    }
+    if type(crowd) is not int:
+        found['iscrowd'] = int(flag(crowd))
+    if isinstance(annotation.get('area'), str):
+        found['area'] = number(annotation['area'])
+    return found
 
 
 def _without(content: dict, paths: set) -> dict:
@@ -196,22 +229,18 @@ def _without(content: dict, paths: set) -> dict:
 
 def _with_images(content: dict, paths: Sequence[Path], boxes: bool) -> dict:
     """Further images without objects; without ``boxes`` no image has any. No class is told in either case."""
-    first = 1 + max((int(image['id']) for image in content['images']), default=0)
+    first = 1 + max((image['id'] for image in content['images'] if isinstance(image['id'], int)), default=0)
     further = []
     for i, path in enumerate(paths):
-        from PIL import Image
-
-        with Image.open(path) as image:
-            further.append(dict(id=first + i, file_name=str(path), width=image.width, height=image.height))
+        height, width = size_of(path)
+        further.append(dict(id=first + i, file_name=str(path), width=width, height=height))
     one = [dict(id=1, name='object')]
     annotations = [{**a, 'category_id': 1} for a in content['annotations']] if boxes else []
     return dict(images=[*content['images'], *further], annotations=annotations, categories=one)
 
 
 def _image_files(folder: Path) -> List[Path]:
-    from ..datasets.image_io import IMAGE_SUFFIXES
-
-    found = sorted(p for p in folder.rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith('.'))
+    found = sorted(map(Path, walk_images(folder)[0]))
     if not found:
         raise ConfigError(f'data.unlabelled: no image in or below {folder}.')
     return [path.resolve() for path in found]

@@ -1,0 +1,64 @@
+"""Annotations of odd habits in a comparison: numbers as text, ids of other splits, files that are no images."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from helpers import write_noise_coco
+from odis_mm.utils.errors import AnnotationError, BadImageError, ConfigError
+from odis_mm.workflows.data import prepare
+from odis_mm.workflows.plan import Data, Plan, Start
+
+
+def prepared(tmp_path, changed=None, name='w', **data):
+    root = tmp_path / 'data'
+    if not root.is_dir():
+        write_noise_coco(root, (('train', 6), ('val', 4)))
+    if changed is not None:
+        path = root / 'annotations' / 'train.json'
+        content = json.loads(path.read_text())
+        changed(content)
+        path.write_text(json.dumps(content))
+    return prepare(Plan(Data(root=str(root), **data), (Start('random'),)), tmp_path, tmp_path / name)
+
+
+def as_text(content):
+    for image in content['images']:
+        image['id'] = str(image['id'])
+    for annotation in content['annotations']:
+        annotation.update(image_id=f' {annotation["image_id"]}.0', category_id='1', iscrowd='0', area=' 5e2')
+        annotation['bbox'] = [str(value) for value in annotation['bbox']]
+    content['categories'][0]['id'] = '1'
+
+
+def test_numbers_as_text_are_the_numbers(tmp_path):
+    plain = json.loads(prepared(tmp_path).train.read_text())
+    text = json.loads(prepared(tmp_path, as_text, 'w2').train.read_text())
+    assert {annotation.pop('area') for annotation in text['annotations']} == {500.0}
+    assert all(annotation.pop('area') for annotation in plain['annotations'])
+    assert text == plain and len(text['annotations']) == 18
+
+
+def test_classes_that_are_numbered_otherwise_are_refused(tmp_path):
+    def renamed(content):
+        content['categories'][0]['name'] = 'lid'
+
+    with pytest.raises(ConfigError, match="val.json: category 1 is 'box', and 'lid' in .*train.json"):
+        prepared(tmp_path, renamed)
+
+
+def test_what_is_no_annotation_is_named(tmp_path):
+    with pytest.raises(AnnotationError, match=r'annotations\[2\] is not a dict with'):
+        prepared(tmp_path, lambda content: content['annotations'][2].update(bbox=[1, 2, 'x', 4]))
+
+
+def test_unlabelled_files_that_cannot_be_read_are_named(tmp_path):
+    more = tmp_path / 'more'
+    (more / '.hidden').mkdir(parents=True)
+    Image.effect_noise((40, 30), 90).save(more / 'a.png')
+    (more / '.hidden' / 'b.png').write_bytes(b'no image')
+    assert prepared(tmp_path, unlabelled=str(more)).images['unlabelled'] == 1
+    (more / 'c.png').write_bytes(b'GIF89a')
+    with pytest.raises((ConfigError, BadImageError), match=r'c\.png'):
+        prepared(tmp_path, name='w2', unlabelled=str(more))
