@@ -25,19 +25,20 @@ _SWAP = not hasattr(cv2, 'IMREAD_COLOR_RGB')  # OpenCV before 4.11
 _REDUCED = {factor: getattr(cv2, f'IMREAD_REDUCED_GRAYSCALE_{factor}') for factor in (2, 4, 8)}  # without a colour flag
 Range = Optional[Sequence[float]]
 _HEIC = (b'he', b'mi', b'ms')  # the brands heic, heix, hevc, mif1, msf1
-_OTHERS = {
+_UNREAD = {
     b'GIF8': 'a GIF',
     b'\xff\x0a': 'a JPEG XL image',
     b'\0\0\0\x0cJXL': 'a JPEG XL image',
     b'8BPS': 'a Photoshop file',
     b'%PDF': 'a PDF',
     b'<svg': 'an SVG drawing',
-    b'<?xml': 'an XML file',
+    b'\x89HDF': 'an HDF5 file',
+}
+_ELSE = {
     b'<!DOCTYPE': 'a web page',
     b'<html': 'a web page',
-    b'\x89HDF': 'an HDF5 file',
-    b'version https://git-lfs': 'a pointer of Git LFS in place of the file (git lfs pull fetches it)',
-    b'PK': 'an archive',
+    b'<?xml': 'an XML file',
+    b'version https://git-lfs': 'a pointer of Git LFS in place of the file (git lfs pull)',
 }
 
 
@@ -195,14 +196,19 @@ def _decode_png(data: bytes, channels: int) -> Optional[np.ndarray]:
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def _other_kind(data: bytes) -> Optional[str]:
-    """What a file is that no reader here takes, by its first bytes."""
+def _other_kind(data: bytes) -> Tuple[str, str]:
+    """What a file is that could not be decoded, by its first bytes, and what to do about it."""
+    kind = None
     if data[4:8] == b'ftyp':
         brand = data[8:12]
-        return 'an AVIF image' if brand[:3] == b'avi' else 'a HEIC image' if brand[:2] in _HEIC else 'a film'
-    return next((kind for start, kind in _OTHERS.items() if data.startswith(start)), None) or (
-        'a DICOM image' if data[128:132] == b'DICM' else None
-    )
+        kind = 'an AVIF image' if brand[:3] == b'avi' else 'a HEIC image' if brand[:2] in _HEIC else 'a film'
+    elif data[128:132] == b'DICM':
+        kind = 'a DICOM image'
+    kind = kind or next((kind for start, kind in _UNREAD.items() if data.startswith(start)), None)
+    if kind:
+        return f'{kind}, which is not read', 'convert it to JPEG, PNG or TIFF'
+    kind = next((kind for start, kind in _ELSE.items() if data.startswith(start)), None)
+    return kind or 'damaged or no image', 'fetch it again'
 
 
 class PostponedJPEG:
@@ -232,15 +238,8 @@ class PostponedJPEG:
 
 
 def _undecodable(path: PathLike, data: bytes) -> BadImageError:
-    kind = _other_kind(data)
-    if kind:
-        return BadImageError(
-            f'image {shown(path)} is {kind}, which is not read: convert it to JPEG, PNG or TIFF, or remove it from '
-            'the data.'
-        )
-    return BadImageError(
-        f'image {shown(path)} cannot be decoded: it is damaged or no image; fetch it again or remove it from the data.'
-    )
+    kind, remedy = _other_kind(data)
+    return BadImageError(f'image {shown(path)} cannot be decoded: it is {kind}; {remedy} or remove it from the data.')
 
 
 def read_raw(path: PathLike, channels: int = 3) -> np.ndarray:

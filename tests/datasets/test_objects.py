@@ -355,7 +355,7 @@ def test_bad_image_files(tmp_path):
     assert _message(ValueError, read_image, path) == (
         f'image {path} is empty (0 bytes); fetch it again or remove it from the data.'
     )
-    damaged = f'image {path} cannot be decoded: it is damaged or no image; fetch it again or remove it from the data.'
+    damaged = f'image {path} cannot be decoded: it is a web page; fetch it again or remove it from the data.'
     path.write_bytes(b'<html>not found</html>')
     assert _message(ValueError, read_image, path) == damaged
     _image(path)

@@ -29,15 +29,18 @@ from odis_mm.utils.errors import AnnotationError, BadImageError, ConfigError, Mi
         (b'\0\0\0\x18ftypisom', 'a film'),
         (b'\0\0\0\x0cJXL \r\n', 'a JPEG XL image'),
         (b'%PDF-1.7', 'a PDF'),
+        (b'\0' * 128 + b'DICM', 'a DICOM image'),
         (b'<!DOCTYPE html>', 'a web page'),
         (b'version https://git-lfs.github.com/spec/v1', 'a pointer of Git LFS'),
-        (b'\0' * 128 + b'DICM', 'a DICOM image'),
+        (b'neither', 'damaged or no image'),
     ],
 )
 def test_other_kinds_of_files_are_named(tmp_path, start, kind):
     path = tmp_path / 'a.jpg'  # a wrong ending is a habit, too
     path.write_bytes(start + b'\0' * 64)
-    with pytest.raises(BadImageError, match=f'a.jpg is {kind}.*convert it'):
+    with pytest.raises(
+        BadImageError, match=f'a.jpg cannot be decoded: it is {kind}.*(convert it to JPEG|fetch it again)'
+    ):
         read_image(path)
 
 
