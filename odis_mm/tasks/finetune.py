@@ -177,12 +177,14 @@ def detector_splits(
 
 
 def _metrics(runner) -> Dict[str, float]:
-    """In percent, the last values that the evaluation logged."""
+    """In percent, the last values that the evaluation logged; without those of sizes and classes that the split lacks."""
     found = {}
     for key in runner.message_hub.log_scalars:
         if key.startswith('val/coco/'):
             name = key.removeprefix('val/coco/')
             value = 100 * float(runner.message_hub.get_scalar(key).current())
+            if not value >= 0:  # COCO's -1, or NaN: there is no such object
+                continue
             found[name if name.startswith(('bbox_', 'segm_')) else f'AP of {name.removesuffix("_precision")}'] = round(
                 value, 2
             )

@@ -60,6 +60,7 @@ def test_the_chain_leaves_what_it_says(chain, coco_folder):
     assert notes[0].startswith('recipe: odis_small') and any('% of the images show' in note for note in notes)
 
     assert {'bbox_mAP', 'AP of bar', 'AP of disc'} <= set(done.metrics)
+    assert 'bbox_mAP_l' not in done.metrics and min(done.metrics.values()) >= 0, 'no object is that large'
     assert json.loads((work / 'detector' / 'metrics.json').read_text()) == done.metrics
     assert len(list((work / 'detector' / 'predictions' / 'vis').iterdir())) == 7
     weights = torch.load(done.checkpoint, map_location='cpu', weights_only=False)['state_dict']
