@@ -177,7 +177,7 @@ def detector_splits(
 
 
 def _metrics(runner) -> Dict[str, float]:
-    """In percent, the last values that the evaluation logged; without those of sizes and classes that the split lacks."""
+    """In percent, the last values that the evaluation logged, without those of sizes that the split lacks."""
     found = {}
     for key in runner.message_hub.log_scalars:
         if key.startswith('val/coco/'):
