@@ -355,9 +355,9 @@ def test_bad_image_files(tmp_path):
     assert _message(ValueError, read_image, path) == (
         f'image {path} is empty (0 bytes); fetch it again or remove it from the data.'
     )
-    damaged = f'image {path} cannot be decoded: it is a web page; fetch it again or remove it from the data.'
+    damaged = f'image {path} cannot be decoded: it is damaged or no image; fetch it again or remove it from the data.'
     path.write_bytes(b'<html>not found</html>')
-    assert _message(ValueError, read_image, path) == damaged
+    assert _message(ValueError, read_image, path) == damaged.replace('damaged or no image', 'a web page')
     _image(path)
     path.write_bytes(path.read_bytes()[:200])
     assert _message(ValueError, read_image, path) == damaged
