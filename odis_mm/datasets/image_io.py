@@ -454,8 +454,8 @@ class LoadObjectImage(BaseTransform):
     Args:
         channels, window, percentiles: See :func:`read_image`. The backbone's ``in_channels`` follows ``channels``.
         reduced: Leave a JPEG to ``RenderViews``, which decodes it at 1/2, 1/4 or 1/8 of its size where each crop still
-            has as many pixels as its view: several times faster for photographs of many megapixels, no gain for those
-            of 640 x 480. The views differ by some grey levels from those of the whole image.
+            has as many pixels as its view: less to decode of photographs of many megapixels, no gain for those of
+            640 x 480. The views differ by some grey levels from those of the whole image.
 
     Raises:
         BadImageError: the file's size is not the one of the annotations, and what `read_image` raises.
