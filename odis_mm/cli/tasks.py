@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from shlex import quote
 from typing import List, Optional
 
 from ..config import load_config, parse_options
@@ -56,7 +57,7 @@ def pretrain_main(argv: Optional[List[str]] = None) -> None:
         )
     )
     print(f'pretrained backbone: {export}')
-    print(f'next: odis-mm finetune --data {args.data} --init {export}')
+    print(f'next: odis-mm finetune --data {quote(args.data)} --init {quote(str(export))}')
 
 
 def finetune_main(argv: Optional[List[str]] = None) -> None:
@@ -97,7 +98,7 @@ def finetune_main(argv: Optional[List[str]] = None) -> None:
     for name, value in done.metrics.items():
         print(f'{name:24s} {value:6.1f}')
     print(f'detector: {done.checkpoint}; what it finds: {done.checkpoint.parent / "predictions"}')
-    print(f'next: odis-mm predict {done.checkpoint.parent} IMAGES --out DIR')
+    print(f'next: odis-mm predict {quote(str(done.checkpoint.parent))} IMAGES --out DIR')
 
 
 def predict_main(argv: Optional[List[str]] = None) -> None:

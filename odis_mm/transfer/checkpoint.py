@@ -32,15 +32,7 @@ def read_checkpoint(path: PathLike) -> Dict[str, Tensor]:
         CheckpointError: the file is missing, truncated, no checkpoint, holds objects that only code could restore, or
             no tensor.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(
-            f'checkpoint {path} does not exist; check the path (it is relative to {Path.cwd()} unless absolute).'
-        )
-    if path.stat().st_size == 0:
-        raise CheckpointError(
-            f'checkpoint {path} is empty (0 bytes): its writing was interrupted; take an earlier one.'
-        )
+    path = _existing(path)
     content: Any = _read_safetensors(path) if path.suffix == '.safetensors' else _read_torch(path)
     if isinstance(content, Mapping):
         for key in CONTAINERS:
@@ -55,22 +47,43 @@ def read_checkpoint(path: PathLike) -> Dict[str, Tensor]:
     return content
 
 
+def _existing(path: PathLike) -> Path:
+    path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(f'checkpoint {path} is a folder: name the file in it, such as epoch_N_backbone.pth.')
+    if not path.is_file():
+        raise CheckpointError(
+            f'checkpoint {path} does not exist; check the path (it is relative to {Path.cwd()} unless absolute).'
+        )
+    if path.stat().st_size == 0:
+        raise CheckpointError(
+            f'checkpoint {path} is empty (0 bytes): its writing was interrupted; take an earlier one.'
+        )
+    return path
+
+
 def read_meta(path: PathLike) -> dict:
     """What a file says about itself beyond its tensors, as far as it does.
 
     Of a file that this package wrote: ``num_heads``, ``patch_size``, ``norm_eps``, ``mean`` and ``std`` (0..255, RGB),
     and where it comes from. Of a Hugging Face folder the same from ``config.json`` and ``preprocessor_config.json``
     beside the file.
+
+    Raises:
+        CheckpointError: the file is missing, empty or cannot be read.
     """
-    path = Path(path)
+    path = _existing(path)
     if path.suffix != '.safetensors':
         content = _read_torch(path)
         meta = content.get('meta') if isinstance(content, Mapping) else None
         return dict(meta) if isinstance(meta, Mapping) else {}
     from safetensors import safe_open
 
-    with safe_open(path, 'pt') as file:
-        written = (file.metadata() or {}).get('odis_mm')
+    try:
+        with safe_open(path, 'pt') as file:
+            written = (file.metadata() or {}).get('odis_mm')
+    except Exception as error:  # of a class of its own
+        raise CheckpointError(f'checkpoint {path} is truncated or no checkpoint: {first_sentence(error)}.') from error
     if written:
         return json.loads(written)
     return {**_huggingface_meta(path.parent), **_huggingface_normalisation(path.parent)}

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shlex
 
 import numpy as np
 import pytest
@@ -202,3 +203,11 @@ def test_pictures_of_one_name_are_all_kept(tmp_path):
     assert list(picture_names(found[:2]).values()) == ['1.png', '1_2.png']
     with pytest.raises(MissingFileError, match='looked for .jpg'):
         find_images([tmp_path / '.hidden' / '..' / 'empty'] if (tmp_path / 'empty').mkdir() is None else [])
+
+
+def test_the_next_command_can_be_pasted(monkeypatch, capsys):
+    monkeypatch.setattr('odis_mm.cli.tasks.pretrain', lambda *args, **kwargs: 'my runs/epoch_1_backbone.pth')
+    pretrain_main(['--data', "my photos/Anna's", '--work-dir', 'my runs'])
+    line = capsys.readouterr().out.splitlines()[-1].removeprefix('next: ')
+    words = ['odis-mm', 'finetune', '--data', "my photos/Anna's", '--init', 'my runs/epoch_1_backbone.pth']
+    assert shlex.split(line) == words

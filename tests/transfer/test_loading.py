@@ -22,6 +22,7 @@ from odis_mm.transfer import (
     atomic_save,
     load_backbone,
     read_checkpoint,
+    read_meta,
     resize_positions,
     save_backbone,
     to_timm,
@@ -350,3 +351,20 @@ def test_timm_computes_the_same_features(exported, tmp_path, layer_scale):
 def test_timm_has_no_name_for_other_tensors():
     with pytest.raises(ValueError, match='object_tokens'):
         to_timm({'backbone.object_tokens': torch.ones(1)})
+
+
+@pytest.mark.parametrize('read', [read_checkpoint, read_meta])
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+def test_files_that_are_not_there_are_told_apart(tmp_path, read, suffix):
+    """By whichever of the two readers comes first."""
+    (tmp_path / f'empty{suffix}').write_bytes(b'')
+    (tmp_path / f'broken{suffix}').write_bytes(b'no checkpoint')
+    (tmp_path / f'folder{suffix}').mkdir()
+    for name, words in (
+        ('gone', 'does not exist; check the path'),
+        ('empty', 'is empty'),
+        ('broken', 'is truncated or no'),
+        ('folder', 'is a folder: name the file in it'),
+    ):
+        with pytest.raises(CheckpointError, match=words):
+            read(tmp_path / f'{name}{suffix}')
