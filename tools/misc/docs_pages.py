@@ -13,7 +13,8 @@ from typing import Callable, Dict, List
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout works without being installed
 
-TUTORIALS = Path(__file__).resolve().parents[2] / 'docs' / 'tutorials'
+ROOT = Path(__file__).resolve().parents[2]
+TUTORIALS = ROOT / 'docs' / 'tutorials'
 MARK = re.compile(r'<!-- generated: (\w+) -->')
 
 
@@ -92,7 +93,16 @@ def tutorials() -> str:
     return '\n\n'.join(pages)
 
 
-PARTS: Dict[str, Callable[[], str]] = dict(recipes=recipes, health=health, commands=commands, tutorials=tutorials)
+def changelog() -> str:
+    """CHANGELOG.md of the repository, without its heading; its links lead from the folder of the docs."""
+    text = (ROOT / 'CHANGELOG.md').read_text().split('\n', 1)[1].strip()
+    text = re.sub(r'\]\(docs/', '](', text)
+    return re.sub(r'\[([^]]+)\]\((?!https?:)(?![\w/]+\.md)[^)]*\)', r'\1', text)
+
+
+PARTS: Dict[str, Callable[[], str]] = dict(
+    recipes=recipes, health=health, commands=commands, tutorials=tutorials, changelog=changelog
+)
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
