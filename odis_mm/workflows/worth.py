@@ -117,7 +117,7 @@ def worth(
         'random_weights',
         dict(measured=IMAGES),
         lambda worker, place, results: dict(
-            measures=_measure(stages.path(first) / 'run' / results[first.name]['export'], root, random=True)
+            measures=measure_boxes(stages.path(first) / 'run' / results[first.name]['export'], root, random=True)
         ),
         (first,),
     )
@@ -169,12 +169,12 @@ def _run(root: Path, row: str, options: dict, boxes: Optional[Path], iterations:
         told = [f'{key}={value}' for key, value in options.items()]
         worker.command(['train', RECIPE, '--work-dir', run, '--resume', 'auto', '--cfg-options', *told], place)
         export = exports(run)[-1]
-        return dict(export=export.name, measures=_measure(export, root))
+        return dict(export=export.name, measures=measure_boxes(export, root))
 
     return Stage(f'{slug(row)}_{seed}', settings, work)
 
 
-def _measure(export: Path, root: Path, random: bool = False) -> Dict[str, float]:
+def measure_boxes(export: Path, root: Path, random: bool = False) -> Dict[str, float]:
     init_default_scope('mmpretrain')
     frozen = frozen_from(export, random=random)
     names = [f'annotations/instances_{part}2017.json' for part in ('train', 'val')]

@@ -14,7 +14,7 @@ from odis_mm.workflows import stages
 from odis_mm.workflows.bootstrap import bootstrap
 from odis_mm.workflows.plan import load_plan
 from odis_mm.workflows.stages import exports
-from odis_mm.workflows.worth import DEGRADED, VARIANTS, _measure, worth
+from odis_mm.workflows.worth import DEGRADED, VARIANTS, measure_boxes, worth
 
 
 def test_chain_types_the_documented_commands(tmp_path, monkeypatch):
@@ -58,7 +58,7 @@ def test_rows_differ_in_boxes_alone(tmp_path, monkeypatch):
         return dict.fromkeys(('object_token', 'box_pool', 'mask_miou'), 10.0 if random else len(typed))
 
     monkeypatch.setattr(stages.Worker, 'command', command)
-    monkeypatch.setattr('odis_mm.workflows.worth._measure', measure)
+    monkeypatch.setattr('odis_mm.workflows.worth.measure_boxes', measure)
     settings = dict(
         data_root=str(tmp_path / 'demo'),
         train_images=12,
@@ -100,5 +100,5 @@ def test_short_recipe_takes_a_step(tmp_path, demo):
     options |= {'train_cfg.max_iters': 4, 'default_hooks.views': None}
     runner = apis.train(load_config('odis_demo_short', options), work_dir=str(tmp_path))
     assert runner.iter == 4
-    measures = _measure(exports(tmp_path)[-1], demo)
+    measures = measure_boxes(exports(tmp_path)[-1], demo)
     assert set(measures) >= {'object_token', 'box_pool', 'mask_miou'}
