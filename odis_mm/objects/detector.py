@@ -124,4 +124,4 @@ class Detector:
         return Found(boxes[kept], scores[kept], masks)
 
 
-_FROM_FILES = ('LoadImageFromFile', 'LoadAnnotations', 'LoadImageFromNDArray')
+_FROM_FILES = ('LoadDetectionImage', 'LoadImageFromFile', 'LoadAnnotations', 'LoadImageFromNDArray')

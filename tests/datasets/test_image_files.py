@@ -162,7 +162,7 @@ def test_names_that_are_no_utf8_can_be_logged(tmp_path, capsys):
     BadImageHook(interval=1).look(Runner)
     handler.close()
     assert r'br\xff.png cannot be decoded' in (tmp_path / 'log.txt').read_text()
-    assert 'Logging error' not in capsys.readouterr().err
+    assert 'UnicodeEncodeError' not in capsys.readouterr().err
     with pytest.raises(SystemExit):
         run_command(lambda: ObjectDataset(tmp_path / os.fsdecode(b'no\xff')))
     assert r'no\xff' in capsys.readouterr().err

@@ -18,7 +18,7 @@ from odis_mm.datasets.image_io import read_image
 from odis_mm.engine.hooks import KNNHook
 from odis_mm.evaluation import FrozenBackbone, LabelledImages, image_features, knn_accuracy, knn_images, labelled_split
 from odis_mm.evaluation.knn import nearest
-from odis_mm.transfer import save_backbone
+from odis_mm.transfer import read_checkpoint, save_backbone
 from odis_mm.utils.errors import ConfigError
 
 
@@ -188,9 +188,7 @@ def test_the_hook_measures_the_teacher_and_changes_nothing(labelled_images, tmp_
     odis_runner(tmp_path / 'plain').train()
     runner, hook = hooked(tmp_path / 'measured', labelled_images)
     runner.train()
-    plain, measured = (
-        torch.load(tmp_path / name / 'epoch_2.pth', weights_only=True)['state_dict'] for name in ('plain', 'measured')
-    )
+    plain, measured = (read_checkpoint(tmp_path / name / 'epoch_2.pth') for name in ('plain', 'measured'))
     assert all(torch.equal(measured[key], value) for key, value in plain.items())
 
     record = json.loads((tmp_path / 'measured' / 'knn.json').read_text())
