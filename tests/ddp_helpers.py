@@ -23,6 +23,7 @@ def run_ranks(function: Callable, folder: Path, *args: Any, world: int = 2) -> L
     taken.
     """
     mp.spawn(_rank, args=(world, str(folder), function, args), nprocs=world)
+    # objects of every kind, which this call's own processes wrote
     return [torch.load(Path(folder, f'rank{rank}.pt'), weights_only=False) for rank in range(world)]
 
 

@@ -39,8 +39,9 @@ def _replay(args: argparse.Namespace) -> None:
     model.init_weights()
     if args.checkpoint:
         content = load_local(args.checkpoint, 'cpu')
-        check_fit(model, content, args.checkpoint, 'take an epoch_N.pth of the run.')
-        model.load_state_dict(state_of(content), strict=False)  # what does not fit was refused above
+        for note in check_fit(model, content, args.checkpoint, 'take an epoch_N.pth of the run.'):
+            print(note)
+        model.load_state_dict(state_of(content), strict=False)  # judged above: refused, or told
     terms, module = replay(model.to('cuda' if torch.cuda.is_available() else 'cpu'), saved, args.amp)
     print(f'iteration {saved["iteration"] + 1}, images {", ".join(map(str, saved["images"]))}')
     for name, value in terms.items():

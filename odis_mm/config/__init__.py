@@ -1,7 +1,7 @@
 """Finding, reading, overriding and checking configs."""
 
 from .checks import check_init, explain_build_error, follow_channels
-from .classes import arguments_of, find_class, nearest, walk
+from .classes import arguments_of, find_class, nearest
 from .options import RUNNER_KEYS, apply_options, check_top_level, parse_options
 from .reading import config_root, load_config, shipped_configs
 from .schedule import check_schedule, fit_schedule, in_iterations
@@ -23,5 +23,4 @@ __all__ = [
     'nearest',
     'parse_options',
     'shipped_configs',
-    'walk',
 ]

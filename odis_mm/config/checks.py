@@ -8,7 +8,8 @@ from mmengine.config import Config
 
 from ..models.selfsup.base import TeacherStudent
 from ..utils.errors import ConfigError
-from .classes import arguments_of, find_class, nearest, registries, walk
+from ..utils.nested import walk
+from .classes import arguments_of, find_class, nearest, registries
 
 
 def follow_channels(cfg: Config) -> None:

@@ -43,12 +43,3 @@ def arguments_of(cls: Optional[type]) -> Tuple[Set[str], bool]:
             if not any(p.kind is p.VAR_KEYWORD for p in parameters):
                 return names, True
     return names, False
-
-
-def walk(node: Any, path: str = '') -> Iterator[Tuple[str, Any]]:
-    """All (dotted path, value) below a node."""
-    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, (list, tuple)) else ()
-    for key, value in items:
-        below = f'{path}.{key}' if path else str(key)
-        yield below, value
-        yield from walk(value, below)

@@ -13,7 +13,8 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from ..utils.errors import ConfigError
-from .classes import arguments_of, find_class, nearest, walk
+from ..utils.nested import walk
+from .classes import arguments_of, find_class, nearest
 
 # what mmengine reads from a config beside the arguments of the Runner
 _OTHER_KEYS = {

@@ -26,6 +26,7 @@ from ..datasets.segmentation import usable
 from ..datasets.values import flag, identity, number, side
 from ..utils.errors import AnnotationError, ConfigError, FileWriteError, MissingFileError
 from ..utils.files import atomic_write_text
+from ..utils.nested import dicts, walk
 
 _PARTS = ('train', 'val', 'test')
 
@@ -299,14 +300,12 @@ def _check_thinnest(dataset: dict, image: Sequence[Any], path: str) -> None:
             )
 
 
-def _scales(node: Any) -> Iterator[Sequence[int]]:
+def _scales(pipeline: Any) -> Iterator[Sequence[int]]:
     """Those of the steps that resize with a fixed ratio of the sides."""
-    if isinstance(node, dict) and str(node.get('type')).endswith('Resize') and node.get('keep_ratio'):
-        found = [node['scale']] if 'scale' in node else node.get('scales') or ()
-        yield from (scale for scale in found if np.shape(scale) == (2,))
-    inner = node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ()
-    for value in inner:
-        yield from _scales(value)
+    for step in dicts(pipeline):
+        if str(step.get('type')).endswith('Resize') and step.get('keep_ratio'):
+            found = [step['scale']] if 'scale' in step else step.get('scales') or ()
+            yield from (scale for scale in found if np.shape(scale) == (2,))
 
 
 def _area(segmentation: Any, box: Sequence[float], size: Optional[Tuple[int, int]]) -> float:
@@ -370,8 +369,10 @@ def _left_out(classes: Sequence[str], found: Look, path: str) -> List[str]:
 
 def _check_heads(cfg: Config, classes: Sequence[str]) -> None:
     wrong = {}
-    for name, found in _numbers_of_classes(cfg.get('model') or {}, 'model'):
-        if found != len(classes):
+    for name, found in walk(cfg.get('model') or {}, 'model'):
+        place, _, key = name.rpartition('.')
+        heads = any(head in place for head in ('bbox_head', 'mask_head'))
+        if key == 'num_classes' and heads and found != len(classes):
             wrong[name] = found
     if wrong:
         told = ', '.join(f'{name}={found}' for name, found in wrong.items())
@@ -381,14 +382,3 @@ def _check_heads(cfg: Config, classes: Sequence[str]) -> None:
             f'({", ".join(map(repr, classes[:10]))}{", ..." if len(classes) > 10 else ""}), but {told}: set '
             f'--cfg-options {options}.'
         )
-
-
-def _numbers_of_classes(node: Any, path: str) -> Iterator[Tuple[str, int]]:
-    """Of the heads of boxes and masks."""
-    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, (list, tuple)) else ()
-    for key, value in items:
-        below = f'{path}.{key}'
-        if key == 'num_classes' and any(head in path for head in ('bbox_head', 'mask_head')):
-            yield below, value
-        else:
-            yield from _numbers_of_classes(value, below)

@@ -17,6 +17,7 @@ from ..datasets.values import identity
 from ..transfer import VitShape, read_checkpoint, read_meta, read_vit
 from ..utils.errors import ConfigError
 from ..utils.files import PathLike
+from ..utils.nested import dicts
 from .pretraining import check_arguments
 
 BATCH = 8  # images per step of the small detectors
@@ -158,23 +159,24 @@ def _set_data(cfg: Config, train: Split, val: Split, test: Split, classes: Seque
         )
         if key != 'train':
             cfg[f'{key}_evaluator'].ann_file = dataset.ann_file
-    for head in _dicts(cfg.model.roi_head) if 'roi_head' in cfg.model else [cfg.model.bbox_head]:
+    for head in dicts(cfg.model.roi_head) if 'roi_head' in cfg.model else [cfg.model.bbox_head]:
         if 'num_classes' in head:
             head['num_classes'] = len(classes)
 
 
 def _reading(init: Optional[PathLike], train: Split) -> Reading:
     """As the pretraining read its images, if the file tells; else as a look at the images says."""
-    told = read_meta(init).get('reading') if init is not None else None
-    if told:
-        return Reading(**{**told, 'told': 'images: read as in the pretraining'})
+    meta = {} if init is None else read_meta(init)
+    if 'reading' in meta:
+        told = 'images: read as in the pretraining'
+        return Reading(**meta['reading'], mean=meta.get('mean'), std=meta.get('std'), told=told)
     return find_reading([Path(train.images, image['file_name']) for image in read_coco(train.ann_file)['images']])
 
 
 def _set_reading(cfg: Config, reading: Reading) -> None:
     """Every image is read as in pretraining; model and preprocessor follow the number of channels."""
     for key in ('train', 'val', 'test'):
-        for step in _dicts(cfg[f'{key}_dataloader'].dataset.pipeline):
+        for step in dicts(cfg[f'{key}_dataloader'].dataset.pipeline):
             if step.get('type') in ('LoadImageFromFile', 'LoadDetectionImage'):
                 step.clear()
                 step.update(type='LoadDetectionImage', **reading.options)
@@ -183,13 +185,6 @@ def _set_reading(cfg: Config, reading: Reading) -> None:
         cfg.model.backbone.in_channels = reading.channels
     if reading.told:
         cfg.notes = [*cfg.get('notes', []), reading.told]
-
-
-def _dicts(node: Any) -> List[dict]:
-    """A nest's dicts, itself first."""
-    if isinstance(node, dict):
-        return [node, *(found for value in node.values() for found in _dicts(value))]
-    return [found for value in node for found in _dicts(value)] if isinstance(node, (list, tuple)) else []
 
 
 def _set_length(cfg: Config, iterations: int, batch: Optional[int], evaluations: int) -> None:

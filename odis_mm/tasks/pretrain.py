@@ -61,7 +61,7 @@ def pretrain(
     if steps is not None and hours is not None:
         raise ConfigError('steps and hours both tell the length: give one of them.')
     if hours is not None and not 0 < hours < 1e5:
-        raise ConfigError(f'hours must be positive, got {hours:g}.')
+        raise ConfigError(f'hours must be above 0 and below 100,000, got {hours:g}.')
     work_dir = Path(work_dir)
     if not resume and list(work_dir.glob('epoch_*.pth')):
         raise ConfigError(

@@ -14,8 +14,7 @@ from ..utils.errors import CheckpointError
 from ..utils.files import PathLike
 from .checkpoint import read_checkpoint, read_meta
 from .conversion import grouped
-from .layouts import recognise, unwrap
-from .layouts import some as _some
+from .layouts import recognise, some, unwrap
 from .positions import resize_positions
 from .reading import read_vit
 from .shape import VitShape
@@ -58,7 +57,7 @@ class Report:
         for kind in ('expected_missing', 'unexpected'):
             names = getattr(self, kind)
             if names:
-                parts.append(f'{kind.replace("_", "-")}: {_some(names)}')
+                parts.append(f'{kind.replace("_", "-")}: {some(names)}')
         for name, (before, after) in self.resized.items():
             parts.append(f'{name} resized {list(before)} -> {list(after)}')
         if self.outside:
@@ -128,12 +127,12 @@ def load_backbone(
     ]
     if wrong:
         raise CheckpointError(
-            f'{name} does not fit {type(module).__name__}: {_some(wrong)}; use the settings it was trained with.'
+            f'{name} does not fit {type(module).__name__}: {some(wrong)}; use the settings it was trained with.'
         )
     bad = [k for k, v in found.items() if v.is_floating_point() and not torch.isfinite(v).all()]
     if bad:
         raise CheckpointError(
-            f'{name} holds NaN or Inf in {_some(bad)}: that training diverged; take an earlier checkpoint.'
+            f'{name} holds NaN or Inf in {some(bad)}: that training diverged; take an earlier checkpoint.'
         )
 
     matched = [k for k in found if k in own]
@@ -152,7 +151,7 @@ def load_backbone(
     lost = [k for k in matched if not torch.equal(now[k].cpu(), found[k].to(now[k].dtype))]
     if lost:  # a state-dict hook of the module changed them on the way
         raise CheckpointError(
-            f'{name} was loaded but {_some(lost)} differ from the file afterwards: a hook of '
+            f'{name} was loaded but {some(lost)} differ from the file afterwards: a hook of '
             f'{type(module).__name__} changes them.'
         )
     outside = sum(not key.startswith(prefix.rpartition(', ')[2]) for key in state)
@@ -178,7 +177,7 @@ def _find_backbone(state: Dict[str, Tensor], module: nn.Module, name: str) -> Tu
         if found and (prefix or any(key in found for key in module.state_dict())):
             return prefix, found
     raise CheckpointError(
-        f'{name} holds no backbone of the kind {type(module).__name__}: its tensors are named {_some(list(state))}.'
+        f'{name} holds no backbone of the kind {type(module).__name__}: its tensors are named {some(list(state))}.'
     )
 
 
@@ -207,7 +206,7 @@ def _check_architecture(found: Dict[str, Tensor], own: Dict[str, Tensor], module
     if not theirs:
         raise CheckpointError(
             f'{name} holds no plain ViT in mmpretrain names (its tensors are named '
-            f'{_some(list(found))}), '
+            f'{some(list(found))}), '
             f'but {type(module).__name__} needs one.'
         )
     differ = [
@@ -240,9 +239,9 @@ def _require_fit(
 ) -> None:
     faults = []
     if homeless:
-        faults.append(f'{len(homeless)} backbone tensor(s) of the file find no place ({_some(homeless)})')
+        faults.append(f'{len(homeless)} backbone tensor(s) of the file find no place ({some(homeless)})')
     if unfilled:
-        faults.append(f'{len(unfilled)} tensor(s) of the module are not in the file ({_some(unfilled)})')
+        faults.append(f'{len(unfilled)} tensor(s) of the module are not in the file ({some(unfilled)})')
     if faults:
         hint = _missing_options(VitShape.of(found), module)
         raise CheckpointError(f'{name} does not fit {type(module).__name__}: {" and ".join(faults)}{hint}.')

@@ -43,7 +43,7 @@ DEGRADED = {
 _NO_POOL = {'model.lambda_pool': 0.0, _SAMPLE + 'others': 0}
 VARIANTS = {  # with annotated boxes; what differs from the recipe
     'whole image': {_SAMPLE + 'target_rule': 'whole_image', _SAMPLE + 'others': 0},
-    'one object an image': {_SAMPLE + 'others': 0},
+    'one object per image': {_SAMPLE + 'others': 0},
     'cropping and masking, no pooled objects': _NO_POOL,
     'cropping only, no pooled objects': {'model.masked_attention': False, **_NO_POOL},
     'masking only, no pooled objects': {_SAMPLE + 'object_aware': False, **_NO_POOL},

@@ -9,6 +9,7 @@ from mmengine.config import Config
 from odis_mm import apis, config
 from odis_mm.config import apply_options, check_schedule, check_top_level, explain_build_error
 from odis_mm.utils.errors import ConfigError
+from odis_mm.utils.nested import walk
 
 PRETRAINING = [name for name in config.shipped_configs() if '/' not in name]
 DETECTORS = [name for name in config.shipped_configs() if name.startswith('mask_rcnn/')]
@@ -52,7 +53,7 @@ def test_an_empty_root_means_the_default(name, monkeypatch):
 def test_every_type_is_registered_and_takes_its_arguments(name):
     cfg = apis.load_config(name)
     checked = 0
-    for path, node in config.walk(cfg._cfg_dict):
+    for path, node in walk(cfg._cfg_dict):
         if (
             not isinstance(node, dict)
             or not isinstance(node.get('type'), str)

@@ -95,7 +95,7 @@ def test_places_that_cannot_be_used_end_in_a_sentence(name):
         (pretrain_main, ['--batch', '0'], 'a batch of 0 images is none'),
         (pretrain_main, ['--seed', '-1'], 'seed -1 must be 0 or more'),
         (pretrain_main, ['--size', '0'], '0 pixels cannot be cut into patches'),
-        (pretrain_main, ['--hours', 'nan'], 'hours must be positive'),
+        (pretrain_main, ['--hours', 'nan'], 'hours must be above 0'),
         (pretrain_main, ['--images', 'gone'], 'gone does not exist'),
         (finetune_main, ['--batch', '-3'], 'a batch of -3 images is none'),
         (finetune_main, ['--seed', '-1'], 'seed -1 must be 0 or more'),

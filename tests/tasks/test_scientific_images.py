@@ -6,7 +6,6 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
-import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
@@ -17,7 +16,7 @@ from odis_mm.datasets.reading import find_reading
 from odis_mm.recipes import pretraining_config
 from odis_mm.recipes.detector import detector_config
 from odis_mm.tasks import finetune, pretrain
-from odis_mm.transfer import read_meta
+from odis_mm.transfer import read_checkpoint, read_meta
 from odis_mm.utils.errors import BadImageError
 
 pytest.importorskip('mmcv._ext')
@@ -57,16 +56,18 @@ def data_of(root, channels: int, **kwargs):
 def test_sixteen_bits_and_five_channels_go_all_the_way(tmp_path, capsys):
     root = data_of(tmp_path / 'data', 5)
     export = pretrain(root, steps=4, size=16, batch=3, work_dir=tmp_path / 'pretrain', options=TINY)
-    reading = read_meta(export)['reading']
+    meta = read_meta(export)
+    reading = meta['reading']
     assert reading['channels'] == 5 and 900 < reading['window'][0] < 1300 and 2700 < reading['window'][1] < 3100
-    assert len(reading['mean']) == 5 and 80 < reading['mean'][0] < 180, 'of what the window makes of it'
+    assert len(meta['mean']) == 5 and 80 < meta['mean'][0] < 180, 'of what the window makes of it'
 
     done = finetune(root, init=export, steps=2, size=64, batch=2, work_dir=tmp_path / 'det', options=SMALL)
     cfg = Config.fromfile(str(done.config))
+    assert cfg.model.data_preprocessor.mean == meta['mean'] and cfg.model.data_preprocessor.std == meta['std']
     for part in ('train', 'val', 'test'):
         step = cfg[f'{part}_dataloader'].dataset.pipeline[0]
         assert (step.type, step.channels, step.window) == ('LoadDetectionImage', 5, reading['window'])
-    weights = torch.load(done.checkpoint, map_location='cpu', weights_only=False)['state_dict']
+    weights = read_checkpoint(done.checkpoint)
     assert weights['backbone.patch_embed.projection.weight'].shape[1] == 5
     assert len(list((tmp_path / 'det' / 'predictions' / 'vis').iterdir())) == 6
 

@@ -11,9 +11,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Callable, Dict, List
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout works without being installed
-
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))  # a checkout works without being installed
+
 TUTORIALS = ROOT / 'docs' / 'tutorials'
 MARK = re.compile(r'<!-- generated: (\w+) -->')
 

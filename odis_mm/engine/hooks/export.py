@@ -2,8 +2,9 @@
 
 import os
 import os.path as osp
-from typing import Any, Iterator, Mapping, Optional
+from typing import Optional
 
+from mmengine.config import Config
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
 from mmpretrain.models import VisionTransformer
@@ -11,6 +12,7 @@ from mmpretrain.registry import HOOKS
 
 from ...transfer import save_backbone
 from ...utils.distributed import unwrap
+from ...utils.nested import dicts
 from ...version import __version__
 from ..card import facts, write_card
 
@@ -71,7 +73,7 @@ class ExportTeacherHook(Hook):
             odis_mm=__version__,
             config=osp.basename(runner.cfg.filename) if getattr(runner.cfg, 'filename', None) else '',
         )
-        meta.update(backbone_meta(model), **_reading_meta(runner))
+        meta.update(backbone_meta(model), **_reading_meta(runner.cfg))
         save_backbone(path, state, meta)
         write_card(_card(path), osp.basename(path), facts(runner, model, state, iteration))
         runner.logger.info(f'teacher backbone exported to {path}')
@@ -97,23 +99,13 @@ def backbone_meta(model) -> dict:
     return meta
 
 
-def _reading_meta(runner) -> dict:
+def _reading_meta(cfg: Config) -> dict:
     """How images that are no usual photographs were read, for detectors that start from the export."""
-    mean, std = (getattr(unwrap(runner.model).data_preprocessor, key, None) for key in ('mean', 'std'))
-    for step in _loading_steps(runner.cfg.get('train_dataloader')):
-        told = {key: step[key] for key in ('channels', 'window', 'percentiles') if step.get(key)}
-        if told.get('channels', 3) != 3 and mean is not None:
-            told.update(mean=mean.flatten().tolist(), std=std.flatten().tolist())
-        return dict(reading=told) if told else {}
+    for step in dicts(cfg.get('train_dataloader')):
+        if step.get('type') == 'LoadObjectImage':
+            told = {key: step[key] for key in ('channels', 'window', 'percentiles') if step.get(key)}
+            return dict(reading=told) if told else {}
     return {}
-
-
-def _loading_steps(node: Any) -> Iterator[Mapping]:
-    if isinstance(node, Mapping) and node.get('type') == 'LoadObjectImage':
-        yield node
-    inner = node.values() if isinstance(node, Mapping) else node if isinstance(node, (list, tuple)) else ()
-    for value in inner:
-        yield from _loading_steps(value)
 
 
 def _card(path: str) -> str:
