@@ -261,10 +261,9 @@ def headline(outcome: Outcome) -> str:
         widest = [row.gap for table in outcome.tables for row in table.rows if row.gap]
         if widest:
             top = max(gap.high for gap in widest)
-            parts.append(
-                f'No gain is shown: no start is above {reference} by more than chance explains. Gains above {top:.1f} '
-                'points of AP can be excluded; smaller ones cannot.'
-            )
+            parts.append(f'No gain is shown: no start is above {reference} by more than chance explains.')
+            if top > 0:
+                parts.append(f'Gains above {top:.1f} points of AP can be excluded; smaller ones cannot.')
         else:
             parts.append('There is one start only: nothing to compare.')
     if harmed:
