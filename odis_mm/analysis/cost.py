@@ -144,13 +144,13 @@ class _ExpectedPaths:
     """Stochastic depth that drops as often as expected in place of drawing, so that a step can be counted without
     values."""
 
-    def draw_path(self, drop: Optional[nn.Module], x: Tensor, shapes, skip: bool) -> Path:
+    def draw_path(self, drop: Optional[nn.Module], x: Tensor, shapes, skip: bool, rows: bool = False) -> Path:
         rate = drop.drop_prob if isinstance(drop, DropPath) and drop.training else 0
         if not rate or not skip:
             return draw_path(drop, x, shapes, skip)
         keep = 1 - rate
         flags = [round((i + 1) * keep) > round(i * keep) for i in range(sum(batch for batch, _ in shapes))]
-        return keep_images(flags, shapes, 1 / keep)
+        return keep_images(flags, shapes, [1 / keep] * len(shapes))
 
 
 @contextlib.contextmanager

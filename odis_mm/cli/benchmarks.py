@@ -17,6 +17,7 @@ from mmpretrain.registry import MODELS
 from ..analysis import benchmark, benchmark_gtsa
 from ..analysis.annotations import annotations_benchmark
 from ..analysis.cost import total_loss
+from ..analysis.peer import lightly_benchmark
 from ..analysis.startup import TRAIN, seconds_to_first_iteration
 from ..config import load_config, parse_options
 from ..utils.environment import hardware
@@ -207,3 +208,43 @@ def gtsa_main(argv: Optional[List[str]] = None) -> None:
         f'the slow forms take {slow:.2f} and {once:.2f} times as long; heads and losses are {heads:.0%} of a training '
         'step'
     )
+
+
+def peer_main(argv: Optional[List[str]] = None) -> None:
+    """``tools/analysis/benchmark_peer.py``: a step of lightly-train's ``dinov2`` beside ours."""
+    parser = argparse.ArgumentParser(
+        description="A step of lightly-train's dinov2, if that package is installed, and one of ours, in turn on the "
+        'same views: CPU seconds on a CPU, seconds on a GPU.'
+    )
+    parser.add_argument(
+        '--config', default='odis_vits_coco', help='an ODIS; it takes the patches and views of the peer'
+    )
+    parser.add_argument('--peer-model', default='dinov2/vits14', help="as lightly_train.pretrain's model=")
+    parser.add_argument('--drop-path', type=float, default=0.3, help='in every block of both students')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--amp', action='store_true', help='bf16 autocast, in both')
+    parser.add_argument('--batch', type=int, default=8)
+    parser.add_argument('--repeats', type=int, default=5)
+    parser.add_argument('--threads', type=int, help='on CPUs (default: all cores)')
+    parser.add_argument('--out', metavar='JSON', help='keep the numbers')
+    args = parser.parse_args(argv)
+
+    def work() -> None:
+        MMLogger.get_current_instance().setLevel('WARNING')
+        if args.threads:
+            torch.set_num_threads(args.threads)
+        cfg = load_config(args.config)
+        result = lightly_benchmark(
+            cfg, args.peer_model, args.batch, args.repeats, args.drop_path, args.device, args.amp
+        )
+        result.update(date=datetime.datetime.now().astimezone().isoformat(timespec='seconds'), hardware=hardware())
+        print(
+            f'{args.peer_model} of lightly-train {result["version"]}: {statistics.median(result["peer"]):.2f} s a '
+            f'step, ours {statistics.median(result["ours"]):.2f} s; {result["ratio"]:.2f} times as fast, the median of '
+            f'{args.repeats} pairs; batch {args.batch}, drop path {args.drop_path}; {result["hardware"]}'
+        )
+        if args.out:
+            Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+            Path(args.out).write_text(json.dumps(result, indent=1) + '\n')
+
+    run_command(work)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .attention import Form, Window, attend, attend_in_windows
 from .recompute import recomputed
 from .rope import Rope, rotate
-from .stochastic_depth import Kept, Path, Shapes, add, select, take
+from .stochastic_depth import PARTIAL, Path, Shapes, add, select, take
 
 Grid = Tuple[int, int]
 
@@ -73,27 +73,26 @@ def run_block(
         x: [R, D], the tokens of all resolutions one after the other.
         sequences: What they are.
         paths: Of attention and MLP, see :func:`draw_path`.
-        rows: int64, the tokens of ``x`` to return, where no path is :class:`Kept`; None: all.
+        rows: int64, the tokens of ``x`` to return, where both paths are of all images; None: all.
         lean: Do not keep the norms' results for the backward pass; nothing to gain where the whole block is recomputed.
         window: See :meth:`ObjectViT.window_of`.
     """
     attn, ffn = layer.attn, layer.ffn
     # one reshape, one unbind: a slice of its own would have its gradient padded with zeros and added to the others'
-    qkv = after_norm(attn.qkv, layer.ln1, x, lean, paths[0])
+    qkv = after_norm(attn.qkv, layer.ln1, take(x, paths[0]), lean)
     out = _attention(attn, qkv, sequences, paths[0], window)
     if rows is not None:  # a token's projection and MLP depend on it alone
         out, x = out.index_select(0, rows), x.index_select(0, rows)
         paths = tuple(None if path is None else path.index_select(0, rows) for path in paths)
     x = add(x, attn.gamma1(attn.proj_drop(attn.proj(out))), paths[0])
-    return add(x, ffn.gamma2(after_norm(_mlp(ffn), layer.ln2, x, lean, paths[1])), paths[1])
+    return add(x, ffn.gamma2(after_norm(_mlp(ffn), layer.ln2, take(x, paths[1]), lean)), paths[1])
 
 
 def _attention(
     attn: nn.Module, qkv: Tensor, sequences: Sequences, path: Path, window: Optional[Tuple[int, int]]
 ) -> Tensor:
-    """[R, 3 D] to [R, D] before the projection, each view among its own tokens; of a :class:`Kept` path the images that
-    it keeps."""
-    shapes = path.shapes if isinstance(path, Kept) else sequences.shapes
+    """[R, 3 D] to [R, D] before the projection, each view among its own tokens; of a path of some images those."""
+    shapes = path.shapes if isinstance(path, PARTIAL) else sequences.shapes
     masks = select(sequences.masks, path)
     sizes = [batch * length for batch, length in shapes]
     parts = qkv.split(sizes) if len(sizes) > 1 else (qkv,)
@@ -134,20 +133,22 @@ def _mlp(ffn: nn.Module) -> Callable[[Tensor], Tensor]:
     return gated
 
 
-def after_norm(then: Callable[[Tensor], Tensor], norm: nn.Module, x: Tensor, lean: bool, path: Path = None) -> Tensor:
-    """``then(norm(x))`` of the images that ``path`` keeps.
+def after_norm(then: Callable[[Tensor], Tensor], norm: nn.Module, x: Tensor, lean: bool) -> Tensor:
+    """``then(norm(x))``.
 
     If ``lean``, the norm's result is not kept for the backward pass: of all that a block keeps nothing is cheaper to
     compute again. A compiler decides that for itself.
     """
     if not lean or torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        return then(take(norm(x), path))
+        return then(norm(x))
     device = x.device.type
     half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
     def normed() -> Tensor:
         with torch.autocast(device, half, enabled=half is not None):
             y = norm(x)
-        return take(y, path, half)  # else autocast would cast it within ``then``, to a copy kept for the backward pass
+        return y.to(
+            half or y.dtype
+        )  # else autocast would cast it within ``then``, to a copy kept for the backward pass
 
     return recomputed(normed, then)

@@ -40,8 +40,10 @@ class ConvNeck(BaseModule):
 
     def forward(self, maps: Tensor) -> Tensor:
         """[B, in_channels, h, w] to [B, out_channels, h, w]; channels last in memory stays so, and saves copies."""
+        x = maps.permute(0, 2, 3, 1)
         for conv in self.blocks:
-            x = conv(maps).permute(0, 2, 3, 1)
-            x = F.gelu(F.layer_norm(x, x.shape[-1:])).permute(0, 3, 1, 2)
-            maps = x + maps if self.residual and x.shape == maps.shape else x
-        return self.project(maps)
+            y = conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            y = F.gelu(F.layer_norm(y, y.shape[-1:]))
+            x = x + y if self.residual and x.shape == y.shape else y
+        # a convolution of 1 x 1, for which torch has no fast kernel in bf16 on CPUs
+        return F.linear(x, self.project.weight.flatten(1), self.project.bias).permute(0, 3, 1, 2)
