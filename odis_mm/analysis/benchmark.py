@@ -10,16 +10,20 @@ import statistics
 import sys
 import time
 from pathlib import Path
-from typing import Callable, Dict, Iterable, List, Optional, Tuple
+from typing import Callable, Dict, Iterable, Iterator, List, Optional, Tuple
+from unittest import mock
 
 import numpy as np
 import torch
+from mmcv.cnn.bricks import DropPath
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmpretrain.registry import DATASETS, MODELS, TRANSFORMS
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..datasets.transforms import collate_views
+from ..models.backbones.attention import Form
 from ..models.selfsup.base import TeacherStudent
 from ..utils.environment import hardware
 from ..utils.errors import ConfigError
@@ -28,6 +32,12 @@ from .textbook_ibot import TextbookIBOT
 from .timing import PARTS, Step, mask_seconds, matrix_peak
 
 GIB = 2**30
+KERNELS = dict(
+    flash=SDPBackend.FLASH_ATTENTION,
+    cudnn=SDPBackend.CUDNN_ATTENTION,
+    efficient=SDPBackend.EFFICIENT_ATTENTION,
+    math=SDPBackend.MATH,
+)
 
 
 def noise_batch(cfg: Config, batch: int, height: int = 480, width: int = 640) -> dict:
@@ -163,8 +173,9 @@ def model_benchmark(
 
 
 def options_benchmark(cfg: Config, device: torch.device, batch: int, repeats: int = 5, bf16: bool = False) -> dict:
-    """Times the step with each of its speed options, in turn with the plain one: ``packed`` (ODIS) and ``compiled``
-    blocks (ObjectViT).
+    """Times the step with each of its speed options, in turn with the plain one: ``packed`` (ODIS), ``compiled`` blocks
+    and ``subset``, of drop path (ObjectViT); on GPUs also with each of torch's attention kernels, and with ``one mask``
+    of T x T in place of masked rows apart.
 
     Returns:
         dict of an entry per form: ``seconds`` (median), ``ratio`` (median of the ratios to the plain step beside it),
@@ -173,12 +184,16 @@ def options_benchmark(cfg: Config, device: torch.device, batch: int, repeats: in
     """
     model = build_model(cfg, device, False)
     step = Step(model, cfg, model.data_preprocessor(noise_batch(cfg, batch), True), bf16)
-    forms = ['plain'] + ['packed'] * hasattr(model, 'packed') + ['compiled'] * hasattr(model.backbone, 'compile_blocks')
-    if len(forms) == 1:
+    options = ['packed'] * hasattr(model, 'packed')
+    if hasattr(model.backbone, 'compile_blocks'):
+        dropping = any(isinstance(part, DropPath) for part in model.backbone.modules())
+        options += ['compiled'] + ['subset'] * dropping + [*KERNELS, 'one mask'] * (device.type == 'cuda')
+    if not options:
         raise ConfigError(
             f'{cfg.filename}: --options times model.packed and model.backbone.compiled, of which this model has '
             'neither.'
         )
+    forms = ['plain', *options]
     backbones = (model.backbone, model.teacher['backbone'])
     blocks = {'plain': [getattr(backbone, 'block', None) for backbone in backbones]}
     if 'compiled' in forms:
@@ -190,18 +205,32 @@ def options_benchmark(cfg: Config, device: torch.device, batch: int, repeats: in
         for name in forms if repeat % 2 else forms[::-1]:
             if 'packed' in forms:
                 model.packed = name == 'packed'
+            if 'subset' in forms:
+                model.backbone.drop_path_subset = name == 'subset'
             for backbone, block in zip(backbones, blocks.get(name, blocks['plain'])):
                 backbone.block = block
-            if repeat:
-                found[name]['all_seconds'].append(step()['step'])
-                continue
-            model.load_state_dict(start)
-            torch.manual_seed(0)
-            found[name].update(first=step()['step'], loss=float(step.loss))
+            with _attention_by(name):
+                if repeat:
+                    found[name]['all_seconds'].append(step()['step'])
+                    continue
+                model.load_state_dict(start)
+                torch.manual_seed(0)
+                found[name].update(first=step()['step'], loss=float(step.loss))
     plain = found['plain']['all_seconds']
     for part in found.values():
         part.update(seconds=statistics.median(part['all_seconds']), ratio=ratio(part['all_seconds'], plain))
     return dict(batch=batch, **found)
+
+
+@contextlib.contextmanager
+def _attention_by(name: str) -> Iterator[None]:
+    """Within, attention is computed as a name of :data:`KERNELS` or 'one mask' says; of other names, as ever."""
+    with contextlib.ExitStack() as stack:
+        if name in KERNELS:  # rows with a mask, which not all of them take, by the next
+            stack.enter_context(sdpa_kernel([KERNELS[name], SDPBackend.EFFICIENT_ATTENTION], set_priority=True))
+        if name == 'one mask':
+            stack.enter_context(mock.patch.object(Form, 'of', lambda x: Form.FUSED))
+        yield
 
 
 def data_benchmark(cfg: Config, images: int = 32, repeats: int = 5) -> dict:

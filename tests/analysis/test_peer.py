@@ -32,7 +32,7 @@ def test_steps_are_taken_in_turn_on_the_peer_s_views():
         seen.append(trainer.should_stop)
     assert seen == [False, False, True] and len(callback.peer) == len(callback.ours) == 3
     model = callback.step.model
-    assert model.head.num_prototypes == 24 and not model.masked_attention
+    assert len(model.head.token_center.value) == 24 and not model.masked_attention
     rates = {part.drop_prob for part in model.backbone.modules() if isinstance(part, DropPath)}
     assert rates == {0.3} and model.backbone.patch_embed.projection.stride == (14, 14)
     assert CONFIG.model.backbone.patch_size == 8  # the user's is left alone
