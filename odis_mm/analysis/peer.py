@@ -45,7 +45,7 @@ def lightly_benchmark(
 
     Args:
         cfg: Of an ODIS without parts that the peer lacks; its masks of objects are left out (iBOT).
-        peer_model: As ``lightly_train.pretrain`` takes it, such as 'dinov2/vits14'.
+        peer_model: As ``lightly_train.pretrain`` takes it, such as 'dinov2/vits14-notpretrained'.
         batch: Images a step.
         repeats: Counted steps of each; two before them are not.
         drop_path: Rate of stochastic depth in every block of both students.

@@ -50,4 +50,4 @@ def test_batches_hold_the_views_in_the_order_of_ours():
 def test_a_peer_that_is_not_there_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, 'lightly_train', None)
     with pytest.raises(ConfigError, match='pip install lightly-train'):
-        peer.lightly_benchmark(CONFIG, 'dinov2/vits14', 2)
+        peer.lightly_benchmark(CONFIG, 'dinov2/vits14-notpretrained', 2)
