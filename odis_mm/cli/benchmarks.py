@@ -219,7 +219,9 @@ def peer_main(argv: Optional[List[str]] = None) -> None:
     parser.add_argument(
         '--config', default='odis_vits_coco', help='an ODIS; it takes the patches and views of the peer'
     )
-    parser.add_argument('--peer-model', default='dinov2/vits14-notpretrained', help="as lightly_train.pretrain's model=")
+    parser.add_argument(
+        '--peer-model', default='dinov2/vits14-notpretrained', help="as lightly_train.pretrain's model="
+    )
     parser.add_argument('--drop-path', type=float, default=0.3, help='in every block of both students')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--amp', action='store_true', help='bf16 autocast, in both')

@@ -24,13 +24,15 @@ train_dataloader = dict(
             ),
             dict(type='RenderViews'),
             dict(
-                type='PhotometricViews',  # iBOT recipe, but for blur and solarize: the views are small
-                brightness=0.4,
-                contrast=0.4,
-                saturation=0.2,
-                hue=0.1,
+                # milder than iBOT's: of few classes in one scene, colour is what tells many apart; no blur beyond 1 pixel and
+                # no solarize, as the views are small
+                type='PhotometricViews',
+                brightness=0.15,
+                contrast=0.15,
+                saturation=0.1,
+                hue=0.03,
                 jitter_prob=0.8,
-                gray_prob=0.2,
+                gray_prob=0.0,
                 blur_prob=(0.2, 0.2, 0.0),
                 blur_sigma=(0.1, 1.0),
                 solarize_prob=(0.0, 0.0, 0.0),
