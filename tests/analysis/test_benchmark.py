@@ -383,12 +383,13 @@ def test_options_are_timed_beside_the_plain_step(monkeypatch):
         self.block = lambda *args: (calls.append(self), run_block(*args))[1]
 
     monkeypatch.setattr(ObjectViT, 'compile_blocks', compile_blocks)
-    forms = {'plain', 'packed', 'compiled'}
+    forms = {'plain', 'packed', 'compiled', 'subset'}
     found = benchmark.options_benchmark(make_config(), torch.device('cpu'), 2, repeats=2)
     assert set(found) - {'batch'} == forms and found['plain']['ratio'] == 1
     for form in forms:
         assert len(found[form]['all_seconds']) == 2 and found[form]['first'] > 0
-        assert found[form]['loss'] == pytest.approx(found['plain']['loss'], abs=1e-5)
+        same = form != 'subset'  # which draws other images
+        assert (found[form]['loss'] == pytest.approx(found['plain']['loss'], abs=1e-5)) is same
     assert len(set(calls)) == 2  # student and teacher
     assert '  compiled' in benchmark.table(
         dict(config='', dtype='', threads=1, date='', hardware='', repeats=2, load=0.0, options=found)

@@ -24,8 +24,8 @@ train_dataloader = dict(
             ),
             dict(type='RenderViews'),
             dict(
-                # milder than iBOT's: of few classes in one scene, colour is what tells many apart; no blur beyond 1 pixel and
-                # no solarize, as the views are small
+                # milder than iBOT's: in one kind of scene, colour is what tells many classes apart; little blur and no
+                # solarize, as the views are small
                 type='PhotometricViews',
                 brightness=0.15,
                 contrast=0.15,
