@@ -388,8 +388,8 @@ def test_options_are_timed_beside_the_plain_step(monkeypatch):
     assert set(found) - {'batch'} == forms and found['plain']['ratio'] == 1
     for form in forms:
         assert len(found[form]['all_seconds']) == 2 and found[form]['first'] > 0
-        same = form != 'subset'  # which draws other images
-        assert (found[form]['loss'] == pytest.approx(found['plain']['loss'], abs=1e-5)) is same
+        if form != 'subset':  # which may drop other images
+            assert found[form]['loss'] == pytest.approx(found['plain']['loss'], abs=1e-5)
     assert len(set(calls)) == 2  # student and teacher
     assert '  compiled' in benchmark.table(
         dict(config='', dtype='', threads=1, date='', hardware='', repeats=2, load=0.0, options=found)
