@@ -38,6 +38,8 @@ from .transfer.mmengine_loading import closed_to_code
 from .utils.errors import ConfigError
 from .utils.noise import quiet_warnings
 
+__all__ = ['build_runner', 'latest_checkpoint', 'scale_lr', 'test', 'train', 'use_resume']
+
 AMP_WRAPPERS = dict(
     bf16=dict(type='mmpretrain.AutocastOptimWrapper'),
     fp16=dict(type='mmpretrain.SafeAmpOptimWrapper', dtype='float16', loss_scale='dynamic'),
@@ -56,7 +58,7 @@ def train(
     options: Optional[Dict[str, Any]] = None,
     launcher: str = 'none',
 ) -> Runner:
-    """Trains what a config describes: pretraining and detectors alike.
+    """Train what a config describes: pretraining and detectors alike.
 
     Args:
         config: Path, name of a shipped recipe, or a config.
@@ -115,7 +117,7 @@ def test(
     options: Optional[Dict[str, Any]] = None,
     launcher: str = 'none',
 ) -> dict:
-    """Evaluates a checkpoint by the config's ``test_dataloader`` and ``test_evaluator``; returns the metrics.
+    """Evaluate a checkpoint by the config's ``test_dataloader`` and ``test_evaluator``; return the metrics.
 
     The arguments are those of :func:`train`.
     """
@@ -140,7 +142,7 @@ def test(
 
 
 def scale_lr(runner: Runner) -> str:
-    """Scales the peak lr to the global batch, accumulation included, and says so.
+    """Scale the peak lr to the global batch, accumulation included, and return the sentence for the log.
 
     mmengine's own ``auto_scale_lr`` ignores gradient accumulation. The config of the runner, and with it the copy in
     work_dir, keeps the unscaled lr, so that a run started from that copy is scaled once.
@@ -171,7 +173,7 @@ def scale_lr(runner: Runner) -> str:
 
 
 def latest_checkpoint(work_dir: str) -> Optional[str]:
-    """The checkpoint of a folder to resume from, None if it holds none:
+    """Return the checkpoint of a folder to resume from, None if it holds none:
     :func:`~odis_mm.engine.resume.find_checkpoint`."""
     return find_checkpoint(work_dir)[0]
 
@@ -218,7 +220,7 @@ def _use_amp(cfg: Config, amp: str) -> None:
 
 
 def use_resume(cfg: Config, resume: Optional[str]) -> List[Tuple[int, str]]:
-    """Sets what to resume from; returns levels and lines for the log, which does not exist yet."""
+    """Set what to resume from; return levels and lines for the log, which does not exist yet."""
     if resume is None and not cfg.get('resume'):
         return []
     path = cfg.get('load_from') if resume is None else None if resume in ('auto', 'latest') else resume
@@ -298,8 +300,18 @@ def _init_distributed(cfg: Config) -> None:
 
 
 def build_runner(cfg: Config, training: bool = True) -> Runner:
-    """mmengine finds a run's logger and message hub by the run's name and the second it began: two runs of one process
-    within a second would share a log file and its history, so each run after the first has a number in its name."""
+    """Build the runner of a config.
+
+    mmengine finds a run's logger and message hub by the run's name and the second it began. Two runs of one process
+    within a second would share a log file and its history: each run after the first has a number in its name.
+
+    Args:
+        cfg: Left as it is.
+        training: The run trains; else it evaluates.
+
+    Raises:
+        ConfigError: a part of the config cannot be built.
+    """
     cfg, number = copy.deepcopy(cfg), next(_RUNS)
     if number:
         cfg.experiment_name = f'{cfg.get("experiment_name") or Path(cfg.filename or "run").stem}_{number}'

@@ -82,7 +82,8 @@ def check_init(cfg: Config) -> None:
 
 
 def explain_build_error(error: Exception, cfg: Config) -> Optional[str]:
-    """One sentence for a wrong or missing argument of a class, or an unregistered type; None for other errors."""
+    """Return one sentence for a wrong or missing argument of a class, or an unregistered type; None for other
+    errors."""
     text = str(error.args[0]) if error.args else ''
     if found := re.search(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", text):
         name, key = found.groups()

@@ -9,13 +9,13 @@ from mmengine.registry import Registry
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """' Did you mean ...?' for the most similar known name, or ''."""
+    """Return ' Did you mean ...?' for the most similar known name, or ''."""
     match = difflib.get_close_matches(name, sorted(map(str, known)), 1, cutoff)
     return f'; did you mean {match[0]!r}?' if match else ''
 
 
 def find_class(type_: Any) -> Optional[type]:
-    """The class that a config's ``type`` names, wherever it is registered; None if there is none."""
+    """Return the class that a config's ``type`` names, wherever it is registered; None if there is none."""
     if not isinstance(type_, str):
         return type_ if inspect.isclass(type_) else None
     scope, _, name = type_.rpartition('.')
@@ -27,6 +27,7 @@ def find_class(type_: Any) -> Optional[type]:
 
 
 def registries() -> Iterator[Registry]:
+    """Yield mmengine's registries and those of the packages in use."""
     for root in vars(mmengine.registry).values():
         if isinstance(root, Registry):
             # only classes of packages in use: importing others to explain an error would take seconds
@@ -34,7 +35,7 @@ def registries() -> Iterator[Registry]:
 
 
 def arguments_of(cls: Optional[type]) -> Tuple[Set[str], bool]:
-    """Names of a class's arguments, following **kwargs up the bases; and whether these are all."""
+    """Return the names of a class's arguments, following **kwargs up the bases; and whether these are all."""
     names: Set[str] = set()
     for base in inspect.getmro(cls) if cls else ():
         if '__init__' in vars(base) and base is not object:

@@ -33,10 +33,11 @@ _OTHER_KEYS = {
     'tta_pipeline',
 }
 RUNNER_KEYS = (set(inspect.signature(Runner.__init__).parameters) | _OTHER_KEYS) - {'self', 'cfg'}
+"""Top-level keys of a config that something reads."""
 
 
 def parse_options(pairs: Iterable[str]) -> Dict[str, Any]:
-    """``KEY=VALUE`` texts of a command line as the options of :func:`load_config`.
+    """Read ``KEY=VALUE`` texts of a command line as the options of :func:`load_config`.
 
     Raises:
         ConfigError: a text is not of that form, or its value is nested too deeply.
@@ -116,7 +117,7 @@ def _split(text: str) -> List[str]:
 
 
 def apply_options(cfg: Config, options: Dict[str, Any]) -> None:
-    """Sets ``--cfg-options`` in place.
+    """Set ``--cfg-options`` in place.
 
     A key must exist in the config, be an argument of the class that the enclosing dict builds, or be marked as new by
     a leading '+'.
@@ -184,7 +185,7 @@ def _check_option(cfg: Config, key: str) -> None:
 
 
 def check_top_level(cfg: Config) -> None:
-    """Refuses a top-level key that is one slip away from one that mmengine reads (``train_dataloder``).
+    """Refuse a top-level key that is one slip away from one that mmengine reads (``train_dataloder``).
 
     Raises:
         ConfigError: naming both.

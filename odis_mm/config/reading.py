@@ -16,21 +16,21 @@ from .options import apply_options, check_top_level
 
 
 def config_root() -> Path:
-    """Where the shipped configs lie: in the installed wheel, or in the checkout."""
+    """Return where the shipped configs lie: in the installed wheel, or in the checkout."""
     package = Path(__file__).resolve().parents[1]
     installed = package / '.mim' / 'configs'
     return installed if installed.is_dir() else package.parent / 'configs'
 
 
 def shipped_configs() -> Dict[str, Path]:
-    """Name (``odis_vits_coco``, ``mask_rcnn/...``) to path of every recipe that comes with the package."""
+    """Return name (``odis_vits_coco``, ``mask_rcnn/...``) to path of every recipe that comes with the package."""
     root = config_root()
     paths = [path for path in sorted(root.rglob('*.py')) if '_base_' not in path.parts]
     return {path.relative_to(root).with_suffix('').as_posix(): path for path in paths}
 
 
 def load_config(name: Union[str, Path], options: Optional[Dict[str, Any]] = None) -> Config:
-    """Reads a config file, or a shipped recipe by its name, and applies ``--cfg-options``.
+    """Read a config file, or a shipped recipe by its name, and apply ``--cfg-options``.
 
     Args:
         name: A path, or a name from :func:`shipped_configs` (its last part will do).

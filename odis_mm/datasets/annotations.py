@@ -68,8 +68,8 @@ def read_annotations(
 
 
 def cache_folder() -> Optional[Path]:
-    """Where caches are kept: ``$ODIS_MM_CACHE``, ``$XDG_CACHE_HOME/odis_mm`` or ``~/.cache/odis_mm``; None if it is
-    empty."""
+    """Return where caches are kept: ``$ODIS_MM_CACHE``, ``$XDG_CACHE_HOME/odis_mm`` or ``~/.cache/odis_mm``; None if it
+    is empty."""
     named = os.environ.get('ODIS_MM_CACHE')
     if named is not None:
         return Path(named) if named else None
@@ -163,7 +163,7 @@ def _without_collection() -> Iterator[None]:
 def parse_annotations(
     path: PathLike, with_masks: bool = True, with_crowd: bool = False, min_score: Optional[float] = None
 ) -> Columns:
-    """:func:`read_annotations` without a cache."""
+    """Return what :func:`read_annotations` does, without a cache."""
     with _without_collection():
         content = read_json(path)
         read = coco_table if 'images' in content or 'annotations' in content else _box_table
@@ -330,7 +330,7 @@ def _first_twice(ids: list) -> Any:
 
 
 def told(counts: Dict[str, int]) -> str:
-    """What was found in the annotations, in words."""
+    """Return what was found in the annotations, in words."""
     return ', '.join(f'{count} {what}' for what, count in counts.items() if count) or 'no objects'
 
 

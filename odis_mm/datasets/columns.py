@@ -23,6 +23,7 @@ class Texts(Sequence):
 
     @classmethod
     def of(cls, strings: Iterable[str]) -> 'Texts':
+        """Encode strings as UTF-8; bytes of file names that are none survive."""
         coded = [string.encode('utf-8', 'surrogatepass') for string in strings]
         first = np.zeros(len(coded) + 1, np.int64)
         np.cumsum([len(each) for each in coded], out=first[1:])
@@ -47,7 +48,8 @@ class Masks:
 
     @classmethod
     def of(cls, segmentations: Iterable[Any]) -> Tuple['Masks', int]:
-        """Encode; returns how many have no mask as well, neither an RLE nor a polygon of three points or more."""
+        """Encode segmentations; return how many have no mask as well, neither an RLE nor a polygon of three points or
+        more."""
         points, ends, first, others, bare = array('d'), array('q', [0]), array('q', [0]), [], 0
         for segm in segmentations:
             segm, text, length = usable(segm), '', len(points)
@@ -69,7 +71,7 @@ class Masks:
         return cls(_hundredths(coordinates), np.array(ends), np.array(first), Texts.of(others)), bare
 
     def get(self, index: int) -> Any:
-        """The segmentation of an object as its file has it; None if it has none."""
+        """Return the segmentation of an object as its file has it; None if it has none."""
         text = self.others[index]
         if text:
             return json.loads(text)
@@ -80,6 +82,7 @@ class Masks:
         return found or None
 
     def arrays(self) -> Arrays:
+        """Return all arrays by name."""
         return dict(
             points=self.points,
             polygons=self.polygons,
@@ -137,6 +140,7 @@ class Columns:
 
     @classmethod
     def without_objects(cls, names: Sequence[str]) -> 'Columns':
+        """Return images of unknown size without objects, numbered in their order."""
         count = len(names)
         return cls(
             Texts.of(names),
@@ -152,13 +156,14 @@ class Columns:
         return len(self.ids)
 
     def arrays(self) -> Arrays:
-        """All arrays by name; :meth:`from_arrays` takes them back."""
+        """Return all arrays by name; :meth:`from_arrays` takes them back."""
         plain = {name: getattr(self, name) for name in ('ids', 'sizes', 'first', 'boxes', 'labels', 'scores')}
         masks = {} if self.masks is None else self.masks.arrays()
         return dict(names=self.names.text, first_name=self.names.first, **plain, **masks)
 
     @classmethod
     def from_arrays(cls, arrays: Arrays, classes: Sequence[Any], counts: Dict[str, int]) -> 'Columns':
+        """Return the columns whose :meth:`arrays` these are."""
         masks = None
         if 'points' in arrays:
             others = Texts(arrays['other_masks'], arrays['first_other_mask'])
@@ -168,7 +173,7 @@ class Columns:
         return cls(names, masks=masks, classes=tuple(classes), counts=dict(counts), **plain)
 
     def item(self, index: int, folder: str) -> dict:
-        """One image as a dict for the pipeline; its arrays are copies."""
+        """Return one image as a dict for the pipeline; its arrays are copies."""
         start, stop = self.first[index].item(), self.first[index + 1].item()
         height, width = self.sizes[index].tolist()
         return dict(

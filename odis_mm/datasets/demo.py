@@ -72,7 +72,8 @@ def _pattern(label: int, u: np.ndarray, v: np.ndarray, rho: np.ndarray, period: 
 
 
 def two_tones(rng: np.random.Generator) -> np.ndarray:
-    """Two colours, float32 [2, 3], whose luminances differ by 90 to 130 levels; which is the brighter one is drawn.
+    """Return two colours, float32 [2, 3], whose luminances differ by 90 to 130 levels; which is the brighter one is
+    drawn.
 
     All objects are of about one brightness, so that two views of an object cannot simply agree on that.
     """
@@ -150,7 +151,7 @@ def _draw_object(rng: np.random.Generator, canvas: np.ndarray, owner: np.ndarray
 
 
 def render(split: str, index: int, size: int = 128, seed: int = 0):
-    """Draws one image; the same arguments always give the same one, whatever else is rendered.
+    """Draw one image; the same arguments always give the same one, whatever else is rendered.
 
     Returns:
         image (uint8 [size, size, 3], RGB), labels (int64 [n], into CLASSES), masks of the visible parts (bool
@@ -172,7 +173,7 @@ def render(split: str, index: int, size: int = 128, seed: int = 0):
 
 
 def write_image(job):
-    """Renders and writes one image. Returns its COCO entry and annotations (ids are given later)."""
+    """Render and write one image; return its COCO entry and annotations (ids are given later)."""
     folder, split, index, size, seed = job
     image, labels, masks = render(split, index, size, seed)
     img_id = _FIRST_ID[split] + index
@@ -207,6 +208,13 @@ def _map(jobs: list, processes: int):
 
 
 def render_set(folder: Path, parameters: dict, processes: int):
+    """Render images and annotations of a set into a new folder.
+
+    Args:
+        folder: It must not hold ``annotations/`` yet.
+        parameters: ``num_train``, ``num_val``, ``size`` in pixels, ``seed``.
+        processes: How many draw; 1: this one.
+    """
     total, done = parameters['num_train'] + parameters['num_val'], 0
     start = shown = time.time()
     (folder / 'annotations').mkdir(parents=True)
@@ -281,7 +289,7 @@ def _is_complete(root: Path, parameters: dict) -> bool:
 
 
 def demo_root(root=None, num_train: int = 2000, num_val: int = 200, size: int = 128, seed: int = 0) -> Path:
-    """Where the set of these parameters lies.
+    """Return where the set of these parameters lies.
 
     `root` (default: $ODIS_DEMO_ROOT, else data/odis_demo) for the default parameters; for any others a folder beside
     it that is named after them, so that no request gets another one's images.
@@ -296,7 +304,7 @@ def demo_root(root=None, num_train: int = 2000, num_val: int = 200, size: int = 
 def ensure_demo(
     root=None, num_train: int = 2000, num_val: int = 200, size: int = 128, seed: int = 0, processes: int | None = None
 ) -> str:
-    """Renders the demo set unless it is there (about 3 ms per image) and returns its folder, see `demo_root`.
+    """Render the demo set unless it is there (about 3 ms per image) and return its folder, see `demo_root`.
 
     The folder holds {train,val}2017/*.jpg and annotations/instances_{train,val}2017.json, and appears under its name
     only when complete. Images depend on seed and size alone, not on `processes`: a larger set begins with a smaller.
@@ -333,6 +341,11 @@ def ensure_demo(
 
 
 def replace_set(target: Path, parameters: dict, processes: int):
+    """Render a set beside ``target`` and rename it there, in place of an incomplete or older one.
+
+    Raises:
+        FolderInUseError: the folder holds files that no rendering wrote.
+    """
     foreign = _foreign(target) if target.is_dir() else []
     if foreign:
         raise FolderInUseError(
@@ -354,6 +367,7 @@ def replace_set(target: Path, parameters: dict, processes: int):
 
 
 def main(argv=None):
+    """Render the demo set: ``odis-mm demo``."""
     parser = argparse.ArgumentParser(description='Render the demo set unless it is there, and print its folder.')
     parser.add_argument('--root', help=f'default: $ODIS_DEMO_ROOT or {DEFAULT_ROOT}')
     for name, default in DEFAULTS.items():

@@ -78,7 +78,7 @@ class DrawnDataset(Dataset):
             _current.draw = None
 
     def paths_of(self, ids: Sequence[int]) -> List[str]:
-        """Paths of the images with these `img_id`s; of several, where data sets share an id."""
+        """Return the paths of the images with these `img_id`s; of several, where data sets share an id."""
         found = [part.paths_of(ids) for part in object_datasets(self.dataset)]
         return [' or '.join(path for path in paths if path) for paths in zip(*found)]
 
@@ -115,7 +115,7 @@ class NumberedSampler(Sampler):
         return len(self.sampler)
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by mmengine's ``DistSamplerSeedHook`` before each epoch."""
+        """Set the epoch; called by mmengine's ``DistSamplerSeedHook`` before each epoch."""
         if epoch != self.epoch and not self.endless:
             self.epoch, self.position = epoch, 0
         if hasattr(self.sampler, 'set_epoch'):

@@ -222,7 +222,7 @@ class PostponedJPEG:
         self.path, self.data, self.shape = path, data, (*size, 3)
 
     def decode(self, factor: int = 1) -> np.ndarray:
-        """RGB at 1 / factor (1, 2, 4 or 8) of its size, uint8 [ceil(H / factor), ceil(W / factor), 3].
+        """Return RGB at 1 / factor (1, 2, 4 or 8) of its size, uint8 [ceil(H / factor), ceil(W / factor), 3].
 
         libjpeg leaves out the frequencies that the smaller image has no place for: each of its pixels is made of
         ``factor`` x ``factor`` of the whole one.
@@ -359,7 +359,7 @@ def with_channels(image: np.ndarray, path: PathLike, channels: int) -> np.ndarra
 
 
 def white_of(image: np.ndarray) -> Optional[float]:
-    """The value that becomes 255 where no window is named, black being 0; None: the values do not tell."""
+    """Return the value that becomes 255 where no window is named, black being 0; None: the values do not tell."""
     low, high = _ends(image)
     if low < 0 or not np.isfinite(high):
         return None
@@ -407,7 +407,7 @@ def as_bytes(image: np.ndarray, path: PathLike, window: Range = None, percentile
 
 
 def image_kind(image: np.ndarray) -> str:
-    """What a raw image holds, in words: '3 channels of 8 bits'."""
+    """Return what a raw image holds, in words: '3 channels of 8 bits'."""
     channels = f'{image.shape[2]} channel{"s" * (image.shape[2] != 1)}'
     if image.dtype == np.uint8:
         return f'{channels} of 8 bits'
@@ -424,13 +424,13 @@ def as_colours(image: np.ndarray) -> np.ndarray:
 
 
 def clip_boxes(boxes: np.ndarray, height: Any, width: Any) -> np.ndarray:
-    """Boxes (float [n, 4], xyxy) cut at the image's border; height and width may be arrays [n]."""
+    """Return boxes (float [n, 4], xyxy) cut at the image's border; height and width may be arrays [n]."""
     limit = np.stack(np.broadcast_arrays(width, height, width, height), -1)
     return np.minimum(np.maximum(boxes, 0), limit)
 
 
 def has_extent(boxes: np.ndarray) -> np.ndarray:
-    """Which boxes (xyxy) are at least one pixel wide and high: bool [n]. Inverted ones and NaN are not."""
+    """Return which boxes (xyxy) are at least one pixel wide and high: bool [n]. Inverted ones and NaN are not."""
     return (boxes[:, 2] - boxes[:, 0] >= 1) & (boxes[:, 3] - boxes[:, 1] >= 1)
 
 

@@ -152,7 +152,7 @@ class ObjectDataset(BaseDataset):
         self.bad = torch.zeros(len(self.chosen), dtype=torch.uint8).share_memory_() if self.max_bad_share else None
 
     def get_data_info(self, idx: int) -> dict:
-        """What the annotations tell of an image: img_path, img_id, height, width, bboxes, labels, scores, masks,
+        """Return what the annotations tell of an image: img_path, img_id, height, width, bboxes, labels, scores, masks,
         sample_idx."""
         self.full_init()
         place = idx + len(self.chosen) if idx < 0 else idx
@@ -168,7 +168,7 @@ class ObjectDataset(BaseDataset):
         self._share_memory()
 
     def get_subset(self, indices: Union[int, Sequence[int]]) -> 'ObjectDataset':
-        """A data set of some of the images; see :meth:`get_subset_`."""
+        """Return a data set of some of the images; see :meth:`get_subset_`."""
         self.full_init()
         part = copy.copy(self)
         part.get_subset_(indices)
@@ -180,10 +180,21 @@ class ObjectDataset(BaseDataset):
         return self.data_prefix['img_path'] or '.'
 
     def get_cat_ids(self, idx: int) -> List[int]:
-        """Labels of an image's objects, for ``ClassBalancedDataset``; an image without any is of the class -1."""
+        """Return the labels of an image's objects, for ``ClassBalancedDataset``; an image without any is of the class
+        -1."""
         return self.get_data_info(idx)['labels'].tolist() or [-1]
 
     def prepare_data(self, idx: int, epoch: int = 0, more: Tuple[int, ...] = ()):
+        """Return what the pipeline makes of an image, or, if it cannot be read, of another one.
+
+        Args:
+            idx: The image.
+            epoch: The views follow from it, ``idx`` and the data set's seed.
+            more: Further numbers that the views follow from, see :class:`Draw`.
+
+        Raises:
+            BadImageError: more images are bad than ``max_bad_share`` allows.
+        """
         results = self.get_data_info(idx)
         results['epoch'], results['rng'] = epoch, np.random.default_rng((self.seed, epoch, idx, *more))
         if not self.max_bad_share:
@@ -208,18 +219,18 @@ class ObjectDataset(BaseDataset):
         raise BadImageError(f'{REPLACEMENTS + 1} images in a row are bad; the last one: {error}') from None
 
     def paths_of(self, ids: Sequence[int]) -> List[str]:
-        """Paths of the images with these `img_id`s ('': none has it), for messages."""
+        """Return the paths of the images with these `img_id`s ('': none has it), for messages."""
         own = np.asarray(self.columns.ids)[self.chosen]
         found = [np.flatnonzero(own == key) for key in ids]  # plain numbers, as batches carry them
         return [self.get_data_info(int(places[0]))['img_path'] if len(places) else '' for places in found]
 
     def bad_images(self) -> List[str]:
-        """Paths of the bad images that were met so far, by the workers of this process."""
+        """Return the paths of the bad images that were met so far, by the workers of this process."""
         found = [] if self.bad is None else self.bad.nonzero().flatten().tolist()
         return [self.get_data_info(index)['img_path'] for index in found]
 
     def check_bad_share(self, why: str = '') -> None:
-        """Raises BadImageError with the list (its first 50) if more images are bad than `max_bad_share` allows."""
+        """Raise BadImageError with the list (its first 50) if more images are bad than `max_bad_share` allows."""
         count = 0 if self.bad is None else int(self.bad.sum())
         if count > self.max_bad_share * len(self):
             paths = list(map(shown, self.bad_images()))

@@ -94,5 +94,5 @@ class EpochSampler(Sampler):
         return self.length // self.world_size
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by mmengine's ``DistSamplerSeedHook`` before each epoch."""
+        """Set the epoch; called by mmengine's ``DistSamplerSeedHook`` before each epoch."""
         self.epoch = epoch

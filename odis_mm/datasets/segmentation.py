@@ -12,7 +12,7 @@ _RLE_TEXT = re.compile('[0-o]+')  # COCO's code: 48 + 6 bits
 
 
 def segmentation_to_mask(segm: Any, height: int, width: int) -> np.ndarray:
-    """A COCO segmentation (list of polygons, RLE with counts as list or string) as bool [height, width].
+    """Return a COCO segmentation (list of polygons, RLE with counts as list or string) as bool [height, width].
 
     Pixels are chosen as pycocotools does, so that areas and IoUs are those of the COCO evaluation.
 

@@ -28,7 +28,7 @@ class Survey:
     shares: np.ndarray
 
     def words(self) -> str:
-        """One line for people."""
+        """Return one line for people."""
         low, middle, high = np.percentile(self.sizes.min(1), (5, 50, 95))
         text = f'{self.images} images, short side {middle:.0f} px (5 to 95 %: {low:.0f} to {high:.0f})'
         if not self.objects:
@@ -90,7 +90,7 @@ def visible_share(dataset, sampler, limit: int = 1000) -> float:
 
 
 def image_size(info: dict) -> Optional[Sequence[int]]:
-    """Height and width from the annotation, else from the image; None if neither tells."""
+    """Return height and width from the annotation, else from the image; None if neither tells."""
     if info.get('height') and info.get('width'):
         return int(info['height']), int(info['width'])
     try:
@@ -100,5 +100,5 @@ def image_size(info: dict) -> Optional[Sequence[int]]:
 
 
 def spread(count: int, limit: int) -> np.ndarray:
-    """At most ``limit`` indices, evenly over ``count``."""
+    """Return at most ``limit`` indices, evenly over ``count``."""
     return np.arange(count) if count <= limit else np.linspace(0, count - 1, limit).round().astype(int)

@@ -72,5 +72,5 @@ def identity(value: Any) -> Hashable:
 
 
 def identities(values: List[Any]) -> List[Hashable]:
-    """:func:`identity` of all; at once where they are plain integers."""
+    """Return :func:`identity` of all; at once where they are plain integers."""
     return values if set(map(type, values)) <= {int} else [identity(value) for value in values]

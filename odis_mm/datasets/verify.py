@@ -78,7 +78,7 @@ def _mask_fault(segmentation, size) -> Optional[str]:
 
 
 def check(tasks: List[Task], workers: int, **reading) -> Iterator[Found]:
-    """:func:`check_image` of all, in order, by so many processes (0: here)."""
+    """Yield :func:`check_image` of all, in order, by so many processes (0: here)."""
     one = partial(check_image, **reading)
     if not workers:
         yield from map(one, tasks)
@@ -88,7 +88,7 @@ def check(tasks: List[Task], workers: int, **reading) -> Iterator[Found]:
 
 
 def tasks(data: str, ann_file: str, images: str) -> Tuple[List[Task], Optional[dict]]:
-    """What to check, and the content of the annotation file if it is a json."""
+    """Return what to check, and the content of the annotation file if it is a json."""
     root = Path(data)
     if not ann_file.lower().endswith('.json'):
         dataset = ObjectDataset(data, ann_file, images)
@@ -123,6 +123,15 @@ def _size(image: dict) -> Optional[Tuple[int, int]]:
 def cleaned(
     content: Optional[dict], tasks: List[Task], bad_images: Iterable[int], bad_objects: Iterable[int], folder: Path
 ) -> str:
+    """Return the annotation file, or list of images, without what is bad.
+
+    Args:
+        content: Of the json; None: there is none, and a list of paths is written.
+        tasks: All images, from :func:`tasks`.
+        bad_images: Their numbers among the tasks.
+        bad_objects: Their numbers in the file.
+        folder: What the paths of a list are relative to.
+    """
     bad_images, bad_objects = set(bad_images), set(bad_objects)
     if content is None:
         return ''.join(f'{os.path.relpath(task[0], folder)}\n' for i, task in enumerate(tasks) if i not in bad_images)

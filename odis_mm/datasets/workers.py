@@ -21,7 +21,7 @@ CAN_TELL_SENDERS = hasattr(signal, 'sigwaitinfo')
 
 @FUNCTIONS.register_module()
 def single_thread_worker(worker_id: int) -> None:
-    """``worker_init_fn`` of a loader: one thread a worker, as the workers themselves are the parallelism; deaf to
+    """Set one thread a worker (``worker_init_fn`` of a loader), as the workers themselves are the parallelism; deaf to
     signals from others.
 
     Seeds nothing: all random numbers of a sample come from its own generator. A signal to the whole process group is
@@ -33,8 +33,8 @@ def single_thread_worker(worker_id: int) -> None:
 
 
 def obey_parent_alone() -> None:
-    """Of ``GROUP_SIGNALS``, this process and its future threads follow the parent's SIGTERM alone, by which Python ends
-    its workers.
+    """Have this process and its future threads follow, of ``GROUP_SIGNALS``, the parent's SIGTERM alone, by which
+    Python ends its workers.
 
     They are blocked rather than ignored: a thread takes them and looks who sent them. (A handler could not tell, and
     one that the parent had set before it forked would take the SIGTERM that the parent then waits for.) macOS can
@@ -54,7 +54,7 @@ def _answer(parent: int) -> None:
 
 
 def held_while_forking(loader: DataLoader) -> ContextManager[None]:
-    """Holds ``GROUP_SIGNALS`` back while the workers of ``loader`` start: they begin with them blocked, and none hits
+    """Hold ``GROUP_SIGNALS`` back while the workers of ``loader`` start: they begin with them blocked, and none hits
     one too early.
 
     Only for workers that listen to them later (``single_thread_worker``): others could never be ended.

@@ -150,7 +150,7 @@ class Look:
 
 
 def look(path: str, folder: str) -> Look:
-    """:func:`complete`; a large file that needs nothing completed is noted beside the caches of annotations and read
+    """Do :func:`complete`; a large file that needs nothing completed is noted beside the caches of annotations and read
     once."""
     place = cache_folder()
     if place is None or os.path.getsize(path) < CACHE_FROM:

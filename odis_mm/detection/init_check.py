@@ -33,7 +33,7 @@ class DetectorInit(Hook):
         self.checkpoint = checkpoint
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        """The checkpoint tells what the tensors of its backbone do not."""
+        """Have the checkpoint tell what the tensors of its backbone do not."""
         arch = getattr(unwrap(runner.model).backbone, 'arch_settings', None)
         if isinstance(arch, dict) and 'num_heads' in arch:
             checkpoint.setdefault('meta', {}).update(num_heads=arch['num_heads'])

@@ -83,7 +83,8 @@ class DetectorLayerDecay(DefaultOptimWrapperConstructor):
 
 
 def layer_of(name: str, top: int) -> int:
-    """Place of a detector's parameter in the ladder: 0 the embeddings, l the l-th block, ``top`` everything else."""
+    """Return the place of a detector's parameter in the ladder: 0 the embeddings, l the l-th block, ``top`` everything
+    else."""
     if name.startswith('backbone.layers.'):
         return int(name.split('.')[2]) + 1
     inside = name.removeprefix('backbone.')

@@ -38,7 +38,7 @@ def _rescale(scale: float, channels: int, norm_cfg: dict, keep_width: bool) -> T
 
 
 def pyramid_strides(patch_size: int, scales: Sequence[float] = SCALES, extra_levels: int = 0) -> List[float]:
-    """Pixels per cell at each level: what anchors and RoI extractors of the config need, for any patch size.
+    """Return the pixels per cell at each level: what anchors and RoI extractors of the config need, for any patch size.
 
     >>> pyramid_strides(16, extra_levels=1)
     [4, 8, 16, 32, 64]
@@ -68,7 +68,7 @@ class ViTFeaturePyramid(BaseModule):
         self.levels = nn.ModuleList(_rescale(scale, in_channels, norm_cfg, keep_width=True)[0] for scale in scales)
 
     def forward(self, inputs: Sequence[Tensor]) -> Tuple[Tensor, ...]:
-        """len(scales) maps [B, C, H, W] to as many [B, C, H * scale, W * scale]."""
+        """Turn len(scales) maps [B, C, H, W] into as many [B, C, H * scale, W * scale]."""
         if len(inputs) != len(self.levels):
             raise ConfigError(
                 f'the backbone gives {len(inputs)} maps (its out_indices) for {len(self.levels)} pyramid scales.'
@@ -115,7 +115,7 @@ class ViTSimplePyramid(BaseModule):
         self.extra_levels = extra_levels
 
     def forward(self, inputs: Sequence[Tensor]) -> Tuple[Tensor, ...]:
-        """The last of ``inputs``, [B, C, H, W], to a map [B, out_channels, H * scale, W * scale] per level."""
+        """Turn the last of ``inputs``, [B, C, H, W], into a map [B, out_channels, H * scale, W * scale] per level."""
         x = inputs[-1].contiguous()
         outs = [level(x) for level in self.levels]
         for _ in range(self.extra_levels):

@@ -19,7 +19,7 @@ METRICS = 'frozen_metrics'  # where the latest values of frozen features lie in 
 
 
 def facts(runner, model: nn.Module, state: Dict[str, torch.Tensor], iteration: int) -> Dict[str, str]:
-    """Lines of the card by their titles, from a pretraining run.
+    """Return the lines of the card by their titles, from a pretraining run.
 
     Args:
         runner: mmengine's.
@@ -81,7 +81,7 @@ def _packages():
 
 
 def write_card(path: str, title: str, lines: Dict[str, str]) -> None:
-    """The facts as Markdown.
+    """Write the facts as Markdown.
 
     Raises:
         FileWriteError: see :func:`atomic_write`.

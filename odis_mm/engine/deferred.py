@@ -48,7 +48,7 @@ class DeferredHistory(HistoryBuffer):
 
 
 def defer_scalar(hub: MessageHub, key: str, value: Tensor) -> None:
-    """``hub.update_scalar(key, value)`` without waiting for the device, except in the first call for a key."""
+    """Do ``hub.update_scalar(key, value)`` without waiting for the device, except in the first call for a key."""
     history = hub.log_scalars.get(key)
     if isinstance(history, DeferredHistory):
         history.append(value)

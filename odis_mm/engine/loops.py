@@ -18,7 +18,7 @@ PROGRESS = 'progress'  # the key in checkpoints
 
 
 def random_state() -> Dict[str, Any]:
-    """States of the global random number generators, of tensors and plain values only."""
+    """Return the states of the global random number generators, of tensors and plain values only."""
     kind, keys, *rest = np.random.get_state()
     state = dict(
         python=random.getstate(),
@@ -31,7 +31,7 @@ def random_state() -> Dict[str, Any]:
 
 
 def set_random_state(state: Dict[str, Any]) -> None:
-    """Puts back what :func:`random_state` gave."""
+    """Put back what :func:`random_state` gave."""
     version, keys, gauss = state['python']
     random.setstate((version, tuple(keys), gauss))
     kind, keys, *rest = state['numpy']

@@ -148,7 +148,7 @@ class SafeAmpOptimWrapper(_SafeStep, AmpOptimWrapper):
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies: not to biases, norms (1-d), tokens, positions and the norms of prototypes.
+    """Return whether weight decay applies: not to biases, norms (1-d), tokens, positions and the norms of prototypes.
 
     The releases of DINO and iBOT decay tokens and positions, which have more than one dimension; sparing them is this
     project's choice.

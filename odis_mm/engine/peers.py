@@ -20,7 +20,7 @@ CAUSES = (
 
 
 def peer_timeout() -> float:
-    """Seconds to wait for the others, from the environment.
+    """Return the seconds to wait for the others, from the environment.
 
     Raises:
         ConfigError: it holds no positive number.
@@ -36,13 +36,13 @@ def peer_timeout() -> float:
 
 
 def agent_keeps_store() -> bool:
-    """Whether torchrun, and not the first rank, listens at the master's port."""
+    """Return whether torchrun, and not the first rank, listens at the master's port."""
     return os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True'
 
 
 def await_peers() -> Store:
-    """Joins the run that torchrun's variables describe (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), and returns when
-    all ranks have.
+    """Join the run that torchrun's variables describe (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), and return when all
+    ranks have.
 
     Returns:
         The store that they share, for ``init_process_group``.
@@ -96,7 +96,7 @@ def _who(missing: Sequence[int], world: int) -> str:
 
 
 def missing_nodes(host: str, port: str, nodes: str) -> str:
-    """The sentence for torchrun's own wait for the other nodes."""
+    """Return the sentence for torchrun's own wait for the other nodes."""
     return (
         f'not all {nodes} nodes joined the master {host}:{port} within {peer_timeout():g} s, or it was not '
         f'reachable. {CAUSES}'

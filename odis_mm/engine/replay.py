@@ -9,7 +9,7 @@ from .loops import set_random_state
 
 
 def replay(model: nn.Module, saved: dict, amp: Optional[str] = None) -> Tuple[Dict[str, float], str]:
-    """One forward pass in training mode, with the random numbers and schedules of the iteration.
+    """Run one forward pass in training mode, with the random numbers and schedules of the iteration.
 
     Args:
         saved: Content of a ``nonfinite_iter_N.pth``.

@@ -18,7 +18,7 @@ NOTE = 'last_checkpoint'  # the file in which the checkpoint hook names what it 
 
 
 def damage(path: str) -> Optional[str]:
-    """What is wrong with the file of a training checkpoint, in words; None if nothing is.
+    """Return what is wrong with the file of a training checkpoint, in words; None if nothing is.
 
     Every byte is read once and compared with the checksums that ``torch.save`` stores beside each tensor, because
     ``torch.load`` does not look at them and takes flipped bits as weights; then the file's directory is read as torch
@@ -46,8 +46,8 @@ def damage(path: str) -> Optional[str]:
 
 
 def find_checkpoint(work_dir: str) -> Tuple[Optional[str], List[str]]:
-    """What to continue from: the checkpoint that ``last_checkpoint`` names, or, if that one is missing or damaged, the
-    newest whole one.
+    """Return what to continue from: the checkpoint that ``last_checkpoint`` names, or, if that one is missing or
+    damaged, the newest whole one.
 
     Args:
         work_dir: Folder of a run; it may have been moved.

@@ -67,7 +67,7 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> List[Change]:
 
 
 def same_schedule(schedulers: List[_ParamScheduler], states: List[dict]) -> bool:
-    """Whether the schedulers of a checkpoint are these, however far they have gone."""
+    """Return whether the schedulers of a checkpoint are these, however far they have gone."""
     ours = [{k: v for k, v in scheduler.state_dict().items() if k not in _MOVING} for scheduler in schedulers]
     return ours == [{k: v for k, v in state.items() if k not in _MOVING} for state in states]
 

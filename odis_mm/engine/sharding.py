@@ -48,11 +48,11 @@ class FullyShardedStrategy(DDPStrategy):
         return model
 
     def model_state_dict(self) -> dict:
-        """Whole tensors on the first rank's CPU; empty on the others, which must call it, too."""
+        """Return whole tensors on the first rank's CPU; empty on the others, which must call it, too."""
         return gather(self.model.state_dict())
 
     def optim_state_dict(self) -> dict:
-        """As :meth:`model_state_dict`; in the form of an unsharded run."""
+        """Return the optimizer's as :meth:`model_state_dict` does, in the form of an unsharded run."""
         return gather(self.optim_wrapper.state_dict())
 
     def load_model_state_dict(
@@ -79,7 +79,7 @@ class FullyShardedStrategy(DDPStrategy):
         extra_ckpt: Optional[dict] = None,
         callback: Optional[Callable] = None,
     ) -> None:
-        """All ranks gather, the first one writes."""
+        """Gather on all ranks; the first one writes."""
         content = dict(state_dict=self.model_state_dict())
         if save_optimizer:
             content['optimizer'] = self.optim_state_dict()

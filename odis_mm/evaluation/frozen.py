@@ -28,8 +28,8 @@ class Features(NamedTuple):
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients; afterwards every submodule is in the mode it was in (a teacher's batch norms
-    train)."""
+    """Set evaluation mode, without gradients; afterwards every submodule is in the mode it was in (a teacher's batch
+    norms train)."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -60,9 +60,10 @@ class FrozenBackbone:
         self.can_mask = hasattr(backbone, 'object_slice')
 
     def check_size(self, size: int) -> None:
-        """
+        """Refuse a size in pixels that patches do not divide.
+
         Raises:
-            ValueError: patches do not divide this image size.
+            ConfigError: they do not.
         """
         if self.patch and size % self.patch:
             raise ConfigError(
@@ -85,7 +86,7 @@ class FrozenBackbone:
         return self._features(out[-1] if isinstance(out, (tuple, list)) else out, images)
 
     def read_objects(self, images: Tensor, object_masks: Sequence[Tensor]) -> Tuple[Features, Tensor]:
-        """Features of whole uint8 images [B, 3, H, W] and the tokens [n, D] of their objects, in one pass.
+        """Return the features of whole uint8 images [B, 3, H, W] and the tokens [n, D] of their objects, in one pass.
 
         The objects' tokens differ a little from those of a pass for each object, as the patches see the whole image's
         [OBJ] and not theirs (see :meth:`ObjectViT.read_objects`).
@@ -137,7 +138,7 @@ def frozen_from(
     student: bool = False,
     random: bool = False,
 ) -> FrozenBackbone:
-    """The backbone of a checkpoint file as it is evaluated, with the normalisation that the file tells, else
+    """Return the backbone of a checkpoint file as it is evaluated, with the normalisation that the file tells, else
     ImageNet's.
 
     Args:
@@ -150,7 +151,7 @@ def frozen_from(
 
 
 def resize(pixels: Tensor, size: Tuple[int, int]) -> Tensor:
-    """uint8 [..., H, W] to ``size``, bicubic with antialiasing, as PIL does it."""
+    """Resize uint8 [..., H, W] to ``size``, bicubic with antialiasing, as PIL does it."""
     if tuple(pixels.shape[-2:]) == tuple(size):
         return pixels
     batch = pixels.reshape(1, -1, *pixels.shape[-2:])
@@ -158,13 +159,13 @@ def resize(pixels: Tensor, size: Tuple[int, int]) -> Tensor:
 
 
 def subset(length: int, most: Optional[int]) -> List[int]:
-    """At most ``most`` indices below ``length``, evenly spread, the same in every run."""
+    """Return at most ``most`` indices below ``length``, evenly spread, the same in every run."""
     count = length if most is None else min(most, length)
     return [i * length // count for i in range(count)]
 
 
 def batches(dataset: Dataset, batch_size: int, num_workers: int = 0) -> Iterator[Dict[str, list]]:
-    """This rank's share (every world-size-th item) of a data set in batches; the global random numbers are left
+    """Yield this rank's share (every world-size-th item) of a data set in batches; the global random numbers are left
     alone. What takes longer is reported."""
     rank, world = get_dist_info()
     share = Subset(dataset, range(rank, len(dataset), world))
@@ -184,7 +185,8 @@ def _columns(items: List[dict]) -> Dict[str, list]:
 
 
 def gather_rows(rows: Tensor, total: int) -> Tensor:
-    """The rows [n, ...] of all ranks, which took every world-size-th of ``total`` items, in the order of the items."""
+    """Return the rows [n, ...] of all ranks, which took every world-size-th of ``total`` items, in the order of the
+    items."""
     world = get_dist_info()[1]
     if world == 1:
         return rows

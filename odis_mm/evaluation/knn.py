@@ -29,7 +29,7 @@ def knn_accuracy(
     temperature: float = 0.07,
     chunk: int = 4096,
 ) -> dict:
-    """Share of test features whose class wins the vote of their k nearest training features.
+    """Return the share of test features whose class wins the vote of their k nearest training features.
 
     Votes weigh exp(cosine similarity/temperature) (DINO, arXiv 2104.14294; the authors' k are the default). Under
     several ranks, all of which hold all features, each classifies its share; scikit-learn's classifier knows neither
@@ -69,13 +69,13 @@ def knn_accuracy(
 
 
 def majority_share(labels: Iterable[int]) -> float:
-    """Share in percent of the most frequent class: the accuracy of an answer that looks at no image."""
+    """Return the share in percent of the most frequent class: the accuracy of an answer that looks at no image."""
     counts = Counter(map(int, labels))
     return 100 * max(counts.values()) / sum(counts.values())
 
 
 def nearest(queries: Tensor, keys: Tensor, k: int, chunk: int) -> Tuple[Tensor, Tensor]:
-    """The k largest inner products [c, k] and their places among the keys, block by block."""
+    """Return the k largest inner products [c, k] and their places among the keys, block by block."""
     best, place = (
         queries.new_empty(len(queries), 0),
         torch.empty(len(queries), 0, dtype=torch.long, device=queries.device),
@@ -166,8 +166,8 @@ class LabelledImages(Dataset):
 def image_features(
     frozen: FrozenBackbone, images: LabelledImages, batch_size: int = 64, num_workers: int = 0
 ) -> Tuple[Dict[str, Tensor], Tensor]:
-    """Features of all images, on every rank: ``token`` [n, D] if the backbone has one, ``patch_mean`` [n, D], and
-    labels [n].
+    """Return the features of all images, on every rank: ``token`` [n, D] if the backbone has one, ``patch_mean`` [n,
+    D], and labels [n].
 
     With objects the token sees them only, and the mean is over their patches.
     """
@@ -201,7 +201,7 @@ def knn_images(
     batch_size: int = 64,
     num_workers: int = 0,
 ) -> Dict[str, Dict[int, float]]:
-    """k-NN accuracy in percent by feature (``token``: [OBJ] or [CLS]; ``patch_mean``) and k.
+    """Return the k-NN accuracy in percent by feature (``token``: [OBJ] or [CLS]; ``patch_mean``) and k.
 
     Raises:
         ConfigError: the two folders do not have the same classes.
@@ -226,7 +226,7 @@ def labelled_split(
     boxes: Sequence[str] = ('', ''),
     most: Sequence[Optional[int]] = (None, None),
 ) -> List[LabelledImages]:
-    """``root/train`` and ``root/val``, with a json of objects and a largest number of images for each."""
+    """Return ``root/train`` and ``root/val``, with a json of objects and a largest number of images for each."""
     return [
         LabelledImages(os.path.join(root, part), size, frozen.patch, ann_file, count)
         for part, ann_file, count in zip(('train', 'val'), boxes, most)

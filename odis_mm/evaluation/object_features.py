@@ -53,7 +53,7 @@ def extract_object_features(
     heads: Optional[int] = None,
     num_workers: int = 0,
 ) -> ObjectFeatures:
-    """Frozen features of objects in images.
+    """Return frozen features of objects in images.
 
     Args:
         model_or_checkpoint: A backbone, a pretraining model (its teacher is taken, with its normalisation), or a
@@ -86,7 +86,7 @@ def extract_object_features(
 
 
 def as_frozen(model_or_checkpoint: Union[nn.Module, str, Path], heads: Optional[int] = None) -> FrozenBackbone:
-    """What is evaluated of a backbone, a pretraining model or a checkpoint file."""
+    """Return what is evaluated of a backbone, a pretraining model or a checkpoint file."""
     if not isinstance(model_or_checkpoint, nn.Module):
         return frozen_from(model_or_checkpoint, heads)
     if hasattr(model_or_checkpoint, 'branch'):  # TeacherStudent
@@ -200,7 +200,7 @@ def _box_around(mask: np.ndarray) -> List[int]:
 def object_features(
     frozen: FrozenBackbone, images: Dataset, size: int, batch_size: int = 64, num_workers: int = 0
 ) -> ObjectFeatures:
-    """:func:`extract_object_features` over items ``img``, ``regions``."""
+    """Do :func:`extract_object_features` over items ``img``, ``regions``."""
     frozen.check_size(size)
     tokens, pooled, owners, boxes, done = [], [], [], [], 0
     for batch in batches(_Resized(images, size, frozen.patch if frozen.can_mask else None), batch_size, num_workers):
@@ -246,7 +246,7 @@ def neighbour_sheet(
     queries: int = 8,
     neighbours: int = 7,
 ) -> None:
-    """A PNG: in each row an object and those of other images that are most similar to it, with the cosine.
+    """Draw a PNG: in each row an object and those of other images that are most similar to it, with the cosine.
 
     Args:
         path: File to write.
@@ -315,7 +315,7 @@ def extract_dataset(
     batch_size: int = 64,
     num_workers: int = 0,
 ) -> ObjectFeatures:
-    """Features of all objects of a data set, written as ``.npz`` without pickles, and a sheet of neighbours.
+    """Write the features of all objects of a data set as ``.npz`` without pickles, and draw a sheet of neighbours.
 
     The file holds ``token`` (if there is one), ``pooled``, ``boxes``, ``image`` (row of ``file_name`` and
     ``image_id``), ``label`` (row of ``classes``; -1: unknown).

@@ -58,7 +58,7 @@ class RegionImages(Dataset):
         return len(self.index)
 
     def labels(self) -> List[int]:
-        """Classes of all objects of the items, without reading an image."""
+        """Return the classes of all objects of the items, without reading an image."""
         infos = (self.images.get_data_info(index) for index in self.index)
         return [int(info['labels'][i]) for info in infos for i in subset(len(info['labels']), self.per_image)]
 
@@ -87,7 +87,8 @@ class RegionImages(Dataset):
 
 
 def object_area(boxes: np.ndarray, masks: Optional[list], height: int, width: int) -> np.ndarray:
-    """Pixels that belong to any object, bool [height, width]: of its mask if there is one, else of its box."""
+    """Return the pixels that belong to any object, bool [height, width]: of its mask if there is one, else of its
+    box."""
     area = np.zeros((height, width), bool)
     if masks:
         for segmentation in masks:
@@ -99,7 +100,8 @@ def object_area(boxes: np.ndarray, masks: Optional[list], height: int, width: in
 
 
 def background_boxes(boxes: np.ndarray, area: np.ndarray, places: int = 7, most_covered: float = 0.1) -> np.ndarray:
-    """For each box one of its size where objects cover the least: of ``places`` x ``places`` positions the first best.
+    """Return for each box one of its size where objects cover the least: of ``places`` x ``places`` positions the first
+    best.
 
     Args:
         boxes: [n, 4], within the image.
@@ -145,8 +147,8 @@ class Regions:
 
 
 def pool_boxes(map_: Tensor, boxes: Sequence[Tensor], cells: int = 7) -> Tensor:
-    """Mean over RoIAlign's cells (aligned) of boxes [n_b, 4], shares of the image, from maps [B, D, rows, columns]:
-    [sum n_b, D]."""
+    """Return the mean over RoIAlign's cells (aligned) of boxes [n_b, 4], shares of the image, from maps [B, D, rows,
+    columns]: [sum n_b, D]."""
     rows, columns = map_.shape[2:]
     scale = torch.tensor([columns, rows, columns, rows], dtype=map_.dtype, device=map_.device)
     return roi_align(map_, [box.to(map_) * scale for box in boxes], cells, 1.0, sampling_ratio=2, aligned=True).mean(
@@ -157,8 +159,8 @@ def pool_boxes(map_: Tensor, boxes: Sequence[Tensor], cells: int = 7) -> Tensor:
 def region_features(
     frozen: FrozenBackbone, images: RegionImages, batch_size: int = 64, num_workers: int = 0, max_patches: int = 50_000
 ) -> Regions:
-    """All features at once, on every rank. With several scales those of a region are l2-normalised and put side by
-    side; patches are of the last.
+    """Return all features at once, on every rank. With several scales those of a region are l2-normalised and put side
+    by side; patches are of the last.
 
     Args:
         batch_size: Images per forward pass, which reads the tokens of their objects, too.
@@ -248,7 +250,7 @@ def _scores(classifier, features: Tensor) -> Tensor:
 
 
 def mean_iou(predicted: Tensor, inside: Tensor) -> float:
-    """Mean of the IoU of objects and of background, in percent."""
+    """Return the mean of the IoU of objects and of background, in percent."""
     both = [
         ((predicted == side) & (inside == side)).sum() / ((predicted == side) | (inside == side)).sum().clamp(min=1)
         for side in (True, False)
@@ -257,8 +259,8 @@ def mean_iou(predicted: Tensor, inside: Tensor) -> float:
 
 
 def region_metrics(train: Regions, val: Regions, k: int = 20) -> Dict[str, float]:
-    """The proxy, in percent: ``object_token`` (if there is one) and ``box_pool`` (class accuracy), ``object_auc``,
-    ``mask_miou``."""
+    """Return the proxy, in percent: ``object_token`` (if there is one) and ``box_pool`` (class accuracy),
+    ``object_auc``, ``mask_miou``."""
     metrics = {}
     for name, ours, theirs in (('object_token', train.token, val.token), ('box_pool', train.pooled, val.pooled)):
         if ours is not None:
@@ -282,7 +284,7 @@ def region_metrics(train: Regions, val: Regions, k: int = 20) -> Dict[str, float
 def region_proxy(
     frozen: FrozenBackbone, train: RegionImages, val: RegionImages, k: int = 20, **kwargs
 ) -> Dict[str, float]:
-    """:func:`region_metrics` of val images by train images; ``kwargs`` go to :func:`region_features`.
+    """Return :func:`region_metrics` of val images by train images; ``kwargs`` go to :func:`region_features`.
 
     Raises:
         ConfigError: the two sets name different classes, or what :func:`region_features` raises.
@@ -305,7 +307,7 @@ def region_split(
     most: Sequence[Optional[int]] = (None, None),
     per_image: int = 10,
 ) -> List[RegionImages]:
-    """Train and val images below ``data_root``, each from a json and a folder of images."""
+    """Return train and val images below ``data_root``, each from a json and a folder of images."""
     patch = frozen.patch if frozen.can_mask else None
     return [
         RegionImages(
@@ -334,7 +336,7 @@ def region_knn(
     k: int = 20,
     **kwargs,
 ) -> Dict[str, float]:
-    """:func:`region_proxy` of a module and two sets of images, normalised as ``preprocessor`` does."""
+    """Return :func:`region_proxy` of a module and two sets of images, normalised as ``preprocessor`` does."""
     frozen = FrozenBackbone(backbone, preprocessor.mean, preprocessor.std)
     patch = frozen.patch if frozen.can_mask else None
     return region_proxy(frozen, RegionImages(train, (size,), patch), RegionImages(val, (size,), patch), k, **kwargs)

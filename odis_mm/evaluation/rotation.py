@@ -10,7 +10,7 @@ from ..utils.progress import reported
 
 @torch.no_grad()
 def rotation_accuracy(model: torch.nn.Module, dataset, size: int, batch_size: int = 16) -> dict:
-    """Share of right answers when the central square of every image is shown in all four orientations.
+    """Return the share of right answers when the central square of every image is shown in all four orientations.
 
     Args:
         model: A ``GTSA`` with its rotation classifier; the student answers, as it is what the classifier was trained

@@ -1,3 +1,5 @@
+"""Models of pretraining, in mmpretrain's parts: backbones, necks, heads, losses, and the methods made of them."""
+
 from .backbones import ObjectViT
 from .data_preprocessor import ViewPreprocessor
 from .heads import ALFMHead, DistillationHead, EmbeddingHead, GTSAHead

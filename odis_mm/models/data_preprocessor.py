@@ -30,8 +30,8 @@ class ViewPreprocessor(BaseDataPreprocessor):
         self.register_buffer('std', torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     def forward(self, data: dict, training: bool = False) -> dict:
-        """``inputs``: uint8 [n, 3, H, W] or a list of such, one per resolution, to float32; ``data_samples`` is moved
-        along.
+        """Normalise ``inputs``: uint8 [n, 3, H, W] or a list of such, one per resolution, to float32; ``data_samples``
+        is moved along.
 
         Numbers of photometrics that the pipeline drew (``PhotometricViews(on_device=True)``) are applied before the
         normalisation, and taken out of ``data_samples``.

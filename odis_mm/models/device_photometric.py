@@ -27,8 +27,8 @@ def _toward(views: Tensor, origin, factor: Tensor) -> Tensor:
 
 
 def turn_hue(views: Tensor, shift: Tensor) -> Tensor:
-    """RGB [n, 3, h, w] in 0..255 with their hues turned by ``shift`` [n] of the circle; HSV's value and saturation
-    stay."""
+    """Return RGB [n, 3, h, w] in 0..255 with their hues turned by ``shift`` [n] of the circle; HSV's value and
+    saturation stay."""
     value, place = views.max(1)
     chroma = value - views.amin(1)
     red, green, blue = views.unbind(1)
@@ -42,8 +42,8 @@ def turn_hue(views: Tensor, shift: Tensor) -> Tensor:
 
 
 def blur_views(views: Tensor, sigma: Tensor) -> Tensor:
-    """Gaussian blur of [n, C, h, w] with a ``sigma`` [n] of each, in HOST memory, by the kernels of ``blur_kernel``;
-    edges replicated."""
+    """Blur [n, C, h, w] with a ``sigma`` [n] of each, in HOST memory, by the kernels of ``blur_kernel``; edges
+    replicated."""
     n, channels = views.shape[:2]
     kernels = [blur_kernel(float(s)) for s in sigma]
     reach = max(len(kernel) for kernel in kernels) // 2
@@ -58,7 +58,7 @@ def blur_views(views: Tensor, sigma: Tensor) -> Tensor:
 
 
 def apply_photometrics(views: Tensor, drawn: Tensor) -> Tensor:
-    """Colour jitter, greyscale, blur and solarize, each view with its own numbers.
+    """Apply colour jitter, greyscale, blur and solarize to each view with its own numbers.
 
     Which view gets which step is decided on the host, so that no index of unknown length stalls the device's queue.
 

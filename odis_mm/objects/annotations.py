@@ -101,7 +101,7 @@ class ImageIndex:
         return found[0]
 
     def size(self, name: str) -> Size:
-        """Height and width of the stored pixels."""
+        """Return height and width of the stored pixels."""
         try:
             return size_of(self.folder / name)
         except BadImageError as error:
@@ -599,6 +599,7 @@ FORMATS: Dict[str, Callable] = dict(
     openimages=_openimages,
     sa1b=_sa1b,
 )
+"""Readers of other tools' annotations, by the name of the format."""
 
 
 def _as_coco(

@@ -142,6 +142,7 @@ class Attention:
 
     @property
     def on_gpu(self) -> bool:
+        """Whether the model runs on a GPU, and so in one process."""
         return self.device != 'cpu'
 
     def __getstate__(self) -> dict:  # processes load the weights themselves
@@ -186,7 +187,7 @@ class Attention:
         return [self._objects(image, small, found) for image, small, found in zip(images, pixels, cuts)]
 
     def affinity(self, pixels: Tensor, grid: Tuple[int, int]) -> Tensor:
-        """Edges between all patches of images uint8 [B, 3, h, w]: float [B, N, N], 1 where two are alike."""
+        """Return the edges between all patches of images uint8 [B, 3, h, w]: float [B, N, N], 1 where two are alike."""
         kept: List[Tensor] = []
         layers = self.frozen.backbone.layers
         hooks = [
@@ -253,7 +254,7 @@ class Attention:
 
 
 def sharpen(grey: np.ndarray, patches: np.ndarray, patch: int) -> np.ndarray:
-    """The mask bool [h, w] of an object from its patches bool [rows, columns]: near their border it follows the
+    """Return the mask bool [h, w] of an object from its patches bool [rows, columns]: near their border it follows the
     picture's edges.
 
     Thin objects, of which that leaves little, keep their patches.

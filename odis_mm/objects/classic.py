@@ -171,7 +171,7 @@ def group(small: np.ndarray, labels: np.ndarray):
 
 
 def region_masks(labels: np.ndarray, parents: np.ndarray, regions: Sequence[int]) -> List[np.ndarray]:
-    """Masks bool [h, w] of regions of the hierarchy."""
+    """Return the masks bool [h, w] of regions of the hierarchy."""
     count = int(labels.max()) + 1
     masks = []
     for region in regions:

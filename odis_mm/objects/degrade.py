@@ -66,7 +66,7 @@ def _entry(image_id: object, box: np.ndarray, category: object) -> dict:
 
 
 def overlap(box: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """IoU of a box (x, y, w, h) with others [n, 4]."""
+    """Return the IoU of a box (x, y, w, h) with others [n, 4]."""
     low = np.maximum(box[:2], others[:, :2])
     high = np.minimum(box[:2] + box[2:], others[:, :2] + others[:, 2:])
     shared = (high - low).clip(0).prod(1)

@@ -40,6 +40,7 @@ class Detector:
 
     @property
     def on_gpu(self) -> bool:
+        """Whether the model runs on a GPU, and so in one process."""
         return self.device != 'cpu'
 
     def __getstate__(self) -> dict:  # processes load the weights themselves

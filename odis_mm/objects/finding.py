@@ -45,8 +45,8 @@ class Source(Protocol):
 
 
 def image_names(images: PathLike, ann_file: PathLike = '') -> List[str]:
-    """Paths of the images, relative to their folder and in a fixed order: all below it, or those that a list or json
-    names."""
+    """Return the paths of the images, relative to their folder and in a fixed order: all below it, or those that a list
+    or json names."""
     dataset = ObjectDataset('', ann_file, images)
     return [Path(os.path.relpath(dataset.get_data_info(i)['img_path'], images)).as_posix() for i in range(len(dataset))]
 
@@ -116,7 +116,7 @@ def find_objects(
 
 
 def described(source: Source) -> dict:
-    """A source's settings as they stand in the result: files by name and content, as a folder may be moved."""
+    """Return a source's settings as they stand in the result: files by name and content, as a folder may be moved."""
     told = asdict(source)
     for key, value in told.items():
         if key in ('checkpoint', 'config') and value and os.path.isfile(value):
@@ -307,7 +307,7 @@ def _work(root: str, names: List[str]) -> dict:
 
 
 def find_chunk(root: str, names: Sequence[str], source: Source) -> dict:
-    """What a part's file holds: ``images`` with their objects, and ``bad``, a name and a reason each."""
+    """Return what a part's file holds: ``images`` with their objects, and ``bad``, a name and a reason each."""
     read, bad = [], []
     for name in names:
         try:
@@ -334,7 +334,7 @@ def find_chunk(root: str, names: Sequence[str], source: Source) -> dict:
 
 
 def difference_hash(image: np.ndarray) -> str:
-    """64 bits as hexadecimal digits, which differ in few places between copies of a picture that were scaled or
+    """Return 64 bits as hexadecimal digits, which differ in few places between copies of a picture that were scaled or
     compressed anew."""
     grey = cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (9, 8), interpolation=cv2.INTER_AREA)
     return np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes().hex()

@@ -24,14 +24,14 @@ class Found:
     masks: Optional[List[dict]] = None
 
     def take(self, index: Sequence[int]) -> 'Found':
-        """The objects of these numbers, in this order."""
+        """Return the objects of these numbers, in this order."""
         masks = None if self.masks is None else [self.masks[i] for i in index]
         return Found(self.boxes[index], self.scores[index], masks)
 
 
 def keep_best(boxes: np.ndarray, scores: np.ndarray, iou: float, top: int) -> np.ndarray:
-    """Numbers of at most ``top`` boxes, best first, of which no two overlap by more than ``iou``; labels play no
-    part."""
+    """Return the numbers of at most ``top`` boxes, best first, of which no two overlap by more than ``iou``; labels
+    play no part."""
     if not len(boxes):
         return np.zeros(0, np.int64)
     order = np.argsort(-scores, kind='stable')  # torchvision's own sort breaks ties as it likes
@@ -41,7 +41,7 @@ def keep_best(boxes: np.ndarray, scores: np.ndarray, iou: float, top: int) -> np
 
 
 def useful(boxes: np.ndarray, height: int, width: int, min_side: float, max_area: float) -> np.ndarray:
-    """Which boxes are at least ``min_side`` (share of the image's shorter side) wide and high and cover at most
+    """Return which boxes are at least ``min_side`` (share of the image's shorter side) wide and high and cover at most
     ``max_area`` of it: bool [n]."""
     w, h = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     least = max(min_side * min(height, width), 2)
@@ -49,7 +49,7 @@ def useful(boxes: np.ndarray, height: int, width: int, min_side: float, max_area
 
 
 def encode(mask: np.ndarray, height: int, width: int) -> dict:
-    """COCO RLE, counts as text, of a mask bool [h, w] enlarged to the image's size."""
+    """Return the COCO RLE, counts as text, of a mask bool [h, w] enlarged to the image's size."""
     from pycocotools import mask as coco_mask
 
     whole = cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
@@ -58,7 +58,7 @@ def encode(mask: np.ndarray, height: int, width: int) -> dict:
 
 
 def shrink(image: np.ndarray, size: int) -> np.ndarray:
-    """The image with its longer side at most ``size`` pixels."""
+    """Return the image with its longer side at most ``size`` pixels."""
     height, width = image.shape[:2]
     factor = size / max(height, width)
     if factor >= 1:

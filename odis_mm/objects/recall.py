@@ -50,7 +50,7 @@ def random_boxes(found: dict, seed: int = 0) -> dict:
 
 
 def read_result(path: PathLike) -> dict:
-    """The content of a COCO-style json.
+    """Return the content of a COCO-style json.
 
     Raises:
         AnnotationError: it is none.

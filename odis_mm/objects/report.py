@@ -81,7 +81,7 @@ def _alike_boxes(boxes: np.ndarray) -> int:
 
 
 def near_duplicates(images: Sequence[dict]) -> List[List[str]]:
-    """Groups of names of images that look the same, by the hashes that the search left (none without)."""
+    """Return groups of names of images that look the same, by the hashes that the search left (none without)."""
     hashes = [(int(image['dhash'], 16), image['file_name']) for image in images if image.get('dhash')]
     parent = list(range(len(hashes)))
 

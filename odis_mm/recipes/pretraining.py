@@ -17,6 +17,7 @@ from ..utils.errors import ConfigError, MissingFileError
 from ..utils.files import PathLike
 
 METHODS = ('odis', 'gtsa', 'alfm', 'ibot')
+"""Pretraining methods that have recipes for small data."""
 SMALL = 5000  # images up to which the small recipes were tried
 ENOUGH = 0.9  # share of images that should show their object in all global views
 COVERS = (0.04, 0.02, 0.01, 0.005, 0.0)  # of min_cover; 0.04 is ODIS's

@@ -74,7 +74,7 @@ def start_from(cfg: Config, init: PathLike, adapt: bool = False) -> List[str]:
 
 
 def named_start(cfg: Config) -> Optional[str]:
-    """The file that a pretraining config names as ``model.init_cfg.checkpoint`` or
+    """Return the file that a pretraining config names as ``model.init_cfg.checkpoint`` or
     ``model.backbone.init_cfg.checkpoint``."""
     model = cfg.get('model') or {}
     if 'roi_head' in model or 'bbox_head' in model or 'backbone' not in model or 'neck' not in model:

@@ -63,7 +63,8 @@ AnyView = Union[View, ViewBatch]
 
 
 def stack_views(views) -> ViewBatch:
-    """A list of V views as numpy arrays: crop float64 [V, 4], size int64 [V, 2], flip bool [V], rot90 int64 [V]."""
+    """Return a list of V views as numpy arrays: crop float64 [V, 4], size int64 [V, 2], flip bool [V], rot90 int64
+    [V]."""
     return ViewBatch(
         np.array([v.crop for v in views], np.float64).reshape(-1, 4),
         np.array([v.size for v in views], np.int64).reshape(-1, 2),
@@ -98,7 +99,7 @@ def _swap_if_odd(xp, a, b, k) -> Tuple[Any, Any]:
 
 
 def points_to_view(points: Array, view: AnyView) -> Array:
-    """Points [..., 2] (x, y) of the original image, in pixels of the view; not clipped to it."""
+    """Return points [..., 2] (x, y) of the original image, in pixels of the view; not clipped to it."""
     xp, real, x0, y0, cw, ch, width, height, flip, k = _unpack(view, points)
     points = real(points)
     x, y = (points[..., 0] - x0) * width / cw, (points[..., 1] - y0) * height / ch
@@ -106,7 +107,7 @@ def points_to_view(points: Array, view: AnyView) -> Array:
 
 
 def points_from_view(points: Array, view: AnyView) -> Array:
-    """The inverse of :func:`points_to_view`."""
+    """Return the inverse of :func:`points_to_view`."""
     xp, real, x0, y0, cw, ch, width, height, flip, k = _unpack(view, points)
     points = real(points)
     x, y = _turn(xp, points[..., 0], points[..., 1], *_swap_if_odd(xp, width, height, k), -k)
@@ -122,7 +123,7 @@ def _through(function, boxes: Array, view: AnyView) -> Array:
 
 
 def boxes_to_view(boxes: Array, view: AnyView, clip: bool = False) -> Array:
-    """Boxes [..., 4] of the original image, in pixels of the view.
+    """Return boxes [..., 4] of the original image, in pixels of the view.
 
     Args:
         clip: Cut them to the frame of the view; a box outside of it then has no width or no height.
@@ -137,12 +138,12 @@ def boxes_to_view(boxes: Array, view: AnyView, clip: bool = False) -> Array:
 
 
 def boxes_from_view(boxes: Array, view: AnyView) -> Array:
-    """The inverse of :func:`boxes_to_view` (without clipping)."""
+    """Return the inverse of :func:`boxes_to_view` (without clipping)."""
     return _through(points_from_view, boxes, view)
 
 
 def patch_grid(view: AnyView, patch: int) -> Tuple[int, int]:
-    """Rows and columns of patches that all views of the batch share, quarter turns included.
+    """Return rows and columns of patches that all views of the batch share, quarter turns included.
 
     Raises:
         ValueError: The views differ in size, or the patch side does not divide them.
@@ -162,7 +163,7 @@ def _numpy(a):
 
 
 def box_patch_mask(boxes: Array, view: AnyView, patch: int) -> Array:
-    """Which patches of the view the boxes touch with positive area.
+    """Return which patches of the view the boxes touch with positive area.
 
     All comparisons are between ``(x - x0) * W`` and ``i * patch * crop_w``, so nothing is rounded for integer crops.
 
@@ -193,7 +194,7 @@ def box_patch_mask(boxes: Array, view: AnyView, patch: int) -> Array:
 
 
 def summed_area(mask: Array) -> Array:
-    """Summed-area table int32 [H + 1, W + 1] of a mask [H, W] (nonzero = object)."""
+    """Return the summed-area table int32 [H + 1, W + 1] of a mask [H, W] (nonzero = object)."""
     if not torch.is_tensor(mask):
         return cv2.integral((np.asarray(mask) != 0).astype(np.uint8))
     table = mask.new_zeros([s + 1 for s in mask.shape], dtype=torch.int32)
@@ -216,7 +217,8 @@ def _whole_crop(view: AnyView):
 
 
 def mask_area_in_crops(table: Array, crops: Array) -> Array:
-    """Object pixels inside integer crops [..., 4] (x, y, w, h), from the summed-area table of the mask: int [...]."""
+    """Return the object pixels inside integer crops [..., 4] (x, y, w, h), from the summed-area table of the mask: int
+    [...]."""
     height, width = table.shape[0] - 1, table.shape[1] - 1
     x1, y1 = crops[..., 0], crops[..., 1]
     x2, y2 = x1 + crops[..., 2], y1 + crops[..., 3]
@@ -224,7 +226,7 @@ def mask_area_in_crops(table: Array, crops: Array) -> Array:
 
 
 def mask_patch_mask(table: Array, view: AnyView, patch: int) -> Array:
-    """Which patches of the view contain some part of a mask, with no resampling.
+    """Return which patches of the view contain some part of a mask, with no resampling.
 
     A patch is a rectangle of the original image; it belongs to the object iff it overlaps a pixel of the mask with
     positive area. Integer arithmetic from end to end.
@@ -296,7 +298,7 @@ def orient(maps: Array, flip: Array = False, rot90: Array = 0, inverse: bool = F
 
 
 def pair_intersections(views: ViewBatch) -> Tuple[Array, Array, Array]:
-    """What every two views of an image share.
+    """Return what every two views of an image share.
 
     Args:
         views: Fields with leading dimensions [..., V].
@@ -319,7 +321,7 @@ def pair_intersections(views: ViewBatch) -> Tuple[Array, Array, Array]:
 
 
 def turn_squares(maps: torch.Tensor, rot90: torch.Tensor) -> torch.Tensor:
-    """:func:`orient` for square maps with channels, each with turns of its own, without waiting for the device.
+    """Do :func:`orient` for square maps with channels, each with turns of its own, without waiting for the device.
 
     Args:
         maps: [..., C, S, S].
@@ -353,7 +355,7 @@ class ViewPairs(NamedTuple):
 
 
 def teacher_student_pairs(views: ViewBatch, groups: Sequence[int]) -> List[ViewPairs]:
-    """All pairs of a view of the first group, the teacher's, and another view, for each group of views.
+    """Return all pairs of a view of the first group, the teacher's, and another view, for each group of views.
 
     Args:
         views: Tensors with leading dimensions [B, V].

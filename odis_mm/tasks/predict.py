@@ -80,7 +80,7 @@ def predict(
 
 
 def picture_names(paths: Sequence[Path]) -> Dict[str, str]:
-    """A name for the picture of each image: its own, with a number where several have it."""
+    """Return a name for the picture of each image: its own, with a number where several have it."""
     names: Dict[str, str] = {}
     taken: Set[str] = set()
     for path in paths:

@@ -87,8 +87,8 @@ def pretrain(
 
 
 def imported_boxes(data: Path, images: Optional[PathLike], folder: Path) -> Optional[Path]:
-    """The training annotations of other formats (YOLO, Pascal VOC, ...) in a folder that has none of COCO style, as a
-    COCO-style file; None if there are none, or, with a warning, none that can be used."""
+    """Return the training annotations of other formats (YOLO, Pascal VOC, ...) in a folder that has none of COCO style,
+    as a COCO-style file; None if there are none, or, with a warning, none that can be used."""
     if not data.is_dir() or find_splits(data, ('train',), images):
         return None
     try:

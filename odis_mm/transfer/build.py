@@ -24,12 +24,12 @@ TOLERANCE = 1e-4  # of the largest feature: float32 in another order of operatio
 
 
 def count_heads(state: State, name: str, heads: Optional[int] = None) -> int:
-    """Attention heads of a ViT under our names: see :meth:`VitShape.heads`."""
+    """Return the attention heads of a ViT under our names: see :meth:`VitShape.heads`."""
     return VitShape.required(state).heads(name, heads)
 
 
 def patch_grid_of(state: State, grid: Optional[Grid] = None) -> Grid:
-    """(rows, columns) of a ViT's position embedding under our names: see :meth:`VitShape.grid`."""
+    """Return (rows, columns) of a ViT's position embedding under our names: see :meth:`VitShape.grid`."""
     return VitShape.required(state).grid(grid)
 
 
@@ -43,7 +43,7 @@ def build_vit(
     norm_eps: float = 1e-6,
     antialias: bool = False,
 ) -> nn.Module:
-    """An ``ObjectViT`` that holds the tensors of a plain ViT under our names, in evaluation mode.
+    """Return an ``ObjectViT`` that holds the tensors of a plain ViT under our names, in evaluation mode.
 
     A stock ``mmpretrain.VisionTransformer`` if there is no [CLS], or if asked for.
 
@@ -84,7 +84,7 @@ def build_vit(
 
 
 def initialise(model: nn.Module) -> None:
-    """``model.init_weights()`` without the line a parameter that mmengine logs."""
+    """Call ``model.init_weights()`` without the line a parameter that mmengine logs."""
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel('WARNING')
@@ -93,8 +93,8 @@ def initialise(model: nn.Module) -> None:
 
 
 def build_timm(tensors: State, heads: int, grid: Grid) -> Any:
-    """timm's ``VisionTransformer`` of the shape of tensors under timm's names, strictly loaded with them, in evaluation
-    mode.
+    """Return timm's ``VisionTransformer`` of the shape of tensors under timm's names, strictly loaded with them, in
+    evaluation mode.
 
     Raises:
         ImportError: timm is not installed.

@@ -22,7 +22,7 @@ TRUST = 'ODIS_MM_TRUST_CHECKPOINTS'
 
 
 def read_checkpoint(path: PathLike) -> Dict[str, Tensor]:
-    """The tensors of a checkpoint, by name, on the CPU. Nothing in the file is executed.
+    """Return the tensors of a checkpoint, by name, on the CPU. Nothing in the file is executed.
 
     Args:
         path: A ``.safetensors`` file or anything ``torch.load(weights_only=True)`` reads; a mapping under one of
@@ -63,7 +63,7 @@ def _existing(path: PathLike) -> Path:
 
 
 def read_meta(path: PathLike) -> dict:
-    """What a file says about itself beyond its tensors, as far as it does.
+    """Return what a file says about itself beyond its tensors, as far as it does.
 
     Of a file that this package wrote: ``num_heads``, ``patch_size``, ``norm_eps``, ``mean`` and ``std`` (0..255, RGB),
     and where it comes from. Of a Hugging Face folder the same from ``config.json`` and ``preprocessor_config.json``
@@ -116,7 +116,7 @@ def _read_torch(path: Path):
 
 
 def restore(source, name: str, map_location='cpu'):
-    """What ``torch.save`` wrote, as data: tensors, plain values and mmengine's log buffers.
+    """Return what ``torch.save`` wrote, as data: tensors, plain values and mmengine's log buffers.
 
     With ``ODIS_MM_TRUST_CHECKPOINTS=1`` in the environment a file that wants more is restored all the same, with a
     warning; a download never is.

@@ -48,7 +48,7 @@ class Conversion:
 
 
 def grouped(fates: Mapping[str, str]) -> List[Tuple[str, str]]:
-    """All names of one reason on one line."""
+    """Return all names of one reason on one line."""
     groups: Dict[str, List[str]] = {}
     for name, why in fates.items():
         groups.setdefault(why, []).append(name)
@@ -114,7 +114,7 @@ _OPTIONAL = ('cls_token', 'object_tokens', 'register_tokens', 'ln1.weight', 'ln1
 
 
 def layout_for(target: str, shape: VitShape, name: str) -> Layout:
-    """The layout of ``target`` that has a place for a ViT of this shape.
+    """Return the layout of ``target`` that has a place for a ViT of this shape.
 
     Raises:
         CheckpointError: there is none.

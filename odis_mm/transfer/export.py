@@ -92,6 +92,7 @@ def _read(source: PathLike, grid: Optional[Grid], drop: Sequence[str], heads: Op
 
 
 def write_file(path: Path, conversion: Conversion, meta: dict) -> None:
+    """Write tensors and meta in the form of the target's library: safetensors, or what ``torch.load`` reads."""
     tensors = {name: tensor.to('cpu', copy=True).contiguous() for name, tensor in conversion.tensors.items()}
     if path.suffix == '.safetensors':
         from safetensors.torch import save
@@ -105,7 +106,7 @@ def write_file(path: Path, conversion: Conversion, meta: dict) -> None:
 
 
 def huggingface_config(conversion: Conversion, heads: int, grid: Optional[Grid] = None) -> dict:
-    """``config.json`` for what :func:`transfer` writes: ``ViTModel``, ``Dinov2Model`` or ``DINOv3ViTModel``."""
+    """Return ``config.json`` for what :func:`transfer` writes: ``ViTModel``, ``Dinov2Model`` or ``DINOv3ViTModel``."""
     shape = VitShape.required(conversion.state)
     rows, columns = shape.grid(grid)
     size = [rows * shape.patch_size, columns * shape.patch_size]
@@ -166,7 +167,7 @@ def build_backbone(
     student: bool = False,
     random: bool = False,
 ) -> nn.Module:
-    """The backbone of a checkpoint file of any known layout, ready for evaluation: ``ObjectViT`` or
+    """Return the backbone of a checkpoint file of any known layout, ready for evaluation: ``ObjectViT`` or
     ``mmpretrain.ResNet``.
 
     Args:

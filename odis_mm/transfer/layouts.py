@@ -49,10 +49,12 @@ class Layout:
 
     @property
     def split_qkv(self) -> bool:
+        """Whether queries, keys and values are tensors of their own."""
         return 'attn.query.weight' in self.parts
 
     @property
     def layer_scale(self) -> bool:
+        """Whether it has a place for layer scale."""
         return 'attn.gamma1.weight' in self.parts
 
     @property
@@ -72,7 +74,7 @@ class Layout:
         )
 
     def ours(self, name: str) -> Optional[str]:
-        """Our name for one of this layout's; None if there is none."""
+        """Return our name for one of this layout's; None if there is none."""
         top = {theirs: ours for ours, theirs in self.top.items()}
         if name in top:
             return top[name]
@@ -84,8 +86,8 @@ class Layout:
         return None if part is None else f'layers.{int(match[1])}.{part}'
 
     def theirs(self, name: str, gated: bool = False) -> Optional[str]:
-        """This layout's name for one of ours, with its prefix; None if it cannot hold it. ``gated``: of a ViT with
-        gated MLPs."""
+        """Return this layout's name for one of ours, with its prefix; None if it cannot hold it. ``gated``: of a ViT
+        with gated MLPs."""
         match = re.fullmatch(r'layers\.(\d+)\.(.+)', name)
         parts = {**self.parts, **self.gated} if gated else self.parts
         found = self.top.get(name) if match is None else parts.get(match[2])
@@ -256,6 +258,7 @@ LAYOUTS: Dict[str, Layout] = {
         ),
     )
 }
+"""Layouts of ViT checkpoints, by the name that ``odis-mm transfer --to`` takes."""
 
 # where a backbone stands in a file, best first: teachers, which are what is evaluated, before students
 PREFIXES = (
@@ -304,7 +307,7 @@ DIALECTS = (
 
 
 def unwrap(state: State) -> State:
-    """Names without what DistributedDataParallel or torch.compile put before all of them."""
+    """Return the names without what DistributedDataParallel or torch.compile put before all of them."""
     for wrapper in ('module.', '_orig_mod.'):
         if state and all(key.startswith(wrapper) for key in state):
             state = {key[len(wrapper) :]: value for key, value in state.items()}
@@ -312,7 +315,7 @@ def unwrap(state: State) -> State:
 
 
 def recognise(names: Sequence[str]) -> Optional[Tuple[Layout, str]]:
-    """The layout and the prefix of a plain ViT, by the names of a file's tensors; None if there is none."""
+    """Return the layout and the prefix of a plain ViT, by the names of a file's tensors; None if there is none."""
     for prefix in PREFIXES:
         below = [name[len(prefix) :] for name in names if name.startswith(prefix)]
         for layout in sorted(LAYOUTS.values(), key=lambda layout: not layout.marks):
@@ -326,6 +329,6 @@ def recognise(names: Sequence[str]) -> Optional[Tuple[Layout, str]]:
 
 
 def some(names: Sequence[str], limit: int = 4) -> str:
-    """A list that stays one readable line: the first few names, and how many more."""
+    """Return a list that stays one readable line: the first few names, and how many more."""
     more = f' and {len(names) - limit} more' if len(names) > limit else ''
     return ', '.join(names[:limit]) + more

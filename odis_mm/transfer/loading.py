@@ -291,7 +291,7 @@ def _any_match(name: str, patterns: Sequence[str]) -> bool:
 
 
 def fingerprint(state: Dict[str, Tensor]) -> str:
-    """A short name (12 hexadecimal digits) for tensors: the same for equal names, types, shapes and bits, on any
+    """Return a short name (12 hexadecimal digits) for tensors: the same for equal names, types, shapes and bits, on any
     device."""
     digest = hashlib.sha256()
     for name in sorted(state):

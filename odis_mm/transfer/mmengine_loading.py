@@ -47,7 +47,7 @@ def closed_to_code() -> Iterator[None]:
 
 
 def load_local(filename: str, map_location=None) -> dict:
-    """Loader of local checkpoints for mmengine: tensors, plain values and mmengine's own log buffers, never code.
+    """Load a local checkpoint for mmengine: tensors, plain values and mmengine's own log buffers, never code.
 
     Raises:
         CheckpointError: the file is missing, damaged, or would run code.

@@ -10,7 +10,7 @@ Grid = Tuple[int, int]
 
 
 def split_tokens(length: int, expected_extra: int) -> Optional[Tuple[int, int]]:
-    """How many of ``length`` slots belong to leading tokens if the rest is a square grid.
+    """Return how many of ``length`` slots belong to leading tokens if the rest is a square grid.
 
     The count that the module expects is preferred, then the smallest that works (up to 8).
 
@@ -76,5 +76,6 @@ def resize_positions(
 
 
 def rope_periods(head_dims: int, base: float = 100.0) -> Tensor:
-    """Periods [head_dims / 4] of rotary positions, in units of half the image's side: base^0 to just below base^1."""
+    """Return the periods [head_dims / 4] of rotary positions, in units of half the image's side: base^0 to just below
+    base^1."""
     return base ** (torch.arange(head_dims // 4, dtype=torch.float32) / (head_dims // 4))

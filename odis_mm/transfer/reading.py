@@ -203,7 +203,7 @@ def _merge_gates(state: State) -> None:
 
 
 def check_vit(state: State, name: str, layout: Optional[Layout] = None) -> None:
-    """Whether tensors under our names are one whole ViT of finite numbers.
+    """Check that tensors under our names are one whole ViT of finite numbers.
 
     Raises:
         CheckpointError: naming the first thing that is not so.

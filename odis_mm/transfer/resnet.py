@@ -30,12 +30,12 @@ _OURS = re.compile(
 
 
 def find_resnet(state: State) -> Optional[str]:
-    """The prefix below which a ResNet stands in a file, or None."""
+    """Return the prefix below which a ResNet stands in a file, or None."""
     return next((prefix for prefix in PREFIXES if prefix + _STEM in state and f'{prefix}conv1.weight' in state), None)
 
 
 def read_resnet(state: State, name: str) -> Tuple[State, str, State]:
-    """The tensors of a ResNet, the prefix they stood under, and what else stood there (the classifier ``fc``).
+    """Return the tensors of a ResNet, the prefix they stood under, and what else stood there (the classifier ``fc``).
 
     Raises:
         CheckpointError: no ResNet, or a tensor that no plain one has.
@@ -54,7 +54,7 @@ def read_resnet(state: State, name: str) -> Tuple[State, str, State]:
 
 @scope_of('mmpretrain')
 def build_resnet(state: State, name: str = 'state dict', random: bool = False) -> nn.Module:
-    """``mmpretrain.ResNet`` with these tensors, strictly loaded, in evaluation mode; its output is the last map.
+    """Return ``mmpretrain.ResNet`` with these tensors, strictly loaded, in evaluation mode; its output is the last map.
 
     With ``random`` it is of their shape only, initialised from seed 0.
 

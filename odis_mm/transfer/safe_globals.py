@@ -20,7 +20,7 @@ class UnsafeCheckpoint(ValueError):
 
 
 def history_buffer_method(owner: type, name: str):
-    """Stands in for ``getattr``, by which pickle stores methods of a class: those of HistoryBuffer, nothing else."""
+    """Stand in for ``getattr``, by which pickle stores methods of a class: those of HistoryBuffer, nothing else."""
     if owner is not HistoryBuffer or name not in _STATISTICS:
         wanted = f'{getattr(owner, "__name__", owner)}.{name}'
         raise UnsafeCheckpoint(

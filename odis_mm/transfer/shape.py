@@ -48,7 +48,7 @@ class VitShape:
 
     @classmethod
     def of(cls, state: State) -> Optional['VitShape']:
-        """The shape of a plain ViT; None if the tensors are of none."""
+        """Return the shape of a plain ViT; None if the tensors are of none."""
         patch = state.get('patch_embed.projection.weight')
         numbers = [int(match[1]) for key in state if (match := re.match(r'layers\.(\d+)\.', key))]
         if patch is None or patch.ndim != 4 or not numbers:
@@ -95,8 +95,8 @@ class VitShape:
         return (side, side) if side and side * side == self.patches else None
 
     def grid(self, told: Optional[Grid] = None) -> Grid:
-        """(rows, columns) of the learned positions: as told if it fits, else a square; of rotary ones any, 14 x 14
-        here.
+        """Return (rows, columns) of the learned positions: as told if it fits, else a square; of rotary ones any, 14 x
+        14 here.
 
         Raises:
             CheckpointError: neither fits.
@@ -114,8 +114,8 @@ class VitShape:
         return grid
 
     def heads(self, name: str, told: Optional[int] = None) -> int:
-        """Attention heads: as told by the user or the file's meta, by the rotary positions, or those of the papers' ViT
-        of this width.
+        """Return the attention heads: as told by the user or the file's meta, by the rotary positions, or those of the
+        papers' ViT of this width.
 
         Raises:
             CheckpointError: an unusual width, or heads that do not divide it.
@@ -133,7 +133,8 @@ class VitShape:
         return heads
 
     def backbone_options(self) -> Dict[str, Any]:
-        """Options of ``ObjectViT`` beside its arch and patch size without which these tensors have no place."""
+        """Return the options of ``ObjectViT`` beside its arch and patch size without which these tensors have no
+        place."""
         options: Dict[str, Any] = {}
         if self.layer_scale:
             options['layer_scale_init_value'] = 1e-5
@@ -153,7 +154,7 @@ class VitShape:
 
 
 def has_key_bias(state: State) -> bool:
-    """Whether a key bias of any block is not zero."""
+    """Return whether a key bias of any block is not zero."""
     return any(bool(bias.chunk(3)[1].any()) for key, bias in state.items() if key.endswith('.attn.qkv.bias'))
 
 

@@ -9,18 +9,18 @@ from torch import Tensor, nn
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside a DDP or FSDP wrapper, or the model itself."""
+    """Return the model inside a DDP or FSDP wrapper, or the model itself."""
     return cast(nn.Module, model.module) if is_model_wrapper(model) else model
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The tensor itself, or all of it where this rank has a part: then all ranks must call this."""
+    """Return the tensor itself, or all of it where this rank has a part: then all ranks must call this."""
     return tensor.full_tensor() if hasattr(tensor, 'full_tensor') else tensor
 
 
 def gather(state: Any) -> Any:
-    """A nest of dicts and lists with whole tensors, on the first rank's CPU; other ranks keep none of those that were
-    in parts."""
+    """Return a nest of dicts and lists with whole tensors, on the first rank's CPU; other ranks keep none of those that
+    were in parts."""
     keep = is_main_process()
 
     def one(tensor: Tensor) -> Optional[Tensor]:
@@ -31,8 +31,8 @@ def gather(state: Any) -> Any:
 
 
 def part(value: Any, like: Optional[Tensor]) -> Any:
-    """This rank's part of a whole tensor that belongs to the parameter ``like``, or the value as it is if it is not
-    cut."""
+    """Return this rank's part of a whole tensor that belongs to the parameter ``like``, or the value as it is if it is
+    not cut."""
     if like is None or not hasattr(like, 'full_tensor') or not isinstance(value, Tensor) or value.shape != like.shape:
         return value
     from torch.distributed.tensor import DTensor, distribute_tensor

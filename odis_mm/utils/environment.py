@@ -10,7 +10,7 @@ from ..version import __version__
 
 
 def hardware() -> str:
-    """One line: processor or GPU, cores, versions."""
+    """Return one line: processor or GPU, cores, versions."""
     device = (
         torch.cuda.get_device_name()
         if torch.cuda.is_available()

@@ -16,17 +16,17 @@ PathLike = Union[str, os.PathLike]
 
 
 def atomic_save(content, path: PathLike) -> None:
-    """``torch.save`` by :func:`atomic_write`."""
+    """Do ``torch.save`` by :func:`atomic_write`."""
     atomic_write(path, lambda file: torch.save(content, file))
 
 
 def atomic_write_text(path: PathLike, text: str) -> None:
-    """Text as UTF-8 by :func:`atomic_write`; names of files that are not UTF-8 keep their bytes."""
+    """Write text as UTF-8 by :func:`atomic_write`; names of files that are not UTF-8 keep their bytes."""
     atomic_write(path, lambda file: file.write(text.encode('utf-8', 'surrogateescape')))
 
 
 def atomic_write(path: PathLike, write: Callable[[BinaryIO], object]) -> None:
-    """``write(file)`` to a temporary name in the same folder, flushed to the disk, then renamed over ``path``.
+    """Do ``write(file)`` to a temporary name in the same folder, flushed to the disk, then renamed over ``path``.
 
     An interruption at any moment leaves the old file or the new one, never a half.
 
@@ -76,7 +76,7 @@ def locked(path: PathLike, waiting: str = '') -> Iterator[None]:
 
 
 def first_sentence(error: BaseException) -> str:
-    """The first sentence of an error's message, at most 200 characters; its class if it has none."""
+    """Return the first sentence of an error's message, at most 200 characters; its class if it has none."""
     text = str(error).strip().splitlines()
     return text[0].split('. ')[0].rstrip('.')[:200] if text else type(error).__name__
 

@@ -4,7 +4,7 @@ from typing import Any, Iterator, Tuple
 
 
 def walk(node: Any, path: str = '') -> Iterator[Tuple[str, Any]]:
-    """All (dotted path, value) below a node, each before what is below it."""
+    """Return all (dotted path, value) below a node, each before what is below it."""
     items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, (list, tuple)) else ()
     for key, value in items:
         below = f'{path}.{key}' if path else str(key)
@@ -13,7 +13,7 @@ def walk(node: Any, path: str = '') -> Iterator[Tuple[str, Any]]:
 
 
 def dicts(node: Any) -> Iterator[dict]:
-    """The dicts of a nest, the outermost first."""
+    """Return the dicts of a nest, the outermost first."""
     if isinstance(node, dict):
         yield node
     yield from (value for _, value in walk(node) if isinstance(value, dict))

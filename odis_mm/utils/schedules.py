@@ -4,14 +4,15 @@ import math
 
 
 def cosine(start: float, end: float, step: float, total: float) -> float:
-    """Half a cosine from ``start`` at 0 to ``end`` at ``total`` (DINO's form); ``end`` ever after."""
+    """Return half a cosine from ``start`` at 0 to ``end`` at ``total`` (DINO's form); ``end`` ever after."""
     if step >= total:
         return end
     return end + 0.5 * (start - end) * (1 + math.cos(math.pi * step / total))
 
 
 def linear(start: float, end: float, step: float, total: float) -> float:
-    """Straight line from ``start`` at 0 to ``end`` at ``total``; ``end`` ever after (at once if ``total`` is 0)."""
+    """Return a straight line from ``start`` at 0 to ``end`` at ``total``; ``end`` ever after (at once if ``total`` is
+    0)."""
     if step >= total:
         return end
     return start + (end - start) * step / total

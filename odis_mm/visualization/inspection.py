@@ -49,6 +49,7 @@ class Check:
 
     @property
     def differs(self) -> bool:
+        """Whether the drawn number is further from the measured one than ``tolerance``."""
         return not abs(self.drawn - self.measured) <= self.tolerance
 
     def __str__(self) -> str:
@@ -171,8 +172,8 @@ def check_sample(sample: dict, region: str = 'box', min_cover: Sequence[float] =
 
 
 def shared_pairs(sample: dict) -> List[Tuple[int, int]]:
-    """Pairs (global view, other view) that the losses of GTSA and ALFM compare; none for a recipe with objects or
-    masked patches."""
+    """Return the pairs (global view, other view) that the losses of GTSA and ALFM compare; none for a recipe with
+    objects or masked patches."""
     if sample.get('target', -1) >= 0 or 'mim_masks' in sample:
         return []
     count = len(sample['views'])
@@ -189,8 +190,8 @@ def _cells(box: np.ndarray) -> np.ndarray:
 
 
 def matched_cells(views: Sequence[View], q: int, v: int) -> Tuple[np.ndarray, np.ndarray]:
-    """Centres of the cells of what two views share, in pixels of either, [S, S, 2]: cell (i, j) of one meets cell (i,
-    j) of the other.
+    """Return the centres of the cells of what two views share, in pixels of either, [S, S, 2]: cell (i, j) of one meets
+    cell (i, j) of the other.
 
     As the losses have it: the teacher's are turned to the student's (GTSA); where there are flips, both are brought
     upright (ALFM).
@@ -243,7 +244,7 @@ def _check_pair(sample: dict, names: Sequence[str], q: int, v: int) -> List[Chec
 
 
 def draw_pairs(sample: dict, out_png: str, most: int = 6) -> None:
-    """The shared rectangles of pairs of views, with their cells: cells of one colour meet in the loss.
+    """Draw the shared rectangles of pairs of views, with their cells: cells of one colour meet in the loss.
 
     Args:
         sample: As of :func:`draw_views`.

@@ -20,7 +20,8 @@ def _enlarge(mask: np.ndarray, size) -> np.ndarray:
 
 
 def shade_view(pixels: np.ndarray, patch_mask: np.ndarray, mim_mask: Optional[np.ndarray] = None) -> np.ndarray:
-    """A view uint8 [h, w, C] as colours [h, w, 3]: dark outside its object's patches, tinted where a MIM mask is."""
+    """Return a view uint8 [h, w, C] as colours [h, w, 3]: dark outside its object's patches, tinted where a MIM mask
+    is."""
     out = (as_colours(pixels) if pixels.ndim == 3 else pixels).astype(np.float32)
     out[~_enlarge(patch_mask, pixels.shape)] *= 0.35
     if mim_mask is not None:
@@ -36,7 +37,7 @@ def _outline(segmentation) -> list:
 
 
 def draw_views(sample: dict, out_png: str) -> np.ndarray:
-    """The original image with its target and crops, then each view with its patch mask and MIM mask, as one PNG.
+    """Draw the original image with its target and crops, then each view with its patch mask and MIM mask, as one PNG.
 
     A view is darkened where a patch does not belong to the object and tinted where it is masked for the student. The
     target's box is carried into each view by the geometry, so that it can be compared with what the pixels show.

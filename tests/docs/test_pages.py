@@ -1,14 +1,20 @@
 """README and docs name commands, options and configs that exist."""
 
+import inspect
+import pkgutil
 import re
 import shlex
 import sys
+from importlib import import_module
+from types import ModuleType
 
 import pytest
 
+import odis_mm
 from helpers import ROOT
 from odis_mm.cli import COMMANDS
 from odis_mm.config import shipped_configs
+from odis_mm.config.classes import registries
 
 sys.path.insert(0, str(ROOT / 'tools' / 'misc'))
 import docs_pages
@@ -67,3 +73,37 @@ def test_generated_parts_are_whole():
     assert docs_pages.tutorials().count('\n## ') + 1 == 3 and 'find_objects(' in docs_pages.tutorials()
     text = docs_pages.help_of('pretrain')
     assert text.startswith('usage: odis-mm pretrain') and '--hours' in text and shlex.split('--data DIR')[0] in text
+
+
+def public_names():
+    """What packages list in ``__all__``, and what is registered, by its name."""
+    for package in ['odis_mm', *(m.name for m in pkgutil.walk_packages(odis_mm.__path__, 'odis_mm.') if m.ispkg)]:
+        module = import_module(package)
+        for name in getattr(module, '__all__', ()):
+            yield f'{package}.{name}', getattr(module, name)
+    for registry in registries():
+        for name, value in registry.module_dict.items():
+            if value.__module__.startswith('odis_mm.'):
+                yield f'{value.__module__}.{name}', value
+
+
+def test_api_reference_has_every_public_name():
+    pytest.importorskip('mmcv._ext')
+    shown = []
+    for name in re.findall(r'^::: (\S+)$', (ROOT / 'docs' / 'api.md').read_text(), re.MULTILINE):
+        value = pkgutil.resolve_name(name)
+        shown.append(value)
+        if isinstance(value, ModuleType):  # mkdocstrings shows what __all__ lists, else what the module defines
+            own = [n for n, v in vars(value).items() if n[0] != '_' and getattr(v, '__module__', '') == name]
+            inside = [m.name for m in pkgutil.iter_modules(getattr(value, '__path__', ()))]  # these hide functions
+            shown += [getattr(value, n) for n in getattr(value, '__all__', own) if n not in inside]
+    missing = [
+        name
+        for name, value in public_names()
+        if not isinstance(value, ModuleType) and name != 'odis_mm.__version__' and not any(value is v for v in shown)
+    ]
+    assert not missing, 'not in docs/api.md'
+    untold = [
+        v for v in shown if (inspect.isclass(v) or inspect.isfunction(v)) and not vars(v).get('__doc__', v.__doc__)
+    ]
+    assert not untold, 'left out by mkdocstrings, as they have no docstring'

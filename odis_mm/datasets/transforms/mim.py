@@ -12,7 +12,7 @@ from ...utils.errors import ConfigError
 def draw_blocks(
     rng: np.random.Generator, rows: int, cols: int, ratio: float, aspect: float, attempts: int
 ) -> np.ndarray:
-    """A mask bool [rows, cols] of at most ``ratio * rows * cols`` patches, made of rectangles.
+    """Return a mask bool [rows, cols] of at most ``ratio * rows * cols`` patches, made of rectangles.
 
     A block has between ``(min(rows, cols) // 3) ** 2`` and all the patches that are still to be masked, with
     log-uniform aspect in (``aspect``, 1 / ``aspect``); it is kept if it fits and adds something. Ends when ``attempts``

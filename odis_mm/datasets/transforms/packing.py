@@ -68,7 +68,7 @@ def _view_major(parts: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def mask_positions(mask: torch.Tensor) -> dict:
-    """Where the masked patches are, and their weights in the loss, of masks bool [G * B, N].
+    """Return where the masked patches are, and their weights in the loss, of masks bool [G * B, N].
 
     Found in the loader, in host memory: on the device, an index of unknown length would stall the queue.
 
@@ -83,7 +83,7 @@ def mask_positions(mask: torch.Tensor) -> dict:
 
 @FUNCTIONS.register_module()
 def collate_views(batch: Sequence[dict]) -> dict:
-    """A batch of packed images.
+    """Return a batch of packed images.
 
     Returns:
         dict: ``inputs``: per resolution uint8 [V_r * B, 3, h, w] (index ``v * B + b``, channels last in memory).

@@ -12,7 +12,7 @@ from .views import SampleViews
 
 
 def shared_area(crops: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Square pixels that crops [..., 4] (x, y, w, h) share with each of n ``others`` [n, 4]: [..., n]."""
+    """Return the square pixels that crops [..., 4] (x, y, w, h) share with each of n ``others`` [n, 4]: [..., n]."""
     a, b = crops[..., None, :], others
     side = np.minimum(a[..., :2] + a[..., 2:], b[..., :2] + b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
     return side.clip(0).prod(-1, dtype=np.float64)
@@ -88,8 +88,8 @@ class SamplePairViews(BaseTransform):
 
     @staticmethod
     def pick(drawn: np.ndarray, earlier: np.ndarray, least: float) -> np.ndarray:
-        """One of each view's tries [n, tries, 4]: the first that shares more than ``least`` with all earlier, else the
-        best."""
+        """Return one of each view's tries [n, tries, 4]: the first that shares more than ``least`` with all earlier,
+        else the best."""
         overlap = shared_area(drawn, earlier).min(-1, initial=np.inf)  # [n, tries]
         good = overlap > least
         return drawn[np.arange(len(drawn)), np.where(good.any(1), good.argmax(1), overlap.argmax(1))]

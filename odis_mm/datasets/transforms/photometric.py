@@ -21,12 +21,12 @@ _DOWN = 0.4999  # OpenCV rounds to the nearest, PIL's blend cuts off what is beh
 
 
 def brightness(img: np.ndarray, factor: float) -> np.ndarray:
-    """Values times ``factor``, which is not negative."""
+    """Return the values times ``factor``, which is not negative."""
     return cv2.convertScaleAbs(img, alpha=factor, beta=-_DOWN)
 
 
 def contrast(img: np.ndarray, factor: float) -> np.ndarray:
-    """Distances from the mean grey of the picture, a whole number, times ``factor``."""
+    """Scale the distances from the mean grey of the picture, a whole number, by ``factor``."""
     grey = int((cv2.mean(cv2.cvtColor(img, cv2.COLOR_RGB2GRAY))[0] if img.shape[2] == 3 else img.mean()) + 0.5)
     offset = (1 - factor) * grey - _DOWN
     if factor <= 1:  # nothing below 0, of which it would take the absolute value
@@ -35,16 +35,17 @@ def contrast(img: np.ndarray, factor: float) -> np.ndarray:
 
 
 def grayscale(img: np.ndarray) -> np.ndarray:
+    """Return each pixel's luminance three times, uint8 [h, w, 3] of RGB."""
     return cv2.cvtColor(cv2.cvtColor(img, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
 
 
 def saturation(img: np.ndarray, factor: float) -> np.ndarray:
-    """Distances from each pixel's own grey, a whole number, times ``factor``."""
+    """Scale the distances from each pixel's own grey, a whole number, by ``factor``."""
     return cv2.addWeighted(img, factor, grayscale(img), 1 - factor, -_DOWN)
 
 
 def hue(img: np.ndarray, shift: float) -> np.ndarray:
-    """Hue turned by ``shift`` of a full circle, in HSV with 256 hues."""
+    """Return the picture with its hues turned by ``shift`` of a full circle, in HSV with 256 hues."""
     hsv = cv2.cvtColor(img, cv2.COLOR_RGB2HSV_FULL)
     # OpenCV writes full-range hues in 1/256 of the circle and reads them in 1/255
     table = np.rint((_LEVELS / 256 + shift) % 1 * 255).astype(np.uint8)
@@ -53,7 +54,8 @@ def hue(img: np.ndarray, shift: float) -> np.ndarray:
 
 
 def blur_kernel(sigma: float) -> np.ndarray:
-    """Weights, float64 and odd in number, of three box filters of fractional width in a row, whose variance is sigma^2.
+    """Return the weights, float64 and odd in number, of three box filters of fractional width in a row, whose variance
+    is sigma^2.
 
     This is what PIL's GaussianBlur applies (Gwosdek et al., SSVM 2011, extended box filters). A sampled Gaussian blurs
     less below sigma 0.5, where nearly all of its weight falls on the middle. Ends below a quarter of a grey level are
@@ -73,7 +75,8 @@ def blur_kernel(sigma: float) -> np.ndarray:
 
 
 def blur(img: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian blur, sigma in pixels of the view, edges replicated; PIL's but for its rounding between the passes."""
+    """Blur by a Gaussian, sigma in pixels of the view, edges replicated; PIL's but for its rounding between the
+    passes."""
     kernel = blur_kernel(sigma).astype(np.float32)
     return cv2.sepFilter2D(img, -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE)
 
@@ -132,7 +135,8 @@ class PhotometricViews(BaseTransform):
         self.on_device = on_device
 
     def draw(self, rng: np.random.Generator, roles: Sequence[str]) -> dict:
-        """Numbers for V views: jitter, gray, blur, solarize bool [V], factors [V, 4], order int [V, 4], sigma [V]."""
+        """Draw numbers for V views: jitter, gray, blur, solarize bool [V], factors [V, 4], order int [V, 4], sigma
+        [V]."""
         kind = [2 if role == 'local' else min(i, 1) for i, role in enumerate(roles)]
         u = rng.random((len(roles), 13))
         low, high = self.blur_sigma
@@ -148,7 +152,7 @@ class PhotometricViews(BaseTransform):
 
     @staticmethod
     def pack(drawn: dict) -> np.ndarray:
-        """What :meth:`draw` returned as float32 [V, WIDTH], in COLUMNS; flags are 0 or 1."""
+        """Return what :meth:`draw` returned as float32 [V, WIDTH], in COLUMNS; flags are 0 or 1."""
         packed = np.empty((len(drawn['sigma']), WIDTH), np.float32)
         for name, column in COLUMNS.items():
             packed[:, column] = drawn[name]

@@ -33,14 +33,14 @@ class BoxRegion:
         self.box = np.asarray(box, np.float64)
 
     def area_in(self, crops: np.ndarray) -> np.ndarray:
-        """Its area in square pixels inside crops [..., 4] (x, y, w, h)."""
+        """Return its area in square pixels inside crops [..., 4] (x, y, w, h)."""
         x1, y1, x2, y2 = self.box
         w = np.minimum(crops[..., 0] + crops[..., 2], x2) - np.maximum(crops[..., 0], x1)
         h = np.minimum(crops[..., 1] + crops[..., 3], y2) - np.maximum(crops[..., 1], y1)
         return w.clip(0) * h.clip(0)
 
     def patch_masks(self, views: Sequence[View], patch: int) -> np.ndarray:
-        """bool [V, rows, columns] of views of one size."""
+        """Return bool [V, rows, columns] of views of one size."""
         return box_patch_mask(self.box, stack_views(views), patch)
 
 
@@ -130,7 +130,11 @@ class SampleViews(BaseTransform):
 
     @staticmethod
     def check_group(group: dict, patch: int) -> dict:
-        """A group of ``views`` with its defaults filled in, or a ValueError that names what is wrong with it."""
+        """Return a group of ``views`` with its defaults filled in.
+
+        Raises:
+            ConfigError: an unknown, missing or unsuited entry; the message names it.
+        """
         unknown = set(group) - _GROUP_KEYS
         if unknown:
             raise ConfigError(f'unknown key {sorted(unknown)} in a group of views: known are {sorted(_GROUP_KEYS)}')
@@ -152,7 +156,7 @@ class SampleViews(BaseTransform):
         return group
 
     def draw_target(self, rng: np.random.Generator, boxes: np.ndarray, scores: Optional[np.ndarray] = None) -> int:
-        """Index of the target, -1 for the whole image."""
+        """Return the index of the target, -1 for the whole image."""
         if self.target_rule == 'whole_image' or len(boxes) == 0:
             return -1
         if self.target_rule == 'random':
@@ -178,7 +182,7 @@ class SampleViews(BaseTransform):
 
     @staticmethod
     def draw_crops(rng: np.random.Generator, group: dict, tries: int, height: int, width: int) -> np.ndarray:
-        """All tries of all views of a group at once: int64 [num, tries, 4] (x, y, w, h).
+        """Return all tries of all views of a group at once: int64 [num, tries, 4] (x, y, w, h).
 
         Where none of the drawn shapes fits (thin images), the largest crop that keeps the range of ratios is taken, as
         in torchvision, but at a random place, so that the tries differ.
@@ -256,7 +260,7 @@ class SampleViews(BaseTransform):
 
 
 def render_view(img: np.ndarray, view: View, interpolation: str = 'bicubic') -> np.ndarray:
-    """Pixels of a view with an integer crop: uint8 [h, w, C] of an image uint8 [H, W, C].
+    """Return the pixels of a view with an integer crop: uint8 [h, w, C] of an image uint8 [H, W, C].
 
     Resized by torch's antialiased kernels on uint8: PIL's to within one grey level in most views. Of photographs 0.02 %
     of the values differ by more, up to 15, as torch rounds the kernels' weights to fewer bits.
@@ -280,14 +284,15 @@ def _turned(pixels: np.ndarray, view: View) -> np.ndarray:
 
 
 def reduction(views: Sequence[View]) -> int:
-    """The largest of 8, 4, 2 and 1 by which an image can be made smaller while each crop keeps as many rows and columns
-    as its view."""
+    """Return the largest of 8, 4, 2 and 1 by which an image can be made smaller while each crop keeps as many rows and
+    columns as its view."""
     least = min(side / pixels for view in views for side, pixels in zip(view.crop[2:], view.size[::-1]))
     return next((factor for factor in (8, 4, 2) if factor <= least), 1)
 
 
 def render_reduced(img: Image.Image, factor: int, view: View, interpolation: str = 'bicubic') -> np.ndarray:
-    """As :func:`render_view` of an image that is smaller by ``factor``; the crop's corners are between its pixels."""
+    """Do as :func:`render_view`, of an image that is smaller by ``factor``; the crop's corners are between its
+    pixels."""
     x, y, w, h = view.crop
     box = (x / factor, y / factor, (x + w) / factor, (y + h) / factor)
     return _turned(np.asarray(img.resize(view.size[::-1], _PIL[interpolation], box)), view)

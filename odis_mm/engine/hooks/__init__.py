@@ -1,3 +1,5 @@
+"""Hooks: schedules, checkpoints, export, health, bad images, interruption, measures."""
+
 from .bad_images import BadImageHook
 from .checkpoint import SafeCheckpointHook
 from .export import ExportTeacherHook

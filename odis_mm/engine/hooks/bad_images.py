@@ -37,7 +37,7 @@ class BadImageHook(Hook):
             self.look(runner)
 
     def look(self, runner) -> None:
-        """Shares what the ranks found, and tells what is new."""
+        """Share what the ranks found, and tell what is new."""
         for number, dataset in enumerate(object_datasets(runner.train_dataloader.dataset)):
             if dataset.bad is None:
                 continue

@@ -82,7 +82,7 @@ class DeferredRemoval:
         self.waiting.append(('rmtree', path))
 
     def settle(self, do: bool) -> None:
-        """Carries the waiting removals out, or forgets them."""
+        """Carry the waiting removals out, or forget them."""
         waiting, self.waiting = self.waiting, []
         for action, path in waiting if do else ():
             getattr(self._backend, action)(path)
@@ -123,7 +123,7 @@ class SafeCheckpointHook(CheckpointHook):
                     os.remove(path)  # of an interruption before this one
 
     def save_now(self, runner, done: int) -> None:
-        """A checkpoint after ``done`` iterations in all, between two iterations of an epoch or in a validation:
+        """Write a checkpoint after ``done`` iterations in all, between two iterations of an epoch or in a validation:
         ``epoch_E_iter_N.pth``, E epochs done.
 
         It goes when the next regular one stands. Where the regular one of this moment is written, it is written anew.
@@ -131,7 +131,7 @@ class SafeCheckpointHook(CheckpointHook):
         self._guard(runner, self._save_now, runner, done)
 
     def save_epoch(self, runner) -> None:
-        """This epoch's checkpoint, if ``interval`` did not write it. Called in ``after_train_epoch``."""
+        """Write this epoch's checkpoint, if ``interval`` did not write it. Called in ``after_train_epoch``."""
         name = self.filename_tmpl.format(runner.epoch + 1) if self.by_epoch else ''
         if not name or self.last_ckpt is None or osp.basename(self.last_ckpt) != name:
             self._save_checkpoint_with_step(runner, runner.epoch + 1, dict(epoch=runner.epoch + 1, iter=runner.iter))

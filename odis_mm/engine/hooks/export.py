@@ -44,7 +44,7 @@ class ExportTeacherHook(Hook):
         self._export(runner)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        """The training checkpoint tells the same of its backbone."""
+        """Have the training checkpoint tell the same of its backbone."""
         checkpoint.setdefault('meta', {}).update(backbone_meta(unwrap(runner.model)))
 
     def after_train_epoch(self, runner) -> None:
@@ -86,8 +86,8 @@ class ExportTeacherHook(Hook):
 
 
 def backbone_meta(model) -> dict:
-    """What the tensors of a model's backbone do not tell: heads, patches, eps of the norms, and the normalisation of
-    its images."""
+    """Return what the tensors of a model's backbone do not tell: heads, patches, eps of the norms, and the
+    normalisation of its images."""
     backbone, preprocessor = model.branch('teacher'), model.data_preprocessor
     meta = {}
     if hasattr(backbone, 'settings'):

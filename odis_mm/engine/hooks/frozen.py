@@ -63,18 +63,18 @@ class FrozenMetricHook(Hook):
 
     @abstractmethod
     def prepare(self, frozen: FrozenBackbone) -> None:
-        """Opens the data; called once, before training."""
+        """Open the data; called once, before training."""
 
     @abstractmethod
     def measure(self, frozen: FrozenBackbone) -> Dict[str, float]:
-        """Metrics of a backbone by name, equal on all ranks."""
+        """Return the metrics of a backbone by name, equal on all ranks."""
 
     def trivial(self) -> Dict[str, Tuple[str, float]]:
-        """What an answer that looks at no feature reaches, a name and a value, by metric."""
+        """Return what an answer that looks at no feature reaches, a name and a value, by metric."""
         return {}
 
     def describe(self, key: str) -> Tuple[str, str]:
-        """Title and unit of a metric, for plots."""
+        """Return title and unit of a metric, for plots."""
         return key, '%'
 
     def before_train(self, runner) -> None:

@@ -132,7 +132,7 @@ class PreemptionHook(Hook):
         self._former, self.checkpoints = {}, None
 
     def is_wanted(self, runner) -> bool:
-        """Whether any rank got a signal; then every rank knows whether it was Ctrl-C."""
+        """Return whether any rank got a signal; then every rank knows whether it was Ctrl-C."""
         if runner.world_size > 1:
             received = torch.tensor(0 if self.received is None else 2 if self.received == signal.SIGINT else 1)
             all_reduce(received, 'max')

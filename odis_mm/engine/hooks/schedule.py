@@ -84,8 +84,8 @@ class SelfSupScheduleHook(Hook):
         ]
 
     def backbone_share(self, iteration: int, max_iters: int) -> float:
-        """What of its learning rate the backbone gets: 0 while the heads are warmed, then rising to 1 over as many
-        iterations."""
+        """Return what of its learning rate the backbone gets: 0 while the heads are warmed, then rising to 1 over as
+        many iterations."""
         warm = int(self.warm_heads * max_iters)
         return min(max((iteration - warm + 1) / warm, 0.0), 1.0) if iteration >= warm > 0 else float(warm <= 0)
 

@@ -113,8 +113,8 @@ def _parts(dataset) -> List:
 
 
 def samples_of(dataset, count: int, epoch: int = 0) -> Iterator[dict]:
-    """What the pipeline of an ``ObjectDataset`` makes of ``count`` images, evenly spread, before it is packed; bad
-    images are left out."""
+    """Return what the pipeline of an ``ObjectDataset`` makes of ``count`` images, evenly spread, before it is packed;
+    bad images are left out."""
     for index in spread(len(dataset), count).tolist():
         sample = {
             **dataset.get_data_info(index),

@@ -25,7 +25,7 @@ class Form(Enum):
 
     @classmethod
     def of(cls, x: Tensor) -> 'Form':
-        """The fastest where ``x`` is, in the precision that autocast gives its products."""
+        """Return the form that is fastest where ``x`` is, in the precision that autocast gives its products."""
         if x.device.type != 'cpu':
             return cls.ROWS
         dtype = torch.get_autocast_dtype('cpu') if torch.is_autocast_enabled('cpu') else x.dtype
@@ -42,7 +42,7 @@ class Window(NamedTuple):
 
 
 def mask_of(keys: Tensor, objects: slice, form: Form, like: Tensor) -> Tensor:
-    """Which keys the [OBJ] rows see, bool [B, 1, k, T], as ``form`` takes it.
+    """Return which keys the [OBJ] rows see, bool [B, 1, k, T], as ``form`` takes it.
 
     Returns:
         The same; for ``Form.FUSED`` what to add to all scores, [B, 1, T, T] in the dtype of ``like``: once for all
@@ -59,7 +59,7 @@ def mask_of(keys: Tensor, objects: slice, form: Form, like: Tensor) -> Tensor:
 def attend(
     q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor], objects: slice, form: Form, dropout: float = 0.0
 ) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v for [B, heads, T, d], the rows ``objects`` masked.
+    """Return softmax(q k^T / sqrt(d)) v for [B, heads, T, d], the rows ``objects`` masked.
 
     Args:
         mask: From :func:`mask_of`; None: every row sees everything.
@@ -90,7 +90,7 @@ def attend_in_windows(
     window: Window,
     dropout: float = 0.0,
 ) -> Tensor:
-    """As :func:`attend`, but a patch sees the leading tokens and the patches of its own window only (ViTDet, arXiv
+    """Do as :func:`attend`, but a patch sees the leading tokens and the patches of its own window only (ViTDet, arXiv
     2203.16527)."""
     t = window.leading
     if mask is not None and form is Form.FUSED:

@@ -48,6 +48,7 @@ class QKVWithoutKeyBias(nn.Linear):
     gets no gradient."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return queries, keys and values side by side: [..., D] -> [..., 3 D]."""
         query, key, value = self.bias.chunk(3)
         return F.linear(x, self.weight, torch.cat((query, torch.zeros_like(key), value)))
 
@@ -66,7 +67,7 @@ def run_block(
     lean: bool = False,
     window: Optional[Tuple[int, int]] = None,
 ) -> Tensor:
-    """One of mmpretrain's encoder layers, with object masks, rotary positions and windows in its attention.
+    """Run one of mmpretrain's encoder layers, with object masks, rotary positions and windows in its attention.
 
     Args:
         layer: The module whose weights to use.
@@ -134,7 +135,7 @@ def _mlp(ffn: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def after_norm(then: Callable[[Tensor], Tensor], norm: nn.Module, x: Tensor, lean: bool) -> Tensor:
-    """``then(norm(x))``.
+    """Return ``then(norm(x))``.
 
     If ``lean``, the norm's result is not kept for the backward pass: of all that a block keeps nothing is cheaper to
     compute again. A compiler decides that for itself.

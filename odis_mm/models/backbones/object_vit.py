@@ -137,6 +137,7 @@ class ObjectViT(VisionTransformer):
         return slice(int(self.cls_beside_object), self.num_class_tokens)
 
     def init_weights(self) -> None:
+        """Draw weights as the releases of DINO, iBOT and GTSA do, or load the file of ``init_cfg``."""
         super().init_weights()
         if isinstance(self.init_cfg, dict) and self.init_cfg['type'] == 'Pretrained':
             return
@@ -154,7 +155,7 @@ class ObjectViT(VisionTransformer):
                 getattr(self, name).requires_grad_(False)
 
     def train(self, mode: bool = True):
-        """What is frozen stays in evaluation mode."""
+        """Set the mode; what is frozen stays in evaluation mode."""
         super().train(mode)
         if self.frozen_stages > 0:
             self.drop_after_pos.eval()
@@ -163,14 +164,14 @@ class ObjectViT(VisionTransformer):
         return self
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> Tuple[int, int]:
-        """(place in the ladder of layer-wise learning rates, its length): 0 the embeddings and tokens, then block by
-        block."""
+        """Return (place in the ladder of layer-wise learning rates, its length): 0 the embeddings and tokens, then
+        block by block."""
         if param_name.removeprefix(prefix) in ('object_tokens', 'register_tokens'):
             param_name = f'{prefix}cls_token'
         return super().get_layer_depth(param_name, prefix)
 
     def embed(self, images: Tensor, replace: Optional[Tuple[Tensor, Tensor]] = None) -> Tuple[Tensor, Grid]:
-        """Images to the sequence that enters the first block.
+        """Turn images into the sequence that enters the first block.
 
         Args:
             images: [B, 3, H, W], normalised.
@@ -202,7 +203,7 @@ class ObjectViT(VisionTransformer):
         replace: Optional[Tuple[Tensor, Tensor]] = None,
         patches: OneOrMore = None,
     ) -> Union[Tuple[Tensor, ...], List[Tuple[Tensor, ...]]]:
-        """Token sequences, or maps, after the blocks ``out_indices``.
+        """Return token sequences, or maps, after the blocks ``out_indices``.
 
         Args:
             images: [B, 3, H, W], normalised; or a list of such, one for each resolution, whose tokens then share all
@@ -255,7 +256,8 @@ class ObjectViT(VisionTransformer):
         return [tuple(out) for out in outs]
 
     def sequences(self, views: Sequence[Tuple[Tensor, Grid]], masks: Sequence[Optional[Tensor]]) -> Sequences:
-        """What blocks need to know of results of :meth:`embed`, with an object mask (bool [B, N]) or None for each."""
+        """Return what blocks need to know of results of :meth:`embed`, with an object mask (bool [B, N]) or None for
+        each."""
         form = self.form_of(views[0][0])
         objects = self.object_slice
         return Sequences(
@@ -271,11 +273,11 @@ class ObjectViT(VisionTransformer):
         )
 
     def form_of(self, x: Tensor) -> Form:
-        """Of attention, and with it of stochastic depth: the fastest where ``x`` is."""
+        """Return the form of attention, and with it of stochastic depth, that is fastest where ``x`` is."""
         return Form.of(x)
 
     def draw_path(self, drop: Optional[nn.Module], x: Tensor, shapes: Shapes, skip: bool, rows: bool = False) -> Path:
-        """See :func:`draw_path` and :func:`draw_subset`."""
+        """Draw what becomes of a residual branch: see :func:`draw_path` and :func:`draw_subset`."""
         return draw_subset(drop, x, shapes, skip, rows) if self.drop_path_subset else draw_path(drop, x, shapes, skip)
 
     def _run_layer(
@@ -296,7 +298,7 @@ class ObjectViT(VisionTransformer):
         return checkpoint(block, *args, use_reentrant=False) if recompute else block(*args)
 
     def window_of(self, number: int) -> Optional[Tuple[int, int]]:
-        """(side of the windows, leading tokens) of a block; None: it attends globally."""
+        """Return (side of the windows, leading tokens) of a block; None: it attends globally."""
         if not self.window_size or number % self.global_every == self.global_every - 1:
             return None
         return self.window_size, self.num_leading_tokens
@@ -330,7 +332,8 @@ class ObjectViT(VisionTransformer):
         ]
 
     def to_map(self, tokens: Tensor, size: Sequence[int]) -> Tensor:
-        """The patches of sequences [B, T, D] as a map [B, D, rows, columns], channels last in memory as the tokens are.
+        """Return the patches of sequences [B, T, D] as a map [B, D, rows, columns], channels last in memory as the
+        tokens are.
 
         Args:
             tokens: As :meth:`forward` returns them.
@@ -343,7 +346,7 @@ class ObjectViT(VisionTransformer):
         return tokens[:, self.num_leading_tokens :].unflatten(1, grid).permute(0, 3, 1, 2)
 
     def compile_blocks(self, **kwargs) -> None:
-        """Has ``torch.compile(**kwargs)`` make kernels for whole blocks, shared by all blocks: same results.
+        """Have ``torch.compile(**kwargs)`` make kernels for whole blocks, shared by all blocks: same results.
 
         They are compiled in the first steps, once for each combination of resolution, object mask, training or not,
         and, with ``drop_path_subset``, number of images that are kept.
@@ -354,7 +357,7 @@ class ObjectViT(VisionTransformer):
         self.block = torch.compile(run_block, **{'dynamic': False, **kwargs})
 
     def shard_blocks(self, **kwargs) -> None:
-        """Has torch's ``fully_shard(**kwargs)`` leave each rank its part of every block; a block is gathered while it
+        """Have torch's ``fully_shard(**kwargs)`` leave each rank its part of every block; a block is gathered while it
         runs, uncompiled."""
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
@@ -366,8 +369,8 @@ class ObjectViT(VisionTransformer):
 
     @torch.no_grad()
     def object_attention_map(self, images: Tensor, object_mask: Optional[Tensor] = None) -> Tensor:
-        """Where the [OBJ] query looks in the last block: float [B, rows, columns], mean over heads and [OBJ] tokens,
-        for pictures.
+        """Return where the [OBJ] query looks in the last block: float [B, rows, columns], mean over heads and [OBJ]
+        tokens, for pictures.
 
         Args:
             images: [B, 3, H, W], normalised.
@@ -454,7 +457,7 @@ class ObjectViT(VisionTransformer):
         return mask
 
     def settings(self) -> Dict[str, Any]:
-        """What a file of its tensors does not tell by itself: plain values for the file's meta."""
+        """Return what a file of its tensors does not tell by itself: plain values for the file's meta."""
         return dict(
             num_heads=self.arch_settings['num_heads'],
             patch_size=int(self.patch_embed.projection.stride[0]),

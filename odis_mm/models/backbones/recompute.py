@@ -7,8 +7,8 @@ from torch import Tensor
 
 
 def recomputed(compute: Callable[[], Tensor], then: Callable[[Tensor], Tensor]) -> Tensor:
-    """``then(compute())``; what ``compute`` returns is not kept for the backward pass but computed again there, equal
-    bit for bit.
+    """Return ``then(compute())``; what ``compute`` returns is not kept for the backward pass but computed again there,
+    equal bit for bit.
 
     Worth it where ``compute`` is cheap and what it reads is kept in any case, as a norm's input is.
 

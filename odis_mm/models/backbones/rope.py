@@ -48,7 +48,7 @@ class AxialRope(nn.Module):
         self.register_buffer('periods', rope_periods(head_dims, base))  # in the file, as in DINOv3's own
 
     def forward(self, grid: Tuple[int, int], leading: int) -> Rope:
-        """Cosines and sines [leading + rows * columns, head_dims], in float32."""
+        """Return cosines and sines [leading + rows * columns, head_dims], in float32."""
         periods = self.periods.float()
         axes = [(2 * torch.arange(n, device=periods.device) + 1) / n - 1 for n in grid]
         coordinates = torch.stack(torch.meshgrid(*axes, indexing='ij'), dim=-1).flatten(0, 1)  # [N, 2]
@@ -70,7 +70,7 @@ class AxialRope(nn.Module):
 
 
 def rotate(x: Tensor, rope: Optional[Rope]) -> Tensor:
-    """x [B, heads, T, d] with its pairs (i, i + d/2) turned by their angles; unchanged without."""
+    """Return x [B, heads, T, d] with its pairs (i, i + d/2) turned by their angles; unchanged without."""
     if rope is None:
         return x
     cos, sin = rope

@@ -46,7 +46,7 @@ PARTIAL = (Kept, Subset)  # paths whose branch is computed for some of the image
 
 
 def draw_path(drop: Optional[nn.Module], x: Tensor, shapes: Shapes, skip: bool) -> Path:
-    """What becomes of a residual branch, drawn for each image.
+    """Draw what becomes of a residual branch, drawn for each image.
 
     Args:
         drop: A ``DropPath``; anything else, or one that is off, drops nothing.
@@ -71,8 +71,8 @@ def draw_path(drop: Optional[nn.Module], x: Tensor, shapes: Shapes, skip: bool) 
 
 
 def draw_subset(drop: Optional[nn.Module], x: Tensor, shapes: Shapes, skip: bool, rows: bool = False) -> Path:
-    """As :func:`draw_path`, but of each resolution the number of images that are kept is fixed: B (1 - p), rounded, and
-    at least 1.
+    """Do as :func:`draw_path`, but of each resolution the number of images that are kept is fixed: B (1 - p), rounded,
+    and at least 1.
 
     An image is kept with probability n / B, and its branch multiplied by B / n: the expectation is the branch, for any
     rounding. As the host knows all sizes, what is dropped is left uncomputed on GPUs, too, and nothing waits for the
@@ -107,7 +107,7 @@ def draw_subset(drop: Optional[nn.Module], x: Tensor, shapes: Shapes, skip: bool
 
 
 def keep_images(flags: List[bool], shapes: Shapes, scales: Sequence[float]) -> Kept:
-    """The path that computes a branch for the images whose flag is set, over all resolutions in their order."""
+    """Return the path that computes a branch for the images whose flag is set, over all resolutions in their order."""
     images, sizes, pieces, first = [], [], [], 0
     for (batch, length), scale in zip(shapes, scales):
         own = flags[first : first + batch]
@@ -124,7 +124,7 @@ def keep_images(flags: List[bool], shapes: Shapes, scales: Sequence[float]) -> K
 
 
 def take(x: Tensor, path: Path) -> Tensor:
-    """The rows of x [R, D] of the kept images."""
+    """Return the rows of x [R, D] of the kept images."""
     if isinstance(path, Subset):
         parts = [
             part.unflatten(0, shape).index_select(0, images).flatten(0, 1)
@@ -137,7 +137,8 @@ def take(x: Tensor, path: Path) -> Tensor:
 
 
 def add(x: Tensor, branch: Tensor, path: Path) -> Tensor:
-    """x [R, D] + scale * branch; of a :class:`Kept` path or a :class:`Subset` the branch has the kept rows only."""
+    """Return x [R, D] + scale * branch; of a :class:`Kept` path or a :class:`Subset` the branch has the kept rows
+    only."""
     if path is None:
         return x + branch
     if isinstance(path, Kept):
@@ -164,7 +165,7 @@ def _resolutions(x: Tensor, shapes: Shapes) -> Sequence[Tensor]:
 
 
 def select(masks: Sequence[Optional[Tensor]], path: Path) -> Tuple[Optional[Tensor], ...]:
-    """Of each resolution's mask [B, ...] the kept images'."""
+    """Return of each resolution's mask [B, ...] the kept images'."""
     if not isinstance(path, PARTIAL):
         return tuple(masks)
     return tuple(

@@ -1,3 +1,5 @@
+"""Heads: predictor, centers, temperatures and losses of each method."""
+
 from .alfm import ALFMHead
 from .distillation import Center, DistillationHead, sinkhorn_knopp
 from .embedding import EmbeddingHead

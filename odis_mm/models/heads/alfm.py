@@ -51,11 +51,11 @@ class ALFMHead(SoftTargetHead):
         self.center = Center(num_prototypes, center_momentum)
 
     def step(self) -> None:
-        """Moves the center; called after each optimizer step."""
+        """Move the center; called after each optimizer step."""
         self.center.step()
 
     def gmsr(self, student: Tensor, teacher: Tensor) -> Dict[str, Tensor]:
-        """L_GMSR = - mean <z_1, z_2> - lambda/2 (h(Z_1) + h(Z_2))/min(n, d), n images over all ranks.
+        """Return L_GMSR = - mean <z_1, z_2> - lambda/2 (h(Z_1) + h(Z_2))/min(n, d), n images over all ranks.
 
         The similarity is that of a student's view and the teacher's other one, both ways; the entropies are the
         student's, as a teacher takes no gradient.
@@ -75,11 +75,12 @@ class ALFMHead(SoftTargetHead):
 
     @torch.no_grad()
     def enrich(self, cells: Tensor) -> Tensor:
-        """The teacher's cells, unit vectors [..., S*S, d], with their context: see :func:`with_context`."""
+        """Return the teacher's cells, unit vectors [..., S*S, d], with their context: see :func:`with_context`."""
         return with_context(cells, self.context_temp)
 
     def cdlp(self, student_logits: Tensor, teacher_logits: Tensor, overlap: Tensor) -> Dict[str, Tensor]:
-        """L_CDLP = mean_i H(P_i, Q_i), both ways, over the cells of images whose views overlap, all ranks' images.
+        """Return L_CDLP = mean_i H(P_i, Q_i), both ways, over the cells of images whose views overlap, all ranks'
+        images.
 
         Args:
             student_logits: C s of the cells [2, B, S*S, K].

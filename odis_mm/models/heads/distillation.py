@@ -18,8 +18,8 @@ BALANCES = ('center', 'sinkhorn')
 
 @torch.no_grad()
 def sinkhorn_knopp(logits: Tensor, temperature: float, iterations: int = 3, counted: Optional[Tensor] = None) -> Tensor:
-    """Probabilities under which all prototypes are used alike over the GLOBAL batch (SwAV, arXiv 2006.09882, algorithm
-    1; DINOv2).
+    """Return probabilities under which all prototypes are used alike over the GLOBAL batch (SwAV, arXiv 2006.09882,
+    algorithm 1; DINOv2).
 
     Args:
         logits: [..., K], the rows of this rank.
@@ -64,18 +64,19 @@ class Center(BaseModule):
 
     @torch.no_grad()
     def observe(self, logits: Tensor) -> None:
-        """Adds logits [..., K]."""
+        """Add logits [..., K]."""
         rows = logits.detach().float().flatten(0, -2)
         self.observe_mean(rows.sum(0), len(rows))
 
     @torch.no_grad()
     def observe_mean(self, total: Tensor, rows: Union[int, Tensor]) -> None:
-        """Adds the sum [K] of ``rows`` logits."""
+        """Add the sum [K] of ``rows`` logits."""
         self.pending[:-1] += total
         self.pending[-1] += rows
 
     @torch.no_grad()
     def step(self) -> None:
+        """Move the center towards the mean of what was observed since the last step, over all ranks."""
         all_reduce(self.pending)
         rows = self.pending[-1]
         moved = torch.lerp(self.pending[:-1] / rows.clamp(min=1), self.value, self.momentum)
@@ -111,13 +112,13 @@ class SoftTargetHead(BaseModule):
         self.watched: Optional[List[Tensor]] = None
 
     def set_epoch(self, epoch: float) -> None:
-        """Teacher temperature at a fractional epoch."""
+        """Set the teacher temperature at a fractional epoch."""
         cfg = self.teacher_temp_cfg
         self.teacher_temp = linear(cfg['start'], cfg['end'], epoch, cfg['warmup_epochs'])
 
     @torch.no_grad()
     def targets(self, logits: Tensor, center: Center, counted: Optional[Tensor] = None) -> Tensor:
-        """Teacher logits [..., K] to probabilities, in float32.
+        """Turn teacher logits [..., K] into probabilities, in float32.
 
         ``counted``, bool [...], tells a balance over the batch which rows the loss uses; None: all.
         """
@@ -133,12 +134,13 @@ class SoftTargetHead(BaseModule):
         return torch.softmax((logits.float() - center.value) / self.teacher_temp, dim=-1)
 
     def watch_health(self) -> None:
-        """Keeps the distributions of the next iteration for :meth:`health`."""
+        """Keep the distributions of the next iteration for :meth:`health`."""
         self.watched = []
 
     @torch.no_grad()
     def health(self) -> Dict[str, Tensor]:
-        """Of the watched iteration's first distributions (the tokens', before any of patches), over all ranks.
+        """Return figures of the watched iteration's first distributions (the tokens', before any of patches), over all
+        ranks.
 
         Returns:
             ``num_prototypes`` K; ``entropy`` of a distribution, mean; ``prototypes in use``, the perplexity of their
@@ -196,21 +198,21 @@ class DistillationHead(SoftTargetHead):
         return dict(teacher_entropy=torch.special.entr(targets).sum(-1).mean())
 
     def step(self) -> None:
-        """Moves the centers; called after each optimizer step."""
+        """Move the centers; called after each optimizer step."""
         self.token_center.step()
         self.patch_center.step()
 
     @torch.no_grad()
     def token_targets(self, logits: Tensor) -> Tensor:
-        """The teacher's distributions of the leading tokens, from its logits [..., K], which the token center then
-        takes up."""
+        """Return the teacher's distributions of the leading tokens, from its logits [..., K], which the token center
+        then takes up."""
         targets = self.targets(logits, self.token_center)
         self.token_center.observe(logits)
         return targets
 
     @torch.no_grad()
     def patch_targets(self, logits: Tensor, every: Optional[Tuple[Tensor, int]] = None) -> Tensor:
-        """The teacher's distributions of the masked patches, from their logits [M, K].
+        """Return the teacher's distributions of the masked patches, from their logits [M, K].
 
         Args:
             logits: [M, K], which the patch center takes up if it averages the masked patches.
@@ -224,9 +226,10 @@ class DistillationHead(SoftTargetHead):
         return targets
 
     def token_loss(self, student_logits: Tensor, targets: Tensor, visible: Optional[Tensor] = None) -> Tensor:
-        """See :func:`pairwise_cross_entropy`; student [V, B, k, K], targets [G, B, k, K], visible bool [B, V]."""
+        """Return the loss of the tokens, see :func:`pairwise_cross_entropy`; student [V, B, k, K], targets [G, B, k,
+        K], visible bool [B, V]."""
         return pairwise_cross_entropy(targets, student_logits, self.student_temp, visible)
 
     def patch_loss(self, student_logits: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
-        """See :func:`patch_cross_entropy`; student and targets [M, K], weight [M]."""
+        """Return the loss of the patches, see :func:`patch_cross_entropy`; student and targets [M, K], weight [M]."""
         return patch_cross_entropy(targets, student_logits, self.student_temp, weight)

@@ -86,11 +86,11 @@ class GTSAHead(BaseModule):
             self.rotation = nn.Sequential(*layers, nn.Linear(widths[-1], 4))
 
     def set_epoch(self, epoch: float) -> None:
-        """Switches L_correspondence on at its (fractional) epoch."""
+        """Switch L_correspondence on at its (fractional) epoch."""
         self.epoch = epoch
 
     def map_losses(self, teacher: Tensor, student: List[Tensor], views: ViewBatch, patch: int) -> Dict[str, Tensor]:
-        """L_crop and L_correspondence, weighted, and ``teacher_spread``: 0 if all its cells are one direction
+        """Return L_crop and L_correspondence, weighted, and ``teacher_spread``: 0 if all its cells are one direction
         (collapse), 1 if their directions cancel out.
 
         Args:
@@ -136,11 +136,12 @@ class GTSAHead(BaseModule):
         return keep
 
     def rotation_logits(self, pooled: Tensor) -> Tensor:
-        """Mean patch tokens [..., D] to logits of 0, 1, 2 and 3 counter-clockwise quarter turns, float32 [..., 4]."""
+        """Turn mean patch tokens [..., D] into logits of 0, 1, 2 and 3 counter-clockwise quarter turns, float32 [...,
+        4]."""
         return self.rotation(pooled).float()
 
     def rotation_loss(self, pooled: Tensor, rot90: Tensor) -> Dict[str, Tensor]:
-        """L_rotation, weighted, and the accuracy in percent (25: chance).
+        """Return L_rotation, weighted, and the accuracy in percent (25: chance).
 
         Args:
             pooled: Mean patch tokens [n, D].

@@ -1,3 +1,5 @@
+"""Losses as functions of tensors."""
+
 from .coding_length import coding_length, effective_rank, second_moment
 from .dense import correspondence_similarity, crop_similarity, overlap_weight
 from .distillation import pairwise_cross_entropy, patch_cross_entropy

@@ -16,7 +16,7 @@ def _sum_over_ranks(x: Tensor) -> Tensor:
 
 
 def second_moment(z: Tensor) -> Tensor:
-    """The smaller one of Z^T Z / n and Z Z^T / n, which share all eigenvalues that are not 0 (Sylvester).
+    """Return the smaller one of Z^T Z / n and Z Z^T / n, which share all eigenvalues that are not 0 (Sylvester).
 
     Args:
         z: [..., b, d], this rank's part of the embeddings Z [..., n, d]; all ranks have the same b (``EpochSampler``
@@ -41,7 +41,7 @@ def second_moment(z: Tensor) -> Tensor:
 
 
 def coding_length(moment: Tensor, channels: int, eps2: float) -> Tensor:
-    """h(Z) = 1/2 log det(I + d/(n eps^2) Z^T Z), in nats: a Gaussian's differential entropy up to constants.
+    """Return h(Z) = 1/2 log det(I + d/(n eps^2) Z^T Z), in nats: a Gaussian's differential entropy up to constants.
 
     Ma et al. 2007 (coding length, distortion eps); Liu et al. 2022 (maximum entropy coding). I + a positive
     semi-definite matrix has a Cholesky factor whatever the rank of Z: fewer images than channels, one image,
@@ -63,8 +63,8 @@ def coding_length(moment: Tensor, channels: int, eps2: float) -> Tensor:
 
 @torch.no_grad()
 def effective_rank(moment: Tensor) -> Tensor:
-    """exp of the Shannon entropy of the spectrum's shares (Roy and Vetterli 2007, of eigenvalues): 1 collapsed, m
-    isotropic.
+    """Return exp of the Shannon entropy of the spectrum's shares (Roy and Vetterli 2007, of eigenvalues): 1 collapsed,
+    m isotropic.
 
     Args:
         moment: [..., m, m] from :func:`second_moment`, not centered: embeddings that are all alike count as rank 1.

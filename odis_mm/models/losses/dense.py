@@ -15,7 +15,7 @@ MAX_SIMILARITIES = 1 << 26  # numbers in one block of similarities between cells
 
 
 def align_boxes(maps: Tensor, boxes: Tensor, index: Tensor, size: int, patch: int) -> Tensor:
-    """RoIAlign (``aligned=True``, as many samples as a cell needs) of all boxes in one call.
+    """Cut all boxes out of maps by RoIAlign in one call (``aligned=True``, as many samples as a cell needs).
 
     Args:
         maps: [M, C, h, w], one cell per ``patch`` pixels.
@@ -31,8 +31,8 @@ def align_boxes(maps: Tensor, boxes: Tensor, index: Tensor, size: int, patch: in
 
 
 def crop_similarity(teacher: Tensor, student: Tensor, pairs: ViewPairs, size: int, patch: int) -> Tensor:
-    """Mean cosine similarity, cell by cell, of what two views share: the teacher's crop is turned as the student's view
-    is.
+    """Return the mean cosine similarity, cell by cell, of what two views share: the teacher's crop is turned as the
+    student's view is.
 
     Args:
         teacher: Maps [G * B, C, h, w] of the teacher's views (index ``q * B + b``), no gradient.
@@ -58,8 +58,8 @@ def crop_similarity(teacher: Tensor, student: Tensor, pairs: ViewPairs, size: in
 def correspondence_similarity(
     teacher: Tensor, student: Tensor, pairs: ViewPairs, keep: int, max_similarities: int = MAX_SIMILARITIES
 ) -> Tensor:
-    """Mean cosine similarity of the ``keep`` best matches of cells, student to teacher and teacher to student,
-    averaged.
+    """Return the mean cosine similarity of the ``keep`` best matches of cells, student to teacher and teacher to
+    student, averaged.
 
     Args:
         teacher: [G, B, M, C], the cells of the teacher's views, no gradient.
@@ -87,7 +87,7 @@ def correspondence_similarity(
 
 @torch.no_grad()
 def best_matches(teacher: Tensor, student: Tensor, pairs: ViewPairs, keep: int) -> Tuple[Tensor, Tensor]:
-    """Cells of unit length to the matched cells of teacher and student: int64 [P, b, 2 * keep] each.
+    """Return for cells of unit length the matched cells of teacher and student: int64 [P, b, 2 * keep] each.
 
     Of equally similar cells the first is taken, and of equal matches those of the first cells.
     """
@@ -104,7 +104,8 @@ def best_matches(teacher: Tensor, student: Tensor, pairs: ViewPairs, keep: int) 
 
 
 def overlap_weight(overlap: Tensor) -> Tensor:
-    """Weights of pairs whose weighted sum is the mean over all pairs of the GLOBAL batch that share any area.
+    """Return the weights of pairs whose weighted sum is the mean over all pairs of the GLOBAL batch that share any
+    area.
 
     Counted over the ranks, so that DDP's mean of gradients equals the gradient of one rank with the whole batch.
 

@@ -11,7 +11,8 @@ from torch import Tensor
 def pairwise_cross_entropy(
     teacher: Tensor, student_logits: Tensor, temperature: float, visible: Optional[Tensor] = None
 ) -> Tensor:
-    """Mean of H(P_t(q), P_s(v)) over the pairs of a teacher view q and another view v (DINO eq. 3; ODIS: L_obj).
+    """Return the mean of H(P_t(q), P_s(v)) over the pairs of a teacher view q and another view v (DINO eq. 3; ODIS:
+    L_obj).
 
     Within a pair the mean is over the images of the GLOBAL batch whose object is visible in both views: the counts are
     summed over the ranks, so that DDP's gradient mean over ranks equals the gradient of one rank with the whole batch.
@@ -41,7 +42,7 @@ def pairwise_cross_entropy(
 
 
 def patch_cross_entropy(teacher: Tensor, student_logits: Tensor, temperature: float, weight: Tensor) -> Tensor:
-    """L_patch of iBOT (eq. 2): sum over masked patches of weight x H(P_t, P_s).
+    """Return L_patch of iBOT (eq. 2): sum over masked patches of weight x H(P_t, P_s).
 
     Args:
         teacher: Probabilities [M, K] of the masked patches, no gradient.

@@ -14,7 +14,7 @@ from .dense import align_boxes
 def aligned_cells(
     maps: Tensor, boxes: Tensor, pixels: Tuple[int, int], flip: Tensor, rot90: Tensor, num_cells: int
 ) -> Tensor:
-    """Boxes out of feature maps as S x S cells, with flips and quarter turns undone: cell i shows the same place in
+    """Cut boxes out of feature maps as S x S cells, with flips and quarter turns undone: cell i shows the same place in
     every view.
 
     Args:
@@ -45,7 +45,7 @@ def aligned_cells(
 
 
 def with_context(cells: Tensor, temperature: float) -> Tensor:
-    """u_i = sum_j softmax_j(<t_i, t_j> / tau_c) t_j over the cells of one view: [..., N, C] unit vectors to [..., N,
-    C]."""
+    """Return u_i = sum_j softmax_j(<t_i, t_j> / tau_c) t_j over the cells of one view: [..., N, C] unit vectors to
+    [..., N, C]."""
     with torch.autocast(cells.device.type, enabled=False):
         return F.scaled_dot_product_attention(cells, cells, cells, scale=1 / temperature)

@@ -1,3 +1,5 @@
+"""Necks: from tokens or maps to what the heads compare."""
+
 from .conv import ConvNeck
 from .global_local import GlobalLocalNeck
 from .projection import ProjectionNeck, PrototypeLayer

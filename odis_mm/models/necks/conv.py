@@ -39,7 +39,8 @@ class ConvNeck(BaseModule):
         self.residual = residual
 
     def forward(self, maps: Tensor) -> Tensor:
-        """[B, in_channels, h, w] to [B, out_channels, h, w]; channels last in memory stays so, and saves copies."""
+        """Project [B, in_channels, h, w] to [B, out_channels, h, w]; channels last in memory stays so, and saves
+        copies."""
         x = maps.permute(0, 2, 3, 1)
         for conv in self.blocks:
             y = conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)

@@ -25,9 +25,10 @@ class GlobalLocalNeck(ProjectionNeck):
         self.global_mlp = copy.deepcopy(self.mlp)
 
     def init_weights(self) -> None:
+        """Draw the weights of both projectors by :func:`init_linears`."""
         super().init_weights()
         init_linears(self.global_mlp)
 
     def embed_images(self, maps: Tensor) -> Tensor:
-        """Maps [n, C, H, W] to the unit vectors of their means, float32 [n, bottleneck]."""
+        """Turn maps [n, C, H, W] into the unit vectors of their means, float32 [n, bottleneck]."""
         return F.normalize(self.global_mlp(maps.mean((2, 3))).float(), dim=-1)

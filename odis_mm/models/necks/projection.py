@@ -32,7 +32,7 @@ class PrototypeLayer(nn.Module):
         self.weight_g = nn.Parameter(self.weight_v.new_ones(num_prototypes, 1), requires_grad=norm_trainable)
 
     def forward(self, z: Tensor) -> Tensor:
-        """[..., in_features] -> [..., K]."""
+        """Return the logits: [..., in_features] -> [..., K]."""
         return F.linear(z, self.weight_g * F.normalize(self.weight_v, dim=-1))
 
 
@@ -81,21 +81,22 @@ class ProjectionNeck(BaseModule):
         self.num_prototypes = num_prototypes
 
     def init_weights(self) -> None:
+        """Draw the linear layers by :func:`init_linears`, the prototypes by :func:`trunc_normal`."""
         super().init_weights()
         init_linears(self.mlp)
         if self.num_prototypes:
             trunc_normal(self.prototypes.weight_v)
 
     def prototype_parameters(self) -> List[nn.Parameter]:
-        """The parameters that get no gradient in the first epoch."""
+        """Return the parameters that get no gradient in the first epoch."""
         return [p for p in self.prototypes.parameters() if p.requires_grad] if self.num_prototypes else []
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Tokens [..., D] to unit vectors [..., bottleneck]."""
+        """Turn tokens [..., D] into unit vectors [..., bottleneck]."""
         z = self.mlp(tokens.flatten(0, -2)).unflatten(0, tokens.shape[:-1])  # batch norm takes rows
         return F.normalize(z.float(), dim=-1).to(z.dtype)  # the eps of the norm vanishes in half precision
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens [..., D] to logits [..., K], or to unit vectors if there are no prototypes."""
+        """Turn tokens [..., D] into logits [..., K], or to unit vectors if there are no prototypes."""
         z = self.embed(tokens)
         return self.prototypes(z) if self.num_prototypes else z

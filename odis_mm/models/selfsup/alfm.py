@@ -54,11 +54,11 @@ class ALFM(TeacherStudent):
             self.neck.prototypes.requires_grad_(False)
 
     def extract_feat(self, inputs: Tensor) -> Tensor:
-        """The teacher's map [B, C, H', W'] of normalised images [B, 3, H, W]."""
+        """Return the teacher's map [B, C, H', W'] of normalised images [B, 3, H, W]."""
         return _last_map(self.teacher['backbone'], inputs)
 
     def compute_losses(self, inputs: List[Tensor], data_samples: dict) -> Dict[str, Tensor]:
-        """Two views of B images, view-major.
+        """Return the losses of two views of B images, view-major.
 
         Args:
             inputs: One entry: normalised views [2*B, 3, h, w].

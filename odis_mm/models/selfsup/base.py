@@ -79,7 +79,7 @@ class TeacherStudent(BaseSelfSupervisor):
         self.train(self.training)
 
     def init_weights(self) -> None:
-        """Initialises the student and copies it, parameters and buffers, to the teacher and the anchor."""
+        """Initialise the student and copy it, parameters and buffers, to the teacher and the anchor."""
         super().init_weights()
         for name in ('backbone', 'neck'):
             self.teacher[name].load_state_dict(getattr(self, name).state_dict())
@@ -87,7 +87,8 @@ class TeacherStudent(BaseSelfSupervisor):
             self.start.load_state_dict(self.backbone.state_dict())
 
     def train(self, mode: bool = True):
-        """The teacher stays in evaluation mode, but for batch norms, which need statistics of what they see."""
+        """Set the mode; the teacher stays in evaluation mode, but for batch norms, which need statistics of what they
+        see."""
         super().train(mode)
         if hasattr(self, 'teacher'):
             self.teacher.eval()
@@ -99,22 +100,22 @@ class TeacherStudent(BaseSelfSupervisor):
         return self
 
     def set_progress(self, iteration: int, max_iters: int, iters_per_epoch: int) -> None:
-        """Sets what follows a schedule; called before each iteration (``SelfSupScheduleHook``)."""
+        """Set what follows a schedule; called before each iteration (``SelfSupScheduleHook``)."""
         self._progress_known = True
         self.momentum = cosine(self.momentum_cfg['start'], self.momentum_cfg['end'], iteration, max_iters)
         if hasattr(self.head, 'set_epoch'):
             self.head.set_epoch(iteration / iters_per_epoch)
 
     def after_optimizer_step(self) -> None:
-        """Moves what follows the student: the teacher, and the head's running values (centers)."""
+        """Move what follows the student: the teacher, and the head's running values (centers)."""
         self.update_teacher()
         if hasattr(self.head, 'step'):
             self.head.step()
 
     @torch.no_grad()
     def update_teacher(self) -> None:
-        """One EMA step over all parameters at once; mmengine's averaged models take one tensor after another, and the
-        buffers with them."""
+        """Make one EMA step over all parameters at once; mmengine's averaged models take one tensor after another, and
+        the buffers with them."""
         if self._ema_pairs is None:
             self._ema_pairs = self._pair_parameters()
         torch._foreach_lerp_(*self._ema_pairs, 1 - self.momentum)
@@ -135,15 +136,16 @@ class TeacherStudent(BaseSelfSupervisor):
         return super()._apply(fn, *args, **kwargs)
 
     def prototype_parameters(self) -> List[nn.Parameter]:
-        """Student parameters without a gradient in the first epochs; empty for a neck without prototypes."""
+        """Return the student's parameters without a gradient in the first epochs; empty for a neck without
+        prototypes."""
         return self.neck.prototype_parameters() if hasattr(self.neck, 'prototype_parameters') else []
 
     def branch(self, of: str = 'teacher') -> nn.Module:
-        """The backbone of the 'teacher' or of the 'student', for measuring it."""
+        """Return the backbone of the 'teacher' or of the 'student', for measuring it."""
         return self.teacher['backbone'] if of == 'teacher' else self.backbone
 
     def watch_health(self) -> None:
-        """Keeps what the next forward pass of the teacher gives for :meth:`health`; without it, nothing is kept."""
+        """Keep what the next forward pass of the teacher gives for :meth:`health`; without it, nothing is kept."""
         self.watched: List[Tensor] = []
         self._watching = self.teacher['backbone'].register_forward_hook(
             lambda module, args, output: self.watched.append(self.image_features(output))
@@ -152,18 +154,19 @@ class TeacherStudent(BaseSelfSupervisor):
             self.head.watch_health()
 
     def image_features(self, output: Tuple[Tensor, ...]) -> Tensor:
-        """One feature [n, D] per image from a backbone's output, tokens [n, T, D] or maps [n, D, h, w]: their mean."""
+        """Return one feature [n, D] per image from a backbone's output, tokens [n, T, D] or maps [n, D, h, w]: their
+        mean."""
         last = output[-1]
         return last.mean(1) if last.ndim == 3 else last.flatten(2).mean(2)
 
     @torch.no_grad()
     def student_norm(self) -> Tensor:
-        """l2 norm of all parameters of backbone and neck."""
+        """Return the l2 norm of all parameters of backbone and neck."""
         return _norm(self._pair_parameters()[1])
 
     @torch.no_grad()
     def health(self) -> Dict[str, Tensor]:
-        """Figures of the iteration since :meth:`watch_health`, on this rank.
+        """Return figures of the iteration since :meth:`watch_health`, on this rank.
 
         Returns:
             ``student_norm``; ``EMA distance`` |s - t|/|t|; of at most 256 views ``feature rank``, exp of the entropy of
@@ -190,14 +193,14 @@ class TeacherStudent(BaseSelfSupervisor):
         return figures
 
     def teacher_backbone_state(self) -> Dict[str, Tensor]:
-        """The tensors to export, under ``backbone.*``; of a sharded model all ranks must ask for them."""
+        """Return the tensors to export, under ``backbone.*``; of a sharded model all ranks must ask for them."""
         return {
             f'backbone.{key}': whole(value).detach().cpu()
             for key, value in self.teacher['backbone'].state_dict().items()
         }
 
     def loss(self, inputs: List[Tensor], data_samples: dict) -> Dict[str, Tensor]:
-        """The method's losses for a collated batch (see ``collate_views``).
+        """Return the method's losses for a collated batch (see ``collate_views``).
 
         Raises:
             RuntimeError: if nothing drives the schedules and the teacher: it would never move.
@@ -223,14 +226,14 @@ class TeacherStudent(BaseSelfSupervisor):
 
     @abstractmethod
     def compute_losses(self, inputs: List[Tensor], data_samples: dict) -> Dict[str, Tensor]:
-        """The method itself: keys that contain ``loss`` are summed and minimised, others are logged."""
+        """Return what the method computes: keys that contain ``loss`` are summed and minimised, others are logged."""
 
 
 ANCHORS = ('feature', 'gram')
 
 
 def anchor_loss(patches: Tensor, wanted: Tensor, kind: str) -> Tensor:
-    """How far patch features are from those of the starting weights.
+    """Return how far patch features are from those of the starting weights.
 
     Args:
         patches: [B, N, D] of the student.

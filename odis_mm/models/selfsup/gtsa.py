@@ -31,7 +31,7 @@ class GTSA(TeacherStudent):
             self.neck.requires_grad_(False)
 
     def set_progress(self, iteration: int, max_iters: int, iters_per_epoch: int) -> None:
-        """As in the base, but for the teacher's momentum.
+        """Do as the base, but for the teacher's momentum.
 
         GTSA updates the teacher at the start of an iteration, from the student as the last step left it and with the
         momentum of that iteration. What the forward pass sees is the same if it moves right after the optimizer step
@@ -42,16 +42,17 @@ class GTSA(TeacherStudent):
         self.momentum = cosine(self.momentum_cfg['start'], self.momentum_cfg['end'], iteration + 1, max_iters)
 
     def extract_feat(self, inputs: Tensor) -> Tensor:
-        """The teacher's patch map [B, D, rows, columns] of images [B, 3, H, W], normalised."""
+        """Return the teacher's patch map [B, D, rows, columns] of images [B, 3, H, W], normalised."""
         backbone = self.teacher['backbone']
         return backbone.to_map(backbone(inputs)[-1], inputs.shape[-2:])
 
     def predict_rotation(self, inputs: Tensor) -> Tensor:
-        """The student's logits [B, 4] of 0 to 3 counter-clockwise quarter turns of images [B, 3, H, W], normalised."""
+        """Return the student's logits [B, 4] of 0 to 3 counter-clockwise quarter turns of images [B, 3, H, W],
+        normalised."""
         return self.head.rotation_logits(self._mean_patch(self.backbone(inputs)[-1]))
 
     def compute_losses(self, inputs: List[Tensor], data_samples: dict) -> Dict[str, Tensor]:
-        """V views of B images: G global ones at one resolution, the others after them.
+        """Return the losses of V views of B images: G global ones at one resolution, the others after them.
 
         Args:
             inputs: Normalised views per resolution, [V_r*B, 3, H, W], global views first, view-major.

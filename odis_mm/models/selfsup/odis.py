@@ -70,7 +70,7 @@ class ODIS(TeacherStudent):
         return tokens[:, self.backbone.object_slice].mean(1)
 
     def extract_feat(self, inputs: Tensor, object_mask: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:
-        """The teacher's features.
+        """Return the teacher's features.
 
         Args:
             inputs: [B, 3, H, W], normalised.
@@ -83,7 +83,7 @@ class ODIS(TeacherStudent):
         return tokens[:, self.backbone.object_slice].mean(1), tokens[:, self.backbone.num_leading_tokens :]
 
     def compute_losses(self, inputs: List[Tensor], data_samples: dict) -> Dict[str, Tensor]:
-        """V views of B images: G global ones at one resolution, the others after them.
+        """Return the losses of V views of B images: G global ones at one resolution, the others after them.
 
         Args:
             inputs: Normalised views per resolution, [V_r*B, 3, H, W], global views first, view-major.
@@ -173,7 +173,8 @@ class ODIS(TeacherStudent):
 
     @staticmethod
     def project(neck: nn.Module, leading: Tensor, patches: Optional[Tensor]) -> Tuple[Tensor, Optional[Tensor]]:
-        """Logits of the leading tokens [n, t, D] and of patches [M, D], in one call where that changes nothing."""
+        """Return the logits of the leading tokens [n, t, D] and of patches [M, D], in one call where that changes
+        nothing."""
         if patches is None:
             return neck(leading), None
         # [OBJ] and patches are two populations; one row has no variance
@@ -192,8 +193,8 @@ def read_tokens(
     masked: Tensor,
     pooled: Optional[Tensor],
 ) -> Tuple[Tensor, Tensor, Optional[Tensor]]:
-    """Leading tokens [m, t, D], the patches ``masked`` [M, D], and the mean patches [m, n, D] of ``pooled``, bool [m,
-    n, N], if asked for."""
+    """Return the leading tokens [m, t, D], the patches ``masked`` [M, D], and the mean patches [m, n, D] of ``pooled``,
+    bool [m, n, N], if asked for."""
     if pooled is None:
         return (*backbone(views, mask, replace, masked)[-2:], None)
     tokens = backbone(views, mask, replace)[-1]
