@@ -311,8 +311,8 @@ def ensure_demo(
 
     Raises:
         ConfigError: a parameter out of range.
-        FileExistsError: the folder holds something else.
-        OSError: it can't be written.
+        FolderInUseError: the folder holds something else.
+        FileWriteError: it cannot be written.
     """
     if min(num_train, num_val) < 1 or size < 64 or seed < 0:
         raise ConfigError(

@@ -15,6 +15,9 @@ class DemoObjectDataset(ObjectDataset):
         data_root: Its folder. The set is rendered, with the default parameters, only to the folder that ODIS_DEMO_ROOT
             names (by default data/odis_demo); any other folder is read as it is.
         **kwargs: See :class:`ObjectDataset`.
+
+    Raises:
+        MissingFileError: the folder holds no such files.
     """
 
     def __init__(self, data_root: str = DEFAULT_ROOT, **kwargs):

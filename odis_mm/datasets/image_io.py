@@ -342,7 +342,11 @@ def read_image(path: PathLike, channels: int = 3, window: Range = None, percenti
 
 
 def with_channels(image: np.ndarray, path: PathLike, channels: int) -> np.ndarray:
-    """Return an image uint8 [H, W, C] with another number of channels, as far as :func:`read_image` changes it."""
+    """Return an image uint8 [H, W, C] with another number of channels, as far as :func:`read_image` changes it.
+
+    Raises:
+        UnsuitedImageError: it has a number of channels that is not changed.
+    """
     found = image.shape[2]
     if found == 2 and channels in (1, 3):  # grey and alpha
         image, found = image[..., :1], 1
@@ -359,7 +363,8 @@ def with_channels(image: np.ndarray, path: PathLike, channels: int) -> np.ndarra
 
 
 def white_of(image: np.ndarray) -> Optional[float]:
-    """Return the value that becomes 255 where no window is named, black being 0; None: the values do not tell."""
+    """Return the value of a raw image [H, W, C] that becomes 255 where no window is named, black being 0; None: the
+    values do not tell."""
     low, high = _ends(image)
     if low < 0 or not np.isfinite(high):
         return None
@@ -376,7 +381,11 @@ def _ends(image: np.ndarray) -> Tuple[float, float]:
 
 
 def as_bytes(image: np.ndarray, path: PathLike, window: Range = None, percentiles: Range = None) -> np.ndarray:
-    """Return raw values as 0..255 by the rules of :func:`read_image`."""
+    """Return raw values [H, W, C] as uint8 by the rules of :func:`read_image`.
+
+    Raises:
+        BadImageError: it holds no numbers, or (``UnsuitedImageError``) values for which a window must be named.
+    """
     if image.dtype.kind not in 'uifb':
         raise BadImageError(
             f'image {shown(path)} holds values of type {image.dtype}; store it as whole or floating numbers.'
@@ -407,7 +416,7 @@ def as_bytes(image: np.ndarray, path: PathLike, window: Range = None, percentile
 
 
 def image_kind(image: np.ndarray) -> str:
-    """Return what a raw image holds, in words: '3 channels of 8 bits'."""
+    """Return what a raw image [H, W, C] holds, in words: '3 channels of 8 bits'."""
     channels = f'{image.shape[2]} channel{"s" * (image.shape[2] != 1)}'
     if image.dtype == np.uint8:
         return f'{channels} of 8 bits'
@@ -435,7 +444,11 @@ def has_extent(boxes: np.ndarray) -> np.ndarray:
 
 
 def check_size(image: np.ndarray, results: dict) -> None:
-    """Refuse an image of another size than its annotation says (``height``, ``width`` of ``results``), if it does."""
+    """Refuse an image of another size than its annotation says (``height``, ``width`` of ``results``), if it does.
+
+    Raises:
+        BadImageError: the sizes differ.
+    """
     size, told = image.shape[:2], (results.get('height'), results.get('width'))
     if None not in told and told != size:
         hint = ' (an EXIF orientation is not applied: store the pixels upright)' if told == size[::-1] else ''

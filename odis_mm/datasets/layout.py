@@ -62,7 +62,11 @@ def find_splits(
 
 
 def check_folder(root: Path) -> None:
-    """Refuse a data folder that is none."""
+    """Refuse a data folder that is none.
+
+    Raises:
+        MissingFileError: there is no such folder.
+    """
     if root.is_file():
         raise MissingFileError(f'{root} is a file where a folder of data is expected: name the folder that it is in.')
     if not root.is_dir():

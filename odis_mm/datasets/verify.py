@@ -88,7 +88,11 @@ def check(tasks: List[Task], workers: int, **reading) -> Iterator[Found]:
 
 
 def tasks(data: str, ann_file: str, images: str) -> Tuple[List[Task], Optional[dict]]:
-    """Return what to check, and the content of the annotation file if it is a json."""
+    """Return what to check, and the content of the annotation file if it is a json.
+
+    Raises:
+        MissingFileError: there is no such annotation file or folder.
+    """
     root = Path(data)
     if not ann_file.lower().endswith('.json'):
         dataset = ObjectDataset(data, ann_file, images)

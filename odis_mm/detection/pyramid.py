@@ -68,7 +68,11 @@ class ViTFeaturePyramid(BaseModule):
         self.levels = nn.ModuleList(_rescale(scale, in_channels, norm_cfg, keep_width=True)[0] for scale in scales)
 
     def forward(self, inputs: Sequence[Tensor]) -> Tuple[Tensor, ...]:
-        """Turn len(scales) maps [B, C, H, W] into as many [B, C, H * scale, W * scale]."""
+        """Turn len(scales) maps [B, C, H, W] into as many [B, C, H * scale, W * scale].
+
+        Raises:
+            ConfigError: another number of maps than scales.
+        """
         if len(inputs) != len(self.levels):
             raise ConfigError(
                 f'the backbone gives {len(inputs)} maps (its out_indices) for {len(self.levels)} pyramid scales.'
@@ -81,8 +85,7 @@ class ViTSimplePyramid(BaseModule):
     """The simple pyramid of ViTDet (arXiv 2203.16527, section 3): every level from the last map, no top-down path.
 
     x4: deconv-LN-GELU-deconv, x2: deconv, each deconv halving the width, x1, x1/2: max-pool; then a 1x1 and a 3x3
-        convolution, each
-    with LN over channels; and max-pooled levels on top for the RPN.
+    convolution, each with LN over channels; and max-pooled levels on top for the RPN.
 
     Args:
         in_channels: Width of the ViT.

@@ -76,7 +76,7 @@ class FrozenBackbone:
         patches only.
 
         Raises:
-            ValueError: a mask for a backbone that has no [OBJ] token.
+            ConfigError: a mask for a backbone that has no [OBJ] token.
         """
         if object_mask is not None:
             self._check_can_mask()

@@ -170,6 +170,9 @@ def image_features(
     D], and labels [n].
 
     With objects the token sees them only, and the mean is over their patches.
+
+    Raises:
+        ConfigError: fewer images than ranks, or a size that patches do not divide.
     """
     frozen.check_size(images.size)
     if len(images) < get_dist_info()[1]:

@@ -200,7 +200,11 @@ def _box_around(mask: np.ndarray) -> List[int]:
 def object_features(
     frozen: FrozenBackbone, images: Dataset, size: int, batch_size: int = 64, num_workers: int = 0
 ) -> ObjectFeatures:
-    """Do :func:`extract_object_features` over items ``img``, ``regions``."""
+    """Do :func:`extract_object_features` over items ``img``, ``regions``.
+
+    Raises:
+        ConfigError: there is no object.
+    """
     frozen.check_size(size)
     tokens, pooled, owners, boxes, done = [], [], [], [], 0
     for batch in batches(_Resized(images, size, frozen.patch if frozen.can_mask else None), batch_size, num_workers):

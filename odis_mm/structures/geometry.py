@@ -146,7 +146,7 @@ def patch_grid(view: AnyView, patch: int) -> Tuple[int, int]:
     """Return rows and columns of patches that all views of the batch share, quarter turns included.
 
     Raises:
-        ValueError: The views differ in size, or the patch side does not divide them.
+        ConfigError: The views differ in size, or the patch side does not divide them.
     """
     sizes = {tuple(s) for s in np.atleast_2d(_numpy(view.size).reshape(-1, 2)).tolist()}
     odd = set((_numpy(view.rot90).reshape(-1) % 2).tolist())
@@ -263,6 +263,9 @@ def orient(maps: Array, flip: Array = False, rot90: Array = 0, inverse: bool = F
         flip, rot90: Numbers, or arrays that broadcast against the leading dimensions of ``maps`` (for maps with
             channels [B, C, H, W] pass ``flip[:, None]``); turns that differ in parity need square maps.
         inverse: Undo it instead: turn back, then flip.
+
+    Raises:
+        ValueError: odd and even turns in one batch of maps that are not square.
     """
     xp: Any = torch if torch.is_tensor(maps) else np
     if np.ndim(_numpy(flip)) == 0 and np.ndim(_numpy(rot90)) == 0:

@@ -50,6 +50,9 @@ class BlockMasks(BaseTransform):
 
     Reads ``patch_masks``, ``view_roles``, ``rng``; adds ``mim_masks``, a list of bool [rows, columns] of the global
     views.
+
+    Raises:
+        ConfigError: ratios outside [0, 1], or an aspect outside (0, 1].
     """
 
     def __init__(

@@ -36,6 +36,10 @@ class SamplePairViews(BaseTransform):
         patch_size: Must divide the sizes.
 
     Reads ``height``, ``width``, ``rng``; adds ``views`` (list of :class:`View`) and ``view_roles`` (list of str).
+
+    Raises:
+        ConfigError: views with flips, of other groups, or not square where they are turned; shares outside [0, 1); no
+            tries.
     """
 
     def __init__(

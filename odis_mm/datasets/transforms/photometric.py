@@ -21,7 +21,7 @@ _DOWN = 0.4999  # OpenCV rounds to the nearest, PIL's blend cuts off what is beh
 
 
 def brightness(img: np.ndarray, factor: float) -> np.ndarray:
-    """Return the values times ``factor``, which is not negative."""
+    """Return the values of a picture uint8 [h, w, C] times ``factor``, which is not negative."""
     return cv2.convertScaleAbs(img, alpha=factor, beta=-_DOWN)
 
 
@@ -105,6 +105,9 @@ class PhotometricViews(BaseTransform):
 
     Reads ``pixels``, ``view_roles``, ``rng``; replaces ``pixels``, or adds ``photometric`` float32 [V, WIDTH]
     (:meth:`pack`).
+
+    Raises:
+        ConfigError: not three probabilities, or a hue above 0.5.
     """
 
     def __init__(

@@ -89,6 +89,9 @@ class SampleViews(BaseTransform):
     integer crops), ``patch_masks`` (list of bool [rows, columns]), ``object_visible`` (list of bool), ``view_roles``
     (list of str) and ``target`` (index of the object, -1 for the whole image), and with ``others`` = n ``other_masks``
     (bool [G, n, rows, columns]).
+
+    Raises:
+        ConfigError: views, shares or rules that cannot be used; the message names the first.
     """
 
     def __init__(
@@ -306,6 +309,9 @@ class RenderViews(BaseTransform):
 
     Args:
         interpolation: 'bicubic' (DINO, iBOT) or 'bilinear' (GTSA), both antialiased.
+
+    Raises:
+        ConfigError: another interpolation.
     """
 
     def __init__(self, interpolation: str = 'bicubic'):

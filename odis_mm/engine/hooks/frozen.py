@@ -39,6 +39,9 @@ class FrozenMetricHook(Hook):
             work dir.
 
     Where a backbone starts from a file, the log warns when it gets worse than it was at the start.
+
+    Raises:
+        ConfigError: an interval below 1, another ``of``, or a model that it cannot measure (another kind, or sharded).
     """
 
     worse = 1.0  # points of the metrics' mean below the start that are told as a loss

@@ -142,6 +142,9 @@ class HealthHook(Hook):
         grace: Share of the run at its start in which only the weights' growth and the waiting are judged: a fresh
             teacher may be nearly uniform, and a fresh student worse than one that guesses uniformly.
         limits: Overrides of :class:`Limits`.
+
+    Raises:
+        ConfigError: numbers that cannot be used, or another kind of model.
     """
 
     priority = 'LOW'  # after the losses are logged

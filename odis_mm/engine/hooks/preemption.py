@@ -37,6 +37,9 @@ class PreemptionHook(Hook):
             (``odis_mm.datasets.workers.GROUP_SIGNALS``).
         interval: Several GPUs ask each other after every so many optimizer steps, and at the end of an epoch: asking
             waits for the device. One process, or CPUs, look after each.
+
+    Raises:
+        ConfigError: unknown signals, an interval below 1, or no ``SafeCheckpointHook`` beside it.
     """
 
     priority = 95  # after the checkpoint hook (VERY_LOW, 90): an epoch's own checkpoint is not written twice

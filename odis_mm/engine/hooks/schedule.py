@@ -25,6 +25,9 @@ class SelfSupScheduleHook(Hook):
             share the backbone's rate then rises from 0 to its own. For weights that are worth keeping: the gradients of
             an untrained head would destroy them. Needs ``optim_wrapper.paramwise_cfg.layer_decay_rate``, which keeps
             the backbone's parameters apart.
+
+    Raises:
+        ConfigError: a share of warming outside [0, 0.5), or no layer-wise rates for it.
     """
 
     def __init__(

@@ -25,6 +25,9 @@ class ALFMHead(SoftTargetHead):
         center_momentum: Of the teacher's mean logits, as in DINO and iBOT.
         lambda_entropy: Weight of the entropies against the similarity; 0: similarity alone, which collapses.
         eps2: eps^2 of :func:`coding_length`.
+
+    Raises:
+        ConfigError: a temperature or ``eps2`` that is not positive.
     """
 
     def __init__(

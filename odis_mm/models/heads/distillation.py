@@ -95,6 +95,9 @@ class SoftTargetHead(BaseModule):
         balance: What keeps the teacher from one answer for everything: 'center' (DINO, iBOT, ODIS), or 'sinkhorn'
             (SwAV, DINOv2), which balances each batch, accumulated ones each for itself, and also forbids the uniform
             answer that small models drift to.
+
+    Raises:
+        ConfigError: an unknown ``balance``.
     """
 
     def __init__(self, student_temp: float, teacher_temp: Union[float, dict], balance: str = 'center', init_cfg=None):
@@ -173,6 +176,9 @@ class DistillationHead(SoftTargetHead):
         center_momentum: 0.9 (iBOT).
         patch_center: What the patch center averages: 'masked', the teacher patches that the loss uses (DINOv2's
             practice: all others need no projection), or 'all' patches (iBOT's definition).
+
+    Raises:
+        ConfigError: an unknown ``patch_center``.
     """
 
     def __init__(

@@ -27,6 +27,9 @@ class EmbeddingHead(BaseModule):
             about the same at all batch sizes and widths.
         eps2: eps^2 of :func:`coding_length`.
         lambda_patch_entropy: The same for masked patches; 0: nothing but the tokens' coding rate keeps them apart.
+
+    Raises:
+        ConfigError: ``eps2`` is not positive.
     """
 
     patch_center_of_all = False  # there is no center

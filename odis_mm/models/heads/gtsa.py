@@ -42,6 +42,9 @@ class GTSAHead(BaseModule):
             projected cells of the global views over the images of a batch, cell by cell, so that places alone do not
             raise it. With a predictor alone the maps of a short run with a quick teacher collapse.
         eps2: eps^2 of :func:`coding_length`.
+
+    Raises:
+        ConfigError: weights below 0 or all 0, or a neck that would be without any loss until ``correspondence_epoch``.
     """
 
     def __init__(

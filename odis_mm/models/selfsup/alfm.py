@@ -36,6 +36,9 @@ class ALFM(TeacherStudent):
             Images whose views do not overlap are compared as wholes.
         **kwargs: See :class:`TeacherStudent`; an ``ObjectViT`` or any backbone whose last output is a map [B, C, H, W],
             a ``GlobalLocalNeck`` and an ``ALFMHead``.
+
+    Raises:
+        ConfigError: both weights are 0.
     """
 
     prototype_loss = 'loss_cdlp'
@@ -66,7 +69,7 @@ class ALFM(TeacherStudent):
                 them.
 
         Raises:
-            ValueError: if there are not two views of one size, or the backbone gives no maps.
+            ConfigError: there are not two views of one size, or the backbone gives no maps.
         """
         views = ViewBatch(*(data_samples[key] for key in ('crop', 'view_size', 'flip', 'rot90')))
         if len(inputs) != 1 or views.flip.shape[1] != 2:

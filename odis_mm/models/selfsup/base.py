@@ -35,6 +35,9 @@ class TeacherStudent(BaseSelfSupervisor):
             student's patches from those of the starting weights, on the first global view; see :func:`anchor_loss`. It
             costs a forward and backward pass of the student and a forward pass of the starting weights on a view of
             each image, and a copy of the backbone. None: no anchor.
+
+    Raises:
+        ConfigError: a momentum that falls or leaves [0, 1], or another kind of anchor.
     """
 
     # the term that compares distributions over prototypes: ln K is a uniform guess
@@ -203,7 +206,7 @@ class TeacherStudent(BaseSelfSupervisor):
         """Return the method's losses for a collated batch (see ``collate_views``).
 
         Raises:
-            RuntimeError: if nothing drives the schedules and the teacher: it would never move.
+            ConfigError: nothing drives the schedules and the teacher: it would never move.
         """
         if not self._progress_known:
             raise ConfigError(

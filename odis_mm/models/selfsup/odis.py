@@ -31,6 +31,9 @@ class ODIS(TeacherStudent):
             are what a detector reads.
         **kwargs: See :class:`TeacherStudent`; the backbone an ``ObjectViT``, the head a ``DistillationHead`` or an
             ``EmbeddingHead``.
+
+    Raises:
+        ConfigError: options that exclude each other, or ``lambda_img`` without a [CLS].
     """
 
     def __init__(
