@@ -6,4 +6,4 @@ _base_ = [
     './_base_/default_runtime.py',
 ]
 
-train_cfg = dict(max_epochs=800)
+train_cfg = dict(max_epochs=800)  # iBOT

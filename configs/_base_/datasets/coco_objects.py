@@ -33,13 +33,13 @@ train_dataloader = dict(
                     dict(role='local', num=10, size=96, scale=(0.05, 0.25), ratio=(3 / 4, 4 / 3), flip=0.5),
                 ],
                 patch_size=16,
-                object_aware=True,  # False: plain multi-crop
+                object_aware=True,  # paper; False: plain multi-crop
                 target_rule='random_area',  # paper; also 'random', 'largest'
                 region='box',  # what [OBJ] sees: 'box' or 'mask'
                 min_cover=0.04,  # a derivative of the authors' code
                 tries=20,  # paper
-                local_touch=False,  # True: local views touch the object, too
-                local_tries=10,
+                local_touch=False,  # ours; True: local views touch the object, too
+                local_tries=10,  # ours
             ),
             dict(type='RenderViews'),
             dict(

@@ -12,7 +12,7 @@ sample_views = dict(
         dict(role='local', num=8, size=96, scale=(0.1, 0.3), ratio=(3 / 4, 4 / 3)),
     ],
     min_overlap=(0.02, 0.01),  # paper: share of the image that two globals have in common, and a local and a global
-    tries=50,  # the paper's release draws without end
+    tries=50,  # ours, after which the best try is kept; the release draws without end
     turns=True,  # paper: by 0, 90, 180 or 270 degrees
     patch_size=16,
 )

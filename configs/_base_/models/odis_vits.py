@@ -26,8 +26,8 @@ model = dict(
         type='DistillationHead',
         num_prototypes=8192,
         student_temp=0.1,  # iBOT
-        # iBOT's numbers; ours moves at each iteration and arrives after 30 epochs. The release steps once an epoch over
-        # 29 intervals and has 0.07 from the 30th epoch on
+        # iBOT's numbers; ours moves at each iteration and arrives after 30 epochs. The release steps once per epoch,
+        # over 29 intervals, and has 0.07 from the 30th epoch on; the two are never more than 0.001 apart
         teacher_temp=dict(start=0.04, end=0.07, warmup_epochs=30),
         center_momentum=0.9,  # iBOT
         patch_center='masked',  # DINOv2's practice; 'all' is iBOT's definition and costs a projection of all patches

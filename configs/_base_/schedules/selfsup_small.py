@@ -4,7 +4,7 @@ optim_wrapper = dict(
     type='SafeOptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.04, betas=(0.9, 0.999), fused=True),  # per 64 images (ours)
     constructor='SelfSupOptimWrapperConstructor',
-    clip_grad=dict(max_norm=3.0),  # iBOT recipe, ViT-S
+    clip_grad=dict(max_norm=3.0),  # iBOT's number for each parameter by itself; of all together: ours
     accumulative_counts=1,
 )
 auto_scale_lr = dict(enable=True, base_batch_size=64)

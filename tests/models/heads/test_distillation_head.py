@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from mmpretrain.registry import MODELS
 
 import odis_mm  # noqa: F401
 from helpers import K, losses_of, make_batch, make_odis
+from odis_mm import apis
 from odis_mm.models.heads import Center, DistillationHead, sinkhorn_knopp
 
 
@@ -74,3 +76,35 @@ def test_sinkhorn_head_and_wrong_balance():
     torch.testing.assert_close(head.targets(logits, head.token_center), sinkhorn_knopp(logits, 0.05))
     with pytest.raises(ValueError, match="balance is 'none'"):
         DistillationHead(K, balance='none')
+
+
+@pytest.mark.parametrize('recipe', ['odis_vits_coco', 'ibot_vits_coco', 'alfm_vits_coco'])
+def test_the_teacher_temperature_moves_per_iteration_over_thirty_epochs(recipe):
+    """By hand, with the 231 iterations that COCO's 118,287 images give at 512; iBOT's release steps once per epoch."""
+    model = make_odis()
+    model.head = MODELS.build(apis.load_config(recipe).model.head)
+
+    def ours(iteration):
+        model.set_progress(iteration, 23100, 231)
+        return model.head.teacher_temp
+
+    def release(iteration):
+        return min(0.04 + iteration // 231 * 0.03 / 29, 0.07)
+
+    # iteration: (ours, the release): the first two; the end of an epoch, the next one; half-way; epoch 29, its end
+    for iteration, (wanted, stepped) in {
+        0: (0.04, 0.04),
+        1: (0.0400043290, 0.04),
+        230: (0.0409956710, 0.04),
+        231: (0.041, 0.0410344828),
+        3465: (0.055, 0.0555172414),
+        6699: (0.069, 0.07),
+        6929: (0.0699956710, 0.07),
+        6930: (0.07, 0.07),
+        23099: (0.07, 0.07),
+    }.items():
+        assert ours(iteration) == pytest.approx(wanted, abs=1e-9), iteration
+        assert release(iteration) == pytest.approx(stepped, abs=1e-9), iteration
+    # as the comment beside the number tells
+    apart = max(abs(ours(iteration) - release(iteration)) for iteration in range(7000))
+    assert apart == pytest.approx(0.001, abs=1e-9) and ours(6699) == pytest.approx(release(6699) - 0.001)
