@@ -66,6 +66,36 @@ def test_configs_and_scripts_exist(page):
             assert name in names or found[1].startswith('work_dirs/'), f'{page.name}: {line}'
 
 
+def dead_links(text, folder):
+    """Relative links to files that are not there, or to headings that a page does not have."""
+    for link in re.findall(r'\]\(([^)\s]+)\)', text):
+        name, _, heading = link.partition('#')
+        target = folder / name
+        if link.startswith(('http:', 'https:')):
+            continue
+        if not target.exists():
+            yield link
+        elif heading and target.suffix == '.md':
+            titles = re.findall(r'^#+ (.*)$', target.read_text(), re.MULTILINE)
+            if heading not in {re.sub(r'[^\w -]', '', title.lower()).replace(' ', '-') for title in titles}:
+                yield link
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    assert not list(dead_links(page.read_text(), page.parent))
+
+
+def test_links_of_generated_parts_lead_somewhere():
+    docs = ROOT / 'docs'
+    for part in ('changelog', 'tutorials'):
+        assert not list(dead_links(docs_pages.PARTS[part](), docs)), part
+    assert list(dead_links('[a](b.md), [c](install.md#no-such), [d](install.md#something-wrong)', docs)) == [
+        'b.md',
+        'install.md#no-such',
+    ]
+
+
 def test_generated_parts_are_whole():
     recipes = docs_pages.recipes()
     assert all(f'`{name}`' in recipes for name in shipped_configs())

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Callable, Dict, List
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))  # a checkout works without being installed
-
 TUTORIALS = ROOT / 'docs' / 'tutorials'
 MARK = re.compile(r'<!-- generated: (\w+) -->')
 
@@ -96,13 +94,18 @@ def tutorials() -> str:
 def changelog() -> str:
     """CHANGELOG.md of the repository, without its heading; its links lead from the folder of the docs."""
     text = (ROOT / 'CHANGELOG.md').read_text().split('\n', 1)[1].strip()
-    text = re.sub(r'\]\(docs/', '](', text)
-    return re.sub(r'\[([^]]+)\]\((?!https?:)(?![\w/]+\.md)[^)]*\)', r'\1', text)
+    text = re.sub(r'\[([^]]+)\]\((?!https?:|docs/)[^)]*\)', r'\1', text)
+    return text.replace('](docs/', '](')
 
 
 PARTS: Dict[str, Callable[[], str]] = dict(
     recipes=recipes, health=health, commands=commands, tutorials=tutorials, changelog=changelog
 )
+
+
+def on_startup(**_: object) -> None:
+    """Called by mkdocs once; a checkout works without being installed."""
+    sys.path.insert(0, str(ROOT))
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
