@@ -19,7 +19,7 @@ from ..objects.attention import Attention
 from ..objects.classic import Classic
 from ..objects.detector import Detector
 from ..objects.finding import find_objects, image_names
-from ..objects.recall import read_result
+from ..objects.recall import read_result, read_truth
 from ..objects.report import write_report
 from ..utils.errors import ConfigError, FolderInUseError, run_command
 from ..utils.files import atomic_write_text
@@ -102,6 +102,7 @@ def _find(args: argparse.Namespace) -> None:
     missing = [name for name in needed if name not in options]
     if missing:
         raise ConfigError(f'--source {args.source} needs {", ".join("--" + name for name in missing)}.')
+    truth = read_truth(args.truth) if args.truth else None  # before the search, which may take hours
     if args.source == 'import':
         _import(args, **options)
     else:
@@ -118,7 +119,7 @@ def _find(args: argparse.Namespace) -> None:
         )
     content = read_result(args.out)
     page = Path(args.out).with_suffix('.html')
-    numbers, measures = write_report(content, args.images, page, read_result(args.truth) if args.truth else None)
+    numbers, measures = write_report(content, args.images, page, truth)
     lines = [
         f'written: {args.out}, {numbers["objects"]} objects in {numbers["images"]} images ({numbers["empty"]} '
         f'without); {page}'

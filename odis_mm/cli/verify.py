@@ -84,6 +84,8 @@ def _verify(args: argparse.Namespace) -> int:
         f'{len(tasks)} images, {len(bad_images)} bad; {count} objects, {len(bad_objects)} bad (those of bad images not '
         'looked at)'
     )
+    for line in verify.notes(content):
+        print(line)
     if len(kinds) > 1 or any(kind != 'of 8 bits' for kind in kinds):
         print('kinds of images: ' + '; '.join(f'{count} {kind}' for kind, count in kinds.most_common()))
     if args.report:

@@ -124,6 +124,21 @@ def _size(image: dict) -> Optional[Tuple[int, int]]:
     return None if None in told else told
 
 
+def notes(content: Optional[dict]) -> List[str]:
+    """What no image shows, as lines: annotations of images that the file does not have, or with the id of another
+    annotation, which tools that go by ids take for it."""
+    if content is None or 'images' not in content:
+        return []
+    images = {identity(image['id']) for image in content['images']}
+    orphans = sum(identity(annotation['image_id']) not in images for annotation in content['annotations'])
+    lines = [f'{orphans} annotations belong to no image of the file and are not looked at'] if orphans else []
+    ids = [str(annotation['id']) for annotation in content['annotations'] if annotation.get('id') is not None]
+    shared = len(ids) - len(set(ids))
+    if shared:
+        lines.append(f'{shared} annotations have the id of another one, so that tools which go by ids mix them up')
+    return lines
+
+
 def cleaned(
     content: Optional[dict], tasks: List[Task], bad_images: Iterable[int], bad_objects: Iterable[int], folder: Path
 ) -> str:

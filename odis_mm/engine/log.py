@@ -1,9 +1,13 @@
 """What a run says on the screen: mmengine's runner and log line, without the reports, and with the share that is
 done."""
 
+import logging
+import os.path as osp
 import re
+import sys
 from typing import Tuple
 
+from mmengine.dist import master_only
 from mmengine.logging import MMLogger
 from mmengine.registry import RUNNERS
 from mmengine.runner import LogProcessor, Runner
@@ -11,6 +15,7 @@ from mmpretrain.registry import LOG_PROCESSORS
 from torch.utils.data import DataLoader
 
 from ..datasets.workers import leave_signals_to_the_run
+from ..utils.files import atomic_write_text
 from ..utils.noise import quiet_console
 
 
@@ -26,7 +31,32 @@ class QuietRunner(Runner):
     def build_logger(self, *args, **kwargs) -> MMLogger:
         logger = super().build_logger(*args, **kwargs)
         quiet_console(logger)
+        for handler in logger.handlers:
+            if isinstance(handler, logging.FileHandler):
+                _tell_once(handler)
         return logger
+
+    @master_only
+    def dump_config(self) -> None:
+        """Write the config by way of another file: a run that goes on with a full disk keeps the one that was there."""
+        name = osp.basename(self.cfg.filename) if self.cfg.filename else f'{self.timestamp}.py'
+        atomic_write_text(osp.join(self.work_dir, name), self.cfg.dump())
+
+
+def _tell_once(handler: logging.FileHandler) -> None:
+    """Let a log file that cannot be written cost one line on the screen, not a traceback for each record."""
+    report, told = handler.handleError, False
+
+    def handle_error(record: logging.LogRecord) -> None:
+        nonlocal told
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            report(record)
+        elif not told:
+            told = True
+            print(f'{handler.baseFilename}: {error.strerror}: lines of this log are lost.', file=sys.stderr, flush=True)
+
+    handler.handleError = handle_error
 
 
 @LOG_PROCESSORS.register_module()

@@ -3,12 +3,15 @@
 import contextlib
 import copy
 import io
-import json
+import math
 from pathlib import Path
 from typing import Dict, Optional
 
 import numpy as np
 
+from ..datasets.files import read_json
+from ..datasets.image_io import has_extent
+from ..datasets.values import flag, identity, number
 from ..utils.errors import AnnotationError
 from ..utils.files import PathLike
 
@@ -56,12 +59,45 @@ def read_result(path: PathLike) -> dict:
         AnnotationError: it is none.
     """
     try:
-        content = json.loads(Path(path).read_bytes())
-    except (OSError, ValueError) as error:
+        content = read_json(path)
+    except OSError as error:
         raise AnnotationError(f'{path} cannot be read as json: {error}.') from error
-    if not isinstance(content, dict) or not {'images', 'annotations'} <= set(content):
+    if not all(isinstance(content.get(key), list) for key in ('images', 'annotations')):
         raise AnnotationError(f'{path} is not of COCO style: it needs images and annotations.')
     return content
+
+
+def read_truth(path: PathLike) -> dict:
+    """The images and boxes of annotations to compare with, as a COCO-style dict: numbers, flags and ids by the one rule
+    of all readers, boxes without a pixel left out.
+
+    Raises:
+        AnnotationError: it is not of COCO style; names the first entry that cannot be used.
+    """
+    content, images, annotations = read_result(path), [], []
+    for i, image in enumerate(content['images']):
+        try:
+            images.append(dict(id=identity(image['id']), file_name=str(Path(image['file_name']))))
+        except (KeyError, TypeError, ValueError):
+            raise AnnotationError(
+                f'{path}: images[{i}] is not a dict with an id and a file_name; fix or remove it.'
+            ) from None
+    if len({image['id'] for image in images}) < len(images):
+        raise AnnotationError(f'{path} has two images of one id; give each image its own.')
+    for i, entry in enumerate(content['annotations']):
+        try:
+            owner, (x, y, w, h) = identity(entry['image_id']), map(number, entry['bbox'])
+            area, crowd = number(entry.get('area') or 0), flag(entry.get('iscrowd'))
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise AnnotationError(
+                f'{path}: annotations[{i}] is not a dict with an image_id and a bbox [x, y, width, height]; fix or '
+                'remove it.'
+            ) from None
+        box = np.array([[x, y, x + w, y + h]])
+        if has_extent(box).all() and np.isfinite(box).all():
+            area = area if math.isfinite(area) else 0.0
+            annotations.append(dict(image_id=owner, bbox=[x, y, w, h], area=area, iscrowd=int(crowd)))
+    return dict(images=images, annotations=annotations)
 
 
 def _common_images(found: dict, truth: dict) -> Dict[object, object]:

@@ -14,11 +14,11 @@ INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 # what is wrong with a path that a user named, or the file system under it
 _PLACES = {
     getattr(errno, name)
-    for name in (
-        'ENOENT EACCES EPERM EROFS EEXIST ENOTDIR EISDIR ELOOP ENAMETOOLONG EDQUOT EFBIG ESTALE ENOTCONN EIO'.split()
-    )
+    for name in 'ENOENT EACCES EPERM EROFS EEXIST ENOTDIR EISDIR ELOOP ENAMETOOLONG ESTALE ENOTCONN EIO'.split()
     if hasattr(errno, name)
 }
+# a full disk, a full quota, a limit on the size of files: writing fails, and names no file
+_FULL = {getattr(errno, name) for name in ('ENOSPC', 'EDQUOT', 'EFBIG') if hasattr(errno, name)}
 
 
 def printable(text: str) -> str:
@@ -117,9 +117,10 @@ def explain(error: BaseException) -> Optional[str]:
     """
     if isinstance(error, UserError):
         return _from_worker(error) or ' '.join(str(error).split())
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if isinstance(error, OSError) and error.errno in _FULL:
+        what = 'no space left on the device' if error.errno == errno.ENOSPC else error.strerror
         where = f' for {error.filename}' if error.filename else ''
-        return f'no space left on the device{where}: make room and continue with --resume.'
+        return f'{what}{where}: make room and continue with --resume.'
     if isinstance(error, OSError) and error.errno in _PLACES and error.filename:
         hint = ''
         if isinstance(error, FileNotFoundError):

@@ -1,12 +1,13 @@
 """Files that are whole or not there."""
 
 import errno
+import json
 import os
 import sys
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, Callable, Iterator, Optional, Union
+from typing import BinaryIO, Callable, Iterator, List, Optional, Union
 
 import torch
 
@@ -53,6 +54,17 @@ def atomic_write(path: PathLike, write: Callable[[BinaryIO], object]) -> None:
     finally:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
+
+
+def read_records(path: PathLike) -> List[dict]:
+    """Return the dicts of a file with one json a line; a line that a full disk or a kill cut short is left out."""
+    records = []
+    for line in Path(path).read_text().splitlines():
+        with suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict):
+                records.append(record)
+    return records
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 import torch
 
 from ..utils.errors import USER_ERROR, StageError
-from ..utils.files import PathLike, atomic_write_text
+from ..utils.files import PathLike, atomic_write_text, read_records
 
 HEARTBEAT = 60.0  # seconds between two lines that tell what runs
 BUSY = 5.0  # seconds until a stage that another process works on is looked at again
@@ -344,7 +344,7 @@ def _in_order(stages: Sequence[Stage]) -> List[Stage]:
 def scalars(folder: Path) -> List[dict]:
     """All scalar records that training in ``folder`` wrote, in order of time."""
     files = sorted(folder.glob('*/vis_data/scalars.json')) or sorted(folder.glob('*/vis_data/[0-9]*.json'))
-    return [json.loads(line) for file in files for line in file.read_text().splitlines() if line.strip()]
+    return [record for file in files for record in read_records(file)]
 
 
 def exports(folder: Path) -> List[Path]:

@@ -1,17 +1,24 @@
 """What is on the screen: the first useful line among the first ten, the share of the run, nothing twice, no reports;
 the file has it all."""
 
+import errno
 import logging
+import os
 import re
 import sys
 import warnings
+from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
+from mmengine.config import Config
 
 from helpers import TINY_RUN
 from odis_mm import apis
 from odis_mm.config import parse_options
+from odis_mm.engine import log as engine_log
 from odis_mm.utils import noise
+from odis_mm.utils.errors import FileWriteError
 
 
 def test_the_screen_shows_the_run_and_the_file_everything(demo, tmp_path, monkeypatch, capsys):
@@ -62,3 +69,34 @@ def test_lines_are_dropped_by_name_alone(capsys):
     logger.warning('"FileClient" will be deprecated in future. Please use io functions')
     logger.warning('a word about "FileClient"')
     assert capsys.readouterr().out == 'a word about "FileClient"\n'
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='no /dev/full, a file that is always full')
+def test_a_log_that_cannot_be_written_costs_one_line(capsys):
+    logger, handler = logging.Logger('full'), logging.FileHandler('/dev/full')
+    engine_log._tell_once(handler)
+    logger.addHandler(handler)
+    for _ in range(3):
+        logger.warning('a line')
+    assert capsys.readouterr().err == '/dev/full: No space left on device: lines of this log are lost.\n'
+    logger.warning('%d', 'no number')  # a fault of the code is shown
+    assert 'TypeError' in capsys.readouterr().err
+    with suppress(OSError):
+        handler.close()
+
+
+def test_the_config_of_a_run_is_whole_or_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / 'run.py'
+    runner = SimpleNamespace(work_dir=str(tmp_path), cfg=Config(dict(a=1), cfg_text='a = 1', filename='configs/run.py'))
+    engine_log.QuietRunner.dump_config(runner)
+    before = path.read_text()
+    assert Config.fromfile(str(path)).a == 1
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, 'fsync', full)
+    runner.cfg.a = 2
+    with pytest.raises(FileWriteError, match='could not save .*run.py: the disk .* is full'):
+        engine_log.QuietRunner.dump_config(runner)
+    assert path.read_text() == before and [file.name for file in tmp_path.iterdir()] == ['run.py']

@@ -31,6 +31,10 @@ def test_faults_of_the_code_keep_their_traceback(tmp_path):
     assert explain(gone.value).startswith(f'{tmp_path}/gone.json: No such file')
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), 'epoch_1.pth')
     assert explain(full).startswith('no space left on the device for epoch_1.pth')
+    for number in (errno.EDQUOT, errno.EFBIG):  # as a write to an open file tells it
+        assert explain(OSError(number, os.strerror(number))) == (
+            f'{os.strerror(number)}: make room and continue with --resume.'
+        )
 
 
 def test_a_command_exits_with_2_or_raises(capsys, monkeypatch):

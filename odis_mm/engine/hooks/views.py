@@ -1,6 +1,5 @@
 """A look at the views before a run, and pictures of it."""
 
-import json
 from pathlib import Path
 from typing import Iterator, List
 
@@ -15,6 +14,7 @@ from ...datasets.survey import spread, visible_share
 from ...datasets.transforms import PackViews, SampleViews
 from ...utils.distributed import unwrap
 from ...utils.errors import BadImageError, ConfigError
+from ...utils.files import read_records
 
 REMEDY = (
     'lower min_cover of SampleViews, or draw smaller crops (scale of the views) so that an object fills more of them '
@@ -136,7 +136,5 @@ def samples_of(dataset, count: int, epoch: int = 0) -> Iterator[dict]:
 
 def _records(folder: Path) -> Iterator[dict]:
     for file in sorted(folder.glob('*/vis_data/scalars.json')):
-        for line in file.read_text().splitlines():
-            if line.strip():
-                record = json.loads(line)
-                yield {'step': record.get('step', record.get('iter', 0)), **record}
+        for record in read_records(file):
+            yield {'step': record.get('step', record.get('iter', 0)), **record}
