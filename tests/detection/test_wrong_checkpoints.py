@@ -15,7 +15,7 @@ from odis_mm.config import load_config
 
 @pytest.fixture(scope='module')
 def files(tmp_path_factory):
-    """The weights of a detector of other classes, and of its backbone alone."""
+    """The weights of a detector of other classes, those of its backbone alone, and a checkpoint of pretraining."""
     from mmdet.registry import MODELS
     from mmengine.registry import init_default_scope
 
@@ -26,6 +26,8 @@ def files(tmp_path_factory):
     torch.save(dict(state_dict=state, meta={}), folder / 'three.pth')
     backbone = {key: value for key, value in state.items() if key.startswith('backbone.')}
     torch.save(dict(state_dict=backbone, meta=dict(method='GTSA')), folder / 'backbone.pth')
+    both = {**backbone, **{f'teacher.{key}': value for key, value in backbone.items()}}
+    torch.save(dict(state_dict=both, meta={}, optimizer={}), folder / 'epoch_2.pth')
     return folder
 
 
@@ -36,6 +38,10 @@ def files(tmp_path_factory):
             'backbone.pth',
             r'is an exported backbone of GTSA and does not fit this MaskRCNN: \d+ of its \d+ tensors are not in the '
             r'file',
+        ),
+        (
+            'epoch_2.pth',
+            r'is a pretraining checkpoint and does not fit this MaskRCNN: \d+ of its \d+ tensors are not in the file',
         ),
         (
             'three.pth',
