@@ -8,6 +8,7 @@ import os
 import os.path as osp
 import tempfile
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
@@ -36,7 +37,7 @@ from .engine.resume import damage, find_checkpoint
 from .recipes.starting import named_start, start_from
 from .transfer.mmengine_loading import closed_to_code
 from .utils.errors import ConfigError
-from .utils.noise import quiet_warnings
+from .utils.noise import quiet_imports, quiet_warnings
 
 __all__ = ['build_runner', 'latest_checkpoint', 'scale_lr', 'test', 'train', 'use_resume']
 
@@ -191,6 +192,10 @@ def _prepare(cfg: Config, work_dir: Optional[str], launcher: str) -> None:
         ) from error
     for name in [n for n, hook in (cfg.get('default_hooks') or {}).items() if hook is None and n not in RUNNER_HOOKS]:
         del cfg.default_hooks[name]  # mmengine removes only its own by None
+    if cfg.get('default_scope') == 'mmdet' and find_spec('mmdet') is not None:
+        with quiet_imports():  # which would otherwise happen at the first look into mmdet's registries
+            for room in ('mmdet.datasets', 'mmdet.models'):
+                import_module(room)
     for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         loader = cfg.get(key)
         if loader and not loader.get('num_workers'):  # torch refuses settings of workers that do not exist

@@ -13,10 +13,10 @@ def trunc_normal(tensor: Tensor, std: float = 0.02) -> None:
     nn.init.trunc_normal_(tensor, std=std, a=-5 * std, b=5 * std)
 
 
-def init_linears(module: nn.Module) -> None:
+def init_linears(module: nn.Module, std: float = 0.02) -> None:
     """Draw the weights of all linear layers by :func:`trunc_normal` and set their biases to 0."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
-            trunc_normal(layer.weight)
+            trunc_normal(layer.weight, std)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)

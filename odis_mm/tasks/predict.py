@@ -14,6 +14,7 @@ from ..datasets.files import IMAGE_SUFFIXES, walk_images
 from ..transfer import load_local
 from ..utils.errors import BadImageError, CheckpointError, ConfigError, MissingFileError
 from ..utils.files import PathLike, atomic_write_text
+from ..utils.noise import quiet_imports
 from ..utils.scopes import scope_of
 
 # of weights that the inferencer was not given (they are loaded, and checked, right after), of a visualizer that keeps
@@ -59,7 +60,8 @@ def predict(
     cfg = load_config(config)
     if 'test_dataloader' not in cfg or cfg.get('default_scope') != 'mmdet':
         raise ConfigError(f'{config} is no config of a detector: take the one in the work dir of its training.')
-    from ..detection.inference import FileInferencer
+    with quiet_imports():
+        from ..detection.inference import FileInferencer
 
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)

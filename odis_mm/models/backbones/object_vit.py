@@ -56,6 +56,7 @@ class ObjectViT(VisionTransformer):
         drop_path_subset: Stochastic depth that leaves out a fixed number of images in each block, and saves their work
             on GPUs, too, see :func:`draw_subset`; False: each image is drawn by itself, and only CPUs save the work.
             Worth it from rates of about 0.1, with tens of views of a resolution in a step.
+        init_std: Of the linear layers' first weights; 0.02 is the releases', for widths of 384 and more.
         compiled: Compile the blocks (:meth:`compile_blocks`): same results; pays on GPUs, after minutes in the first
             steps.
         **kwargs: Everything ``mmpretrain.VisionTransformer`` takes; ``arch`` 'deit-small' is the ViT-S of the papers.
@@ -80,6 +81,7 @@ class ObjectViT(VisionTransformer):
         global_every: int = 3,
         with_cp: bool = False,
         drop_path_subset: bool = False,
+        init_std: float = 0.02,
         compiled: bool = False,
         **kwargs,
     ):
@@ -97,7 +99,7 @@ class ObjectViT(VisionTransformer):
         super().__init__(*args, out_type=out_type, **kwargs)
         width, heads = self.embed_dims, self.arch_settings['num_heads']
         self.with_cp = with_cp
-        self.drop_path_subset = drop_path_subset
+        self.drop_path_subset, self.init_std = drop_path_subset, init_std
         self.antialias = antialias
         self.window_size, self.global_every = window_size, global_every
         self.block = run_block
@@ -143,7 +145,7 @@ class ObjectViT(VisionTransformer):
             return
         # as in the releases; the stock ViT has Xavier's weights and random biases in the MLPs, torch's defaults in the
         # attention, and leaves the token at zero. The patch embedding keeps torch's default in both
-        init_linears(self.layers)
+        init_linears(self.layers, self.init_std)
         for name in ('pos_embed', 'cls_token', 'object_tokens', 'register_tokens'):
             if getattr(self, name, None) is not None:
                 trunc_normal(getattr(self, name))
