@@ -63,7 +63,7 @@ def lightly_benchmark(
         import pytorch_lightning
     except ImportError as error:
         raise ConfigError(f'the peer is not installed ({error}): pip install lightly-train.') from None
-    beside = _beside(pytorch_lightning.Callback)(cfg, batch, drop_path, device, bf16, repeats + 2)
+    beside = beside_class(pytorch_lightning.Callback)(cfg, batch, drop_path, device, bf16, repeats + 2)
     with tempfile.TemporaryDirectory() as folder, _added(pytorch_lightning.Trainer, beside):
         _write_images(Path(folder, 'images'), batch * 2)
         lightly_train.pretrain(
@@ -107,7 +107,9 @@ def _added(trainer: type, callback: Any) -> Iterator[None]:
         yield
 
 
-def _beside(base: type) -> type:
+def beside_class(base: type) -> type:
+    """Return a callback of the trainer whose callbacks derive from ``base``: it times each step of the peer, then ours."""
+
     class Beside(base):
         """After each step of the peer, a step of ours on its views."""
 

@@ -22,7 +22,7 @@ CONFIG = Config(
 
 
 def test_steps_are_taken_in_turn_on_the_peer_s_views():
-    callback = peer._beside(object)(CONFIG, 2, 0.3, 'cpu', False, 3)
+    callback = peer.beside_class(object)(CONFIG, 2, 0.3, 'cpu', False, 3)
     trainer, theirs = SimpleNamespace(should_stop=False), torch.nn.Linear(4, 24)
     seen = []
     for index in range(3):

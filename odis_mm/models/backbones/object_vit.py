@@ -248,7 +248,7 @@ class ObjectViT(VisionTransformer):
         for i, layer in enumerate(self.layers):
             last = i == self.num_layers - 1
             read = rows if last else None
-            x = self._run_layer(i, layer, x, sequences, read)
+            x = self.run_layer(i, layer, x, sequences, read)
             if last and self.final_norm:
                 x = self.ln1(x)
             if i in self.out_indices:
@@ -282,9 +282,10 @@ class ObjectViT(VisionTransformer):
         """Draw what becomes of a residual branch: see :func:`draw_path` and :func:`draw_subset`."""
         return draw_subset(drop, x, shapes, skip, rows) if self.drop_path_subset else draw_path(drop, x, shapes, skip)
 
-    def _run_layer(
+    def run_layer(
         self, number: int, layer: nn.Module, x: Tensor, sequences: Sequences, rows: Optional[Tensor]
     ) -> Tensor:
+        """Return the tokens x [R, D] after a block, of which ``rows`` alone, if any; its stochastic depth is drawn here."""
         # the rows that are read differ in number from step to step: the block would be compiled anew each time
         block = self.sharded_block or (run_block if rows is not None else self.block)
         # elsewhere than on a CPU the host would have to wait for the draws

@@ -265,7 +265,7 @@ def test_on_gpus_too_a_subset_costs_its_share_and_no_wait(monkeypatch):
         sequences = vit.sequences([(x, grid)], [None])
         tokens = x.flatten(0, 1)
         for number, layer in enumerate(vit.layers):
-            tokens = vit._run_layer(number, layer, tokens, sequences, None)
+            tokens = vit.run_layer(number, layer, tokens, sequences, None)
         tokens.sum().backward()
 
     with forms_of_gpus(vit):
