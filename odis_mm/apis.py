@@ -192,10 +192,12 @@ def _prepare(cfg: Config, work_dir: Optional[str], launcher: str) -> None:
         ) from error
     for name in [n for n, hook in (cfg.get('default_hooks') or {}).items() if hook is None and n not in RUNNER_HOOKS]:
         del cfg.default_hooks[name]  # mmengine removes only its own by None
+    rooms = ['mmpretrain.datasets']
     if cfg.get('default_scope') == 'mmdet' and find_spec('mmdet') is not None:
-        with quiet_imports():  # which would otherwise happen at the first look into mmdet's registries
-            for room in ('mmdet.datasets', 'mmdet.models'):
-                import_module(room)
+        rooms += ['mmdet.datasets', 'mmdet.models']
+    with quiet_imports():  # what the first look into the registries would import
+        for room in rooms:
+            import_module(room)
     for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         loader = cfg.get(key)
         if loader and not loader.get('num_workers'):  # torch refuses settings of workers that do not exist

@@ -33,7 +33,7 @@ class QuietRunner(Runner):
         quiet_console(logger)
         for handler in logger.handlers:
             if isinstance(handler, logging.FileHandler):
-                _tell_once(handler)
+                tell_once(handler)
         return logger
 
     @master_only
@@ -43,7 +43,7 @@ class QuietRunner(Runner):
         atomic_write_text(osp.join(self.work_dir, name), self.cfg.dump())
 
 
-def _tell_once(handler: logging.FileHandler) -> None:
+def tell_once(handler: logging.FileHandler) -> None:
     """Let a log file that cannot be written cost one line on the screen, not a traceback for each record."""
     report, told = handler.handleError, False
 

@@ -74,7 +74,7 @@ def test_lines_are_dropped_by_name_alone(capsys):
 @pytest.mark.skipif(not os.path.exists('/dev/full'), reason='no /dev/full, a file that is always full')
 def test_a_log_that_cannot_be_written_costs_one_line(capsys):
     logger, handler = logging.Logger('full'), logging.FileHandler('/dev/full')
-    engine_log._tell_once(handler)
+    engine_log.tell_once(handler)
     logger.addHandler(handler)
     for _ in range(3):
         logger.warning('a line')
