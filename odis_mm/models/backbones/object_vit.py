@@ -285,7 +285,7 @@ class ObjectViT(VisionTransformer):
     def run_layer(
         self, number: int, layer: nn.Module, x: Tensor, sequences: Sequences, rows: Optional[Tensor]
     ) -> Tensor:
-        """Return the tokens x [R, D] after a block, of which ``rows`` alone, if any; its stochastic depth is drawn here."""
+        """Return the tokens x [R, D] after a block, of them ``rows`` alone if given; draws its stochastic depth."""
         # the rows that are read differ in number from step to step: the block would be compiled anew each time
         block = self.sharded_block or (run_block if rows is not None else self.block)
         # elsewhere than on a CPU the host would have to wait for the draws
