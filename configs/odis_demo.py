@@ -6,7 +6,7 @@ _base_ = [
     './_base_/default_runtime.py',
 ]
 
-# that of Xavier's rule and of torch's at this width: with the 0.02 of wider models the detector ends below random weights
+# as of Xavier's rule and torch's at this width: with the 0.02 of wider models the detector ends below random weights
 # (docs/evidence/NOTES.md)
 model = dict(backbone=dict(init_std=0.05))
 optim_wrapper = dict(optimizer=dict(lr=1e-3))
