@@ -108,7 +108,7 @@ def _added(trainer: type, callback: Any) -> Iterator[None]:
 
 
 def beside_class(base: type) -> type:
-    """Return a callback that times each step of the peer, then ours; ``base`` is the class of the trainer's callbacks."""
+    """Return a callback that times each step of the peer, then ours; ``base``: the class of the callbacks."""
 
     class Beside(base):
         """After each step of the peer, a step of ours on its views."""
