@@ -292,7 +292,7 @@ def recommendation(outcome: Outcome) -> str:
         text += f'; {join(rivals)} cannot be told from it by these runs'
         cheap = [n for n in rivals if _minutes(outcome, n) < 0.7 * _minutes(outcome, best)]
         if cheap:
-            text += f', and {join(cheap)} takes less time'
+            text += f', and {join(cheap)} {"takes" if len(cheap) == 1 else "take"} less time'
     text += '.'
     first = outcome.tables[0]
     worth = stats.labels_worth(
