@@ -19,6 +19,7 @@ from ..utils.files import PathLike
 from .logs import NO_TEXT, logging_at, tell
 
 PROBE_STEPS = 8
+LARGE_WIDTH = 384  # ViT-S; weights so wide come from elsewhere
 
 
 def pretrain(
@@ -133,5 +134,15 @@ def newest_export(folder: PathLike) -> Path:
 
 
 def _set_init(cfg, init: Optional[PathLike]) -> None:
-    if init is not None:
-        start_from(cfg, init, adapt=True)  # apis.train says what it took
+    if init is None:
+        return
+    start_from(cfg, init, adapt=True)  # apis.train says what it took
+    arch = cfg.model.backbone.get('arch')
+    if isinstance(arch, dict) and arch['embed_dims'] >= LARGE_WIDTH:
+        print_log(
+            f'{init} is a ViT {arch["embed_dims"]} wide, and this recipe is for small models from random weights: '
+            'its small crops and high learning rate can cost what the weights know. The recipes *_continue_coco keep '
+            'it: odis-mm train odis_vits_continue_coco --init FILE (docs/weights.md).',
+            logger='current',
+            level=logging.WARNING,
+        )

@@ -1,14 +1,17 @@
 """A user's own data through the three commands, at the smallest size that trains."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
+import torch
 from mmengine.config import Config
 
 import odis_mm
 from odis_mm.cli import train as train_cli
 from odis_mm.cli.tasks import finetune_main, predict_main, pretrain_main, views_main
+from odis_mm.models.backbones import ObjectViT
 from odis_mm.recipes import pretraining_config
 from odis_mm.tasks import finetune, predict, pretrain
 from odis_mm.tasks.finetune import detector_splits
@@ -48,6 +51,22 @@ def chain(coco_folder, tmp_path_factory):
         coco_folder, init=export, steps=3, size=64, batch=2, work_dir=work / 'detector', options=SMALL_DETECTOR
     )
     return work, export, done
+
+
+@pytest.mark.parametrize('width', [128, 384])
+def test_wide_weights_are_told_which_recipe_keeps_them(width, coco_folder, tmp_path, monkeypatch):
+    module, said = sys.modules['odis_mm.tasks.pretrain'], []
+    arch = dict(embed_dims=width, num_layers=1, num_heads=width // 64, feedforward_channels=width)
+    vit = ObjectViT(arch=arch, patch_size=8, img_size=16)
+    torch.save(
+        dict(state_dict={f'backbone.{key}': value for key, value in vit.state_dict().items()}), tmp_path / 'a.pth'
+    )
+    monkeypatch.setattr(module.apis, 'train', lambda cfg, **_: said.append(cfg.model.neck.in_channels))
+    monkeypatch.setattr(module, 'newest_export', lambda folder: folder)
+    monkeypatch.setattr(module, 'print_log', lambda text, **_: said.append(text))
+    pretrain(coco_folder, steps=4, size=16, batch=5, init=tmp_path / 'a.pth', work_dir=tmp_path / 'run')
+    assert said.pop() == width and len(said) == (width == 384)
+    assert not said or 'odis_vits_continue_coco' in said[0]
 
 
 def test_the_chain_leaves_what_it_says(chain, coco_folder):
