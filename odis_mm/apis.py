@@ -8,7 +8,6 @@ import os
 import os.path as osp
 import tempfile
 from contextlib import contextmanager
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
@@ -37,7 +36,7 @@ from .engine.resume import damage, find_checkpoint
 from .recipes.starting import named_start, start_from
 from .transfer.mmengine_loading import closed_to_code
 from .utils.errors import ConfigError
-from .utils.noise import quiet_imports, quiet_warnings
+from .utils.noise import import_quietly, quiet_warnings
 
 __all__ = ['build_runner', 'latest_checkpoint', 'scale_lr', 'test', 'train', 'use_resume']
 
@@ -46,6 +45,7 @@ AMP_WRAPPERS = dict(
     fp16=dict(type='mmpretrain.SafeAmpOptimWrapper', dtype='float16', loss_scale='dynamic'),
 )
 RUNNER_HOOKS = {'runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint'}  # mmengine's names
+DETECTOR_ROOMS = ('mmdet.datasets', 'mmdet.evaluation', 'mmdet.models')
 _RUNS = itertools.count()
 
 
@@ -192,12 +192,8 @@ def _prepare(cfg: Config, work_dir: Optional[str], launcher: str) -> None:
         ) from error
     for name in [n for n, hook in (cfg.get('default_hooks') or {}).items() if hook is None and n not in RUNNER_HOOKS]:
         del cfg.default_hooks[name]  # mmengine removes only its own by None
-    rooms = ['mmpretrain.datasets']
-    if cfg.get('default_scope') == 'mmdet' and find_spec('mmdet') is not None:
-        rooms += ['mmdet.datasets', 'mmdet.models']
-    with quiet_imports():  # what the first look into the registries would import
-        for room in rooms:
-            import_module(room)
+    detector = cfg.get('default_scope') == 'mmdet' and find_spec('mmdet') is not None
+    import_quietly('mmpretrain.datasets', *DETECTOR_ROOMS * detector)
     for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         loader = cfg.get(key)
         if loader and not loader.get('num_workers'):  # torch refuses settings of workers that do not exist

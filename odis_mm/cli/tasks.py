@@ -6,9 +6,10 @@ from shlex import quote
 from typing import List, Optional
 
 from ..config import load_config, parse_options
+from ..datasets.layout import find_splits
 from ..recipes import METHODS
 from ..tasks import finetune, predict, pretrain
-from ..utils.errors import ConfigError, run_command
+from ..utils.errors import ConfigError, UserError, run_command
 
 
 def pretrain_main(argv: Optional[List[str]] = None) -> None:
@@ -57,7 +58,18 @@ def pretrain_main(argv: Optional[List[str]] = None) -> None:
         )
     )
     print(f'pretrained backbone: {export}')
-    print(f'next: odis-mm finetune --data {quote(args.data)} --init {quote(str(export))}')
+    data = quote(args.data) if _annotated(args, Path(export).parent) else 'ANNOTATED'
+    print(f'next: odis-mm finetune --data {data} --init {quote(str(export))}')
+    if data == 'ANNOTATED':
+        print('ANNOTATED: a folder in which some images have annotations')
+
+
+def _annotated(args: argparse.Namespace, work_dir: Path) -> bool:
+    """Whether a detector can be trained on the data, as far as one can tell without reading all of it."""
+    try:
+        return bool(find_splits(args.data, ('train',), args.images)) or (work_dir / 'annotations').is_dir()
+    except UserError:
+        return True  # there are some, with a fault that the detector's command names
 
 
 def finetune_main(argv: Optional[List[str]] = None) -> None:

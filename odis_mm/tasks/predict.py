@@ -71,6 +71,7 @@ def predict(
             warnings.filterwarnings('ignore', message=NOISE)
             inferencer = FileInferencer(cfg, picture_names(paths), weights=None, device=device, show_progress=not quiet)
             classes = _load(inferencer.model, weights, cfg)
+            inferencer.visualizer.dataset_meta = inferencer.model.dataset_meta  # it has had COCO's, as without weights
             inferencer([str(p) for p in paths], batch_size=batch, out_dir=str(out), pred_score_thr=threshold)
     if not inferencer.found:
         raise BadImageError(f'none of {len(paths)} images can be read; the first: {inferencer.bad[0]}')
@@ -151,7 +152,9 @@ def _load(model, weights: Path, cfg) -> List[str]:
         raise CheckpointError(
             f'{weights} does not tell its classes, and neither does the config: set test_dataloader.dataset.metainfo.'
         )
-    model.dataset_meta = {'palette': 'random', **meta, 'classes': tuple(classes)}
+    palette = meta.get('palette')
+    enough = isinstance(palette, (list, tuple)) and len(palette) >= len(classes)
+    model.dataset_meta = {**meta, 'classes': tuple(classes), 'palette': palette if enough else 'random'}
     return classes
 
 

@@ -8,6 +8,7 @@ import re
 import sys
 import warnings
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Iterator
 
 PRINTED = (r'Could not import OneDL',)  # mmdet, at import
@@ -26,6 +27,7 @@ LOGGED = (
     r'Config:\n',
     r'Hooks will be executed in the following order',
 )
+WARNED_AT_IMPORT = (r'faster_coco_eval is not installed',)  # mmdet; an extra that nothing here uses
 WARNED = (  # mmengine's schedulers: gradients accumulate, or a resumed run catches up
     r'Detected call of `scheduler\.step\(\)` before `optimizer\.step\(\)`',
     r'Seems like `optimizer\.step\(\)` has been overridden',
@@ -80,9 +82,19 @@ class _Without:
 
 @contextmanager
 def quiet_imports() -> Iterator[None]:
-    """Keep ``PRINTED`` off the screen while the block imports."""
+    """Keep ``PRINTED`` and ``WARNED_AT_IMPORT`` off the screen while the block imports."""
     stream, sys.stdout = sys.stdout, _Without(sys.stdout)
     try:
-        yield
+        with warnings.catch_warnings():
+            for pattern in WARNED_AT_IMPORT:
+                warnings.filterwarnings('ignore', message=pattern)
+            yield
     finally:
         sys.stdout = stream
+
+
+def import_quietly(*names: str) -> None:
+    """Import modules that the first look into a registry would import, with their lines on the screen."""
+    with quiet_imports():
+        for name in names:
+            import_module(name)

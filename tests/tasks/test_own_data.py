@@ -53,6 +53,22 @@ def chain(coco_folder, tmp_path_factory):
     return work, export, done
 
 
+def test_pictures_name_the_classes_of_the_detector(chain, coco_folder, tmp_path, monkeypatch):
+    from mmdet.visualization import DetLocalVisualizer
+
+    work, _, _ = chain
+    seen, draw = [], DetLocalVisualizer.add_datasample
+    monkeypatch.setattr(
+        DetLocalVisualizer,
+        'add_datasample',
+        lambda self, *args, **kwargs: (seen.append(self.dataset_meta['classes']), draw(self, *args, **kwargs))[1],
+    )
+    image = next((coco_folder / 'val2017').iterdir())
+    written = predict(work / 'detector', None, image, tmp_path, threshold=0.0)
+    names = tuple(category['name'] for category in json.loads(written.read_text())['categories'])
+    assert seen == [names] and len(names) < 80
+
+
 @pytest.mark.parametrize('width', [128, 384])
 def test_wide_weights_are_told_which_recipe_keeps_them(width, coco_folder, tmp_path, monkeypatch):
     module, said = sys.modules['odis_mm.tasks.pretrain'], []
