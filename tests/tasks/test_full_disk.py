@@ -3,10 +3,10 @@
 import json
 import shutil
 import subprocess
+import sys
 
 import pytest
 
-from odis_mm.cli.tasks import pretrain_main
 from odis_mm.engine.resume import damage
 
 TINY = [
@@ -32,14 +32,28 @@ def small_disk(tmp_path):
     subprocess.run(['umount', '-l', str(disk)], check=True)
 
 
-def test_pretraining(coco_folder, small_disk, capsys):
+def test_pretraining(coco_folder, small_disk):
     run = small_disk / 'run'
-    command = ['--data', str(coco_folder), '--work-dir', str(run), '--steps', '4', '--size', '16', '--batch', '5']
+    command = [
+        sys.executable,
+        '-m',
+        'odis_mm',
+        'pretrain',
+        '--data',
+        str(coco_folder),
+        '--work-dir',
+        str(run),
+        '--steps',
+        '4',
+        '--size',
+        '16',
+        '--batch',
+        '5',
+    ]
     command += ['--cfg-options', *TINY]
-    with pytest.raises(SystemExit) as stop:
-        pretrain_main(command)
-    said = capsys.readouterr().err
-    assert stop.value.code == 2 and 'Traceback' not in said
+    done = subprocess.run(command, capture_output=True, text=True)
+    said = done.stderr
+    assert done.returncode == 2 and 'Traceback' not in said, said
     assert said.splitlines()[-1] == (
         f'error: could not write a checkpoint to {run}: No space left on device; make room or fix the permissions, or '
         f'the disk, and continue with --resume (last good checkpoint: {run}/epoch_1.pth).'
@@ -52,6 +66,6 @@ def test_pretraining(coco_folder, small_disk, capsys):
         file.write('{"loss": 1.')  # where a disk ends within a line
 
     subprocess.run(['mount', '-o', 'remount,size=100m', str(small_disk)], check=True)
-    pretrain_main([*command, '--resume'])
-    assert f'pretrained backbone: {run}/epoch_2_backbone.pth' in capsys.readouterr().out
+    done = subprocess.run([*command, '--resume'], capture_output=True, text=True, check=True)
+    assert f'pretrained backbone: {run}/epoch_2_backbone.pth' in done.stdout
     assert damage(str(run / 'epoch_2.pth')) is None and (run / 'curves.png').stat().st_size > 0
