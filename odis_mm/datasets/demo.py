@@ -203,6 +203,10 @@ def _map(jobs: list, processes: int):
     if processes > 1:
         with multiprocessing.get_context('fork').Pool(processes) as pool:
             yield from pool.imap(write_image, jobs, chunksize=32)
+            # done: they end by themselves. Leaving the block would send SIGTERM, which a handler of training, inherited
+            # by the fork, survives
+            pool.close()
+            pool.join()
     else:
         yield from map(write_image, jobs)
 
