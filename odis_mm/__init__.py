@@ -25,13 +25,11 @@ __all__ = ['__version__', 'extract_object_features', 'finetune', 'predict', 'pre
 
 def register() -> None:
     """Register everything with mmpretrain and mmdet; a second call does nothing. Called by ``import odis_mm``."""
-    from .utils.noise import quiet_imports
+    from .utils.noise import import_quietly
 
-    with quiet_imports():
-        for name in ('datasets', 'models', 'engine'):
-            import_module(f'odis_mm.{name}')
-        if find_spec('mmdet') is not None:  # costs little: mmdet's registries, none of its models
-            import_module('odis_mm.detection')
+    import_quietly('odis_mm.datasets', 'odis_mm.models', 'odis_mm.engine')
+    if find_spec('mmdet') is not None:  # costs little: mmdet's registries, none of its models
+        import_quietly('odis_mm.detection')
 
 
 def __getattr__(name: str) -> Any:

@@ -45,7 +45,6 @@ AMP_WRAPPERS = dict(
     fp16=dict(type='mmpretrain.SafeAmpOptimWrapper', dtype='float16', loss_scale='dynamic'),
 )
 RUNNER_HOOKS = {'runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint'}  # mmengine's names
-DETECTOR_ROOMS = ('mmdet.datasets', 'mmdet.evaluation', 'mmdet.models')
 _RUNS = itertools.count()
 
 
@@ -192,8 +191,9 @@ def _prepare(cfg: Config, work_dir: Optional[str], launcher: str) -> None:
         ) from error
     for name in [n for n, hook in (cfg.get('default_hooks') or {}).items() if hook is None and n not in RUNNER_HOOKS]:
         del cfg.default_hooks[name]  # mmengine removes only its own by None
-    detector = cfg.get('default_scope') == 'mmdet' and find_spec('mmdet') is not None
-    import_quietly('mmpretrain.datasets', *DETECTOR_ROOMS * detector)
+    import_quietly('mmpretrain.datasets')
+    if cfg.get('default_scope') == 'mmdet' and find_spec('mmdet') is not None:
+        import_quietly('mmdet.datasets', 'mmdet.evaluation', 'mmdet.models')
     for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         loader = cfg.get(key)
         if loader and not loader.get('num_workers'):  # torch refuses settings of workers that do not exist

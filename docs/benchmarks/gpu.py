@@ -21,12 +21,12 @@ from odis_mm.analysis.benchmark import build_model, noise_batch
 from odis_mm.analysis.timing import Step
 from odis_mm.config import load_config, parse_options
 
-CUDA = torch.device('cuda')
+DEVICE = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
 
 
 def make_step(config: str, batch: int, *options: str) -> Step:
     cfg = load_config(config, parse_options(options))
-    model = build_model(cfg, CUDA, False)
+    model = build_model(cfg, DEVICE, False)
     return Step(model, cfg, model.data_preprocessor(noise_batch(cfg, batch), True), bf16=True)
 
 

@@ -184,16 +184,20 @@ def options_benchmark(cfg: Config, device: torch.device, batch: int, repeats: in
     """
     model = build_model(cfg, device, False)
     step = Step(model, cfg, model.data_preprocessor(noise_batch(cfg, batch), True), bf16)
-    options = ['packed'] * hasattr(model, 'packed')
+    forms = ['plain']
+    if hasattr(model, 'packed'):
+        forms.append('packed')
     if hasattr(model.backbone, 'compile_blocks'):
-        dropping = any(isinstance(part, DropPath) for part in model.backbone.modules())
-        options += ['compiled'] + ['subset'] * dropping + [*KERNELS, 'one mask'] * (device.type == 'cuda')
-    if not options:
+        forms.append('compiled')
+        if any(isinstance(part, DropPath) for part in model.backbone.modules()):
+            forms.append('subset')
+        if device.type == 'cuda':
+            forms += [*KERNELS, 'one mask']
+    if len(forms) == 1:
         raise ConfigError(
             f'{cfg.filename}: --options times model.packed and model.backbone.compiled, of which this model has '
             'neither.'
         )
-    forms = ['plain', *options]
     backbones = (model.backbone, model.teacher['backbone'])
     blocks = {'plain': [getattr(backbone, 'block', None) for backbone in backbones]}
     if 'compiled' in forms:

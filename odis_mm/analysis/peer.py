@@ -5,7 +5,6 @@ own training, and a callback of Lightning times each of its steps and then ours.
 """
 
 import copy
-import statistics
 import tempfile
 import time
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from ..datasets.transforms.mim import draw_blocks
 from ..datasets.transforms.packing import mask_positions
 from ..utils.errors import ConfigError
-from .benchmark import build_model
+from .benchmark import build_model, ratio
 from .timing import Step
 
 
@@ -71,7 +70,7 @@ def lightly_benchmark(
             data=str(Path(folder, 'images')),
             model=peer_model,
             method='dinov2',
-            method_args=dict(drop_path_rate=drop_path) if drop_path != 0.3 else None,
+            method_args=dict(drop_path_rate=drop_path),
             batch_size=batch,
             epochs=repeats + 3,
             num_workers=0,
@@ -85,7 +84,7 @@ def lightly_benchmark(
     return dict(
         peer=peer,
         ours=ours,
-        ratio=statistics.median(a / b for a, b in zip(peer, ours)),
+        ratio=ratio(peer, ours),
         batch=batch,
         drop_path=drop_path,
         views=[list(shape) for shape in beside.shapes],
@@ -134,6 +133,7 @@ def beside_class(base: type) -> type:
             views = [x for x in tree_leaves(batch) if isinstance(x, Tensor) and x.ndim == 4]
             self.shapes = [tuple(view.shape) for view in views]
             if self.step is None:
+                # no other matrix has so many rows
                 self.prototypes = max(p.shape[0] for p in module.parameters() if p.ndim == 2)
                 self.step = our_step(self.cfg, self.shapes, self.prototypes, self.drop_path, self.device, self.bf16)
             data = our_batch(views, self.step.model.backbone.patch_embed.projection.stride[0])
@@ -165,6 +165,7 @@ def our_step(
     cfg.model.update(masked_attention=False)
     cfg.model.neck.num_prototypes = cfg.model.head.num_prototypes = prototypes
     model = build_model(cfg, device, False)
+    # of its own data it reads the device alone: each step is given the views
     return Step(model, cfg, dict(inputs=[torch.zeros(0, device=device)]), bf16)
 
 

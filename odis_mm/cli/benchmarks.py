@@ -77,9 +77,7 @@ def benchmark_main(argv: Optional[List[str]] = None) -> None:
             args.images,
         )
         print(benchmark.table(result))
-        if args.out:
-            Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-            Path(args.out).write_text(json.dumps(result, indent=1) + '\n')
+        _keep(args.out, result)
 
     run_command(work)
 
@@ -100,20 +98,13 @@ def startup_main(argv: Optional[List[str]] = None, train: Sequence[str] = TRAIN)
             1:
         ]
         result = dict(
-            config=args.config,
-            date=datetime.datetime.now().astimezone().isoformat(timespec='seconds'),
-            hardware=hardware(),
-            median=statistics.median(seconds),
-            seconds=seconds,
-            load=os.getloadavg()[0],
+            config=args.config, **_where(), median=statistics.median(seconds), seconds=seconds, load=os.getloadavg()[0]
         )
         print(
             f'{args.config}: first iteration after {result["median"]:.1f} s, the median of {args.repeats} '
             f'({", ".join(f"{s:.1f}" for s in seconds)}); {result["hardware"]}, load {result["load"]:.1f}'
         )
-        if args.out:
-            Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-            Path(args.out).write_text(json.dumps(result, indent=1) + '\n')
+        _keep(args.out, result)
 
     run_command(work)
 
@@ -131,7 +122,7 @@ def annotations_main(argv: Optional[List[str]] = None) -> None:
 
     def work() -> None:
         result = annotations_benchmark(args.images, args.objects, not args.boxes, args.repeats)
-        result.update(date=datetime.datetime.now().astimezone().isoformat(timespec='seconds'), hardware=hardware())
+        result.update(_where())
         print(f'json of {result["json_mb"]:.0f} MB, cache of {result["cache_mb"]:.0f} MB; {result["hardware"]}')
         for name in ('first', 'again'):
             found = {key: statistics.median(each[key] for each in result[name]) for key in result[name][0]}
@@ -139,8 +130,7 @@ def annotations_main(argv: Optional[List[str]] = None) -> None:
                 f'{name}: {found["cpu"]:.1f} CPU s ({found["seconds"]:.1f} s), {found["own_mb"]:.0f} MB of its own, '
                 f'peak {found["peak_mb"]:.0f} MB, {found["read_us"]:.0f} us to read an image'
             )
-        if args.out:
-            Path(args.out).write_text(json.dumps(result, indent=1) + '\n')
+        _keep(args.out, result)
 
     run_command(work)
 
@@ -239,14 +229,23 @@ def peer_main(argv: Optional[List[str]] = None) -> None:
         result = lightly_benchmark(
             cfg, args.peer_model, args.batch, args.repeats, args.drop_path, args.device, args.amp
         )
-        result.update(date=datetime.datetime.now().astimezone().isoformat(timespec='seconds'), hardware=hardware())
+        result.update(_where())
         print(
             f'{args.peer_model} of lightly-train {result["version"]}: {statistics.median(result["peer"]):.2f} s a '
             f'step, ours {statistics.median(result["ours"]):.2f} s; {result["ratio"]:.2f} times as fast, the median of '
             f'{args.repeats} pairs; batch {args.batch}, drop path {args.drop_path}; {result["hardware"]}'
         )
-        if args.out:
-            Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-            Path(args.out).write_text(json.dumps(result, indent=1) + '\n')
+        _keep(args.out, result)
 
     run_command(work)
+
+
+def _where() -> Dict[str, str]:
+    return dict(date=datetime.datetime.now().astimezone().isoformat(timespec='seconds'), hardware=hardware())
+
+
+def _keep(out: Optional[str], result: dict) -> None:
+    """Write the numbers to the file of ``--out``, if there is one."""
+    if out:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        Path(out).write_text(json.dumps(result, indent=1) + '\n')

@@ -58,14 +58,16 @@ def pretrain_main(argv: Optional[List[str]] = None) -> None:
         )
     )
     print(f'pretrained backbone: {export}')
-    data = quote(args.data) if _annotated(args, Path(export).parent) else 'ANNOTATED'
+    annotated = _annotated(args, Path(export).parent)
+    data = quote(args.data) if annotated else 'ANNOTATED'
     print(f'next: odis-mm finetune --data {data} --init {quote(str(export))}')
-    if data == 'ANNOTATED':
+    if not annotated:
         print('ANNOTATED: a folder in which some images have annotations')
 
 
 def _annotated(args: argparse.Namespace, work_dir: Path) -> bool:
-    """Whether a detector can be trained on the data, as far as one can tell without reading all of it."""
+    """Return whether the data has annotations for a detector: COCO-style ones, or others, which were imported into the
+    work dir."""
     try:
         return bool(find_splits(args.data, ('train',), args.images)) or (work_dir / 'annotations').is_dir()
     except UserError:

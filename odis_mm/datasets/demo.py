@@ -16,6 +16,7 @@ import re
 import shutil
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -201,12 +202,10 @@ def _say(line: str):
 
 def _map(jobs: list, processes: int):
     if processes > 1:
-        with multiprocessing.get_context('fork').Pool(processes) as pool:
-            yield from pool.imap(write_image, jobs, chunksize=32)
-            # done: they end by themselves. Leaving the block would send SIGTERM, which a handler of training, inherited
-            # by the fork, survives
-            pool.close()
-            pool.join()
+        # no multiprocessing.Pool, which ends its processes by SIGTERM: a handler that training had set before the fork
+        # would survive it
+        with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context('fork')) as pool:
+            yield from pool.map(write_image, jobs, chunksize=32)
     else:
         yield from map(write_image, jobs)
 

@@ -71,7 +71,9 @@ def predict(
             warnings.filterwarnings('ignore', message=NOISE)
             inferencer = FileInferencer(cfg, picture_names(paths), weights=None, device=device, show_progress=not quiet)
             classes = _load(inferencer.model, weights, cfg)
-            inferencer.visualizer.dataset_meta = inferencer.model.dataset_meta  # it has had COCO's, as without weights
+            inferencer.visualizer.dataset_meta = (
+                inferencer.model.dataset_meta
+            )  # made without weights, it names COCO's classes
             inferencer([str(p) for p in paths], batch_size=batch, out_dir=str(out), pred_score_thr=threshold)
     if not inferencer.found:
         raise BadImageError(f'none of {len(paths)} images can be read; the first: {inferencer.bad[0]}')

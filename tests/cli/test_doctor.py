@@ -130,6 +130,7 @@ def test_a_package_that_does_not_load_is_named_by_its_own_error(tmp_path):
 
 def test_code_in_a_checkpoint_is_seen(tmp_path, monkeypatch):
     assert doctor.loading(tmp_path).ok
+    # the fault: a reader that runs what a file tells it to
     monkeypatch.setattr(odis_mm.transfer, 'load_local', lambda path: torch.load(path, weights_only=False))
     assert not doctor.loading(tmp_path).ok
 

@@ -148,8 +148,7 @@ def after_norm(then: Callable[[Tensor], Tensor], norm: nn.Module, x: Tensor, lea
     def normed() -> Tensor:
         with torch.autocast(device, half, enabled=half is not None):
             y = norm(x)
-        return y.to(
-            half or y.dtype
-        )  # else autocast would cast it within ``then``, to a copy kept for the backward pass
+        # else autocast would cast it within ``then``, to a copy kept for the backward pass
+        return y.to(half or y.dtype)
 
     return recomputed(normed, then)

@@ -55,7 +55,7 @@ class ObjectViT(VisionTransformer):
         with_cp: Recompute every block in the backward pass (activation checkpointing): less memory, same result.
         drop_path_subset: Stochastic depth that leaves out a fixed number of images in each block, and saves their work
             on GPUs, too, see :func:`draw_subset`; False: each image is drawn by itself, and only CPUs save the work.
-            Worth it from rates of about 0.1, with tens of views of a resolution in a step.
+            Wants tens of views of a resolution in a step, as the number is rounded.
         init_std: Of the linear layers' first weights; 0.02 is the releases', for widths of 384 and more.
         compiled: Compile the blocks (:meth:`compile_blocks`): same results; pays on GPUs, after minutes in the first
             steps.
@@ -288,8 +288,10 @@ class ObjectViT(VisionTransformer):
         """Return the tokens x [R, D] after a block, of them ``rows`` alone if given; draws its stochastic depth."""
         # the rows that are read differ in number from step to step: the block would be compiled anew each time
         block = self.sharded_block or (run_block if rows is not None else self.block)
-        # elsewhere than on a CPU the host would have to wait for the draws
-        skip = block is run_block and rows is None and sequences.form is not Form.ROWS
+        # elsewhere than on a CPU the host would have to wait for the draws; ROWS is the form of a GPU, also where a CPU
+        # stands in for one
+        on_host = x.device.type == 'cpu' and sequences.form is not Form.ROWS
+        skip = block is run_block and rows is None and on_host
         # drawn here, so that recomputing the block draws nothing
         paths = tuple(
             self.draw_path(getattr(part, name, None), x, sequences.shapes, skip, rows is not None)

@@ -169,7 +169,7 @@ def select(masks: Sequence[Optional[Tensor]], path: Path) -> Tuple[Optional[Tens
     if not isinstance(path, PARTIAL):
         return tuple(masks)
     return tuple(
-        mask if mask is None or images is None else mask.index_select(0, images.to(mask.device))
+        mask if mask is None or images is None else mask.index_select(0, images)
         for mask, images in zip(masks, path.images)
     )
 
