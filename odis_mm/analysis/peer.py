@@ -70,7 +70,7 @@ def lightly_benchmark(
             data=str(Path(folder, 'images')),
             model=peer_model,
             method='dinov2',
-            method_args=dict(drop_path_rate=drop_path),
+            model_args=dict(drop_path_rate=drop_path),
             batch_size=batch,
             epochs=repeats + 3,
             num_workers=0,
