@@ -137,6 +137,13 @@ def count_images(folder: PathLike) -> int:
     return len(walk_images(folder)[0])
 
 
+def held_out_folders(root: PathLike) -> List[str]:
+    """Return the folders below a folder of images whose names are those of a validation or test split."""
+    words = {word for name in ('val', 'test') for word in (*SPLITS[name], *(f'{w}2017' for w in SPLITS[name]))}
+    folders = {Path(path).relative_to(root).parent for path in walk_images(root)[0]}
+    return sorted({part for folder in folders for part in folder.parts if part.lower() in words})
+
+
 def _jsons(root: Path) -> List[Path]:
     found = []
     for folder, folders, files in os.walk(root):

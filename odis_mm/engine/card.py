@@ -88,8 +88,7 @@ def write_card(path: str, title: str, lines: Dict[str, str]) -> None:
     """
     text = f'# {title}\n\n' + ''.join(f'- **{name}**: {value}\n' for name, value in lines.items())
     text += (
-        '\nTensors only, under `backbone.*`. In a detector: `--cfg-options model.backbone.init_cfg.checkpoint=FILE`; '
-        'in other libraries: '
-        '`tools/transfer.py FILE OUT --to LAYOUT`.\n'
+        '\nTensors only, under `backbone.*`. A detector: `odis-mm finetune --data DIR --init FILE`, or '
+        '`odis-mm train CONFIG --init FILE`; other libraries: `odis-mm transfer FILE OUT --to LAYOUT`.\n'
     )
     atomic_write(path, lambda file: file.write(text.encode()))

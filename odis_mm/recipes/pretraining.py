@@ -10,7 +10,7 @@ from mmpretrain.registry import TRANSFORMS
 
 from ..config import apply_options, load_config
 from ..datasets import ObjectDataset
-from ..datasets.layout import check_folder, find_splits, image_folder
+from ..datasets.layout import check_folder, find_splits, held_out_folders, image_folder
 from ..datasets.reading import MEASURED, find_reading
 from ..datasets.survey import Survey, spread, survey, visible_share
 from ..utils.errors import ConfigError, MissingFileError
@@ -146,7 +146,14 @@ def _find_data(
         return path, found, True, [f'boxes: {path}']
     split = find_splits(data, ('train',), folder).get('train')
     if split is None:
-        return None, folder or data, False, ['no annotations used: every image of the folder is taken, without objects']
+        notes = ['no annotations used: every image of the folder is taken, without objects']
+        judged = held_out_folders(folder or data)
+        if judged:
+            notes.append(
+                f'images of {" and ".join(judged)} are among them: a detector that is judged on these images has seen '
+                'them in pretraining; name the folder of training images alone with --images DIR if that matters'
+            )
+        return None, folder or data, False, notes
     return (
         split.ann_file,
         split.images,

@@ -11,7 +11,7 @@ from mmengine.logging import print_log
 from .. import apis
 from ..datasets.annotations import coco_table
 from ..datasets.layout import Split, find_splits, image_folder, read_coco, split_coco
-from ..objects.annotations import imported_splits
+from ..objects.annotations import UnrecognisedError, imported_splits
 from ..recipes.detector import detector_config, read_content
 from ..recipes.pretraining import check_arguments
 from ..utils.errors import AnnotationError, ConfigError, MissingFileError
@@ -149,6 +149,12 @@ def detector_splits(
     if 'train' not in found:
         try:
             found = {**imported_splits(data, images, folder), **found}
+        except UnrecognisedError as error:
+            raise MissingFileError(
+                f'{data} holds no annotations to train a detector on (looked for COCO-style json, YOLO, Pascal VOC and '
+                'others, in it and in its folders): put them there, or name a COCO-style json with --train FILE. To '
+                'pretrain, images alone are enough.'
+            ) from error
         except AnnotationError as error:
             raise MissingFileError(
                 f'{data} holds no COCO-style json to train a detector on, and of other formats: {error}'

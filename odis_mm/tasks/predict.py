@@ -16,6 +16,7 @@ from ..utils.errors import BadImageError, CheckpointError, ConfigError, MissingF
 from ..utils.files import PathLike, atomic_write_text
 from ..utils.noise import quiet_imports
 from ..utils.scopes import scope_of
+from .logs import tell
 
 # of weights that the inferencer was not given (they are loaded, and checked, right after), of a visualizer that keeps
 # nothing, and of boxes that reach the border
@@ -81,7 +82,21 @@ def predict(
         print_log(f'left out: {sentence}', logger='current', level=logging.WARNING)
     target = out / 'predictions.json'
     atomic_write_text(target, json.dumps(_as_coco(inferencer.found, classes)))
+    tell([_drawn([[entry['score'] for entry in entries] for *_, entries in inferencer.found], threshold)], quiet)
     return target
+
+
+def _drawn(scores: Sequence[Sequence[float]], threshold: float) -> str:
+    """Return how many boxes are drawn, and why the other pictures have none."""
+    best = [max(found, default=0.0) for found in scores]
+    empty = [score for score in best if score < threshold]
+    line = f'{sum(score >= threshold for found in scores for score in found)} boxes drawn in {len(scores)} pictures'
+    if empty:
+        line += (
+            f'; {len(empty)} of them show none: the best score there is {max(empty):.2f}, below the threshold of '
+            f'{threshold:g}'
+        )
+    return line
 
 
 def picture_names(paths: Sequence[Path]) -> Dict[str, str]:

@@ -99,7 +99,11 @@ def test_links_of_generated_parts_lead_somewhere():
 def test_generated_parts_are_whole():
     recipes = docs_pages.recipes()
     assert all(f'`{name}`' in recipes for name in shipped_configs())
-    assert docs_pages.on_page_markdown('a <!-- generated: health --> b').startswith('a | finding |')
+    page = docs_pages.on_page_markdown('a <!-- generated: health -->\nelsewhere\n<!-- end --> b')
+    assert page.startswith('a | finding |') and page.endswith(' b') and 'elsewhere' not in page
+    for name in docs_pages.PARTS:
+        pages = [p for p in (ROOT / 'docs').glob('*.md') if f'<!-- generated: {name} -->' in p.read_text()]
+        assert len(pages) == 1 and 'in a checkout' not in docs_pages.on_page_markdown(pages[0].read_text()), name
     assert docs_pages.tutorials().count('\n## ') + 1 == 3 and 'find_objects(' in docs_pages.tutorials()
     text = docs_pages.help_of('pretrain')
     assert text.startswith('usage: odis-mm pretrain') and '--hours' in text and shlex.split('--data DIR')[0] in text

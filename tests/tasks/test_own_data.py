@@ -69,6 +69,33 @@ def test_pictures_name_the_classes_of_the_detector(chain, coco_folder, tmp_path,
     assert seen == [names] and len(names) < 80
 
 
+def test_pictures_without_a_box_are_explained(chain, coco_folder, tmp_path, capsys):
+    work, _, _ = chain
+    for threshold in (0.0, 1.0):
+        written = predict(work / 'detector', None, coco_folder / 'val2017', tmp_path / str(threshold), threshold=threshold)
+        content = json.loads(written.read_text())
+        scores = [a['score'] for a in content['annotations']]
+        pictures = len(content['images'])
+        if threshold:
+            line = f'0 boxes drawn in {pictures} pictures; {pictures} of them show none: the best score there is '
+            line += f'{max(scores):.2f}, below the threshold of 1\n'
+        else:
+            line = f'{len(scores)} boxes drawn in {pictures} pictures\n'
+        assert scores and line in capsys.readouterr().out
+
+
+def test_images_of_other_splits_are_told_of(coco_folder, tmp_path):
+    for name in ('train2017', 'val2017'):
+        (tmp_path / name).symlink_to(coco_folder / name)
+
+    def told(folder):
+        return ' '.join(pretraining_config(folder)[0].notes)
+
+    assert 'images of val2017 are among them' in told(tmp_path)
+    assert 'are among them' not in told(tmp_path / 'train2017')
+    assert 'are among them' not in told(coco_folder), 'its annotations tell the images of train'
+
+
 @pytest.mark.parametrize('width', [128, 384])
 def test_wide_weights_are_told_which_recipe_keeps_them(width, coco_folder, tmp_path, monkeypatch):
     module, said = sys.modules['odis_mm.tasks.pretrain'], []
@@ -200,7 +227,7 @@ def test_a_missing_validation_split_is_cut_off(coco_folder, tmp_path):
 def test_commands_refuse_with_exit_code_2(coco_folder, tmp_path, capsys):
     for main, argv, sentence in (
         (pretrain_main, ['--data', str(tmp_path / 'gone')], 'does not exist'),
-        (finetune_main, ['--data', str(coco_folder / 'train2017')], 'no COCO-style json'),
+        (finetune_main, ['--data', str(coco_folder / 'train2017')], 'a COCO-style json with --train FILE'),
         (predict_main, [str(tmp_path), str(coco_folder / 'val2017'), '--out', str(tmp_path / 'o')], 'holds 0 configs'),
         (views_main, ['no_such_config'], 'no config'),
     ):

@@ -1,6 +1,7 @@
 """Hook of mkdocs: parts of pages that are made from the code, so that they cannot differ from it.
 
-``<!-- generated: NAME -->`` in a page is replaced by the function of that name in ``PARTS``.
+What stands between ``<!-- generated: NAME -->`` and ``<!-- end -->`` in a page is replaced by the function of that name
+in ``PARTS``; in a checkout it tells where to look instead.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from typing import Callable, Dict, List
 
 ROOT = Path(__file__).resolve().parents[2]
 TUTORIALS = ROOT / 'docs' / 'tutorials'
-MARK = re.compile(r'<!-- generated: (\w+) -->')
+MARK = re.compile(r'<!-- generated: (\w+) -->.*?<!-- end -->', re.DOTALL)
 
 
 def recipes() -> str:

@@ -76,13 +76,16 @@ class ExportTeacherHook(Hook):
         meta.update(backbone_meta(model), **_reading_meta(runner.cfg))
         save_backbone(path, state, meta)
         write_card(_card(path), osp.basename(path), facts(runner, model, state, iteration))
-        runner.logger.info(f'teacher backbone exported to {path}')
         self._exports[checkpoint] = path
+        removed = []
         for old in [c for c in self._exports if not osp.isfile(c)]:
             exported = self._exports.pop(old)
             for file in (exported, _card(exported)):
                 if osp.isfile(file):
                     os.remove(file)
+            removed.append(osp.basename(exported))
+        gone = f'; {", ".join(removed)} removed with its checkpoint (max_keep_ckpts)' if removed else ''
+        runner.logger.info(f'teacher backbone exported to {path}{gone}')
 
 
 def backbone_meta(model) -> dict:
