@@ -18,7 +18,7 @@ from ..transfer import VitShape, read_checkpoint, read_meta, read_vit
 from ..utils.errors import ConfigError
 from ..utils.files import PathLike
 from ..utils.nested import dicts
-from .pretraining import check_arguments
+from .arguments import check_arguments
 
 BATCH = 8  # images per step of the small detectors
 

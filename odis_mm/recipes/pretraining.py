@@ -15,6 +15,8 @@ from ..datasets.reading import MEASURED, find_reading
 from ..datasets.survey import Survey, spread, survey, visible_share
 from ..utils.errors import ConfigError, MissingFileError
 from ..utils.files import PathLike
+from .arguments import check_arguments
+from .starting import keep_weights, start_from
 
 METHODS = ('odis', 'gtsa', 'alfm', 'ibot')
 """Pretraining methods that have recipes for small data."""
@@ -22,6 +24,7 @@ SMALL = 5000  # images up to which the small recipes were tried
 ENOUGH = 0.9  # share of images that should show their object in all global views
 COVERS = (0.04, 0.02, 0.01, 0.005, 0.0)  # of min_cover; 0.04 is ODIS's
 WITHOUT = 'none'
+LARGE_WIDTH = 384  # ViT-S; weights so wide come from elsewhere
 
 
 def pretraining_config(
@@ -31,6 +34,7 @@ def pretraining_config(
     images: Optional[PathLike] = None,
     method: Optional[str] = None,
     recipe: Optional[str] = None,
+    init: Optional[PathLike] = None,
     steps: Optional[int] = None,
     size: Optional[int] = None,
     batch: Optional[int] = None,
@@ -50,6 +54,9 @@ def pretraining_config(
         method: One of ``METHODS``; None: odis if there are objects, else alfm.
         recipe: A shipped config or a path, in place of the choice by method and number of images; its views stay as
             they are.
+        init: A checkpoint to start from, of any layout that transfer reads. The backbone takes its size and patches,
+            the views keep their number of patches. A ViT of 384 channels or more comes from elsewhere: it is trained
+            by settings that keep what it knows (see :func:`keep_weights`).
         steps: Length in optimizer steps; None: the recipe's.
         size: Side of the global views in pixels; None: the recipe's.
         batch: Images per step and rank; None: the recipe's, or fewer if there are fewer images.
@@ -57,6 +64,7 @@ def pretraining_config(
         options: ``--cfg-options``, set last.
 
     Raises:
+        CheckpointError: ``init`` cannot be used.
         ConfigError: an argument or an option that cannot be used.
         MissingFileError: no such folder or file.
     """
@@ -99,12 +107,19 @@ def pretraining_config(
     loader.num_workers = _workers()
     loader.persistent_workers = loader.num_workers > 0
     cfg.setdefault('randomness', {}).update(seed=seed)
-    _set_views(cfg, size)
+    if init is None:
+        _set_views(cfg, size)
     notes += _set_reading(cfg, dataset)
     if with_boxes and _may_fit(given, cfg):
         notes += _fit_views(cfg, dataset)
     iterations = max(1, found.images // loader.batch_size)
     notes.append(_set_length(cfg, steps, iterations))
+    if init is not None:
+        start_from(cfg, init, adapt=True)  # apis.train says what it took
+        _set_views(cfg, size)
+        arch = cfg.model.backbone.get('arch')
+        if isinstance(arch, dict) and arch['embed_dims'] >= LARGE_WIDTH:
+            notes.append(keep_weights(cfg, cfg.train_cfg.max_epochs * iterations))
     cfg.notes = notes
     apply_options(cfg, options or {})
     return cfg, found
@@ -113,18 +128,6 @@ def pretraining_config(
 def _may_fit(given: Optional[str], cfg: Config) -> bool:
     """Whether views are chosen from the data: those of the small recipes are, of views drawn around an object."""
     return (given is None or Path(given).stem.endswith('_small')) and _view_step(cfg).get('object_aware', False)
-
-
-def check_arguments(batch: Optional[int] = None, seed: int = 0) -> None:
-    """Refuse what no run can be made with.
-
-    Raises:
-        ConfigError: a batch of no image, or a seed that numpy does not take.
-    """
-    if batch is not None and batch < 1:
-        raise ConfigError(f'a batch of {batch} images is none: ask for one or more.')
-    if not 0 <= seed < 1 << 32:
-        raise ConfigError(f'seed {seed} must be 0 or more, and below 2**32.')
 
 
 def _find_data(

@@ -13,6 +13,8 @@ from ..utils.errors import ConfigError
 from ..utils.files import PathLike
 from .detector import set_backbone
 
+KEPT_RATE, KEPT_DECAY, KEPT_WARM = 0.1, 0.75, 0.1  # of configs/_base_/schedules/continue.py
+
 
 def start_from(cfg: Config, init: PathLike, adapt: bool = False) -> List[str]:
     """Have a config start from the backbone of a file; return lines for the log.
@@ -24,8 +26,8 @@ def start_from(cfg: Config, init: PathLike, adapt: bool = False) -> List[str]:
     Args:
         cfg: Of a pretraining or a detector; changed.
         init: A file of any layout that :func:`read_vit` knows, or a ResNet.
-        adapt: Take width, depth and patches from the file, too; a recipe that was made for another size refuses it
-            otherwise.
+        adapt: Take width, depth and patches from the file, too, and views of as many patches; a recipe that was made
+            for another size refuses it otherwise.
 
     Raises:
         CheckpointError: the file cannot be read, is of another size, or has other patches than the config and its
@@ -54,7 +56,7 @@ def start_from(cfg: Config, init: PathLike, adapt: bool = False) -> List[str]:
         for part in (cfg.model.neck, cfg.model.head):
             if part.get('in_channels') == own['embed_dims']:
                 part['in_channels'] = shape.width
-        backbone.patch_size = shape.patch_size
+        _scale_views(cfg, shape.patch_size)
     else:
         _check_size(shape, own, str(init))
     lines += _set_patch(cfg, shape, init)
@@ -71,6 +73,28 @@ def start_from(cfg: Config, init: PathLike, adapt: bool = False) -> List[str]:
             init_cfg['allow_missing'] = ['object_tokens']
     backbone.init_cfg = init_cfg
     return [*lines, _normalisation(cfg, meta)]
+
+
+def keep_weights(cfg: Config, iterations: int) -> str:
+    """Have a recipe for random weights keep what those of a file know; return a line for the log.
+
+    The measures are those of the recipes ``*_continue_*``: a tenth of the learning rate, 0.75 of it from block to
+    block, neck and head alone for the first tenth of the run, a slow teacher.
+
+    Args:
+        cfg: Of a pretraining; changed.
+        iterations: Of the run, by which the teacher's momentum is chosen: it forgets over a quarter of them.
+    """
+    optim, momentum = cfg.optim_wrapper, cfg.model.setdefault('momentum', {})
+    optim.optimizer.lr *= KEPT_RATE
+    optim.paramwise_cfg = dict(layer_decay_rate=KEPT_DECAY)
+    cfg.default_hooks.setdefault('schedule', dict(type='SelfSupScheduleHook')).update(warm_heads=KEPT_WARM)
+    momentum.update(start=max(momentum.get('start', 0.0), min(0.9995, 1 - 4 / iterations)))
+    return (
+        f'weights of a large ViT are kept: learning rate {optim.optimizer.lr:g}, {KEPT_DECAY} of it from block to '
+        f'block, neck and head alone for the first {KEPT_WARM:.0%} of the steps, teacher from momentum '
+        f'{momentum.start:.4g}'
+    )
 
 
 def named_start(cfg: Config) -> Optional[str]:
@@ -109,6 +133,20 @@ def _check_size(shape: VitShape, own: dict, name: str) -> None:
         f'{name} is a ViT {theirs[0]} wide and {theirs[1]} deep, and the backbone of the config {ours[0]} and '
         f'{ours[1]}: {hint}.'
     )
+
+
+def _scale_views(cfg: Config, patch: int) -> None:
+    """Other patches, the same number of them in each view."""
+    backbone = cfg.model.backbone
+    old = backbone.get('patch_size', 16)
+    backbone.patch_size = patch
+    if 'img_size' in backbone:
+        backbone.img_size = backbone.img_size // old * patch
+    for step in cfg.train_dataloader.dataset.get('pipeline', ()):
+        if 'patch_size' in step:
+            step['patch_size'] = patch
+        for view in step.get('views', ()):
+            view['size'] = view['size'] // old * patch
 
 
 def _set_patch(cfg: Config, shape: VitShape, init: Path) -> List[str]:

@@ -12,8 +12,8 @@ from .. import apis
 from ..datasets.annotations import coco_table
 from ..datasets.layout import Split, find_splits, image_folder, read_coco, split_coco
 from ..objects.annotations import UnrecognisedError, imported_splits
+from ..recipes.arguments import check_arguments
 from ..recipes.detector import detector_config, read_content
-from ..recipes.pretraining import check_arguments
 from ..utils.errors import AnnotationError, ConfigError, MissingFileError
 from ..utils.files import PathLike, atomic_write_text
 from .logs import NO_TEXT, logging_at, tell

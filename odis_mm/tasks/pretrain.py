@@ -13,14 +13,12 @@ from .. import apis
 from ..datasets.layout import find_splits
 from ..objects.annotations import UnrecognisedError, imported_splits
 from ..recipes.pretraining import pretraining_config
-from ..recipes.starting import start_from
 from ..utils.errors import AnnotationError, ConfigError, StageError
 from ..utils.files import PathLike
 from ..utils.noise import import_quietly
 from .logs import NO_TEXT, logging_at, tell
 
 PROBE_STEPS = 8
-LARGE_WIDTH = 384  # ViT-S; weights so wide come from elsewhere
 
 
 def pretrain(
@@ -47,10 +45,9 @@ def pretrain(
     ``work_dir``, to be changed and trained again with ``tools/train.py``.
 
     Args:
-        data, boxes, images, method, steps, size, batch, seed, options: See
+        data, boxes, images, method, init, steps, size, batch, seed, options: See
             :func:`~odis_mm.recipes.pretraining.pretraining_config`. Annotations that :func:`~odis_mm.objects.
             load_annotations` reads (YOLO, Pascal VOC, ...) are found, too.
-        init: A checkpoint to start from, of any layout that transfer reads.
         hours: Length as time in place of ``steps``: the speed is measured over a few steps first.
         work_dir: Everything is written to this folder.
         resume: Continue what is in ``work_dir``.
@@ -74,17 +71,16 @@ def pretrain(
         if boxes is None:
             boxes = imported_boxes(Path(data), images, work_dir / 'annotations')
         known: Dict[str, Any] = dict(
-            boxes=boxes, images=images, method=method, size=size, batch=batch, seed=seed, options=options
+            boxes=boxes, images=images, method=method, init=init, size=size, batch=batch, seed=seed, options=options
         )
         if hours is not None:
-            steps, seconds = steps_in(hours, data, init, amp, known)
+            steps, seconds = steps_in(hours, data, amp, known)
             tell([f'{seconds:.2f} s per step on this machine: {steps} steps in {hours:g} hours'], quiet)
         cfg, _ = pretraining_config(data, steps=steps, **known)
         cfg = Config(cfg.to_dict(), cfg_text=NO_TEXT, filename=str(work_dir / 'pretrain.py'))
         tell(cfg.notes, quiet)
         if quiet:
             cfg.log_level = 'WARNING'
-        _set_init(cfg, init)
         apis.train(cfg, work_dir=str(work_dir), resume='auto' if resume else None, amp=amp)
     return newest_export(work_dir)
 
@@ -104,9 +100,7 @@ def imported_boxes(data: Path, images: Optional[PathLike], folder: Path) -> Opti
     return split.ann_file if split else None
 
 
-def steps_in(
-    hours: float, data: PathLike, init: Optional[PathLike], amp: Optional[str], known: Dict[str, Any]
-) -> Tuple[int, float]:
+def steps_in(hours: float, data: PathLike, amp: Optional[str], known: Dict[str, Any]) -> Tuple[int, float]:
     """Return how many steps fit, and the seconds of one, from a few steps on this machine."""
     cfg, _ = pretraining_config(data, **{**known, 'steps': PROBE_STEPS})
     cfg.default_hooks.checkpoint.update(interval=10**6, save_last=False)
@@ -114,7 +108,6 @@ def steps_in(
     cfg.default_hooks.views = None
     with tempfile.TemporaryDirectory() as folder:
         cfg = Config(cfg.to_dict(), cfg_text=NO_TEXT, filename=str(Path(folder, 'probe.py')))
-        _set_init(cfg, init)
         runner = apis.train(cfg, work_dir=folder, amp=amp)
         history, _ = runner.message_hub.get_scalar('train/time').data
     seconds = float(sorted(history)[len(history) // 2])
@@ -133,18 +126,3 @@ def newest_export(folder: PathLike) -> Path:
     if not exports:
         raise StageError(f'no *_backbone.pth in {folder}: the pretraining wrote no checkpoint.')
     return exports[-1]
-
-
-def _set_init(cfg, init: Optional[PathLike]) -> None:
-    if init is None:
-        return
-    start_from(cfg, init, adapt=True)  # apis.train says what it took
-    arch = cfg.model.backbone.get('arch')
-    if isinstance(arch, dict) and arch['embed_dims'] >= LARGE_WIDTH:
-        print_log(
-            f'{init} is a ViT {arch["embed_dims"]} wide, and this recipe is for small models from random weights: '
-            'its small crops and high learning rate can cost what the weights know. The recipes *_continue_coco keep '
-            'it: odis-mm train odis_vits_continue_coco --init FILE (docs/weights.md).',
-            logger='current',
-            level=logging.WARNING,
-        )

@@ -1,7 +1,6 @@
 """A user's own data through the three commands, at the smallest size that trains."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ import odis_mm
 from odis_mm.cli import train as train_cli
 from odis_mm.cli.tasks import finetune_main, predict_main, pretrain_main, views_main
 from odis_mm.models.backbones import ObjectViT
-from odis_mm.recipes import pretraining_config
+from odis_mm.recipes import METHODS, pretraining_config
 from odis_mm.tasks import finetune, predict, pretrain
 from odis_mm.tasks.finetune import detector_splits
 from odis_mm.transfer import read_checkpoint, read_meta
@@ -72,7 +71,9 @@ def test_pictures_name_the_classes_of_the_detector(chain, coco_folder, tmp_path,
 def test_pictures_without_a_box_are_explained(chain, coco_folder, tmp_path, capsys):
     work, _, _ = chain
     for threshold in (0.0, 1.0):
-        written = predict(work / 'detector', None, coco_folder / 'val2017', tmp_path / str(threshold), threshold=threshold)
+        written = predict(
+            work / 'detector', None, coco_folder / 'val2017', tmp_path / str(threshold), threshold=threshold
+        )
         content = json.loads(written.read_text())
         scores = [a['score'] for a in content['annotations']]
         pictures = len(content['images'])
@@ -96,20 +97,59 @@ def test_images_of_other_splits_are_told_of(coco_folder, tmp_path):
     assert 'are among them' not in told(coco_folder), 'its annotations tell the images of train'
 
 
+@pytest.mark.parametrize('method', METHODS)
 @pytest.mark.parametrize('width', [128, 384])
-def test_wide_weights_are_told_which_recipe_keeps_them(width, coco_folder, tmp_path, monkeypatch):
-    module, said = sys.modules['odis_mm.tasks.pretrain'], []
+def test_wide_weights_are_kept(method, width, coco_folder, tmp_path):
     arch = dict(embed_dims=width, num_layers=1, num_heads=width // 64, feedforward_channels=width)
-    vit = ObjectViT(arch=arch, patch_size=8, img_size=16)
+    vit = ObjectViT(arch=arch, patch_size=14, img_size=28)
     torch.save(
         dict(state_dict={f'backbone.{key}': value for key, value in vit.state_dict().items()}), tmp_path / 'a.pth'
     )
-    monkeypatch.setattr(module.apis, 'train', lambda cfg, **_: said.append(cfg.model.neck.in_channels))
-    monkeypatch.setattr(module, 'newest_export', lambda folder: folder)
-    monkeypatch.setattr(module, 'print_log', lambda text, **_: said.append(text))
-    pretrain(coco_folder, steps=4, size=16, batch=5, init=tmp_path / 'a.pth', work_dir=tmp_path / 'run')
-    assert said.pop() == width and len(said) == (width == 384)
-    assert not said or 'odis_vits_continue_coco' in said[0]
+    known = dict(method=method, init=tmp_path / 'a.pth', steps=1000, batch=5)
+    plain, _ = pretraining_config(coco_folder, method=method, steps=1000, batch=5)
+    cfg, _ = pretraining_config(coco_folder, **known)
+
+    def views(cfg):
+        step = next(s for s in cfg.train_dataloader.dataset.pipeline if s['type'] in ('SampleViews', 'SamplePairViews'))
+        assert step.get('patch_size', 14) == cfg.model.backbone.patch_size
+        return [view['size'] // cfg.model.backbone.patch_size for view in step['views']]
+
+    assert cfg.model.neck.in_channels == width and cfg.model.backbone.patch_size == 14 and views(cfg) == views(plain)
+    lr, before = cfg.optim_wrapper.optimizer.lr, plain.optim_wrapper.optimizer.lr
+    momentum = cfg.model.momentum.start, plain.model.momentum.start
+    warm = cfg.default_hooks.schedule.get('warm_heads', 0.0)
+    told = [note for note in cfg.notes if note.startswith('weights of a large ViT are kept: ')]
+    if width == 384:
+        assert (lr, warm) == (pytest.approx(before / 10), 0.1) and momentum == (pytest.approx(0.996), 0.95)
+        assert cfg.optim_wrapper.paramwise_cfg == dict(layer_decay_rate=0.75) and len(told) == 1
+    else:
+        assert (lr, warm) == (before, 0.0) and momentum[0] == momentum[1] and not told
+
+    options = {'optim_wrapper.optimizer.lr': 3e-4}
+    assert pretraining_config(coco_folder, **known, options=options)[0].optim_wrapper.optimizer.lr == 3e-4
+    with pytest.raises(ConfigError, match='into patches of 14'):
+        pretraining_config(coco_folder, **known, size=48)
+    assert views(pretraining_config(coco_folder, **known, size=56)[0])[0] == 4
+
+
+def test_wide_weights_start_a_run(coco_folder, tmp_path):
+    """The export after steps that train only neck and head holds the file's weights."""
+    arch = dict(embed_dims=384, num_layers=1, num_heads=6, feedforward_channels=64)
+    vit = ObjectViT(arch=arch, patch_size=8, img_size=16)
+    state = {f'backbone.{key}': value for key, value in vit.state_dict().items()}
+    torch.save(dict(state_dict=state), tmp_path / 'a.pth')
+    export = pretrain(
+        coco_folder,
+        init=tmp_path / 'a.pth',
+        steps=4,
+        size=16,
+        batch=5,
+        work_dir=tmp_path / 'run',
+        options={'default_hooks.schedule.warm_heads': 0.49, 'default_hooks.logger.interval': 1},
+    )
+    found, key = read_checkpoint(export), 'backbone.layers.0.attn.qkv.weight'
+    moved = (found[key] - state[key]).abs().max()
+    assert found[key].shape == state[key].shape and 0 < moved < 0.1 * state[key].abs().max()
 
 
 def test_the_chain_leaves_what_it_says(chain, coco_folder):

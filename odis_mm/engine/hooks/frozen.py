@@ -144,7 +144,7 @@ class FrozenMetricHook(Hook):
             beside = {key: f' (start {start[key]:.1f})' for key in metrics}
         runner.logger.info(
             f'{self.name} of the {self.of}: {_words(metrics, beside)}; {seconds:.1f} s, '
-            f'{100 * share:.2g} % of the run so far'
+            f'{100 * share:.0f} % of the run so far'
         )
         if trained:
             self._judge(runner, metrics)
