@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from helpers import make_sample
+from helpers import install_wheel, make_sample
 from odis_mm.datasets.demo import ensure_demo
 
 
@@ -92,6 +92,12 @@ def coco_folder(tmp_path_factory):
 def demo(tmp_path_factory) -> str:
     """Sixteen images."""
     return ensure_demo(tmp_path_factory.mktemp('demo') / 'set', num_train=16, num_val=2, size=64)
+
+
+@pytest.fixture(scope='session')
+def installed_wheel(tmp_path_factory) -> Path:
+    """A folder with the package as installed from a wheel of this tree."""
+    return install_wheel(tmp_path_factory.mktemp('wheel'))
 
 
 @pytest.fixture(scope='session', autouse=True)

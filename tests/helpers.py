@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import os.path as osp
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from mmengine.dataset import DefaultSampler
 from mmengine.model import BaseModel
@@ -360,6 +362,25 @@ def run_command_line(command, cwd, env) -> str:
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout + done.stderr
+
+
+def install_wheel(folder: Path) -> Path:
+    """Build a wheel from copies of the files that git knows, install it below ``folder``, and return that place."""
+    source, target = folder / 'source', folder / 'site'
+    tracked = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard'], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip('not a git checkout')
+    for name in tracked.stdout.splitlines():
+        if (ROOT / name).is_file() and not name.startswith(('docs/', 'tests/')):
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, source / name)
+    pip = [sys.executable, '-m', 'pip', '--disable-pip-version-check', '-q']
+    run_command_line([*pip, 'wheel', '--no-deps', '--no-build-isolation', '-w', folder, '.'], source, environment())
+    run_command_line(
+        [*pip, 'install', '--no-deps', '--target', target, next(folder.glob('*.whl'))], folder, environment()
+    )
+    shutil.rmtree(source)
+    return target
 
 
 RUNS = """

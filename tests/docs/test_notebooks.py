@@ -1,4 +1,4 @@
-"""The notebooks run as they are, in a folder whose name has blanks and umlauts."""
+"""The notebooks run as they are, from a wheel, in a folder whose name has blanks and umlauts."""
 
 import json
 import sys
@@ -12,13 +12,13 @@ pytest.importorskip('mmcv._ext')
 
 @pytest.mark.slow
 @pytest.mark.parametrize('notebook', sorted((ROOT / 'docs' / 'tutorials').glob('*.ipynb')), ids=lambda path: path.stem)
-def test_notebook_runs(notebook, tmp_path):
+def test_notebook_runs(notebook, installed_wheel, tmp_path):
     cells = [cell for cell in json.loads(notebook.read_text())['cells'] if cell['cell_type'] == 'code']
     assert all(not cell['outputs'] for cell in cells), 'outputs are not kept in the repository'
     folder = tmp_path / 'my dätä folder'
     folder.mkdir()
     (folder / 'cells.py').write_text('\n'.join(''.join(cell['source']) for cell in cells) + '\n')
-    env = environment()
+    env = environment(PYTHONPATH=str(installed_wheel))
     env.pop('ODIS_DEMO_ROOT')
     said = run_command_line([sys.executable, 'cells.py'], folder, env)
     if 'compare' in notebook.stem:
