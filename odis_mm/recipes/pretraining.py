@@ -15,6 +15,7 @@ from ..datasets.reading import MEASURED, find_reading
 from ..datasets.survey import Survey, spread, survey, visible_share
 from ..utils.errors import ConfigError, MissingFileError
 from ..utils.files import PathLike
+from ..utils.noise import import_quietly
 from .arguments import check_arguments
 from .starting import keep_weights, start_from
 
@@ -71,6 +72,7 @@ def pretraining_config(
     if method is not None and method not in METHODS:
         raise ConfigError(f'there is no method {method!r}: choose one of {", ".join(METHODS)}.')
     check_arguments(batch=batch, seed=seed)
+    import_quietly('mmpretrain.datasets')
     ann_file, folder, with_boxes, notes = _find_data(Path(data), boxes, images)
     dataset = ObjectDataset(
         data_root='', ann_file=str(ann_file or ''), data_prefix=str(folder), with_masks=False, pipeline=[]

@@ -15,7 +15,6 @@ from ..objects.annotations import UnrecognisedError, imported_splits
 from ..recipes.pretraining import pretraining_config
 from ..utils.errors import AnnotationError, ConfigError, StageError
 from ..utils.files import PathLike
-from ..utils.noise import import_quietly
 from .logs import NO_TEXT, logging_at, tell
 
 PROBE_STEPS = 8
@@ -66,7 +65,6 @@ def pretrain(
         raise ConfigError(
             f'{work_dir} holds checkpoints of a run: continue it with --resume, or name another folder with --work-dir.'
         )
-    import_quietly('mmpretrain.datasets')
     with logging_at('WARNING' if quiet else 'INFO'):
         if boxes is None:
             boxes = imported_boxes(Path(data), images, work_dir / 'annotations')

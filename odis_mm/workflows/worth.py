@@ -1,11 +1,14 @@
-"""What objects are worth to ODIS: short runs on the demo set in which everything is the same but the boxes.
+"""What objects are worth to ODIS: runs in which everything is the same but the boxes.
 
     python -m odis_mm.workflows.worth --out work_dirs/worth --teacher GTSA=work_dirs/gtsa_demo/epoch_30_backbone.pth
     odis-mm compare work_dirs/worth/plan.yaml
 
 The first command makes the boxes (annotated ones worsened by known amounts, those of ``classic``, and those of
-``attention`` with each teacher), pretrains with each of them, measures the frozen backbones, and writes ``worth.md``.
-The second trains detectors from the same pretrainings. Both continue where they were interrupted.
+``attention`` with each teacher) and ``plan.yaml``. On the demo set it then pretrains for a short while with each of
+them, measures the frozen backbones, and writes ``worth.md``. The second command pretrains with each of them and trains
+detectors. Both continue where they were interrupted.
+
+With ``--data DIR`` (COCO style) it is the boxes of the user's training images, and ``worth.md`` tells their recall.
 """
 
 import argparse
@@ -19,6 +22,7 @@ from mmengine.registry import init_default_scope
 
 from ..config import load_config
 from ..datasets.demo import ensure_demo
+from ..datasets.layout import Split, find_splits
 from ..evaluation.frozen import frozen_from
 from ..evaluation.regions import region_proxy, region_split
 from ..objects import Attention, Classic, degrade, find_objects, recall_of
@@ -28,7 +32,7 @@ from ..utils.files import atomic_write_text
 from .plan import slug
 from .stages import Stage, Stages, Worker, exports
 
-RECIPE = 'odis_demo_short'
+RECIPE, OWN_RECIPE = 'odis_demo_short', 'odis_small'
 _DATA = 'train_dataloader.dataset.'
 _SAMPLE = _DATA + 'pipeline.1.'
 DEGRADED = {
@@ -56,9 +60,10 @@ IMAGES = (200, 200)  # of train and val, by which the frozen backbones are measu
 def main(argv: Optional[List[str]] = None) -> None:
     parser = argparse.ArgumentParser(prog='python -m odis_mm.workflows.worth', description=__doc__)
     parser.add_argument('--out', default='work_dirs/worth', help='boxes, runs, worth.md and plan.yaml go here')
-    parser.add_argument('--data-root', default='data/odis_demo')
+    parser.add_argument('--data', metavar='DIR', help='own data, with annotations of COCO style')
+    parser.add_argument('--data-root', default='data/odis_demo', help='without --data: of the demo set')
     parser.add_argument('--train-images', type=int, default=1000, help='of the rendered demo set')
-    parser.add_argument('--iterations', type=int, default=62, help='of every pretraining, 32 images each')
+    parser.add_argument('--iterations', type=int, default=62, help='of every pretraining, 32 images each (default: 62)')
     parser.add_argument('--seeds', type=int, default=2, help='pretrainings of a row')
     parser.add_argument('--finetune-iters', type=int, default=300)
     parser.add_argument(
@@ -80,32 +85,44 @@ def worth(
     teacher: Sequence[str],
     size: int = 128,
     workers: Optional[int] = None,
+    data: Optional[str] = None,
 ) -> str:
     """Make the boxes, ``plan.yaml`` and the table ``worth.md``, which is returned; see :func:`main`.
 
     Raises:
-        ConfigError: a teacher that is not written as NAME=FILE.
+        ConfigError: a teacher that is not written as NAME=FILE, or data without annotations of COCO style.
         StageError: of a training that failed.
     """
-    root = Path(ensure_demo(data_root, num_train=train_images)).resolve()
+    root = Path(data or ensure_demo(data_root, num_train=train_images)).resolve()
+    split = find_splits(root, ('train',)).get('train')
+    if split is None:
+        raise ConfigError(f'{root} holds no COCO-style json of training images, whose boxes could be compared.')
     folder = Path(out).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    files, recall = _boxes(root, folder, teacher, size, workers)
-    images = root / 'train2017'
+    files, recall = _boxes(split, folder, teacher, size, workers)
+    images = split.images
     rows: Dict[str, dict] = {'annotated boxes': {}}
     for row, path in files.items():
         rows[row] = {_DATA + 'data_root': '', _DATA + 'ann_file': str(path), _DATA + 'data_prefix': str(images)}
     rows.update(VARIANTS)
+    recipe = OWN_RECIPE if data else RECIPE
     plan = dict(
-        name='what objects are worth to ODIS, on the demo set',
+        name='what objects are worth to ODIS',
         data=dict(root=str(root)),
-        starts={'random weights': {}, **{row: dict(recipe=RECIPE, options=options) for row, options in rows.items()}},
+        starts={'random weights': {}, **{row: dict(recipe=recipe, options=options) for row, options in rows.items()}},
         baseline='annotated boxes',
-        detector=dict(size=128, iterations=finetune_iters),
+        detector=dict(iterations=finetune_iters, **({} if data else dict(size=128))),
         pretraining=dict(iterations=iterations),
         seeds=dict(pretraining=seeds, detector=2),
     )
     atomic_write_text(folder / 'plan.yaml', yaml.safe_dump(plan, sort_keys=False))
+    then = f'Detectors: odis-mm compare {folder / "plan.yaml"}'
+    if data:
+        lines = [f'| {" | ".join(["boxes", *BOXES])} |', '|---|---|---|']
+        lines += [f'| {row} | {" | ".join(f"{found[key]:.1f}" for key in BOXES)} |' for row, found in recall.items()]
+        text = '\n'.join(lines)
+        atomic_write_text(folder / 'worth.md', text + '\n')
+        return f'{text}\n\n{then}'
     stages = Stages(folder, jobs=1)
     runs = {
         (row, seed): _run(root, row, rows[row], files.get(row), iterations, seed)
@@ -125,12 +142,12 @@ def worth(
     measures = {row: [found[runs[row, seed].name]['measures'] for seed in range(seeds)] for row in rows}
     text = table({'random weights': [found[random.name]['measures']], **measures}, recall)
     atomic_write_text(folder / 'worth.md', text + '\n')
-    return f'{text}\n\nDetectors: odis-mm compare {folder / "plan.yaml"}'
+    return f'{text}\n\n{then}'
 
 
-def _boxes(root: Path, folder: Path, teacher: Sequence[str], size: int, workers: Optional[int]):
+def _boxes(split: Split, folder: Path, teacher: Sequence[str], size: int, workers: Optional[int]):
     """Files of worsened and of found boxes by row, and their recall and precision."""
-    images, truth = root / 'train2017', read_result(root / 'annotations' / 'instances_train2017.json')
+    truth = read_result(split.ann_file)
     files: Dict[str, Path] = {}
     for row, how in DEGRADED.items():
         files[row] = folder / f'{slug(row)}.json'
@@ -143,7 +160,7 @@ def _boxes(root: Path, folder: Path, teacher: Sequence[str], size: int, workers:
         sources[f'attention of {name}'] = Attention(file, size=size)
     for row, source in sources.items():
         files[row] = folder / f'{slug(row)}.json'
-        find_objects(images, files[row], source, workers=workers)
+        find_objects(split.images, files[row], source, ann_file=split.ann_file, workers=workers)
     return files, {row: recall_of(_scored(read_result(path)), truth) for row, path in files.items()}
 
 

@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+from mmpretrain.registry import DATASETS
 
 from odis_mm import apis
 from odis_mm.config import load_config, parse_options
 from odis_mm.objects import recall_of
 from odis_mm.objects.recall import read_result
+from odis_mm.recipes import pretraining_config
 from odis_mm.utils.errors import ConfigError
 from odis_mm.workflows import stages
 from odis_mm.workflows.bootstrap import bootstrap
@@ -93,6 +95,34 @@ def test_rows_differ_in_boxes_alone(tmp_path, monkeypatch):
     assert worth(str(tmp_path / 'worth'), **settings) == text and len(typed) == done
     with pytest.raises(ConfigError, match='--teacher takes NAME=FILE'):
         worth(str(tmp_path / 'other'), **{**settings, 'teacher': ['x.pth']})
+
+
+def test_own_data_give_boxes_and_a_plan(tmp_path, coco_folder):
+    """Of the training images alone, though others lie in the same folder."""
+    images = tmp_path / 'data' / 'images'
+    images.mkdir(parents=True)
+    for part in ('train', 'val'):
+        for path in (coco_folder / f'{part}2017').iterdir():
+            (images / f'{part}_{path.name}').symlink_to(path)
+        content = json.loads((coco_folder / f'annotations/instances_{part}2017.json').read_text())
+        content['images'] = [{**image, 'file_name': f'{part}_{image["file_name"]}'} for image in content['images']]
+        content['annotations'] = [{**a, 'area': a['bbox'][2] * a['bbox'][3]} for a in content['annotations']]
+        (tmp_path / 'data' / f'{part}.json').write_text(json.dumps(content))
+    truth = read_result(tmp_path / 'data' / 'train.json')
+    settings = dict(data_root='', train_images=0, iterations=4, seeds=2, finetune_iters=2, teacher=[], workers=0)
+    text = worth(str(tmp_path / 'worth'), data=str(tmp_path / 'data'), **settings)
+    rows = [*DEGRADED, 'classic']
+    assert [line.split(' | ')[0] for line in text.splitlines()[2:-2]] == [f'| {row}' for row in rows]
+    plan, _ = load_plan(tmp_path / 'worth' / 'plan.yaml')
+    assert [start.name for start in plan.starts] == ['random weights', 'annotated boxes', *rows, *VARIANTS]
+    for start in plan.starts[2 : 2 + len(rows)]:
+        (step,) = start.steps
+        cfg, _ = pretraining_config(tmp_path / 'data', recipe=step.recipe, steps=4, options=step.options)
+        dataset = DATASETS.build(cfg.train_dataloader.dataset)
+        names = {Path(dataset.get_data_info(i)['img_path']).name for i in range(len(dataset))}
+        assert names <= {image['file_name'] for image in truth['images']} and len(names) > 4
+    with pytest.raises(ConfigError, match='no COCO-style json'):
+        worth(str(tmp_path / 'other'), data=str(images), **settings)
 
 
 def test_short_recipe_takes_a_step(tmp_path, demo):
