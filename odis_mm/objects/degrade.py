@@ -1,8 +1,10 @@
 """Boxes made worse on purpose, by known amounts: what an experiment on the worth of objects compares."""
 
+import logging
 from typing import Dict, List, Optional, Sequence
 
 import numpy as np
+from mmengine.logging import print_log
 
 from ..utils.errors import ConfigError
 
@@ -19,7 +21,7 @@ def degrade(
         iou: Every box is moved and rescaled in a random direction until it overlaps itself by so much.
         missing: Share of the boxes that are left out.
         false: Share of the boxes in the result that show no object: sizes of true boxes at random places, overlapping
-            no true box by more than 0.3.
+            no true box by more than 0.3. In crowded images there may be room for fewer, which is warned of.
         seed: Of all draws; smaller shares of ``missing`` leave out a part of what larger ones do.
 
     Raises:
@@ -44,7 +46,8 @@ def degrade(
     for entry in whole:
         by_image.setdefault(entry['image_id'], []).append(entry['bbox'])
     ids = list(sizes)
-    for _ in range(round(len(kept) * false / (1 - false)) if whole else 0):
+    asked = round(len(kept) * false / (1 - false)) if whole else 0
+    for _ in range(asked):
         for _ in range(_TRIES):
             key = ids[int(rng[2].integers(len(ids)))]
             _, _, w, h = whole[int(rng[2].integers(len(whole)))]['bbox']
@@ -55,6 +58,14 @@ def degrade(
             if not by_image.get(key) or overlap(box, np.array(by_image[key], float)).max() <= 0.3:
                 result.append(_entry(key, box, whole[0].get('category_id', 1)))
                 break
+    placed = len(result) - len(kept)
+    if placed < asked:
+        print_log(
+            f'false boxes: there is room for {placed} of {asked} only, the true ones leave no more: '
+            f'{placed / len(result):.0%} of the boxes are false, not {false:.0%}',
+            logger='current',
+            level=logging.WARNING,
+        )
     for number, entry in enumerate(result):
         entry['id'] = number + 1
     return dict(images=content['images'], annotations=result, categories=content.get('categories', []))

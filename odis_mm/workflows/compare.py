@@ -209,11 +209,9 @@ class Comparison:
         return Stage(f'speed_{slug(step.recipe)}', settings, work)
 
     def _detector_probe(self) -> Stage:
-        settings = dict(
-            kind='probe',
-            detector=self._detector_settings(None),
-            data=[self.data.identity['train'], self.data.identity['val']],
-        )
+        detector = self._detector_settings(None)
+        del detector['iterations']  # another length is no other speed
+        settings = dict(kind='probe', detector=detector, data=[self.data.identity['train'], self.data.identity['val']])
 
         def work(worker: Worker, folder: Path, _: dict) -> dict:
             content = json.loads(self.data.val.read_text())

@@ -225,7 +225,7 @@ class Stages:
                             f'{stage.name}: done in {found.get("minutes", 0):.1f} min ({len(results)} of {len(todo)} '
                             'stages' + (f', about {left:.0f} min left)' if left is not None and waiting else ')')
                         )
-                    if time.time() - beat > HEARTBEAT:
+                    if time.time() - beat > HEARTBEAT and (self._running or not done):
                         beat = time.time()
                         left = self._left(waiting, estimate)
                         self.say(self._status() + ('' if left is None else f'; about {left:.0f} min left'))
@@ -295,7 +295,7 @@ class Stages:
         for stage, (begun, worker) in list(self._running.items()):
             where = worker.progress()
             parts.append(f'{stage.name} {(time.time() - begun) / 60:.1f} min' + (f' ({where})' if where else ''))
-        return 'running: ' + ', '.join(parts) if parts else 'waiting for stages of another process'
+        return 'running: ' + ', '.join(parts) if parts else 'nothing runs here: waiting for stages of other processes'
 
     def _interrupt(self) -> None:
         """No stage is begun any more, and what trains writes a checkpoint and ends."""

@@ -64,3 +64,14 @@ def test_arguments(content):
         degrade(content, missing=1.0)
     with pytest.raises(ConfigError, match='iou must be above 0'):
         degrade(content, iou=0)
+
+
+def test_a_lack_of_room_for_false_boxes_is_told(content, capsys):
+    content['annotations'] = [
+        dict(id=i, image_id=i, category_id=2, bbox=[0, 0, 100 if i else 50, 80 if i else 40]) for i in range(40)
+    ]
+    found = degrade(content, false=0.5)['annotations']
+    placed = len(found) - 40
+    said = capsys.readouterr().out
+    assert 0 < placed < 40 and f'there is room for {placed} of 40 only' in said
+    assert f'{placed / len(found):.0%} of the boxes are false, not 50%' in said

@@ -153,6 +153,10 @@ def test_a_changed_plan_runs_only_what_it_touches(tmp_path, training):
     assert len(training.calls) == 6 and all('_50pct_' in name for name in training.calls)
     assert all(path.read_bytes() == content for path, content in first.items())
     assert before in [path.read_text() for path in work.glob('report_*.json')]  # the former report is kept
+    del training.calls[:]
+    detector = dict(size=64, iterations=30)
+    compare(plan_file(tmp_path, measures=False, labels=[25], detector=detector), work_dir=work, jobs=1)
+    assert len(training.calls) == 6 and all(name.startswith('detector_') for name in training.calls)  # no speed again
 
 
 def test_killed_again_and_again_it_gives_the_same_table(tmp_path, training):
