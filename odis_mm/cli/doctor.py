@@ -179,10 +179,14 @@ def operators() -> Iterator[Finding]:
         import_module('mmcv._ext')
         yield Finding(True, 'mmcv operators are there')
     except ImportError as error:
+        detectors = any(installed(name) for name in FAMILIES['mmdet'])
+        name = 'onedl-mmcv' if installed('onedl-mmcv') else 'mmcv'
+        wanted = f'{name}=={installed(name)}' if installed(name) else name
         yield Finding(
-            True,
-            f'mmcv has no compiled operators ({error}): pretraining and the shipped detectors need none, other '
-            'detectors of mmdet may',
+            not detectors,
+            f'mmcv has no compiled operators ({error}): pretraining needs none, detectors do',
+            ('pip uninstall -y mmcv-lite && ' if installed('mmcv-lite') else '')
+            + f'pip install --no-cache-dir --force-reinstall --no-deps --no-build-isolation {wanted}',
         )
 
 

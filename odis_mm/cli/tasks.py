@@ -17,8 +17,7 @@ def pretrain_main(argv: Optional[List[str]] = None) -> None:
     parser = argparse.ArgumentParser(
         prog='odis-mm pretrain',
         description='Pretrain a backbone on a folder of images. The recipe, the views, the batch and the length follow '
-        'from what the folder '
-        'holds; everything that was chosen is printed and written as a config that tools/train.py takes.',
+        'from what the folder holds; everything that was chosen is printed and written as a config for tools/train.py.',
     )
     parser.add_argument(
         '--data',
@@ -39,8 +38,8 @@ def pretrain_main(argv: Optional[List[str]] = None) -> None:
         help='checkpoint to start from: ours, timm, DINO, iBOT, DINOv2, MAE, Hugging Face, ...',
     )
     length = parser.add_mutually_exclusive_group()
-    length.add_argument('--steps', type=int, help="default: the recipe's")
-    length.add_argument('--hours', type=float, help='the speed is measured first')
+    length.add_argument('--steps', type=int, help="length in optimizer steps (default: the recipe's)")
+    length.add_argument('--hours', type=float, help='length as time; the speed is measured first')
     parser.add_argument('--size', type=int, help="side of the global views in pixels (default: the recipe's)")
     _common(parser, 'work_dirs/pretrain')
     args = parser.parse_args(argv)
@@ -62,7 +61,7 @@ def pretrain_main(argv: Optional[List[str]] = None) -> None:
     data = quote(args.data) if annotated else 'ANNOTATED'
     print(f'next: odis-mm finetune --data {data} --init {quote(str(export))}')
     if not annotated:
-        print('ANNOTATED: a folder in which some images have annotations')
+        print('ANNOTATED stands for a folder with annotations, which a detector needs')
 
 
 def _annotated(args: argparse.Namespace, work_dir: Path) -> bool:
@@ -111,7 +110,7 @@ def finetune_main(argv: Optional[List[str]] = None) -> None:
     )
     for name, value in done.metrics.items():
         print(f'{name:24s} {value:6.1f}')
-    print(f'detector: {done.checkpoint}; what it finds: {done.checkpoint.parent / "predictions"}')
+    print(f'detector: {done.checkpoint}; pictures: {done.checkpoint.parent / "predictions" / "vis"}')
     print(f'next: odis-mm predict {quote(str(done.checkpoint.parent))} IMAGES --out DIR')
 
 

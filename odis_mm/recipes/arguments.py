@@ -12,6 +12,6 @@ def check_arguments(batch: Optional[int] = None, seed: int = 0) -> None:
         ConfigError: a batch of no image, or a seed that numpy does not take.
     """
     if batch is not None and batch < 1:
-        raise ConfigError(f'a batch of {batch} images is none: ask for one or more.')
+        raise ConfigError(f'batch must be 1 or more, got {batch}.')
     if not 0 <= seed < 1 << 32:
-        raise ConfigError(f'seed {seed} must be 0 or more, and below 2**32.')
+        raise ConfigError(f'seed must be 0 or more and below 2**32, got {seed}.')

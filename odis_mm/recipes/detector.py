@@ -51,7 +51,7 @@ def read_content(split: Split) -> Content:
     """
     content = read_coco(split.ann_file)
     if not content.get('annotations'):
-        raise ConfigError(f'{split.ann_file} has no object with a box: a detector has nothing to learn from it.')
+        raise ConfigError(f'{split.ann_file} has no object with a box, which a detector needs: name other annotations.')
     table = coco_table(content, split.ann_file)
     used = {identity(category['id']) for category in categories(content)}
     classes = [
@@ -62,7 +62,7 @@ def read_content(split: Split) -> Content:
         raise ConfigError(f'{split.ann_file}: two categories are named {twice!r}: merge or rename them.')
     good = ~table['crowd'] & (table['owner'] >= 0) & has_extent(table['boxes'])
     if not good.any():
-        raise ConfigError(f'{split.ann_file} has no object with a box: a detector has nothing to learn from it.')
+        raise ConfigError(f'{split.ann_file} has no object with a box, which a detector needs: name other annotations.')
     boxes, sides = table['boxes'][good], table['sizes'][table['owner'][good]]
     return Content(
         tuple(classes),
@@ -109,9 +109,9 @@ def detector_config(
     content = read_content(train)
     check_arguments(batch, seed)
     if size is not None and size < 16:
-        raise ConfigError(f'images of {size} pixels are too small for a detector: ask for 16 or more.')
+        raise ConfigError(f'size must be 16 pixels or more, got {size}.')
     if iterations < 2:
-        raise ConfigError(f'{iterations} iterations of the detector are no run: ask for two or more.')
+        raise ConfigError(f'a detector needs 2 or more steps, got {iterations}.')
     name = detector or ('mask-rcnn_small' if content.masks else 'faster-rcnn_small')
     cfg = load_config(name)
     for split in (val, test):
@@ -220,7 +220,7 @@ def _set_size(cfg: Config, size: int) -> None:
         steps = [step for step in cfg[f'{key}_dataloader'].dataset.pipeline if step['type'] == 'Resize']
         if not steps:
             raise ConfigError(
-                f'{cfg.filename} resizes its images by a rule of its own, so size={size} cannot be set: leave it out, '
+                f'{cfg.filename} has its own rule for the size of images, so size={size} cannot be set: leave it out, '
                 'or take mask-rcnn_small or faster-rcnn_small.'
             )
         for step in steps:

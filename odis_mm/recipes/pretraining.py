@@ -144,19 +144,19 @@ def _find_data(
     if boxes is not None and str(boxes) != WITHOUT:
         path = next((p for p in (Path(boxes), data / boxes) if p.is_file()), None)
         if path is None:
-            raise MissingFileError(f'no file of boxes {boxes}, neither there nor below {data}.')
+            raise MissingFileError(f'boxes file {boxes} does not exist, neither as given nor below {data}.')
         path = path.resolve()
         coco = '"images"' in path.read_text('utf-8-sig', errors='replace')
         found = folder or (image_folder(path, data, 'train') if coco else data)
         return path, found, True, [f'boxes: {path}']
     split = find_splits(data, ('train',), folder).get('train')
     if split is None:
-        notes = ['no annotations used: every image of the folder is taken, without objects']
+        notes = ['annotations: none used; all images of the folder are used, without objects']
         judged = held_out_folders(folder or data)
         if judged:
             notes.append(
                 f'images of {" and ".join(judged)} are among them: a detector that is judged on these images has seen '
-                'them in pretraining; name the folder of training images alone with --images DIR if that matters'
+                'them in pretraining; to avoid that, name the folder of training images with --images DIR'
             )
         return None, folder or data, False, notes
     return (
@@ -235,8 +235,8 @@ def _fit_views(cfg: Config, dataset: ObjectDataset) -> List[str]:
         if group['role'] == 'global':
             group['scale'] = scale
     return [
-        f'views: crops of {scale[0]:.0%} to {scale[1]:.0%} of the image, an object covers at least {cover:.1%} of the '
-        f'first; {share:.0%} of the images show their object in all global views'
+        f'views: crops of {scale[0]:.0%} to {scale[1]:.0%} of the image, the object covers at least {cover:.1%} of '
+        f'the first one; {share:.0%} of the images show their object in all global views'
     ]
 
 
@@ -245,7 +245,7 @@ def _set_length(cfg: Config, steps: Optional[int], iterations: int) -> str:
     told = cfg.train_cfg.get('max_iters') or cfg.train_cfg.get('max_epochs', 1) * iterations
     steps = told if steps is None else steps
     if steps < 4:
-        raise ConfigError(f'{steps} steps are no run: ask for four or more.')
+        raise ConfigError(f'steps must be 4 or more, got {steps}.')
     epochs = max(1, -(-4 // iterations), round(steps / iterations))
     cfg.train_cfg = dict(type='ResumableEpochLoop', max_epochs=epochs)
     _scale_epochs(cfg, epochs)

@@ -42,15 +42,15 @@ def start_from(cfg: Config, init: PathLike, adapt: bool = False) -> List[str]:
     init_cfg = dict(type='VerifiedPretrained', checkpoint=str(init))
     if find_resnet(state) is not None or not str(backbone.get('type')).endswith(('ObjectViT', 'VisionTransformer')):
         backbone.init_cfg = init_cfg
-        return [f'--init: {init}; neck and head drawn anew', _normalisation(cfg, meta)]
+        return [f'--init: {init}; neck and head start from random weights', _normalisation(cfg, meta)]
     vit = read_vit(state, str(init), heads=meta.get('num_heads'))
     shape = VitShape.of(vit.state)
     if not shape.cls_token:
         raise CheckpointError(
-            f'{init} has no [CLS] token, from which pretraining makes [OBJ] (files for detectors lack it): take the '
-            'file that it was made from.'
+            f'{init} has no [CLS] token, which pretraining needs for its [OBJ] token (files for detectors lack it): '
+            'take the file that it was made from.'
         )
-    lines = [f'--init: {init}, {vit.dialect}; neck and head drawn anew']
+    lines = [f'--init: {init}, {vit.dialect}; neck and head start from random weights']
     own = _arch(backbone)
     if adapt:
         for part in (cfg.model.neck, cfg.model.head):
@@ -91,9 +91,9 @@ def keep_weights(cfg: Config, iterations: int) -> str:
     cfg.default_hooks.setdefault('schedule', dict(type='SelfSupScheduleHook')).update(warm_heads=KEPT_WARM)
     momentum.update(start=max(momentum.get('start', 0.0), min(0.9995, 1 - 4 / iterations)))
     return (
-        f'weights of a large ViT are kept: learning rate {optim.optimizer.lr:g}, {KEPT_DECAY} of it from block to '
-        f'block, neck and head alone for the first {KEPT_WARM:.0%} of the steps, teacher from momentum '
-        f'{momentum.start:.4g}'
+        f'settings that preserve the weights: learning rate {optim.optimizer.lr:g}, times {KEPT_DECAY} for each block '
+        f'further from the head; neck and head train alone for the first {KEPT_WARM:.0%} of the steps; teacher '
+        f'momentum from {momentum.start:.4g}'
     )
 
 
@@ -130,8 +130,8 @@ def _check_size(shape: VitShape, own: dict, name: str) -> None:
         f'take a recipe of that size (*_{letter}_*)' if letter else 'set model.backbone.arch and model.neck.in_channels'
     )
     raise CheckpointError(
-        f'{name} is a ViT {theirs[0]} wide and {theirs[1]} deep, and the backbone of the config {ours[0]} and '
-        f'{ours[1]}: {hint}.'
+        f'{name} is a ViT of {theirs[0]} channels and {theirs[1]} blocks, and the backbone of the config has {ours[0]} '
+        f'and {ours[1]}: {hint}.'
     )
 
 
@@ -154,8 +154,8 @@ def _set_patch(cfg: Config, shape: VitShape, init: Path) -> List[str]:
     own, size = cfg.model.backbone.get('patch_size', 16), shape.patch_size
     if own != size:
         raise CheckpointError(
-            f'{init} has patches of {size} pixels and the config of {own}, which changes every view: say '
-            f'--cfg-options model.backbone.patch_size={size} if that is meant.'
+            f'{init} has patches of {size} pixels and the config {own}: to use those of the file, which changes the '
+            f'size of every view, set --cfg-options model.backbone.patch_size={size}.'
         )
     lines = []
     for step in cfg.train_dataloader.dataset.get('pipeline', ()):
@@ -181,7 +181,7 @@ def _set_options(backbone: Any, shape: VitShape, vit: Source, meta: dict) -> Lis
         options['rope'] = {**options['rope'], **backbone['rope']}  # augmentation as the config has it
     backbone.update(options)
     told = ', '.join(f'{name}={value}' for name, value in options.items() if name != 'norm_cfg')
-    return [f'--init: backbone options from the file: {told or "none"}, norms of eps {options["norm_cfg"]["eps"]:g}']
+    return [f'--init: backbone options from the file: {told or "none"}, norm eps {options["norm_cfg"]["eps"]:g}']
 
 
 def _normalisation(cfg: Config, meta: dict) -> str:

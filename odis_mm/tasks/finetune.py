@@ -143,7 +143,7 @@ def detector_splits(
     for name, path in named.items():
         file = next((p for p in (Path(path), data / path) if p.is_file()), None)
         if file is None:
-            raise MissingFileError(f'no annotation file {path}, neither there nor below {data}.')
+            raise MissingFileError(f'annotation file {path} does not exist, neither as given nor below {data}.')
         found[name] = Split(file, Path(images) if images else image_folder(file, data, name))
     folder = work_dir / 'annotations'
     if 'train' not in found:
@@ -165,7 +165,7 @@ def detector_splits(
             coco_table(content, found['train'].ann_file)  # says what is not understood
         if len(content['images']) < 2:
             raise ConfigError(
-                f'{found["train"].ann_file} has {len(content["images"])} image, of which none can be held out for '
+                f'{found["train"].ann_file} has {len(content["images"])} image, too few to hold some out for '
                 'validation: name other annotations with --val FILE.'
             )
         rest, held = split_coco(content, HELD_OUT, seed)
@@ -174,7 +174,7 @@ def detector_splits(
             atomic_write_text(folder / f'{name}.json', json.dumps(part))
         print_log(
             f'no validation split: {len(held["images"])} of {len(held["images"]) + len(rest["images"])} images are '
-            f'held out ({folder})',
+            f'held out for it ({folder})',
             logger='current',
         )
         folder_of_images = found['train'].images

@@ -60,7 +60,7 @@ def predict(
     paths = find_images([images] if isinstance(images, (str, Path)) else images)
     cfg = load_config(config)
     if 'test_dataloader' not in cfg or cfg.get('default_scope') != 'mmdet':
-        raise ConfigError(f'{config} is no config of a detector: take the one in the work dir of its training.')
+        raise ConfigError(f'{config} is not the config of a detector: take the one in the work dir of its training.')
     with quiet_imports():
         from ..detection.inference import FileInferencer
 
@@ -93,7 +93,7 @@ def _drawn(scores: Sequence[Sequence[float]], threshold: float) -> str:
     line = f'{sum(score >= threshold for found in scores for score in found)} boxes drawn in {len(scores)} pictures'
     if empty:
         line += (
-            f'; {len(empty)} of them show none: the best score there is {max(empty):.2f}, below the threshold of '
+            f'; {len(empty)} pictures have no box: the best score in them is {max(empty):.2f}, below the threshold of '
             f'{threshold:g}'
         )
     return line
@@ -130,7 +130,7 @@ def find_images(sources: Sequence[PathLike]) -> List[Path]:
         elif source.is_file():
             found.append(source)
         else:
-            raise MissingFileError(f'no image or folder {source}.')
+            raise MissingFileError(f'there is no file or folder {source}.')
     return found
 
 
@@ -148,7 +148,7 @@ def _find_run(run: Path, checkpoint: Optional[PathLike]):
             raise MissingFileError(f'{folder} holds no checkpoint of a detector (iter_N.pth, epoch_N.pth): name one.')
         checkpoint = max(files, key=lambda p: p.stat().st_mtime)
     if not Path(checkpoint).is_file():
-        raise MissingFileError(f'no checkpoint {checkpoint}.')
+        raise MissingFileError(f'checkpoint {checkpoint} does not exist.')
     return config, Path(checkpoint)
 
 

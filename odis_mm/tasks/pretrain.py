@@ -57,7 +57,7 @@ def pretrain(
         ConfigError: an argument that cannot be used, or ``work_dir`` holds another run and ``resume`` is not set.
     """
     if steps is not None and hours is not None:
-        raise ConfigError('steps and hours both tell the length: give one of them.')
+        raise ConfigError('steps and hours both set the length: give one of them.')
     if hours is not None and not 0 < hours < 1e5:
         raise ConfigError(f'hours must be above 0 and below 100,000, got {hours:g}.')
     work_dir = Path(work_dir)
@@ -73,7 +73,7 @@ def pretrain(
         )
         if hours is not None:
             steps, seconds = steps_in(hours, data, amp, known)
-            tell([f'{seconds:.2f} s per step on this machine: {steps} steps in {hours:g} hours'], quiet)
+            tell([f'speed: {seconds:.2f} s per step on this machine, {steps} steps in {hours:g} hours'], quiet)
         cfg, _ = pretraining_config(data, steps=steps, **known)
         cfg = Config(cfg.to_dict(), cfg_text=NO_TEXT, filename=str(work_dir / 'pretrain.py'))
         tell(cfg.notes, quiet)

@@ -14,6 +14,7 @@ from ..datasets.files import walk_images
 from ..datasets.image_io import size_of
 from ..datasets.layout import SPLITS, Split, categories, find_splits, image_folder, read_coco, split_coco
 from ..datasets.values import flag, identity, number
+from ..objects.annotations import UnrecognisedError, imported_splits
 from ..utils.errors import ConfigError
 from ..utils.files import atomic_write_text
 from . import leaks
@@ -172,7 +173,15 @@ def _splits(plan: Plan, folder: Path, out: Path) -> Tuple[Dict[str, Split], List
     if images is not None:
         found = {name: Split(split.ann_file, images) for name, split in found.items()}
     if 'train' not in found:
-        raise ConfigError(f'{root} holds no COCO-style json of training images: name it as data.train in the plan.')
+        try:
+            found = {**imported_splits(root, images, out / 'imported'), **found}
+        except UnrecognisedError:
+            pass
+    if 'train' not in found:
+        raise ConfigError(
+            f'{root} holds no annotations of training images (looked for COCO-style json, YOLO, Pascal VOC and others): '
+            'put them there, or name a COCO-style json as data.train in a plan.'
+        )
     if 'val' not in found:
         content = read_coco(found['train'].ann_file)
         parts = split_coco(content, data.held_out, seed=0)

@@ -124,8 +124,8 @@ def message(found: Sequence[Duplicate], most: int = 10) -> str:
     more = f' and {len(found) - most} more' if len(found) > most else ''
     return (
         f'{len(found)} images that are evaluated are among those that are trained on, so the comparison would tell '
-        f'nothing: {pairs}{more}; set data.duplicates to drop, which leaves them out of the training, or to allow, if '
-        'you looked and they are different.'
+        f'nothing: {pairs}{more}; --duplicates drop (data.duplicates in a plan) leaves them out of the training, and '
+        '--duplicates allow keeps them, if you looked and they are different.'
     )
 
 

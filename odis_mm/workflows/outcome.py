@@ -253,7 +253,7 @@ def headline(outcome: Outcome) -> str:
         )
         others = [start for start in helped if start != best]
         if others:
-            parts.append(f'So, by less, {"are" if len(others) > 1 else "is"} {join(others)}.')
+            parts.append(f'{join(others)} {"are" if len(others) > 1 else "is"} above it, too, by less.')
         open_ = [t.images for t in outcome.tables if t.row(best).gap.verdict == 'no difference shown']
         if open_:
             parts.append(f'With {join([str(n) for n in open_])} labelled images no difference is shown.')
@@ -282,14 +282,14 @@ def recommendation(outcome: Outcome) -> str:
             good[start.name] = float(np.mean([gap.value for gap in gaps]))
     if not good:
         return (
-            f'Keep {outcome.reference}: within this budget nothing else was shown to be better. A longer pretraining, '
-            'more images or other weights to start from are what is left to try.'
+            f'Keep {outcome.reference}: within this budget nothing else was shown to be better. Still to try: a longer '
+            'pretraining, more images, other weights to start from.'
         )
     best = max(good, key=good.get)
     text = f'Start from {best}'
     rivals = [name for name in good if name != best and not _apart(outcome, best, name)]
     if rivals:
-        text += f'; {join(rivals)} cannot be told from it by these runs'
+        text += f'; these runs show no difference between it and {join(rivals)}'
         cheap = [n for n in rivals if _minutes(outcome, n) < 0.7 * _minutes(outcome, best)]
         if cheap:
             text += f', and {join(cheap)} {"takes" if len(cheap) == 1 else "take"} less time'
@@ -302,7 +302,7 @@ def recommendation(outcome: Outcome) -> str:
     )
     if worth and worth > 1.1 * first.images:
         text += (
-            f' With {first.images} labelled images it does what {outcome.reference} does with about {worth:.0f}: '
+            f' With {first.images} labelled images its AP is that of {outcome.reference} with about {worth:.0f}, '
             f'{worth / first.images:.1f} times as many.'
         )
     elif (
@@ -346,8 +346,8 @@ def to_settle(outcome: Outcome) -> List[str]:
     ]
     if missing:
         found.append(
-            f'There was one {" and one ".join(missing)} seed, so the intervals do not hold what another seed changes: '
-            f'take two or more (--set {" ".join(f"seeds.{name}=2" for name in missing)}).'
+            f'There was one {" and one ".join(missing)} seed, so the intervals leave out how much results vary '
+            f'between seeds: take two or more (--set {" ".join(f"seeds.{name}=2" for name in missing)}).'
         )
     return found
 

@@ -132,9 +132,8 @@ def _verdict(outcome: Outcome, comparison: Comparison) -> Section:
     if scenes := comparison.data.scenes[comparison.evaluated]:
         names = ', '.join(f'{a} ({b})' for a, b in list(scenes.items())[:3])
         section.items.append(
-            f'Mind: {len(scenes)} of the {outcome.images} evaluated images show a scene that a '
-            f'training image shows as well, such as {names}. The numbers hold for such images; on other places or '
-            'cameras they may differ.'
+            f'Note: {len(scenes)} of the {outcome.images} evaluated images show the scene of a training image, such as '
+            f'{names}. The numbers hold for such images; for other places or cameras they may differ.'
         )
     if twice := comparison.data.duplicates:
         what = 'left out of the training' if comparison.plan.data.duplicates == 'drop' else 'ALLOWED in the training'
@@ -170,8 +169,8 @@ def _table(outcome: Outcome) -> Section:
     return Section(
         'Box AP',
         [
-            f'COCO AP in percent on {outcome.images} {outcome.evaluated} images. Each value: one seed. The difference '
-            f'to {outcome.reference} with its {100 * CONFIDENCE:.0f} % interval, over images and seeds.'
+            f'COCO AP in percent on {outcome.images} {outcome.evaluated} images. Each value is one seed; the '
+            f'difference to {outcome.reference} has its {100 * CONFIDENCE:.0f} % interval, over images and seeds.'
         ],
         header=['labelled images', 'start', 'AP', 'each seed', f'against {outcome.reference}', *extras],
         rows=rows,
@@ -230,8 +229,8 @@ def _lengths(outcome: Outcome) -> Section:
     return Section(
         'AP against pretraining length',
         [
-            f'With {table.images} labelled images; checkpoints on the way of the same runs, whose learning rate had '
-            'not come down yet. Bands: lowest to highest seed.'
+            f'With {table.images} labelled images; intermediate checkpoints of the same runs, before their learning '
+            'rate had decayed. Bands: lowest to highest seed.'
         ],
         figures={'lengths': (_svg(figure), 'Box AP against the length of pretraining')},
     )
@@ -241,7 +240,7 @@ def _measures(outcome: Outcome) -> Section:
     keys = list(dict.fromkeys(key for values in outcome.measures.values() for key in values if key in MEASURES))
     section = Section(
         'Frozen features',
-        ['What the backbones know before the detector trains them, in percent.'],
+        ['Measures of the frozen backbones, before a detector trains them, in percent.'],
         header=['start', *(MEASURES[key] for key in keys)],
         rows=[
             [start, *(f'{values[key]:.1f}' if key in values else '-' for key in keys)]
@@ -271,7 +270,7 @@ def _costs(outcome: Outcome) -> Section:
     ]
     return Section(
         'What each start cost',
-        ['One pretraining: mean time over the seeds, most memory of a process; last logged values of seed 0.'],
+        ['One pretraining: mean time over the seeds, peak memory of a process; last logged values of seed 0.'],
         header=['start', 'iterations', 'minutes', 'memory (MB)', *scalars],
         rows=rows,
     )
@@ -403,7 +402,7 @@ def _method(outcome: Outcome, comparison: Comparison, command: str) -> Section:
         'weights trained.',
         'Interval: variance from 1,000 resamplings of the evaluated images (300 above 500 images; the same for all '
         'runs), plus the variance between detector seeds and between pretraining seeds, pooled over the starts; '
-        'Student, Satterthwaite. Of twenty intervals one misses.',
+        'Student, Satterthwaite. One such interval in twenty misses the true difference.',
     ]
     if any(start.recipes for start in plan.starts):
         length = (
@@ -412,14 +411,18 @@ def _method(outcome: Outcome, comparison: Comparison, command: str) -> Section:
             else f'{plan.pretraining.minutes:g} minutes at the measured speed'
         )
         items.append(
-            f'Pretraining: {length} for every start, {plan.seeds.pretraining} seed(s), on all training images, of '
-            'which no evaluated image is one (checked by hash and by likeness).'
+            f'Pretraining: {length} for every start, {plan.seeds.pretraining} seed(s), on all training images; '
+            + (
+                f'{len(data.duplicates)} evaluated images are among them.'
+                if data.duplicates and plan.data.duplicates == 'allow'
+                else 'no evaluated image is among them (checked by hash and by similarity).'
+            )
         )
     if boxes:
         items.append(
-            f'{join(boxes)}: the pretraining was told the boxes of all training images, not their classes. With fewer '
-            'labels than images that is weak supervision, which the other starts have not had (boxes: false in the '
-            'plan leaves it out).'
+            f'{join(boxes)}: the pretraining used the boxes of all training images, not their classes. With fewer '
+            'labels than images that is weak supervision, which the other starts did not have (boxes: false in the '
+            'plan turns it off).'
         )
     return Section('How it was measured', items=items, code=dump_plan(plan))
 

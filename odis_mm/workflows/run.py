@@ -207,7 +207,7 @@ def fit(plan: Plan, comparison: Comparison, minutes: float) -> Tuple[Plan, List[
             f'plan: {", ".join(s.name for s in new.starts)}; {each:g} min per pretraining, {seeds_p} pretraining and '
             f'{seeds_d} detector seed(s), {detectors} detectors of {iterations} iterations with '
             f'{", ".join(f"{p:g} %" for p in labels)} of the labels',
-            f'by the measured speed that takes about {total / workers:.0f} minutes, {workers} stage(s) at a time',
+            f'at the measured speed this takes about {total / workers:.0f} minutes, {workers} stage(s) at a time',
         ]
         return new, lines
     least = (detector['startup'] + detector['iteration'] * 120 + detector['image'] * images) / 60
@@ -238,7 +238,7 @@ def _carry_out(
     left, total = comparison.minutes(), len(comparison.everything())
     stages.say(
         f'{total} stages, {stages.jobs} at a time'
-        + ('' if left is None else f'; what is not done yet takes about {left:.0f} minutes by the measured speed')
+        + ('' if left is None else f'; those that are left take about {left:.0f} minutes at the measured speed')
     )
     if dry_run:
         for stage in comparison.everything():

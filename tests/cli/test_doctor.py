@@ -47,6 +47,15 @@ def test_versions():
     assert not doctor.setup_tools({'setuptools': '82.0.0'}.get).ok
 
 
+@pytest.mark.parametrize('detectors', [True, False])
+def test_operators_that_are_missing_are_a_problem_of_detectors(monkeypatch, detectors):
+    monkeypatch.setitem(sys.modules, 'mmcv._ext', None)
+    monkeypatch.setattr(doctor, 'installed', {'onedl-mmcv': '2.3.6', 'mmdet': '3.3.0' if detectors else None}.get)
+    found = list(doctor.operators())[-1]
+    assert found.ok != detectors and 'no compiled operators' in found.what
+    assert found.remedy.endswith('--no-build-isolation onedl-mmcv==2.3.6')
+
+
 # An environment that lacks some packages, or has them in other versions: what Python runs first
 CUSTOMIZED = """
 import importlib.metadata, sys

@@ -188,8 +188,8 @@ def wrong_file(kind, folder):
 @pytest.mark.parametrize(
     'kind, words',
     [
-        ('width', '24 wide and 2 deep, and the backbone of the config 128 and 4'),
-        ('patch', 'patches of 16 pixels and the config of 8.*patch_size=16'),
+        ('width', '24 channels and 2 blocks, and the backbone of the config has 128 and 4'),
+        ('patch', 'patches of 16 pixels and the config 8.*patch_size=16'),
         ('convnext', 'holds no plain ViT of a known layout'),
         ('language', 'holds no plain ViT of a known layout'),
         ('truncated', 'truncated or no checkpoint'),

@@ -92,15 +92,15 @@ def test_places_that_cannot_be_used_end_in_a_sentence(name):
 @pytest.mark.parametrize(
     'main, argv, sentence',
     [
-        (pretrain_main, ['--batch', '0'], 'a batch of 0 images is none'),
-        (pretrain_main, ['--seed', '-1'], 'seed -1 must be 0 or more'),
+        (pretrain_main, ['--batch', '0'], 'batch must be 1 or more, got 0'),
+        (pretrain_main, ['--seed', '-1'], 'seed must be 0 or more and below 2**32, got -1'),
         (pretrain_main, ['--size', '0'], '0 pixels cannot be cut into patches'),
         (pretrain_main, ['--hours', 'nan'], 'hours must be above 0'),
         (pretrain_main, ['--images', 'gone'], 'gone does not exist'),
-        (finetune_main, ['--batch', '-3'], 'a batch of -3 images is none'),
-        (finetune_main, ['--seed', '-1'], 'seed -1 must be 0 or more'),
-        (finetune_main, ['--size', '7'], 'images of 7 pixels are too small'),
-        (finetune_main, ['--steps', '1'], '1 iterations of the detector are no run'),
+        (finetune_main, ['--batch', '-3'], 'batch must be 1 or more, got -3'),
+        (finetune_main, ['--seed', '-1'], 'seed must be 0 or more and below 2**32, got -1'),
+        (finetune_main, ['--size', '7'], 'size must be 16 pixels or more, got 7'),
+        (finetune_main, ['--steps', '1'], '2 or more steps, got 1'),
     ],
 )
 def test_numbers_that_make_no_run(coco_folder, tmp_path, capsys, main, argv, sentence):
@@ -171,7 +171,7 @@ def test_exotic_jsons_of_a_detector_end_in_one_sentence(coco_folder, tmp_path):
         ('{"images": null}', AnnotationError, 'has no list "images"'),
         ('\xff\xfe', AnnotationError, 'cannot be read as json'),
         ('', AnnotationError, 'cannot be read as json'),
-        (one, ConfigError, '1 image, of which none can be held out'),
+        (one, ConfigError, '1 image, too few to hold some out'),
         (without_id, AnnotationError, r'images\[0\] is not a dict with an id'),
         ({**good, 'images': ['a.jpg', 'b.jpg']}, AnnotationError, 'names no image'),
         ({**good, 'annotations': [1]}, AnnotationError, r'annotations\[0\] is not a dict'),

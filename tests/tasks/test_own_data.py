@@ -78,7 +78,7 @@ def test_pictures_without_a_box_are_explained(chain, coco_folder, tmp_path, caps
         scores = [a['score'] for a in content['annotations']]
         pictures = len(content['images'])
         if threshold:
-            line = f'0 boxes drawn in {pictures} pictures; {pictures} of them show none: the best score there is '
+            line = f'0 boxes drawn in {pictures} pictures; {pictures} pictures have no box: the best score in them is '
             line += f'{max(scores):.2f}, below the threshold of 1\n'
         else:
             line = f'{len(scores)} boxes drawn in {pictures} pictures\n'
@@ -118,7 +118,7 @@ def test_wide_weights_are_kept(method, width, coco_folder, tmp_path):
     lr, before = cfg.optim_wrapper.optimizer.lr, plain.optim_wrapper.optimizer.lr
     momentum = cfg.model.momentum.start, plain.model.momentum.start
     warm = cfg.default_hooks.schedule.get('warm_heads', 0.0)
-    told = [note for note in cfg.notes if note.startswith('weights of a large ViT are kept: ')]
+    told = [note for note in cfg.notes if note.startswith('settings that preserve the weights: ')]
     if width == 384:
         assert (lr, warm) == (pytest.approx(before / 10), 0.1) and momentum == (pytest.approx(0.996), 0.95)
         assert cfg.optim_wrapper.paramwise_cfg == dict(layer_decay_rate=0.75) and len(told) == 1
@@ -186,7 +186,7 @@ def test_wrong_weights_are_refused(chain, coco_folder, tmp_path):
     work, export, _ = chain
     with pytest.raises(CheckpointError, match='does not hold .* as the detector has it'):
         predict(work / 'detector', export, coco_folder / 'val2017', tmp_path)
-    with pytest.raises(ConfigError, match='is no config of a detector'):
+    with pytest.raises(ConfigError, match='is not the config of a detector'):
         predict(work / 'pretrain' / 'pretrain.py', work / 'pretrain' / 'epoch_2.pth', coco_folder / 'val2017', tmp_path)
 
 
@@ -243,8 +243,8 @@ def test_small_objects_get_views_that_show_them(tmp_path, coco_folder):
     'arguments, sentence',
     [
         (dict(method='mae'), r"no method 'mae': choose one of odis, gtsa, alfm, ibot"),
-        (dict(boxes='gone.json'), r'no file of boxes gone\.json'),
-        (dict(steps=1), r'1 steps are no run'),
+        (dict(boxes='gone.json'), r'boxes file gone\.json does not exist'),
+        (dict(steps=1), r'steps must be 4 or more, got 1'),
         (dict(size=30), r'30 pixels cannot be cut into patches of 8'),
         (dict(steps=9, hours=1.0), r'give one of them'),
         (dict(hours=-1.0), 'hours must be above 0'),

@@ -62,3 +62,21 @@ def test_unlabelled_files_that_cannot_be_read_are_named(tmp_path):
     (more / 'c.png').write_bytes(b'GIF89a')
     with pytest.raises((ConfigError, BadImageError), match=r'c\.png'):
         prepared(tmp_path, name='w2', unlabelled=str(more))
+
+
+def test_a_yolo_folder_is_imported_split_by_split(tmp_path):
+    root = tmp_path / 'yolo'
+    for split, count in (('train', 3), ('val', 2)):
+        for kind in ('images', 'labels'):
+            (root / kind / split).mkdir(parents=True)
+        for i in range(count):
+            Image.effect_noise((40 + i, 30), 90).save(root / 'images' / split / f'{split}{i}.png')
+            (root / 'labels' / split / f'{split}{i}.txt').write_text('0 0.5 0.5 0.4 0.4\n')
+    (root / 'data.yaml').write_text('nc: 1\nnames: [cell]\n')
+    found = prepare(Plan(Data(root=str(root)), (Start('random'),)), tmp_path, tmp_path / 'w')
+    assert (found.images['train'], found.images['val']) == (3, 2) and not found.notes
+    assert json.loads(found.train.read_text())['categories'] == [dict(id=1, name='cell')]
+    for file in root.rglob('*.txt'):
+        file.unlink()
+    with pytest.raises(ConfigError, match='holds no annotations of training images'):
+        prepare(Plan(Data(root=str(root)), (Start('random'),)), tmp_path, tmp_path / 'w2')
