@@ -224,7 +224,7 @@ def features_main(argv: Optional[List[str]] = None) -> None:
 
 def _frozen_parser(description: str, out: str = '') -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument('checkpoint', help='of any layout that tools/transfer.py reads, or a ResNet')
+    parser.add_argument('checkpoint', help='of any layout that odis-mm transfer reads, or a ResNet')
     parser.add_argument('--size', type=int, default=224, help='side of the images in pixels')
     parser.add_argument(
         '--heads', type=int, help="attention heads (default: from the file's meta, or those of ViT-T/S/B/L/H)"

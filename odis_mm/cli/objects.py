@@ -58,7 +58,7 @@ def find_objects_main(argv: Optional[List[str]] = None) -> None:
     )
     group = parser.add_argument_group('source attention')
     group.add_argument(
-        '--checkpoint', help='ViT of any layout that tools/transfer.py reads; of source detector: its weights'
+        '--checkpoint', help='ViT of any layout that odis-mm transfer reads; of source detector: its weights'
     )
     group.add_argument(
         '--size', type=int, help='longer side of the images in pixels (default: 480; source classic: 320)'

@@ -17,7 +17,7 @@ def pretrain_main(argv: Optional[List[str]] = None) -> None:
     parser = argparse.ArgumentParser(
         prog='odis-mm pretrain',
         description='Pretrain a backbone on a folder of images. The recipe, the views, the batch and the length follow '
-        'from what the folder holds; everything that was chosen is printed and written as a config for tools/train.py.',
+        'from what the folder holds; everything that was chosen is printed and written as a config for odis-mm train.',
     )
     parser.add_argument(
         '--data',

@@ -19,7 +19,7 @@ _NOT_LISTS = {
     '.csv': 'it is a table',
 }
 _CONVERT = (
-    'bring the annotations into COCO style first (odis-mm --help names the command), or leave ann_file out to '
+    'bring the annotations into COCO style first (odis-mm find-objects --source import), or leave ann_file out to '
     'use the images alone'
 )
 

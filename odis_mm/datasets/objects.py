@@ -237,7 +237,7 @@ class ObjectDataset(BaseDataset):
             more = f' and {count - 50} more' if count > 50 else ''
             raise BadImageError(
                 f'{count} of {len(self)} images are bad, above max_bad_share={self.max_bad_share:g}: '
-                f'{", ".join(paths[:50])}{more}; fix or remove them (tools/misc/verify_dataset.py checks a whole data '
+                f'{", ".join(paths[:50])}{more}; fix or remove them (odis-mm verify checks a whole data '
                 f'set and writes a clean annotation file){why}.'
             ) from None  # a worker's error reaches the user as one text
 

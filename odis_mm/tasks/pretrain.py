@@ -41,7 +41,7 @@ def pretrain(
     """Pretrain a backbone on a folder of images and return the path of its export, the file that detectors load.
 
     Recipe, views, batch and length follow from what the folder holds; the config that was used is written to
-    ``work_dir``, to be changed and trained again with ``tools/train.py``.
+    ``work_dir``, to be changed and trained again with ``odis-mm train``.
 
     Args:
         data, boxes, images, method, init, steps, size, batch, seed, options: See

@@ -179,8 +179,8 @@ def _splits(plan: Plan, folder: Path, out: Path) -> Tuple[Dict[str, Split], List
             pass
     if 'train' not in found:
         raise ConfigError(
-            f'{root} holds no annotations of training images (looked for COCO-style json, YOLO, Pascal VOC and others): '
-            'put them there, or name a COCO-style json as data.train in a plan.'
+            f'{root} holds no annotations of training images (looked for COCO-style json, YOLO, Pascal VOC and '
+            'others): put them there, or name a COCO-style json as data.train in a plan.'
         )
     if 'val' not in found:
         content = read_coco(found['train'].ann_file)

@@ -57,7 +57,7 @@ def test_workers_share_what_they_found(folder):
 def test_too_many_end_the_run_with_the_list(folder):
     data = dataset(folder, share=0.05)
     with pytest.raises(
-        BadImageError, match=r'2 of 20 images are bad, above max_bad_share=0.05: .*03.png, .*11.png; .*verify_dataset'
+        BadImageError, match=r'2 of 20 images are bad, above max_bad_share=0.05: .*03.png, .*11.png; .*odis-mm verify'
     ):
         list(data)
     for path in (folder / 'img').glob('*'):

@@ -90,7 +90,7 @@ class FrozenMetricHook(Hook):
         if any(hasattr(p, 'full_tensor') for p in model.parameters()):
             raise ConfigError(
                 f'{type(self).__name__} cannot measure a sharded model, whose ranks must all see as many images: '
-                'remove it from the hooks, and measure the exports by tools/knn.py or tools/regions.py.'
+                'remove it from the hooks, and measure the exports by odis-mm knn or odis-mm regions.'
             )
         self.prepare(self._frozen(runner, model.branch(self.of)))
         self._file = Path(runner.work_dir, f'{self.name}.json')
