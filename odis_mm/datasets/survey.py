@@ -35,7 +35,7 @@ class Survey:
             return f'{text}, no objects'
         small, median, large = 100 * np.percentile(self.shares, (5, 50, 95))
         return (
-            f'{text}; {self.objects} objects in {self.annotated} of them, median area {median:.2g} % of its image '
+            f'{text}; {self.objects} objects in {self.annotated} of them, median area {median:.2g} % of the image '
             f'(5 to 95 %: {small:.2g} to {large:.2g})'
         )
 

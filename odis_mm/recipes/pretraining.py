@@ -255,10 +255,10 @@ def _set_length(cfg: Config, steps: Optional[int], iterations: int) -> str:
     peak_end[0] = dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=warmup)
     peak_end[1] = dict(type='CosineAnnealingLR', eta_min=1e-6, by_epoch=False, begin=warmup, end=total)
     cfg.param_scheduler = peak_end[:2]
-    cfg.default_hooks.checkpoint.update(interval=max(1, epochs // 4), max_keep_ckpts=2)
-    return (
-        f'length: {total} steps, {epochs} epochs of {iterations}; warm-up {warmup} steps; a checkpoint every '
-        f'{max(1, epochs // 4)} epochs'
+    interval = max(1, epochs // 4)
+    cfg.default_hooks.checkpoint.update(interval=interval, max_keep_ckpts=2)
+    return f'length: {total} steps, {epochs} epochs of {iterations}; warm-up {warmup} steps; a checkpoint every ' + (
+        'epoch' if interval == 1 else f'{interval} epochs'
     )
 
 

@@ -33,7 +33,7 @@ def test_sizes_and_shares(tmp_path, told):
     assert (found.images, found.annotated, found.objects) == (6, 6, 6)
     assert found.sizes.tolist() == [[80, 100]] * 6
     np.testing.assert_allclose(found.shares, 400 / 8000)
-    assert 'short side 80 px' in found.words() and '5 % of its image' in found.words()
+    assert 'short side 80 px' in found.words() and '5 % of the image' in found.words()
 
 
 def test_objects_too_small_for_the_cover_are_seen_by_no_image(tmp_path):

@@ -1,5 +1,6 @@
 """README and docs name commands, options and configs that exist."""
 
+import ast
 import inspect
 import pkgutil
 import re
@@ -107,6 +108,26 @@ def test_generated_parts_are_whole():
     assert docs_pages.tutorials().count('\n## ') + 1 == 3 and 'find_objects(' in docs_pages.tutorials()
     text = docs_pages.help_of('pretrain')
     assert text.startswith('usage: odis-mm pretrain') and '--hours' in text and shlex.split('--data DIR')[0] in text
+
+
+def texts_of_the_package():
+    """All texts in the code, values that are put into them as '...'."""
+    for path in sorted((ROOT / 'odis_mm').rglob('*.py')):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                yield ''.join(str(part.value) if isinstance(part, ast.Constant) else '...' for part in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+def test_messages_in_troubleshooting_are_those_of_the_code():
+    page = (ROOT / 'docs' / 'troubleshooting.md').read_text()
+    rows = re.findall(r'^\| (`.*?) \| ', page, re.MULTILINE)
+    said, others = '\n'.join(texts_of_the_package()), ('No module named', 'CUDA out of memory', 'loss_obj')
+    parts = [part.strip(' :;,.') for row in rows for text in re.findall('`(.*?)`', row) for part in text.split('...')]
+    checked = [part for part in parts if part and not part.startswith(others)]
+    assert len(checked) > 30
+    assert not [part for part in checked if part not in said]
 
 
 def public_names():
