@@ -56,7 +56,8 @@ def draw_views(sample: dict, out_png: str) -> np.ndarray:
     mims = list(sample.get('mim_masks', [])) + [None] * len(views)
     indices = [[i for i, r in enumerate(roles) if r == role] for role in ('global', 'local')]
     columns = max(3, -(-len(indices[1]) // 2))
-    figure = Figure(figsize=(5 + 1.7 * columns, 6.7), dpi=100, layout='constrained')
+    height = 6.7 if indices[1] else 4.2
+    figure = Figure(figsize=(5 + 1.7 * columns, height), dpi=100, layout='constrained')
     canvas = FigureCanvasAgg(figure)
     left, right = figure.subfigures(1, 2, width_ratios=[5, 1.7 * columns])
 
@@ -103,7 +104,7 @@ def draw_views(sample: dict, out_png: str) -> np.ndarray:
                 panel.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, lw=1.5, ec=_TARGET))
         seen = '' if sample.get('object_visible', [True] * len(views))[i] else ', not visible'
         turned = f', {90 * (views[i].rot90 % 4)}°' if views[i].rot90 % 4 else ''
-        masked = '' if mims[i] is None else f', {mims[i].mean():.0%} masked'
+        masked = '' if mims[i] is None or not mims[i].any() else f', {mims[i].mean():.0%} masked'
         panel.set_title(f'{roles[i]} {i + 1}{", flipped" if views[i].flip else ""}{turned}{seen}{masked}', fontsize=8)
     legend = [Line2D([], [], color=_GLOBAL, lw=2), Line2D([], [], color=_LOCAL, lw=1)]
     names = ['crop of a global view', 'of a local view (dot: the corner that becomes the top left)']

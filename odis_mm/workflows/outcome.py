@@ -352,6 +352,20 @@ def to_settle(outcome: Outcome) -> List[str]:
     return found
 
 
+def flat_baseline(outcome: Outcome) -> str:
+    """Return a sentence if the reference gains nothing from more labels; empty otherwise."""
+    first, last = outcome.tables[0], outcome.tables[-1]
+    few, many = (table.row(outcome.reference).runs.mean for table in (first, last))
+    if last.images == first.images or many > few:
+        return ''
+    steps = outcome.plan.detector.iterations
+    return (
+        f'{outcome.reference} gains nothing from more labels ({few:.1f} with {first.images} images, {many:.1f} with '
+        f'{last.images}): {steps} iterations are too few for its detector to use them. A longer training (--set '
+        f'detector.iterations={3 * steps}, or more --minutes) may leave less of the differences.'
+    )
+
+
 def _apart(outcome: Outcome, a: str, b: str) -> bool:
     """Whether one is above the other at some amount of labels."""
     for table in outcome.tables:

@@ -23,6 +23,7 @@ from .outcome import (
     Outcome,
     as_json,
     collect,
+    flat_baseline,
     headline,
     join,
     recommendation,
@@ -129,6 +130,8 @@ def _verdict(outcome: Outcome, comparison: Comparison) -> Section:
     section.items = [*verdicts(outcome)]
     if settle := to_settle(outcome):
         section.items += ['What would settle the rest: ' + ' '.join(settle)]
+    if short := flat_baseline(outcome):
+        section.items.append(f'Note: {short}')
     if scenes := comparison.data.scenes[comparison.evaluated]:
         names = ', '.join(f'{a} ({b})' for a, b in list(scenes.items())[:3])
         section.items.append(
@@ -257,21 +260,20 @@ def _measures(outcome: Outcome) -> Section:
 
 
 def _costs(outcome: Outcome) -> Section:
-    scalars = sorted({key for last in outcome.last.values() for key in last if _is_loss(key)})[:8]
     rows = [
         [
             start,
             f'{cost["iterations"]:.0f}',
             f'{cost["minutes"]:.1f}',
             f'{cost["memory_mb"]:.0f}',
-            *(f'{outcome.last[start][key]:.3g}' if key in outcome.last[start] else '-' for key in scalars),
+            ', '.join(f'{key} {value:.3g}' for key, value in outcome.last[start].items() if _is_loss(key)),
         ]
         for start, cost in outcome.costs.items()
     ]
     return Section(
         'What each start cost',
         ['One pretraining: mean time over the seeds, peak memory of a process; last logged values of seed 0.'],
-        header=['start', 'iterations', 'minutes', 'memory (MB)', *scalars],
+        header=['start', 'iterations', 'minutes', 'memory (MB)', 'last logged'],
         rows=rows,
     )
 
