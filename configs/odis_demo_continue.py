@@ -1,14 +1,15 @@
 # ODIS on the embedded demo set, continued from weights of the demo recipes' ViT (gtsa_demo, alfm_demo): --init FILE.
-# The settings of odis_vits_continue_coco on the small ViT; odis_demo_short --init FILE is the same run without them. A
-# demonstration, not a recipe.
-_base_ = './odis_demo_short.py'
+# What protects the weights is that of odis_vits_continue_coco; odis_demo --init FILE is the same run without it. A
+# demonstration, not a recipe (docs/evidence/continue.md).
+_base_ = './odis_demo.py'
 
-max_iters = 620  # 10 epochs of 2,000 images
-model = dict(momentum=dict(start=0.996))  # the demo's teacher is faster than others
-optim_wrapper = dict(optimizer=dict(lr=1e-4), paramwise_cfg=dict(layer_decay_rate=0.75))  # a tenth of the demo's rate
+optim_wrapper = dict(
+    optimizer=dict(lr=3e-4),  # odis_demo: 1e-3
+    paramwise_cfg=dict(layer_decay_rate=0.75),
+)
 param_scheduler = _base_.param_scheduler
-param_scheduler[1].end = max_iters
-train_cfg = dict(max_iters=max_iters)
+param_scheduler[0].end = param_scheduler[1].begin = 1
+train_cfg = dict(max_epochs=10)
 default_hooks = dict(
     schedule=dict(warm_heads=0.1),
     regions=dict(
