@@ -370,9 +370,9 @@ def _ranks_line(runner: Runner) -> str:
     device = f'CPU, {torch.get_num_threads()} threads per rank'
     if torch.cuda.is_available():
         device = torch.cuda.get_device_name()
-    group = 'no process group'
-    if distributed.is_initialized():
-        group = f'{distributed.get_backend()}, master {os.environ.get("MASTER_ADDR")}:{os.environ.get("MASTER_PORT")}'
+    if not distributed.is_initialized():
+        return f'one process ({device.removesuffix(" per rank")}), work dir {runner.work_dir}'
+    group = f'{distributed.get_backend()}, master {os.environ.get("MASTER_ADDR")}:{os.environ.get("MASTER_PORT")}'
     nodes = int(os.environ.get('GROUP_WORLD_SIZE', 1))  # set by torchrun
     place = f'{nodes} node{"s" * (nodes > 1)} ({group}; {device})'
     return f'rank {rank} of {world} on {place}, work dir {runner.work_dir}'
