@@ -367,7 +367,8 @@ def _explained(cfg: Config) -> Iterator[None]:
 
 def _ranks_line(runner: Runner) -> str:
     rank, world = get_dist_info()
-    device = f'CPU, {torch.get_num_threads()} threads per rank'
+    threads = torch.get_num_threads()
+    device = f'CPU, {threads} thread{"s" * (threads > 1)} per rank'
     if torch.cuda.is_available():
         device = torch.cuda.get_device_name()
     if not distributed.is_initialized():
