@@ -31,7 +31,7 @@ def pretrain_main(argv: Optional[List[str]] = None) -> None:
         help="json of objects (default: the training annotations found in DIR; 'none': use no objects)",
     )
     parser.add_argument('--images', metavar='DIR', help='image folder, if it is not found near the annotations')
-    parser.add_argument('--method', choices=METHODS, help='default: odis if there are objects, else alfm')
+    parser.add_argument('--method', choices=METHODS, help='default: odis if there are objects, else gtsa')
     parser.add_argument(
         '--init',
         metavar='FILE',

@@ -52,7 +52,7 @@ def pretraining_config(
         boxes: A json of objects, absolute or below ``data``; None: that of the training split, if there is one; 'none':
             no objects.
         images: Folder of the images that the annotations name, if it is not found near them.
-        method: One of ``METHODS``; None: odis if there are objects, else alfm.
+        method: One of ``METHODS``; None: odis if there are objects, else gtsa.
         recipe: A shipped config or a path, in place of the choice by method and number of images; its views stay as
             they are.
         init: A checkpoint to start from, of any layout that transfer reads. The backbone takes its size and patches,
@@ -80,7 +80,7 @@ def pretraining_config(
     found = survey(dataset)
     with_boxes = with_boxes and found.objects > 0
     notes.append(f'data: {found.words()}')
-    method = method or ('odis' if with_boxes else 'alfm')
+    method = method or ('odis' if with_boxes else 'gtsa')
     with_boxes = with_boxes and (method == 'odis' or recipe is not None)
     if ann_file is not None:
         notes[0] += ' with their boxes, not their classes' if with_boxes else ' without their boxes'

@@ -148,7 +148,7 @@ def test_pretraining_takes_the_boxes_of_other_tools(tmp_path):
     (root / 'JPEGImages' / '0.jpg').rename(plain / '0.jpg')
     (plain / '0.txt').write_text('a caption of the picture')  # as captioning tools write, and YOLO names its labels
     assert imported_boxes(plain, None, tmp_path / 'x') is None
-    assert pretraining_config(plain)[0].model.type == 'ALFM'
+    assert pretraining_config(plain)[0].model.type == 'GTSA'
 
 
 def test_splits_of_other_tools_keep_ids_apart(tmp_path):
