@@ -85,10 +85,13 @@ def _keep_former(work_dir: Path, plan: str) -> None:
     if not former.is_file() or json.loads(former.read_text()).get('plan') == plan:
         return
     stamp = datetime.datetime.fromtimestamp(former.stat().st_mtime).strftime('%Y%m%d_%H%M%S')
+    name, number = f'report_{stamp}', 2
+    while (work_dir / f'{name}.json').exists():  # two plans within a second
+        name, number = f'report_{stamp}_{number}', number + 1
     for suffix in ('json', 'html', 'md'):
         path = work_dir / f'report.{suffix}'
         if path.is_file():
-            path.rename(work_dir / f'report_{stamp}.{suffix}')
+            path.rename(work_dir / f'{name}.{suffix}')
 
 
 def build(outcome: Outcome, comparison: Comparison, command: str) -> List[Section]:

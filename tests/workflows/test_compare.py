@@ -1,6 +1,7 @@
 """The whole engine with training replaced: what is run, what is kept, what the report says."""
 
 import json
+import os
 import re
 import shutil
 
@@ -148,14 +149,18 @@ def test_a_changed_plan_runs_only_what_it_touches(tmp_path, training):
     compare(plan_file(tmp_path, measures=False), work_dir=work, jobs=1)
     first = {path: path.read_bytes() for path in work.rglob('result.json')}
     before = (work / 'report.json').read_text()
+    os.utime(work / 'report.json', (1e9, 1e9))
     del training.calls[:]
     compare(plan_file(tmp_path, measures=False, labels=[25, 50, 100]), work_dir=work, jobs=1)
     assert len(training.calls) == 6 and all('_50pct_' in name for name in training.calls)
     assert all(path.read_bytes() == content for path, content in first.items())
     assert before in [path.read_text() for path in work.glob('report_*.json')]  # the former report is kept
     del training.calls[:]
+    second = (work / 'report.json').read_text()
+    os.utime(work / 'report.json', (1e9, 1e9))  # of the same second as the first
     detector = dict(size=64, iterations=30)
     compare(plan_file(tmp_path, measures=False, labels=[25], detector=detector), work_dir=work, jobs=1)
+    assert {before, second} <= {path.read_text() for path in work.glob('report_*.json')}
     assert len(training.calls) == 6 and all(name.startswith('detector_') for name in training.calls)  # no speed again
 
 
