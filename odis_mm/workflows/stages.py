@@ -71,11 +71,13 @@ class Worker:
         prefix: Words before each command, such as those of ``srun``.
         environment: Of each command, on top of this process's.
         lock: File descriptor that is closed when all processes of the stage have ended.
+        stop: Set when no command may begin any more.
     """
 
     prefix: Sequence[str]
     environment: Dict[str, str]
     lock: int = -1
+    stop: threading.Event = field(default_factory=threading.Event)
     processes: List[subprocess.Popen] = field(default_factory=list)
     log: Optional[Path] = None
 
@@ -100,6 +102,8 @@ class Worker:
                 env={**os.environ, 'PYTHONUNBUFFERED': '1', **self.environment},
             )
         self.processes.append(process)
+        if self.stop.is_set():  # in the meantime: who set it may have looked at the processes before this one was there
+            process.terminate()
         begun = time.time()
         try:
             _, status, usage = os.wait4(process.pid, 0)
@@ -242,7 +246,7 @@ class Stages:
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder / 'lock', os.O_RDWR | os.O_CREAT, 0o666)
         slot = self._slots.get()
-        worker = Worker(self.prefix, self._environment(slot), lock)
+        worker = Worker(self.prefix, self._environment(slot), lock, self._stop)
         try:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

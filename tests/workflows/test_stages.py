@@ -137,7 +137,7 @@ def test_children_end_with_a_killed_command_and_the_next_one_resumes(tmp_path, f
     """
     parent = subprocess.Popen([sys.executable, '-c', textwrap.dedent(code)], stdout=subprocess.DEVNULL)
     log = None
-    for _ in range(600):
+    for _ in range(1800):
         log = next((tmp_path / 'w').rglob('log.txt'), None)
         if log and 'begun' in log.read_text():
             break
@@ -149,6 +149,21 @@ def test_children_end_with_a_killed_command_and_the_next_one_resumes(tmp_path, f
     begun = time.time()
     assert quiet(tmp_path / 'w').run([stage('a', calls)])['a']['value'] == 'a'
     assert time.time() - begun < 30 and len(list((tmp_path / 'w' / 'stages').iterdir())) == 1
+
+
+def test_sigterm_ends_a_command_that_begins_meanwhile(tmp_path, fake):
+    fake('import time; time.sleep(60)')
+
+    def work(worker, folder, results):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(3)  # the main thread looks at the processes; now comes another one
+        return worker.command(['train'], folder)
+
+    begun = time.time()
+    with pytest.raises(SystemExit) as ended:
+        quiet(tmp_path / 'w').run([Stage('a', {}, work)])
+    assert ended.value.code == 75 and time.time() - begun < 45
+    assert not list((tmp_path / 'w').rglob('result.json'))
 
 
 def test_progress_is_read_off_the_log(tmp_path):
