@@ -148,6 +148,7 @@ def _check_classes(classes: Sequence[str], split: Split, train: Split) -> None:
 
 
 def _set_data(cfg: Config, train: Split, val: Split, test: Split, classes: Sequence[str]) -> None:
+    ids = {str(category.get('name')): category['id'] for category in read_coco(train.ann_file).get('categories') or ()}
     for key, split in (('train', train), ('val', val), ('test', test)):
         dataset = cfg[f'{key}_dataloader'].dataset
         dataset.update(
@@ -155,7 +156,7 @@ def _set_data(cfg: Config, train: Split, val: Split, test: Split, classes: Seque
             data_root='',
             ann_file=str(Path(split.ann_file).resolve()),
             data_prefix=dict(img=str(Path(split.images).resolve()) + '/'),
-            metainfo=dict(classes=tuple(classes)),
+            metainfo=dict(classes=tuple(classes), category_ids=[ids[name] for name in classes]),  # as predictions have
         )
         if key != 'train':
             cfg[f'{key}_evaluator'].ann_file = dataset.ann_file

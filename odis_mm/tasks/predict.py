@@ -5,7 +5,7 @@ import logging
 import re
 import warnings
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Set, Tuple, Union
+from typing import Any, Dict, List, Optional, Sequence, Set, Tuple, Union
 
 from mmengine.logging import print_log
 
@@ -41,8 +41,9 @@ def predict(
         run: The detector's config, or the work dir of its training.
         checkpoint: Its weights; None: the newest checkpoint of the work dir.
         images: Files and folders.
-        out: ``predictions.json`` (images, categories, and annotations with a ``score`` and, if the detector makes some,
-            masks; those of any score) and ``vis/`` (of at least ``threshold``) are written to this folder.
+        out: ``predictions.json`` (images, categories with the ids of the training annotations, and annotations with a
+            ``score`` and, if the detector makes some, masks; those of any score) and ``vis/`` (of at least
+            ``threshold``) are written to this folder.
         threshold: Least score of a box that is drawn.
         batch: Images at a time.
         quiet: No progress bar.
@@ -81,7 +82,8 @@ def predict(
     for sentence in inferencer.bad:
         print_log(f'left out: {sentence}', logger='current', level=logging.WARNING)
     target = out / 'predictions.json'
-    atomic_write_text(target, json.dumps(_as_coco(inferencer.found, classes)))
+    ids = inferencer.model.dataset_meta.get('category_ids') or range(len(classes))
+    atomic_write_text(target, json.dumps(_as_coco(inferencer.found, dict(zip(ids, classes)))))
     tell([_drawn([[entry['score'] for entry in entries] for *_, entries in inferencer.found], threshold)], quiet)
     return target
 
@@ -136,6 +138,11 @@ def find_images(sources: Sequence[PathLike]) -> List[Path]:
 
 def _find_run(run: Path, checkpoint: Optional[PathLike]):
     config = run
+    if run.suffix == '.pth':
+        raise ConfigError(
+            f'{run} is a checkpoint: name the config of a detector first, or the work dir of its training. A '
+            f'pretrained backbone is no detector yet: odis-mm finetune --data ANNOTATED --init {run}.'
+        )
     if run.is_dir():
         configs = sorted(run.glob('*.py'))
         if len(configs) != 1:
@@ -175,12 +182,13 @@ def _load(model, weights: Path, cfg) -> List[str]:
     return classes
 
 
-def _as_coco(found: Sequence[Tuple[str, Tuple[int, int], List[dict]]], classes: Sequence[str]) -> dict:
-    images, annotations = [], []
+def _as_coco(found: Sequence[Tuple[str, Tuple[int, int], List[dict]]], classes: Dict[Any, str]) -> dict:
+    images, annotations, ids = [], [], list(classes)
     for number, (path, (height, width), entries) in enumerate(found):
         images.append(dict(id=number, file_name=path, width=width, height=height))
         for entry in entries:
+            entry = {**entry, 'category_id': ids[entry['category_id']]}
             annotations.append(dict(id=len(annotations), image_id=number, **entry))
     return dict(
-        images=images, categories=[dict(id=i, name=name) for i, name in enumerate(classes)], annotations=annotations
+        images=images, categories=[dict(id=i, name=name) for i, name in classes.items()], annotations=annotations
     )

@@ -175,7 +175,10 @@ def test_predictions_are_coco_and_scopes_do_not_leak(chain, coco_folder, tmp_pat
     target = predict(work / 'detector', None, coco_folder / 'val2017', tmp_path / 'out', threshold=0.0, quiet=True)
     content = json.loads(target.read_text())
     assert [c['name'] for c in content['categories']] == ['bar', 'disc'] and len(content['images']) == 7
-    assert all(0 <= a['score'] <= 1 and a['category_id'] in (0, 1) for a in content['annotations'])
+    truth = json.loads((coco_folder / 'annotations/instances_train2017.json').read_text())
+    ids = {category['name']: category['id'] for category in truth['categories']}
+    assert {c['name']: c['id'] for c in content['categories']} == {name: ids[name] for name in ('bar', 'disc')}
+    assert all(0 <= a['score'] <= 1 and a['category_id'] in ids.values() for a in content['annotations'])
     assert all((tmp_path / 'out' / 'vis' / f'{i}.png').is_file() for i in range(7))
     image = np.zeros((64, 64, 3), np.uint8)
     found = odis_mm.extract_object_features(export, [image], [np.array([[4.0, 4, 30, 30]])], size=32)
@@ -184,6 +187,8 @@ def test_predictions_are_coco_and_scopes_do_not_leak(chain, coco_folder, tmp_pat
 
 def test_wrong_weights_are_refused(chain, coco_folder, tmp_path):
     work, export, _ = chain
+    with pytest.raises(ConfigError, match='no detector yet: odis-mm finetune --data ANNOTATED --init'):
+        predict(export, None, coco_folder / 'val2017', tmp_path)
     with pytest.raises(CheckpointError, match='does not hold .* as the detector has it'):
         predict(work / 'detector', export, coco_folder / 'val2017', tmp_path)
     with pytest.raises(ConfigError, match='is not the config of a detector'):
