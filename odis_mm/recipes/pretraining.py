@@ -242,6 +242,7 @@ def _fit_views(cfg: Config, dataset: ObjectDataset) -> List[str]:
 
 def _set_length(cfg: Config, steps: Optional[int], iterations: int) -> str:
     """Length, warm-up and checkpoints, for ``iterations`` steps per epoch; the line that tells of it."""
+    cfg.pop('max_iters', None)  # of the recipe's file, which would contradict the length that is set here
     told = cfg.train_cfg.get('max_iters') or cfg.train_cfg.get('max_epochs', 1) * iterations
     steps = told if steps is None else steps
     if steps < 4:

@@ -233,8 +233,13 @@ class Stages:
                         beat = time.time()
                         left = self._left(waiting, estimate)
                         self.say(self._status() + ('' if left is None else f'; about {left:.0f} min left'))
-            except BaseException:
+            except BaseException as stopped:
                 self._interrupt()
+                if isinstance(stopped, (KeyboardInterrupt, SystemExit)):
+                    self.say(
+                        f'interrupted: {len(results)} of {len(todo)} stages are done and kept; what runs writes a '
+                        'checkpoint first. The same command goes on from there'
+                    )
                 raise
         if failed:
             raise failed

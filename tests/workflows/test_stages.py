@@ -153,6 +153,7 @@ def test_children_end_with_a_killed_command_and_the_next_one_resumes(tmp_path, f
 
 def test_sigterm_ends_a_command_that_begins_meanwhile(tmp_path, fake):
     fake('import time; time.sleep(60)')
+    said = []
 
     def work(worker, folder, results):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -161,7 +162,8 @@ def test_sigterm_ends_a_command_that_begins_meanwhile(tmp_path, fake):
 
     begun = time.time()
     with pytest.raises(SystemExit) as ended:
-        quiet(tmp_path / 'w').run([Stage('a', {}, work)])
+        Stages(tmp_path / 'w', 1, say=said.append).run([Stage('a', {}, work)])
+    assert 'interrupted: 0 of 1 stages are done and kept' in said[-1]
     assert ended.value.code == 75 and time.time() - begun < 45
     assert not list((tmp_path / 'w').rglob('result.json'))
 
