@@ -1,5 +1,7 @@
 """Boxes made worse by known amounts."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -66,12 +68,14 @@ def test_arguments(content):
         degrade(content, iou=0)
 
 
-def test_a_lack_of_room_for_false_boxes_is_told(content, capsys):
+def test_a_lack_of_room_for_false_boxes_is_told(content, monkeypatch):
     content['annotations'] = [
         dict(id=i, image_id=i, category_id=2, bbox=[0, 0, 100 if i else 50, 80 if i else 40]) for i in range(40)
     ]
+    lines = []
+    monkeypatch.setattr(sys.modules['odis_mm.objects.degrade'], 'print_log', lambda text, **_: lines.append(text))
     found = degrade(content, false=0.5)['annotations']
     placed = len(found) - 40
-    said = capsys.readouterr().out
+    (said,) = lines
     assert 0 < placed < 40 and f'there is room for {placed} of 40 only' in said
     assert f'{placed / len(found):.0%} of the boxes are false, not 50%' in said
