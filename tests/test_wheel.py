@@ -10,9 +10,8 @@ pytestmark = pytest.mark.slow
 
 
 def test_installed_wheel_from_another_folder(installed_wheel, demo, tmp_path):
-    target = installed_wheel
-    assert (target / 'odis_mm/.mim/tools/dist_train.sh').is_file() and list(
-        (target / 'odis_mm/.mim/configs').rglob('mask-rcnn_*.py')
+    assert (installed_wheel / 'odis_mm/.mim/tools/dist_train.sh').is_file() and list(
+        (installed_wheel / 'odis_mm/.mim/configs').rglob('mask-rcnn_*.py')
     )
     said = run_command_line(
         [
@@ -29,7 +28,7 @@ def test_installed_wheel_from_another_folder(installed_wheel, demo, tmp_path):
             *TINY_RUN,
         ],
         tmp_path,
-        environment(demo, PYTHONPATH=str(target)),
+        environment(demo, PYTHONPATH=str(installed_wheel)),
     )
     assert 'there is no checkpoint in out, so training starts at the beginning' in said
     assert 'one process (CPU, ' in said or 'one process (NVIDIA' in said

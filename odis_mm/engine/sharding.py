@@ -3,7 +3,7 @@ teacher alike."""
 
 from typing import Callable, Optional
 
-from mmengine._strategy import DDPStrategy
+from mmengine._strategy import DDPStrategy  # mmengine gives it no public name
 from mmengine.device import get_device
 from mmengine.dist import get_world_size, is_main_process
 from mmengine.logging import MMLogger

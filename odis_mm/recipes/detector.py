@@ -29,6 +29,7 @@ class Content:
 
     Attributes:
         classes: Names of the categories that have an object, in the file's order, which is that of mmdet's labels.
+        ids: Of these categories in the file.
         masks: Whether every object has a segmentation.
         images: Number of images.
         boxes: float [n, 4], x, y, width, height in pixels, crowd regions left out.
@@ -36,6 +37,7 @@ class Content:
     """
 
     classes: Tuple[str, ...]
+    ids: Tuple[Any, ...]
     masks: bool
     images: int
     boxes: np.ndarray
@@ -54,9 +56,8 @@ def read_content(split: Split) -> Content:
         raise ConfigError(f'{split.ann_file} has no object with a box, which a detector needs: name other annotations.')
     table = coco_table(content, split.ann_file)
     used = {identity(category['id']) for category in categories(content)}
-    classes = [
-        str(category['name']) for category in content.get('categories') or () if identity(category['id']) in used
-    ]
+    kept = [category for category in content.get('categories') or () if identity(category['id']) in used]
+    classes = [str(category['name']) for category in kept]
     if len(set(classes)) < len(classes):
         twice = next(name for name in classes if classes.count(name) > 1)
         raise ConfigError(f'{split.ann_file}: two categories are named {twice!r}: merge or rename them.')
@@ -66,6 +67,7 @@ def read_content(split: Split) -> Content:
     boxes, sides = table['boxes'][good], table['sizes'][table['owner'][good]]
     return Content(
         tuple(classes),
+        tuple(category['id'] for category in kept),
         all(a.get('segmentation') for a, usable in zip(content['annotations'], good) if usable),
         len(content['images']),
         np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1),
@@ -117,7 +119,7 @@ def detector_config(
     for split in (val, test):
         if split is not None:
             _check_classes(content.classes, split, train)
-    _set_data(cfg, train, val, test or val, content.classes)
+    _set_data(cfg, train, val, test or val, content)
     _set_reading(cfg, _reading(init, train))
     _set_length(cfg, iterations, batch, evaluations)
     if size is not None:
@@ -147,8 +149,7 @@ def _check_classes(classes: Sequence[str], split: Split, train: Split) -> None:
         )
 
 
-def _set_data(cfg: Config, train: Split, val: Split, test: Split, classes: Sequence[str]) -> None:
-    ids = {str(category.get('name')): category['id'] for category in read_coco(train.ann_file).get('categories') or ()}
+def _set_data(cfg: Config, train: Split, val: Split, test: Split, content: Content) -> None:
     for key, split in (('train', train), ('val', val), ('test', test)):
         dataset = cfg[f'{key}_dataloader'].dataset
         dataset.update(
@@ -156,13 +157,13 @@ def _set_data(cfg: Config, train: Split, val: Split, test: Split, classes: Seque
             data_root='',
             ann_file=str(Path(split.ann_file).resolve()),
             data_prefix=dict(img=str(Path(split.images).resolve()) + '/'),
-            metainfo=dict(classes=tuple(classes), category_ids=[ids[name] for name in classes]),  # as predictions have
+            metainfo=dict(classes=content.classes, category_ids=content.ids),  # the ids are for predictions
         )
         if key != 'train':
             cfg[f'{key}_evaluator'].ann_file = dataset.ann_file
     for head in dicts(cfg.model.roi_head) if 'roi_head' in cfg.model else [cfg.model.bbox_head]:
         if 'num_classes' in head:
-            head['num_classes'] = len(classes)
+            head['num_classes'] = len(content.classes)
 
 
 def _reading(init: Optional[PathLike], train: Split) -> Reading:

@@ -95,6 +95,8 @@ def pretraining_config(
     )
     notes.insert(0, f'recipe: {recipe} ({"with objects" if with_boxes else "without objects"}, {why})')
     cfg = load_config(recipe)
+    if init is not None:
+        start_from(cfg, init, adapt=True)  # apis.train says what it took
 
     loader = cfg.train_dataloader
     loader.dataset.update(
@@ -109,19 +111,15 @@ def pretraining_config(
     loader.num_workers = _workers()
     loader.persistent_workers = loader.num_workers > 0
     cfg.setdefault('randomness', {}).update(seed=seed)
-    if init is None:
-        _set_views(cfg, size)
+    _set_views(cfg, size)
     notes += _set_reading(cfg, dataset)
     if with_boxes and _may_fit(given, cfg):
         notes += _fit_views(cfg, dataset)
     iterations = max(1, found.images // loader.batch_size)
     notes.append(_set_length(cfg, steps, iterations))
-    if init is not None:
-        start_from(cfg, init, adapt=True)  # apis.train says what it took
-        _set_views(cfg, size)
-        arch = cfg.model.backbone.get('arch')
-        if isinstance(arch, dict) and arch['embed_dims'] >= LARGE_WIDTH:
-            notes.append(keep_weights(cfg, cfg.train_cfg.max_epochs * iterations))
+    arch = cfg.model.backbone.get('arch')
+    if init is not None and isinstance(arch, dict) and arch['embed_dims'] >= LARGE_WIDTH:
+        notes.append(keep_weights(cfg, cfg.train_cfg.max_epochs * iterations))
     cfg.notes = notes
     apply_options(cfg, options or {})
     return cfg, found

@@ -7,13 +7,15 @@ from typing import Any, List, Optional
 from mmengine.config import Config
 from mmpretrain.models import VisionTransformer
 
+from ..config import load_config
 from ..transfer import CheckpointError, Source, VitShape, read_checkpoint, read_meta, read_vit
 from ..transfer.resnet import find_resnet
 from ..utils.errors import ConfigError
 from ..utils.files import PathLike
 from .detector import set_backbone
 
-KEPT_RATE, KEPT_DECAY, KEPT_WARM = 0.1, 0.75, 0.1  # of configs/_base_/schedules/continue.py
+KEPT = 'odis_vits_continue_coco'  # whose layer decay and warm-up of the heads are taken
+KEPT_RATE = 0.1  # its learning rate in that of the recipe for random weights
 
 
 def start_from(cfg: Config, init: PathLike, adapt: bool = False) -> List[str]:
@@ -59,7 +61,7 @@ def start_from(cfg: Config, init: PathLike, adapt: bool = False) -> List[str]:
         _scale_views(cfg, shape.patch_size)
     else:
         _check_size(shape, own, str(init))
-    lines += _set_patch(cfg, shape, init)
+        lines += _set_patch(cfg, shape, init)
     heads = meta.get('num_heads') or (shape.width // shape.head_width if shape.head_width else own['num_heads'])
     backbone.arch = dict(
         embed_dims=shape.width,
@@ -78,22 +80,23 @@ def start_from(cfg: Config, init: PathLike, adapt: bool = False) -> List[str]:
 def keep_weights(cfg: Config, iterations: int) -> str:
     """Have a recipe for random weights keep what those of a file know; return a line for the log.
 
-    The measures are those of the recipes ``*_continue_*``: a tenth of the learning rate, 0.75 of it from block to
-    block, neck and head alone for the first tenth of the run, a slow teacher.
+    The measures are those of the recipes ``*_continue_coco``: a tenth of the learning rate, less of it from block to
+    block, neck and head alone for the first part of the run, a slow teacher.
 
     Args:
         cfg: Of a pretraining; changed.
         iterations: Of the run, by which the teacher's momentum is chosen: it forgets over a quarter of them.
     """
-    optim, momentum = cfg.optim_wrapper, cfg.model.setdefault('momentum', {})
+    kept = load_config(KEPT)
+    optim, momentum, warm = cfg.optim_wrapper, cfg.model.momentum, kept.default_hooks.schedule.warm_heads
     optim.optimizer.lr *= KEPT_RATE
-    optim.paramwise_cfg = dict(layer_decay_rate=KEPT_DECAY)
-    cfg.default_hooks.setdefault('schedule', dict(type='SelfSupScheduleHook')).update(warm_heads=KEPT_WARM)
-    momentum.update(start=max(momentum.get('start', 0.0), min(0.9995, 1 - 4 / iterations)))
+    optim.paramwise_cfg = kept.optim_wrapper.paramwise_cfg
+    cfg.default_hooks.schedule.warm_heads = warm
+    momentum.start = max(momentum.start, min(kept.model.momentum.start, 1 - 4 / iterations))
     return (
-        f'settings that preserve the weights: learning rate {optim.optimizer.lr:g}, times {KEPT_DECAY} for each block '
-        f'further from the head; neck and head train alone for the first {KEPT_WARM:.0%} of the steps; teacher '
-        f'momentum from {momentum.start:.4g}'
+        f'settings that preserve the weights: learning rate {optim.optimizer.lr:g}, times '
+        f'{optim.paramwise_cfg.layer_decay_rate} for each block further from the head; neck and head train alone for '
+        f'the first {warm:.0%} of the steps; teacher momentum from {momentum.start:.4g}'
     )
 
 

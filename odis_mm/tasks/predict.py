@@ -41,9 +41,9 @@ def predict(
         run: The detector's config, or the work dir of its training.
         checkpoint: Its weights; None: the newest checkpoint of the work dir.
         images: Files and folders.
-        out: ``predictions.json`` (images, categories with the ids of the training annotations, and annotations with a
-            ``score`` and, if the detector makes some, masks; those of any score) and ``vis/`` (of at least
-            ``threshold``) are written to this folder.
+        out: ``predictions.json`` (images, categories, and annotations with a ``score`` and, if the detector makes some,
+            masks; those of any score) and ``vis/`` (of at least ``threshold``) are written to this folder. Categories
+            have the ids of the training annotations if :func:`finetune` made the detector, else its labels' numbers.
         threshold: Least score of a box that is drawn.
         batch: Images at a time.
         quiet: No progress bar.
@@ -73,9 +73,8 @@ def predict(
             warnings.filterwarnings('ignore', message=NOISE)
             inferencer = FileInferencer(cfg, picture_names(paths), weights=None, device=device, show_progress=not quiet)
             classes = _load(inferencer.model, weights, cfg)
-            inferencer.visualizer.dataset_meta = (
-                inferencer.model.dataset_meta
-            )  # made without weights, it names COCO's classes
+            # the visualizer was made without weights, so it names COCO's classes
+            inferencer.visualizer.dataset_meta = inferencer.model.dataset_meta
             inferencer([str(p) for p in paths], batch_size=batch, out_dir=str(out), pred_score_thr=threshold)
     if not inferencer.found:
         raise BadImageError(f'none of {len(paths)} images can be read; the first: {inferencer.bad[0]}')

@@ -454,11 +454,14 @@ class Comparison:
     ):
         """The config of a pretraining; ``subset``: on so many batches' worth of images alone, to measure its speed."""
         options = {**step.options, **knobs}
-        if init is not None:
-            options['model.backbone.init_cfg'] = dict(type='VerifiedPretrained', checkpoint=str(init))
         with _configs:
             cfg, _ = pretraining_config(
-                self.data.pretraining[step.boxes], recipe=step.recipe, steps=iterations, seed=seed, options=options
+                self.data.pretraining[step.boxes],
+                recipe=step.recipe,
+                init=init,
+                steps=iterations,
+                seed=seed,
+                options=options,
             )
         if subset is not None:
             loader = cfg.train_dataloader

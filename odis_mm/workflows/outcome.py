@@ -361,8 +361,8 @@ def flat_baseline(outcome: Outcome) -> str:
     steps = outcome.plan.detector.iterations
     return (
         f'{outcome.reference} gains nothing from more labels ({few:.1f} with {first.images} images, {many:.1f} with '
-        f'{last.images}): {steps} iterations are too few for its detector to use them. A longer training (--set '
-        f'detector.iterations={3 * steps}, or more --minutes) may leave less of the differences.'
+        f'{last.images}), so {steps} iterations may be too few for its detector to use them. A longer training (--set '
+        f'detector.iterations={3 * steps}, or more --minutes) can leave less of the differences.'
     )
 
 

@@ -9,7 +9,6 @@ from mmengine.logging import MMLogger
 from ..config import shipped_configs
 from ..utils.errors import ConfigError
 from ..utils.files import PathLike, atomic_write_text
-from ..utils.noise import import_quietly
 from .compare import Comparison, resolve_files
 from .data import prepare
 from .outcome import Outcome, headline, recommendation
@@ -67,7 +66,8 @@ def compare(
         ConfigError: the plan cannot be used; LeakError: evaluated images are among the training images.
         StageError: a stage failed.
     """
-    _quiet()
+    # what data sets tell of themselves is in the logs of the stages
+    MMLogger.get_current_instance().setLevel('WARNING')
     found, folder = load_plan(plan, changes)
     if starts:
         found = select_starts(found, starts)
@@ -104,7 +104,7 @@ def compare_data(
         ConfigError: no annotations, too little time for any comparison, or a work dir that holds the plan of another
             command.
     """
-    _quiet()
+    MMLogger.get_current_instance().setLevel('WARNING')
     root = Path(data).resolve()
     out = Path(work_dir or Path('work_dirs/compare') / (slug(root.name) or 'data'))
     mark = (
@@ -141,12 +141,6 @@ def compare_data(
         plan, _ = load_plan(path, changes)
         atomic_write_text(path, f'{text.splitlines()[0]}\n{dump_plan(plan)}')
     return _carry_out(plan, out, out, jobs, prefix, dry_run, duplicates, command)
-
-
-def _quiet() -> None:
-    """Keep off the screen what imports print, and what data sets tell, which is in the logs of the stages."""
-    MMLogger.get_current_instance().setLevel('WARNING')
-    import_quietly('mmpretrain.datasets')
 
 
 def _draft(root: Path, recipes: Optional[Sequence[str]], files: Sequence[str], duplicates: Optional[str]) -> Plan:

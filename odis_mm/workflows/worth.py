@@ -118,9 +118,7 @@ def worth(
     atomic_write_text(folder / 'plan.yaml', yaml.safe_dump(plan, sort_keys=False))
     then = f'Detectors: odis-mm compare {folder / "plan.yaml"}'
     if data:
-        lines = [f'| {" | ".join(["boxes", *BOXES])} |', '|---|---|---|']
-        lines += [f'| {row} | {" | ".join(f"{found[key]:.1f}" for key in BOXES)} |' for row, found in recall.items()]
-        text = '\n'.join(lines)
+        text = _markdown(['boxes', *BOXES], [[row, *_percent(found)] for row, found in recall.items()])
         atomic_write_text(folder / 'worth.md', text + '\n')
         return f'{text}\n\n{then}'
     stages = Stages(folder, jobs=1)
@@ -202,15 +200,24 @@ def measure_boxes(export: Path, root: Path, random: bool = False) -> Dict[str, f
 def table(measures: Dict[str, List[Dict[str, float]]], recall: Dict[str, dict]) -> str:
     """Rows of frozen measures, mean and each seed, and of the boxes' recall where they are not the annotated ones."""
     head = ['boxes', *BOXES, *(f'{name} (each seed)' for name in FROZEN)]
-    lines = [f'| {" | ".join(head)} |', '|---' * len(head) + '|']
+    rows = []
     for row, seeds in measures.items():
-        cells = [f'{recall[row][key]:.1f}' if row in recall else '' for key in BOXES]
+        cells = [row, *(_percent(recall[row]) if row in recall else [''] * len(BOXES))]
         for name in FROZEN:
             values = [found[name] for found in seeds]
             each = f' ({", ".join(f"{value:.1f}" for value in values)})' if len(values) > 1 else ''
             cells.append(f'{sum(values) / len(values):.1f}{each}')
-        lines.append(f'| {row} | {" | ".join(cells)} |')
-    return '\n'.join(lines)
+        rows.append(cells)
+    return _markdown(head, rows)
+
+
+def _percent(found: Dict[str, float]) -> List[str]:
+    return [f'{found[key]:.1f}' for key in BOXES]
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f'| {" | ".join(cells)} |' for cells in (head, *rows)]
+    return '\n'.join([lines[0], '|---' * len(head) + '|', *lines[1:]])
 
 
 def _scored(content: dict) -> dict:

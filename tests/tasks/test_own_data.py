@@ -133,7 +133,7 @@ def test_wide_weights_are_kept(method, width, coco_folder, tmp_path):
 
 
 def test_wide_weights_start_a_run(coco_folder, tmp_path):
-    """The export after steps that train only neck and head holds the file's weights."""
+    """The weights of the export are those of the file, moved by a few slow steps."""
     arch = dict(embed_dims=384, num_layers=1, num_heads=6, feedforward_channels=64)
     vit = ObjectViT(arch=arch, patch_size=8, img_size=16)
     state = {f'backbone.{key}': value for key, value in vit.state_dict().items()}

@@ -164,6 +164,20 @@ def test_a_changed_plan_runs_only_what_it_touches(tmp_path, training):
     assert len(training.calls) == 6 and all(name.startswith('detector_') for name in training.calls)  # no speed again
 
 
+def test_each_step_of_a_chain_starts_from_the_one_before(tmp_path, training, monkeypatch):
+    write_noise_coco(tmp_path / 'data')
+    seen, pretraining = [], training.pretraining
+    monkeypatch.setattr(training, 'pretraining', lambda cfg, run: (seen.append(cfg.model), pretraining(cfg, run)))
+    chain = dict(chain=[dict(recipe='alfm_demo'), dict(recipe='gtsa_demo')])
+    starts, seeds = {'random weights': {}, 'good': chain}, dict(pretraining=1, detector=1)
+    plan = plan_file(tmp_path, starts=starts, seeds=seeds, labels=[25], measures=False, pictures=0)
+    compare(plan, work_dir=tmp_path / 'w', jobs=1)
+    first, second = (model for model in seen[-2:])
+    assert (first.type, second.type) == ('ALFM', 'GTSA') and 'init_cfg' not in first.backbone
+    assert '/step0/run/epoch_' in second.backbone.init_cfg.checkpoint
+    assert second.backbone.arch.embed_dims == second.neck.in_channels == 32, 'as the file has it'
+
+
 def test_killed_again_and_again_it_gives_the_same_table(tmp_path, training):
     write_noise_coco(tmp_path / 'data')
     plan = plan_file(tmp_path, labels=[25], measures=False, pictures=1, seeds=dict(pretraining=1, detector=2))
