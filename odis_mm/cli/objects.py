@@ -14,7 +14,7 @@ from mmpretrain.registry import DATASETS
 from ..config import load_config, parse_options, shipped_configs
 from ..datasets.transforms import SampleViews
 from ..engine.hooks.views import samples_of
-from ..objects.annotations import FORMATS, load_annotations
+from ..objects import FORMATS, load_annotations
 from ..objects.attention import Attention
 from ..objects.classic import Classic
 from ..objects.detector import Detector

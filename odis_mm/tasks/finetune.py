@@ -11,7 +11,8 @@ from mmengine.logging import print_log
 from .. import apis
 from ..datasets.annotations import coco_table
 from ..datasets.layout import Split, find_splits, image_folder, read_coco, split_coco
-from ..objects.annotations import UnrecognisedError, imported_splits
+from ..objects.annotations import imported_splits
+from ..objects.formats import UnrecognisedError
 from ..recipes.arguments import check_arguments
 from ..recipes.detector import detector_config, read_content
 from ..utils.errors import AnnotationError, ConfigError, MissingFileError

@@ -11,7 +11,8 @@ from mmengine.logging import print_log
 
 from .. import apis
 from ..datasets.layout import find_splits
-from ..objects.annotations import UnrecognisedError, imported_splits
+from ..objects.annotations import imported_splits
+from ..objects.formats import UnrecognisedError
 from ..recipes.pretraining import pretraining_config
 from ..utils.errors import AnnotationError, ConfigError, StageError
 from ..utils.files import PathLike

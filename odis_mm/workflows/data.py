@@ -14,7 +14,8 @@ from ..datasets.files import walk_images
 from ..datasets.image_io import size_of
 from ..datasets.layout import SPLITS, Split, categories, find_splits, image_folder, read_coco, split_coco
 from ..datasets.values import flag, identity, number
-from ..objects.annotations import UnrecognisedError, imported_splits
+from ..objects.annotations import imported_splits
+from ..objects.formats import UnrecognisedError
 from ..utils.errors import ConfigError
 from ..utils.files import atomic_write_text
 from . import leaks

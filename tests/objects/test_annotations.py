@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 
 from odis_mm.datasets import ObjectDataset
 from odis_mm.objects import load_annotations
-from odis_mm.objects.annotations import recognise
+from odis_mm.objects.formats import recognise
 from odis_mm.utils.errors import AnnotationError, ConfigError, MissingFileError
 
 SIZES = {'a.jpg': (40, 60), 'b.png': (50, 30), 'c.jpg': (64, 64)}  # height, width

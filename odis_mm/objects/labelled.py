@@ -1,0 +1,94 @@
+"""What a reader of another tool's annotations gives, and the search for the images that they mean."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Dict, List, Optional, Sequence, Tuple, Union
+
+from ..datasets.image_io import size_of
+from ..datasets.objects import list_images
+from ..utils.errors import AnnotationError, BadImageError, MissingFileError
+
+Size = Tuple[int, int]  # height, width
+
+
+@dataclass
+class Annotated:
+    """One object of an image, as its file has it: pixels of the image.
+
+    Attributes:
+        box: x1, y1, x2, y2.
+        segmentation: COCO polygons or RLE.
+        area: Of the mask, where the file says it; else that of the box.
+    """
+
+    label: Union[str, int]
+    box: Sequence[float]
+    segmentation: object = None
+    score: Optional[float] = None
+    crowd: bool = False
+    area: Optional[float] = None
+
+
+@dataclass
+class Labelled:
+    """The objects of one image. ``size`` is what the file says; None where it says nothing."""
+
+    image: str
+    objects: List[Annotated]
+    size: Optional[Size] = None
+
+
+@dataclass
+class ImageIndex:
+    """The images below a folder, found by whatever part of their path an annotation file has."""
+
+    folder: Path
+    by_name: Dict[str, List[str]] = field(default_factory=dict)
+    by_stem: Dict[str, List[str]] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if not self.folder.is_dir():
+            raise MissingFileError(f'image folder {self.folder} does not exist.')
+        for path in list_images(str(self.folder)):
+            name = Path(path).relative_to(self.folder).as_posix()
+            self.by_name.setdefault(Path(name).name, []).append(name)
+            self.by_stem.setdefault(Path(name).stem, []).append(name)
+
+    def find(self, reference: str, source: Path) -> str:
+        """Return the image, relative to the folder, that ``reference`` in the annotation file ``source`` means.
+
+        Raises:
+            AnnotationError: there is none, or several that fit equally well.
+        """
+        reference = reference.replace('\\', '/')
+        last = reference.rsplit('/', 1)[-1]
+        found = self.by_name.get(last) or self.by_stem.get(last) or self.by_stem.get(Path(last).stem) or []
+        if len(found) > 1:  # the longest tail in common decides, that of the annotation file's own place after it
+            parts = [part for part in source.with_suffix('').parts if part not in ('labels', 'Annotations')]
+            rank = [(_common_tail(name, reference), _shared(name, parts)) for name in found]
+            found = [name for name, r in zip(found, rank) if r == max(rank)]
+        if not found:
+            raise AnnotationError(f'{source}: its image {reference} is not below {self.folder}')
+        if len(found) > 1:
+            raise AnnotationError(f'{source}: its image {reference} may be {found[0]} or {found[1]}')
+        return found[0]
+
+    def size(self, name: str) -> Size:
+        """Return height and width of the stored pixels."""
+        try:
+            return size_of(self.folder / name)
+        except BadImageError as error:
+            raise AnnotationError(str(error)) from error
+
+
+def _common_tail(name: str, reference: str) -> int:
+    count = 0
+    for a, b in zip(reversed(Path(name).with_suffix('').parts), reversed(Path(reference).with_suffix('').parts)):
+        if a != b:
+            break
+        count += 1
+    return count
+
+
+def _shared(name: str, parts: Sequence[str]) -> int:
+    return len(set(Path(name).parts[:-1]) & set(parts))
