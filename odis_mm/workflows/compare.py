@@ -33,14 +33,15 @@ _configs = threading.RLock()  # mmengine's registries have one default scope for
 
 @dataclass(frozen=True)
 class DetectorRun:
-    """A cell of the tables: which start, pretraining seed, percent of the labels, detector seed, and share of the
-    pretraining."""
+    """A cell of the tables: which start, pretraining seed, percent of the labels, detector seed, share of the
+    pretraining, and how many times the iterations of the detector."""
 
     start: str
     pretraining_seed: int
     percent: float
     seed: int
     share: float = 1.0
+    times: int = 1
 
 
 class Comparison:
@@ -107,7 +108,8 @@ class Comparison:
             if speed is None:
                 return None
             images = self.data.images['val' if stage.settings.get('on') == 'val' else self.evaluated]
-            seconds = speed['startup'] + speed['iteration'] * self.plan.detector.iterations + speed['image'] * images
+            iterations = stage.settings.get('detector', {}).get('iterations', self.plan.detector.iterations)
+            seconds = speed['startup'] + speed['iteration'] * iterations + speed['image'] * images
             return seconds / 60
         if kind in ('pretraining', 'trial'):
             start = self.plan.start(stage.settings['start'])
@@ -143,6 +145,8 @@ class Comparison:
 
     def _cells(self) -> List[DetectorRun]:
         plan, cells = self.plan, []
+        if plan.detector.longer:  # first, since it takes the longest
+            cells.append(DetectorRun(plan.reference, 0, max(plan.labels), 0, times=plan.detector.longer))
         middle = sorted(plan.labels)[(len(plan.labels) - 1) // 2]
         for percent in plan.labels:
             for start in plan.starts:
@@ -182,8 +186,10 @@ class Comparison:
             boxes=step.boxes,
         )
 
-    def _detector_settings(self, start: Optional[Start]) -> dict:
+    def _detector_settings(self, start: Optional[Start], times: int = 1) -> dict:
         detector = as_plain(self.plan.detector)
+        del detector['longer']  # no result of another run depends on it
+        detector['iterations'] *= times
         content = self._content(detector['config'] or 'mask-rcnn_small')
         return {**detector, 'content': content, 'start_options': dict(start.detector) if start else {}}
 
@@ -325,7 +331,7 @@ class Comparison:
             needs.append(self.tuned[run.start])
         settings = dict(
             kind='detector',
-            detector=self._detector_settings(start),
+            detector=self._detector_settings(start, run.times),
             file=_file_settings(start.steps[0].file) if start.steps and not start.recipes else None,
             labels=self.data.subsets[run.percent, run.seed].name,
             evaluated=self.data.identity[on],
@@ -350,7 +356,7 @@ class Comparison:
                 evaluated,
                 init,
                 run.seed if not trial else TUNING_SEED + run.seed,
-                self.plan.detector.iterations,
+                self.plan.detector.iterations * run.times,
                 {**start.detector, **chosen},
             )
             for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
@@ -365,6 +371,7 @@ class Comparison:
             [f'detector_{slug(run.start)}', *([f'p{run.pretraining_seed}'] if start.recipes else [])]
             + [f'{run.percent:g}pct'.replace('.', 'p'), f'd{run.seed}']
             + ([f'at{round(100 * run.share)}'] if run.share != 1 else [])
+            + ([f'x{run.times}'] if run.times != 1 else [])
         )
         return Stage(name, settings, work, tuple(needs))
 

@@ -61,6 +61,7 @@ class Outcome:
         last: Start to the last scalars of its pretraining (seed 0).
         tuned: Start to the trials and the chosen knobs.
         classes: Class to start to AP at the most labels.
+        longer: AP of the reference at the most labels after ``detector.longer`` times the iterations; None: not run.
     """
 
     plan: Plan
@@ -75,6 +76,7 @@ class Outcome:
     last: Dict[str, Dict[str, float]] = field(default_factory=dict)
     tuned: Dict[str, dict] = field(default_factory=dict)
     classes: Dict[str, Dict[str, float]] = field(default_factory=dict)
+    longer: Optional[float] = None
 
     @property
     def reference(self) -> str:
@@ -97,7 +99,9 @@ def collect(comparison: Comparison, results: Dict[str, dict]) -> Outcome:
             gap = None if name == plan.reference else stats.difference(found, name, plan.reference, CONFIDENCE)
             keys = ('box AP50', 'mask AP')
             stages = [
-                s for run, s in comparison.runs.items() if (run.start, run.percent, run.share) == (name, percent, 1)
+                s
+                for run, s in comparison.runs.items()
+                if (run.start, run.percent, run.share, run.times) == (name, percent, 1, 1)
             ]
             values = [results[stage.name] for stage in stages]
             extra = {k: float(np.mean([v[k] for v in values])) for k in keys if all(k in v for v in values)}
@@ -119,8 +123,9 @@ def collect(comparison: Comparison, results: Dict[str, dict]) -> Outcome:
         if start.name in comparison.tuned:
             outcome.tuned[start.name] = results[comparison.tuned[start.name].name]
     most = max(plan.labels)
+    outcome.longer = next((value for run, (value, _) in runs.items() if run.times != 1), None)
     for start in plan.starts:
-        own = [r for r in comparison.runs if (r.start, r.percent, r.share) == (start.name, most, 1.0)]
+        own = [r for r in comparison.runs if (r.start, r.percent, r.share, r.times) == (start.name, most, 1.0, 1)]
         found = [stats.class_ap(stats.match(str(annotations), _predictions(comparison, run))) for run in own]
         for name in found[0]:
             outcome.classes.setdefault(name, {})[start.name] = float(np.mean([f[name] for f in found]))
@@ -268,6 +273,9 @@ def headline(outcome: Outcome) -> str:
             parts.append('There is one start only: nothing to compare.')
     if harmed:
         parts.append(f'Below {reference}: {join(harmed)}.')
+    if helped and outcome.longer is not None and caught_up(outcome):
+        times, images = outcome.plan.detector.longer, outcome.tables[-1].images
+        parts.append(f'Mind: trained {times} times as long, {reference} reaches {outcome.longer:.1f} with {images}.')
     return ' '.join(parts)
 
 
@@ -352,8 +360,43 @@ def to_settle(outcome: Outcome) -> List[str]:
     return found
 
 
+def best_row(table: Table, reference: str) -> Optional[Row]:
+    """Return the row of the highest mean AP but for the reference's; None without others."""
+    return max((row for row in table.rows if row.start != reference), key=lambda row: row.runs.mean, default=None)
+
+
+def caught_up(outcome: Outcome) -> bool:
+    """Whether the reference, trained for longer, is at least as good as the best start at the length of the tables."""
+    best = best_row(outcome.tables[-1], outcome.reference)
+    return best is not None and outcome.longer is not None and outcome.longer >= best.runs.mean
+
+
+def longer_training(outcome: Outcome) -> str:
+    """Return what the longer training of the reference says about the gains; empty if it was not run."""
+    table = outcome.tables[-1]
+    best = best_row(table, outcome.reference)
+    if outcome.longer is None or best is None:
+        return ''
+    detector = outcome.plan.detector
+    steps = detector.iterations * detector.longer
+    text = (
+        f'trained {detector.longer} times as long ({steps} iterations, one seed), {outcome.reference} reaches '
+        f'{outcome.longer:.1f} with {table.images} labelled images. {best.start} has {best.runs.mean:.1f} after '
+        f'{detector.iterations}. '
+    )
+    if caught_up(outcome):
+        return text + (
+            f'So a gain with so many labels can be one of training time alone. If you train your detector until it '
+            f'gains no more, compare at that length: --set detector.iterations={steps}.'
+        )
+    return text + 'So the gain is more than a shorter training.'
+
+
 def flat_baseline(outcome: Outcome) -> str:
-    """Return a sentence if the reference gains nothing from more labels; empty otherwise."""
+    """Return a sentence if the reference gains nothing from more labels; empty otherwise, and if it was also trained
+    for longer, which says more."""
+    if outcome.longer is not None:
+        return ''
     first, last = outcome.tables[0], outcome.tables[-1]
     few, many = (table.row(outcome.reference).runs.mean for table in (first, last))
     if last.images == first.images or many > few:
@@ -428,6 +471,7 @@ def as_json(outcome: Outcome) -> dict:
         last=outcome.last,
         tuned=outcome.tuned,
         classes=outcome.classes,
+        longer=outcome.longer,
     )
 
 

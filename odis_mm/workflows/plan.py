@@ -89,6 +89,8 @@ class Detector:
             small data.
         size: Shortest side of the images in pixels; None: the config's.
         iterations, batch: Length.
+        longer: The detector of the reference is also trained for so many times the iterations, with the most labels and
+            one seed, to tell whether a gain is more than a shorter training; 0: not.
         options: ``--cfg-options``.
     """
 
@@ -96,6 +98,7 @@ class Detector:
     size: Optional[int] = None
     iterations: int = 300
     batch: Optional[int] = None
+    longer: int = 0
     options: Dict[str, Any] = field(default_factory=dict)
 
 
@@ -353,6 +356,7 @@ def _check(plan: Plan, where: str) -> None:
         not plan.labels or any(not 0 < p <= 100 for p in plan.labels), 'labels are percentages above 0, at most 100.'
     )
     refuse(min(plan.seeds.pretraining, plan.seeds.detector) < 1, 'seeds must be 1 or more.')
+    refuse(plan.detector.longer < 0 or plan.detector.longer == 1, 'detector.longer must be 0, or 2 or more.')
     refuse(plan.evaluate not in (None, 'val', 'test'), 'evaluate must be val or test.')
     names = [slug(start.name) for start in plan.starts]
     refuse(len(set(names)) < len(names) or '' in names, 'the names of the starts must differ in letters and digits.')

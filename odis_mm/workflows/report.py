@@ -26,6 +26,7 @@ from .outcome import (
     flat_baseline,
     headline,
     join,
+    longer_training,
     recommendation,
     signed,
     stage_folders,
@@ -133,7 +134,7 @@ def _verdict(outcome: Outcome, comparison: Comparison) -> Section:
     section.items = [*verdicts(outcome)]
     if settle := to_settle(outcome):
         section.items += ['What would settle the rest: ' + ' '.join(settle)]
-    if short := flat_baseline(outcome):
+    if short := longer_training(outcome) or flat_baseline(outcome):
         section.items.append(f'Note: {short}')
     if scenes := comparison.data.scenes[comparison.evaluated]:
         names = ', '.join(f'{a} ({b})' for a, b in list(scenes.items())[:3])

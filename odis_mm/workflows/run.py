@@ -23,17 +23,17 @@ FEWEST = 8  # labelled images below which a fraction is not tried
 SHORTEST = 1.5  # minutes: a pretraining below that is not worth a table
 RESERVE = 0.85  # share of the time that is planned with; the rest is for the report and for what was measured too well
 # how much of a comparison to give up for time, the dearest first: pretrainings, seeds of both kinds, amounts of labels,
-# detector iterations
+# detector iterations, and how many times as long the reference is trained for control
 DESIGNS = (
-    (4, 2, 2, 3, 300),
-    (3, 2, 2, 2, 300),
-    (3, 2, 2, 2, 200),
-    (2, 2, 2, 2, 200),
-    (2, 2, 2, 1, 200),
-    (1, 2, 2, 1, 200),
-    (1, 2, 2, 1, 120),
-    (1, 1, 2, 1, 120),
-    (1, 1, 1, 1, 120),
+    (4, 2, 2, 3, 300, 4),
+    (3, 2, 2, 2, 300, 4),
+    (3, 2, 2, 2, 200, 4),
+    (2, 2, 2, 2, 200, 4),
+    (2, 2, 2, 1, 200, 4),
+    (1, 2, 2, 1, 200, 4),
+    (1, 2, 2, 1, 120, 4),
+    (1, 1, 2, 1, 120, 0),
+    (1, 1, 1, 1, 120, 0),
 )
 
 
@@ -176,15 +176,18 @@ def fit(plan: Plan, comparison: Comparison, minutes: float) -> Tuple[Plan, List[
     fixed = [start for start in plan.starts if not start.recipes]
     pretrained = [start for start in plan.starts if start.recipes]
     budget = RESERVE * minutes * workers
-    for count, seeds_p, seeds_d, amounts, iterations in DESIGNS:
+    for count, seeds_p, seeds_d, amounts, iterations, longer in DESIGNS:
         if count > max(len(pretrained), 1) or (not pretrained and seeds_p > 1):
             continue
         labels = plan.labels[-amounts:] if amounts > 1 else plan.labels[-2:-1] or plan.labels
         chosen = pretrained[:count]
-        one = (detector['startup'] + detector['iteration'] * iterations + detector['image'] * images) / 60
+        outside = detector['startup'] + detector['image'] * images
         detectors = (len(fixed) + len(chosen) * seeds_p) * seeds_d * len(labels)
-        overhead = 0.5 * (len(chosen) * seeds_p + len(fixed))  # frozen measures
-        left = budget - one * detectors - overhead
+        seconds = (outside + detector['iteration'] * iterations) * detectors
+        if longer:
+            seconds += outside + detector['iteration'] * iterations * longer
+        overhead = 0.5 * (len(chosen) * seeds_p + len(fixed)) + seconds / 60  # frozen measures, detectors
+        left = budget - overhead
         each = 0.0
         if chosen:
             startup = sum(results(comparison.probes[s.recipes[0].recipe])['startup'] for s in chosen) / 60 / len(chosen)
@@ -199,14 +202,15 @@ def fit(plan: Plan, comparison: Comparison, minutes: float) -> Tuple[Plan, List[
             starts=(*fixed, *chosen),
             labels=tuple(labels),
             seeds=Seeds(seeds_p, seeds_d),
-            detector=dataclasses.replace(plan.detector, iterations=iterations),
+            detector=dataclasses.replace(plan.detector, iterations=iterations, longer=longer),
             pretraining=Pretraining(minutes=each) if chosen else Pretraining(iterations=4),
         )
-        total = one * detectors + overhead + (each + startup if chosen else 0) * len(chosen) * seeds_p
+        total = overhead + (each + startup if chosen else 0) * len(chosen) * seeds_p
         lines = [
             f'plan: {", ".join(s.name for s in new.starts)}; {each:g} min per pretraining, {seeds_p} pretraining and '
             f'{seeds_d} detector seed(s), {detectors} detectors of {iterations} iterations with '
-            f'{", ".join(f"{p:g} %" for p in labels)} of the labels',
+            f'{", ".join(f"{p:g} %" for p in labels)} of the labels'
+            + (f', and {new.reference} for {longer * iterations} iterations' if longer else ''),
             f'at the measured speed this takes about {total / workers:.0f} minutes, {workers} stage(s) at a time',
         ]
         return new, lines

@@ -65,6 +65,7 @@ class FakeTraining:
         rng = np.random.default_rng((cfg.randomness.seed, labels))
         truth = json.loads(open(cfg.val_evaluator.ann_file).read())
         off = NOISE[start] * (1 + 3 / labels) / (2 if cfg.optim_wrapper.optimizer.lr < 1e-3 else 1)
+        off /= 20 if cfg.train_cfg.max_iters >= 80 else 1
         found = [
             dict(
                 image_id=a['image_id'],
@@ -162,6 +163,26 @@ def test_a_changed_plan_runs_only_what_it_touches(tmp_path, training):
     compare(plan_file(tmp_path, measures=False, labels=[25], detector=detector), work_dir=work, jobs=1)
     assert {before, second} <= {path.read_text() for path in work.glob('report_*.json')}
     assert len(training.calls) == 6 and all(name.startswith('detector_') for name in training.calls)  # no speed again
+
+
+def test_the_reference_is_trained_for_longer(tmp_path, training):
+    write_noise_coco(tmp_path / 'data')
+    work = tmp_path / 'work'
+    compare(plan_file(tmp_path, measures=False), work_dir=work, jobs=1)
+    before = numbers(work)
+    assert before['longer'] is None and before['verdict'].startswith('Yes: good is ')
+    del training.calls[:]
+    detector = dict(size=64, iterations=20, longer=4)
+    compare(plan_file(tmp_path, measures=False, detector=detector), work_dir=work, jobs=1)
+    (name,) = training.calls  # nothing else depends on it
+    assert name.startswith('detector_random_weights_100pct_d0_x4')
+    after = numbers(work)
+    assert after['tables'] == before['tables'] and after['longer'] > after['tables'][-1]['rows'][1]['mean']
+    reached = f'trained 4 times as long, random weights reaches {after["longer"]:.1f} with 24.'
+    assert after['verdict'] == f'{before["verdict"]} Mind: {reached}'
+    assert '--set detector.iterations=80' in (work / 'report.md').read_text()
+    with pytest.raises(ConfigError, match='detector.longer must be 0, or 2 or more'):
+        compare(plan_file(tmp_path, detector=dict(longer=1)), work_dir=work)
 
 
 def test_each_step_of_a_chain_starts_from_the_one_before(tmp_path, training, monkeypatch):
@@ -282,6 +303,7 @@ def test_a_data_set_gets_a_plan_that_fits_the_time(tmp_path, training, monkeypat
     work = tmp_path / 'w'
     assert compare_data(root, 60, work_dir=work, jobs=1, dry_run=True) is None
     rich, _ = module.load_plan(work / 'plan.yaml')
+    assert rich.detector.longer == 4
     assert len(rich.starts) == 3 and rich.seeds.pretraining == rich.seeds.detector == 2 and rich.labels == (100.0,)
     compare_data(root, 10, work_dir=tmp_path / 'short', jobs=1, dry_run=True)
     poor, _ = module.load_plan(tmp_path / 'short' / 'plan.yaml')

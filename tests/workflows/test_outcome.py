@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from odis_mm.workflows.outcome import flat_baseline
+from odis_mm.workflows.outcome import flat_baseline, longer_training
 
 
 @pytest.mark.parametrize(
@@ -17,8 +17,31 @@ def test_a_baseline_that_uses_no_labels_is_told(values, told):
 
     tables = [table(images, value) for images, value in zip((20, 205), values)]
     plan = SimpleNamespace(detector=SimpleNamespace(iterations=200))
-    found = flat_baseline(SimpleNamespace(tables=tables, reference='random weights', plan=plan))
+    found = flat_baseline(SimpleNamespace(tables=tables, reference='random weights', plan=plan, longer=None))
     assert bool(found) == told
     if told:
         assert f'({values[0]:.1f} with 20 images, {values[1]:.1f} with 205)' in found
         assert '--set detector.iterations=600' in found
+
+
+@pytest.mark.parametrize(
+    'reached, words',
+    [(52.3, 'can be one of training time alone'), (49.0, 'alone'), (40.0, 'more than a shorter training')],
+)
+def test_a_longer_training_of_the_baseline_tells_what_the_gain_is(reached, words):
+    rows = [
+        SimpleNamespace(start=name, runs=SimpleNamespace(mean=mean))
+        for name, mean in (('random weights', 29.9), ('ODIS', 48.7), ('GTSA', 49.0))
+    ]
+    outcome = SimpleNamespace(
+        tables=[SimpleNamespace(images=205, rows=rows)],
+        reference='random weights',
+        longer=reached,
+        plan=SimpleNamespace(detector=SimpleNamespace(iterations=200, longer=4)),
+    )
+    found = longer_training(outcome)
+    start = f'trained 4 times as long (800 iterations, one seed), random weights reaches {reached} with 205 labelled'
+    assert found.startswith(start) and 'GTSA has 49.0 after 200.' in found and words in found
+    assert not flat_baseline(outcome)
+    outcome.longer = None
+    assert not longer_training(outcome)
