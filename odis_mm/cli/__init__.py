@@ -1,6 +1,7 @@
 """Every command line: ``odis-mm COMMAND ...`` or ``python -m odis_mm COMMAND ...``.
 
-A command's module is imported when the command is called, so that ``--help`` and the doctor need nothing but Python.
+A command's module is imported when the command is called, and needs nothing but Python until the command has work to do
+(:func:`odis_mm.cli.common.run`).
 """
 
 import sys
@@ -14,7 +15,6 @@ class Command(NamedTuple):
     module: str
     function: str
     help: str
-    needs_registry: bool = True
 
 
 COMMANDS: Dict[str, Command] = {
@@ -44,12 +44,12 @@ COMMANDS: Dict[str, Command] = {
     ),
     'verify': Command('odis_mm.cli.verify', 'verify_main', 'check every image, box and mask of a data set'),
     'stats': Command('odis_mm.cli.stats', 'stats_main', 'mean and deviation of the channels of a data set'),
-    'demo': Command('odis_mm.datasets.demo', 'main', 'render the demo set'),
+    'demo': Command('odis_mm.cli.demo', 'demo_main', 'render the demo set'),
     'replay': Command('odis_mm.cli.replay', 'replay_main', 'rerun a batch whose loss was not finite'),
     'benchmark': Command(
         'odis_mm.cli.benchmarks', 'benchmark_main', 'where the time and memory of a pretraining step go'
     ),
-    'doctor': Command('odis_mm.cli.doctor', 'main', 'check this installation', needs_registry=False),
+    'doctor': Command('odis_mm.cli.doctor', 'main', 'check this installation'),
 }
 
 
@@ -58,10 +58,6 @@ def main(argv: Optional[List[str]] = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] in COMMANDS:
         command = COMMANDS[argv[0]]
-        if command.needs_registry and not {'-h', '--help'} & set(argv):
-            import odis_mm
-
-            odis_mm.register()
         getattr(import_module(command.module), command.function)(argv[1:])
         return
     listing = '\n'.join(f'  {name:12s} {command.help}' for name, command in COMMANDS.items())

@@ -9,25 +9,16 @@ import time
 from pathlib import Path
 from typing import Callable, Dict, List, Optional, Sequence
 
-import torch
-from mmengine.logging import MMLogger
-from mmengine.registry import init_default_scope
-from mmpretrain.registry import MODELS
-
-from ..analysis import benchmark, benchmark_gtsa
-from ..analysis.annotations import annotations_benchmark
-from ..analysis.cost import total_loss
-from ..analysis.peer import lightly_benchmark
-from ..analysis.startup import TRAIN, seconds_to_first_iteration
-from ..config import load_config, parse_options
 from ..utils.environment import hardware
-from ..utils.errors import run_command
+from ..utils.paths import check_config_name
+from .common import device_or_best, run
 
 
 def benchmark_main(argv: Optional[List[str]] = None) -> None:
     """``tools/analysis/benchmark.py CONFIG``: prints the table, keeps the json."""
     parser = argparse.ArgumentParser(
-        description="Where the time of a pretraining step goes, and how far it is from the machine's limit."
+        prog='odis-mm benchmark',
+        description="Where the time of a pretraining step goes, and how far it is from the machine's limit.",
     )
     parser.add_argument('config', help='path of a config, or name of a shipped one such as odis_vits_coco')
     mode = parser.add_mutually_exclusive_group()
@@ -48,7 +39,7 @@ def benchmark_main(argv: Optional[List[str]] = None) -> None:
         const='memory',
         help='count the memory of a step; nothing is run',
     )
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--device', help='default: the GPU, if there is one')
     parser.add_argument('--amp', action='store_true', help='bf16 autocast')
     parser.add_argument(
         '--compile', action='store_true', help='torch.compile of the blocks: the first steps take minutes'
@@ -62,6 +53,12 @@ def benchmark_main(argv: Optional[List[str]] = None) -> None:
     args = parser.parse_args(argv)
 
     def work() -> None:
+        import torch
+        from mmengine.logging import MMLogger
+
+        from ..analysis import benchmark
+        from ..config import load_config, parse_options
+
         MMLogger.get_current_instance().setLevel('WARNING')  # mmengine tells how each parameter is initialised
         if args.threads:
             torch.set_num_threads(args.threads)
@@ -69,7 +66,7 @@ def benchmark_main(argv: Optional[List[str]] = None) -> None:
         result = benchmark.run(
             cfg,
             [args.mode] if args.mode else ['memory', 'data', 'model', 'end-to-end'],
-            args.device,
+            device_or_best(args.device),
             args.amp,
             args.compile,
             args.batch,
@@ -79,10 +76,10 @@ def benchmark_main(argv: Optional[List[str]] = None) -> None:
         print(benchmark.table(result))
         _keep(args.out, result)
 
-    run_command(work)
+    run(work, lambda: check_config_name(args.config))
 
 
-def startup_main(argv: Optional[List[str]] = None, train: Sequence[str] = TRAIN) -> None:
+def startup_main(argv: Optional[List[str]] = None, train: Sequence[str] = ()) -> None:
     """``tools/analysis/benchmark_startup.py CONFIG``: prints the times, keeps the json."""
     parser = argparse.ArgumentParser(
         description='Seconds from the command to the first finished iteration of training.'
@@ -94,9 +91,11 @@ def startup_main(argv: Optional[List[str]] = None, train: Sequence[str] = TRAIN)
     args = parser.parse_args(argv)
 
     def work() -> None:
-        seconds = [seconds_to_first_iteration(args.config, args.cfg_options, train) for _ in range(args.repeats + 1)][
-            1:
-        ]
+        from ..analysis.startup import TRAIN, seconds_to_first_iteration
+
+        program = train or TRAIN
+        seconds = [seconds_to_first_iteration(args.config, args.cfg_options, program) for _ in range(args.repeats + 1)]
+        seconds = seconds[1:]
         result = dict(
             config=args.config, **_where(), median=statistics.median(seconds), seconds=seconds, load=os.getloadavg()[0]
         )
@@ -106,7 +105,7 @@ def startup_main(argv: Optional[List[str]] = None, train: Sequence[str] = TRAIN)
         )
         _keep(args.out, result)
 
-    run_command(work)
+    run(work)
 
 
 def annotations_main(argv: Optional[List[str]] = None) -> None:
@@ -121,6 +120,8 @@ def annotations_main(argv: Optional[List[str]] = None) -> None:
     args = parser.parse_args(argv)
 
     def work() -> None:
+        from ..analysis.annotations import annotations_benchmark
+
         result = annotations_benchmark(args.images, args.objects, not args.boxes, args.repeats)
         result.update(_where())
         print(f'json of {result["json_mb"]:.0f} MB, cache of {result["cache_mb"]:.0f} MB; {result["hardware"]}')
@@ -132,7 +133,7 @@ def annotations_main(argv: Optional[List[str]] = None) -> None:
             )
         _keep(args.out, result)
 
-    run_command(work)
+    run(work)
 
 
 def gtsa_main(argv: Optional[List[str]] = None) -> None:
@@ -147,6 +148,18 @@ def gtsa_main(argv: Optional[List[str]] = None) -> None:
         '--repeats', type=int, default=3, help='of each form, after one that is not counted; the median is reported'
     )
     args = parser.parse_args(argv)
+    run(lambda: _compare_gtsa(args), lambda: check_config_name(args.config))
+
+
+def _compare_gtsa(args: argparse.Namespace) -> None:
+    import torch
+    from mmengine.registry import init_default_scope
+    from mmpretrain.registry import MODELS
+
+    from ..analysis import benchmark, benchmark_gtsa
+    from ..analysis.cost import total_loss
+    from ..config import load_config
+
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     init_default_scope('mmpretrain')
@@ -213,7 +226,7 @@ def peer_main(argv: Optional[List[str]] = None) -> None:
         '--peer-model', default='dinov2/vits14-notpretrained', help="as lightly_train.pretrain's model="
     )
     parser.add_argument('--drop-path', type=float, default=0.3, help='in every block of both students')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--device', help='default: the GPU, if there is one')
     parser.add_argument('--amp', action='store_true', help='bf16 autocast, in both')
     parser.add_argument('--batch', type=int, default=8)
     parser.add_argument('--repeats', type=int, default=5)
@@ -222,12 +235,18 @@ def peer_main(argv: Optional[List[str]] = None) -> None:
     args = parser.parse_args(argv)
 
     def work() -> None:
+        import torch
+        from mmengine.logging import MMLogger
+
+        from ..analysis.peer import lightly_benchmark
+        from ..config import load_config
+
         MMLogger.get_current_instance().setLevel('WARNING')
         if args.threads:
             torch.set_num_threads(args.threads)
         cfg = load_config(args.config)
         result = lightly_benchmark(
-            cfg, args.peer_model, args.batch, args.repeats, args.drop_path, args.device, args.amp
+            cfg, args.peer_model, args.batch, args.repeats, args.drop_path, device_or_best(args.device), args.amp
         )
         result.update(_where())
         print(
@@ -237,7 +256,7 @@ def peer_main(argv: Optional[List[str]] = None) -> None:
         )
         _keep(args.out, result)
 
-    run_command(work)
+    run(work)
 
 
 def _where() -> Dict[str, str]:

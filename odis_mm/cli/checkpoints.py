@@ -3,31 +3,27 @@
 import argparse
 import json
 from pathlib import Path
-from typing import List, Optional, Tuple
+from typing import TYPE_CHECKING, List, Optional, Tuple
 
-import torch
-from mmengine.registry import init_default_scope
+from ..utils.paths import check_checkpoint
+from .common import KS, LAYOUTS, device_or_best, run
 
-from ..datasets import ObjectDataset
-from ..evaluation import FrozenBackbone, knn_images, labelled_split, region_proxy, region_split
-from ..evaluation.frozen import frozen_from
-from ..evaluation.knn import KS
-from ..evaluation.object_features import extract_dataset
-from ..transfer import LAYOUTS, VitShape, read_checkpoint, read_vit, transfer
-from ..utils.errors import run_command
+if TYPE_CHECKING:
+    from ..evaluation import FrozenBackbone
 
 
 def transfer_main(argv: Optional[List[str]] = None) -> None:
     """``tools/transfer.py SOURCE [OUT --to LAYOUT]``: bring the ViT of a file into another library's layout, and prove
     it."""
     parser = argparse.ArgumentParser(
+        prog='odis-mm transfer',
         description='Bring the ViT of a checkpoint (ours, timm, DINO, iBOT, DINOv2, MAE, GTSA, Hugging Face, '
         'mmpretrain, mmseg, '
-        'detectron2) into the layout of a library, and prove that it arrived. Without OUT: say what the file holds.'
+        'detectron2) into the layout of a library, and prove that it arrived. Without OUT: say what the file holds.',
     )
     parser.add_argument('source', help='.pth of tensors, or .safetensors')
     parser.add_argument('out', nargs='?', help='.pth, .safetensors, or a folder for huggingface')
-    parser.add_argument('--to', choices=list(LAYOUTS), default='odis_mm', help='layout of OUT (default: odis_mm)')
+    parser.add_argument('--to', choices=LAYOUTS, default='odis_mm', help='layout of OUT (default: odis_mm)')
     parser.add_argument(
         '--grid',
         type=_grid,
@@ -53,6 +49,8 @@ def transfer_main(argv: Optional[List[str]] = None) -> None:
         if args.out is None:
             print(_describe(args))
             return
+        from ..transfer import transfer
+
         for part in transfer(
             args.source,
             args.out,
@@ -65,10 +63,12 @@ def transfer_main(argv: Optional[List[str]] = None) -> None:
             print(part)
         print(f'written: {args.out}')
 
-    run_command(work)
+    run(work, lambda: check_checkpoint(args.source))
 
 
 def _describe(args: argparse.Namespace) -> str:
+    from ..transfer import VitShape, read_checkpoint, read_vit
+
     source = read_vit(read_checkpoint(args.source), args.source, source_grid=args.source_grid, drop=args.drop)
     shape = VitShape.of(source.state)
     if shape.patches is None:
@@ -98,7 +98,7 @@ def _grid(text: str) -> Tuple[int, int]:
 def knn_main(argv: Optional[List[str]] = None) -> None:
     """``tools/knn.py CHECKPOINT --data DIR``: k-NN accuracy on a labelled folder."""
     parser = _frozen_parser(
-        'k-NN accuracy of frozen features on a labelled folder: DIR/train/<class>/, DIR/val/<class>/.'
+        'knn', 'k-NN accuracy of frozen features on a labelled folder: DIR/train/<class>/, DIR/val/<class>/.'
     )
     parser.add_argument('--data', required=True, metavar='DIR')
     parser.add_argument('--ks', type=int, nargs='+', default=list(KS))
@@ -121,6 +121,8 @@ def knn_main(argv: Optional[List[str]] = None) -> None:
     args = parser.parse_args(argv)
 
     def work() -> None:
+        from ..evaluation import knn_images, labelled_split
+
         frozen = _frozen(args)
         split = labelled_split(args.data, frozen, args.size, args.boxes, args.max_images)
         found = knn_images(frozen, *split, args.ks, args.temperature, args.batch_size, args.workers)
@@ -136,13 +138,14 @@ def knn_main(argv: Optional[List[str]] = None) -> None:
         )
         _save(args, accuracy=found)
 
-    run_command(work)
+    run(work, lambda: check_checkpoint(args.checkpoint))
 
 
 def regions_main(argv: Optional[List[str]] = None) -> None:
     """``tools/regions.py CHECKPOINT --data DIR``: the proxy for detection, beside that of random weights."""
     parser = _frozen_parser(
-        'A proxy for detection from frozen features of annotated objects, beside the values of random weights.'
+        'regions',
+        'A proxy for detection from frozen features of annotated objects, beside the values of random weights.',
     )
     parser.add_argument('--data', required=True, metavar='DIR', help='folder of the annotations and images')
     parser.add_argument(
@@ -174,6 +177,8 @@ def regions_main(argv: Optional[List[str]] = None) -> None:
     args = parser.parse_args(argv)
 
     def work() -> None:
+        from ..evaluation import region_proxy, region_split
+
         rows = {}
         for name, random in (('checkpoint', False), ('random weights', True)):
             frozen = _frozen(args, random)
@@ -189,13 +194,14 @@ def regions_main(argv: Optional[List[str]] = None) -> None:
         print('\n'.join([f'in percent; {len(split[0])} train and {len(split[1])} val images', *lines]))
         _save(args, metrics=rows['checkpoint'], random=rows['random weights'])
 
-    run_command(work)
+    run(work, lambda: check_checkpoint(args.checkpoint))
 
 
 def features_main(argv: Optional[List[str]] = None) -> None:
     """``tools/extract_features.py CHECKPOINT --ann-file FILE --out FILE.npz``: features of all objects of a data
     set."""
     parser = _frozen_parser(
+        'features',
         'Features of all annotated objects of a data set: [OBJ] tokens and pooled boxes or masks, as .npz.',
         out='the .npz to write',
     )
@@ -206,6 +212,9 @@ def features_main(argv: Optional[List[str]] = None) -> None:
     args = parser.parse_args(argv)
 
     def work() -> None:
+        from ..datasets import ObjectDataset
+        from ..evaluation.object_features import extract_dataset
+
         frozen = _frozen(args)
         dataset = ObjectDataset(
             data_root=args.data,
@@ -219,11 +228,11 @@ def features_main(argv: Optional[List[str]] = None) -> None:
             'channels' + (f'; {args.sheet}' if args.sheet else '')
         )
 
-    run_command(work)
+    run(work, lambda: check_checkpoint(args.checkpoint))
 
 
-def _frozen_parser(description: str, out: str = '') -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=description)
+def _frozen_parser(command: str, description: str, out: str = '') -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f'odis-mm {command}', description=description)
     parser.add_argument('checkpoint', help='of any layout that odis-mm transfer reads, or a ResNet')
     parser.add_argument('--size', type=int, default=224, help='side of the images in pixels')
     parser.add_argument(
@@ -237,15 +246,20 @@ def _frozen_parser(description: str, out: str = '') -> argparse.ArgumentParser:
     )
     parser.add_argument('--batch-size', type=int, default=64)
     parser.add_argument('--workers', type=int, default=2, help='processes that decode images')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--device', help='default: the GPU, if there is one')
     parser.add_argument('--out', required=bool(out), help=out or 'write the result to this json file')
     return parser
 
 
-def _frozen(args: argparse.Namespace, random: bool = False) -> FrozenBackbone:
+def _frozen(args: argparse.Namespace, random: bool = False) -> 'FrozenBackbone':
+    from mmengine.registry import init_default_scope
+
+    from ..evaluation import FrozenBackbone
+    from ..evaluation.frozen import frozen_from
+
     init_default_scope('mmpretrain')
     frozen = frozen_from(args.checkpoint, args.heads, args.source_grid, args.student, random)
-    frozen = FrozenBackbone(frozen.backbone.to(args.device), frozen.mean, frozen.std)
+    frozen = FrozenBackbone(frozen.backbone.to(device_or_best(args.device)), frozen.mean, frozen.std)
     frozen.check_size(args.size)
     return frozen
 

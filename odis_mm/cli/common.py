@@ -1,11 +1,64 @@
-"""What the command lines share: the options of configs."""
+"""What the command lines share: how they begin, and the options of configs.
+
+Modules of commands import at their top what costs nothing. ``--help`` and a wrong path are answered at once; what is to
+be done imports torch and OpenMMLab, which takes seconds.
+"""
 
 import argparse
+from typing import Any, Callable, Optional
+
+from ..utils.errors import run_command
+
+# names that a help text lists and whose owners take seconds to import; a test compares them
+AMP = ('bf16', 'fp16')
+METHODS = ('odis', 'gtsa', 'alfm', 'ibot')
+LAYOUTS = (
+    'odis_mm',
+    'mmpretrain',
+    'timm',
+    'dinov3',
+    'timm-dinov3',
+    'huggingface',
+    'huggingface-dinov2',
+    'huggingface-dinov3',
+    'detectron2',
+    'mmseg',
+)
+FORMATS = ('coco', 'voc', 'yolo', 'labelme', 'cvat', 'labelstudio', 'openimages', 'sa1b')
+KS = (10, 20, 100, 200)
+DEMO = dict(num_train=2000, num_val=200, size=128, seed=0)
+DEMO_ROOT = 'data/odis_demo'
 
 
-def config_parser(description: str) -> argparse.ArgumentParser:
+def run(work: Callable[[], Any], check: Callable[[], Any] = lambda: None) -> Any:
+    """Return ``work()``, after ``check()`` and with everything registered; errors as :func:`run_command` has them.
+
+    Args:
+        check: Refuses paths that cannot be used.
+    """
+
+    def call() -> Any:
+        check()
+        import odis_mm
+
+        odis_mm.register()
+        return work()
+
+    return run_command(call)
+
+
+def device_or_best(name: Optional[str]) -> str:
+    """Return the device that ``--device`` names, or the GPU if there is one."""
+    import torch
+
+    return name or ('cuda' if torch.cuda.is_available() else 'cpu')
+
+
+def config_parser(command: str, description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=description, epilog='ODIS_MM_DEBUG=1 in the environment shows the full traceback of an error.'
+        prog=f'odis-mm {command}',
+        description=description,
+        epilog='ODIS_MM_DEBUG=1 in the environment shows the full traceback of an error.',
     )
     parser.add_argument('config', help='path of a config, or name of a shipped one such as odis_vits_coco')
     parser.add_argument(

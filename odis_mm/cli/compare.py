@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 from typing import List, Optional
 
-from ..utils.errors import run_command
+from ..utils.paths import check_checkpoint, check_config_name, check_data
+from .common import run
 
 
 def main(argv: Optional[List[str]] = None) -> None:
@@ -51,12 +52,23 @@ def main(argv: Optional[List[str]] = None) -> None:
         help="words before each command, such as 'srun --partition=gpu --gres=gpu:1 --cpus-per-task=8'",
     )
     parser.add_argument(
-        '--dry-run', action='store_true', help='measure the speed, tell the stages and how long they take'
+        '--dry-run',
+        action='store_true',
+        help='measure the speed (trainings of some steps, about half a minute each on a CPU), tell the stages and how '
+        'long they take, and stop',
     )
     args = parser.parse_args(argv)
     if (args.plan is None) == (args.data is None):
         parser.error('name a plan, or a data set with --data.')
     command = shlex.join(['odis-mm', 'compare', *(sys.argv[2:] if argv is None else argv)])
+
+    def check() -> None:
+        if args.data is not None:
+            check_data(args.data)
+        else:
+            check_config_name(args.plan)
+        for file in args.init:
+            check_checkpoint(file)
 
     def work() -> None:
         from ..workflows.run import compare, compare_data
@@ -75,4 +87,4 @@ def main(argv: Optional[List[str]] = None) -> None:
         else:
             compare(args.plan, starts=args.starts, **common)
 
-    run_command(work)
+    run(work, check)

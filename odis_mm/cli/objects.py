@@ -7,23 +7,10 @@ import sys
 from pathlib import Path
 from typing import List, Optional
 
-import torch
-from mmengine.registry import init_default_scope
-from mmpretrain.registry import DATASETS
-
-from ..config import load_config, parse_options, shipped_configs
-from ..datasets.transforms import SampleViews
-from ..engine.hooks.views import samples_of
-from ..objects import FORMATS, load_annotations
-from ..objects.attention import Attention
-from ..objects.classic import Classic
-from ..objects.detector import Detector
-from ..objects.finding import find_objects, image_names
-from ..objects.recall import read_result, read_truth
-from ..objects.report import write_report
-from ..utils.errors import ConfigError, FolderInUseError, run_command
+from ..utils.errors import ConfigError, FolderInUseError
 from ..utils.files import atomic_write_text
-from ..visualization import write_inspection
+from ..utils.paths import check_checkpoint, check_config_name, check_folder
+from .common import FORMATS, device_or_best, run
 
 _OF_SOURCE = {
     'attention': ('checkpoint', 'size', 'features', 'cut', 'heads', 'device', 'seed'),
@@ -69,9 +56,7 @@ def find_objects_main(argv: Optional[List[str]] = None) -> None:
         '--heads', type=int, help="attention heads (default: from the file's meta, or those of ViT-T/S/B/L/H)"
     )
     group.add_argument('--seed', type=int, help="of the solver's start vector (default: 0)")
-    group.add_argument(
-        '--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='of source detector, too'
-    )
+    group.add_argument('--device', help='of source detector, too (default: the GPU, if there is one)')
     group = parser.add_argument_group('source detector')
     group.add_argument('--config', help='of mmdet: a path, or the name of a shipped recipe')
     group.add_argument('--rpn', action='store_true', default=None, help='the proposals of its RPN alone')
@@ -80,10 +65,26 @@ def find_objects_main(argv: Optional[List[str]] = None) -> None:
     group = parser.add_argument_group('source import')
     group.add_argument('--annotations', metavar='PATH', help='file or folder of another tool')
     group.add_argument('--format', choices=('auto', *FORMATS), help='(default: auto)')
-    run_command(lambda: _find(parser.parse_args(argv)))
+    args = parser.parse_args(argv)
+
+    def check() -> None:
+        check_folder(args.images)
+        if args.checkpoint is not None:
+            check_checkpoint(args.checkpoint)
+
+    run(lambda: _find(args), check)
 
 
 def _find(args: argparse.Namespace) -> None:
+    from ..config import shipped_configs
+    from ..objects.attention import Attention
+    from ..objects.classic import Classic
+    from ..objects.detector import Detector
+    from ..objects.finding import find_objects
+    from ..objects.recall import read_result, read_truth
+    from ..objects.report import write_report
+
+    args.device = device_or_best(args.device)
     given = {
         name: getattr(args, name)
         for name in sorted(set(sum(_OF_SOURCE.values(), ())))
@@ -131,6 +132,9 @@ def _find(args: argparse.Namespace) -> None:
 
 
 def _import(args: argparse.Namespace, annotations: str, format: str = 'auto') -> None:
+    from ..objects import load_annotations
+    from ..objects.finding import image_names
+
     if os.path.exists(args.out):
         raise FolderInUseError(f'{args.out} exists: name another --out.')
     content = load_annotations(annotations, args.images, format)
@@ -167,11 +171,19 @@ def inspect_main(argv: Optional[List[str]] = None) -> None:
     parser.add_argument('--out', default='inspection', metavar='DIR', help='to write into (default: inspection)')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='as of odis-mm train')
     args = parser.parse_args(argv)
-    if run_command(lambda: _inspect(args)):
+    if run(lambda: _inspect(args), lambda: check_config_name(args.config)):
         sys.exit(1)
 
 
 def _inspect(args: argparse.Namespace) -> int:
+    from mmengine.registry import init_default_scope
+    from mmpretrain.registry import DATASETS
+
+    from ..config import load_config, parse_options
+    from ..datasets.transforms import SampleViews
+    from ..engine.hooks.views import samples_of
+    from ..visualization import write_inspection
+
     init_default_scope('mmpretrain')
     cfg = load_config(args.config, parse_options(args.cfg_options))
     if 'train_dataloader' not in cfg or cfg.get('default_scope') == 'mmdet':

@@ -3,31 +3,40 @@
 import argparse
 from typing import Optional, Sequence
 
-import torch
-from mmengine.registry import init_default_scope
-from mmpretrain.registry import MODELS
-
-from ..config import load_config
-from ..engine.fit import check_fit, kind_of, state_of
-from ..engine.replay import replay
-from ..transfer import load_local
-from ..utils.errors import CheckpointError, run_command
+from ..utils.errors import CheckpointError
+from ..utils.paths import check_checkpoint, check_config_name
+from .common import AMP, device_or_best, run
 
 
 def replay_main(argv: Optional[Sequence[str]] = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description='Reruns a batch whose loss was not finite.')
+    parser = argparse.ArgumentParser(prog='odis-mm replay', description='Rerun a batch whose loss was not finite.')
     parser.add_argument('config', help='path, or name of a shipped recipe; the copy in the work dir is best')
     parser.add_argument('file', help='nonfinite_iter_N.pth of the work dir')
     parser.add_argument(
         '--checkpoint', help='weights, best the last before the iteration; without it the model is freshly initialised'
     )
-    parser.add_argument('--amp', choices=('bf16', 'fp16'), help='as in the run')
+    parser.add_argument('--amp', choices=AMP, help='as in the run')
     args = parser.parse_args(argv)
-    run_command(lambda: _replay(args))
+
+    def check() -> None:
+        check_config_name(args.config)
+        for file in (args.file, args.checkpoint):
+            if file is not None:
+                check_checkpoint(file)
+
+    run(lambda: _replay(args), check)
 
 
 def _replay(args: argparse.Namespace) -> None:
+    from mmengine.registry import init_default_scope
+    from mmpretrain.registry import MODELS
+
+    from ..config import load_config
+    from ..engine.fit import check_fit, kind_of, state_of
+    from ..engine.replay import replay
+    from ..transfer import load_local
+
     cfg = load_config(args.config)
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     saved = load_local(args.file, 'cpu')
@@ -42,7 +51,7 @@ def _replay(args: argparse.Namespace) -> None:
         for note in check_fit(model, content, args.checkpoint, 'take an epoch_N.pth of the run.'):
             print(note)
         model.load_state_dict(state_of(content), strict=False)  # judged above: refused, or told
-    terms, module = replay(model.to('cuda' if torch.cuda.is_available() else 'cpu'), saved, args.amp)
+    terms, module = replay(model.to(device_or_best(None)), saved, args.amp)
     print(f'iteration {saved["iteration"] + 1}, images {", ".join(map(str, saved["images"]))}')
     for name, value in terms.items():
         print(f'{name}: {value:g} (in the run: {saved["terms"].get(name, float("nan")):g})')

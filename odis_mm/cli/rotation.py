@@ -1,24 +1,28 @@
 """``odis-mm rotation CONFIG CHECKPOINT``: does GTSA's classifier read the rotation of images that it has not seen?"""
 
 import argparse
-from typing import List, Optional
+from typing import TYPE_CHECKING, List, Optional
 
-import torch
-from mmengine.registry import init_default_scope
-from mmpretrain.registry import DATASETS, MODELS
+from ..utils.errors import ConfigError
+from ..utils.paths import check_checkpoint, check_config_name
+from .common import run
 
-from ..config import load_config
-from ..evaluation.rotation import rotation_accuracy
-from ..transfer import read_checkpoint
-from ..utils.errors import ConfigError, run_command
+if TYPE_CHECKING:
+    from torch import nn
 
 
-def load_model(config: str, checkpoint: str) -> torch.nn.Module:
+def load_model(config: str, checkpoint: str) -> 'nn.Module':
     """The whole model of a pretraining config with the weights of its ``epoch_N.pth``.
 
     Raises:
         ConfigError: the config is not GTSA's, has no rotation classifier, or the file holds another model.
     """
+    from mmengine.registry import init_default_scope
+    from mmpretrain.registry import MODELS
+
+    from ..config import load_config
+    from ..transfer import read_checkpoint
+
     cfg = load_config(config)
     init_default_scope('mmpretrain')
     model = MODELS.build(cfg.model)
@@ -36,7 +40,7 @@ def load_model(config: str, checkpoint: str) -> torch.nn.Module:
 
 
 def rotation_main(argv: Optional[List[str]] = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition(': ')[2])
+    parser = argparse.ArgumentParser(prog='odis-mm rotation', description=__doc__.partition(': ')[2])
     parser.add_argument('config', help='of the pretraining: path, or name of a shipped one')
     parser.add_argument('checkpoint', help='epoch_N.pth of the pretraining')
     parser.add_argument('--data-root', required=True, help='of images that were not trained on')
@@ -47,7 +51,15 @@ def rotation_main(argv: Optional[List[str]] = None) -> None:
     parser.add_argument('--size', type=int, help="pixels per side (default: that of the config's global views)")
     args = parser.parse_args(argv)
 
+    def check() -> None:
+        check_config_name(args.config)
+        check_checkpoint(args.checkpoint)
+
     def work() -> None:
+        from mmpretrain.registry import DATASETS
+
+        from ..evaluation.rotation import rotation_accuracy
+
         model = load_model(args.config, args.checkpoint)
         dataset = DATASETS.build(
             dict(
@@ -65,4 +77,4 @@ def rotation_main(argv: Optional[List[str]] = None) -> None:
             f'{result["images"]} images in four orientations; chance 25 %'
         )
 
-    run_command(work)
+    run(work, check)

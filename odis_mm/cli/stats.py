@@ -3,22 +3,17 @@
 import argparse
 from typing import Iterator, List, Optional
 
-import numpy as np
-from mmengine.utils import ProgressBar
-
-from ..datasets import ObjectDataset
-from ..datasets.statistics import statistics
-from ..datasets.survey import spread
-from ..utils.errors import run_command
+from .common import run
 from .verify import add_reading, reading_of
 
 
 def stats_main(argv: Optional[List[str]] = None) -> None:
     """Print what a config needs: mean, std, and a window if the images have more than 8 bits."""
     parser = argparse.ArgumentParser(
+        prog='odis-mm stats',
         description='Mean and standard deviation per channel of a data set, as model.data_preprocessor takes them; for '
         'images of more than 8 '
-        'bits also the window of values that becomes 0..255.'
+        'bits also the window of values that becomes 0..255.',
     )
     parser.add_argument('--data', default='', metavar='DIR', help='folder of the annotations and images')
     parser.add_argument(
@@ -28,10 +23,14 @@ def stats_main(argv: Optional[List[str]] = None) -> None:
     parser.add_argument('--limit', type=int, default=2000, help='images to read, evenly spread (default: 2000)')
     add_reading(parser)
     args = parser.parse_args(argv)
-    run_command(lambda: _stats(args))
+    run(lambda: _stats(args))
 
 
 def _stats(args: argparse.Namespace) -> None:
+    from ..datasets import ObjectDataset
+    from ..datasets.statistics import statistics
+    from ..datasets.survey import spread
+
     dataset = ObjectDataset(args.data, args.ann_file, args.images)
     chosen = spread(len(dataset), args.limit).tolist()
     paths = [dataset.get_data_info(index)['img_path'] for index in chosen]
@@ -50,7 +49,9 @@ def _stats(args: argparse.Namespace) -> None:
 
 
 def _progress(count: int) -> Iterator[None]:
+    from mmengine.utils import ProgressBar
+
     bar = ProgressBar(count)
-    for _ in np.arange(count):
+    for _ in range(count):
         yield
         bar.update()

@@ -3,13 +3,11 @@
 import argparse
 from pathlib import Path
 from shlex import quote
-from typing import List, Optional
+from typing import Any, List, Optional
 
-from ..config import load_config, parse_options
-from ..datasets.layout import find_splits
-from ..recipes import METHODS
-from ..tasks import finetune, predict, pretrain
-from ..utils.errors import ConfigError, UserError, run_command
+from ..utils.errors import ConfigError, UserError
+from ..utils.paths import check_checkpoint, check_config_name, check_data, find_detector, find_images
+from .common import AMP, METHODS, run
 
 
 def pretrain_main(argv: Optional[List[str]] = None) -> None:
@@ -41,10 +39,13 @@ def pretrain_main(argv: Optional[List[str]] = None) -> None:
     length.add_argument('--steps', type=int, help="length in optimizer steps (default: the recipe's)")
     length.add_argument('--hours', type=float, help='length as time; the speed is measured first')
     parser.add_argument('--size', type=int, help="side of the global views in pixels (default: the recipe's)")
-    _common(parser, 'work_dirs/pretrain')
+    _common(parser, 'pretrain')
     args = parser.parse_args(argv)
-    export = run_command(
-        lambda: pretrain(
+
+    def work() -> Path:
+        from ..tasks import pretrain
+
+        return pretrain(
             args.data,
             boxes=args.boxes,
             images=args.images,
@@ -55,7 +56,8 @@ def pretrain_main(argv: Optional[List[str]] = None) -> None:
             size=args.size,
             **_shared(args),
         )
-    )
+
+    export = run(work, lambda: _check(args, None if args.boxes == 'none' else args.boxes))
     print(f'pretrained backbone: {export}')
     annotated = _annotated(args, Path(export).parent)
     data = quote(args.data) if annotated else 'ANNOTATED'
@@ -67,6 +69,8 @@ def pretrain_main(argv: Optional[List[str]] = None) -> None:
 def _annotated(args: argparse.Namespace, work_dir: Path) -> bool:
     """Return whether the data has annotations for a detector: COCO-style ones, or others, which were imported into the
     work dir."""
+    from ..datasets.layout import find_splits
+
     try:
         return bool(find_splits(args.data, ('train',), args.images)) or (work_dir / 'annotations').is_dir()
     except UserError:
@@ -93,10 +97,18 @@ def finetune_main(argv: Optional[List[str]] = None) -> None:
     parser.add_argument('--images', metavar='DIR', help='image folder, if it is not found near the annotations')
     parser.add_argument('--steps', type=int, help='default: ten passes over the data, at least 300 steps')
     parser.add_argument('--size', type=int, help="shortest side of the images in pixels (default: the detector's)")
-    _common(parser, 'work_dirs/finetune')
+    _common(parser, 'finetune')
     args = parser.parse_args(argv)
-    done = run_command(
-        lambda: finetune(
+
+    def check() -> None:
+        _check(args, args.train, args.val)
+        if args.detector is not None:
+            check_config_name(args.detector)
+
+    def work() -> Any:
+        from ..tasks import finetune
+
+        return finetune(
             args.data,
             init=args.init,
             detector=args.detector,
@@ -107,10 +119,12 @@ def finetune_main(argv: Optional[List[str]] = None) -> None:
             size=args.size,
             **_shared(args),
         )
-    )
+
+    done = run(work, check)
     for name, value in done.metrics.items():
         print(f'{name:24s} {value:6.1f}')
-    print(f'detector: {done.checkpoint}; pictures: {done.checkpoint.parent / "predictions" / "vis"}')
+    print(f'detector: {done.checkpoint}')
+    print(f'pictures: {done.checkpoint.parent / "predictions" / "vis"}, {done.drawn}')
     print(f'next: odis-mm predict {quote(str(done.checkpoint.parent))} IMAGES --out DIR')
 
 
@@ -136,14 +150,20 @@ def predict_main(argv: Optional[List[str]] = None) -> None:
     checkpoint = args.paths[0] if args.paths[0].endswith('.pth') else None
     images = args.paths[1:] if checkpoint else args.paths
 
-    def work() -> Path:
+    def check() -> None:
         if not images:
             raise ConfigError('no images are named: odis-mm predict CONFIG_OR_DIR [CHECKPOINT] IMAGES --out DIR.')
+        find_detector(args.run, checkpoint)
+        find_images(images)
+
+    def work() -> Path:
+        from ..tasks import predict
+
         return predict(
             args.run, checkpoint, images, args.out, threshold=args.threshold, batch=args.batch, device=args.device
         )
 
-    target = run_command(work)
+    target = run(work, check)
     print(f'written: {target}, pictures in {target.parent / "vis"}')
 
 
@@ -164,6 +184,7 @@ def views_main(argv: Optional[List[str]] = None) -> None:
     def work() -> None:
         from mmpretrain.registry import DATASETS
 
+        from ..config import load_config, parse_options
         from ..engine.hooks.views import samples_of
         from ..visualization import draw_views
 
@@ -176,15 +197,25 @@ def views_main(argv: Optional[List[str]] = None) -> None:
             draw_views(sample, str(path))
             print(f'written: {path}')
 
-    run_command(work)
+    run(work, lambda: check_config_name(args.config))
 
 
-def _common(parser: argparse.ArgumentParser, work_dir: str) -> None:
+def _check(args: argparse.Namespace, *files: Optional[str]) -> None:
+    check_data(args.data, args.images, files)
+    if args.init is not None:
+        check_checkpoint(args.init)
+
+
+def _common(parser: argparse.ArgumentParser, command: str) -> None:
     parser.add_argument('--batch', type=int, help="images per step (default: the recipe's)")
-    parser.add_argument('--work-dir', default=work_dir, help=f'everything is written here (default: {work_dir})')
+    parser.add_argument(
+        '--work-dir',
+        metavar='DIR',
+        help=f'everything is written here (default: work_dirs/{command}/NAME, by the name of the data)',
+    )
     parser.add_argument('--resume', action='store_true', help='continue what is in the work dir')
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--amp', nargs='?', const='bf16', choices=('bf16', 'fp16'), help='mixed precision')
+    parser.add_argument('--amp', nargs='?', const='bf16', choices=AMP, help='mixed precision')
     parser.add_argument('--quiet', action='store_true', help='warnings only')
     parser.add_argument(
         '--cfg-options',
@@ -197,6 +228,8 @@ def _common(parser: argparse.ArgumentParser, work_dir: str) -> None:
 
 
 def _shared(args: argparse.Namespace) -> dict:
+    from ..config import parse_options
+
     return dict(
         batch=args.batch,
         work_dir=args.work_dir,

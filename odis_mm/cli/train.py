@@ -3,15 +3,13 @@
 import os
 from typing import List, Optional
 
-from .. import apis
-from ..config import parse_options
-from ..utils.errors import run_command
-from .common import config_parser
+from ..utils.paths import check_checkpoint, check_config_name
+from .common import AMP, config_parser, run
 
 
 def train_main(argv: Optional[List[str]] = None) -> None:
     """Parses arguments and calls :func:`odis_mm.apis.train`; exits with 2 and one sentence if the input is wrong."""
-    parser = config_parser('Pretrain a backbone or train a detector, by the config.')
+    parser = config_parser('train', 'Pretrain a backbone or train a detector, by the config.')
     parser.add_argument(
         '--resume',
         nargs='?',
@@ -27,15 +25,20 @@ def train_main(argv: Optional[List[str]] = None) -> None:
         help='start the backbone, student and teacher alike, from a file of any layout that odis-mm transfer reads',
     )
     parser.add_argument(
-        '--amp',
-        nargs='?',
-        const='bf16',
-        choices=sorted(apis.AMP_WRAPPERS),
-        help='mixed precision (default bf16, on any device)',
+        '--amp', nargs='?', const='bf16', choices=AMP, help='mixed precision (default bf16, on any device)'
     )
     args = parser.parse_args(argv)
-    run_command(
-        lambda: apis.train(
+
+    def check() -> None:
+        check_config_name(args.config)
+        if args.init is not None:
+            check_checkpoint(args.init)
+
+    def work() -> None:
+        from .. import apis
+        from ..config import parse_options
+
+        apis.train(
             args.config,
             work_dir=args.work_dir,
             resume=args.resume,
@@ -44,12 +47,13 @@ def train_main(argv: Optional[List[str]] = None) -> None:
             options=parse_options(args.cfg_options),
             launcher=args.launcher,
         )
-    )
+
+    run(work, check)
 
 
 def test_main(argv: Optional[List[str]] = None) -> None:
     """Parses arguments and calls :func:`odis_mm.apis.test`."""
-    parser = config_parser('Evaluate a checkpoint by the test set and metric of the config.')
+    parser = config_parser('test', 'Evaluate a checkpoint by the test set and metric of the config.')
     parser.add_argument('checkpoint', help='epoch_N.pth of a run of this config')
     parser.add_argument(
         '--show-dir', metavar='DIR', help='draw the predictions beside the annotations into this folder'
@@ -61,12 +65,21 @@ def test_main(argv: Optional[List[str]] = None) -> None:
             'default_hooks.visualization.draw': True,
             'default_hooks.visualization.test_out_dir': os.path.abspath(args.show_dir),
         }
-    run_command(
-        lambda: apis.test(
+
+    def work() -> None:
+        from .. import apis
+        from ..config import parse_options
+
+        apis.test(
             args.config,
             args.checkpoint,
             work_dir=args.work_dir,
             options={**parse_options(args.cfg_options), **shown},
             launcher=args.launcher,
         )
-    )
+
+    def check() -> None:
+        check_config_name(args.config)
+        check_checkpoint(args.checkpoint)
+
+    run(work, check)

@@ -9,16 +9,16 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
-from ..datasets import verify
-from ..datasets.files import shown
-from ..utils.errors import run_command
 from ..utils.files import atomic_write_text
+from .common import run
 
 
 def verify_main(argv: Optional[List[str]] = None) -> None:
     """``tools/misc/verify_dataset.py --data DIR [--ann-file FILE] [--images DIR]``; exits with 1 if something is
     bad."""
-    parser = argparse.ArgumentParser(description='Decode every image of a data set and check its boxes and masks.')
+    parser = argparse.ArgumentParser(
+        prog='odis-mm verify', description='Decode every image of a data set and check its boxes and masks.'
+    )
     parser.add_argument('--data', default='', metavar='DIR', help='folder of the annotations and images')
     parser.add_argument(
         '--ann-file', default='', help='json of objects, or list of images, below DIR; without: all images'
@@ -33,7 +33,7 @@ def verify_main(argv: Optional[List[str]] = None) -> None:
         '--clean', metavar='FILE', help='write the annotations (or the list of images) without what is bad'
     )
     args = parser.parse_args(argv)
-    if run_command(lambda: _verify(args)):
+    if run(lambda: _verify(args)):
         sys.exit(1)
 
 
@@ -53,6 +53,9 @@ def reading_of(args: argparse.Namespace) -> Dict[str, Any]:
 
 
 def _verify(args: argparse.Namespace) -> int:
+    from ..datasets import verify
+    from ..datasets.files import shown
+
     tasks, content = verify.tasks(args.data, args.ann_file, args.images)
     bad_images: List[Tuple[int, str]] = []
     bad_objects: List[Tuple[int, int, str]] = []

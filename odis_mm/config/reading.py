@@ -11,6 +11,7 @@ from mmengine.logging import MMLogger
 
 from ..utils.errors import ConfigError
 from ..utils.noise import quiet_console
+from ..utils.paths import check_config_name
 from .classes import nearest
 from .options import apply_options, check_top_level
 
@@ -40,11 +41,7 @@ def load_config(name: Union[str, Path], options: Optional[Dict[str, Any]] = None
         ConfigError: no such config, a syntax error in it, or a key that nothing reads.
     """
     path = Path(name)
-    if path.suffix in ('.pth', '.pt', '.safetensors', '.ckpt'):
-        raise ConfigError(
-            f'{path} is a checkpoint where a config is expected: give the config first, and the file by --resume, '
-            '--init or as second argument of test.'
-        )
+    check_config_name(path)
     if not path.is_file():
         shipped = shipped_configs()
         wanted = Path(str(name).removesuffix('.py')).as_posix()

@@ -1,13 +1,12 @@
 """The embedded demo set: rendered images with boxes and masks in COCO format, so that nothing needs a download.
 
-    python -m odis_mm.datasets.demo --root data/odis_demo
+    odis-mm demo --root data/odis_demo
 
 Each class is one surface pattern on one silhouette. Colour tells nothing: every object draws its two tones anew, from
 the same distribution for all classes. Pattern periods are those that a patch of 8 pixels sees, and no class is another
 one's mirror image, since horizontal flips are an augmentation.
 """
 
-import argparse
 import json
 import math
 import multiprocessing
@@ -23,7 +22,7 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from ..utils.errors import ConfigError, FileWriteError, FolderInUseError, run_command
+from ..utils.errors import ConfigError, FileWriteError, FolderInUseError
 from ..utils.files import PathLike, locked
 
 DRAWING = 2  # raise it with every change of what is drawn: sets on disk of another drawing are rendered again
@@ -367,18 +366,3 @@ def replace_set(target: Path, parameters: dict, processes: int):
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.rmtree(f'{fresh}_old', ignore_errors=True)
-
-
-def main(argv=None):
-    """Render the demo set: ``odis-mm demo``."""
-    parser = argparse.ArgumentParser(description='Render the demo set unless it is there, and print its folder.')
-    parser.add_argument('--root', help=f'default: $ODIS_DEMO_ROOT or {DEFAULT_ROOT}')
-    for name, default in DEFAULTS.items():
-        parser.add_argument(f'--{name.replace("_", "-")}', type=int, default=default, help=f'default: {default}')
-    parser.add_argument('--processes', type=int)
-    args = parser.parse_args(argv)
-    print(run_command(lambda: ensure_demo(**vars(args))))
-
-
-if __name__ == '__main__':
-    main()

@@ -4,14 +4,14 @@ mark."""
 import json
 import os
 from pathlib import Path
-from typing import Any, List, Tuple
+from typing import Any, List
 
 from mmengine.logging import print_log
 
 from ..utils.errors import AnnotationError, ConfigError, printable
 from ..utils.files import PathLike
+from ..utils.paths import IMAGE_SUFFIXES, walk_images
 
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 _NOT_LISTS = {
     '.xml': 'it describes one image (Pascal VOC, CVAT)',
     '.yaml': 'it is the description of a YOLO data set',
@@ -35,11 +35,8 @@ def shown(path: PathLike) -> str:
 
 
 def list_images(folder: PathLike) -> List[str]:
-    """Return the paths of all image files in and below a folder, sorted folder by folder.
-
-    Links to folders are followed, but each real folder is visited once, so that a link to a parent ends. Hidden files
-    and folders (whose name begins with a dot, such as ``.ipynb_checkpoints``) are left out, and the log says how many
-    folders were.
+    """Return the paths of all image files in and below a folder, found by :func:`~odis_mm.utils.paths.walk_images`; the
+    log says how many folders were left out.
 
     Raises:
         ConfigError: there is no image.
@@ -58,32 +55,6 @@ def list_images(folder: PathLike) -> List[str]:
             'data_prefix.'
         )
     return names
-
-
-def walk_images(folder: PathLike) -> Tuple[List[str], List[str]]:
-    """Return what :func:`list_images` returns, and the folders that were left out."""
-    names: List[str] = []
-    skipped: List[str] = []
-    visited = {os.path.realpath(folder)}
-    for place, folders, files in os.walk(
-        folder, followlinks=True, onerror=lambda error: skipped.append(error.filename)
-    ):
-        kept = []
-        for name in sorted(folders):
-            path = os.path.join(place, name)
-            real = os.path.realpath(path)
-            if name.startswith('.') or real in visited:
-                skipped.append(path)
-            else:
-                visited.add(real)
-                kept.append(name)
-        folders[:] = kept
-        names += [
-            os.path.join(place, name)
-            for name in sorted(files)
-            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith('.')
-        ]
-    return names, skipped
 
 
 def read_text(path: PathLike) -> str:

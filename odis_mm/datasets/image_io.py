@@ -14,9 +14,9 @@ from PIL import Image
 
 from ..utils.errors import BadImageError, ConfigError, MissingImageError, UnreadableImageError
 from ..utils.files import PathLike
-from .files import IMAGE_SUFFIXES, shown
+from .files import shown
 
-__all__ = ['IMAGE_SUFFIXES', 'LoadObjectImage', 'clip_boxes', 'has_extent', 'image_kind', 'read_image', 'read_raw']
+__all__ = ['LoadObjectImage', 'clip_boxes', 'has_extent', 'image_kind', 'read_image', 'read_raw']
 
 MAX_PIXELS = 1 << 27  # 400 MB as RGB; a damaged header can claim 65535 x 65535
 _BITS = (8, 10, 12, 14, 16)  # of cameras and scanners

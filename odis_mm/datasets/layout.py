@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from ..utils.errors import AnnotationError, ConfigError, MissingFileError
 from ..utils.files import PathLike
-from .files import walk_images
+from ..utils.paths import check_folder, walk_images
 from .values import identity
 
 SPLITS = {'train': ('train', 'training'), 'val': ('val', 'valid', 'validation'), 'test': ('test', 'testing')}
@@ -59,18 +59,6 @@ def find_splits(
             )
         splits[name] = Split(paths[0], Path(images) if images else image_folder(paths[0], root, name))
     return splits
-
-
-def check_folder(root: Path) -> None:
-    """Refuse a data folder that is none.
-
-    Raises:
-        MissingFileError: there is no such folder.
-    """
-    if root.is_file():
-        raise MissingFileError(f'{root} is a file where a folder of data is expected: name the folder that it is in.')
-    if not root.is_dir():
-        raise MissingFileError(f'data folder {root} does not exist.')
 
 
 def image_folder(ann_file: PathLike, root: PathLike, split: str = '') -> Path:

@@ -2,8 +2,6 @@
 
 import datetime
 import platform
-import shlex
-import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Dict
 
@@ -12,6 +10,7 @@ from mmengine.dist import get_world_size
 from torch import nn
 
 from ..transfer import fingerprint
+from ..utils.environment import command_line
 from ..utils.files import atomic_write
 from ..version import __version__
 
@@ -64,7 +63,7 @@ def facts(runner, model: nn.Module, state: Dict[str, torch.Tensor], iteration: i
                 *_packages(),
             ]
         ),
-        'command': f'`{shlex.join([sys.executable.rpartition("/")[2], *sys.argv])}`',
+        'command': f'`{command_line()}`',
         'date': datetime.datetime.now().astimezone().isoformat(timespec='seconds'),
     }
 

@@ -302,8 +302,8 @@ def region_split(
     frozen: FrozenBackbone,
     data_root: str,
     ann_files: Sequence[str],
-    prefixes: Sequence[str],
-    sizes: Sequence[int] = (224,),
+    images: Sequence[str],
+    scales: Sequence[int] = (224,),
     most: Sequence[Optional[int]] = (None, None),
     per_image: int = 10,
 ) -> List[RegionImages]:
@@ -318,12 +318,12 @@ def region_split(
                 keep_empty=False,
                 pipeline=[dict(type='LoadObjectImage')],
             ),
-            sizes,
+            scales,
             patch,
             count,
             per_image,
         )
-        for ann_file, prefix, count in zip(ann_files, prefixes, most)
+        for ann_file, prefix, count in zip(ann_files, images, most)
     ]
 
 

@@ -10,12 +10,13 @@ from mmpretrain.registry import TRANSFORMS
 
 from ..config import apply_options, load_config
 from ..datasets import ObjectDataset
-from ..datasets.layout import check_folder, find_splits, held_out_folders, image_folder
+from ..datasets.layout import find_splits, held_out_folders, image_folder
 from ..datasets.reading import MEASURED, find_reading
 from ..datasets.survey import Survey, spread, survey, visible_share
-from ..utils.errors import ConfigError, MissingFileError
+from ..utils.errors import ConfigError
 from ..utils.files import PathLike
 from ..utils.noise import import_quietly
+from ..utils.paths import check_folder, find_file
 from .arguments import check_arguments
 from .starting import keep_weights, start_from
 
@@ -140,10 +141,7 @@ def _find_data(
     if folder is not None:
         check_folder(folder)
     if boxes is not None and str(boxes) != WITHOUT:
-        path = next((p for p in (Path(boxes), data / boxes) if p.is_file()), None)
-        if path is None:
-            raise MissingFileError(f'boxes file {boxes} does not exist, neither as given nor below {data}.')
-        path = path.resolve()
+        path = find_file(boxes, data).resolve()
         coco = '"images"' in path.read_text('utf-8-sig', errors='replace')
         found = folder or (image_folder(path, data, 'train') if coco else data)
         return path, found, True, [f'boxes: {path}']

@@ -12,13 +12,16 @@ from .. import apis
 from ..datasets.annotations import coco_table
 from ..datasets.layout import Split, find_splits, image_folder, read_coco, split_coco
 from ..objects.annotations import imported_splits
-from ..objects.formats import UnrecognisedError
+from ..objects.formats import UnrecognisedError, recognise
+from ..objects.labelled import ImageIndex
 from ..recipes.arguments import check_arguments
 from ..recipes.detector import detector_config, read_content
 from ..utils.errors import AnnotationError, ConfigError, MissingFileError
 from ..utils.files import PathLike, atomic_write_text
+from ..utils.noise import quiet_imports
+from ..utils.paths import check_checkpoint, check_data, check_unused, default_work_dir, find_file
 from .logs import NO_TEXT, logging_at, tell
-from .predict import predict
+from .predict import drawn_boxes, predict
 
 HELD_OUT = 0.2  # of the images, if the data has no validation split
 PER_IMAGE = 10  # passes over the data by default
@@ -34,11 +37,13 @@ class Finetuned:
         checkpoint: The detector's last checkpoint.
         config: The config that it was trained with.
         metrics: COCO's on the validation split, and ``AP of CLASS`` for each class; in percent.
+        drawn: What the pictures in ``predictions/vis`` show, a line.
     """
 
     checkpoint: Path
     config: Path
     metrics: Dict[str, float]
+    drawn: str
 
 
 def finetune(
@@ -52,7 +57,7 @@ def finetune(
     steps: Optional[int] = None,
     size: Optional[int] = None,
     batch: Optional[int] = None,
-    work_dir: PathLike = 'work_dirs/finetune',
+    work_dir: Optional[PathLike] = None,
     resume: bool = False,
     seed: int = 0,
     amp: Optional[str] = None,
@@ -73,7 +78,8 @@ def finetune(
         steps: Length; None: ten passes over the training images, at least 300 steps.
         size: Shortest side of the images in pixels; None: the detector's.
         batch: Images per step.
-        work_dir: Config, log, checkpoint, ``predictions/`` and ``metrics.json`` are written here.
+        work_dir: Config, log, checkpoint, ``predictions/`` and ``metrics.json`` are written here; None:
+            ``work_dirs/finetune/NAME``, by the name of ``data``.
         resume: Continue what is in ``work_dir``.
         quiet: Log warnings only.
         options: ``--cfg-options``, set last.
@@ -81,16 +87,18 @@ def finetune(
     Raises:
         ConfigError: an argument that cannot be used, annotations without boxes, or a ``work_dir`` that holds another
             run.
-        MissingFileError: no such folder or file.
+        MissingFileError, CheckpointError: no such folder or file.
     """
-    work_dir = Path(work_dir)
     check_arguments(batch, seed)
-    if not resume and list(work_dir.glob('*.pth')):
-        raise ConfigError(
-            f'{work_dir} holds checkpoints of a run: continue it with --resume, or name another folder with --work-dir.'
-        )
+    check_data(data, images, [train, val])
+    if init is not None:
+        check_checkpoint(init)
+    work_dir = default_work_dir('finetune', data) if work_dir is None else Path(work_dir)
     with logging_at('WARNING' if quiet else 'INFO'):
-        splits = detector_splits(Path(data), train, val, images, work_dir, seed)
+        found = annotated_splits(Path(data), train, val, images)
+        if not resume:
+            check_unused(work_dir, '*.pth')
+        splits = detector_splits(Path(data), found, images, work_dir, seed)
         content = read_content(splits[0])
         if steps is None:
             steps = min(max(PER_IMAGE * content.images // (batch or 8), SHORTEST), LONGEST)
@@ -100,6 +108,7 @@ def finetune(
         cfg = Config(cfg.to_dict(), cfg_text=NO_TEXT, filename=str(work_dir / 'detector.py'))
         for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
             evaluator.classwise = True
+        _without_tables(cfg)
         cfg.notes = [
             *cfg.get('notes', []),
             f'data: {content.images} images to train on ({splits[0].ann_file}), validation {splits[1].ann_file}',
@@ -115,41 +124,43 @@ def finetune(
     metrics = _metrics(runner)
     atomic_write_text(work_dir / 'metrics.json', json.dumps(metrics, indent=1) + '\n')
     names = [image['file_name'] for image in read_coco(splits[1].ann_file)['images'][:PICTURES]]
-    predict(
+    predictions = predict(
         work_dir / 'detector.py',
         checkpoint,
         [splits[1].images / name for name in names],
         work_dir / 'predictions',
         quiet=True,
     )
-    return Finetuned(checkpoint, work_dir / 'detector.py', metrics)
+    drawn = drawn_boxes(json.loads(predictions.read_text()))
+    return Finetuned(checkpoint, work_dir / 'detector.py', metrics, drawn)
 
 
-def detector_splits(
-    data: Path,
-    train: Optional[PathLike],
-    val: Optional[PathLike],
-    images: Optional[PathLike],
-    work_dir: Path,
-    seed: int,
-) -> Tuple[Split, Split, Optional[Split]]:
-    """Return the training, validation and, if there is one, test split; a missing validation split is cut off and
-    written to ``work_dir``.
+def _without_tables(cfg: Config) -> None:
+    """Validation prints no tables: the figures are in the log, and what finetune returns is reported once."""
+    with quiet_imports():
+        from ..detection import metrics
+
+    if cfg.val_evaluator.type == 'CocoMetric':
+        cfg.val_evaluator.type = 'UntabledCocoMetric'
+        cfg.custom_imports.imports = [*cfg.custom_imports.imports, metrics.__name__]
+
+
+def annotated_splits(
+    data: Path, train: Optional[PathLike], val: Optional[PathLike], images: Optional[PathLike]
+) -> Dict[str, Split]:
+    """Return the splits of COCO style that are named or found; nothing is written.
 
     Raises:
-        MissingFileError: a file that was named, or any annotation, is missing.
+        MissingFileError: a file that was named is missing, or there are no annotations of any format.
     """
     named = {name: path for name, path in (('train', train), ('val', val)) if path is not None}
     found = {} if len(named) == 2 else find_splits(data, {'train', 'val', 'test'} - set(named), images)
     for name, path in named.items():
-        file = next((p for p in (Path(path), data / path) if p.is_file()), None)
-        if file is None:
-            raise MissingFileError(f'annotation file {path} does not exist, neither as given nor below {data}.')
+        file = find_file(path, data)
         found[name] = Split(file, Path(images) if images else image_folder(file, data, name))
-    folder = work_dir / 'annotations'
     if 'train' not in found:
         try:
-            found = {**imported_splits(data, images, folder), **found}
+            recognise(data, ImageIndex(Path(images or data)))
         except UnrecognisedError as error:
             raise MissingFileError(
                 f'{data} holds no annotations to train a detector on (looked for COCO-style json, YOLO, Pascal VOC and '
@@ -157,9 +168,33 @@ def detector_splits(
                 'pretrain, images alone are enough.'
             ) from error
         except AnnotationError as error:
-            raise MissingFileError(
-                f'{data} holds no COCO-style json to train a detector on, and of other formats: {error}'
-            ) from error
+            raise _unusable(data, error) from error
+    return found
+
+
+def _unusable(data: Path, error: AnnotationError) -> MissingFileError:
+    return MissingFileError(f'{data} holds no COCO-style json to train a detector on, and of other formats: {error}')
+
+
+def detector_splits(
+    data: Path, found: Dict[str, Split], images: Optional[PathLike], work_dir: Path, seed: int
+) -> Tuple[Split, Split, Optional[Split]]:
+    """Return the training, validation and, if there is one, test split. Annotations of other formats than COCO style,
+    and a missing validation split, which is cut off, are written to ``work_dir``.
+
+    Args:
+        found: By :func:`annotated_splits`.
+
+    Raises:
+        MissingFileError: annotations that cannot be used.
+        ConfigError: too few images.
+    """
+    folder = work_dir / 'annotations'
+    if 'train' not in found:
+        try:
+            found = {**imported_splits(data, images, folder), **found}
+        except AnnotationError as error:
+            raise _unusable(data, error) from error
     if 'val' not in found:
         content = read_coco(found['train'].ann_file)
         if content.get('annotations'):

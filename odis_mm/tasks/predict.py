@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 import warnings
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Set, Tuple, Union
@@ -10,17 +9,18 @@ from typing import Any, Dict, List, Optional, Sequence, Set, Tuple, Union
 from mmengine.logging import print_log
 
 from ..config import load_config
-from ..datasets.files import IMAGE_SUFFIXES, walk_images
 from ..transfer import load_local
-from ..utils.errors import BadImageError, CheckpointError, ConfigError, MissingFileError
+from ..utils.errors import BadImageError, CheckpointError, ConfigError
 from ..utils.files import PathLike, atomic_write_text
 from ..utils.noise import quiet_imports
+from ..utils.paths import find_detector, find_images
 from ..utils.scopes import scope_of
 from .logs import tell
 
 # of weights that the inferencer was not given (they are loaded, and checked, right after), of a visualizer that keeps
 # nothing, and of boxes that reach the border
 NOISE = 'Checkpoint is not loaded|weights is None|palette does not|Failed to add .*LocalVisBackend|.*out of bounds'
+THRESHOLD = 0.3  # least score of a box that is drawn
 DRAWN_AS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')  # what pictures can be written as
 
 
@@ -30,7 +30,7 @@ def predict(
     images: Union[PathLike, Sequence[PathLike]],
     out: PathLike,
     *,
-    threshold: float = 0.3,
+    threshold: float = THRESHOLD,
     batch: int = 8,
     device: Optional[str] = None,
     quiet: bool = False,
@@ -42,7 +42,8 @@ def predict(
         checkpoint: Its weights; None: the newest checkpoint of the work dir.
         images: Files and folders.
         out: ``predictions.json`` (images, categories, and annotations with a ``score`` and, if the detector makes some,
-            masks; those of any score) and ``vis/`` (of at least ``threshold``) are written to this folder. Categories
+            masks; those of any score) and ``vis/`` (of at least ``threshold``, with scores in percent) are written to
+            this folder. Categories
             have the ids of the training annotations if :func:`finetune` made the detector, else its labels' numbers.
         threshold: Least score of a box that is drawn.
         batch: Images at a time.
@@ -57,7 +58,7 @@ def predict(
         MissingFileError: no such file or folder, or no image in it.
         BadImageError: no image can be read; if some can, the others are left out with a warning.
     """
-    config, weights = _find_run(Path(run), checkpoint)
+    config, weights = find_detector(run, checkpoint)
     paths = find_images([images] if isinstance(images, (str, Path)) else images)
     cfg = load_config(config)
     if 'test_dataloader' not in cfg or cfg.get('default_scope') != 'mmdet':
@@ -82,20 +83,27 @@ def predict(
         print_log(f'left out: {sentence}', logger='current', level=logging.WARNING)
     target = out / 'predictions.json'
     ids = inferencer.model.dataset_meta.get('category_ids') or range(len(classes))
-    atomic_write_text(target, json.dumps(_as_coco(inferencer.found, dict(zip(ids, classes)))))
-    tell([_drawn([[entry['score'] for entry in entries] for *_, entries in inferencer.found], threshold)], quiet)
+    content = _as_coco(inferencer.found, dict(zip(ids, classes)))
+    atomic_write_text(target, json.dumps(content))
+    tell([drawn_boxes(content, threshold)], quiet)
     return target
 
 
-def _drawn(scores: Sequence[Sequence[float]], threshold: float) -> str:
-    """Return how many boxes are drawn, and why the other pictures have none."""
-    best = [max(found, default=0.0) for found in scores]
-    empty = [score for score in best if score < threshold]
-    line = f'{sum(score >= threshold for found in scores for score in found)} boxes drawn in {len(scores)} pictures'
+def drawn_boxes(content: dict, threshold: float = THRESHOLD) -> str:
+    """Return in a line how many boxes the pictures of :func:`predict` have, and why some have none, from the content of
+    its json."""
+    best = {image['id']: 0.0 for image in content['images']}
+    for annotation in content['annotations']:
+        best[annotation['image_id']] = max(best[annotation['image_id']], annotation['score'])
+    count = sum(annotation['score'] >= threshold for annotation in content['annotations'])
+    empty = [score for score in best.values() if score < threshold]
+    line = f'{count} boxes drawn in {len(best)} pictures' + (
+        ', scores in percent (0 to 1 in the json)' if count else ''
+    )
     if empty:
         line += (
             f'; {len(empty)} pictures have no box: the best score in them is {max(empty):.2f}, below the threshold of '
-            f'{threshold:g}'
+            f'{threshold:g}: lower it (odis-mm predict --threshold), or train the detector for longer'
         )
     return line
 
@@ -113,49 +121,6 @@ def picture_names(paths: Sequence[Path]) -> Dict[str, str]:
         taken.add(name)
         names[str(path)] = name
     return names
-
-
-def find_images(sources: Sequence[PathLike]) -> List[Path]:
-    """Return the image files that are named, and those in and below folders that are named.
-
-    Raises:
-        MissingFileError: a source does not exist, or a folder holds no image.
-    """
-    found: List[Path] = []
-    for source in map(Path, sources):
-        if source.is_dir():
-            inside = sorted(map(Path, walk_images(source)[0]))
-            if not inside:
-                raise MissingFileError(f'no image in or below {source} (looked for {", ".join(IMAGE_SUFFIXES)}).')
-            found += inside
-        elif source.is_file():
-            found.append(source)
-        else:
-            raise MissingFileError(f'there is no file or folder {source}.')
-    return found
-
-
-def _find_run(run: Path, checkpoint: Optional[PathLike]):
-    config = run
-    if run.suffix == '.pth':
-        raise ConfigError(
-            f'{run} is a checkpoint: name the config of a detector first, or the work dir of its training. A '
-            f'pretrained backbone is no detector yet: odis-mm finetune --data ANNOTATED --init {run}.'
-        )
-    if run.is_dir():
-        configs = sorted(run.glob('*.py'))
-        if len(configs) != 1:
-            raise ConfigError(f'{run} holds {len(configs)} configs (*.py): name the one of the detector.')
-        config = configs[0]
-    if checkpoint is None:
-        folder = config.parent
-        files = [p for p in folder.glob('*.pth') if re.fullmatch(r'(epoch|iter|epoch_\d+_iter)_\d+\.pth', p.name)]
-        if not files:
-            raise MissingFileError(f'{folder} holds no checkpoint of a detector (iter_N.pth, epoch_N.pth): name one.')
-        checkpoint = max(files, key=lambda p: p.stat().st_mtime)
-    if not Path(checkpoint).is_file():
-        raise MissingFileError(f'checkpoint {checkpoint} does not exist.')
-    return config, Path(checkpoint)
 
 
 def _load(model, weights: Path, cfg) -> List[str]:

@@ -13,9 +13,10 @@ from .. import apis
 from ..datasets.layout import find_splits
 from ..objects.annotations import imported_splits
 from ..objects.formats import UnrecognisedError
-from ..recipes.pretraining import pretraining_config
+from ..recipes.pretraining import WITHOUT, pretraining_config
 from ..utils.errors import AnnotationError, ConfigError, StageError
 from ..utils.files import PathLike
+from ..utils.paths import check_checkpoint, check_data, check_unused, default_work_dir
 from .logs import NO_TEXT, logging_at, tell
 
 PROBE_STEPS = 8
@@ -32,7 +33,7 @@ def pretrain(
     hours: Optional[float] = None,
     size: Optional[int] = None,
     batch: Optional[int] = None,
-    work_dir: PathLike = 'work_dirs/pretrain',
+    work_dir: Optional[PathLike] = None,
     resume: bool = False,
     seed: int = 0,
     amp: Optional[str] = None,
@@ -49,23 +50,25 @@ def pretrain(
             :func:`~odis_mm.recipes.pretraining.pretraining_config`. Annotations that :func:`~odis_mm.objects.
             load_annotations` reads (YOLO, Pascal VOC, ...) are found, too.
         hours: Length as time in place of ``steps``: the speed is measured over a few steps first.
-        work_dir: Everything is written to this folder.
+        work_dir: Everything is written to this folder; None: ``work_dirs/pretrain/NAME``, by the name of ``data``.
         resume: Continue what is in ``work_dir``.
         amp: 'bf16' or 'fp16'.
         quiet: Log warnings only.
 
     Raises:
         ConfigError: an argument that cannot be used, or ``work_dir`` holds another run and ``resume`` is not set.
+        MissingFileError, CheckpointError: no such folder or file.
     """
     if steps is not None and hours is not None:
         raise ConfigError('steps and hours both set the length: give one of them.')
     if hours is not None and not 0 < hours < 1e5:
         raise ConfigError(f'hours must be above 0 and below 100,000, got {hours:g}.')
-    work_dir = Path(work_dir)
-    if not resume and list(work_dir.glob('epoch_*.pth')):
-        raise ConfigError(
-            f'{work_dir} holds checkpoints of a run: continue it with --resume, or name another folder with --work-dir.'
-        )
+    check_data(data, images, [None if boxes == WITHOUT else boxes])
+    if init is not None:
+        check_checkpoint(init)
+    work_dir = default_work_dir('pretrain', data) if work_dir is None else Path(work_dir)
+    if not resume:
+        check_unused(work_dir, 'epoch_*.pth')
     with logging_at('WARNING' if quiet else 'INFO'):
         if boxes is None:
             boxes = imported_boxes(Path(data), images, work_dir / 'annotations')

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..utils.errors import CheckpointError
 from ..utils.files import PathLike, atomic_save, first_sentence
+from ..utils.paths import check_checkpoint
 from .safe_globals import UnsafeCheckpoint, allow_mmengine_histories
 
 # where libraries keep the weights in a file, best first: DINO, iBOT and DINOv2 keep the teacher beside the student
@@ -32,7 +33,7 @@ def read_checkpoint(path: PathLike) -> Dict[str, Tensor]:
         CheckpointError: the file is missing, truncated, no checkpoint, holds objects that only code could restore, or
             no tensor.
     """
-    path = _existing(path)
+    path = check_checkpoint(path)
     content: Any = _read_safetensors(path) if path.suffix == '.safetensors' else _read_torch(path)
     if isinstance(content, Mapping):
         for key in CONTAINERS:
@@ -47,21 +48,6 @@ def read_checkpoint(path: PathLike) -> Dict[str, Tensor]:
     return content
 
 
-def _existing(path: PathLike) -> Path:
-    path = Path(path)
-    if path.is_dir():
-        raise CheckpointError(f'checkpoint {path} is a folder: name the file in it, such as epoch_N_backbone.pth.')
-    if not path.is_file():
-        raise CheckpointError(
-            f'checkpoint {path} does not exist; check the path (it is relative to {Path.cwd()} unless absolute).'
-        )
-    if path.stat().st_size == 0:
-        raise CheckpointError(
-            f'checkpoint {path} is empty (0 bytes): its writing was interrupted; take an earlier one.'
-        )
-    return path
-
-
 def read_meta(path: PathLike) -> dict:
     """Return what a file says about itself beyond its tensors, as far as it does.
 
@@ -72,7 +58,7 @@ def read_meta(path: PathLike) -> dict:
     Raises:
         CheckpointError: the file is missing, empty or cannot be read.
     """
-    path = _existing(path)
+    path = check_checkpoint(path)
     if path.suffix != '.safetensors':
         content = _read_torch(path)
         meta = content.get('meta') if isinstance(content, Mapping) else None

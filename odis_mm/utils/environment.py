@@ -2,15 +2,26 @@
 
 import os
 import platform
+import shlex
+import sys
 from pathlib import Path
-
-import torch
 
 from ..version import __version__
 
 
+def command_line() -> str:
+    """Return the command that started this process, as a user types it: ``odis-mm train ...`` also for the module that
+    ``python -m odis_mm`` runs."""
+    program = Path(sys.argv[0])
+    if program.stem == 'odis-mm' or program.parts[-2:] == ('odis_mm', '__main__.py'):
+        return shlex.join(['odis-mm', *sys.argv[1:]])
+    return shlex.join([Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]])
+
+
 def hardware() -> str:
     """Return one line: processor or GPU, cores, versions."""
+    import torch
+
     device = (
         torch.cuda.get_device_name()
         if torch.cuda.is_available()

@@ -9,8 +9,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Callable, Iterator, List, Optional, Union
 
-import torch
-
 from .errors import FileWriteError
 
 PathLike = Union[str, os.PathLike]
@@ -18,6 +16,8 @@ PathLike = Union[str, os.PathLike]
 
 def atomic_save(content, path: PathLike) -> None:
     """Do ``torch.save`` by :func:`atomic_write`."""
+    import torch  # here: what else is in this file does not wait for it
+
     atomic_write(path, lambda file: torch.save(content, file))
 
 

@@ -1,10 +1,11 @@
-"""Pictures of a run: its curves, and where the [OBJ] token of its teacher looks."""
+"""Pictures of a run: its curves, and what its teacher makes of images."""
 
 from typing import Dict, Optional, Sequence, Tuple
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from ..datasets.image_io import as_colours
 
@@ -46,40 +47,63 @@ def draw_curves(
     return _written(figure, canvas, out_png)
 
 
-def draw_attention(
-    views: Sequence[np.ndarray], attention: np.ndarray, masks: Sequence[np.ndarray], out_png: str
+def draw_maps(
+    views: Sequence[np.ndarray],
+    values: np.ndarray,
+    out_png: str,
+    *,
+    meaning: str,
+    unit: str,
+    limits: Tuple[float, float],
+    masks: Optional[np.ndarray] = None,
+    marked: Optional[Tuple[int, int]] = None,
 ) -> np.ndarray:
-    """Show views, their object's patches, and where the teacher's [OBJ] token looks in the last block, and write a PNG.
+    """Show views, the patches of their objects, and a value for each patch, and write a PNG.
 
     Args:
-        views: n views, uint8 [h, w, 3].
-        attention: float [n, rows, columns], as ``ObjectViT.object_attention_map`` gives it.
-        masks: n patch masks, bool [rows, columns].
+        views: n views, uint8 [h, w, C].
+        values: float [n, rows, columns].
+        meaning: Of the values, for the axis.
+        unit: For the colour bar.
+        limits: Values of the ends of the colour bar.
+        masks: Patches of the object that the values depend on, bool [n, rows, columns]; None: of the whole image.
+        marked: Row and column of the patch that the values refer to, if they refer to one.
 
     Returns:
         The picture, uint8 [h, w, 3].
     """
     from .views import shade_view
 
-    figure = Figure(figsize=(1.8 * len(views), 5.6), dpi=90, layout='constrained')
+    rows = ['view', *(["object's patches"] if masks is not None else []), meaning]
+    figure = Figure(figsize=(1.8 * len(views), 0.2 + 1.8 * len(rows)), dpi=90, layout='constrained')
     canvas = FigureCanvasAgg(figure)
-    grid = figure.subplots(3, len(views), squeeze=False)
+    grid = figure.subplots(len(rows), len(views), squeeze=False)
     image = None
-    for column, (view, weights, mask) in enumerate(zip(views, attention, masks)):
+    for column, (view, cells) in enumerate(zip(views, values)):
         height, width = view.shape[:2]
         grid[0, column].imshow(as_colours(view))
-        grid[1, column].imshow(shade_view(view, mask), interpolation='nearest')
-        relative = weights * weights.size  # 1: as much as if it looked everywhere alike
-        grid[2, column].imshow(view.mean(-1), cmap='gray')
-        image = grid[2, column].imshow(
-            relative, extent=(-0.5, width - 0.5, height - 0.5, -0.5), cmap='inferno', alpha=0.7, vmin=0, vmax=4
+        if masks is not None:
+            grid[1, column].imshow(shade_view(view, masks[column]), interpolation='nearest')
+        grid[-1, column].imshow(view.mean(-1), cmap='gray')
+        image = grid[-1, column].imshow(
+            cells,
+            extent=(-0.5, width - 0.5, height - 0.5, -0.5),
+            cmap='inferno',
+            alpha=0.7,
+            vmin=limits[0],
+            vmax=limits[1],
         )
-    for row, text in enumerate(('view', "object's patches", '[OBJ] attention')):
+        if marked is not None:
+            side = height / len(cells), width / cells.shape[1]
+            corner = (marked[1] * side[1] - 0.5, marked[0] * side[0] - 0.5)
+            for row in (0, -1):
+                grid[row, column].add_patch(Rectangle(corner, side[1], side[0], fill=False, lw=1.5, ec='#00d060'))
+    for row, text in enumerate(rows):
         grid[row, 0].set_ylabel(text, fontsize=9)
     for ax in grid.flat:
         ax.set_xticks([])
         ax.set_yticks([])
-    figure.colorbar(image, ax=grid[2].tolist(), label='x uniform', shrink=0.8)
+    figure.colorbar(image, ax=grid[-1].tolist(), label=unit, shrink=0.8)
     return _written(figure, canvas, out_png)
 
 

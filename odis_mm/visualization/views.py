@@ -78,12 +78,14 @@ def draw_views(sample: dict, out_png: str) -> np.ndarray:
         corner = points_from_view(np.zeros(2), view) - 0.5  # of the view's own top left: shows flips and turns
         axes.plot(*corner, 'o', ms=5, color=_GLOBAL if role == 'global' else _LOCAL)
     box = None if target < 0 else np.asarray(sample['bboxes'][target], np.float64)
+    rings = []
     if box is not None:
         rings = _outline(sample['masks'][target]) if sample.get('masks') is not None else []
         for ring in rings:
             axes.add_patch(Polygon(ring - 0.5, fill=False, lw=1.5, ec=_TARGET, ls=':'))
         axes.add_patch(Rectangle(box[:2] - 0.5, *(box[2:] - box[:2]), fill=False, lw=2, ec=_TARGET))
-    what = '' if 'target' not in sample else f'target: {"the whole image" if box is None else f"object {target}"}; '
+    what = 'no target object; ' if box is None else f'target: object {target}; '
+    what = what if 'target' in sample else ''
     axes.set_title(f'{what}{len(views)} crops', fontsize=9)
     axes.set_axis_off()
 
@@ -106,17 +108,16 @@ def draw_views(sample: dict, out_png: str) -> np.ndarray:
         turned = f', {90 * (views[i].rot90 % 4)}°' if views[i].rot90 % 4 else ''
         masked = '' if mims[i] is None or not mims[i].any() else f', {mims[i].mean():.0%} masked'
         panel.set_title(f'{roles[i]} {i + 1}{", flipped" if views[i].flip else ""}{turned}{seen}{masked}', fontsize=8)
-    legend = [Line2D([], [], color=_GLOBAL, lw=2), Line2D([], [], color=_LOCAL, lw=1)]
-    names = ['crop of a global view', 'of a local view (dot: the corner that becomes the top left)']
-    if box is not None:
-        legend.append(Line2D([], [], color=_TARGET, lw=2))
-        names.append('box of the target')
-    if not all(np.all(mask) for mask in masks):
-        legend.append(Patch(color='#404040'))
-        names.append('dark: patches that [OBJ] does not see')
-    if any(mim is not None and mim.any() for mim in mims):
-        legend.append(Patch(color=_MIM, alpha=0.6))
-        names.append('patches masked for the student')
-    figure.legend(legend, names, loc='outside lower center', ncols=3, fontsize=8)
+    legend = (
+        (True, Line2D([], [], color=_GLOBAL, lw=2, label='crop of a global view')),
+        (rows, Line2D([], [], color=_LOCAL, lw=1, label='crop of a local view')),
+        (True, Line2D([], [], color='gray', marker='o', ms=5, ls='', label='corner that is the top left of its view')),
+        (box is not None, Line2D([], [], color=_TARGET, lw=2, label='box of the target')),
+        (rings, Line2D([], [], color=_TARGET, lw=1.5, ls=':', label='outline of the target')),
+        (not all(map(np.all, masks)), Patch(color='#404040', label='dark: patches that [OBJ] does not see')),
+        (any(map(np.any, mims)), Patch(color=_MIM, alpha=0.6, label='patches masked for the student')),
+    )
+    handles = [handle for drawn, handle in legend if drawn]
+    figure.legend(handles=handles, loc='outside lower center', ncols=3, fontsize=8)
     figure.savefig(out_png)
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

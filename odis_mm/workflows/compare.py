@@ -24,6 +24,7 @@ from .stages import Stage, Stages, Worker, exports, remove_attempt, scalars
 from .tune import best_trial, draw_knobs, tunable
 
 PROBE_STEPS = 12  # iterations by which the speed is measured; the first third is left out
+PROBE_MINUTES = 0.5  # of such a training on one core, most of it for its start
 PROBE_IMAGES = 32  # images by which the speed of the evaluation is measured
 CHECKPOINTS = 10  # of a pretraining, so that a killed one loses little
 TUNING_SEED = 100  # of trials: the final runs have others
@@ -95,9 +96,21 @@ class Comparison:
         """Stages by which the speed is known; the others can be estimated from them."""
         return [*self.probes.values(), self.detector_probe]
 
+    def measure_speed(self) -> None:
+        """Run the stages by which the speed is known, after a line that tells of them."""
+        missing = [stage.name for stage in self.timing() if self.stages.result(stage) is None]
+        if missing:
+            minutes = PROBE_MINUTES * math.ceil(len(missing) / self.stages.jobs)
+            self.stages.say(
+                f'measuring the speed of this machine first, by trainings of {PROBE_STEPS} steps '
+                f'({", ".join(name.removeprefix("speed_") for name in missing)}); on CPUs this takes about '
+                f'{minutes:g} minutes'
+            )
+        self.stages.run(self.timing())
+
     def run(self) -> Dict[str, dict]:
         """Results of all stages by name."""
-        self.stages.run(self.timing())
+        self.measure_speed()
         return self.stages.run(self.all(), self.estimate)
 
     def estimate(self, stage: Stage) -> Optional[float]:
@@ -123,7 +136,7 @@ class Comparison:
                 detector = self.estimate(Stage('', dict(kind='detector', on='val'), stage.work))
                 return None if detector is None else minutes * self.plan.tuning.share + detector
             return minutes
-        return {'measure': 0.5, 'probe': 0.5}.get(kind, 0.0)
+        return {'measure': 0.5, 'probe': PROBE_MINUTES}.get(kind, 0.0)
 
     def minutes(self) -> Optional[float]:
         """Of all that is not done yet, by the estimates, with all workers busy."""

@@ -10,7 +10,6 @@ import numpy as np
 
 from ..datasets.annotations import coco_table
 from ..datasets.demo import ensure_demo
-from ..datasets.files import walk_images
 from ..datasets.image_io import size_of
 from ..datasets.layout import SPLITS, Split, categories, find_splits, image_folder, read_coco, split_coco
 from ..datasets.values import flag, identity, number
@@ -18,6 +17,7 @@ from ..objects.annotations import imported_splits
 from ..objects.formats import UnrecognisedError
 from ..utils.errors import ConfigError
 from ..utils.files import atomic_write_text
+from ..utils.paths import walk_images
 from . import leaks
 from .plan import Plan, resolve
 

@@ -58,7 +58,7 @@ def compare(
         changes: ``KEY=VALUE`` texts that change the plan.
         jobs: Stages at a time.
         prefix: Words before each command, such as those of ``srun``.
-        dry_run: Measure the speed and tell how long it takes, then stop; returns None.
+        dry_run: Measure the speed, by trainings of some steps, and tell how long it takes, then stop; returns None.
         duplicates: In place of the plan's ``data.duplicates``.
         command: For the report.
 
@@ -125,12 +125,9 @@ def compare_data(
     prepared = prepare(plan, Path(), out, stages.say)
     labels = tuple(p for p in LABELS if p == 100 or prepared.images['train'] * p / 100 >= FEWEST)
     plan = dataclasses.replace(plan, labels=labels)
-    stages.say(
-        f'{prepared.images["train"]} training and {prepared.images["val"]} val images; measuring the speed of the '
-        f'detector and of {", ".join(s.name for s in plan.starts if s.recipes) or "no pretraining"}'
-    )
+    stages.say(f'{prepared.images["train"]} training and {prepared.images["val"]} val images')
     comparison = Comparison(plan, prepare(plan, Path(), out, stages.say), stages)
-    stages.run(comparison.timing())
+    comparison.measure_speed()
     plan, told = fit(plan, comparison, minutes)
     for change in told:
         stages.say(change)
@@ -238,7 +235,7 @@ def _carry_out(
     out.mkdir(parents=True, exist_ok=True)
     stages = Stages(out, jobs, prefix)
     comparison = Comparison(plan, prepare(plan, folder, out, stages.say), stages)
-    stages.run(comparison.timing())
+    comparison.measure_speed()
     left, total = comparison.minutes(), len(comparison.everything())
     stages.say(
         f'{total} stages, {stages.jobs} at a time'

@@ -132,7 +132,25 @@ def test_bad_input_is_told_before_training(arguments, told, demo, tmp_path, monk
     assert stop.value.code == 2 and len(lines) == 1 and told in lines[0], lines
 
 
-def test_pretraining_has_nothing_to_test(capsys):
+@pytest.mark.parametrize(
+    'name, content, told',
+    [
+        ('one.xml', '<annotation/>', 'describes one image (Pascal VOC, CVAT)'),
+        ('train.txt', '000001\n', "begins with '000001', which is no image path"),
+    ],
+)
+def test_annotations_of_other_tools_are_told(name, content, told, tmp_path, capsys):
+    (tmp_path / name).write_text(content)
+    data = dict(type='ObjectDataset', data_root=tmp_path, ann_file=name, data_prefix='')
+    options = [f'train_dataloader.dataset.{key}={value}' for key, value in data.items()]
+    with pytest.raises(SystemExit) as stop:
+        cli.train_main(['odis_demo', '--work-dir', str(tmp_path / 'out'), '--cfg-options', *TINY_RUN, *options])
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 2 and said.startswith('error: ') and told in said and 'COCO style first' in said
+
+
+def test_pretraining_has_nothing_to_test(tmp_path, capsys):
+    (tmp_path / 'epoch_1.pth').write_bytes(b'something')
     with pytest.raises(SystemExit):
-        cli.test_main(['odis_demo', 'epoch_1.pth'])
+        cli.test_main(['odis_demo', str(tmp_path / 'epoch_1.pth')])
     assert 'has no test_dataloader' in capsys.readouterr().err

@@ -12,6 +12,7 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from odis_mm.cli.demo import demo_main
 from odis_mm.datasets import DemoObjectDataset, demo
 
 try:
@@ -205,13 +206,13 @@ def test_bad_parameters_and_full_disk(tmp_path, monkeypatch):
 
 def test_command_line(tmp_path, capsys):
     options = ['--root', str(tmp_path / 'set'), '--num-train', '2', '--num-val', '1']
-    demo.main(options)
+    demo_main(options)
     said = capsys.readouterr()
     assert said.out.splitlines()[-1] == str(tmp_path / 'set_2_1_128px_seed0')
     assert 'rendering the demo set: 3/3 images' in said.err
     (tmp_path / 'file').write_text('')
     with pytest.raises(SystemExit) as stop:
-        demo.main(['--root', str(tmp_path / 'file' / 'set')])
+        demo_main(['--root', str(tmp_path / 'file' / 'set')])
     assert stop.value.code == 2
     assert re.match('error.*could not be written to .*name another folder by --root', capsys.readouterr().err)
 

@@ -474,11 +474,14 @@ def test_mask_rcnn_on_box_only_data_stops_with_the_remedy(shared_data, tmp_path)
     assert len(next(iter(loader))['inputs']) == 2
 
 
-def test_coco_metric_equals_pycocotools(shared_data, tmp_path):
+@pytest.mark.parametrize('tables', [True, False])
+def test_coco_metric_equals_pycocotools(tables, shared_data, tmp_path, capsys):
     """Jittered ground truth as detections: an AP well between 0 and 1, by mmdet's metric and by pycocotools alone."""
     from mmdet.evaluation import CocoMetric
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
+
+    from odis_mm.detection.metrics import UntabledCocoMetric
 
     content = json.loads((shared_data / 'coco' / 'annotations' / 'instances_val2017.json').read_text())
     content['images'] = content['images'][:60]
@@ -488,7 +491,7 @@ def test_coco_metric_equals_pycocotools(shared_data, tmp_path):
     Path(path).write_text(json.dumps(content))
     truth = COCO(path)
     categories = truth.getCatIds()
-    metric = CocoMetric(ann_file=path, metric='bbox')
+    metric = (CocoMetric if tables else UntabledCocoMetric)(ann_file=path, metric='bbox', classwise=True)
     metric.dataset_meta = dict(classes=[truth.loadCats(c)[0]['name'] for c in categories])
     rng = np.random.default_rng(0)
     ours = []
@@ -515,7 +518,12 @@ def test_coco_metric_equals_pycocotools(shared_data, tmp_path):
                 )
             ],
         )
-    measured = metric.evaluate(size=60)['coco/bbox_mAP']
+    capsys.readouterr()
+    figures = metric.evaluate(size=60)
+    measured = figures['coco/bbox_mAP']
+    said = ''.join(capsys.readouterr())
+    assert ('Average Precision' in said) == tables and (tables or not said)
+    assert any(name.endswith('_precision') for name in figures)
     oracle = COCOeval(truth, truth.loadRes(ours), 'bbox')
     oracle.evaluate(), oracle.accumulate(), oracle.summarize()
     assert 0.1 < oracle.stats[0] < 0.9 and measured == pytest.approx(float(oracle.stats[0]), abs=6e-4)

@@ -1,6 +1,7 @@
 """The card beside an export, and the check that a detector starts from the file."""
 
 import re
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ from mmengine.logging import MMLogger
 
 from helpers import make_vit, odis_runner
 from odis_mm.transfer import CheckpointError, fingerprint, read_meta, save_backbone
+from odis_mm.utils.environment import command_line
 
 pytest.importorskip('mmdet')
 from odis_mm.detection import DetectorInit
@@ -30,11 +32,20 @@ def test_every_export_has_its_card(tmp_path):
     assert lines['data'] == 'type ObjectDataset, data_root data/coco, data_fraction 0.5, 4 images'
     assert lines['metrics so far'] == 'regions/box_pool 43.2'
     assert f'torch {torch.__version__}' in lines['versions'] and 'mmpretrain' in lines['versions']
-    assert lines['command'].startswith('`python') and lines['fingerprint'] == fingerprint(
+    assert lines['command'] == f'`{command_line()}`' and lines['fingerprint'] == fingerprint(
         runner.model.branch('teacher').state_dict()
     )
     meta = read_meta(tmp_path / 'epoch_2_backbone.pth')
     assert (meta['num_heads'], meta['iteration'], meta['epoch']) == (4, 8, 2)
+
+
+@pytest.mark.parametrize('program', ['bin/odis-mm', 'lib/odis_mm/__main__.py', 'Scripts/odis-mm.exe'])
+def test_a_card_tells_the_command_as_it_is_typed(program, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', [program, 'pretrain', '--data', 'my photos'])
+    assert command_line() == "odis-mm pretrain --data 'my photos'"
+    monkeypatch.setattr(sys, 'argv', ['tools/train.py', 'odis_demo'])
+    monkeypatch.setattr(sys, 'orig_argv', ['/usr/bin/python3', 'tools/train.py', 'odis_demo'])
+    assert command_line() == 'python3 tools/train.py odis_demo'
 
 
 def test_a_fingerprint_sees_every_bit():

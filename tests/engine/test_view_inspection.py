@@ -1,26 +1,33 @@
 """The look before a run: it tells, warns, or refuses by the share of images that show their object."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
+import torch
+from matplotlib.figure import Figure
+from mmpretrain.registry import DATASETS, MODELS
 from PIL import Image
 
 from odis_mm import apis
 from odis_mm.config import load_config
+from odis_mm.engine.hooks.views import ViewInspectionHook, samples_of, similarity
 from odis_mm.utils.errors import ConfigError
+from odis_mm.visualization import draw_views
 
 
-def config(folder, side, min_cover):
-    """The demo recipe on 8 images of 128 x 128 pixels with one square object of ``side``."""
+def config(folder, side, min_cover=None, recipe='odis_small'):
+    """A recipe for small data on 8 images of 128 x 128 pixels with one square object of ``side``."""
     for i in range(8):
         Image.new('RGB', (128, 128), (i, i, i)).save(folder / f'{i}.png')
     images = [dict(id=i, file_name=f'{i}.png', width=128, height=128) for i in range(8)]
     boxes = [dict(id=i, image_id=i, category_id=1, bbox=[60, 60, side, side]) for i in range(8)]
     content = dict(images=images, annotations=boxes, categories=[dict(id=1, name='thing')])
     (folder / 'boxes.json').write_text(json.dumps(content))
-    cfg = load_config('odis_small')
+    cfg = load_config(recipe)
     cfg.train_dataloader.dataset.update(data_root=str(folder), ann_file='boxes.json', data_prefix='')
-    next(s for s in cfg.train_dataloader.dataset.pipeline if s.type == 'SampleViews').min_cover = min_cover
+    if min_cover is not None:
+        next(s for s in cfg.train_dataloader.dataset.pipeline if s.type == 'SampleViews').min_cover = min_cover
     cfg.train_dataloader.update(batch_size=4)
     cfg.train_cfg.update(max_iters=2)
     cfg.param_scheduler = []
@@ -45,4 +52,57 @@ def test_the_share_is_told(tmp_path, side, cover, level):
     share = int(line.split('% of the images')[0].split()[-1])
     assert (0 < share < 50) == ('WARNING' in level)
     assert 'train/visible_share' in runner.message_hub.log_scalars
-    assert (tmp_path / 'run' / 'views_1.png').is_file() and (tmp_path / 'run' / 'attention.png').is_file()
+    shown = {path.name for path in (tmp_path / 'run').glob('*/vis_data/vis_image/*')}  # what TensorBoard, W&B are given
+    for name in ('views_1', 'curves', 'attention'):
+        assert (tmp_path / 'run' / f'{name}.png').is_file()
+        assert any(found.startswith(f'{name}_') for found in shown), shown
+
+
+RECIPES = ('odis_small', 'ibot_small', 'gtsa_small', 'alfm_small')
+
+
+@pytest.mark.parametrize('recipe', RECIPES)
+def test_a_run_ends_in_a_picture_of_what_its_losses_read(recipe, tmp_path):
+    """The [OBJ] token of GTSA and ALFM is not trained: where it looks means nothing."""
+    cfg = config(tmp_path, 60, recipe=recipe)
+    hook, model = ViewInspectionHook(), MODELS.build(cfg.model)
+    hook._samples = list(samples_of(DATASETS.build(cfg.train_dataloader.dataset), 2))
+    shown = []
+    runner = SimpleNamespace(
+        model=model,
+        work_dir=str(tmp_path / 'run'),
+        iter=1,
+        visualizer=SimpleNamespace(add_image=lambda name, image, step: shown.append(name)),
+    )
+    (tmp_path / 'run').mkdir()
+    hook.after_train(runner)
+    wanted = 'similarity' if recipe in ('gtsa_small', 'alfm_small') else 'attention'
+    assert [path.name for path in (tmp_path / 'run').iterdir()] == [f'{wanted}.png'] and shown == [wanted]
+
+
+def test_similarity_is_that_to_the_patch_in_the_middle():
+    maps = torch.zeros(1, 2, 4, 4)
+    maps[0, 0, :2] = 1.0  # above, and below something else; a constant is no difference
+    maps[0, 1, 2:] = 3.0
+    values = similarity(maps + torch.tensor([100.0, -50.0])[:, None, None], (2, 2))
+    torch.testing.assert_close(values[0, :2], torch.full((2, 4), -1.0))
+    torch.testing.assert_close(values[0, 2:], torch.ones(2, 4))
+
+
+@pytest.mark.parametrize('recipe', RECIPES)
+def test_a_legend_names_what_is_drawn_and_nothing_else(recipe, tmp_path, monkeypatch):
+    labels = []
+    monkeypatch.setattr(
+        Figure, 'legend', lambda self, handles, **kwargs: labels.append([h.get_label() for h in handles])
+    )
+    dataset = DATASETS.build(config(tmp_path, 60, recipe=recipe).train_dataloader.dataset)
+    for sample in samples_of(dataset, 8):
+        draw_views(sample, str(tmp_path / 'views.png'))
+        named = set(labels.pop())
+        assert ('crop of a local view' in named) == ('local' in sample['view_roles']) == (recipe == 'gtsa_small')
+        assert ('box of the target' in named) == (recipe == 'odis_small')
+        assert ('patches masked for the student' in named) == any(m.any() for m in sample.get('mim_masks', ()))
+        dark = [not mask.all() for mask in sample.get('patch_masks', ())]
+        assert ('dark: patches that [OBJ] does not see' in named) == any(dark)
+        assert not any(dark) or recipe == 'odis_small'
+        assert 'outline of the target' not in named, 'there are boxes only'

@@ -159,7 +159,7 @@ def test_scales_and_convnets():
 
 
 def hooked(path, coco_folder):
-    hook = RegionProxyHook(str(coco_folder), sizes=(32,), k=3, interval=3, by_epoch=False, num_workers=0, batch_size=4)
+    hook = RegionProxyHook(str(coco_folder), scales=(32,), k=3, interval=3, by_epoch=False, num_workers=0, batch_size=4)
     runner = odis_runner(path, cfg=dict(model=dict(backbone=BACKBONE)))
     runner.register_hook(hook)
     return runner, hook

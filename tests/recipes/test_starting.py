@@ -203,10 +203,28 @@ def test_wrong_files_end_in_one_sentence(kind, words, demo, tmp_path):
     assert '\n' not in str(error.value)
 
 
-def test_the_command_ends_in_that_sentence(tmp_path, demo, capsys):
+def refused(arguments, folder, capsys):
+    """The sentence in which ``odis-mm train`` ends."""
     with pytest.raises(SystemExit) as ended:
-        train_main(['odis_demo', '--init', str(tmp_path / 'none.pth'), '--work-dir', str(tmp_path / 'run')])
-    assert ended.value.code == 2 and 'does not exist' in capsys.readouterr().err
+        train_main([*arguments, '--work-dir', str(folder / 'run')])
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert ended.value.code == 2 and said.startswith('error: ')
+    return said
+
+
+def test_the_command_ends_in_that_sentence(tmp_path, demo, monkeypatch, capsys):
+    monkeypatch.setenv('ODIS_DEMO_ROOT', demo)
+    assert 'does not exist' in refused(['odis_demo', '--init', str(tmp_path / 'none.pth')], tmp_path, capsys)
+    file = str(wrong_file('patch', tmp_path))
+    said = refused(['odis_demo', '--init', file], tmp_path, capsys)
+    assert 'has patches of 16 pixels and the config 8' in said and 'model.backbone.patch_size=16' in said
+
+
+def test_a_detector_says_which_options_a_file_needs(tmp_path, demo, monkeypatch, capsys):
+    monkeypatch.setenv('ODIS_DEMO_ROOT', demo)
+    file = file_of('dinov2 registers', tmp_path)
+    said = refused(['mask-rcnn_demo', '--cfg-options', f'model.backbone.init_cfg.checkpoint={file}'], tmp_path, capsys)
+    assert 'layer_scale_init_value=1e-05' in said and 'num_registers=4' in said and 'mmpretrain.ObjectViT' in said
 
 
 def test_another_patch_with_consent_changes_the_views(demo, tmp_path):

@@ -14,10 +14,11 @@ from odis_mm.datasets.image_io import read_image, size_of
 from odis_mm.datasets.survey import image_size
 from odis_mm.objects.annotations import imported_splits
 from odis_mm.recipes import pretraining_config
-from odis_mm.tasks.finetune import detector_splits
-from odis_mm.tasks.predict import find_images, picture_names
+from odis_mm.tasks.finetune import annotated_splits, detector_splits
+from odis_mm.tasks.predict import picture_names
 from odis_mm.tasks.pretrain import imported_boxes
 from odis_mm.utils.errors import AnnotationError, BadImageError, ConfigError, MissingFileError, explain
+from odis_mm.utils.paths import find_images
 
 
 @pytest.mark.parametrize(
@@ -179,7 +180,8 @@ def test_exotic_jsons_of_a_detector_end_in_one_sentence(coco_folder, tmp_path):
         path = tmp_path / 'train.json'
         path.write_bytes((content if isinstance(content, str) else json.dumps(content)).encode('latin-1'))
         with pytest.raises(error, match=words):
-            detector_splits(coco_folder / 'train2017', path, None, None, tmp_path / 'work', seed=0)
+            found = annotated_splits(coco_folder / 'train2017', path, None, None)
+            detector_splits(coco_folder / 'train2017', found, None, tmp_path / 'work', seed=0)
 
 
 def test_other_jsons_in_the_folder_do_not_matter(coco_folder, tmp_path):
@@ -189,7 +191,8 @@ def test_other_jsons_in_the_folder_do_not_matter(coco_folder, tmp_path):
     (tmp_path / 'package.json').write_text('{"name": "labels"}')
     (tmp_path / 'deep.json').write_text('[' * 100000)
     (tmp_path / 'dir.json').mkdir()
-    train, val, _ = detector_splits(tmp_path, None, None, None, tmp_path / 'work', seed=0)
+    found = annotated_splits(tmp_path, None, None, None)
+    train, val, _ = detector_splits(tmp_path, found, None, tmp_path / 'work', seed=0)
     assert len(json.loads(val.ann_file.read_text())['images']) == 2 and train.images == tmp_path / 'images'
 
 
@@ -205,8 +208,13 @@ def test_pictures_of_one_name_are_all_kept(tmp_path):
         find_images([tmp_path / '.hidden' / '..' / 'empty'] if (tmp_path / 'empty').mkdir() is None else [])
 
 
-def test_the_next_command_can_be_pasted(monkeypatch, capsys):
-    monkeypatch.setattr('odis_mm.cli.tasks.pretrain', lambda *args, **kwargs: 'my runs/epoch_1_backbone.pth')
+def test_the_next_command_can_be_pasted(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'my photos' / "Anna's").mkdir(parents=True)
+    Image.new('L', (4, 4)).save(tmp_path / 'my photos' / "Anna's" / '1.png')
+    content = dict(images=[dict(id=1, file_name='1.png')], annotations=[], categories=[])
+    (tmp_path / 'my photos' / "Anna's" / 'train.json').write_text(json.dumps(content))
+    monkeypatch.setattr('odis_mm.tasks.pretrain', lambda *args, **kwargs: 'my runs/epoch_1_backbone.pth')
     pretrain_main(['--data', "my photos/Anna's", '--work-dir', 'my runs'])
     line = capsys.readouterr().out.splitlines()[-1].removeprefix('next: ')
     words = ['odis-mm', 'finetune', '--data', "my photos/Anna's", '--init', 'my runs/epoch_1_backbone.pth']

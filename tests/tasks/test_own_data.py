@@ -13,7 +13,7 @@ from odis_mm.cli.tasks import finetune_main, predict_main, pretrain_main, views_
 from odis_mm.models.backbones import ObjectViT
 from odis_mm.recipes import METHODS, pretraining_config
 from odis_mm.tasks import finetune, predict, pretrain
-from odis_mm.tasks.finetune import detector_splits
+from odis_mm.tasks.finetune import annotated_splits, detector_splits
 from odis_mm.transfer import read_checkpoint, read_meta
 from odis_mm.utils.errors import CheckpointError, ConfigError, MissingFileError
 
@@ -79,9 +79,12 @@ def test_pictures_without_a_box_are_explained(chain, coco_folder, tmp_path, caps
         pictures = len(content['images'])
         if threshold:
             line = f'0 boxes drawn in {pictures} pictures; {pictures} pictures have no box: the best score in them is '
-            line += f'{max(scores):.2f}, below the threshold of 1\n'
+            line += (
+                f'{max(scores):.2f}, below the threshold of 1: lower it (odis-mm predict --threshold), or train the '
+            )
+            line += 'detector for longer\n'
         else:
-            line = f'{len(scores)} boxes drawn in {pictures} pictures\n'
+            line = f'{len(scores)} boxes drawn in {pictures} pictures, scores in percent (0 to 1 in the json)\n'
         assert scores and line in capsys.readouterr().out
 
 
@@ -249,7 +252,7 @@ def test_small_objects_get_views_that_show_them(tmp_path, coco_folder):
     'arguments, sentence',
     [
         (dict(method='mae'), r"no method 'mae': choose one of odis, gtsa, alfm, ibot"),
-        (dict(boxes='gone.json'), r'boxes file gone\.json does not exist'),
+        (dict(boxes='gone.json'), r'annotation file gone\.json does not exist'),
         (dict(steps=1), r'steps must be 4 or more, got 1'),
         (dict(size=30), r'30 pixels cannot be cut into patches of 8'),
         (dict(steps=9, hours=1.0), r'give one of them'),
@@ -262,9 +265,9 @@ def test_wrong_arguments_end_in_one_sentence(coco_folder, tmp_path, arguments, s
 
 
 def test_a_missing_validation_split_is_cut_off(coco_folder, tmp_path):
-    train, val, test = detector_splits(
-        coco_folder / 'train2017', coco_folder / 'annotations/instances_train2017.json', None, None, tmp_path, seed=0
-    )
+    data = coco_folder / 'train2017'
+    found = annotated_splits(data, coco_folder / 'annotations/instances_train2017.json', None, None)
+    train, val, test = detector_splits(data, found, None, tmp_path, seed=0)
     names = [{i['file_name'] for i in json.loads(split.ann_file.read_text())['images']} for split in (train, val)]
     assert len(names[0]) == 8 and len(names[1]) == 2 and not names[0] & names[1] and test is None
     assert train.images == val.images == coco_folder / 'train2017'
@@ -298,7 +301,7 @@ def test_the_command_measures_hours_and_runs_in_a_folder_of_any_name(coco_folder
     options = [f'{key}={value}' for key, value in TINY.items()]
     pretrain_main(['--data', 'photos', '--hours', '0.001', '--size', '16', '--cfg-options', *options])
     said = capsys.readouterr().out
-    assert 'per step on this machine' in said and 'pretrained backbone: work_dirs/pretrain/epoch_' in said
+    assert 'per step on this machine' in said and 'pretrained backbone: work_dirs/pretrain/photos/epoch_' in said
 
 
 def test_yolo_and_voc_folders_train_a_detector(tmp_path, coco_folder):
@@ -333,7 +336,8 @@ def test_yolo_and_voc_folders_train_a_detector(tmp_path, coco_folder):
     for part, names in stems.items():
         (voc / 'ImageSets' / 'Main' / f'{part}.txt').write_text('\n'.join(names))
     for root in (yolo, voc):
-        train, val, _ = detector_splits(root, None, None, None, tmp_path / f'work_{root.name}', seed=0)
+        found = annotated_splits(root, None, None, None)
+        train, val, _ = detector_splits(root, found, None, tmp_path / f'work_{root.name}', seed=0)
         read = [json.loads(split.ann_file.read_text()) for split in (train, val)]
         assert [len(part['images']) for part in read] == [8, 2], root.name
         assert sum(len(part['annotations']) for part in read) == len(content['annotations'])

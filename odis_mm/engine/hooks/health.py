@@ -93,7 +93,7 @@ class Figures:
     rank: Optional[float] = _figure('feature rank', '> {rank:g}')
     spread: Optional[float] = _figure('feature spread', '> {spread:g}')
     growth: Optional[float] = _figure('weight growth', '< {growth:g}')
-    loss: Optional[float] = _figure('loss', 'not 0')
+    loss: Optional[float] = _figure('loss', 'not 0; may be below 0')
     similarity: Optional[float] = _figure('similarity', '> {similarity:g}')
     gradient_norm: Optional[float] = _figure('gradient norm', 'not 0')
     empty_masks: Optional[float] = _figure('empty masks')

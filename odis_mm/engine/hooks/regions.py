@@ -21,8 +21,8 @@ class RegionProxyHook(FrozenMetricHook):
     Args:
         data_root: Folder of the annotations and images; the defaults below it are COCO's.
         ann_files: COCO-style json of the train and of the val images, with categories.
-        prefixes: Their image folders.
-        sizes: Images are resized to squares of these sides, one feature a scale.
+        images: Their image folders.
+        scales: Images are resized to squares of these sides, one feature a scale.
         max_images: At most so many training and validation images, evenly spread; None: all.
         per_image: At most so many objects of an image.
         k: Neighbours that vote.
@@ -37,8 +37,8 @@ class RegionProxyHook(FrozenMetricHook):
         self,
         data_root: str,
         ann_files: Sequence[str] = ('annotations/instances_train2017.json', 'annotations/instances_val2017.json'),
-        prefixes: Sequence[str] = ('train2017', 'val2017'),
-        sizes: Sequence[int] = (224,),
+        images: Sequence[str] = ('train2017', 'val2017'),
+        scales: Sequence[int] = (224,),
         max_images: Sequence[Optional[int]] = (800, 400),
         per_image: int = 10,
         k: int = 20,
@@ -47,7 +47,7 @@ class RegionProxyHook(FrozenMetricHook):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.data = (data_root, ann_files, prefixes, sizes, max_images, per_image)
+        self.data = (data_root, ann_files, images, scales, max_images, per_image)
         self.measuring = dict(k=k, batch_size=batch_size, num_workers=num_workers)
 
     def prepare(self, frozen: FrozenBackbone) -> None:

@@ -1,13 +1,14 @@
 """A look at the views before a run, and pictures of it."""
 
 from pathlib import Path
-from typing import Iterator, List
+from typing import Iterator, List, Sequence, Tuple
 
 import numpy as np
 import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmpretrain.registry import HOOKS
+from torch.nn.functional import normalize
 
 from ...datasets.image_io import PostponedJPEG
 from ...datasets.survey import spread, visible_share
@@ -29,8 +30,10 @@ class ViewInspectionHook(Hook):
 
     The object loss uses only such images. A share below ``warn_below`` is warned of; 0 ends the run, as it would learn
     nothing. The pictures ``views_N.png`` go to the work dir and to the visualizer (TensorBoard, W&B); after training
-    follow ``curves.png`` (losses, learning rate, health figures) and, of backbones with an [OBJ] token,
-    ``attention.png``.
+    follow ``curves.png`` (losses, learning rate, health figures) and what the teacher makes of the same images:
+    ``attention.png``, where its [OBJ] (or [CLS]) token looks, or, of methods whose losses do not read that token,
+    ``similarity.png``: how much all patches are like the one in the middle, by the cosine of their features without
+    the mean of the view's.
 
     Args:
         pictures: How many images' views to draw; 0: none, and no picture after training either.
@@ -78,7 +81,7 @@ class ViewInspectionHook(Hook):
     def after_train(self, runner) -> None:
         if not self.pictures or not is_main_process():
             return
-        from ...visualization import draw_attention, draw_curves
+        from ...visualization import draw_curves, draw_maps
 
         folder = Path(runner.work_dir)
         records = list(_records(folder))
@@ -87,21 +90,53 @@ class ViewInspectionHook(Hook):
             runner.visualizer.add_image(
                 'curves', draw_curves(records, str(folder / 'curves.png'), name), step=runner.iter
             )
-        model = unwrap(runner.model)
-        teacher = model.branch('teacher') if hasattr(model, 'branch') else None
-        if not hasattr(teacher, 'object_attention_map') or any(hasattr(p, 'full_tensor') for p in teacher.parameters()):
+        model, samples = unwrap(runner.model), getattr(self, '_samples', [])
+        if not samples or not hasattr(model, 'branch'):
             return
-        samples = [s for s in getattr(self, '_samples', []) if 'patch_masks' in s]
-        if not samples:
-            return
-        views = [s['pixels'][0] for s in samples]
-        masks = [s['patch_masks'][0] for s in samples]
-        pixels = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2)
-        data = model.data_preprocessor(dict(inputs=pixels))['inputs']
-        masked = torch.from_numpy(np.stack([mask.reshape(-1) for mask in masks])).to(data.device)
-        attention = teacher.object_attention_map(data, masked if getattr(model, 'masked_attention', False) else None)
-        image = draw_attention(views, attention.float().cpu().numpy(), masks, str(folder / 'attention.png'))
-        runner.visualizer.add_image('attention', image, step=runner.iter)
+        if any(hasattr(p, 'full_tensor') for p in model.branch('teacher').parameters()):
+            return  # sharded: all ranks would have to take part
+        name = 'attention' if model.reads_object_token else 'similarity'
+        maps = _attention(model, samples) if model.reads_object_token else _similarity(model, samples)
+        views = [sample['pixels'][0] for sample in samples]
+        image = draw_maps(views, out_png=str(folder / f'{name}.png'), **maps)
+        runner.visualizer.add_image(name, image, step=runner.iter)
+
+
+def _inputs(model, samples: Sequence[dict]) -> torch.Tensor:
+    pixels = torch.from_numpy(np.stack([sample['pixels'][0] for sample in samples])).permute(0, 3, 1, 2)
+    return model.data_preprocessor(dict(inputs=pixels))['inputs']
+
+
+def _attention(model, samples: Sequence[dict]) -> dict:
+    """Where the teacher's [OBJ], or [CLS], looks in the last block, for ``draw_maps``."""
+    inputs, masks = _inputs(model, samples), None
+    if model.masked_attention:
+        masks = np.stack([sample['patch_masks'][0] for sample in samples])
+    patches = None if masks is None else torch.from_numpy(masks).flatten(1).to(inputs.device)
+    attention = model.branch('teacher').object_attention_map(inputs, patches).float().cpu().numpy()
+    return dict(
+        values=attention * attention[0].size,  # 1: as much as if it looked everywhere alike
+        meaning=f'{"[CLS]" if masks is None else "[OBJ]"} attention',
+        unit='x uniform',
+        limits=(0, 4),
+        masks=masks,
+    )
+
+
+@torch.no_grad()
+def _similarity(model, samples: Sequence[dict]) -> dict:
+    """How much the teacher's patches are like the one in the middle, for ``draw_maps``."""
+    maps = model.extract_feat(_inputs(model, samples))
+    middle = maps.shape[2] // 2, maps.shape[3] // 2
+    values = similarity(maps, middle).cpu().numpy()
+    return dict(values=values, meaning='like the green patch', unit='cosine', limits=(-1, 1), marked=middle)
+
+
+def similarity(maps: torch.Tensor, cell: Tuple[int, int]) -> torch.Tensor:
+    """Return the cosine of the features of all cells of maps [n, D, h, w] with those of one (row, column), the mean of
+    each map taken off: float [n, h, w]."""
+    maps = normalize(maps.float() - maps.float().mean((2, 3), keepdim=True), dim=1)
+    return (maps * maps[:, :, cell[0], cell[1], None, None]).sum(1)
 
 
 def _parts(dataset) -> List:

@@ -44,6 +44,8 @@ class TeacherStudent(BaseSelfSupervisor):
     prototype_loss: Optional[str] = None
     prototype_weight = 1.0  # its weight in the sum of losses
 
+    reads_object_token = False  # whether a loss reads it: else where it looks means nothing
+
     def __init__(
         self,
         backbone: dict,

@@ -66,6 +66,7 @@ class ODIS(TeacherStudent):
             self.mask_token = nn.Parameter(torch.zeros(self.backbone.embed_dims))
 
     prototype_loss = 'loss_obj'
+    reads_object_token = True
 
     def image_features(self, output: Tuple[Tensor, ...]) -> Tensor:
         """Return the mean of the k [OBJ] tokens, float ``[n, D]``."""

@@ -1,0 +1,209 @@
+"""What can be said of the paths that a command is given; nothing here imports more than Python, so that a wrong path is
+refused at once."""
+
+import os
+import re
+from pathlib import Path
+from typing import Iterator, List, Optional, Sequence, Tuple
+
+from .errors import CheckpointError, ConfigError, MissingFileError, printable
+from .files import PathLike
+
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
+CHECKPOINT_SUFFIXES = ('.pth', '.pt', '.safetensors', '.ckpt')
+_PARTS = ('data', 'images', 'img', 'imgs', 'jpegimages', 'train', 'train2017', 'training')  # of a data set's folder
+
+
+def check_folder(root: PathLike) -> None:
+    """Refuse a data folder that is none.
+
+    Raises:
+        MissingFileError: there is no such folder.
+    """
+    if os.path.isfile(root):
+        raise MissingFileError(f'{root} is a file where a folder of data is expected: name the folder that it is in.')
+    if not os.path.isdir(root):
+        raise MissingFileError(f'data folder {root} does not exist.')
+
+
+def check_data(data: PathLike, images: Optional[PathLike] = None, files: Sequence[Optional[PathLike]] = ()) -> None:
+    """Refuse what no command can begin with.
+
+    Args:
+        data: Folder of a data set.
+        images: Folder of its images, if it is another one.
+        files: Annotations, absolute or below ``data``; None is skipped.
+
+    Raises:
+        MissingFileError: there is no such folder or file, or neither an image nor a json in the folder.
+    """
+    check_folder(data)
+    if images is not None:
+        check_folder(images)
+    for file in files:
+        if file is not None:
+            find_file(file, data)
+    if any(file is not None for file in files):
+        return  # they may name images anywhere
+    places = [data] if images is None else [data, images]
+    if not any(name.lower().endswith((*IMAGE_SUFFIXES, '.json')) for root in places for name in _files(root, [])):
+        raise MissingFileError(
+            f'no image in or below {printable(os.fspath(places[-1]))} (looked for {", ".join(IMAGE_SUFFIXES)}): name '
+            'the folder that holds your images.'
+        )
+
+
+def find_file(file: PathLike, data: PathLike) -> Path:
+    """Return the path of an annotation file that is named as it is or as it lies below a folder.
+
+    Raises:
+        MissingFileError: it does not exist.
+    """
+    found = next((path for path in (Path(file), Path(data, file)) if path.is_file()), None)
+    if found is None:
+        raise MissingFileError(f'annotation file {file} does not exist, neither as given nor below {data}.')
+    return found
+
+
+def walk_images(folder: PathLike) -> Tuple[List[str], List[str]]:
+    """Return the paths of all image files in and below a folder, sorted folder by folder, and the folders left out:
+    hidden ones, such as ``.ipynb_checkpoints``, those visited before under another name, and those that cannot be read.
+
+    Links to folders are followed, but each real folder is visited once, so that a link to a parent ends.
+    """
+    skipped: List[str] = []
+    return [name for name in _files(folder, skipped) if name.lower().endswith(IMAGE_SUFFIXES)], skipped
+
+
+def _files(folder: PathLike, skipped: List[str]) -> Iterator[str]:
+    """Paths of the files that are not hidden; folders that are left out are appended to ``skipped``."""
+    visited = {os.path.realpath(folder)}
+    for place, folders, files in os.walk(
+        os.fspath(folder), followlinks=True, onerror=lambda error: skipped.append(error.filename)
+    ):
+        kept = []
+        for name in sorted(folders):
+            path = os.path.join(place, name)
+            real = os.path.realpath(path)
+            if name.startswith('.') or real in visited:
+                skipped.append(path)
+            else:
+                visited.add(real)
+                kept.append(name)
+        folders[:] = kept
+        yield from (os.path.join(place, name) for name in sorted(files) if not name.startswith('.'))
+
+
+def find_images(sources: Sequence[PathLike]) -> List[Path]:
+    """Return the image files that are named, and those in and below folders that are named.
+
+    Raises:
+        MissingFileError: a source does not exist, or a folder holds no image.
+    """
+    found: List[Path] = []
+    for source in map(Path, sources):
+        if source.is_dir():
+            inside = sorted(map(Path, walk_images(source)[0]))
+            if not inside:
+                raise MissingFileError(f'no image in or below {source} (looked for {", ".join(IMAGE_SUFFIXES)}).')
+            found += inside
+        elif source.is_file():
+            found.append(source)
+        else:
+            raise MissingFileError(f'there is no file or folder {source}.')
+    return found
+
+
+def check_checkpoint(path: PathLike) -> Path:
+    """Return the path of a checkpoint.
+
+    Raises:
+        CheckpointError: it is missing, a folder, or empty.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(f'checkpoint {path} is a folder: name the file in it, such as epoch_N_backbone.pth.')
+    if not path.is_file():
+        raise CheckpointError(
+            f'checkpoint {path} does not exist; check the path (it is relative to {Path.cwd()} unless absolute).'
+        )
+    if path.stat().st_size == 0:
+        raise CheckpointError(
+            f'checkpoint {path} is empty (0 bytes): its writing was interrupted; take an earlier one.'
+        )
+    return path
+
+
+def check_config_name(name: PathLike) -> None:
+    """Refuse a checkpoint in the place of a config.
+
+    Raises:
+        ConfigError: it has the name of a checkpoint.
+    """
+    if Path(name).suffix in CHECKPOINT_SUFFIXES:
+        raise ConfigError(
+            f'{name} is a checkpoint where a config is expected: give the config first, and the file by --resume, '
+            '--init or as second argument of test.'
+        )
+
+
+def find_detector(run: PathLike, checkpoint: Optional[PathLike]) -> Tuple[Path, Path]:
+    """Return the config and the checkpoint of a detector.
+
+    Args:
+        run: The config, or the work dir of the training, which holds it.
+        checkpoint: None: the newest one beside the config.
+
+    Raises:
+        ConfigError: ``run`` is a checkpoint, or holds no config, or several.
+        MissingFileError: there is no checkpoint.
+    """
+    run = Path(run)
+    if run.suffix in CHECKPOINT_SUFFIXES:
+        raise ConfigError(
+            f'{run} is a checkpoint: name the config of a detector first, or the work dir of its training. A '
+            f'pretrained backbone is no detector yet: odis-mm finetune --data ANNOTATED --init {run}.'
+        )
+    config = run
+    if run.is_dir():
+        configs = sorted(run.glob('*.py'))
+        if len(configs) != 1:
+            raise ConfigError(f'{run} holds {len(configs)} configs (*.py): name the one of the detector.')
+        config = configs[0]
+    if checkpoint is None:
+        folder = config.parent
+        files = [p for p in folder.glob('*.pth') if re.fullmatch(r'(epoch|iter|epoch_\d+_iter)_\d+\.pth', p.name)]
+        if not files:
+            raise MissingFileError(f'{folder} holds no checkpoint of a detector (iter_N.pth, epoch_N.pth): name one.')
+        checkpoint = max(files, key=lambda p: p.stat().st_mtime)
+    if not Path(checkpoint).is_file():
+        raise MissingFileError(f'checkpoint {checkpoint} does not exist.')
+    return config, Path(checkpoint)
+
+
+def default_work_dir(command: str, data: PathLike) -> Path:
+    """Return the folder that a command writes to if none is named: ``work_dirs/COMMAND/NAME``.
+
+    NAME is that of the data's folder; where many data sets have a folder of that name, the one above comes before it
+    (``cells/images``: ``cells_images``).
+    """
+    folder = Path(os.path.abspath(data))
+    name = folder.name or 'data'
+    if name.lower() in _PARTS and folder.parent.name:
+        name = f'{folder.parent.name}_{name}'
+    return Path('work_dirs', command, name)
+
+
+def check_unused(work_dir: Path, pattern: str) -> None:
+    """Refuse to begin a run in the folder of another one.
+
+    Args:
+        pattern: Of the checkpoints that the other one leaves.
+
+    Raises:
+        ConfigError: there are such files.
+    """
+    if any(work_dir.glob(pattern)):
+        raise ConfigError(
+            f'{work_dir} holds checkpoints of a run: continue it with --resume, or name another folder with --work-dir.'
+        )

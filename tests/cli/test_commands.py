@@ -1,0 +1,149 @@
+"""What is answered before anything heavy is imported: help, and paths that cannot be used."""
+
+import inspect
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from helpers import ROOT
+from odis_mm import apis
+from odis_mm.cli import checkpoints, common
+from odis_mm.datasets import demo
+from odis_mm.engine.hooks import KNNHook, RegionProxyHook
+from odis_mm.evaluation import knn
+from odis_mm.objects import FORMATS
+from odis_mm.recipes import METHODS
+from odis_mm.transfer import LAYOUTS
+from odis_mm.utils.paths import default_work_dir
+
+# calls each command line of argv[1], a json list, in one process that may not import what takes seconds
+CALLS = """
+import contextlib, io, json, sys
+sys.argv[0] = 'odis-mm'
+import odis_mm
+from odis_mm.cli import COMMANDS, main
+said = []
+lines = json.loads(sys.argv[1])
+for line in lines or [['--help'], *([name, '--help'] for name in COMMANDS)]:
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            main(line)
+    except SystemExit as stop:
+        code = stop.code or 0
+    heavy = [name for name in ('torch', 'numpy', 'mmengine', 'mmpretrain', 'matplotlib') if name in sys.modules]
+    said.append([line, code, out.getvalue(), err.getvalue(), heavy])
+print(json.dumps(said))
+"""
+
+
+def call(folder, lines=()):
+    run = subprocess.run(
+        [sys.executable, '-c', CALLS, json.dumps(lines)],
+        cwd=folder,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr[-1500:]
+    return json.loads(run.stdout)
+
+
+def test_help_imports_nothing_heavy(tmp_path):
+    for line, code, out, err, heavy in call(tmp_path):
+        assert (code, err, heavy) == (0, '', []), line
+        assert out.startswith(f'usage: odis-mm {line[0] if len(line) > 1 else "COMMAND"}'), out[:80]
+
+
+def test_wrong_paths_are_refused_before_anything_heavy_is_imported(tmp_path, coco_folder):
+    for name in ('empty', 'photos'):
+        (tmp_path / name).mkdir()
+    (tmp_path / 'photos' / '1.png').write_bytes(b'')
+    (tmp_path / 'a.pth').write_bytes(b'a')
+    (tmp_path / 'none.pth').write_bytes(b'')
+    (tmp_path / 'run').mkdir()
+    photos, data = str(tmp_path / 'photos'), str(coco_folder)
+    gone = 'checkpoint gone.pth does not exist'
+    config = 'a.pth is a checkpoint where a config is expected'
+    cases = [
+        ('pretrain --data gone', 'data folder gone does not exist.'),
+        ('pretrain --data a.pth', 'a.pth is a file where a folder of data is expected'),
+        ('pretrain --data empty', 'no image in or below empty (looked for .jpg'),
+        (f'pretrain --data {photos} --images gone', 'data folder gone does not exist.'),
+        (f'pretrain --data {photos} --boxes gone.json', 'annotation file gone.json does not exist, neither'),
+        (f'pretrain --data {photos} --init gone.pth', gone),
+        (f'pretrain --data {photos} --init none.pth', 'is empty (0 bytes)'),
+        (f'pretrain --data {photos} --init run', 'checkpoint run is a folder: name the file in it'),
+        ('finetune --data gone', 'data folder gone does not exist.'),
+        ('finetune --data empty', 'no image in or below empty'),
+        (f'finetune --data {data} --train gone.json', 'annotation file gone.json does not exist, neither'),
+        (f'finetune --data {data} --init gone.pth', gone),
+        (f'finetune --data {data} --detector a.pth', config),
+        ('predict a.pth photos --out out', 'a.pth is a checkpoint: name the config of a detector first'),
+        ('predict run photos --out out', 'run holds 0 configs (*.py): name the one of the detector.'),
+        ('predict gone.py a.pth gone.png --out out', 'there is no file or folder gone.png.'),
+        ('predict gone.py a.pth --out out', 'no images are named'),
+        ('views a.pth', config),
+        ('train a.pth', config),
+        ('train odis_demo --init gone.pth', gone),
+        ('test a.pth a.pth', config),
+        ('test mask-rcnn_demo gone.pth', gone),
+        ('compare --data gone', 'data folder gone does not exist.'),
+        ('compare a.pth', config),
+        (f'compare --data {data} --init gone.pth', gone),
+        ('transfer gone.pth', gone),
+        ('knn gone.pth --data photos', gone),
+        ('regions gone.pth --data photos', gone),
+        ('features gone.pth --ann-file a.json --out a.npz', gone),
+        ('rotation gtsa_demo gone.pth --data-root photos', gone),
+        ('find-objects gone --out a.json --source classic', 'data folder gone does not exist.'),
+        ('find-objects photos --out a.json --source attention --checkpoint gone.pth', gone),
+        ('inspect a.pth', config),
+        ('replay odis_demo gone.pth', gone),
+        ('benchmark a.pth', config),
+    ]
+    for (line, code, out, err, heavy), (_, sentence) in zip(call(tmp_path, [line.split() for line, _ in cases]), cases):
+        assert code == 2 and err.startswith('error: ') and sentence in err, (line, err)
+        assert err.count('\n') == 1 and not out and not heavy, (line, err, heavy)
+
+
+def test_names_in_help_are_those_of_the_code():
+    assert set(common.AMP) == set(apis.AMP_WRAPPERS)
+    assert common.METHODS == METHODS
+    assert common.LAYOUTS == tuple(LAYOUTS)
+    assert common.FORMATS == tuple(FORMATS)
+    assert common.KS == tuple(knn.KS)
+    assert (common.DEMO, common.DEMO_ROOT) == (demo.DEFAULTS, demo.DEFAULT_ROOT)
+
+
+def test_hooks_and_commands_call_the_same_thing_by_the_same_name(capsys):
+    for hook, command in ((RegionProxyHook, checkpoints.regions_main), (KNNHook, checkpoints.knn_main)):
+        with pytest.raises(SystemExit):
+            command(['--help'])
+        options = set(re.findall(r'--([a-z-]+)', capsys.readouterr().out))
+        given = set(inspect.signature(hook).parameters) - {'data_root', 'per_image', 'num_workers', 'kwargs'}
+        assert {name.replace('_', '-') for name in given} <= options, hook
+
+
+@pytest.mark.parametrize(
+    'data, name',
+    [
+        ('data/bccd', 'bccd'),
+        ('data/bccd/', 'bccd'),
+        ('/elsewhere/my photos', 'my photos'),
+        ('bccd/images', 'bccd_images'),
+        ('data/chess/train2017', 'chess_train2017'),
+        ('.', 'here'),
+        ('here/../cells', 'cells'),
+        ('/', 'data'),
+    ],
+)
+def test_each_data_set_has_a_work_dir_of_its_own(data, name, tmp_path, monkeypatch):
+    (tmp_path / 'here').mkdir()
+    monkeypatch.chdir(tmp_path / 'here')
+    assert default_work_dir('pretrain', data).parts == ('work_dirs', 'pretrain', name)
