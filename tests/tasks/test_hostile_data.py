@@ -14,10 +14,11 @@ from odis_mm.datasets.image_io import read_image, size_of
 from odis_mm.datasets.survey import image_size
 from odis_mm.objects.annotations import imported_splits
 from odis_mm.recipes import pretraining_config
-from odis_mm.tasks.finetune import annotated_splits, detector_splits
-from odis_mm.tasks.predict import picture_names
+from odis_mm.tasks import finetune, pretrain
+from odis_mm.tasks.finetune import Finetuned, annotated_splits, detector_splits
+from odis_mm.tasks.predict import drawn_boxes, picture_names
 from odis_mm.tasks.pretrain import imported_boxes
-from odis_mm.utils.errors import AnnotationError, BadImageError, ConfigError, MissingFileError, explain
+from odis_mm.utils.errors import AnnotationError, BadImageError, ConfigError, MissingFileError, UserError, explain
 from odis_mm.utils.paths import find_images
 
 
@@ -219,3 +220,34 @@ def test_the_next_command_can_be_pasted(tmp_path, monkeypatch, capsys):
     line = capsys.readouterr().out.splitlines()[-1].removeprefix('next: ')
     words = ['odis-mm', 'finetune', '--data', "my photos/Anna's", '--init', 'my runs/epoch_1_backbone.pth']
     assert shlex.split(line) == words
+
+
+def test_the_last_lines_of_finetune_say_what_the_pictures_show(coco_folder, tmp_path, monkeypatch, capsys):
+    content = dict(images=[dict(id=0), dict(id=1)], annotations=[dict(image_id=1, score=0.2512)])
+    done = Finetuned(tmp_path / 'iter_3.pth', tmp_path / 'detector.py', {'bbox_mAP': 1.5}, drawn_boxes(content))
+    monkeypatch.setattr('odis_mm.tasks.finetune', lambda *args, **kwargs: done)
+    finetune_main(['--data', str(coco_folder)])
+    said = capsys.readouterr().out.splitlines()
+    assert said[-2] == (
+        f'pictures: {tmp_path}/predictions/vis, 0 boxes drawn in 2 pictures; 2 pictures have no box: the best score in '
+        'them is 0.25, below the threshold of 0.3: lower it (odis-mm predict --threshold), or train the detector for '
+        'longer'
+    )
+    content['annotations'].append(dict(image_id=0, score=0.5))
+    assert '1 boxes drawn in 2 pictures, scores in percent (0 to 1 in the json); 1 pictures' in drawn_boxes(content)
+
+
+def test_what_is_wrong_with_the_data_is_said_before_a_work_dir_in_use(coco_folder, tmp_path):
+    run = tmp_path / 'run'
+    run.mkdir()
+    (run / 'epoch_1.pth').write_bytes(b'')
+    images, used = coco_folder / 'train2017', 'holds checkpoints of a run'
+    for call, data, told in (
+        (pretrain, tmp_path / 'gone', 'gone does not exist'),
+        (finetune, images, 'holds no annotations to train a detector on'),
+        (pretrain, images, used),
+        (finetune, coco_folder, used),
+    ):
+        with pytest.raises(UserError, match=told):
+            call(data, work_dir=run, steps=4)
+    assert [path.name for path in run.iterdir()] == ['epoch_1.pth'], 'nothing was written'

@@ -1,6 +1,7 @@
 """A user's own data through the three commands, at the smallest size that trains."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -167,6 +168,7 @@ def test_the_chain_leaves_what_it_says(chain, coco_folder):
     assert 'bbox_mAP_l' not in done.metrics and min(done.metrics.values()) >= 0, 'no object is that large'
     assert json.loads((work / 'detector' / 'metrics.json').read_text()) == done.metrics
     assert len(list((work / 'detector' / 'predictions' / 'vis').iterdir())) == 7
+    assert re.match(r'\d+ boxes drawn in 7 pictures', done.drawn)
     weights = read_checkpoint(done.checkpoint)
     assert weights['roi_head.bbox_head.fc_cls.weight'].shape[0] == 3  # bar, disc, background
     log = next((work / 'detector').glob('*/*.log')).read_text()

@@ -297,11 +297,17 @@ def test_tuning_gives_every_start_the_same_trials_and_uses_what_it_found(tmp_pat
     assert 'judged by box AP on the val images. The same val images chose' in (tmp_path / 'w' / 'report.md').read_text()
 
 
-def test_a_data_set_gets_a_plan_that_fits_the_time(tmp_path, training, monkeypatch):
+def test_a_data_set_gets_a_plan_that_fits_the_time(tmp_path, training, monkeypatch, capsys):
     monkeypatch.setattr(module, 'SMALL', {'good': 'alfm_demo', 'bad': 'gtsa_demo'})
     root = write_noise_coco(tmp_path / 'data')
     work = tmp_path / 'w'
     assert compare_data(root, 60, work_dir=work, jobs=1, dry_run=True) is None
+    said = capsys.readouterr().out
+    told = (
+        'measuring the speed of this machine first, by trainings of 12 steps (alfm_demo, gtsa_demo, detector); on CPUs'
+    )
+    assert f'{told} this takes about 1.5 minutes' in said and said.count('measuring') == 1
+    assert said.index(told) < said.index('speed_detector: done')
     rich, _ = module.load_plan(work / 'plan.yaml')
     assert rich.detector.longer == 4
     assert len(rich.starts) == 3 and rich.seeds.pretraining == rich.seeds.detector == 2 and rich.labels == (100.0,)
