@@ -142,7 +142,9 @@ def _without_tables(cfg: Config) -> None:
 
     if cfg.val_evaluator.type == 'CocoMetric':
         cfg.val_evaluator.type = 'UntabledCocoMetric'
-        cfg.custom_imports.imports = [*cfg.custom_imports.imports, metrics.__name__]
+        imports = cfg.get('custom_imports', {}).get('imports', [])
+        imports = [imports] if isinstance(imports, str) else imports
+        cfg.custom_imports = dict(imports=[*imports, metrics.__name__], allow_failed_imports=False)
 
 
 def annotated_splits(

@@ -4,9 +4,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmpretrain.registry import MODELS
 
 from helpers import arrow, make_gtsa
-from odis_mm.cli import rotation
+from odis_mm.cli.rotation import rotation_main
+from odis_mm.config import load_config
+from odis_mm.evaluation.rotation import rotation_accuracy
 
 
 def brightest_side(images):
@@ -24,11 +27,11 @@ def test_accuracy_is_that_of_the_answers(monkeypatch):
     upside_down = np.ascontiguousarray(np.rot90(arrow(), 2))  # never right
     images = [dict(img=image) for image in (arrow(), wide, upside_down)]
     monkeypatch.setattr(model, 'predict_rotation', brightest_side)
-    result = rotation.rotation_accuracy(model, images, 40, batch_size=2)
+    result = rotation_accuracy(model, images, 40, batch_size=2)
     assert result['accuracy'] == pytest.approx(200 / 3) and result['images'] == 3
     assert result['standard_error'] == pytest.approx(np.std([100, 100, 0], ddof=1) / 3**0.5, rel=1e-4)
     monkeypatch.setattr(model, 'predict_rotation', lambda x: torch.eye(4)[torch.ones(len(x), dtype=torch.int64)])
-    assert rotation.rotation_accuracy(model, images, 40)['accuracy'] == 25
+    assert rotation_accuracy(model, images, 40)['accuracy'] == 25
 
 
 def test_command(tmp_path, capsys):
@@ -36,16 +39,16 @@ def test_command(tmp_path, capsys):
     folder.mkdir()
     for i in range(3):
         cv2.imwrite(str(folder / f'{i}.png'), arrow())
-    cfg = rotation.load_config('gtsa_demo')
-    model = rotation.MODELS.build(cfg.model)
+    cfg = load_config('gtsa_demo')
+    model = MODELS.build(cfg.model)
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'epoch_1.pth')
     torch.save(dict(state_dict=model.teacher_backbone_state()), tmp_path / 'epoch_1_backbone.pth')
-    rotation.rotation_main(['gtsa_demo', str(tmp_path / 'epoch_1.pth'), '--data-root', str(folder)])
+    rotation_main(['gtsa_demo', str(tmp_path / 'epoch_1.pth'), '--data-root', str(folder)])
     assert '3 images in four orientations; chance 25 %' in capsys.readouterr().out
     for config, name, told in (
         ('gtsa_demo', 'epoch_1_backbone.pth', 'take the epoch_N.pth'),
         ('odis_demo', 'epoch_1.pth', 'no rotation classifier'),
     ):
         with pytest.raises(SystemExit):
-            rotation.rotation_main([config, str(tmp_path / name), '--data-root', str(folder)])
+            rotation_main([config, str(tmp_path / name), '--data-root', str(folder)])
         assert told in capsys.readouterr().err

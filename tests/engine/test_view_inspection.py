@@ -66,7 +66,7 @@ def test_a_run_ends_in_a_picture_of_what_its_losses_read(recipe, tmp_path):
     """The [OBJ] token of GTSA and ALFM is not trained: where it looks means nothing."""
     cfg = config(tmp_path, 60, recipe=recipe)
     hook, model = ViewInspectionHook(), MODELS.build(cfg.model)
-    hook._samples = list(samples_of(DATASETS.build(cfg.train_dataloader.dataset), 2))
+    hook.samples = list(samples_of(DATASETS.build(cfg.train_dataloader.dataset), 2))
     shown = []
     runner = SimpleNamespace(
         model=model,

@@ -45,18 +45,19 @@ class ViewInspectionHook(Hook):
 
     def __init__(self, pictures: int = 3, warn_below: float = 0.5, limit: int = 1000):
         self.pictures, self.warn_below, self.limit = pictures, warn_below, limit
+        self.samples: List[dict] = []  # of which pictures were drawn before the run
 
     def before_train(self, runner) -> None:
         dataset = runner.train_dataloader.dataset
         for part in _parts(dataset):
             self._look(runner, part)
         if self.pictures and is_main_process() and runner.iter == 0:
-            self._samples = [sample for part in _parts(dataset) for sample in samples_of(part, self.pictures)][
+            self.samples = [sample for part in _parts(dataset) for sample in samples_of(part, self.pictures)][
                 : self.pictures
             ]
             from ...visualization import draw_views
 
-            for i, sample in enumerate(self._samples):
+            for i, sample in enumerate(self.samples):
                 image = draw_views(sample, str(Path(runner.work_dir, f'views_{i + 1}.png')))
                 runner.visualizer.add_image(f'views_{i + 1}', image, step=0)
 
@@ -90,7 +91,7 @@ class ViewInspectionHook(Hook):
             runner.visualizer.add_image(
                 'curves', draw_curves(records, str(folder / 'curves.png'), name), step=runner.iter
             )
-        model, samples = unwrap(runner.model), getattr(self, '_samples', [])
+        model, samples = unwrap(runner.model), self.samples
         if not samples or not hasattr(model, 'branch'):
             return
         if any(hasattr(p, 'full_tensor') for p in model.branch('teacher').parameters()):
