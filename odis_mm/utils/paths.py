@@ -156,7 +156,7 @@ def find_detector(run: PathLike, checkpoint: Optional[PathLike]) -> Tuple[Path, 
 
     Raises:
         ConfigError: ``run`` is a checkpoint, or holds no config, or several.
-        MissingFileError: there is no checkpoint.
+        MissingFileError: there is no such config, or no checkpoint beside it.
     """
     run = Path(run)
     if run.suffix in CHECKPOINT_SUFFIXES:
@@ -171,6 +171,8 @@ def find_detector(run: PathLike, checkpoint: Optional[PathLike]) -> Tuple[Path, 
             raise ConfigError(f'{run} holds {len(configs)} configs (*.py): name the one of the detector.')
         config = configs[0]
     if checkpoint is None:
+        if not config.is_file():
+            raise MissingFileError(f'there is no config or work dir {run}: name that of the training of a detector.')
         folder = config.parent
         files = [p for p in folder.glob('*.pth') if re.fullmatch(r'(epoch|iter|epoch_\d+_iter)_\d+\.pth', p.name)]
         if not files:

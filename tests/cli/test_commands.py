@@ -85,6 +85,7 @@ def test_wrong_paths_are_refused_before_anything_heavy_is_imported(tmp_path, coc
         (f'finetune --data {data} --init gone.pth', gone),
         (f'finetune --data {data} --detector a.pth', config),
         ('predict a.pth photos --out out', 'a.pth is a checkpoint: name the config of a detector first'),
+        ('predict gone photos --out out', 'there is no config or work dir gone: name that of the training'),
         ('predict run photos --out out', 'run holds 0 configs (*.py): name the one of the detector.'),
         ('predict gone.py a.pth gone.png --out out', 'there is no file or folder gone.png.'),
         ('predict gone.py a.pth --out out', 'no images are named'),
