@@ -1,15 +1,14 @@
 """Finding images, and reading lists of them; names may be any bytes, text is UTF-8 with or without a byte order
 mark."""
 
-import json
 import os
 from pathlib import Path
-from typing import Any, List
+from typing import List
 
 from mmengine.logging import print_log
 
 from ..utils.errors import AnnotationError, ConfigError, printable
-from ..utils.files import PathLike
+from ..utils.files import PathLike, parse_json
 from ..utils.paths import IMAGE_SUFFIXES, walk_images
 
 _NOT_LISTS = {
@@ -22,11 +21,6 @@ _CONVERT = (
     'bring the annotations into COCO style first (odis-mm find-objects --source import), or leave ann_file out to '
     'use the images alone'
 )
-
-try:
-    import orjson
-except ImportError:  # an extra: it halves the time to read COCO's annotations
-    orjson = None
 
 
 def shown(path: PathLike) -> str:
@@ -106,18 +100,6 @@ def read_list(path: PathLike, folder: PathLike) -> List[str]:
             f'{shown(path)}: the labels beside the images (YOLO) are not read by a list; {_CONVERT}', logger='current'
         )
     return names
-
-
-def parse_json(data: bytes) -> Any:
-    """Return the content of a json file; ValueError or RecursionError if it is none."""
-    if orjson is not None:
-        try:
-            return orjson.loads(data)
-        except ValueError:  # it knows neither NaN nor a byte order mark nor names that are no UTF-8, which json takes
-            pass
-    text = data.decode(json.detect_encoding(data), 'surrogatepass')
-    del data  # a large file would be there twice while it is parsed
-    return json.loads(text)
 
 
 def read_json(path: PathLike) -> dict:

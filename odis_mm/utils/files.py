@@ -7,9 +7,14 @@ import sys
 import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, Callable, Iterator, List, Optional, Union
+from typing import Any, BinaryIO, Callable, Iterator, List, Optional, Union
 
 from .errors import FileWriteError
+
+try:
+    import orjson
+except ImportError:  # an extra: it halves the time to read COCO's annotations
+    orjson = None
 
 PathLike = Union[str, os.PathLike]
 
@@ -54,6 +59,18 @@ def atomic_write(path: PathLike, write: Callable[[BinaryIO], object]) -> None:
     finally:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
+
+
+def parse_json(data: bytes) -> Any:
+    """Return the content of a json file; ValueError or RecursionError if it is none."""
+    if orjson is not None:
+        try:
+            return orjson.loads(data)
+        except ValueError:  # it knows neither NaN nor a byte order mark nor names that are no UTF-8, which json takes
+            pass
+    text = data.decode(json.detect_encoding(data), 'surrogatepass')
+    del data  # a large file would be there twice while it is parsed
+    return json.loads(text)
 
 
 def read_records(path: PathLike) -> List[dict]:

@@ -6,10 +6,11 @@ import re
 from pathlib import Path
 from typing import Iterator, List, Optional, Sequence, Tuple
 
-from .errors import CheckpointError, ConfigError, MissingFileError, printable
-from .files import PathLike
+from .errors import AnnotationError, CheckpointError, ConfigError, MissingFileError, printable
+from .files import PathLike, parse_json
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
+SMALL_JSON = 1 << 24  # bytes: parsed in a tenth of a second
 CHECKPOINT_SUFFIXES = ('.pth', '.pt', '.safetensors', '.ckpt')
 _PARTS = ('data', 'images', 'img', 'imgs', 'jpegimages', 'train', 'train2017', 'training')  # of a data set's folder
 
@@ -36,13 +37,14 @@ def check_data(data: PathLike, images: Optional[PathLike] = None, files: Sequenc
 
     Raises:
         MissingFileError: there is no such folder or file, or neither an image nor a json in the folder.
+        AnnotationError: a small json is none.
     """
     check_folder(data)
     if images is not None:
         check_folder(images)
     for file in files:
         if file is not None:
-            find_file(file, data)
+            _check_json(find_file(file, data))
     if any(file is not None for file in files):
         return  # they may name images anywhere
     places = [data] if images is None else [data, images]
@@ -51,6 +53,14 @@ def check_data(data: PathLike, images: Optional[PathLike] = None, files: Sequenc
             f'no image in or below {printable(os.fspath(places[-1]))} (looked for {", ".join(IMAGE_SUFFIXES)}): name '
             'the folder that holds your images.'
         )
+
+
+def _check_json(path: Path) -> None:
+    if path.suffix.lower() == '.json' and path.stat().st_size <= SMALL_JSON:
+        try:
+            parse_json(path.read_bytes())
+        except (ValueError, RecursionError) as error:
+            raise AnnotationError(f'annotation file {path} is not valid JSON ({error}); is it complete?') from None
 
 
 def find_file(file: PathLike, data: PathLike) -> Path:

@@ -67,6 +67,7 @@ def test_wrong_paths_are_refused_before_anything_heavy_is_imported(tmp_path, coc
     (tmp_path / 'a.pth').write_bytes(b'a')
     (tmp_path / 'none.pth').write_bytes(b'')
     (tmp_path / 'run').mkdir()
+    (tmp_path / 'half.json').write_text('{"images": [')
     photos, data = str(tmp_path / 'photos'), str(coco_folder)
     gone = 'checkpoint gone.pth does not exist'
     config = 'a.pth is a checkpoint where a config is expected'
@@ -76,6 +77,7 @@ def test_wrong_paths_are_refused_before_anything_heavy_is_imported(tmp_path, coc
         ('pretrain --data empty', 'no image in or below empty (looked for .jpg'),
         (f'pretrain --data {photos} --images gone', 'data folder gone does not exist.'),
         (f'pretrain --data {photos} --boxes gone.json', 'annotation file gone.json does not exist, neither'),
+        (f'pretrain --data {photos} --boxes half.json', 'annotation file half.json is not valid JSON (Expecting'),
         (f'pretrain --data {photos} --init gone.pth', gone),
         (f'pretrain --data {photos} --init none.pth', 'is empty (0 bytes)'),
         (f'pretrain --data {photos} --init run', 'checkpoint run is a folder: name the file in it'),
