@@ -36,7 +36,7 @@ from .engine.resume import damage, find_checkpoint
 from .recipes.starting import named_start, start_from
 from .transfer.mmengine_loading import closed_to_code
 from .utils.errors import ConfigError
-from .utils.noise import import_quietly, quiet_warnings
+from .utils.noise import import_quietly, quiet_prints, quiet_warnings
 
 __all__ = ['build_runner', 'latest_checkpoint', 'scale_lr', 'test', 'train', 'use_resume']
 
@@ -256,7 +256,7 @@ def _session(cfg: Config) -> Iterator[None]:
     ours = cfg.launcher != 'none' and not distributed.is_initialized()
     if ours:
         _init_distributed(cfg)
-    with closed_to_code(), quiet_warnings():
+    with closed_to_code(), quiet_prints(), quiet_warnings():
         yield
     if ours:  # after an error the process ends, and waiting for the others could last until the timeout
         distributed.barrier()  # rank 0 may still be writing; a gloo group that goes while it does aborts its process

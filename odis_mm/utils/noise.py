@@ -11,7 +11,13 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Iterator
 
-PRINTED = (r'Could not import OneDL',)  # mmdet, at import
+PRINTED = (
+    r'Could not import OneDL',  # mmdet, at import
+    r'loading annotations into memory\.\.\.$',  # pycocotools, for each data set of a detector
+    r'Done \(t=[\d.]+s\)$',
+    r'creating index\.\.\.$',
+    r'index created!$',
+)
 LOGGED = (
     r'"FileClient" will be deprecated',  # mmengine's checkpoint hook uses it
     r'"HardDiskBackend" is the alias',
@@ -81,16 +87,22 @@ class _Without:
 
 
 @contextmanager
-def quiet_imports() -> Iterator[None]:
-    """Keep ``PRINTED`` and ``WARNED_AT_IMPORT`` off the screen while the block imports."""
+def quiet_prints() -> Iterator[None]:
+    """Keep ``PRINTED`` off the screen while the block runs."""
     stream, sys.stdout = sys.stdout, _Without(sys.stdout)
     try:
-        with warnings.catch_warnings():
-            for pattern in WARNED_AT_IMPORT:
-                warnings.filterwarnings('ignore', message=pattern)
-            yield
+        yield
     finally:
         sys.stdout = stream
+
+
+@contextmanager
+def quiet_imports() -> Iterator[None]:
+    """Keep ``PRINTED`` and ``WARNED_AT_IMPORT`` off the screen while the block imports."""
+    with quiet_prints(), warnings.catch_warnings():
+        for pattern in WARNED_AT_IMPORT:
+            warnings.filterwarnings('ignore', message=pattern)
+        yield
 
 
 def import_quietly(*names: str) -> None:

@@ -55,10 +55,12 @@ def test_the_screen_shows_the_run_and_the_file_everything(demo, tmp_path, monkey
 def test_lines_are_dropped_by_name_alone(capsys):
     with noise.quiet_imports():
         print('Could not import OneDL. Skipping OneDL datasets.')
+        print('Done (t=0.01s)')
+        print('Done (t=0.01s), and more')
         print('Could not import something else.')
         warnings.warn('faster_coco_eval is not installed, metrics will not be computed', stacklevel=1)
         sys.stdout.write('kept\n')
-    assert capsys.readouterr().out == 'Could not import something else.\nkept\n'
+    assert capsys.readouterr().out == 'Done (t=0.01s), and more\nCould not import something else.\nkept\n'
     with pytest.warns(UserWarning) as seen, noise.quiet_warnings():
         warnings.warn('Detected call of `scheduler.step()` before `optimizer.step()`. In PyTorch', stacklevel=1)
         warnings.warn('something a user can act on', stacklevel=1)

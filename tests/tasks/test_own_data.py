@@ -306,7 +306,7 @@ def test_the_command_measures_hours_and_runs_in_a_folder_of_any_name(coco_folder
     assert 'per step on this machine' in said and 'pretrained backbone: work_dirs/pretrain/photos/epoch_' in said
 
 
-def test_yolo_and_voc_folders_train_a_detector(tmp_path, coco_folder):
+def test_yolo_and_voc_folders_train_a_detector(tmp_path, coco_folder, capsys):
     content = json.loads((coco_folder / 'annotations/instances_train2017.json').read_text())
     yolo, voc = tmp_path / 'yolo', tmp_path / 'voc'
     (voc / 'Annotations').mkdir(parents=True)
@@ -347,7 +347,9 @@ def test_yolo_and_voc_folders_train_a_detector(tmp_path, coco_folder):
         for part, split in zip(read, (train, val)):
             for image in part['images']:
                 assert (split.images / image['file_name']).is_file()
+    capsys.readouterr()
     finetune(voc, steps=2, size=64, batch=2, work_dir=tmp_path / 'run', options=SMALL_DETECTOR, quiet=True)
+    assert not capsys.readouterr().out.strip()
     assert (tmp_path / 'run' / 'metrics.json').is_file()
 
 
