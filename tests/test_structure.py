@@ -6,13 +6,20 @@ import functools
 import re
 import runpy
 import sys
+from logging import Handler
 from pathlib import Path
 
 import yaml
+from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper
+from mmengine.runner import Runner
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
 
 from helpers import ROOT
 from odis_mm.config import shipped_configs
 
+UPSTREAM = (Runner, OptimWrapper, Optimizer, Hook, DataLoader, Handler)
 OURS = ('odis_mm', 'robustness', 'helpers', 'ddp_helpers', 'conftest')
 
 
@@ -95,6 +102,99 @@ def test_private_attributes_are_used_in_their_module_alone():
     assert not found, found
     bad = ast.parse("import odis_mm\nodis_mm.apis._build\nmonkeypatch.setattr('odis_mm.apis._build', 0)\nself._build")
     assert [line for line, _ in private_uses(list(ast.walk(bad)))] == [2, 3], 'the rule finds what it looks for'
+
+
+# what has no other way upstream; each has a test that fails when upstream changes
+PATCHES = {
+    'odis_mm/analysis/cost.py': '__class__',  # of a model that is counted without values
+    'odis_mm/datasets/workers.py': '__class__',  # of a loader that mmengine made
+    'odis_mm/engine/log.py': 'handleError',  # of the handler of a log file
+    'odis_mm/transfer/mmengine_loading.py': '_schemes setattr',
+    'odis_mm/utils/noise.py': 'stdout',
+    'odis_mm/models/backbones/object_vit.py': 'setattr',  # a limit in torch's settings
+}
+BENCHMARKS = ('odis_mm/analysis/benchmark.py', 'odis_mm/analysis/peer.py')
+
+
+def patches(syntax: list):
+    """Yield (line, name) of what a module changes in others' classes, modules and objects: an attribute of something
+    imported, or a method of mmengine's and torch's objects."""
+    foreign = {
+        alias.asname or alias.name.partition('.')[0]
+        for node in syntax
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for alias in node.names
+    }
+    methods = {name for kind in UPSTREAM for name in dir(kind) if callable(getattr(kind, name, None))} | {'clip_func'}
+    for node in syntax:
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, (ast.Store, ast.Del)) and not is_own(node.value):
+            if base(node) in foreign or node.attr in methods and base(node) != 'cfg':
+                yield node.lineno, node.attr
+        elif isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            if called in ('setattr', 'delattr') and base(node.args[0]) in foreign:
+                yield node.lineno, called
+            elif re.search(r'\b(mock\.patch|monkeypatch|MonkeyPatch)\b', called):
+                yield node.lineno, 'mock'
+
+
+def base(node: ast.AST) -> str:
+    """Return ``a`` of ``a.b.c`` and ``a.b[0]``."""
+    while isinstance(node, (ast.Attribute, ast.Subscript)):
+        node = node.value
+    return getattr(node, 'id', '')
+
+
+def test_nothing_is_patched_at_run_time():
+    found = {
+        f'{path.relative_to(ROOT)}:{line}: {name}'
+        for path in sources('odis_mm')
+        for line, name in patches(nodes(path))
+        if name not in PATCHES.get(path.relative_to(ROOT).as_posix(), '').split()
+        and not (name == 'mock' and path.relative_to(ROOT).as_posix() in BENCHMARKS)
+    }
+    assert not found, found
+    bad = """
+import mmengine
+from mmengine.runner import CheckpointLoader
+runner.save_checkpoint = ours
+self.runner.optim_wrapper.step = ours
+wrapper.clip_func = ours
+CheckpointLoader.load = ours
+mmengine.runner.checkpoint.load_url = ours
+setattr(mmengine.runner, 'load_url', ours)
+mock.patch.object(mmengine, 'Config')
+"""
+    planted = list(ast.walk(ast.parse(bad)))
+    assert sorted(line for line, _ in patches(planted)) == [4, 5, 6, 7, 8, 9, 10], 'the rule finds what it looks for'
+
+
+def test_configs_name_the_step_or_hook_that_they_change():
+    counted = re.compile(r'(pipeline|transforms|hooks)\[-?\d*:?-?\d*\]')
+    found = [
+        f'{path.relative_to(ROOT)}: {match[0]}'
+        for path in [*sources('configs'), *sources('odis_mm/recipes')]
+        for match in counted.finditer(path.read_text())
+    ]
+    assert not found, found
+    assert counted.search('pipeline[4:]') and counted.search('custom_hooks[2]') and counted.search('pipeline[-1]')
+
+
+def test_words():
+    """Field terms in place of metaphors, "per image" in place of "an image"."""
+    words = (
+        'has an opinion|sickness|passed over, aloud|insists|nothing stands in the way|mend:|goes on in the middle|'
+        r'\d (ms|s|MB|GB|[GM]?FLOPs?) (an|a) (image|view|step|run)\b'
+    )
+    texts = [ROOT / name for name in ('README.md', 'CONTRIBUTING.md', 'CHANGELOG.md')]
+    texts += [*sources('odis_mm', 'robustness', 'tools', 'tests', 'configs'), *ROOT.joinpath('docs').rglob('*.md')]
+    found = [
+        f'{path.relative_to(ROOT)}: {match[0]}'
+        for path in texts
+        if path != Path(__file__)
+        for match in re.finditer(words, path.read_text(encoding='utf-8'))
+    ]
+    assert not found, found
 
 
 def test_tests_share_helpers_and_nothing_else():

@@ -77,8 +77,8 @@ def losses(
         student: The student backbone's, per resolution.
         samples: ``crop``, ``view_size``, ``rot90`` of the batch.
         patch: Pixels per cell.
-        heads_once: Apply necks and predictor once a view, still one view at a time, and not once for every pair that it
-            is in.
+        heads_once: Apply necks and predictor once per view, still one view at a time, and not once for every pair that
+            it is in.
     """
     batch = len(samples['rot90'])
     keep = cache if heads_once else lambda function: function

@@ -39,7 +39,7 @@ def find_objects_main(argv: Optional[List[str]] = None) -> None:
     parser.add_argument(
         '--truth', metavar='JSON', help='COCO-style annotations of these images, to compare with in the report'
     )
-    parser.add_argument('--workers', type=int, help='processes; 0: none (default: one a core; on a GPU 0)')
+    parser.add_argument('--workers', type=int, help='processes; 0: none (default: one per core; on a GPU 0)')
     parser.add_argument(
         '--max-bad-share', type=float, default=0.01, help='share of images that may be unreadable (default: 0.01)'
     )

@@ -25,7 +25,7 @@ def verify_main(argv: Optional[List[str]] = None) -> None:
     )
     parser.add_argument('--images', default='', metavar='DIR', help='image folder, below --data')
     parser.add_argument(
-        '--workers', type=int, default=os.cpu_count() or 1, help='processes; 0: none (default: one a core)'
+        '--workers', type=int, default=os.cpu_count() or 1, help='processes; 0: none (default: one per core)'
     )
     add_reading(parser)
     parser.add_argument('--report', metavar='JSON', help='write what was found')

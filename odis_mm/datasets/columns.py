@@ -1,4 +1,4 @@
-"""A data set as a few arrays: no object an image, and nothing that a worker's reference counting would copy."""
+"""A data set as a few arrays: no object per image, and nothing that a worker's reference counting would copy."""
 
 import ctypes
 import json

@@ -73,7 +73,7 @@ def read_text(path: PathLike) -> str:
 
 
 def read_list(path: PathLike, folder: PathLike) -> List[str]:
-    """Return the image paths in a text file, one a line.
+    """Return the image paths in a text file, one per line.
 
     Raises:
         AnnotationError: it holds something else, such as the ids of a Pascal VOC list.

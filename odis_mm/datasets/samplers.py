@@ -13,7 +13,7 @@ from .draws import Draw
 
 @DATA_SAMPLERS.register_module()
 class EpochSampler(Sampler):
-    """Every image once an epoch, as a :class:`Draw`, so that workers learn the epoch.
+    """Every image once per epoch, as a :class:`Draw`, so that workers learn the epoch.
 
     Rank r of w takes positions r, r + w, r + 2w, ... of one shuffled list: batch k of w ranks with b images each holds
     the images of batch k of one rank with w b. All ranks have the same count, and none draws an image of another: what

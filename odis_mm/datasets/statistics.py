@@ -8,7 +8,7 @@ import numpy as np
 from ..utils.errors import BadImageError
 from .image_io import as_bytes, read_raw, with_channels
 
-SAMPLE = 4096  # values an image that go into the percentiles
+SAMPLE = 4096  # values per image that go into the percentiles
 
 
 @dataclass(frozen=True)

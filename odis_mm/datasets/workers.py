@@ -21,8 +21,8 @@ CAN_TELL_SENDERS = hasattr(signal, 'sigwaitinfo')
 
 @FUNCTIONS.register_module()
 def single_thread_worker(worker_id: int) -> None:
-    """Set one thread a worker (``worker_init_fn`` of a loader), as the workers themselves are the parallelism; deaf to
-    signals from others.
+    """Set one thread per worker (``worker_init_fn`` of a loader), as the workers themselves are the parallelism, and
+    ignore signals from other processes than the parent.
 
     Seeds nothing: all random numbers of a sample come from its own generator. A signal to the whole process group is
     for the run to answer, which needs its workers for that: see :func:`obey_parent_alone`.

@@ -72,7 +72,7 @@ def find_objects(
         out: The json to write. It must not exist unless it is the result of the same call.
         source: See :class:`Source`.
         ann_file: List of images, or json whose images to take; empty: all of the folder.
-        workers: Processes; 0: none beside this one; None: one a core, and none for a source on a GPU.
+        workers: Processes; 0: none beside this one; None: one per core, and none for a source on a GPU.
         max_bad_share: Share of the images that may be unreadable; they are left out and named in ``info``.
         say: Gets a line of progress every few seconds; None: stderr.
 

@@ -126,7 +126,7 @@ def test_a_plain_dataset_and_sampler_stay_as_they_are(folders):
     assert cfg == dict(dataset=one(folders), sampler=SAMPLERS['epoch'])
     stock = dict(dataset=dict(type='CustomDataset'), sampler=dict(type='DefaultSampler'))
     number_draws(stock)
-    assert stock['sampler']['type'] == 'DefaultSampler', 'other data sets are none of our business'
+    assert stock['sampler']['type'] == 'DefaultSampler', 'other data sets are left as they are'
     twice = dict(dataset=wrapped(folders)['concat'], sampler=dict(SAMPLERS['default']))
     number_draws(twice)
     once = copy.deepcopy(twice)

@@ -13,7 +13,7 @@ from odis_mm.utils.errors import ConfigError
 
 WITHOUT_POSIX = """
 import os, signal, sys
-import torch, cv2, mmengine, mmcv, mmpretrain  # what they need is their business
+import torch, cv2, mmengine, mmcv, mmpretrain  # which may need what is missing below
 for name in ('SIGHUP', 'SIGUSR1', 'SIGUSR2', 'SIGKILL', 'pthread_sigmask', 'sigwaitinfo', 'SIG_BLOCK', 'SIG_SETMASK'):
     delattr(signal, name)
 for name in ('getuid', 'killpg', 'setsid', 'getppid'):
