@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..utils.errors import CheckpointError
 from .layouts import LAYOUTS, Layout, some
-from .positions import Grid, resize_positions, rope_periods
+from .positions import Grid, resize_positions, rope_periods, square_grid
 from .reading import Source, read_vit
 from .shape import State, VitShape
 
@@ -235,13 +235,13 @@ def _standard_periods(state: State, name: str, layout: Layout) -> Dict[str, str]
 def _resize(state: State, name: str, grid: Grid, source_grid: Optional[Grid], changed: Dict[str, str]) -> None:
     before = tuple(state['pos_embed'].shape)
     extra = int('cls_token' in state)
-    if source_grid is None and round((before[1] - extra) ** 0.5) ** 2 != before[1] - extra:
+    own_grid = source_grid or square_grid(before[1] - extra)
+    if own_grid is None:
         raise CheckpointError(
             f'{name} has positions for {before[1] - extra} patches, which are no square: give their grid (rows and '
             'columns) as source_grid=, --source-grid.'
         )
-    side = round((before[1] - extra) ** 0.5)
-    state['pos_embed'] = resize_positions(state['pos_embed'], grid, extra, source_grid=source_grid or (side, side))
+    state['pos_embed'] = resize_positions(state['pos_embed'], grid, extra, source_grid=own_grid)
     if tuple(state['pos_embed'].shape) != before or source_grid not in (None, tuple(grid)):
         changed['pos_embed'] = (
             f'resampled {list(before)} -> {list(state["pos_embed"].shape)}, {grid[0]} x {grid[1]} patches'

@@ -1,5 +1,6 @@
 """Position embeddings of a ViT on another patch grid."""
 
+import math
 from typing import Optional, Tuple
 
 import torch
@@ -7,6 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Grid = Tuple[int, int]
+
+
+def square_grid(patches: int) -> Optional[Grid]:
+    """Return (rows, columns) of so many patches in a square, or None if they are none."""
+    side = math.isqrt(max(patches, 0))
+    return (side, side) if side and side * side == patches else None
 
 
 def split_tokens(length: int, expected_extra: int) -> Optional[Tuple[int, int]]:
@@ -18,9 +25,9 @@ def split_tokens(length: int, expected_extra: int) -> Optional[Tuple[int, int]]:
         (leading slots, side of the grid), or None if no such split exists.
     """
     for extra in (expected_extra, *range(9)):
-        side = round(max(length - extra, 0) ** 0.5)
-        if side > 0 and side * side == length - extra:
-            return extra, side
+        grid = square_grid(length - extra)
+        if grid is not None:
+            return extra, grid[0]
     return None
 
 

@@ -8,7 +8,7 @@ import torch
 
 from ..utils.errors import CheckpointError
 from .layouts import BESIDE, DIALECTS, LAYOUTS, OUR_PARTS, Layout, recognise, some, unwrap
-from .positions import Grid, rope_periods
+from .positions import Grid, rope_periods, square_grid
 from .shape import HEADS, State
 
 
@@ -308,7 +308,7 @@ def _leading_slots(length: int, registers: int, layout: Layout, name: str, sourc
                 f'{" or ".join(map(str, possible))} leading slots; give the grid that it was trained on.'
             )
         return slots
-    fitting = [slots for slots in possible if round((length - slots) ** 0.5) ** 2 == length - slots]
+    fitting = [slots for slots in possible if square_grid(length - slots)]
     if len(possible) == 1:
         return possible[0]
     if len(fitting) != 1:

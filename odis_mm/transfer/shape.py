@@ -7,7 +7,7 @@ from typing import Any, Dict, Optional
 from torch import Tensor
 
 from ..utils.errors import CheckpointError
-from .positions import Grid
+from .positions import Grid, square_grid
 
 State = Dict[str, Tensor]
 
@@ -91,8 +91,7 @@ class VitShape:
     @property
     def square(self) -> Optional[Grid]:
         """(rows, columns) of the learned positions if they are a square."""
-        side = round((self.patches or 0) ** 0.5)
-        return (side, side) if side and side * side == self.patches else None
+        return square_grid(self.patches or 0)
 
     def grid(self, told: Optional[Grid] = None) -> Grid:
         """Return (rows, columns) of the learned positions: as told if it fits, else a square; of rotary ones any, 14 x
