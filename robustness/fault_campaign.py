@@ -60,6 +60,7 @@ OPTIONS = {  # a ViT of two blocks, five epochs of four iterations
     'param_scheduler.0.end': 1,
     'param_scheduler.1.begin': 1,
     'default_hooks.logger.interval': 1,
+    'default_hooks.views': None,  # pictures would take most of the time
     'model.backbone.arch.num_layers': 2,
     'model.backbone.arch.embed_dims': 32,
     'model.backbone.arch.feedforward_channels': 64,

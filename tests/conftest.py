@@ -11,8 +11,9 @@ os.environ['ODIS_MM_CACHE'] = ''  # nothing is left in the user's cache
 import cv2
 import numpy as np
 import pytest
+from mmengine.runner import runner
 
-from helpers import install_wheel, make_sample
+from helpers import install_wheel, make_sample, plain_configs
 from odis_mm.datasets.demo import ensure_demo
 
 
@@ -101,23 +102,11 @@ def installed_wheel(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope='session', autouse=True)
-def reports_once():
-    """What a run tells of itself at its start, formatted by yapf up to six times, takes longer than a tiny training:
-    each text is made once, and the environment is described once."""
-    from mmengine.config import Config
-    from mmengine.runner import runner
-
-    described, formatted, texts = functools.cache(runner.collect_env), Config.pretty_text.fget, {}
-
-    def pretty_text(cfg):
-        key = repr(cfg)
-        if key not in texts:
-            texts[key] = formatted(cfg)
-        return texts[key]
-
-    with pytest.MonkeyPatch.context() as patch:
+def short_reports():
+    """The environment is described once, and the texts of configs are not formatted."""
+    described = functools.cache(runner.collect_env)
+    with pytest.MonkeyPatch.context() as patch, plain_configs():
         patch.setattr(runner, 'collect_env', lambda: dict(described()))
-        patch.setattr(Config, 'pretty_text', property(pretty_text))
         yield
 
 

@@ -1,11 +1,14 @@
 """Several processes on one machine, for tests of what ranks do together."""
 
 import socket
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, List
 
 import torch
 import torch.multiprocessing as mp
+
+from helpers import forked
 
 
 def free_port() -> int:
@@ -22,9 +25,14 @@ def run_ranks(function: Callable, folder: Path, *args: Any, world: int = 2) -> L
     ``function`` is at the top level of its module. The ranks meet in a file under ``folder``, so that no port can be
     taken.
     """
-    mp.spawn(_rank, args=(world, str(folder), function, args), nprocs=world)
+    done = forked(partial(start_ranks, function, str(folder), args, world), folder)
+    assert done.returncode == 0, done.stderr[-3000:]
     # objects of every kind, which this call's own processes wrote
     return [torch.load(Path(folder, f'rank{rank}.pt'), weights_only=False) for rank in range(world)]
+
+
+def start_ranks(function: Callable, folder: str, args: tuple, world: int) -> None:
+    mp.start_processes(_rank, args=(world, folder, function, args), nprocs=world, start_method='fork')
 
 
 def _rank(rank: int, world: int, folder: str, function: Callable, args: tuple) -> None:

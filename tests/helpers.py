@@ -1,18 +1,28 @@
 """Models, batches, runners and command lines in small, shared by tests of several modules."""
 
+import atexit
+import base64
 import copy
+import functools
+import gc
 import json
 import os
 import os.path as osp
+import pickle
+import pkgutil
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+import traceback
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
+import mmengine.runner.runner
 import numpy as np
 import pytest
 import torch
@@ -23,13 +33,16 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmpretrain.registry import MODELS
 from PIL import Image
+from yapf.yapflib import yapf_api
 
-import odis_mm  # noqa: F401
+import odis_mm
 from odis_mm.analysis.cost import total_loss
+from odis_mm.cli import main
 from odis_mm.datasets.transforms import mask_positions
 from odis_mm.engine.hooks import SafeCheckpointHook
 from odis_mm.evaluation import FrozenBackbone, region_proxy, region_split
 from odis_mm.models import ObjectViT
+from odis_mm.workflows import stages
 
 ROOT = Path(__file__).resolve().parents[1]
 ARCH = dict(embed_dims=32, num_layers=3, num_heads=4, feedforward_channels=64)
@@ -339,7 +352,15 @@ TINY_RUN = [  # of odis_demo: a ViT of two blocks on 32 pixel views
     'model.neck.num_prototypes=48',
     'model.head.num_prototypes=48',
     'default_hooks.logger.interval=1',
+    'default_hooks.views=None',  # pictures take longer than this training
 ]
+
+
+SMALL_DETECTOR = {  # options of a detector for small data, whose head would take most of the time of a tiny training
+    **{f'{part}_dataloader.num_workers': 0 for part in ('train', 'val', 'test')},
+    'model.roi_head.bbox_head.fc_out_channels': 32,
+    'model.test_cfg.rcnn.max_per_img': 10,
+}
 
 
 def environment(demo: str = '', **extra: str) -> dict:
@@ -383,63 +404,161 @@ def install_wheel(folder: Path) -> Path:
     return target
 
 
-RUNS = """
-import os, signal, sys
+SERVER = """
+import base64, os, pickle, sys
 answers = os.fdopen(os.dup(1), 'w', buffering=1)
-os.dup2(2, 1)  # what imports and runs say goes elsewhere
-import MODULE
-for line in sys.stdin:  # one process a line, each in a session of its own; the imports are shared
+os.dup2(2, 1)  # what imports say goes elsewhere
+import helpers
+helpers.import_everything()
+for line in sys.stdin:  # one process per line
     child = os.fork()
     if not child:
-        os.setsid()
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
-        eval(line)
+        helpers.call(**pickle.loads(base64.b64decode(line)))
         break
     print(child, file=answers)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=answers)
 """
 
 
+def import_everything() -> None:
+    """Import what a command may need, in an interpreter that others are forked from; it never trains, since torch
+    forbids a fork after that on GPUs."""
+    others = [f'mmpretrain.{room}' for room in ('datasets', 'engine', 'evaluation', 'models', 'visualization')]
+    others += [f'mmdet.{room}' for room in ('apis', 'datasets', 'engine', 'evaluation', 'models', 'visualization')]
+    for name in (*others, *(module.name for module in pkgutil.walk_packages(odis_mm.__path__, 'odis_mm.'))):
+        with suppress(ImportError):  # of what is not installed
+            import_module(name)
+    mmengine.runner.runner.collect_env = lambda: {}  # seconds per run, and nothing but a report
+    gc.freeze()  # else each process's first collection would copy all that they share
+
+
+def call(function: bytes, path: list, cwd: str, env: dict, out: str, err: str) -> None:
+    """Be, in a forked process, a program that calls a function."""
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(env)
+    for number, name, mode in ((0, os.devnull, 'rb'), (1, out, 'ab'), (2, err, 'ab')):
+        with open(name, mode) as file:
+            os.dup2(file.fileno(), number)
+    sys.path[:] = path
+    with plain_configs():
+        pickle.loads(function)()
+
+
 @contextmanager
-def process_groups(file: str, near: Path, stderr=None):
-    """Calls of functions of a test file, each as a process that leads a group: yields ``process(call, number)``,
-    which sends the group a signal once the call has made the file ``near``, and returns the exit code."""
-    module = Path(file).stem
-    with subprocess.Popen(
-        [sys.executable, '-c', RUNS.replace('MODULE', module)],
-        cwd=Path(file).parent,
-        env=environment(),
+def plain_configs():
+    """Leave texts of configs as they are, without yapf: up to six times per run it would take as long as a tiny
+    training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(yapf_api, 'FormatCode', lambda text, **_: (text, True))
+        yield
+
+
+@functools.cache
+def server(package: str) -> subprocess.Popen:
+    """Return an interpreter that has imported everything, ``odis_mm`` from a folder, and that processes are forked
+    from."""
+    started = subprocess.Popen(
+        [sys.executable, '-c', SERVER],
+        cwd=package,  # where Python looks first
+        env=environment(PYTHONPATH=f'{package}{os.pathsep}{ROOT / "tests"}'),
         text=True,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=stderr,
-    ) as runs:
+    )
+    atexit.register(started.stdin.close)
+    return started
 
-        def process(call: str, number=None) -> int:
-            runs.stdin.write(f'{module}.{call}\n')
-            runs.stdin.flush()
-            child = int(runs.stdout.readline())
-            hangs = threading.Timer(
-                900, os.killpg, (child, signal.SIGKILL)
-            )  # its code tells; workers that do not end would hang it
-            hangs.start()
-            with suppress(ProcessLookupError):  # it ended without
-                while number and not near.exists():
-                    os.kill(child, 0)
-                    time.sleep(0.02)
-                if number:
-                    near.unlink()
-                    os.killpg(child, number)
-            code = int(runs.stdout.readline())
-            hangs.cancel()
-            try:
-                os.killpg(child, 0)
-            except ProcessLookupError:
-                return code
-            raise AssertionError('a worker is left')
 
-        yield process
-        runs.stdin.close()
+class Forked:
+    """A call of a function, or a command line, as a process that leads a group: as in one of its own, but that imports
+    take no time.
+
+    Args:
+        function: At the top level of its module, or a ``functools.partial`` of it.
+        folder: Where the process writes ``out`` and ``err``.
+        cwd: Its working directory; None: ``folder``.
+        env: Its environment; None: :func:`environment`.
+        package: Where ``odis_mm`` lies, if not in this checkout.
+    """
+
+    def __init__(self, function, folder, cwd=None, env=None, package=ROOT):
+        self.out, self.err = Path(folder, 'out'), Path(folder, 'err')
+        path = [str(package), *(entry for entry in sys.path if Path(entry) != ROOT)]
+        env = environment() if env is None else env
+        task = dict(path=path, cwd=str(cwd or folder), env=env, out=str(self.out), err=str(self.err))
+        line = base64.b64encode(pickle.dumps(dict(task, function=pickle.dumps(function))))
+        self.server = server(str(package))
+        self.out.write_text('')
+        self.err.write_text('')
+        self.server.stdin.write(line.decode() + '\n')
+        self.server.stdin.flush()
+        self.pid = int(self.server.stdout.readline())
+
+    def wait(self, timeout: float = 900) -> int:
+        """Return the exit code; a process that hangs is killed, and its code tells."""
+        hangs = threading.Timer(timeout, os.killpg, (self.pid, signal.SIGKILL))
+        hangs.start()
+        code = int(self.server.stdout.readline())
+        hangs.cancel()
+        return code
+
+
+def forked(function, folder, **where) -> subprocess.CompletedProcess:
+    """Return exit code and output of a call; see :class:`Forked`."""
+    process = Forked(function, folder, **where)
+    code = process.wait()
+    return subprocess.CompletedProcess(function, code, process.out.read_text(), process.err.read_text())
+
+
+def forked_in_group(function, folder, near: Path, number=None) -> int:
+    """Return the exit code of a call whose process group gets a signal once it has made the file ``near``; no process
+    of the group may be left."""
+    process = Forked(function, folder)
+    with suppress(ProcessLookupError):  # it ended without
+        while number and not near.exists():
+            os.kill(process.pid, 0)
+            time.sleep(0.02)
+        if number:
+            near.unlink()
+            os.killpg(process.pid, number)
+    code = process.wait()
+    try:
+        os.killpg(process.pid, 0)
+    except ProcessLookupError:
+        return code
+    raise AssertionError('a worker is left')
+
+
+def fork_trainings() -> None:
+    """Have a comparison in this process fork its trainings from it; other commands stay processes of their own."""
+    popen = subprocess.Popen
+
+    def start(words, *, stdout, env, **others):
+        if 'train' not in words:
+            return popen(words, stdout=stdout, env=env, **others)
+        pid = os.fork()
+        if pid:
+            return SimpleNamespace(pid=pid, returncode=None)
+        code = 70
+        try:
+            os.dup2(stdout.fileno(), 1)
+            os.dup2(stdout.fileno(), 2)
+            os.environ.update(env)
+            main(words[words.index('odis_mm') + 1 :])
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        except Exception:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    stages.subprocess = SimpleNamespace(Popen=start, STDOUT=subprocess.STDOUT, DEVNULL=subprocess.DEVNULL)
 
 
 def write_noise_coco(root, splits=(('train', 24), ('val', 16)), seed=0):

@@ -4,12 +4,15 @@ alone."""
 import re
 import subprocess
 import sys
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import odis_mm.transfer
-from helpers import environment
+from helpers import environment, forked
+from odis_mm import cli
 from odis_mm.cli import doctor
 from odis_mm.cli.doctor import Finding
 
@@ -151,8 +154,19 @@ def test_a_folder_without_permission(tmp_path):
     assert not found.ok and 'cannot write' in found.what and '--work-dir' in found.remedy
 
 
+@pytest.fixture
+def forked_trials(monkeypatch, tmp_path):
+    """The trials are forked from a process that has imported everything."""
+
+    def run(command, env, **_):
+        assert command[:3] == [sys.executable, '-m', 'odis_mm']
+        return forked(partial(cli.main, command[3:]), tmp_path, env=env)
+
+    monkeypatch.setattr(doctor, 'subprocess', SimpleNamespace(run=run))
+
+
 @pytest.mark.slow
-def test_a_healthy_installation_is_left_alone(tmp_path, capsys):
+def test_a_healthy_installation_is_left_alone(tmp_path, capsys, forked_trials):
     doctor.main(['--work-dir', str(tmp_path)])
     said = capsys.readouterr().out.splitlines()
     assert said[-1] == 'no problem found' and not [line for line in said if not line.startswith('ok ')][:-1]
@@ -163,7 +177,7 @@ def test_a_healthy_installation_is_left_alone(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_run_that_fails_is_told_with_a_command_that_shows_it(tmp_path, monkeypatch):
+def test_a_run_that_fails_is_told_with_a_command_that_shows_it(tmp_path, monkeypatch, forked_trials):
     config, options = doctor.TRIALS['pretraining']
     monkeypatch.setattr(doctor, 'TRIALS', {'pretraining': (config, [*options, 'model.backbone.archh=3'])})
     (found,) = doctor.trials(tmp_path, detector=True)

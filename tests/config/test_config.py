@@ -21,8 +21,11 @@ def test_the_recipes_of_the_readme_are_there():
     assert DETECTORS
 
 
-@pytest.mark.parametrize('root', ['/somewhere/else', '/somewhere/else/'])
-@pytest.mark.parametrize('name', [name for name in PRETRAINING + DETECTORS if not name.endswith('_small')])
+@pytest.mark.parametrize(
+    'name, root',
+    [(name, '/somewhere/else/') for name in PRETRAINING + DETECTORS if not name.endswith('_small')]
+    + [(name, '/somewhere/else') for name in ('odis_vits_coco', 'odis_demo', DETECTORS[0])],
+)
 def test_data_roots_come_from_the_environment(name, root, monkeypatch):
     for variable in ('COCO_ROOT', 'IMAGENET_ROOT', 'ADE20K_ROOT', 'ODIS_DEMO_ROOT'):
         monkeypatch.setenv(variable, root)

@@ -2,13 +2,14 @@
 
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from helpers import process_groups, write_noise_coco
+from helpers import forked_in_group, write_noise_coco
 from odis_mm import apis
 from odis_mm.datasets.layout import find_splits
 from odis_mm.recipes import detector_config
@@ -52,6 +53,7 @@ def config(data: str, at: str):
         'custom_hooks': [dict(type='WaitForSignal', part=at)],
         'model.backbone.arch.num_layers': 1,
         'model.backbone.out_indices': [0],
+        'model.roi_head.bbox_head.fc_out_channels': 16,
         'val_dataloader.batch_size': 1,
         'test_dataloader.batch_size': 1,
         'default_hooks.logger.interval': 1,
@@ -79,21 +81,26 @@ def parts(work: Path) -> str:
 def test_ctrl_c_is_answered_in_training_validation_and_test(tmp_path):
     data, work = write_noise_coco(tmp_path / 'data', (('train', 4), ('val', 3))), tmp_path / 'run'
     work.mkdir()
-    with open(tmp_path / 'said', 'w') as said, process_groups(__file__, work / 'near', said) as process:
-        where = f'{str(data)!r}, {str(work)!r}'
-        assert process(f"train({where}, 'train')", signal.SIGINT) == 130
-        assert parts(work) == 'train0.0' and (work / 'epoch_0_iter_1.pth').is_file()
+    said = []
 
-        assert process(f"train({where}, 'val', 'latest')", signal.SIGINT) == 130
-        assert parts(work) == 'train1.1 val2.0', 'left after the first of three batches'
-        assert [p.name for p in work.glob('*.pth')] == ['iter_2.pth']
-        assert load_local(str(work / 'iter_2.pth'), 'cpu')['validation_due']
+    def process(call, *arguments, number=None) -> int:
+        code = forked_in_group(partial(call, str(data), str(work), *arguments), tmp_path, work / 'near', number)
+        said.append((tmp_path / 'out').read_text() + (tmp_path / 'err').read_text())
+        return code
 
-        assert process(f"train({where}, '', 'latest')") == 0
-        assert parts(work) == 'val2.0 val2.1 val2.2', 'the resumed run begins with the validation'
-        assert process(f"test({where}, 'test')", signal.SIGINT) == 130
-        assert parts(work) == 'test0.0'
-    text = (tmp_path / 'said').read_text()
+    assert process(train, 'train', number=signal.SIGINT) == 130
+    assert parts(work) == 'train0.0' and (work / 'epoch_0_iter_1.pth').is_file()
+
+    assert process(train, 'val', 'latest', number=signal.SIGINT) == 130
+    assert parts(work) == 'train1.1 val2.0', 'left after the first of three batches'
+    assert [p.name for p in work.glob('*.pth')] == ['iter_2.pth']
+    assert load_local(str(work / 'iter_2.pth'), 'cpu')['validation_due']
+
+    assert process(train, '', 'latest') == 0
+    assert parts(work) == 'val2.0 val2.1 val2.2', 'the resumed run begins with the validation'
+    assert process(test, 'test', number=signal.SIGINT) == 130
+    assert parts(work) == 'test0.0'
+    text = ''.join(said)
     assert 'Traceback' not in text, text
     assert '--resume continues with the validation, from its beginning' in text
     assert 'interrupted by Ctrl-C' in text

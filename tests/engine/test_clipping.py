@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from mmengine.logging import MessageHub
 from torch import nn
 
+from ddp_helpers import run_ranks
 from odis_mm.engine.deferred import DeferredHistory
 from odis_mm.engine.optim import AutocastOptimWrapper, SafeOptimWrapper, clip_each_grad_
 from odis_mm.utils.distributed import whole
@@ -40,12 +40,10 @@ def test_each_gradient_is_clipped_as_by_torch_for_it_alone():
     assert math.isclose(float(total), math.sqrt(sum(float(old.square().sum()) for old in before)), rel_tol=1e-6)
 
 
-def sharded(rank: int, world: int, folder: str) -> None:
+def sharded(rank: int, world: int) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=world)
     reference, model = network(), network()
     set_gradients(reference)
     fully_shard(model, mesh=init_device_mesh('cpu', (world,)))
@@ -58,11 +56,10 @@ def sharded(rank: int, world: int, folder: str) -> None:
     torch.testing.assert_close(total, expected)
     for mine, other in zip(model.parameters(), reference.parameters()):
         torch.testing.assert_close(whole(mine.grad), other.grad)
-    torch.distributed.destroy_process_group()
 
 
 def test_parts_of_gradients_are_clipped_by_the_norm_of_all_parts(tmp_path):
-    mp.spawn(sharded, args=(2, str(tmp_path)), nprocs=2)
+    run_ranks(sharded, tmp_path)
 
 
 @pytest.mark.parametrize('wrapper', [SafeOptimWrapper, AutocastOptimWrapper])

@@ -1,14 +1,13 @@
 """The same run on 1, 2 and 4 processes: whole recipes in small, through the command line's own way."""
 
-import gc
 import os
 import signal
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
-import mmengine.runner.runner
 import pytest
 import torch
 import torch.multiprocessing as mp
@@ -17,7 +16,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from ddp_helpers import free_port
-from helpers import ROOT, make_vit, measure_regions
+from helpers import ROOT, forked, make_vit, measure_regions
 from odis_mm import apis
 from odis_mm.cli import train as cli
 from odis_mm.datasets.demo import ensure_demo
@@ -201,13 +200,9 @@ def change_ranks(world: int, path: str, data: str) -> None:
     torch.distributed.destroy_process_group()
 
 
-def launch(_, path: str, *args) -> None:
-    """Imports once, and forks all ranks of all world sizes: it has never called backward, after which torch forbids
-    that."""
-    sys.stdout = sys.stderr = open(f'{path}/log.txt', 'w')
-    mmengine.runner.runner.collect_env = lambda: {}  # seconds a run, and nothing but a report
+def launch(path: str, *args) -> None:
+    """Forks all ranks of all world sizes, which share this process's imports."""
     Config.pretty_text = property(lambda self: '')
-    gc.freeze()  # else each rank's first collection would copy all that they share
     for world in WORLDS:
         mp.start_processes(rank_main, args=(world, path, *args), nprocs=world, start_method='fork')
 
@@ -216,7 +211,8 @@ def launch(_, path: str, *args) -> None:
 def runs(tmp_path_factory, labelled_images, coco_folder) -> Path:
     path = tmp_path_factory.mktemp('runs')
     data = ensure_demo(path / 'demo', num_train=IMAGES, num_val=1, size=64)
-    mp.spawn(launch, args=(str(path), data, str(labelled_images), str(coco_folder)), nprocs=1)
+    done = forked(partial(launch, str(path), data, str(labelled_images), str(coco_folder)), path)
+    assert done.returncode == 0, done.stderr[-3000:]
     return path
 
 

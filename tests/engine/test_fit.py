@@ -138,7 +138,7 @@ def test_a_wrong_file_ends_in_one_sentence(arguments, told, files, demo, monkeyp
     assert re.search(told, said), said
 
 
-SHORT = [*TINY_RUN, 'param_scheduler=[]', 'default_hooks.views=None']
+SHORT = [*TINY_RUN, 'param_scheduler=[]']
 
 
 def test_a_folder_means_its_newest_checkpoint(files, demo, tmp_path, monkeypatch):

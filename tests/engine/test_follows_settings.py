@@ -53,9 +53,7 @@ def trained(monkeypatch):
 
 def run(folder, options=(), **kwargs):
     """Train; return the runner, its log and the scalars of its iterations."""
-    options = parse_options(
-        [*TINY_RUN, 'default_hooks.checkpoint.max_keep_ckpts=-1', 'default_hooks.views=None', *options]
-    )
+    options = parse_options([*TINY_RUN, 'default_hooks.checkpoint.max_keep_ckpts=-1', *options])
     runner = apis.train('odis_demo', work_dir=str(folder), options=options, **kwargs)
     newest = max(Path(folder).glob('*/vis_data/scalars.json'), key=lambda path: path.parent.parent.name)
     rows = [json.loads(line) for line in newest.read_text().splitlines()]

@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, init_default_scope
 from mmengine.runner import Runner
 
-from helpers import make_batch, make_odis, process_groups
+from helpers import forked_in_group, make_batch, make_odis
 from odis_mm import apis
 from odis_mm.datasets import EpochSampler
 from odis_mm.datasets.transforms import single_thread_worker
@@ -203,13 +204,14 @@ def test_twice_with_workers(undisturbed, tmp_path):
 
 
 def test_a_signal_to_the_whole_process_group_leaves_the_workers_to_the_run(undisturbed, tmp_path):
-    with process_groups(__file__, tmp_path / 'near') as process:
-        folder = str(tmp_path)
-        assert process(f'train({folder!r}, workers=2, awaits=3)', signal.SIGTERM) == 75
-        assert (tmp_path / 'epoch_0_iter_3.pth').is_file()
-        assert process(f'resumed({folder!r}, workers=1, awaits=12)', signal.SIGUSR1) == 75
-        assert (tmp_path / 'epoch_1_iter_12.pth').is_file()
-        assert process(f'resumed({folder!r}, workers=2)') == 0
+    near = tmp_path / 'near'
+    began = partial(train, str(tmp_path), workers=2, awaits=3)
+    assert forked_in_group(began, tmp_path, near, signal.SIGTERM) == 75
+    assert (tmp_path / 'epoch_0_iter_3.pth').is_file()
+    again = partial(resumed, str(tmp_path), workers=1, awaits=12)
+    assert forked_in_group(again, tmp_path, near, signal.SIGUSR1) == 75
+    assert (tmp_path / 'epoch_1_iter_12.pth').is_file()
+    assert forked_in_group(partial(resumed, str(tmp_path), workers=2), tmp_path, near) == 0
     assert_same(content(tmp_path), undisturbed)
 
 

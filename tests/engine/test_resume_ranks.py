@@ -1,8 +1,4 @@
-"""Stopped in the middle of an epoch and continued by another number of processes: each image once.
-
-The file is also the program that the test starts: one interpreter imports everything, and each rank is a process forked
-from it.
-"""
+"""Stopped in the middle of an epoch and continued by another number of processes: each image once."""
 
 import json
 import os
@@ -10,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from ddp_helpers import free_port
-from helpers import environment
+from helpers import forked
 
 pytestmark = pytest.mark.slow
 
@@ -39,7 +36,7 @@ class Recorder(Hook):
 
 
 def program(folder: Path) -> None:
-    """All runs; prints the exit codes of their ranks."""
+    """All runs, each rank a process; prints the exit codes of the ranks."""
     from odis_mm import cli
     from odis_mm.config import load_config
     from odis_mm.datasets.demo import ensure_demo
@@ -97,9 +94,7 @@ def program(folder: Path) -> None:
 
 
 def test_each_image_once_on_another_number_of_ranks(tmp_path):
-    done = subprocess.run(
-        [sys.executable, __file__, tmp_path], env=environment(), capture_output=True, text=True, timeout=300
-    )
+    done = forked(partial(program, tmp_path), tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     codes = json.loads(done.stdout.rpartition('codes ')[2])
     logs = {path.name: path.read_text() for path in tmp_path.glob('*.log.*')}
@@ -119,7 +114,3 @@ def test_each_image_once_on_another_number_of_ranks(tmp_path):
             f'epoch 2 goes on after {done} of {IMAGES} images (written by {was} ranks, now {now}): none is lost or '
             'drawn twice' in logs[f'{after}.log.0']
         )
-
-
-if __name__ == '__main__':
-    program(Path(sys.argv[1]))

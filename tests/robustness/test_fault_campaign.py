@@ -1,20 +1,15 @@
 """The fault campaign in small, that it finds what it is there to find, and the command line where nothing can be
-written.
-
-The file is also the program that the tests start: one interpreter imports everything, and each attempt is a process
-forked from it.
-"""
+written."""
 
 import random
 import re
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from helpers import environment
+from helpers import forked
 
 pytestmark = pytest.mark.slow
 
@@ -66,8 +61,8 @@ def nothing_to_write_to(campaign, config: Path, run: Path) -> None:
 
 @pytest.fixture(scope='module')
 def parts(tmp_path_factory):
-    command = [sys.executable, __file__, tmp_path_factory.mktemp('campaign')]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600)
+    folder = tmp_path_factory.mktemp('campaign')
+    done = forked(partial(program, folder), folder)
     assert done.returncode == 1 and done.stdout.count('---\n') == 2, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout.split('---\n')
 
@@ -120,7 +115,3 @@ def test_each_damage_is_one(tmp_path, kind):
     torch.save(torch.randn(10000), tmp_path / 'a.pth')
     spoil(tmp_path / 'a.pth', kind, random.Random(0))
     assert damage(tmp_path / 'a.pth')
-
-
-if __name__ == '__main__':
-    program(Path(sys.argv[1]))

@@ -3,10 +3,12 @@
 import json
 import shutil
 import subprocess
-import sys
+from functools import partial
 
 import pytest
 
+from helpers import forked
+from odis_mm import cli
 from odis_mm.engine.resume import damage
 
 TINY = [
@@ -32,12 +34,9 @@ def small_disk(tmp_path):
     subprocess.run(['umount', '-l', str(disk)], check=True)
 
 
-def test_pretraining(coco_folder, small_disk):
+def test_pretraining(coco_folder, small_disk, tmp_path):
     run = small_disk / 'run'
     command = [
-        sys.executable,
-        '-m',
-        'odis_mm',
         'pretrain',
         '--data',
         str(coco_folder),
@@ -51,7 +50,7 @@ def test_pretraining(coco_folder, small_disk):
         '5',
     ]
     command += ['--cfg-options', *TINY]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = forked(partial(cli.main, command), tmp_path)
     said = done.stderr
     assert done.returncode == 2 and 'Traceback' not in said, said
     assert said.splitlines()[-1] == (
@@ -66,6 +65,6 @@ def test_pretraining(coco_folder, small_disk):
         file.write('{"loss": 1.')  # where a disk ends within a line
 
     subprocess.run(['mount', '-o', 'remount,size=100m', str(small_disk)], check=True)
-    done = subprocess.run([*command, '--resume'], capture_output=True, text=True, check=True)
-    assert f'pretrained backbone: {run}/epoch_2_backbone.pth' in done.stdout
+    done = forked(partial(cli.main, [*command, '--resume']), tmp_path)
+    assert done.returncode == 0 and f'pretrained backbone: {run}/epoch_2_backbone.pth' in done.stdout
     assert damage(str(run / 'epoch_2.pth')) is None and (run / 'curves.png').stat().st_size > 0

@@ -9,6 +9,7 @@ import torch
 from mmengine.config import Config
 
 import odis_mm
+from helpers import SMALL_DETECTOR
 from odis_mm.cli import train as train_cli
 from odis_mm.cli.tasks import finetune_main, predict_main, pretrain_main, views_main
 from odis_mm.models.backbones import ObjectViT
@@ -26,7 +27,6 @@ TINY = {
     'model.neck.in_channels': 32,
     'default_hooks.logger.interval': 1,
 }
-SMALL_DETECTOR = {'train_dataloader.num_workers': 0, 'val_dataloader.num_workers': 0, 'test_dataloader.num_workers': 0}
 
 
 @pytest.fixture(scope='module')

@@ -9,6 +9,7 @@ import tifffile
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
+from helpers import SMALL_DETECTOR
 from odis_mm.cli.tasks import predict_main
 from odis_mm.datasets.image_io import LoadObjectImage
 from odis_mm.datasets.layout import find_splits
@@ -27,7 +28,6 @@ TINY = {
     'model.backbone.arch.feedforward_channels': 64,
     'model.neck.in_channels': 32,
 }
-SMALL = {f'{part}_dataloader.num_workers': 0 for part in ('train', 'val', 'test')}
 
 
 def write(path, channels: int, kind=np.uint16, low=1000, high=3000):
@@ -61,7 +61,7 @@ def test_sixteen_bits_and_five_channels_go_all_the_way(tmp_path, capsys):
     assert reading['channels'] == 5 and 900 < reading['window'][0] < 1300 and 2700 < reading['window'][1] < 3100
     assert len(meta['mean']) == 5 and 80 < meta['mean'][0] < 180, 'of what the window makes of it'
 
-    done = finetune(root, init=export, steps=2, size=64, batch=2, work_dir=tmp_path / 'det', options=SMALL)
+    done = finetune(root, init=export, steps=2, size=64, batch=2, work_dir=tmp_path / 'det', options=SMALL_DETECTOR)
     cfg = Config.fromfile(str(done.config))
     assert cfg.model.data_preprocessor.mean == meta['mean'] and cfg.model.data_preprocessor.std == meta['std']
     for part in ('train', 'val', 'test'):

@@ -105,7 +105,6 @@ def test_a_bug_in_a_hook_shows_its_traceback_and_a_user_error_does_not(demo, tmp
     monkeypatch.setenv('ODIS_DEMO_ROOT', demo)
     monkeypatch.delenv('RANK', raising=False)
     command = ['train', str(tmp_path / 'planted.py'), '--work-dir', str(tmp_path / 'out'), '--cfg-options', *TINY_RUN]
-    command.append('default_hooks.views=None')
     monkeypatch.setattr(Planted, 'error', ValueError('a bug of ours'))
     with pytest.raises(ValueError, match='^a bug of ours$'):  # reaches the interpreter, which prints the traceback
         main(command)

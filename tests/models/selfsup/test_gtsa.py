@@ -345,7 +345,7 @@ def test_gradients_reach_all_of_the_student_and_nothing_else():
 def test_correspondence_comes_after_the_warm_up():
     model = make_gtsa()
     model.head.correspondence_epoch = 2
-    assert 'loss_correspondence' not in losses_of(model, make_batch(), iteration=19)  # 10 iterations an epoch
+    assert 'loss_correspondence' not in losses_of(model, make_batch(), iteration=19)  # 10 iterations per epoch
     assert 'loss_correspondence' in losses_of(model, make_batch(), iteration=20)
 
 
@@ -353,7 +353,7 @@ def test_correspondence_starts_as_in_the_release():
     """Its rule is ``10 < epoch``, the epoch a whole number counted from 0."""
     model, data = make_gtsa(), make_batch()
     model.head.correspondence_epoch = load_config('gtsa_vits_coco').model.head.correspondence_epoch
-    for iteration in (99, 100, 109, 110, 119):  # 10 iterations an epoch
+    for iteration in (99, 100, 109, 110, 119):  # 10 iterations per epoch
         assert ('loss_correspondence' in losses_of(model, data, iteration=iteration)) == (10 < iteration // 10)
 
 
@@ -469,11 +469,17 @@ def test_a_resumed_run_is_the_same_run():
         assert torch.equal(parts['model'][key], value), key
 
 
-@pytest.mark.parametrize('name', ['gtsa_vits_coco', 'gtsa_vits_ade20k'])
-def test_recipes_train_on_real_images(name, shared_data):
+def test_the_recipe_for_ade20k_differs_in_the_images_alone():
+    coco, ade20k = (apis.load_config(f'gtsa_vits_{data}').to_dict() for data in ('coco', 'ade20k'))
+    for key in ('data_root', 'data_prefix'):
+        assert coco['train_dataloader']['dataset'].pop(key) != ade20k['train_dataloader']['dataset'].pop(key)
+    assert coco == ade20k
+
+
+def test_the_recipe_trains_on_real_images(shared_data):
     init_default_scope('mmpretrain')
     cfg = apis.load_config(
-        name,
+        'gtsa_vits_coco',
         {
             'train_dataloader.dataset.data_root': str(shared_data / 'coco'),
             'train_dataloader.dataset.data_prefix': 'train2017/',
