@@ -182,12 +182,14 @@ def _inspect(args: argparse.Namespace) -> int:
     from ..config import load_config, parse_options
     from ..datasets.transforms import SampleViews
     from ..engine.hooks.views import samples_of
+    from ..utils.noise import import_quietly
     from ..visualization import write_inspection
 
     init_default_scope('mmpretrain')
     cfg = load_config(args.config, parse_options(args.cfg_options))
     if 'train_dataloader' not in cfg or cfg.get('default_scope') == 'mmdet':
         raise ConfigError(f'{args.config} makes no views of its images: inspect looks at pretraining recipes.')
+    import_quietly('mmpretrain.datasets')
     dataset = DATASETS.build(cfg.train_dataloader.dataset)
     samples = list(samples_of(dataset, args.images)) if hasattr(dataset, 'pipeline') else []
     if not samples:

@@ -59,7 +59,9 @@ def rotation_main(argv: Optional[List[str]] = None) -> None:
         from mmpretrain.registry import DATASETS
 
         from ..evaluation.rotation import rotation_accuracy
+        from ..utils.noise import import_quietly
 
+        import_quietly('mmpretrain.datasets')
         model = load_model(args.config, args.checkpoint)
         dataset = DATASETS.build(
             dict(

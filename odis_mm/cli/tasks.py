@@ -186,9 +186,11 @@ def views_main(argv: Optional[List[str]] = None) -> None:
 
         from ..config import load_config, parse_options
         from ..engine.hooks.views import samples_of
+        from ..utils.noise import import_quietly
         from ..visualization import draw_views
 
         cfg = load_config(args.config, parse_options(args.cfg_options))
+        import_quietly('mmpretrain.datasets')
         dataset = DATASETS.build(cfg.train_dataloader.dataset)
         out = Path(args.out)
         out.parent.mkdir(parents=True, exist_ok=True)
