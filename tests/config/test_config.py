@@ -1,5 +1,6 @@
 """Recipes resolve, name classes and arguments that exist, hold the published numbers; misspelt keys are named."""
 
+import functools
 import inspect
 import os
 
@@ -39,11 +40,17 @@ def test_data_roots_come_from_the_environment(name, root, monkeypatch):
             assert os.path.normpath(cfg[evaluator].ann_file).startswith('/somewhere/else/annotations/')
 
 
+@functools.cache
+def with_empty_roots(name):
+    with pytest.MonkeyPatch.context() as patch:
+        for variable in ('COCO_ROOT', 'IMAGENET_ROOT', 'ADE20K_ROOT'):
+            patch.setenv(variable, '')
+        return apis.load_config(name)
+
+
 @pytest.mark.parametrize('name', PRETRAINING)
-def test_an_empty_root_means_the_default(name, monkeypatch):
-    for variable in ('COCO_ROOT', 'IMAGENET_ROOT', 'ADE20K_ROOT'):
-        monkeypatch.setenv(variable, '')
-    assert apis.load_config(name).train_dataloader.dataset.data_root in (
+def test_an_empty_root_means_the_default(name):
+    assert with_empty_roots(name).train_dataloader.dataset.data_root in (
         'data/coco/',
         'data/imagenet/',
         'data/ade20k/',
@@ -54,7 +61,7 @@ def test_an_empty_root_means_the_default(name, monkeypatch):
 
 @pytest.mark.parametrize('name', PRETRAINING)
 def test_every_type_is_registered_and_takes_its_arguments(name):
-    cfg = apis.load_config(name)
+    cfg = with_empty_roots(name)
     checked = 0
     for path, node in walk(cfg._cfg_dict):
         if (
