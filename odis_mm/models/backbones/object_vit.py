@@ -56,7 +56,8 @@ class ObjectViT(VisionTransformer):
         drop_path_subset: Stochastic depth that leaves out a fixed number of images in each block, and saves their work
             on GPUs, too, see :func:`draw_subset`; False: each image is drawn by itself, and only CPUs save the work.
             Wants tens of views of a resolution in a step, as the number is rounded.
-        init_std: Of the linear layers' first weights; 0.02 is the releases', for widths of 384 and more.
+        init_std: Of the linear layers' first weights; 0.02 is the releases', for widths of 384 and more. None: by width,
+            as mmpretrain and torch have them (Xavier's rule in the MLPs, torch's in the attention).
         compiled: Compile the blocks (:meth:`compile_blocks`): same results; pays on GPUs, after minutes in the first
             steps.
         **kwargs: Everything ``mmpretrain.VisionTransformer`` takes; ``arch`` 'deit-small' is the ViT-S of the papers.
@@ -81,7 +82,7 @@ class ObjectViT(VisionTransformer):
         global_every: int = 3,
         with_cp: bool = False,
         drop_path_subset: bool = False,
-        init_std: float = 0.02,
+        init_std: Optional[float] = 0.02,
         compiled: bool = False,
         **kwargs,
     ):
@@ -145,7 +146,8 @@ class ObjectViT(VisionTransformer):
             return
         # as in the releases; the stock ViT has Xavier's weights and random biases in the MLPs, torch's defaults in the
         # attention, and leaves the token at zero. The patch embedding keeps torch's default in both
-        init_linears(self.layers, self.init_std)
+        if self.init_std is not None:
+            init_linears(self.layers, self.init_std)
         for name in ('pos_embed', 'cls_token', 'object_tokens', 'register_tokens'):
             if getattr(self, name, None) is not None:
                 trunc_normal(getattr(self, name))
