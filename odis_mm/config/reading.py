@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 
 from ..utils.errors import ConfigError
-from ..utils.noise import quiet_console
+from ..utils.noise import quiet_console, quiet_imports
 from ..utils.paths import check_config_name
 from .classes import nearest
 from .options import apply_options, check_top_level
@@ -56,7 +56,7 @@ def load_config(name: Union[str, Path], options: Optional[Dict[str, Any]] = None
             del os.environ[variable]  # empty means unset
     quiet_console(MMLogger.get_current_instance())
     try:
-        with _plain_roots() as roots:
+        with _plain_roots() as roots, quiet_imports():  # a config may import mmdet
             cfg = Config.fromfile(str(path))
         for stand_in, root in roots.items():
             cfg._cfg_dict = _replaced(cfg._cfg_dict, stand_in, root)

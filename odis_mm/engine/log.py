@@ -1,6 +1,7 @@
 """What a run says on the screen: mmengine's runner and log line, without the reports, and with the share that is
 done."""
 
+import copy
 import logging
 import os.path as osp
 import re
@@ -38,9 +39,15 @@ class QuietRunner(Runner):
 
     @master_only
     def dump_config(self) -> None:
-        """Write the config by way of another file: a run that goes on with a full disk keeps the one that was there."""
+        """Write the config by way of another file: a run that goes on with a full disk keeps the one that was there.
+
+        What the run was resumed from is left out, so that the file trains the same again.
+        """
         name = osp.basename(self.cfg.filename) if self.cfg.filename else f'{self.timestamp}.py'
-        atomic_write_text(osp.join(self.work_dir, name), self.cfg.dump())
+        cfg = copy.deepcopy(self.cfg)
+        if cfg.get('resume'):
+            cfg.resume, cfg.load_from = False, None
+        atomic_write_text(osp.join(self.work_dir, name), cfg.dump())
 
 
 def tell_once(handler: logging.FileHandler) -> None:

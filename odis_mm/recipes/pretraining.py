@@ -254,8 +254,10 @@ def _set_length(cfg: Config, steps: Optional[int], iterations: int) -> str:
     cfg.param_scheduler = peak_end[:2]
     interval = max(1, epochs // 4)
     cfg.default_hooks.checkpoint.update(interval=interval, max_keep_ckpts=2)
-    return f'length: {total} steps, {epochs} epochs of {iterations}; warm-up {warmup} steps; a checkpoint every ' + (
-        'epoch' if interval == 1 else f'{interval} epochs'
+    asked = f' (asked: {steps}; epochs are whole)' if total != steps else ''
+    return (
+        f'length: {total} steps{asked}, {epochs} epochs of {iterations}; warm-up {warmup} steps; a checkpoint every '
+        + ('epoch' if interval == 1 else f'{interval} epochs')
     )
 
 

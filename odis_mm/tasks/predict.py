@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import warnings
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Set, Tuple, Union
@@ -105,7 +106,9 @@ def drawn_boxes(content: dict, threshold: float = THRESHOLD) -> str:
             f'; {len(empty)} pictures have no box: the best score in them is {max(empty):.2f}, below the threshold of '
             f'{threshold:g}: lower it (odis-mm predict --threshold), or train the detector for longer'
         )
-    return line
+    return re.sub(
+        r'\b1 pictures have no box: the best score in them', '1 picture has no box: the best score in it', line
+    )
 
 
 def picture_names(paths: Sequence[Path]) -> Dict[str, str]:

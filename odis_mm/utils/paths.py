@@ -128,7 +128,7 @@ def check_checkpoint(path: PathLike) -> Path:
     """Return the path of a checkpoint.
 
     Raises:
-        CheckpointError: it is missing, a folder, or empty.
+        CheckpointError: it is missing, a folder, a Python file, or empty.
     """
     path = Path(path)
     if path.is_dir():
@@ -137,6 +137,8 @@ def check_checkpoint(path: PathLike) -> Path:
         raise CheckpointError(
             f'checkpoint {path} does not exist; check the path (it is relative to {Path.cwd()} unless absolute).'
         )
+    if path.suffix == '.py':
+        raise CheckpointError(f'checkpoint {path} is a Python file: name the .pth beside it.')
     if path.stat().st_size == 0:
         raise CheckpointError(
             f'checkpoint {path} is empty (0 bytes): its writing was interrupted; take an earlier one.'

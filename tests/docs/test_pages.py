@@ -107,6 +107,8 @@ def test_generated_parts_are_whole(monkeypatch):
     for name in docs_pages.PARTS:
         pages = [p for p in (ROOT / 'docs').glob('*.md') if f'<!-- generated: {name} -->' in p.read_text()]
         assert len(pages) == 1 and 'in a checkout' not in docs_pages.on_page_markdown(pages[0].read_text()), name
+        if name in docs_pages.COMMITTED:
+            assert docs_pages.committed(name) in pages[0].read_text(), 'run python tools/misc/docs_pages.py'
     assert docs_pages.tutorials().count('\n## ') + 1 == 3 and 'find_objects(' in docs_pages.tutorials()
     text = docs_pages.help_of('pretrain')
     assert text.startswith('usage: odis-mm pretrain') and '--hours' in text and shlex.split('--data DIR')[0] in text

@@ -38,11 +38,14 @@ def test_every_linear_and_convolution_starts_as_in_the_releases(recipe):
         assert torch.equal(value, model.teacher['backbone'].state_dict()[key]), key
 
 
-def test_a_narrow_model_may_start_wider():
+def test_a_narrow_model_may_start_by_its_width():
     model = model_of('odis_demo')
     for layer in model.backbone.layers:
         for part in (layer.attn.qkv, layer.attn.proj, layer.ffn.layers[0][0], layer.ffn.layers[1]):
-            assert part.weight.std().item() == pytest.approx(0.05, rel=0.03)
+            fan_out, fan_in = part.weight.shape
+            xavier, torchs = (2 / (fan_in + fan_out)) ** 0.5, (3 * fan_in) ** -0.5
+            std = torchs if part in (layer.attn.qkv, layer.attn.proj) else xavier
+            assert part.weight.std().item() == pytest.approx(std, rel=0.03)
     assert model.backbone.pos_embed.std().item() == pytest.approx(0.02, rel=0.15)
     assert model.neck.mlp[0].weight.std().item() == pytest.approx(0.02, rel=0.03)
 
@@ -73,4 +76,4 @@ def test_no_weight_of_a_recipe_is_an_outlier(monkeypatch):
         assert parameter.abs().max() <= 1, name
         if 'patch_embed' not in name and parameter.ndim > 1 and not name.endswith('weight_g'):
             std = model.backbone.init_std if 'backbone.layers' in name else 0.02
-            assert parameter.abs().max() <= 5.005 * std, name
+            assert std is None or parameter.abs().max() <= 5.005 * std, name

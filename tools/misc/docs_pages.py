@@ -1,7 +1,11 @@
 """Hook of mkdocs: parts of pages that are made from the code, so that they cannot differ from it.
 
 What stands between ``<!-- generated: NAME -->`` and ``<!-- end -->`` in a page is replaced by the function of that name
-in ``PARTS``; in a checkout it tells where to look instead.
+in ``PARTS``. Of ``COMMITTED`` the checkout has the content, too, which a test compares and this command renews:
+
+    python tools/misc/docs_pages.py
+
+For the others it tells where to look instead.
 """
 
 import argparse
@@ -103,6 +107,20 @@ PARTS: Dict[str, Callable[[], str]] = dict(
     recipes=recipes, health=health, commands=commands, tutorials=tutorials, changelog=changelog
 )
 
+COMMITTED = ('recipes', 'health')  # short tables, which are read in a checkout as well
+
+
+def write_committed() -> None:
+    """Write the content of ``COMMITTED`` into the pages."""
+    for page in sorted((ROOT / 'docs').glob('*.md')):
+        text = page.read_text()
+        page.write_text(MARK.sub(lambda found: committed(found[1]) if found[1] in COMMITTED else found[0], text))
+
+
+def committed(name: str) -> str:
+    """A part with its marks."""
+    return f'<!-- generated: {name} -->\n\n{PARTS[name]()}\n\n<!-- end -->'
+
 
 def on_startup(**_: object) -> None:
     """Called by mkdocs once; a checkout works without being installed."""
@@ -112,3 +130,8 @@ def on_startup(**_: object) -> None:
 def on_page_markdown(markdown: str, **_: object) -> str:
     """Called by mkdocs for every page."""
     return MARK.sub(lambda found: PARTS[found[1]](), markdown)
+
+
+if __name__ == '__main__':
+    on_startup()
+    write_committed()

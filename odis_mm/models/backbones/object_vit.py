@@ -56,8 +56,8 @@ class ObjectViT(VisionTransformer):
         drop_path_subset: Stochastic depth that leaves out a fixed number of images in each block, and saves their work
             on GPUs, too, see :func:`draw_subset`; False: each image is drawn by itself, and only CPUs save the work.
             Wants tens of views of a resolution in a step, as the number is rounded.
-        init_std: Of the linear layers' first weights; 0.02 is the releases', for widths of 384 and more. None: by width,
-            as mmpretrain and torch have them (Xavier's rule in the MLPs, torch's in the attention).
+        init_std: Of the linear layers' first weights; 0.02 is the releases', for widths of 384 and more. None: by
+            width, as mmpretrain and torch have them (Xavier's rule in the MLPs, torch's in the attention).
         compiled: Compile the blocks (:meth:`compile_blocks`): same results; pays on GPUs, after minutes in the first
             steps.
         **kwargs: Everything ``mmpretrain.VisionTransformer`` takes; ``arch`` 'deit-small' is the ViT-S of the papers.
