@@ -127,7 +127,14 @@ def detector_config(
     if init is not None:
         set_backbone(cfg, init)
     if 'ViTSimplePyramid' in str(cfg.model.get('neck')):
-        _set_pyramid(cfg, content, _short_side(cfg))
+        short = _short_side(cfg)
+        _set_pyramid(cfg, content, short)
+        generator = cfg.model.rpn_head.anchor_generator
+        sizes = [scale * stride for stride in generator.strides for scale in generator.scales]
+        cfg.notes = [
+            *cfg.get('notes', []),
+            f'images: short side {short} px (--size); anchors, by the objects: {min(sizes):.0f} to {max(sizes):.0f} px',
+        ]
     cfg.setdefault('randomness', dict())
     cfg.randomness.update(seed=seed)
     apply_options(cfg, options or {})
