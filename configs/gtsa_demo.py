@@ -6,7 +6,7 @@ _base_ = [
     './_base_/default_runtime.py',
 ]
 
-model = dict(backbone=dict(init_std=0.05))  # as in odis_demo.py
+model = dict(backbone=dict(init_std=0.05))  # 0.02 is for wider models (docs/evidence/NOTES.md)
 auto_scale_lr = dict(base_batch_size=32)
 param_scheduler = _base_.param_scheduler
 param_scheduler[0].end = param_scheduler[1].begin = 3

@@ -7,7 +7,7 @@ _base_ = [
 ]
 
 # first weights by width, and the gradient clipped as a whole: with the releases' 0.02 and clipping by tensor, made for
-# wider models and longer runs, little or nothing is gained (docs/evidence/NOTES.md)
+# wider models and longer runs, the detector ends below random weights (docs/evidence/NOTES.md)
 model = dict(backbone=dict(init_std=None))
 optim_wrapper = dict(optimizer=dict(lr=1e-3), clip_grad=dict(per_tensor=False))
 auto_scale_lr = dict(base_batch_size=128)

@@ -59,7 +59,8 @@ def pretrain_main(argv: Optional[List[str]] = None) -> None:
 
     export = run(work, lambda: _check(args, None if args.boxes == 'none' else args.boxes))
     print(f'pretrained backbone: {export}')
-    print(f'pictures of what it trained on, and curves: {Path(export).parent}/*.png')
+    if any(Path(export).parent.glob('*.png')):
+        print(f'pictures of what it trained on, and curves: {Path(export).parent}/*.png')
     annotated = _annotated(args, Path(export).parent)
     data = quote(args.data) if annotated else 'ANNOTATED'
     print(f'next: odis-mm finetune --data {data} --init {quote(str(export))}')

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 import warnings
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Set, Tuple, Union
@@ -44,8 +43,8 @@ def predict(
         images: Files and folders.
         out: ``predictions.json`` (images, categories, and annotations with a ``score`` and, if the detector makes some,
             masks; those of any score) and ``vis/`` (of at least ``threshold``, with scores in percent) are written to
-            this folder. Categories
-            have the ids of the training annotations if :func:`finetune` made the detector, else its labels' numbers.
+            this folder. Categories have the ids of the training annotations if :func:`finetune` made the detector, else
+            its labels' numbers.
         threshold: Least score of a box that is drawn.
         batch: Images at a time.
         quiet: No progress bar.
@@ -102,13 +101,13 @@ def drawn_boxes(content: dict, threshold: float = THRESHOLD) -> str:
         ', scores in percent (0 to 1 in the json)' if count else ''
     )
     if empty:
+        several = len(empty) > 1
+        what = 'pictures have no box: the best score in them' if several else 'picture has no box: the best score in it'
         line += (
-            f'; {len(empty)} pictures have no box: the best score in them is {max(empty):.2f}, below the threshold of '
-            f'{threshold:g}: lower it (odis-mm predict --threshold), or train the detector for longer'
+            f'; {len(empty)} {what} is {max(empty):.2f}, below the threshold of {threshold:g}: lower it (odis-mm '
+            'predict --threshold), or train the detector for longer'
         )
-    return re.sub(
-        r'\b1 pictures have no box: the best score in them', '1 picture has no box: the best score in it', line
-    )
+    return line
 
 
 def picture_names(paths: Sequence[Path]) -> Dict[str, str]:

@@ -273,7 +273,7 @@ def headline(outcome: Outcome) -> str:
             parts.append('There is one start only: nothing to compare.')
     if harmed:
         parts.append(f'Below {reference}: {join(harmed)}.')
-    if helped and outcome.longer is not None and caught_up(outcome):
+    if helped and caught_up(outcome):
         times, images = outcome.plan.detector.longer, outcome.tables[-1].images
         parts.append(f'Mind: trained {times} times as long, {reference} reaches {outcome.longer:.1f} with {images}.')
     return ' '.join(parts)
@@ -382,14 +382,16 @@ def longer_training(outcome: Outcome) -> str:
     text = (
         f'trained {detector.longer} times as long ({steps} iterations, one seed), {outcome.reference} reaches '
         f'{outcome.longer:.1f} with {table.images} labelled images. {best.start} has {best.runs.mean:.1f} after '
-        f'{detector.iterations}. '
+        f'{detector.iterations}.'
     )
+    if best.runs.mean <= next(row for row in table.rows if row.start == outcome.reference).runs.mean:
+        return text  # there is no gain to explain
     if caught_up(outcome):
         return text + (
-            f'So a gain with so many labels can be one of training time alone. If you train your detector until it '
+            f' So a gain with so many labels can be one of training time alone. If you train your detector until it '
             f'gains no more, compare at that length: --set detector.iterations={steps}.'
         )
-    return text + 'So the gain is more than a shorter training.'
+    return text + ' So the gain is more than a shorter training.'
 
 
 def flat_baseline(outcome: Outcome) -> str:

@@ -67,6 +67,7 @@ def test_wrong_paths_are_refused_before_anything_heavy_is_imported(tmp_path, coc
     (tmp_path / 'a.pth').write_bytes(b'a')
     (tmp_path / 'none.pth').write_bytes(b'')
     (tmp_path / 'run').mkdir()
+    (tmp_path / 'pretrain.py').write_text('a = 1')
     (tmp_path / 'half.json').write_text('{"images": [')
     photos, data = str(tmp_path / 'photos'), str(coco_folder)
     gone = 'checkpoint gone.pth does not exist'
@@ -80,6 +81,7 @@ def test_wrong_paths_are_refused_before_anything_heavy_is_imported(tmp_path, coc
         (f'pretrain --data {photos} --boxes half.json', 'annotation file half.json is not valid JSON (Expecting'),
         (f'pretrain --data {photos} --init gone.pth', gone),
         (f'pretrain --data {photos} --init none.pth', 'is empty (0 bytes)'),
+        (f'pretrain --data {photos} --init pretrain.py', 'checkpoint pretrain.py is a Python file: name the .pth'),
         (f'pretrain --data {photos} --init run', 'checkpoint run is a folder: name the file in it'),
         ('finetune --data gone', 'data folder gone does not exist.'),
         ('finetune --data empty', 'no image in or below empty'),

@@ -88,6 +88,16 @@ def test_a_log_that_cannot_be_written_costs_one_line(capsys):
         handler.close()
 
 
+def test_the_config_of_a_resumed_run_trains_the_same_again(tmp_path):
+    path, filename = tmp_path / 'run.py', 'configs/run.py'
+    for resume, kept in ((True, None), (False, 'weights.pth')):  # weights to start from belong to the recipe
+        cfg = Config(dict(resume=resume, load_from='weights.pth'), cfg_text='a', filename=filename)
+        engine_log.QuietRunner.dump_config(SimpleNamespace(work_dir=str(tmp_path), cfg=cfg))
+        written = Config.fromfile(str(path))
+        assert (written.resume, written.load_from) == (False, kept)
+        assert (cfg.resume, cfg.load_from) == (resume, 'weights.pth')  # the run itself goes on from it
+
+
 def test_the_config_of_a_run_is_whole_or_the_old_one(tmp_path, monkeypatch):
     path = tmp_path / 'run.py'
     runner = SimpleNamespace(work_dir=str(tmp_path), cfg=Config(dict(a=1), cfg_text='a = 1', filename='configs/run.py'))

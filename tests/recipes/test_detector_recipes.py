@@ -99,5 +99,8 @@ def test_anchors_reach_the_objects(tmp_path):
         sides = np.outer(found['scales'], [4, 8, 16]).ravel()
         assert np.abs(np.log2(sides / side)).min() <= 0.5
         assert len(found['scales']) == 2  # anchors for small objects replace those for large ones
+        notes = detector_config(split, split, size=100).notes  # patches of 8 pixels: levels of 4, 8 and 16
+        least, most = (found['scales'][0] * 4, found['scales'][-1] * 16)
+        assert f'images: short side 100 px (--size); anchors, by the objects: {least:.0f} to {most:.0f} px' in notes
     long = anchors(read_content(write_split(tmp_path, 'long', boxes=((5, 5, 10, 60),))), 100, [4, 8, 16])
     assert 3.0 in long['ratios']
