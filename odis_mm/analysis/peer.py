@@ -18,7 +18,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves  # torch gives it no public name
 
 from ..datasets.transforms.mim import draw_blocks
 from ..datasets.transforms.packing import mask_positions

@@ -11,7 +11,7 @@ import torch
 from mmengine.config import Config
 from mmpretrain.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves  # torch gives it no public name
 
 from ..models.backbones.attention import attend
 from ..models.selfsup.base import TeacherStudent
