@@ -93,6 +93,9 @@ if [ "$(cat "$STAMP" 2>/dev/null)" = "$KEY" ] && installed "$MMCV" "$MMENGINE" "
 else
   say "setting up $VENV: torch (2-5 min, 7 GB), mmcv ops (10 min on 2 cores, seconds from pip's cache), the rest (1 min). Log: $LOG"
   if ! installed torch==$TORCH torchvision==$TORCHVISION; then
+    # the wheels lie beside what they unpack to; a disk that fills up is told by pip only after minutes of downloads
+    FREE=$(df -Pk "$VENV" | awk 'NR == 2 { print int($4 / 1048576) }')
+    [ "$FREE" -ge 10 ] || die "the disk of $VENV has $FREE GB free; the installation needs 10 GB (8 GB stay). Free some, or name another place: ODIS_MM_VENV=/path/to/venv bash tools/install_env.sh"
     say "1/4 torch $TORCH, torchvision $TORCHVISION"
     pip_install torch==$TORCH torchvision==$TORCHVISION
   fi
