@@ -6,6 +6,7 @@ from typing import List, Sequence
 import numpy as np
 
 from ..utils.errors import CheckpointError, ConfigError
+from ..utils.noise import quiet_imports
 from .found import Found, encode, keep_best, useful
 
 
@@ -54,10 +55,11 @@ class Detector:
         from ..transfer import read_checkpoint
 
         cfg = Config.fromfile(self.config)
-        from mmdet.registry import MODELS
-        from mmdet.utils import register_all_modules
+        with quiet_imports():
+            from mmdet.registry import MODELS
+            from mmdet.utils import register_all_modules
 
-        register_all_modules(init_default_scope=False)
+            register_all_modules(init_default_scope=False)
         state = read_checkpoint(self.checkpoint)
         state = state.get('state_dict', state)
         with DefaultScope.overwrite_default_scope('mmdet'):
