@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Callable, Dict, List, Optional, Sequence
 
 from ..utils.environment import hardware
-from ..utils.paths import check_config_name
+from ..utils.paths import find_config
 from .common import device_or_best, run
 
 
@@ -76,7 +76,7 @@ def benchmark_main(argv: Optional[List[str]] = None) -> None:
         print(benchmark.table(result))
         _keep(args.out, result)
 
-    run(work, lambda: check_config_name(args.config))
+    run(work, lambda: find_config(args.config))
 
 
 def startup_main(argv: Optional[List[str]] = None, train: Sequence[str] = ()) -> None:
@@ -148,7 +148,7 @@ def gtsa_main(argv: Optional[List[str]] = None) -> None:
         '--repeats', type=int, default=3, help='of each form, after one that is not counted; the median is reported'
     )
     args = parser.parse_args(argv)
-    run(lambda: _compare_gtsa(args), lambda: check_config_name(args.config))
+    run(lambda: _compare_gtsa(args), lambda: find_config(args.config))
 
 
 def _compare_gtsa(args: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ from typing import List, Optional
 
 from ..utils.errors import ConfigError, FolderInUseError
 from ..utils.files import atomic_write_text
-from ..utils.paths import check_checkpoint, check_config_name, check_folder
+from ..utils.paths import check_checkpoint, check_folder, find_config
 from .common import FORMATS, device_or_best, run
 
 _OF_SOURCE = {
@@ -171,7 +171,7 @@ def inspect_main(argv: Optional[List[str]] = None) -> None:
     parser.add_argument('--out', default='inspection', metavar='DIR', help='to write into (default: inspection)')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='as of odis-mm train')
     args = parser.parse_args(argv)
-    if run(lambda: _inspect(args), lambda: check_config_name(args.config)):
+    if run(lambda: _inspect(args), lambda: find_config(args.config)):
         sys.exit(1)
 
 

@@ -4,7 +4,7 @@ import argparse
 from typing import Optional, Sequence
 
 from ..utils.errors import CheckpointError
-from ..utils.paths import check_checkpoint, check_config_name
+from ..utils.paths import check_checkpoint, find_config
 from .common import AMP, device_or_best, run
 
 
@@ -20,7 +20,7 @@ def replay_main(argv: Optional[Sequence[str]] = None) -> None:
     args = parser.parse_args(argv)
 
     def check() -> None:
-        check_config_name(args.config)
+        find_config(args.config)
         for file in (args.file, args.checkpoint):
             if file is not None:
                 check_checkpoint(file)

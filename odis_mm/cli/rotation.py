@@ -4,7 +4,7 @@ import argparse
 from typing import TYPE_CHECKING, List, Optional
 
 from ..utils.errors import ConfigError
-from ..utils.paths import check_checkpoint, check_config_name
+from ..utils.paths import check_checkpoint, find_config
 from .common import run
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def rotation_main(argv: Optional[List[str]] = None) -> None:
     args = parser.parse_args(argv)
 
     def check() -> None:
-        check_config_name(args.config)
+        find_config(args.config)
         check_checkpoint(args.checkpoint)
 
     def work() -> None:

@@ -6,7 +6,15 @@ from shlex import quote
 from typing import Any, List, Optional
 
 from ..utils.errors import ConfigError, UserError
-from ..utils.paths import check_checkpoint, check_config_name, check_data, find_detector, find_images
+from ..utils.paths import (
+    check_checkpoint,
+    check_data,
+    check_unused,
+    default_work_dir,
+    find_config,
+    find_detector,
+    find_images,
+)
 from .common import AMP, METHODS, run
 
 
@@ -57,7 +65,7 @@ def pretrain_main(argv: Optional[List[str]] = None) -> None:
             **_shared(args),
         )
 
-    export = run(work, lambda: _check(args, None if args.boxes == 'none' else args.boxes))
+    export = run(work, lambda: _check('pretrain', args, None if args.boxes == 'none' else args.boxes))
     print(f'pretrained backbone: {export}')
     if any(Path(export).parent.glob('*.png')):
         print(f'pictures of what it trained on, and curves: {Path(export).parent}/*.png')
@@ -103,9 +111,9 @@ def finetune_main(argv: Optional[List[str]] = None) -> None:
     args = parser.parse_args(argv)
 
     def check() -> None:
-        _check(args, args.train, args.val)
+        _check('finetune', args, args.train, args.val)
         if args.detector is not None:
-            check_config_name(args.detector)
+            find_config(args.detector)
 
     def work() -> Any:
         from ..tasks import finetune
@@ -201,13 +209,15 @@ def views_main(argv: Optional[List[str]] = None) -> None:
             draw_views(sample, str(path))
             print(f'written: {path}')
 
-    run(work, lambda: check_config_name(args.config))
+    run(work, lambda: find_config(args.config))
 
 
-def _check(args: argparse.Namespace, *files: Optional[str]) -> None:
+def _check(command: str, args: argparse.Namespace, *files: Optional[str]) -> None:
     check_data(args.data, args.images, files)
     if args.init is not None:
         check_checkpoint(args.init)
+    if not args.resume:
+        check_unused(Path(args.work_dir or default_work_dir(command, args.data)))
 
 
 def _common(parser: argparse.ArgumentParser, command: str) -> None:

@@ -3,7 +3,7 @@
 import os
 from typing import List, Optional
 
-from ..utils.paths import check_checkpoint, check_config_name
+from ..utils.paths import check_checkpoint, find_config
 from .common import AMP, config_parser, run
 
 
@@ -30,9 +30,11 @@ def train_main(argv: Optional[List[str]] = None) -> None:
     args = parser.parse_args(argv)
 
     def check() -> None:
-        check_config_name(args.config)
+        find_config(args.config)
         if args.init is not None:
             check_checkpoint(args.init)
+        if args.resume not in (None, 'auto', 'latest') and not os.path.isdir(args.resume):
+            check_checkpoint(args.resume)
 
     def work() -> None:
         from .. import apis
@@ -79,7 +81,7 @@ def test_main(argv: Optional[List[str]] = None) -> None:
         )
 
     def check() -> None:
-        check_config_name(args.config)
+        find_config(args.config)
         check_checkpoint(args.checkpoint)
 
     run(work, check)

@@ -1,9 +1,11 @@
 """Finding, reading, overriding and checking configs."""
 
+from ..utils.errors import nearest
+from ..utils.paths import config_root, shipped_configs
 from .checks import check_init, explain_build_error, follow_channels
-from .classes import arguments_of, find_class, nearest
+from .classes import arguments_of, find_class
 from .options import RUNNER_KEYS, apply_options, check_top_level, parse_options
-from .reading import config_root, load_config, shipped_configs
+from .reading import load_config
 from .schedule import check_schedule, fit_schedule, in_iterations
 
 __all__ = [

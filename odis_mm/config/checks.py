@@ -7,9 +7,9 @@ from typing import Optional
 from mmengine.config import Config
 
 from ..models.selfsup.base import TeacherStudent
-from ..utils.errors import ConfigError
+from ..utils.errors import ConfigError, nearest
 from ..utils.nested import walk
-from .classes import arguments_of, find_class, nearest, registries
+from .classes import arguments_of, find_class, registries
 
 
 def follow_channels(cfg: Config) -> None:

@@ -1,17 +1,10 @@
-"""Classes by the names that configs give them, their arguments, and what a misspelt name is near to."""
+"""Classes by the names that configs give them, and their arguments."""
 
-import difflib
 import inspect
-from typing import Any, Iterable, Iterator, Optional, Set, Tuple
+from typing import Any, Iterator, Optional, Set, Tuple
 
 import mmengine.registry
 from mmengine.registry import Registry
-
-
-def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """Return ' Did you mean ...?' for the most similar known name, or ''."""
-    match = difflib.get_close_matches(name, sorted(map(str, known)), 1, cutoff)
-    return f'; did you mean {match[0]!r}?' if match else ''
 
 
 def find_class(type_: Any) -> Optional[type]:

@@ -12,9 +12,9 @@ from typing import Any, Dict, Iterable, List
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from ..utils.errors import ConfigError
+from ..utils.errors import ConfigError, nearest
 from ..utils.nested import walk
-from .classes import arguments_of, find_class, nearest
+from .classes import arguments_of, find_class
 
 # what mmengine reads from a config beside the arguments of the Runner
 _OTHER_KEYS = {

@@ -11,46 +11,21 @@ from mmengine.logging import MMLogger
 
 from ..utils.errors import ConfigError
 from ..utils.noise import quiet_console, quiet_imports
-from ..utils.paths import check_config_name
-from .classes import nearest
+from ..utils.paths import find_config
 from .options import apply_options, check_top_level
-
-
-def config_root() -> Path:
-    """Return where the shipped configs lie: in the installed wheel, or in the checkout."""
-    package = Path(__file__).resolve().parents[1]
-    installed = package / '.mim' / 'configs'
-    return installed if installed.is_dir() else package.parent / 'configs'
-
-
-def shipped_configs() -> Dict[str, Path]:
-    """Return name (``odis_vits_coco``, ``mask_rcnn/...``) to path of every recipe that comes with the package."""
-    root = config_root()
-    paths = [path for path in sorted(root.rglob('*.py')) if '_base_' not in path.parts]
-    return {path.relative_to(root).with_suffix('').as_posix(): path for path in paths}
 
 
 def load_config(name: Union[str, Path], options: Optional[Dict[str, Any]] = None) -> Config:
     """Read a config file, or a shipped recipe by its name, and apply ``--cfg-options``.
 
     Args:
-        name: A path, or a name from :func:`shipped_configs` (its last part will do).
+        name: See :func:`~odis_mm.utils.paths.find_config`.
         options: See :func:`apply_options`.
 
     Raises:
         ConfigError: no such config, a syntax error in it, or a key that nothing reads.
     """
-    path = Path(name)
-    check_config_name(path)
-    if not path.is_file():
-        shipped = shipped_configs()
-        wanted = Path(str(name).removesuffix('.py')).as_posix()
-        found = [p for key, p in shipped.items() if wanted in (key, key.rpartition('/')[2])]
-        if not found:
-            names = [*shipped, *(key.rpartition('/')[2] for key in shipped)]
-            hint = nearest(wanted, names) or f' ({", ".join(shipped)})'
-            raise ConfigError(f'no config {str(name)!r}: it is neither a file nor a shipped recipe{hint}')
-        path = found[0]
+    path = find_config(name)
     for variable in ('COCO_ROOT', 'IMAGENET_ROOT', 'ADE20K_ROOT', 'ODIS_DEMO_ROOT'):
         if not os.environ.get(variable, 'set'):
             del os.environ[variable]  # empty means unset

@@ -68,7 +68,7 @@ def pretrain(
         check_checkpoint(init)
     work_dir = default_work_dir('pretrain', data) if work_dir is None else Path(work_dir)
     if not resume:
-        check_unused(work_dir, 'epoch_*.pth')
+        check_unused(work_dir)
     with logging_at('WARNING' if quiet else 'INFO'):
         if boxes is None:
             boxes = imported_boxes(Path(data), images, work_dir / 'annotations')

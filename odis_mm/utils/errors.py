@@ -3,11 +3,12 @@
 Whatever is not a :class:`UserError` is a fault of this package or of one below it, and keeps its traceback.
 """
 
+import difflib
 import errno
 import os
 import re
 import sys
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Iterable, Optional
 
 USER_ERROR = 2  # exit code
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
@@ -27,6 +28,12 @@ def printable(text: str) -> str:
         return text.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace')
     except UnicodeEncodeError:  # half a character out of a json
         return text.encode('utf-8', 'backslashreplace').decode()
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """Return ' Did you mean ...?' for the most similar known name, or ''."""
+    match = difflib.get_close_matches(name, sorted(map(str, known)), 1, cutoff)
+    return f'; did you mean {match[0]!r}?' if match else ''
 
 
 class UserError(Exception):

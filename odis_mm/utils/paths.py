@@ -1,17 +1,20 @@
 """What can be said of the paths that a command is given; nothing here imports more than Python, so that a wrong path is
 refused at once."""
 
+import json
 import os
 import re
+import zipfile
 from pathlib import Path
-from typing import Iterator, List, Optional, Sequence, Tuple
+from typing import BinaryIO, Dict, Iterator, List, Optional, Sequence, Tuple
 
-from .errors import AnnotationError, CheckpointError, ConfigError, MissingFileError, printable
+from .errors import AnnotationError, CheckpointError, ConfigError, MissingFileError, nearest, printable
 from .files import PathLike, parse_json
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 SMALL_JSON = 1 << 24  # bytes: parsed in a tenth of a second
 CHECKPOINT_SUFFIXES = ('.pth', '.pt', '.safetensors', '.ckpt')
+_OF_A_RUN = re.compile(r'(epoch|iter|epoch_\d+_iter)_\d+\.pth')  # checkpoints
 _PARTS = ('data', 'images', 'img', 'imgs', 'jpegimages', 'train', 'train2017', 'training')  # of a data set's folder
 
 
@@ -128,7 +131,8 @@ def check_checkpoint(path: PathLike) -> Path:
     """Return the path of a checkpoint.
 
     Raises:
-        CheckpointError: it is missing, a folder, a Python file, or empty.
+        CheckpointError: it is missing, a folder, a Python file, empty, or, by its beginning and end, truncated or no
+            checkpoint; what lies between is seen when it is read.
     """
     path = Path(path)
     if path.is_dir():
@@ -143,7 +147,68 @@ def check_checkpoint(path: PathLike) -> Path:
         raise CheckpointError(
             f'checkpoint {path} is empty (0 bytes): its writing was interrupted; take an earlier one.'
         )
+    try:
+        with open(path, 'rb') as file:
+            _check_ends(file, path)
+    except PermissionError as error:
+        raise CheckpointError(f'checkpoint {path} cannot be read: no permission.') from error
     return path
+
+
+def _check_ends(file: BinaryIO, path: Path) -> None:
+    wrong, start = f'checkpoint {path} is truncated or no checkpoint: ', file.read(8)
+    if path.suffix == '.safetensors':  # the length of a json, the json, then the tensors at the places that it tells
+        length, size = int.from_bytes(start, 'little'), path.stat().st_size
+        try:
+            header = json.loads(file.read(min(length, size)))
+            ends = [entry['data_offsets'][1] for name, entry in header.items() if name != '__metadata__']
+            told = 8 + length + max(ends, default=0)
+        except (ValueError, RecursionError, AttributeError, TypeError, LookupError):
+            raise CheckpointError(f'{wrong}it does not begin as safetensors do.') from None
+        if size != told:
+            raise CheckpointError(f'{wrong}it has {size} bytes and tells of {told}; fetch it again.')
+    elif start.startswith(b'PK'):
+        try:
+            with zipfile.ZipFile(file) as archive:
+                names = archive.namelist()
+        except zipfile.BadZipFile:
+            raise CheckpointError(f'{wrong}its end is missing; fetch it again, or take an earlier one.') from None
+        if not any(name.endswith('data.pkl') for name in names):
+            raise CheckpointError(f'{wrong}it is a zip archive of something else ({", ".join(names[:3])}).')
+    elif not start.startswith(b'\x80'):  # of the pickles that torch before 1.6 wrote
+        raise CheckpointError(f'{wrong}its contents are not those of torch.save.')
+
+
+def config_root() -> Path:
+    """Return where the shipped configs lie: in the installed wheel, or in the checkout."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / '.mim' / 'configs'
+    return installed if installed.is_dir() else package.parent / 'configs'
+
+
+def shipped_configs() -> Dict[str, Path]:
+    """Return name (``odis_vits_coco``, ``mask_rcnn/...``) to path of every recipe that comes with the package."""
+    root = config_root()
+    paths = [path for path in sorted(root.rglob('*.py')) if '_base_' not in path.parts]
+    return {path.relative_to(root).with_suffix('').as_posix(): path for path in paths}
+
+
+def find_config(name: PathLike) -> Path:
+    """Return the path of a config that is named by its path, or of a shipped one by its name (the last part will do).
+
+    Raises:
+        ConfigError: there is no such config, or it is a checkpoint.
+    """
+    check_config_name(name)
+    if Path(name).is_file():
+        return Path(name)
+    shipped = shipped_configs()
+    wanted = Path(os.fspath(name).removesuffix('.py')).as_posix()
+    found = [path for key, path in shipped.items() if wanted in (key, key.rpartition('/')[2])]
+    if not found:
+        hint = nearest(wanted, [*shipped, *(key.rpartition('/')[2] for key in shipped)]) or f' ({", ".join(shipped)})'
+        raise ConfigError(f'no config {os.fspath(name)!r}: it is neither a file nor a shipped recipe{hint}')
+    return found[0]
 
 
 def check_config_name(name: PathLike) -> None:
@@ -167,8 +232,9 @@ def find_detector(run: PathLike, checkpoint: Optional[PathLike]) -> Tuple[Path, 
         checkpoint: None: the newest one beside the config.
 
     Raises:
-        ConfigError: ``run`` is a checkpoint, or holds no config, or several.
-        MissingFileError: there is no such config, or no checkpoint beside it.
+        ConfigError: ``run`` is a checkpoint, or holds no config, or several, or there is no such config.
+        MissingFileError: there is no checkpoint beside it.
+        CheckpointError: see :func:`check_checkpoint`.
     """
     run = Path(run)
     if run.suffix in CHECKPOINT_SUFFIXES:
@@ -186,13 +252,11 @@ def find_detector(run: PathLike, checkpoint: Optional[PathLike]) -> Tuple[Path, 
         if not config.is_file():
             raise MissingFileError(f'there is no config or work dir {run}: name that of the training of a detector.')
         folder = config.parent
-        files = [p for p in folder.glob('*.pth') if re.fullmatch(r'(epoch|iter|epoch_\d+_iter)_\d+\.pth', p.name)]
+        files = [path for path in folder.glob('*.pth') if _OF_A_RUN.fullmatch(path.name)]
         if not files:
             raise MissingFileError(f'{folder} holds no checkpoint of a detector (iter_N.pth, epoch_N.pth): name one.')
         checkpoint = max(files, key=lambda p: p.stat().st_mtime)
-    if not Path(checkpoint).is_file():
-        raise MissingFileError(f'checkpoint {checkpoint} does not exist.')
-    return config, Path(checkpoint)
+    return find_config(config), check_checkpoint(checkpoint)
 
 
 def default_work_dir(command: str, data: PathLike) -> Path:
@@ -208,16 +272,13 @@ def default_work_dir(command: str, data: PathLike) -> Path:
     return Path('work_dirs', command, name)
 
 
-def check_unused(work_dir: Path, pattern: str) -> None:
+def check_unused(work_dir: Path) -> None:
     """Refuse to begin a run in the folder of another one.
 
-    Args:
-        pattern: Of the checkpoints that the other one leaves.
-
     Raises:
-        ConfigError: there are such files.
+        ConfigError: there are checkpoints in it.
     """
-    if any(work_dir.glob(pattern)):
+    if any(_OF_A_RUN.fullmatch(path.name) for path in work_dir.glob('*.pth')):
         raise ConfigError(
             f'{work_dir} holds checkpoints of a run: continue it with --resume, or name another folder with --work-dir.'
         )

@@ -6,8 +6,11 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from helpers import ROOT
 from odis_mm import apis
@@ -64,9 +67,18 @@ def test_wrong_paths_are_refused_before_anything_heavy_is_imported(tmp_path, coc
     for name in ('empty', 'photos'):
         (tmp_path / name).mkdir()
     (tmp_path / 'photos' / '1.png').write_bytes(b'')
-    (tmp_path / 'a.pth').write_bytes(b'a')
+    torch.save({}, tmp_path / 'a.pth')
+    save_file(dict(a=torch.zeros(9)), tmp_path / 'a.safetensors')
+    for name in ('a.pth', 'a.safetensors'):
+        (tmp_path / f'cut_{name}').write_bytes((tmp_path / name).read_bytes()[:-4])
     (tmp_path / 'none.pth').write_bytes(b'')
+    (tmp_path / 'page.pth').write_text('<html>not found</html>')
+    with zipfile.ZipFile(tmp_path / 'other.pth', 'w') as archive:
+        archive.writestr('a.npy', 'numbers')
     (tmp_path / 'run').mkdir()
+    for folder in ('used', 'work_dirs/finetune/photos'):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / 'iter_3.pth').touch()
     (tmp_path / 'pretrain.py').write_text('a = 1')
     (tmp_path / 'half.json').write_text('{"images": [')
     photos, data = str(tmp_path / 'photos'), str(coco_folder)
@@ -81,6 +93,12 @@ def test_wrong_paths_are_refused_before_anything_heavy_is_imported(tmp_path, coc
         (f'pretrain --data {photos} --boxes half.json', 'annotation file half.json is not valid JSON (Expecting'),
         (f'pretrain --data {photos} --init gone.pth', gone),
         (f'pretrain --data {photos} --init none.pth', 'is empty (0 bytes)'),
+        (f'pretrain --data {photos} --init cut_a.pth', 'cut_a.pth is truncated or no checkpoint: its end is missing'),
+        (f'pretrain --data {photos} --init cut_a.safetensors', 'or no checkpoint: it has 96 bytes and tells of 100;'),
+        (f'pretrain --data {photos} --init page.pth', 'its contents are not those of torch.save'),
+        (f'pretrain --data {photos} --init other.pth', 'it is a zip archive of something else (a.npy)'),
+        (f'pretrain --data {photos} --init a.pth --work-dir used', 'used holds checkpoints of a run: continue it with'),
+        ('finetune --data photos', 'work_dirs/finetune/photos holds checkpoints of a run'),
         (f'pretrain --data {photos} --init pretrain.py', 'checkpoint pretrain.py is a Python file: name the .pth'),
         (f'pretrain --data {photos} --init run', 'checkpoint run is a folder: name the file in it'),
         ('finetune --data gone', 'data folder gone does not exist.'),
@@ -91,11 +109,19 @@ def test_wrong_paths_are_refused_before_anything_heavy_is_imported(tmp_path, coc
         ('predict a.pth photos --out out', 'a.pth is a checkpoint: name the config of a detector first'),
         ('predict gone photos --out out', 'there is no config or work dir gone: name that of the training'),
         ('predict run photos --out out', 'run holds 0 configs (*.py): name the one of the detector.'),
-        ('predict gone.py a.pth gone.png --out out', 'there is no file or folder gone.png.'),
+        ('predict pretrain.py a.pth gone.png --out out', 'there is no file or folder gone.png.'),
+        ('predict gone.py a.pth photos --out out', "no config 'gone.py'"),
+        ('predict pretrain.py cut_a.pth photos --out out', 'cut_a.pth is truncated or no checkpoint'),
         ('predict gone.py a.pth --out out', 'no images are named'),
         ('views a.pth', config),
         ('train a.pth', config),
+        (
+            'train odis_demoo',
+            "no config 'odis_demoo': it is neither a file nor a shipped recipe; did you mean 'odis_demo'?",
+        ),
         ('train odis_demo --init gone.pth', gone),
+        ('train odis_demo --resume gone.pth', gone),
+        ('train odis_demo --resume cut_a.pth', 'its end is missing'),
         ('test a.pth a.pth', config),
         ('test mask-rcnn_demo gone.pth', gone),
         ('compare --data gone', 'data folder gone does not exist.'),

@@ -111,7 +111,7 @@ def test_tool_says_one_sentence_and_exits_with_2(demo, tmp_path):
 @pytest.mark.parametrize(
     'arguments, told',
     [
-        (['--resume', 'gone.pth'], "no checkpoint 'gone.pth'"),
+        (['--resume', 'gone.pth'], 'checkpoint gone.pth does not exist'),
         (['--launcher', 'pytorch'], 'tools/dist_train.sh'),
         (['--cfg-options', 'nonsense'], 'KEY=VALUE'),
         (
@@ -150,7 +150,7 @@ def test_annotations_of_other_tools_are_told(name, content, told, tmp_path, caps
 
 
 def test_pretraining_has_nothing_to_test(tmp_path, capsys):
-    (tmp_path / 'epoch_1.pth').write_bytes(b'something')
+    torch.save({}, tmp_path / 'epoch_1.pth')
     with pytest.raises(SystemExit):
         cli.test_main(['odis_demo', str(tmp_path / 'epoch_1.pth')])
     assert 'has no test_dataloader' in capsys.readouterr().err
