@@ -1,6 +1,7 @@
 """Fixtures shared by all tests: the real sample data, and a tiny synthetic image with known objects."""
 
 import functools
+import gc
 import json
 import os
 from pathlib import Path
@@ -11,16 +12,21 @@ os.environ['ODIS_MM_CACHE'] = ''  # nothing is left in the user's cache
 import cv2
 import numpy as np
 import pytest
-from mmengine.runner import runner
 
-from helpers import install_wheel, make_sample, plain_configs
-from odis_mm.datasets.demo import ensure_demo
+# torch, mmengine and the package are imported in what uses them: the process that only hands out the tests to others
+# reads this file, too, and they start after it
 
 
 def pytest_collection_modifyitems(items):
     """Files with slow tests come first: started last, one of them would run while the other processes are done."""
     slow = {item.path for item in items if item.get_closest_marker('slow')}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish():
+    """What the imports left is not looked through again, by mmengine's data sets each time that one is made."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope='session')
@@ -39,6 +45,8 @@ def shared_data() -> Path:
 @pytest.fixture
 def synthetic_sample():
     """The function :func:`make_sample`, for tests that need images with objects but no data."""
+    from helpers import make_sample
+
     return make_sample
 
 
@@ -92,20 +100,28 @@ def coco_folder(tmp_path_factory):
 @pytest.fixture(scope='session')
 def demo(tmp_path_factory) -> str:
     """Sixteen images."""
+    from odis_mm.datasets.demo import ensure_demo
+
     return ensure_demo(tmp_path_factory.mktemp('demo') / 'set', num_train=16, num_val=2, size=64)
 
 
 @pytest.fixture(scope='session')
 def installed_wheel(tmp_path_factory) -> Path:
     """A folder with the package as installed from a wheel of this tree."""
+    from helpers import install_wheel
+
     return install_wheel(tmp_path_factory.mktemp('wheel'))
 
 
 @pytest.fixture(scope='session', autouse=True)
 def short_reports():
-    """The environment is described once, and the texts of configs are not formatted."""
+    """The environment is described once, and what no test looks at is left out."""
+    from mmengine.runner import runner
+
+    from helpers import shortcuts
+
     described = functools.cache(runner.collect_env)
-    with pytest.MonkeyPatch.context() as patch, plain_configs():
+    with pytest.MonkeyPatch.context() as patch, shortcuts():
         patch.setattr(runner, 'collect_env', lambda: dict(described()))
         yield
 

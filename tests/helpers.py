@@ -22,6 +22,7 @@ from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
+import mmengine.config.utils
 import mmengine.runner.runner
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
+from mmengine.visualization import Visualizer
 from mmpretrain.registry import MODELS
 from PIL import Image
 from yapf.yapflib import yapf_api
@@ -38,10 +40,12 @@ from yapf.yapflib import yapf_api
 import odis_mm
 from odis_mm.analysis.cost import total_loss
 from odis_mm.cli import main
+from odis_mm.config import load_config
 from odis_mm.datasets.transforms import mask_positions
 from odis_mm.engine.hooks import SafeCheckpointHook
 from odis_mm.evaluation import FrozenBackbone, region_proxy, region_split
 from odis_mm.models import ObjectViT
+from odis_mm.utils.errors import ConfigError
 from odis_mm.workflows import stages
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -429,6 +433,8 @@ def import_everything() -> None:
         with suppress(ImportError):  # of what is not installed
             import_module(name)
     mmengine.runner.runner.collect_env = lambda: {}  # seconds per run, and nothing but a report
+    with shortcuts(), suppress(ImportError, ConfigError):
+        load_config('faster-rcnn_small')  # reads the metafiles
     gc.freeze()  # else each process's first collection would copy all that they share
 
 
@@ -443,16 +449,28 @@ def call(function: bytes, path: list, cwd: str, env: dict, out: str, err: str) -
         with open(name, mode) as file:
             os.dup2(file.fileno(), number)
     sys.path[:] = path
-    with plain_configs():
+    with shortcuts():
         pickle.loads(function)()
 
 
+read_metafile = functools.cache(mmengine.config.utils.load)
+make_figure = Visualizer._initialize_fig
+
+
+@functools.cache
+def figure(**options) -> tuple:
+    return make_figure(None, options)
+
+
 @contextmanager
-def plain_configs():
-    """Leave texts of configs as they are, without yapf: up to six times per run it would take as long as a tiny
-    training."""
+def shortcuts():
+    """Leave out of mmengine what takes as long as a tiny training and that no test looks at: yapf on the texts of
+    configs, up to six times per run; a hundred metafiles, read for each file of mmdet that a config derives from; each
+    visualizer's own empty figure."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(yapf_api, 'FormatCode', lambda text, **_: (text, True))
+        patch.setattr(mmengine.config.utils, 'load', read_metafile)
+        patch.setattr(Visualizer, '_initialize_fig', lambda self, options: figure(**options))
         yield
 
 
