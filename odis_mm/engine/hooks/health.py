@@ -181,7 +181,7 @@ class HealthHook(Hook):
         figures = self.measure(runner, data_batch, outputs or {})
         runner.logger.info(f'health: {figures.line(self.limits)}')
         runner.visualizer.add_scalars(
-            {f'health/{label.replace(" ", "_")}': value for label, value, _ in figures.measured()}, step=runner.iter + 1
+            {scalar(label): value for label, value, _ in figures.measured()}, step=runner.iter + 1
         )
         self.judge(runner, figures)
 
@@ -207,6 +207,15 @@ class HealthHook(Hook):
             found['data_wait'] = hub.get_scalar('train/data_time').mean(self.interval) / max(seconds, 1e-9)
         return replace(Figures.labelled(seen), **found)
 
+    def good_ranges(self) -> Dict[str, str]:
+        """Return the good range of each figure that has one, by its name among the scalars; a figure that is logged at
+        every step as well, by that name too."""
+        known = {
+            entry.metadata['label']: entry.metadata['good'].format(**vars(self.limits)) for entry in fields(Figures)
+        }
+        known = {label: good for label, good in known.items() if good}
+        return {**{scalar(label): good for label, good in known.items()}, 'similarity': known['similarity']}
+
     def judge(self, runner, figures: Figures) -> None:
         """Count the measurements in a row that show a fault, and tell those that last."""
         if runner.iter < self.grace * runner.max_iters:
@@ -222,6 +231,11 @@ class HealthHook(Hook):
                     f'health: {name}: {why}, for {self.patience * self.interval} iterations by now. To try: '
                     f'{REMEDIES[name]}.'
                 )
+
+
+def scalar(label: str) -> str:
+    """Return the name of a figure among the scalars of TensorBoard and ``scalars.json``."""
+    return f'health/{label.replace(" ", "_")}'
 
 
 def _number(value: Any) -> float:

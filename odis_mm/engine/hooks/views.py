@@ -16,6 +16,7 @@ from ...datasets.transforms import PackViews, SampleViews
 from ...utils.distributed import unwrap
 from ...utils.errors import BadImageError, ConfigError
 from ...utils.files import read_records
+from .health import HealthHook
 
 REMEDY = (
     'lower min_cover of SampleViews, or draw smaller crops (scale of the views) so that an object fills more of them '
@@ -30,10 +31,10 @@ class ViewInspectionHook(Hook):
 
     The object loss uses only such images. A share below ``warn_below`` is warned of; 0 ends the run, as it would learn
     nothing. The pictures ``views_N.png`` go to the work dir and to the visualizer (TensorBoard, W&B); after training
-    follow ``curves.png`` (losses, learning rate, health figures) and what the teacher makes of the same images:
-    ``attention.png``, where its [OBJ] (or [CLS]) token looks, or, of methods whose losses do not read that token,
-    ``similarity.png``: how much all patches are like the one in the middle, by the cosine of their features without
-    the mean of the view's.
+    follow ``curves.png`` (losses, the method's figures, learning rate, health) and what the teacher makes of the same
+    images: ``attention.png``, where its [OBJ] (or [CLS]) token looks, or, of methods whose losses do not read that
+    token, ``similarity.png``: how much all patches are like the one in the middle, by the cosine of their features
+    without the mean of the view's.
 
     Args:
         pictures: How many images' views to draw; 0: none, and no picture after training either.
@@ -87,10 +88,9 @@ class ViewInspectionHook(Hook):
         folder = Path(runner.work_dir)
         records = list(_records(folder))
         if len(records) > 1:
-            name = folder.name
-            runner.visualizer.add_image(
-                'curves', draw_curves(records, str(folder / 'curves.png'), name), step=runner.iter
-            )
+            health = next((hook for hook in runner.hooks if isinstance(hook, HealthHook)), None)
+            curves = draw_curves(records, str(folder / 'curves.png'), folder.name, health and health.good_ranges())
+            runner.visualizer.add_image('curves', curves, step=runner.iter)
         model, samples = unwrap(runner.model), self.samples
         if not samples or not hasattr(model, 'branch'):
             return
@@ -115,13 +115,24 @@ def _attention(model, samples: Sequence[dict]) -> dict:
         masks = np.stack([sample['patch_masks'][0] for sample in samples])
     patches = None if masks is None else torch.from_numpy(masks).flatten(1).to(inputs.device)
     attention = model.branch('teacher').object_attention_map(inputs, patches).float().cpu().numpy()
+    values = relative(attention, np.ones(attention.shape, bool) if masks is None else masks)
+    seen = values[np.isfinite(values)]
+    most = np.ceil(2 * np.percentile(seen, 99)) / 2 if len(seen) else 0.0  # few peaks must not darken the rest
     return dict(
-        values=attention * attention[0].size,  # 1: as much as if it looked everywhere alike
+        values=values,
         meaning=f'{"[CLS]" if masks is None else "[OBJ]"} attention',
-        unit='x uniform',
-        limits=(0, 4),
+        unit='x mean of all patches' if masks is None else "x mean of\nthe object's patches",
+        limits=(0.0, max(float(most), 2.0)),
         masks=masks,
     )
+
+
+def relative(attention: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """Return attention float [n, h, w] over its mean in the patches that may be seen, bool [n, h, w]: 1 where it looks
+    everywhere alike; NaN in the other patches."""
+    seen = np.where(masks, attention, np.nan)
+    count = masks.sum((1, 2), keepdims=True)
+    return seen * count / np.maximum(np.nansum(seen, (1, 2), keepdims=True), np.finfo(seen.dtype).tiny)
 
 
 @torch.no_grad()
