@@ -4,7 +4,7 @@ from ..utils.errors import nearest
 from ..utils.paths import config_root, shipped_configs
 from .checks import check_init, explain_build_error, follow_channels
 from .classes import arguments_of, find_class
-from .options import RUNNER_KEYS, apply_options, check_top_level, parse_options
+from .options import RUNNER_KEYS, apply_options, check_top_level, drop_variables, parse_options
 from .reading import load_config
 from .schedule import check_schedule, fit_schedule, in_iterations
 
@@ -16,6 +16,7 @@ __all__ = [
     'check_schedule',
     'check_top_level',
     'config_root',
+    'drop_variables',
     'explain_build_error',
     'find_class',
     'fit_schedule',

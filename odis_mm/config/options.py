@@ -32,6 +32,7 @@ _OTHER_KEYS = {
     'tta_model',
     'tta_pipeline',
 }
+_NOTED = {'notes', 'tunable'}  # what odis_mm's own commands write and read
 RUNNER_KEYS = (set(inspect.signature(Runner.__init__).parameters) | _OTHER_KEYS) - {'self', 'cfg'}
 """Top-level keys of a config that something reads."""
 
@@ -137,6 +138,18 @@ def apply_options(cfg: Config, options: Dict[str, Any]) -> None:
             cfg.merge_from_dict({key.lstrip('+'): value})
         except (AttributeError, KeyError, TypeError) as error:
             raise ConfigError(f'--cfg-options {key} does not fit the config: {error}') from error
+
+
+def drop_variables(cfg: Config, options: Iterable[str] = ()) -> None:
+    """Take the variables of its file out of a config that was changed since: their values were used when the file was
+    read, and need not be those that hold.
+
+    Args:
+        options: Keys that a user set; what they add stays.
+    """
+    added = {key.lstrip('+').partition('.')[0] for key in options}
+    for key in set(cfg) - RUNNER_KEYS - _NOTED - added:
+        cfg.pop(key)
 
 
 def _check_names(key: str, value: Any) -> None:

@@ -16,9 +16,10 @@ class DetectorInit(Hook):
     """Compares the backbone with its file after everything that initialises it, before the first iteration.
 
     mmdet calls ``init_weights`` after building a model: weights that were loaded in a constructor are drawn anew there,
-    without a word. The log gets one line: the fingerprint of the backbone, and that it equals the file's, or that no
-    file was named. A resumed or finetuned detector (``--resume``, ``load_from``) has weights of its own and is not
-    compared, nor is one whose weights mmengine fetches (``torchvision://``).
+    without a word. The log gets one line: that the backbone equals the file, with the fingerprint of the file, as in
+    its card; or that no file was named, with the fingerprint of the backbone. A resumed or finetuned detector
+    (``--resume``, ``load_from``) has weights of its own and is not compared, nor is one whose weights mmengine fetches
+    (``torchvision://``).
 
     Args:
         checkpoint: The file; None: ``model.backbone.init_cfg.checkpoint`` of the config.
@@ -39,26 +40,25 @@ class DetectorInit(Hook):
             checkpoint.setdefault('meta', {}).update(num_heads=arch['num_heads'])
 
     def before_train(self, runner) -> None:
-        model = unwrap(runner.model)
-        backbone = model.backbone
-        mark = fingerprint(backbone.state_dict())
-        if runner.iter or runner._load_from:
-            runner.logger.info(f'DetectorInit: backbone {mark}, from the checkpoint {runner._load_from}')
-            return
+        backbone = unwrap(runner.model).backbone
         init_cfg = runner.cfg.get('model', {}).get('backbone', {}).get('init_cfg') or {}
-        path = self.checkpoint or init_cfg.get('checkpoint')
-        if path is None:
-            runner.logger.info(f'DetectorInit: backbone {mark}, no checkpoint named: random weights')
-            return
-        if '://' in path:
-            runner.logger.info(f'DetectorInit: backbone {mark}, from {path}, which is not compared')
+        path, started = self.checkpoint or init_cfg.get('checkpoint'), runner.iter or runner._load_from
+        if started or path is None or '://' in path:
+            kind = 'random weights, as no checkpoint is named'
+            if started:
+                kind = f'weights of the checkpoint {runner._load_from}'
+            elif path is not None:
+                kind = f'weights of {path}, which are not compared'
+            runner.logger.info(
+                f'DetectorInit: {kind}; fingerprint of the backbone {fingerprint(backbone.state_dict())}'
+            )
             return
         device = next(backbone.parameters()).device
         reference = copy.deepcopy(backbone).cpu()
         allowed = {key: init_cfg.get(key, ()) for key in ('allow_missing', 'allow_unexpected')}
         # mmengine's own 'Pretrained' takes what fits: then only that is compared
         strict = self.checkpoint is not None or init_cfg.get('type') == 'VerifiedPretrained'
-        load_backbone(reference, path, strict=strict, logger='silent', **allowed)
+        report = load_backbone(reference, path, strict=strict, logger='silent', **allowed)
         wanted, own = reference.state_dict(), backbone.state_dict()
         differ = [name for name, tensor in wanted.items() if not torch.equal(tensor.to(device), own[name])]
         if differ:
@@ -69,4 +69,8 @@ class DetectorInit(Hook):
                 'checkpoint=FILE) on the '
                 'backbone.'
             )
-        runner.logger.info(f'DetectorInit: backbone {mark} equals {path}, {len(wanted)} tensors')
+        resized = f', {", ".join(report.resized)} brought to the size of the model' if report.resized else ''
+        runner.logger.info(
+            f'DetectorInit: the backbone equals {path} in {len(wanted)} tensors{resized}; fingerprint of the weights '
+            f'{report.fingerprint}, as in the card of the file'
+        )

@@ -1,6 +1,7 @@
 """The card beside an exported backbone: what it is, what it was made from, by what, and what is known of it so far."""
 
 import datetime
+import os.path as osp
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Dict
@@ -9,7 +10,7 @@ import torch
 from mmengine.dist import get_world_size
 from torch import nn
 
-from ..transfer import fingerprint
+from ..transfer import VitShape, fingerprint
 from ..utils.environment import command_line
 from ..utils.files import atomic_write
 from ..version import __version__
@@ -18,7 +19,7 @@ METRICS = 'frozen_metrics'  # where the latest values of frozen features lie in 
 
 
 def facts(runner, model: nn.Module, state: Dict[str, torch.Tensor], iteration: int) -> Dict[str, str]:
-    """Return the lines of the card by their titles, from a pretraining run.
+    """Return the lines of the card by their titles, from a pretraining run; what is not known has none.
 
     Args:
         runner: mmengine's.
@@ -26,35 +27,18 @@ def facts(runner, model: nn.Module, state: Dict[str, torch.Tensor], iteration: i
         state: The exported tensors.
         iteration: How many iterations made them.
     """
-    config = runner.cfg
-    loader = config.get('train_dataloader') or {}
-    dataset = loader.get('dataset', {}) if isinstance(loader, dict) else {}
-    batch = runner.train_dataloader.batch_size or 0
-    accumulated = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
-    metrics = runner.message_hub.runtime_info.get(METRICS, {})
-    arch = (config.get('model') or {}).get('backbone', {})
-    size = ', '.join(f'{key} {arch[key]}' for key in ('arch', 'depth', 'patch_size', 'img_size') if key in arch)
-    return {
+    own = {name.removeprefix('backbone.'): value for name, value in state.items()}
+    shape, measured = VitShape.of(own), runner.message_hub.runtime_info.get(METRICS, {})
+    size = f' of {shape.depth} blocks, {shape.width} channels, patches of {shape.patch_size} px' if shape else ''
+    lines = {
         'method': type(model).__name__,
-        'backbone': f'{type(model.branch("teacher")).__name__}{f" ({size})" if size else ""}, the teacher, '
-        f'{len(state)} tensors, '
-        f'{sum(value.numel() for value in state.values()) / 1e6:.1f} M values',
-        # under the names that the line of DetectorInit is made from
-        'fingerprint': fingerprint({name.removeprefix('backbone.'): value for name, value in state.items()}),
-        'config': config.filename or 'none (built by hand)',
-        'data': ', '.join(
-            [
-                f'{key} {dataset[key]}'
-                for key in ('type', 'data_root', 'ann_file', 'data_prefix', 'data_fraction')
-                if key in dataset
-            ]
-            + [f'{len(runner.train_dataloader.dataset)} images']
-        ),
-        'training': f'{iteration} of {runner.max_iters} iterations ({iteration / len(runner.train_dataloader):.4g} '
-        'epochs), '
-        f'{get_world_size()} ranks x {batch} images x {accumulated} accumulated, seed {runner.seed}',
-        'metrics so far': ', '.join(f'{key} {value:.1f}' for key, value in metrics.items())
-        or 'none measured (add KNNHook or RegionProxyHook)',
+        'backbone': f'{type(model.branch("teacher")).__name__}{size}; the teacher, {len(own)} tensors, '
+        f'{sum(value.numel() for value in own.values()) / 1e6:.1f} million values',
+        'fingerprint of the weights': fingerprint(own),  # as in the line of DetectorInit
+        'config': runner.cfg.filename,
+        'data': _data(runner),
+        'training': _training(runner, iteration),
+        'measured so far': ', '.join(f'{key} {value:.1f}' for key, value in measured.items()),
         'versions': ', '.join(
             [
                 f'odis_mm {__version__}',
@@ -66,6 +50,35 @@ def facts(runner, model: nn.Module, state: Dict[str, torch.Tensor], iteration: i
         'command': f'`{command_line()}`',
         'date': datetime.datetime.now().astimezone().isoformat(timespec='seconds'),
     }
+    return {title: line for title, line in lines.items() if line}
+
+
+def _data(runner) -> str:
+    """How many images, and from where, as far as one folder and one file tell it."""
+    loader = runner.cfg.get('train_dataloader') or {}
+    dataset = loader.get('dataset', {}) if isinstance(loader, dict) else {}
+    root, prefix = dataset.get('data_root') or '', dataset.get('data_prefix') or ''
+    folder = osp.join(root, prefix) if isinstance(prefix, str) else root
+    parts = [f'{len(runner.train_dataloader.dataset)} images']
+    if folder:
+        parts.append(f'folder {osp.normpath(folder)}')
+    if dataset.get('ann_file'):
+        parts.append(f'annotations {osp.join(root, dataset["ann_file"])}')
+    if dataset.get('data_fraction', 1) != 1:
+        parts.append(f'{dataset["data_fraction"]:.4g} of all images')
+    return ', '.join(parts)
+
+
+def _training(runner, iteration: int) -> str:
+    ranks, batch = get_world_size(), runner.train_dataloader.batch_size or 0
+    accumulated = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
+    return (
+        f'{iteration} of {runner.max_iters} iterations ({iteration / len(runner.train_dataloader):.4g} epochs) of '
+        f'{ranks * batch} images'
+        + (f' ({batch} in each of {ranks} processes)' if ranks > 1 else '')
+        + (f', {accumulated} of them to a step of the optimizer' if accumulated > 1 else '')
+        + f', seed {runner.seed}'
+    )
 
 
 def _packages():
@@ -87,7 +100,8 @@ def write_card(path: str, title: str, lines: Dict[str, str]) -> None:
     """
     text = f'# {title}\n\n' + ''.join(f'- **{name}**: {value}\n' for name, value in lines.items())
     text += (
-        '\nTensors only, under `backbone.*`. A detector: `odis-mm finetune --data DIR --init FILE`, or '
-        '`odis-mm train CONFIG --init FILE`; other libraries: `odis-mm transfer FILE OUT --to LAYOUT`.\n'
+        '\nThe file holds the weights of the backbone and nothing that runs. For a detector: '
+        '`odis-mm finetune --data DIR --init FILE`, or `odis-mm train CONFIG --init FILE`; for other libraries: '
+        '`odis-mm transfer FILE OUT --to LAYOUT`.\n'
     )
     atomic_write(path, lambda file: file.write(text.encode()))

@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import numpy as np
 from mmengine.config import Config
 
-from ..config import apply_options, load_config
+from ..config import apply_options, drop_variables, load_config
 from ..datasets.annotations import coco_table
 from ..datasets.image_io import has_extent
 from ..datasets.layout import Split, categories, read_coco
@@ -138,6 +138,7 @@ def detector_config(
     cfg.setdefault('randomness', dict())
     cfg.randomness.update(seed=seed)
     apply_options(cfg, options or {})
+    drop_variables(cfg, options or {})
     return cfg
 
 

@@ -8,7 +8,7 @@ import torch
 from mmengine.config import Config
 from mmpretrain.registry import TRANSFORMS
 
-from ..config import apply_options, load_config
+from ..config import apply_options, drop_variables, load_config
 from ..datasets import ObjectDataset
 from ..datasets.layout import find_splits, held_out_folders, image_folder
 from ..datasets.reading import MEASURED, find_reading
@@ -123,6 +123,7 @@ def pretraining_config(
         notes.append(keep_weights(cfg, cfg.train_cfg.max_epochs * iterations))
     cfg.notes = notes
     apply_options(cfg, options or {})
+    drop_variables(cfg, options or {})
     return cfg, found
 
 
@@ -238,7 +239,6 @@ def _fit_views(cfg: Config, dataset: ObjectDataset) -> List[str]:
 
 def _set_length(cfg: Config, steps: Optional[int], iterations: int) -> str:
     """Length, warm-up and checkpoints, for ``iterations`` steps per epoch; the line that tells of it."""
-    cfg.pop('max_iters', None)  # of the recipe's file, which would contradict the length that is set here
     told = cfg.train_cfg.get('max_iters') or cfg.train_cfg.get('max_epochs', 1) * iterations
     steps = told if steps is None else steps
     if steps < 4:

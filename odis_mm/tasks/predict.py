@@ -9,6 +9,7 @@ from typing import Any, Dict, List, Optional, Sequence, Set, Tuple, Union
 from mmengine.logging import print_log
 
 from ..config import load_config
+from ..engine.fit import check_fit, state_of
 from ..transfer import load_local
 from ..utils.errors import BadImageError, CheckpointError, ConfigError
 from ..utils.files import PathLike, atomic_write_text
@@ -66,8 +67,6 @@ def predict(
     with quiet_imports():
         from ..detection.inference import FileInferencer
 
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
     cfg.model.backbone.pop('init_cfg', None)  # everything comes from the detector's checkpoint
     with scope_of('mmdet'):  # DetInferencer leaves its scope behind
         with warnings.catch_warnings():
@@ -79,6 +78,8 @@ def predict(
             inferencer([str(p) for p in paths], batch_size=batch, out_dir=str(out), pred_score_thr=threshold)
     if not inferencer.found:
         raise BadImageError(f'none of {len(paths)} images can be read; the first: {inferencer.bad[0]}')
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
     for sentence in inferencer.bad:
         print_log(f'left out: {sentence}', logger='current', level=logging.WARNING)
     target = out / 'predictions.json'
@@ -128,14 +129,8 @@ def picture_names(paths: Sequence[Path]) -> Dict[str, str]:
 def _load(model, weights: Path, cfg) -> List[str]:
     """Every tensor of the detector from its checkpoint; returns the names of the classes."""
     content = load_local(str(weights))
-    state, own = content.get('state_dict', content), model.state_dict()
-    wrong = [key for key, value in own.items() if key not in state or state[key].shape != value.shape]
-    if wrong:
-        raise CheckpointError(
-            f'{weights} does not hold {wrong[0]} as the detector has it ({len(wrong)} of {len(own)} tensors): take the '
-            'iter_N.pth or epoch_N.pth of a training of this config.'
-        )
-    model.load_state_dict(state)
+    check_fit(model, content, str(weights), f'take the iter_N.pth or epoch_N.pth of the training of {cfg.filename}.')
+    model.load_state_dict(state_of(content), strict=False)
     meta = (content.get('meta') or {}).get('dataset_meta') or {}
     classes = list(meta.get('classes') or cfg.test_dataloader.dataset.get('metainfo', {}).get('classes') or [])
     if not classes:

@@ -37,6 +37,7 @@ class Report:
         resized: Of the matched ones, those resampled on the way: name -> (shape in the file, shape in the module).
         outside: How many tensors of the file belong to other parts of the model (heads, optimizer-side copies).
         notes: Tensors that were left out or brought into another form -> why or how.
+        fingerprint: Of the backbone as the file has it, under our names: that of the card beside an export.
     """
 
     source: str
@@ -47,6 +48,7 @@ class Report:
     resized: Dict[str, Tuple[tuple, tuple]]
     outside: int
     notes: Mapping[str, str] = field(default_factory=dict)
+    fingerprint: str = ''
 
     def __str__(self) -> str:
         parts = [
@@ -107,6 +109,7 @@ def load_backbone(
         vit = read_vit(state, name, heads=getattr(module, 'arch_settings', {}).get('num_heads'))
         prefix, found, notes = f'{vit.dialect}, {vit.prefix}', vit.state, {**vit.dropped, **vit.changed}
         meta = {'norm_eps': vit.norm_eps, **meta}
+    mark = fingerprint(found)
     resized: Dict[str, Tuple[tuple, tuple]] = {}
     for stem in ('patch_embed.projection.weight', 'conv1.weight'):
         if stem in found and stem in own and found[stem].shape[1] == 3 != own[stem].shape[1]:
@@ -155,7 +158,7 @@ def load_backbone(
             f'{type(module).__name__} changes them.'
         )
     outside = sum(not key.startswith(prefix.rpartition(', ')[2]) for key in state)
-    report = Report(name, prefix, tuple(matched), tuple(unfilled), tuple(homeless), resized, outside, notes)
+    report = Report(name, prefix, tuple(matched), tuple(unfilled), tuple(homeless), resized, outside, notes, mark)
     print_log(f'backbone <- {report}', logger=logger)
     return report
 

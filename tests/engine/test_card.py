@@ -27,14 +27,14 @@ def test_every_export_has_its_card(tmp_path):
     assert cards == ['epoch_2_backbone.md']  # that of the removed checkpoint went with it
     text = (tmp_path / cards[0]).read_text()
     lines = dict(re.findall(r'^- \*\*(.+?)\*\*: (.+)$', text, re.MULTILINE))
-    assert lines['method'] == 'ODIS' and lines['backbone'].startswith('ObjectViT')
-    assert '8 of 8 iterations (2 epochs), 1 ranks x 1 images' in lines['training']
-    assert lines['data'] == 'type ObjectDataset, data_root data/coco, data_fraction 0.5, 4 images'
-    assert lines['metrics so far'] == 'regions/box_pool 43.2'
+    assert lines['method'] == 'ODIS'
+    assert lines['backbone'].startswith('ObjectViT of 3 blocks, 32 channels, patches of 8 px; the teacher, ')
+    assert re.fullmatch(r'8 of 8 iterations \(2 epochs\) of 1 images, seed \d+', lines['training'])
+    assert lines['data'] == '4 images, folder data/coco, 0.5 of all images'
+    assert lines['measured so far'] == 'regions/box_pool 43.2' and 'config' not in lines, 'it was built by hand'
     assert f'torch {torch.__version__}' in lines['versions'] and 'mmpretrain' in lines['versions']
-    assert lines['command'] == f'`{command_line()}`' and lines['fingerprint'] == fingerprint(
-        runner.model.branch('teacher').state_dict()
-    )
+    assert lines['command'] == f'`{command_line()}`'
+    assert lines['fingerprint of the weights'] == fingerprint(runner.model.branch('teacher').state_dict())
     meta = read_meta(tmp_path / 'epoch_2_backbone.pth')
     assert (meta['num_heads'], meta['iteration'], meta['epoch']) == (4, 8, 2)
 
@@ -81,12 +81,18 @@ def test_a_detector_that_lost_its_weights_is_stopped(tmp_path, caplog, monkeypat
     init_cfg = dict(type='VerifiedPretrained', checkpoint=str(tmp_path / 'a.pth'))
     DetectorInit().before_train(detector(vit, init_cfg))
     mark = fingerprint(vit.state_dict())
-    assert said[-1] == f'DetectorInit: backbone {mark} equals {tmp_path / "a.pth"}, {len(vit.state_dict())} tensors'
+    equal, told = (
+        f'the backbone equals {tmp_path / "a.pth"} in {len(vit.state_dict())} tensors',
+        'as in the card of the file',
+    )
+    assert said[-1] == f'DetectorInit: {equal}; fingerprint of the weights {mark}, {told}'
     larger = make_vit(img_size=64)
     from odis_mm.transfer import load_backbone
 
     load_backbone(larger, tmp_path / 'a.pth')
     DetectorInit().before_train(detector(larger, init_cfg))  # positions were resampled: the same way here
+    resized = f'{equal}, pos_embed brought to the size of the model; fingerprint of the weights {mark}'
+    assert said[-1] == f'DetectorInit: {resized}, {told}' and fingerprint(larger.state_dict()) != mark
 
     with torch.no_grad():
         vit.layers[1].ffn.layers[1].bias[0] += 1e-6  # as little as this
@@ -100,8 +106,9 @@ def test_a_detector_that_lost_its_weights_is_stopped(tmp_path, caplog, monkeypat
         ):
             hook.before_train(detector(vit, config))
     DetectorInit().before_train(detector(vit, init_cfg, iter=7, _load_from='epoch_1.pth'))  # resumed
-    assert said[-1].endswith('from the checkpoint epoch_1.pth')
+    assert 'weights of the checkpoint epoch_1.pth; fingerprint of the backbone' in said[-1]
     DetectorInit().before_train(detector(vit, dict(type='Pretrained', checkpoint='torchvision://resnet50')))
     assert 'not compared' in said[-1]
     DetectorInit().before_train(detector(vit))
-    assert said[-1].endswith('no checkpoint named: random weights')
+    now = fingerprint(vit.state_dict())
+    assert said[-1] == f'DetectorInit: random weights, as no checkpoint is named; fingerprint of the backbone {now}'

@@ -12,12 +12,13 @@ import odis_mm
 from helpers import SMALL_DETECTOR
 from odis_mm.cli import train as train_cli
 from odis_mm.cli.tasks import finetune_main, predict_main, pretrain_main, views_main
+from odis_mm.config import RUNNER_KEYS
 from odis_mm.models.backbones import ObjectViT
 from odis_mm.recipes import METHODS, pretraining_config
 from odis_mm.tasks import finetune, predict, pretrain
 from odis_mm.tasks.finetune import annotated_splits, detector_splits
 from odis_mm.transfer import read_checkpoint, read_meta
-from odis_mm.utils.errors import CheckpointError, ConfigError, MissingFileError
+from odis_mm.utils.errors import BadImageError, CheckpointError, ConfigError, MissingFileError
 
 pytest.importorskip('mmcv._ext')
 TINY = {
@@ -173,6 +174,8 @@ def test_the_chain_leaves_what_it_says(chain, coco_folder):
     assert weights['roi_head.bbox_head.fc_cls.weight'].shape[0] == 3  # bar, disc, background
     log = next((work / 'detector').glob('*/*.log')).read_text()
     assert f'backbone <- {export.name}' in log.replace(str(export.parent) + '/', '') and '0 unexpected' in log
+    (mark,) = re.findall(r'\*\*fingerprint of the weights\*\*: (\w{12})', export.with_suffix('.md').read_text())
+    assert f'fingerprint of the weights {mark}, as in the card' in log
 
 
 def test_predictions_are_coco_and_scopes_do_not_leak(chain, coco_folder, tmp_path):
@@ -192,12 +195,25 @@ def test_predictions_are_coco_and_scopes_do_not_leak(chain, coco_folder, tmp_pat
 
 def test_wrong_weights_are_refused(chain, coco_folder, tmp_path):
     work, export, _ = chain
+    out = tmp_path / 'out'
     with pytest.raises(ConfigError, match='no detector yet: odis-mm finetune --data ANNOTATED --init'):
-        predict(export, None, coco_folder / 'val2017', tmp_path)
-    with pytest.raises(CheckpointError, match='does not hold .* as the detector has it'):
-        predict(work / 'detector', export, coco_folder / 'val2017', tmp_path)
+        predict(export, None, coco_folder / 'val2017', out)
+    with pytest.raises(CheckpointError, match='is an exported backbone of ODIS and does not fit this .*RCNN'):
+        predict(work / 'detector', export, coco_folder / 'val2017', out)
     with pytest.raises(ConfigError, match='is not the config of a detector'):
-        predict(work / 'pretrain' / 'pretrain.py', work / 'pretrain' / 'epoch_2.pth', coco_folder / 'val2017', tmp_path)
+        predict(work / 'pretrain' / 'pretrain.py', work / 'pretrain' / 'epoch_2.pth', coco_folder / 'val2017', out)
+    (tmp_path / 'bad.png').write_text('no image')
+    with pytest.raises(BadImageError, match='none of 1 images can be read'):
+        predict(work / 'detector', None, tmp_path / 'bad.png', out)
+    assert not out.exists()
+
+
+def test_written_configs_hold_what_was_trained(chain):
+    work, _, done = chain
+    for path in (done.config, work / 'pretrain' / 'pretrain.py'):
+        written = Config.fromfile(str(path))
+        assert not set(written) - RUNNER_KEYS - {'notes', 'tunable'}, 'variables of the files that it was made from'
+    assert '80' not in re.findall(r'num_classes=(\d+)', done.config.read_text())
 
 
 def test_the_test_command_draws(chain, tmp_path):

@@ -21,7 +21,8 @@ from ..card import facts, write_card
 class ExportTeacherHook(Hook):
     """``epoch_10.pth`` gets a ``epoch_10_backbone.pth`` that detectors load: tensors only, under ``backbone.*``.
 
-    Beside it lies ``epoch_10_backbone.md``, a card: method, config, data, length, metrics so far, versions, command.
+    Beside it lies ``epoch_10_backbone.md``, a card: method, config, data, length, what was measured so far, versions,
+    command.
 
     It follows what the checkpoint hook reports as written. When that hook removes an old checkpoint of this run
     (``max_keep_ckpts``), the export and the card beside it go too.
