@@ -1,17 +1,19 @@
 """Finding and reading config files."""
 
+import copy
+import functools
 import os
 import re
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterator, Optional, Union
+from typing import Any, Dict, Iterator, Optional, Tuple, Union
 
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 
 from ..utils.errors import ConfigError
 from ..utils.noise import quiet_console, quiet_imports
-from ..utils.paths import find_config
+from ..utils.paths import config_root, find_config
 from .options import apply_options, check_top_level
 
 
@@ -30,6 +32,16 @@ def load_config(name: Union[str, Path], options: Optional[Dict[str, Any]] = None
         if not os.environ.get(variable, 'set'):
             del os.environ[variable]  # empty means unset
     quiet_console(MMLogger.get_current_instance())
+    if config_root() in path.absolute().parents:
+        cfg = copy.deepcopy(_read_shipped(path, _state_of_shipped()))
+    else:
+        cfg = _read(path)
+    apply_options(cfg, options or {})
+    check_top_level(cfg)
+    return cfg
+
+
+def _read(path: Path) -> Config:
     try:
         with _plain_roots() as roots, quiet_imports():  # a config may import mmdet
             cfg = Config.fromfile(str(path))
@@ -37,9 +49,20 @@ def load_config(name: Union[str, Path], options: Optional[Dict[str, Any]] = None
             cfg._cfg_dict = _replaced(cfg._cfg_dict, stand_in, root)
     except (SyntaxError, AttributeError, KeyError, FileNotFoundError, TypeError) as error:
         raise ConfigError(f'{path} cannot be read as a config: {error}') from error
-    apply_options(cfg, options or {})
-    check_top_level(cfg)
     return cfg
+
+
+@functools.lru_cache(maxsize=64)
+def _read_shipped(path: Path, state: Tuple) -> Config:
+    """Read a recipe once: for each file that a detector's derives from mmdet, mmengine reads a hundred metafiles, in
+    0.6 s per recipe (Intel Xeon 2.8 GHz, 2026-11-26), and a comparison asks for its detector once per run."""
+    return _read(path)
+
+
+def _state_of_shipped() -> Tuple:
+    """What a shipped recipe is read from: its files, which someone may edit, and data roots in the environment."""
+    files = [(file, file.stat().st_mtime_ns) for file in config_root().rglob('*.py')]
+    return *sorted(files), *sorted((name, value) for name, value in os.environ.items() if name.endswith('_ROOT'))
 
 
 @contextmanager

@@ -150,6 +150,25 @@ def test_a_variable_of_the_file_cannot_be_set_in_vain():
         apply_options(cfg, dict(data_root='b/'))
 
 
+def test_a_recipe_is_read_once_and_again_when_it_changed(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(
+        Config, 'fromfile', lambda path, fromfile=Config.fromfile: (read.append(path), fromfile(path))[1]
+    )
+    monkeypatch.setattr(config.reading, 'config_root', lambda: tmp_path)
+    (tmp_path / 'base.py').write_text("data_root = '{{$COCO_ROOT:data/}}'\n")
+    recipe = tmp_path / 'recipe.py'
+    recipe.write_text("_base_ = 'base.py'\n")
+    first = apis.load_config(recipe)
+    first.data_root = 'of the one who asked'
+    assert apis.load_config(recipe).data_root == 'data/' and len(read) == 1
+    monkeypatch.setenv('COCO_ROOT', 'elsewhere/')
+    assert apis.load_config(recipe).data_root == 'elsewhere/' and len(read) == 2
+    (tmp_path / 'base.py').write_text("data_root = 'edited/'\n")
+    os.utime(tmp_path / 'base.py', (1, 1))
+    assert apis.load_config(recipe).data_root == 'edited/' and len(read) == 3
+
+
 def test_misspelt_top_level_key_of_a_file():
     with pytest.raises(ConfigError, match="'train_dataloder'.*'train_dataloader'"):
         check_top_level(Config(dict(train_dataloder=dict())))

@@ -45,7 +45,9 @@ def test_a_run_that_would_learn_nothing_is_refused(tmp_path):
 
 @pytest.mark.parametrize('side, cover, level', [(14, (0.08, 0.08), 'WARNING - only'), (60, 0.04, 'INFO - ')])
 def test_the_share_is_told(tmp_path, side, cover, level):
-    runner = apis.train(config(tmp_path, side, cover), work_dir=str(tmp_path / 'run'))
+    cfg = config(tmp_path, side, cover)
+    cfg.default_hooks.views.pictures = 1
+    runner = apis.train(cfg, work_dir=str(tmp_path / 'run'))
     log = next((tmp_path / 'run').glob('*/*.log')).read_text()
     line = next(line for line in log.splitlines() if 'show their object in all global views' in line)
     assert level in line, line
@@ -95,6 +97,7 @@ def test_a_legend_names_what_is_drawn_and_nothing_else(recipe, tmp_path, monkeyp
     monkeypatch.setattr(
         Figure, 'legend', lambda self, handles, **kwargs: labels.append([h.get_label() for h in handles])
     )
+    monkeypatch.setattr(Figure, 'savefig', lambda self, file: None)
     dataset = DATASETS.build(config(tmp_path, 60, recipe=recipe).train_dataloader.dataset)
     for sample in samples_of(dataset, 8):
         draw_views(sample, str(tmp_path / 'views.png'))
