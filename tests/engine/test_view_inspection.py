@@ -97,7 +97,7 @@ def test_a_legend_names_what_is_drawn_and_nothing_else(recipe, tmp_path, monkeyp
     monkeypatch.setattr(
         Figure, 'legend', lambda self, handles, **kwargs: labels.append([h.get_label() for h in handles])
     )
-    monkeypatch.setattr(Figure, 'savefig', lambda self, file: None)
+    monkeypatch.setattr(Figure, 'savefig', lambda self, file: self.canvas.get_renderer())
     dataset = DATASETS.build(config(tmp_path, 60, recipe=recipe).train_dataloader.dataset)
     for sample in samples_of(dataset, 8):
         draw_views(sample, str(tmp_path / 'views.png'))
