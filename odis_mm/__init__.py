@@ -43,7 +43,7 @@ def _is_command() -> bool:
     if sys.argv[:1] == ['-m']:  # what Python sets while it looks for the module that it is to run
         words = sys.orig_argv
         return '-m' in words and words[words.index('-m') + 1] in ('odis_mm', 'odis_mm.doctor')
-    return Path((sys.argv or [''])[0]).stem == 'odis-mm'
+    return Path((sys.argv or [''])[0]).stem in ('odis-mm', 'torchrun')  # tools/torchrun.py says who did not come
 
 
 skip_multimodal()

@@ -31,12 +31,12 @@ from .config import (
 from .datasets import EpochSampler, number_draws
 from .engine.hooks import LoadingHook
 from .engine.log import QuietRunner
-from .engine.peers import agent_keeps_store, await_peers
 from .engine.resume import damage, find_checkpoint
 from .recipes.starting import named_start, start_from
 from .transfer.mmengine_loading import closed_to_code
 from .utils.errors import ConfigError
 from .utils.noise import import_quietly, quiet_prints, quiet_warnings
+from .utils.peers import agent_keeps_store, await_peers
 
 __all__ = ['build_runner', 'latest_checkpoint', 'scale_lr', 'test', 'train', 'use_resume']
 

@@ -22,6 +22,7 @@ from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
+import mmengine._strategy.base
 import mmengine.config.utils
 import mmengine.runner.runner
 import numpy as np
@@ -432,7 +433,8 @@ def import_everything() -> None:
     for name in (*others, *(module.name for module in pkgutil.walk_packages(odis_mm.__path__, 'odis_mm.'))):
         with suppress(ImportError):  # of what is not installed
             import_module(name)
-    mmengine.runner.runner.collect_env = lambda: {}  # seconds per run, and nothing but a report
+    for module in (mmengine.runner.runner, mmengine._strategy.base):
+        module.collect_env = lambda: {}  # seconds per run, and nothing but a report
     with shortcuts(), suppress(ImportError, ConfigError):
         load_config('faster-rcnn_small')  # reads the metafiles
     gc.freeze()  # else each process's first collection would copy all that they share

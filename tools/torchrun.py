@@ -14,7 +14,7 @@ if __name__ == '__main__':
         main()
     except (DistNetworkError, DistStoreError):
         sys.path[0] = str(Path(__file__).resolve().parents[1])
-        from odis_mm.engine.peers import missing_nodes
+        from odis_mm.utils.peers import missing_nodes
 
         sys.exit(
             'error: '

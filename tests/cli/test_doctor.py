@@ -2,6 +2,7 @@
 alone."""
 
 import re
+import shlex
 import subprocess
 import sys
 from functools import partial
@@ -182,7 +183,12 @@ def test_a_run_that_fails_is_told_with_a_command_that_shows_it(tmp_path, monkeyp
     monkeypatch.setattr(doctor, 'TRIALS', {'pretraining': (config, [*options, 'model.backbone.archh=3'])})
     (found,) = doctor.trials(tmp_path, detector=True)
     assert not found.ok and found.what.startswith('pretraining: failed: error: --cfg-options model.backbone.archh')
-    done = subprocess.run(['bash', '-c', found.remedy], cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    for line in found.remedy.split(' && '):
+        words = shlex.split(line, comments=True)
+        at = words.index(sys.executable)
+        assert words[at + 1 : at + 3] == ['-m', 'odis_mm']
+        env = environment(**dict(word.split('=', 1) for word in words[:at]))
+        done = forked(partial(cli.main, words[at + 3 :]), tmp_path, env=env)
     assert 'Traceback' in done.stderr and "has no key 'archh'" in done.stderr, done.stderr
     assert list(tmp_path.rglob('instances_train2017.json'))
 

@@ -1,17 +1,23 @@
 """The tools as a user starts them: training, resuming, two ranks, an installed wheel, and what goes wrong."""
 
 import re
+import runpy
 import shutil
-import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from ddp_helpers import free_port
-from helpers import ROOT, TINY_RUN, environment, run_command_line
+from helpers import ROOT, TINY_RUN, environment, forked, run_command_line
 from odis_mm.cli import train as cli
+
+
+def run_tool(*words: str) -> None:
+    sys.argv = list(words)
+    runpy.run_path(words[0], run_name='__main__')
 
 
 @pytest.mark.slow
@@ -95,13 +101,8 @@ def test_a_folder_of_plain_images_trains_without_annotations(demo, tmp_path, cap
 
 
 def test_tool_says_one_sentence_and_exits_with_2(demo, tmp_path):
-    done = subprocess.run(
-        [sys.executable, ROOT / 'tools/train.py', 'odis_demo', '--cfg-options', 'model.backbone.archh=3'],
-        cwd=tmp_path,
-        env=environment(demo),
-        capture_output=True,
-        text=True,
-    )
+    tool = partial(run_tool, str(ROOT / 'tools/train.py'), 'odis_demo', '--cfg-options', 'model.backbone.archh=3')
+    done = forked(tool, tmp_path, env=environment(demo))
     assert done.returncode == 2
     told = "error: --cfg-options model.backbone.archh: model.backbone has no key 'archh'; did you mean 'arch'?"
     assert told in done.stderr.splitlines()

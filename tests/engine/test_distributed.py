@@ -20,11 +20,11 @@ from helpers import ROOT, forked, make_vit, measure_regions
 from odis_mm import apis
 from odis_mm.cli import train as cli
 from odis_mm.datasets.demo import ensure_demo
-from odis_mm.engine.peers import await_peers
 from odis_mm.evaluation import FrozenBackbone, LabelledImages, image_features, knn_images, labelled_split
 from odis_mm.transfer import load_local
 from odis_mm.utils.distributed import whole
 from odis_mm.utils.errors import MissingPeersError
+from odis_mm.utils.peers import await_peers
 
 pytestmark = pytest.mark.slow
 

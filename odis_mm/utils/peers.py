@@ -9,7 +9,7 @@ from typing import Sequence
 
 from torch.distributed import DistNetworkError, PrefixStore, Store, TCPStore
 
-from ..utils.errors import ConfigError, MissingPeersError
+from .errors import ConfigError, MissingPeersError
 
 TIMEOUT_VARIABLE, TIMEOUT = 'ODIS_MM_PEER_TIMEOUT', 600.0
 CAUSES = (
