@@ -77,7 +77,8 @@ class DetectorLayerDecay(DefaultOptimWrapperConstructor):
             params.append(dict(params=parameters, lr=self.base_lr * scale, weight_decay=decay))
         rates = sorted({scale for scale, _ in groups})
         print_log(
-            f'DetectorLayerDecay: {len(params)} parameter groups, lr x {rates[0]:.3g} to x {rates[-1]:.3g}',
+            f'DetectorLayerDecay: {len(params)} parameter groups learn at {rates[0]:.3g} to {rates[-1]:.3g} times the '
+            'lr of the log',
             logger='current',
         )
 

@@ -6,6 +6,7 @@ import logging
 import os.path as osp
 import re
 import sys
+from datetime import timedelta
 from typing import Tuple
 
 from mmengine.dist import master_only
@@ -66,12 +67,30 @@ def tell_once(handler: logging.FileHandler) -> None:
     handler.handleError = handle_error
 
 
+WIDTH = 160  # columns of a line on the screen, with the time before it
+SHOWN = {  # on the line of an iteration, what matters most first: how it is written, and how wide that is
+    'lr': ('.2e', 8),
+    'eta': ('', 8),
+    'loss': ('.4f', 7),
+    'similarity': ('.3f', 5),
+    'effective_rank': ('.1f', 4),
+    'images/s': ('.1f', 5),
+    'teacher_spread': ('.3f', 5),
+    'teacher_entropy': ('.3f', 5),
+    'rotation_accuracy': ('.1f', 4),
+    'memory': ('d', 5),  # MB, on a GPU
+    'data_wait': ('.2f', 4),
+    'grad_norm': ('.2f', 5),
+}
+
+
 @LOG_PROCESSORS.register_module()
 class RunLogProcessor(LogProcessor):
-    """mmengine's ``LogProcessor``: the line of an iteration begins with the share of the run that is done, and says
-    nothing twice.
+    """mmengine's ``LogProcessor``, whose line of an iteration fits into a terminal: the share of the run that is done,
+    and of ``SHOWN`` what there is and ``WIDTH`` columns hold.
 
-    ``base_lr`` goes where there is an ``lr``, ``data_time`` where there is a ``data_wait``.
+    All scalars go to ``scalars.json``, TensorBoard and W&B; ``base_lr`` not where there is an ``lr``, ``data_time`` not
+    where there is a ``data_wait``.
     """
 
     def get_log_after_iter(self, runner, batch_idx: int, mode: str) -> Tuple[dict, str]:
@@ -79,8 +98,17 @@ class RunLogProcessor(LogProcessor):
         if mode != 'train':
             return tag, line
         for double, kept in (('base_lr', 'lr'), ('data_time', 'data_wait')):
-            if kept in tag and double in tag:
-                del tag[double]
-                line = re.sub(rf'\b{double}: \S+\s+', '', line)
-        share = 100 * (runner.iter + 1) / runner.max_iters
-        return tag, re.sub(r'^(\w+\(train\)\s*(?:\[[^\]]*\])+)', rf'\1 {share:5.1f} %', line)
+            if kept in tag:
+                tag.pop(double, None)
+        values = dict(tag)
+        if 'eta' in runner.message_hub.runtime_info:
+            values['eta'] = str(timedelta(seconds=int(runner.message_hub.get_info('eta'))))
+        head = re.match(r'\w+\(train\)\s*(?:\[[^\]]*\])+', line)[0]
+        parts = [f'{head} {100 * (runner.iter + 1) / runner.max_iters:5.1f} %']
+        left = WIDTH - len('11/26 12:00:00  ') - len(parts[0])
+        for name, (form, width) in SHOWN.items():
+            need = len(f'  {name}: ') + width  # not that of this value: the next line has the same columns
+            if name in values and need <= left:
+                left -= need
+                parts.append(f'{name}: {values[name]:{form}}')
+        return tag, '  '.join(parts)

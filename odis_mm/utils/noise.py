@@ -49,12 +49,16 @@ class ConsoleFilter(logging.Filter):
 
 
 def quiet_console(logger: logging.Logger) -> None:
-    """Keep ``LOGGED`` off the screen; files get everything."""
+    """Keep ``LOGGED`` off the screen, and what is the same in every line: a message follows its time, a warning its
+    level; files get everything."""
+    from mmengine.logging.logger import MMFormatter  # here: this module is loaded before anything heavy is
+
     for handler in logger.handlers:
-        if not isinstance(handler, logging.FileHandler) and not any(
-            isinstance(f, ConsoleFilter) for f in handler.filters
-        ):
-            handler.addFilter(ConsoleFilter())
+        if isinstance(handler, logging.FileHandler) or any(isinstance(f, ConsoleFilter) for f in handler.filters):
+            continue
+        handler.addFilter(ConsoleFilter())
+        if isinstance(handler.formatter, MMFormatter):
+            handler.formatter.info_format = '%(asctime)s  %(message)s'
 
 
 @contextmanager

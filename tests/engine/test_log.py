@@ -11,14 +11,20 @@ from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
+import torch
 from mmengine.config import Config
+from mmengine.logging import MessageHub
+from mmengine.optim import ConstantLR, OptimWrapper, OptimWrapperDict
+from mmengine.runner import LogProcessor
 
 from helpers import TINY_RUN
 from odis_mm import apis
 from odis_mm.config import parse_options
 from odis_mm.engine import log as engine_log
+from odis_mm.engine.hooks.progress import DeferredInfoHook
 from odis_mm.utils import noise
 from odis_mm.utils.errors import FileWriteError
+from odis_mm.utils.files import read_records
 
 
 def test_the_screen_shows_the_run_and_the_file_everything(demo, tmp_path, monkeypatch, capsys):
@@ -33,6 +39,8 @@ def test_the_screen_shows_the_run_and_the_file_everything(demo, tmp_path, monkey
     assert all(
         ' lr: ' in line and 'loss: ' in line and 'data_wait: ' in line and 'eta: ' in line for line in iterations
     )
+    assert all(re.match(r'[\d/]+ [\d:]+  Epoch', line) and len(line) <= engine_log.WIDTH for line in iterations)
+    assert not any('loss_obj' in line for line in iterations)  # the parts are among the scalars
     doubles = ('base_lr', 'data_time')
     for text in (
         *doubles,
@@ -50,6 +58,56 @@ def test_the_screen_shows_the_run_and_the_file_everything(demo, tmp_path, monkey
     assert runner.log_dir in said[1]
     (scalars,) = tmp_path.glob('*/vis_data/scalars.json')
     assert not any(f'"{double}"' in scalars.read_text() for double in doubles)
+    rows = [row for row in read_records(scalars) if 'loss' in row]
+    assert len(rows) == 8 and {'loss_obj', 'time', 'images/s', 'visible_share'} <= rows[0].keys()
+
+
+METHODS = {  # figures of a step beside those of every run, and what there is no room for
+    'odis_small': ('loss_obj loss_patch similarity effective_rank visible_share', 'data_wait grad_norm'),
+    'alfm_small': (
+        'loss_gmsr similarity effective_rank loss_cdlp teacher_entropy',
+        'teacher_entropy data_wait grad_norm',
+    ),
+    'gtsa_small': ('loss_entropy teacher_spread rotation_accuracy', 'data_wait grad_norm'),
+    'ibot_small': ('loss_cls loss_patch teacher_entropy', 'grad_norm'),
+    'faster-rcnn_small': ('loss_rpn_cls loss_cls acc loss_bbox', ''),
+}
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_what_a_reader_needs_fits_into_a_terminal(method, monkeypatch):
+    own, left_out = (names.split() for names in METHODS[method])
+    every = ['lr', 'grad_norm', 'loss', 'images/s', 'data_wait', 'time']
+    tag = dict.fromkeys(own, -0.123456) | dict.fromkeys(every, 0.0123456)
+    monkeypatch.setattr(LogProcessor, 'get_log_after_iter', lambda *_: (dict(tag), 'Epoch(train)  [67][6/6]  lr: 1'))
+    hub = SimpleNamespace(runtime_info=dict(eta=3700.0), get_info=lambda name: 3700.0)
+    runner = SimpleNamespace(iter=401, max_iters=804, message_hub=hub)
+    kept, line = engine_log.RunLogProcessor().get_log_after_iter(runner, 5, 'train')
+    assert kept == tag
+    assert line.startswith('Epoch(train)  [67][6/6]  50.0 %  lr: 1.23e-02  eta: 1:01:40  loss: 0.0123  ')
+    assert len('11/26 12:00:00  ' + line) <= engine_log.WIDTH
+    shown = set(re.findall(r'(\S+): ', line)) - {'eta'}
+    needed = {name for name in tag if not name.startswith('loss_')} & engine_log.SHOWN.keys()
+    assert shown == needed - set(left_out)
+    assert {'lr', 'loss', 'images/s'} | ({'similarity', 'effective_rank'} & set(own)) <= shown
+
+
+@pytest.mark.parametrize('several', [False, True])
+def test_the_logged_rate_is_the_base_rate(several):
+    """And not that of the first group, which with layer-wise decay is the lowest."""
+    layer = torch.nn.Linear(2, 2)
+    groups = [dict(params=[layer.weight], lr=0.1), dict(params=[layer.bias], lr=0.7)]
+    wrapper = OptimWrapper(torch.optim.SGD(groups, lr=1.0))
+    schedule = ConstantLR(wrapper, factor=0.5, by_epoch=False)
+    alone = OptimWrapper(torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=3.0))
+    runner = SimpleNamespace(iter=3, message_hub=MessageHub('rate'), optim_wrapper=wrapper)
+    if several:
+        runner.optim_wrapper = OptimWrapperDict(a=wrapper, b=alone)
+    DeferredInfoHook().before_train_iter(runner, 0)
+    logged = {name: history.current() for name, history in runner.message_hub.log_scalars.items()}
+    assert wrapper.get_lr()['lr'] == [0.05, 0.35] and schedule
+    assert logged == ({'train/a.lr': 0.5, 'train/b.lr': 3.0} if several else {'train/lr': 0.5})
+    assert runner.message_hub.get_info('iter') == 3
 
 
 def test_lines_are_dropped_by_name_alone(capsys):

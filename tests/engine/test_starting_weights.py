@@ -77,6 +77,8 @@ def test_heads_are_warmed_on_a_backbone_that_stays(tmp_path):
     now = runner.model.state_dict()
     assert any(not torch.equal(now[key], value) for key, value in teacher.items())
     assert all(rate == 1e-3 for rates in watch.rates for rate in rates)  # what schedulers set is left as it was
+    logged = runner.message_hub.get_scalar('train/backbone_lr').data[0]
+    assert logged.tolist() == pytest.approx([0, 0, 5e-4] + 5 * [1e-3])
     assert [hook.backbone_share(i, 8) for i in range(6)] == [0, 0, 0.5, 1, 1, 1]
     hook.warm_heads = 0.0
     assert hook.backbone_share(0, 8) == 1

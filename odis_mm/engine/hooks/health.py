@@ -2,6 +2,7 @@
 known fault."""
 
 import math
+import textwrap
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Dict, Iterator, Optional, Tuple
 
@@ -23,9 +24,9 @@ REMEDIES = {
     'images do differ',
     'divergence': 'go back to a checkpoint from before it, divide the learning rate by 2 to 10, lengthen the warm-up, '
     'lower optim_wrapper.clip_grad.max_norm, use bf16 instead of fp16',
-    'no learning signal': 'see that images show their object in all global views (visible_share in the log; lower '
-    'min_cover or the scale of the crops: `odis-mm pretrain` chooses both from the data), that the views overlap, and '
-    'that the learning rate is not 0',
+    'no learning signal': 'see that images show their object in all global views (visible_share in TensorBoard or '
+    'scalars.json; lower min_cover or the scale of the crops: `odis-mm pretrain` chooses both from the data), that the '
+    'views overlap, and that the learning rate is not 0',
     'no attraction': 'the entropy term outweighs the attraction between the views: raise the weight of the attraction, '
     'lower that of the entropy (model.head.lambda_entropy), or take a larger batch',
     'starvation': 'raise train_dataloader.num_workers up to the number of cores, keep persistent_workers=True, or move '
@@ -113,11 +114,13 @@ class Figures:
                 yield entry.metadata['label'], value, entry.metadata['good']
 
     def line(self, limits: Limits) -> str:
-        """Return the figures for the log, with their good ranges."""
-        return ', '.join(
-            f'{label} {value:.3g}' + (f' (good {good.format(**vars(limits))})' if good else '')
+        """Return the figures that have a bound for the log, each with its good range."""
+        parts = [
+            f'{label} {value:.3g} (good {good.format(**vars(limits))})'
             for label, value, good in self.measured()
-        )
+            if good[:1] in ('<', '>')
+        ]
+        return ', '.join(parts)
 
     def with_nan(self) -> 'Figures':
         """Return the same with NaN for what was not measured."""
@@ -132,7 +135,7 @@ class HealthHook(Hook):
     the teacher, ``prototypes in use`` (perplexity of the mean teacher distribution), ``feature rank`` and ``feature
     spread`` of the teacher's features (:meth:`TeacherStudent.health`), ``gradient norm``, ``EMA distance`` |s - t|/|t|,
     ``weight growth`` of the student since the start, ``empty masks`` (share of objects without a patch) and ``data
-    wait`` (share of the time). They go to the log and the visualizer.
+    wait`` (share of the time). They go to the visualizer, and those that have a bound to the log.
 
     Only the last iteration of an interval is looked into; no figure changes the training.
 
@@ -179,7 +182,8 @@ class HealthHook(Hook):
         if (runner.iter + 1) % self.interval:
             return
         figures = self.measure(runner, data_batch, outputs or {})
-        runner.logger.info(f'health: {figures.line(self.limits)}')
+        line = f'health: {figures.line(self.limits)}'
+        runner.logger.info(textwrap.fill(line, 140, subsequent_indent=' ' * 8))
         runner.visualizer.add_scalars(
             {scalar(label): value for label, value, _ in figures.measured()}, step=runner.iter + 1
         )

@@ -156,7 +156,7 @@ class LoadingHook(Hook):
             runner.logger.warning(
                 f'--resume: {type(wrapper.optimizer).__name__} starts without the state of the former optimizer'
             )
-        was = saved['param_groups'][0].get('lr')
+        was = (saved.get('base_param_settings') or saved['param_groups'][0]).get('lr')
         again = renumbered or not same_schedule(schedulers, states)
         if again:
             fast_forward(schedulers, iteration, len(runner.train_dataloader))
@@ -183,8 +183,8 @@ class LoadingHook(Hook):
         if again:
             runner.logger.log(
                 logging.INFO,
-                f'--resume: the learning rate follows the new settings: {groups[0]["lr"]:.4g} at iteration {iteration} '
-                f'of {runner.max_iters} (in the checkpoint: {was:.4g})',
+                f'--resume: the learning rate follows the new settings: {(base or groups[0])["lr"]:.4g} at iteration '
+                f'{iteration} of {runner.max_iters} (in the checkpoint: {was:.4g})',
             )
 
     def _relocate(self, runner, checkpoint: dict) -> None:

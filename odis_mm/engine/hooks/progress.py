@@ -45,15 +45,18 @@ class DeferredInfoHook(RuntimeInfoHook):
     asks for them.
 
     mmengine's own reads each at every iteration, which makes the host wait. The values are the same. (The norm of the
-    gradient is deferred by :class:`~odis_mm.engine.optim.SafeOptimWrapper`.) Of the two learning rates that mmengine
-    logs, which are equal, one is left.
+    gradient is deferred by :class:`~odis_mm.engine.optim.SafeOptimWrapper`.) ``lr`` is the base rate, the one that the
+    config sets and the schedulers move; mmengine logs it beside that of the first group of parameters, which with
+    layer-wise rates is the lowest or the highest.
     """
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
-        super().before_train_iter(runner, batch_idx, data_batch)
-        scalars = runner.message_hub.log_scalars
-        if 'train/lr' in scalars:
-            scalars.pop('train/base_lr', None)
+        runner.message_hub.update_info('iter', runner.iter)
+        rates = runner.optim_wrapper.get_lr()  # several optimizers: with a prefix each
+        for name, values in rates.items():
+            if not name.endswith('base_lr'):
+                base = rates.get(f'{name.removesuffix("lr")}base_lr', values)
+                runner.message_hub.update_scalar(f'train/{name}', base[0])
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs: Optional[dict] = None) -> None:
         for key, value in (outputs or {}).items():

@@ -38,7 +38,7 @@ class SelfSupScheduleHook(Hook):
         self.warm_heads = warm_heads
         self.weight_decay_end = weight_decay_end
         self.freeze_prototypes_epochs = freeze_prototypes_epochs
-        self._handles = []
+        self._handles, self._backbone = [], []
 
     def before_train(self, runner) -> None:
         model = unwrap(runner.model)
@@ -50,7 +50,7 @@ class SelfSupScheduleHook(Hook):
         optimizer = runner.optim_wrapper.optimizer
         iters_per_epoch = len(runner.train_dataloader)
         freeze_until = self.freeze_prototypes_epochs * iters_per_epoch
-        backbone = [group for group in optimizer.param_groups if group.get('backbone')]
+        self._backbone = backbone = [group for group in optimizer.param_groups if group.get('backbone')]
         if self.warm_heads and not backbone:
             raise ConfigError(
                 'SelfSupScheduleHook: warm_heads needs the backbone in parameter groups of its own: set '
@@ -94,6 +94,9 @@ class SelfSupScheduleHook(Hook):
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         unwrap(runner.model).set_progress(runner.iter, runner.max_iters, len(runner.train_dataloader))
+        if self._backbone:
+            rate = max(group['lr'] for group in self._backbone) * self.backbone_share(runner.iter, runner.max_iters)
+            runner.message_hub.update_scalar('train/backbone_lr', rate)
         # mmpretrain's CosineAnnealingWeightDecay has the same values, but each from the last one and with the length
         # that a checkpoint holds: a run that is resumed with another length would keep the old one
         if self.weight_decay_end is not None:
