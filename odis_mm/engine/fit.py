@@ -12,6 +12,7 @@ from ..utils.errors import CheckpointError
 
 # models resample these to their own size as they load them, with a line in the log
 RESAMPLED = ('pos_embed', 'relative_position_bias_table', 'rel_pos_h', 'rel_pos_w')
+HEADS = ('rpn_head.', 'roi_head.', 'bbox_head.', 'proposal_generator.', 'roi_heads.', 'rpn.')  # of detectors
 SHOWN = 4
 
 
@@ -28,11 +29,16 @@ def kind_of(content: Any) -> str:
         return 'a pretraining checkpoint' if trained else 'the weights of a pretraining model'
     if all(name.startswith('backbone.') for name in state):
         return f'an exported backbone of {meta["method"]}' if 'method' in meta else 'an exported backbone'
-    if any(name.startswith(('rpn_head.', 'roi_head.', 'bbox_head.')) for name in state):
+    if holds_detector(state):
         return "a detector's checkpoint" if trained else "a detector's weights"
     if any(name.startswith('backbone.') for name in state):
         return 'a training checkpoint of another model' if trained else 'the weights of a model'
     return 'a file of another library'
+
+
+def holds_detector(names: Iterable[str]) -> bool:
+    """Return whether tensors of these names are those of a detector: of mmdet, detectron2 or torchvision."""
+    return any(name.startswith(HEADS) for name in names)
 
 
 def state_of(content: Any) -> Dict[str, Tensor]:

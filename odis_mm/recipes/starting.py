@@ -8,8 +8,10 @@ from mmengine.config import Config
 from mmpretrain.models import VisionTransformer
 
 from ..config import load_config
+from ..engine.fit import holds_detector
 from ..transfer import CheckpointError, Source, VitShape, read_checkpoint, read_meta, read_vit
 from ..transfer.resnet import find_resnet
+from ..transfer.shape import State
 from ..utils.errors import ConfigError
 from ..utils.files import PathLike
 from .detector import set_backbone
@@ -40,19 +42,21 @@ def start_from(cfg: Config, init: PathLike, adapt: bool = False) -> List[str]:
         set_backbone(cfg, init)
         return [f'--init: the detector starts from {init}']
     state, meta = read_checkpoint(init), read_meta(init)
+    detector = "a detector's checkpoint, of which the backbone is used" if holds_detector(state) else ''
     backbone = cfg.model.backbone
     init_cfg = dict(type='VerifiedPretrained', checkpoint=str(init))
-    if find_resnet(state) is not None or not str(backbone.get('type')).endswith(('ObjectViT', 'VisionTransformer')):
+    if not str(backbone.get('type')).endswith(('ObjectViT', 'VisionTransformer')):
         backbone.init_cfg = init_cfg
-        return [f'--init: {init}; neck and head start from random weights', _normalisation(cfg, meta)]
-    vit = read_vit(state, str(init), heads=meta.get('num_heads'))
+        kind = f', {detector}' if detector else ''
+        return [f'--init: {init}{kind}; neck and head start from random weights', _normalisation(cfg, meta)]
+    vit = _read_vit(state, init, meta, bool(detector))
     shape = VitShape.of(vit.state)
     if not shape.cls_token:
         raise CheckpointError(
             f'{init} has no [CLS] token, which pretraining needs for its [OBJ] token (files for detectors lack it): '
             'take the file that it was made from.'
         )
-    lines = [f'--init: {init}, {vit.dialect}; neck and head start from random weights']
+    lines = [f'--init: {init}, {detector or vit.dialect}; neck and head start from random weights']
     own = _arch(backbone)
     if adapt:
         for part in (cfg.model.neck, cfg.model.head):
@@ -75,6 +79,21 @@ def start_from(cfg: Config, init: PathLike, adapt: bool = False) -> List[str]:
             init_cfg['allow_missing'] = ['object_tokens']
     backbone.init_cfg = init_cfg
     return [*lines, _normalisation(cfg, meta)]
+
+
+def _read_vit(state: State, init: Path, meta: dict, detector: bool) -> Source:
+    what = f"{init} is a detector's checkpoint whose backbone pretraining cannot start from" if detector else str(init)
+    if find_resnet(state) is not None:
+        raise CheckpointError(
+            f'{what}: it is a ResNet and the backbone of the recipe a ViT; name a file of a ViT, or train a recipe for '
+            'ResNets, such as alfm_r50_coco.'
+        )
+    try:
+        return read_vit(state, str(init), heads=meta.get('num_heads'))
+    except CheckpointError as error:
+        if not detector:
+            raise
+        raise CheckpointError(f'{what}: it {str(error).removeprefix(f"{init} ")}') from error
 
 
 def keep_weights(cfg: Config, iterations: int) -> str:

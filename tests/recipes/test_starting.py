@@ -203,6 +203,36 @@ def test_wrong_files_end_in_one_sentence(kind, words, demo, tmp_path):
     assert '\n' not in str(error.value)
 
 
+def test_of_a_detector_the_backbone_is_used_and_that_is_said(demo, tmp_path):
+    vit = build_backbone(file_of('deit', tmp_path)).state_dict()
+    head = {'rpn_head.rpn_conv.weight': torch.zeros(1)}
+
+    def detector(backbone):
+        torch.save(dict(state_dict={**{f'backbone.{key}': value for key, value in backbone.items()}, **head}), path)
+        return path
+
+    init_default_scope('mmpretrain')
+    path, cfg = tmp_path / 'iter_3.pth', pretraining('odis', demo)
+    told = "a detector's checkpoint, of which the backbone is used; neck and head start from random weights"
+    assert start_from(cfg, detector(vit))[0] == f'--init: {path}, {told}'
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    assert all(torch.equal(model.branch('teacher').state_dict()[key], vit[key]) for key in ('cls_token', 'ln1.weight'))
+    resnet = {'conv1.weight': torch.zeros(64, 3, 7, 7), 'layer1.0.conv1.weight': torch.zeros(64, 64, 1, 1)}
+    swin = {
+        'patch_embed.projection.weight': torch.zeros(96, 3, 4, 4),
+        'stages.0.blocks.0.norm1.weight': torch.zeros(96),
+    }
+    for backbone, words in (
+        (resnet, 'it is a ResNet and the backbone of the recipe a ViT'),
+        (swin, 'it holds no plain ViT'),
+    ):
+        with pytest.raises(
+            CheckpointError, match=f"is a detector's checkpoint whose backbone .* cannot start from: {words}"
+        ):
+            start_from(pretraining('odis', demo), detector(backbone))
+
+
 def refused(arguments, folder, capsys):
     """The sentence in which ``odis-mm train`` ends."""
     with pytest.raises(SystemExit) as ended:
