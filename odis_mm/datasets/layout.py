@@ -125,11 +125,28 @@ def count_images(folder: PathLike) -> int:
     return len(walk_images(folder)[0])
 
 
-def held_out_folders(root: PathLike) -> List[str]:
-    """Return the folders below a folder of images whose names are those of a validation or test split."""
+def held_out(root: PathLike) -> List[str]:
+    """Return what tells that images in and below a folder are those of a validation or test split: folders in it that
+    are named so, else COCO-style annotations of such a split, in it or beside it, that list images in it."""
+    root = Path(os.path.abspath(root))
     words = {word for name in ('val', 'test') for word in (*SPLITS[name], *(f'{w}2017' for w in SPLITS[name]))}
     folders = {Path(path).relative_to(root).parent for path in walk_images(root)[0]}
-    return sorted({part for folder in folders for part in folder.parts if part.lower() in words})
+    named = sorted({part for folder in folders for part in folder.parts if part.lower() in words})
+    above = [path for folder in ('.', 'annotations') for path in sorted((root.parent / folder).glob('*.json'))]
+    found = [(path, near) for near, paths in ((root, _jsons(root)), (root.parent, above)) for path in paths]
+    return named or [str(path) for path, near in found if _holds_out(path, near, root)]
+
+
+def _holds_out(path: Path, near: Path, root: Path) -> bool:
+    """Whether a file holds COCO-style annotations of a validation or test split whose images lie in ``root``."""
+    split = _split_of(path.relative_to(near))
+    if split == 'train' or not _is_coco(path):
+        return False
+    try:
+        place = image_folder(path, near, split)
+    except (AnnotationError, MissingFileError):
+        return False
+    return Path(os.path.normpath(place / read_coco(path)['images'][0]['file_name'])).is_relative_to(root)
 
 
 def _jsons(root: Path) -> List[Path]:

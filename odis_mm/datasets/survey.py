@@ -65,9 +65,24 @@ def survey(dataset, limit: int = 2000) -> Survey:
     )
 
 
-def visible_share(dataset, sampler, limit: int = 1000) -> float:
-    """Return the share of images that show their object in all global views, by drawing views of up to ``limit``
-    images.
+FEW = 2  # patches
+
+
+@dataclass(frozen=True)
+class Visibility:
+    """How the global views of a recipe show the objects of a data set.
+
+    Attributes:
+        share: Of the images, those that show their object in all these views.
+        few: Of these images, those whose object covers at most ``FEW`` patches of one of these views.
+    """
+
+    share: float
+    few: float
+
+
+def visibility(dataset, sampler, limit: int = 1000) -> Visibility:
+    """Return how views show the objects, by drawing those of up to ``limit`` images.
 
     An image without objects is its own object and counts as showing it.
 
@@ -75,7 +90,7 @@ def visible_share(dataset, sampler, limit: int = 1000) -> float:
         dataset: An ``ObjectDataset``; its pipeline is not run.
         sampler: A ``SampleViews``.
     """
-    shown = []
+    shown, few = [], []
     for i in spread(len(dataset), limit):
         info = dict(dataset.get_data_info(int(i)))
         size = (1, 1) if not len(info['bboxes']) else image_size(info)
@@ -84,9 +99,11 @@ def visible_share(dataset, sampler, limit: int = 1000) -> float:
         drawn = sampler.transform(
             {**info, 'height': size[0], 'width': size[1], 'rng': np.random.default_rng((0, int(i)))}
         )
-        roles = zip(drawn['object_visible'], drawn['view_roles'])
-        shown.append(all(visible for visible, role in roles if role == 'global'))
-    return float(np.mean(shown)) if shown else 1.0
+        views = range(drawn['view_roles'].count('global'))  # they come first
+        shown.append(all(drawn['object_visible'][view] for view in views))
+        if shown[-1]:
+            few.append(min(drawn['patch_masks'][view].sum() for view in views) <= FEW)
+    return Visibility(float(np.mean(shown)) if shown else 1.0, float(np.mean(few)) if few else 0.0)
 
 
 def image_size(info: dict) -> Optional[Sequence[int]]:

@@ -10,9 +10,9 @@ from mmpretrain.registry import TRANSFORMS
 
 from ..config import apply_options, drop_variables, load_config
 from ..datasets import ObjectDataset
-from ..datasets.layout import find_splits, held_out_folders, image_folder
+from ..datasets.layout import find_splits, held_out, image_folder
 from ..datasets.reading import MEASURED, find_reading
-from ..datasets.survey import Survey, spread, survey, visible_share
+from ..datasets.survey import Survey, spread, survey, visibility
 from ..utils.errors import ConfigError
 from ..utils.files import PathLike
 from ..utils.noise import import_quietly
@@ -149,11 +149,12 @@ def _find_data(
     split = find_splits(data, ('train',), folder).get('train')
     if split is None:
         notes = ['annotations: none used; all images of the folder are used, without objects']
-        judged = held_out_folders(folder or data)
+        judged = held_out(folder or data)
         if judged:
             notes.append(
                 f'images of {" and ".join(judged)} are among them: a detector that is judged on these images has seen '
-                'them in pretraining; to avoid that, name the folder of training images with --images DIR'
+                'them in pretraining; to avoid that, name the folder of the training images with --images DIR, or '
+                'annotations that list them with --boxes FILE'
             )
         return None, folder or data, False, notes
     return (
@@ -219,7 +220,7 @@ def _fit_views(cfg: Config, dataset: ObjectDataset) -> List[str]:
             for group in step['views']:
                 if group['role'] == 'global':
                     group['scale'] = scale
-            share = visible_share(dataset, TRANSFORMS.build(dict(step)))
+            share = visibility(dataset, TRANSFORMS.build(dict(step))).share
             if share > best[0]:
                 best = (share, cover, scale)
             if share >= ENOUGH:

@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from odis_mm.datasets.layout import categories, find_splits, image_folder, split_coco
+from odis_mm.datasets.layout import categories, find_splits, held_out, image_folder, split_coco
 from odis_mm.utils.errors import AnnotationError, ConfigError, MissingFileError
 
 
@@ -150,3 +150,21 @@ def test_a_lost_first_image_does_not_hide_the_folder(tmp_path):
     write(tmp_path, 'train.json', 'images', count=4)
     (tmp_path / 'images/0.jpg').unlink()
     assert find_splits(tmp_path)['train'].images == tmp_path / 'images'
+
+
+def test_images_of_other_splits_are_known_by_folders_and_annotations(tmp_path):
+    def told(folder):
+        return [path.removeprefix(f'{tmp_path}/') for path in held_out(tmp_path / folder)]
+
+    write(tmp_path, 'flat/annotations/train.json', 'flat/images', names=['a.jpg', 'b.jpg'])
+    write(tmp_path, 'flat/annotations/val.json', 'flat/images', names=['c.jpg', 'd.jpg'])
+    assert told('flat/images') == told('flat') == ['flat/annotations/val.json']
+    for split in ('train', 'val'):  # of the same names
+        write(tmp_path, f'coco/annotations/instances_{split}2017.json', f'coco/{split}2017')
+        write(tmp_path, f'tool/{split}/_annotations.coco.json', f'tool/{split}')
+    assert told('coco') == ['val2017'] and told('coco/train2017') == []
+    assert told('tool') == ['val'] and told('tool/train') == []
+    write(tmp_path, 'one/labels.json', 'one/images')
+    (tmp_path / 'one' / 'val.json').write_text('{"images": [], "annotations": []}')
+    (tmp_path / 'one' / 'test.json').write_text('{"images": [{"file_name": "gone.jpg"}], "annotations": [')
+    assert told('one/images') == []

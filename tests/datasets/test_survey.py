@@ -8,7 +8,7 @@ from mmpretrain.registry import TRANSFORMS
 from PIL import Image
 
 from odis_mm.datasets import ObjectDataset
-from odis_mm.datasets.survey import spread, survey, visible_share
+from odis_mm.datasets.survey import FEW, spread, survey, visibility
 
 
 def dataset(tmp_path, side, count=6, told=True):
@@ -24,7 +24,7 @@ def dataset(tmp_path, side, count=6, told=True):
 
 def sampler(**changes):
     views = [dict(role='global', num=2, size=16, scale=(0.2, 0.4))]
-    return TRANSFORMS.build(dict(type='SampleViews', patch_size=8, views=views, **changes))
+    return TRANSFORMS.build({**dict(type='SampleViews', patch_size=8, views=views), **changes})
 
 
 @pytest.mark.parametrize('told', (True, False))
@@ -38,23 +38,26 @@ def test_sizes_and_shares(tmp_path, told):
 
 def test_objects_too_small_for_the_cover_are_seen_by_no_image(tmp_path):
     data = dataset(tmp_path, 4)  # 16 of 8000 pixels: 1 % of the smallest crop
-    assert visible_share(data, sampler(min_cover=0.04)) == 0
-    assert visible_share(data, sampler(min_cover=0.0, tries=200)) > 0
+    assert visibility(data, sampler(min_cover=0.04)).share == 0
+    assert visibility(data, sampler(min_cover=0.0, tries=200)).share > 0
 
 
 def test_the_share_is_that_of_the_pipeline(tmp_path):
-    data, sample = dataset(tmp_path, 12, count=40), sampler(min_cover=0.03)
-    shown = []
+    data, sample = dataset(tmp_path, 12, count=40), sampler(min_cover=0.03, patch_size=2)
+    shown, least = [], []
     for i in range(len(data)):
         drawn = sample.transform({**data.get_data_info(i), 'rng': np.random.default_rng((0, i))})
         shown.append(all(drawn['object_visible']))
+        least.append(min(mask.sum() for mask in drawn['patch_masks']))
     assert 0 < np.mean(shown) < 1
-    assert visible_share(data, sample) == np.mean(shown)
+    few = np.array(least)[shown] <= FEW
+    found = visibility(data, sample)
+    assert found.share == np.mean(shown) and 0 < found.few == np.mean(few) < 1
 
 
 def test_images_without_objects_count_as_seen(tmp_path):
     Image.new('RGB', (20, 20)).save(tmp_path / 'a.png')
-    assert visible_share(ObjectDataset(data_root=str(tmp_path), pipeline=[]), sampler()) == 1
+    assert visibility(ObjectDataset(data_root=str(tmp_path), pipeline=[]), sampler()).share == 1
 
 
 def test_indices_are_spread():

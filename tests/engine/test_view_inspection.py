@@ -60,6 +60,20 @@ def test_the_share_is_told(tmp_path, side, cover, level):
         assert any(found.startswith(f'{name}_') for found in shown), shown
 
 
+@pytest.mark.parametrize('side, size, told', [(12, 48, True), (12, 192, False), (60, 48, False)])
+def test_few_visible_patches_are_told_with_a_remedy(side, size, told, tmp_path):
+    cfg = config(tmp_path, side, min_cover=0.0)
+    step = next(s for s in cfg.train_dataloader.dataset.pipeline if s.type == 'SampleViews')
+    step.views[0].size = size
+    said = []
+    logger = SimpleNamespace(info=said.append, warning=said.append)
+    ViewInspectionHook()._look(SimpleNamespace(logger=logger), DATASETS.build(cfg.train_dataloader.dataset))
+    lines = [line for line in said if 'patches' in line]
+    assert len(lines) == told, said
+    assert not told or ('at most 2 of the 36 patches of a global view; larger views have more' in lines[0])
+    assert not told or '--size of odis-mm pretrain, or size of the views, here 48 pixels' in lines[0]
+
+
 RECIPES = ('odis_small', 'ibot_small', 'gtsa_small', 'alfm_small')
 
 

@@ -6,7 +6,7 @@ from mmpretrain.registry import TRANSFORMS
 
 from odis_mm.config import load_config
 from odis_mm.datasets import ObjectDataset
-from odis_mm.datasets.survey import visible_share
+from odis_mm.datasets.survey import visibility
 from odis_mm.recipes import pretraining_config
 from odis_mm.recipes.pretraining import ENOUGH
 
@@ -23,7 +23,7 @@ def test_nine_of_ten_photographs_are_usable(shared_data, name, by_demo):
 
     def share(config) -> float:
         step = next(step for step in config.train_dataloader.dataset.pipeline if step.type == 'SampleViews')
-        return visible_share(dataset, TRANSFORMS.build(dict(step)))
+        return visibility(dataset, TRANSFORMS.build(dict(step))).share
 
     assert share(cfg) >= ENOUGH == 0.9
     assert share(load_config('odis_demo')) <= by_demo, 'refused at 0, warned of below one half'

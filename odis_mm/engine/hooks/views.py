@@ -11,7 +11,7 @@ from mmpretrain.registry import HOOKS
 from torch.nn.functional import normalize
 
 from ...datasets.image_io import PostponedJPEG
-from ...datasets.survey import spread, visible_share
+from ...datasets.survey import FEW, spread, visibility
 from ...datasets.transforms import PackViews, SampleViews
 from ...utils.distributed import unwrap
 from ...utils.errors import BadImageError, ConfigError
@@ -22,6 +22,7 @@ REMEDY = (
     'lower min_cover of SampleViews, or draw smaller crops (scale of the views) so that an object fills more of them '
     '(`odis-mm pretrain --data DIR` chooses both from the data)'
 )
+FEW_SHARE = 0.3  # of the images, from which on few visible patches are told of
 
 
 @HOOKS.register_module()
@@ -66,7 +67,8 @@ class ViewInspectionHook(Hook):
         samplers = [step for step in dataset.pipeline.transforms if isinstance(step, SampleViews)]
         if not samplers or samplers[0].target_rule == 'whole_image':
             return  # the method uses no objects
-        share = visible_share(dataset, samplers[0], self.limit)
+        found, sampler = visibility(dataset, samplers[0], self.limit), samplers[0]
+        share = found.share
         line = (
             f'{share:.0%} of the images show their object in all global views; the others do not count in the '
             'object loss'
@@ -79,6 +81,13 @@ class ViewInspectionHook(Hook):
             runner.logger.warning(f'only {line}: {REMEDY}.')
         else:
             runner.logger.info(line)
+        if found.few >= FEW_SHARE:
+            height, width = sampler.groups[0]['size']
+            runner.logger.info(
+                f'in {found.few:.0%} of these images the object covers at most {FEW} of the '
+                f'{height * width // sampler.patch_size**2} patches of a global view; larger views have more patches '
+                f'and take longer (--size of odis-mm pretrain, or size of the views, here {height} pixels)'
+            )
 
     def after_train(self, runner) -> None:
         if not self.pictures or not is_main_process():
