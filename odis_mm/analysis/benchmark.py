@@ -353,7 +353,7 @@ def worker_advice(ms_per_image: float, images_per_s: float, cores: int) -> str:
 
 
 def memory_estimate(cfg: Config, bf16: Optional[bool] = None) -> StepCost:
-    """Cost of a step of the config's own batch, counted before any run.
+    """Memory of a step of the config's own batch, counted before any run.
 
     Args:
         bf16: None: as ``optim_wrapper`` says.
@@ -363,9 +363,8 @@ def memory_estimate(cfg: Config, bf16: Optional[bool] = None) -> StepCost:
     batch = cfg.train_dataloader.batch_size
     preprocessor = MODELS.build({'type': 'ViewPreprocessor', **cfg.model.get('data_preprocessor', {})})
     data = preprocessor(noise_batch(cfg, batch), True)
-    return count_step(
-        cfg.model, data, bf16=bf16, device='cuda', accumulated=cfg.optim_wrapper.get('accumulative_counts', 1) > 1
-    )
+    accumulated = cfg.optim_wrapper.get('accumulative_counts', 1) > 1
+    return count_step(cfg.model, data, bf16=bf16, device='cuda', accumulated=accumulated, flops=False)
 
 
 def _trains_in_bf16(cfg: Config) -> bool:

@@ -4,7 +4,7 @@ anywhere."""
 import contextlib
 import copy
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Callable, Dict, Iterator, Optional
 
 import torch
@@ -28,7 +28,7 @@ class StepCost:
 
     Attributes:
         flops: Of matrix products, convolutions and attention; a multiply-add counts 2; recomputation is not counted,
-            nor, on CPUs, what stochastic depth is expected to drop.
+            nor, on CPUs, what stochastic depth is expected to drop. 0 where they were not asked for.
         resting: Bytes of parameters, teacher, buffers and optimizer state.
         peak: Bytes at the fullest moment of forward and backward pass, ``resting`` and gradients included. A device
             adds its context, and what its allocator and kernels set aside.
@@ -111,6 +111,7 @@ def count_step(
     bf16: bool = False,
     accumulated: bool = False,
     device: str = 'cpu',
+    flops: bool = True,
 ) -> StepCost:
     """Cost of one step (forward, backward, AdamW, EMA) of a teacher-student model.
 
@@ -122,11 +123,14 @@ def count_step(
         bf16: In autocast.
         accumulated: Gradients of earlier batches of the same optimizer step are there.
         device: Its type: attention and stochastic depth take other forms on CPUs than elsewhere.
+        flops: Count them, too; a model that recomputes is gone through a second time for it.
     """
     cfg = copy.deepcopy(dict(model_cfg))
     recomputes = bool(cfg['backbone'].get('with_cp', False))
     cfg['backbone'].pop('compiled', None)
     memory = _simulate(cfg, data, losses_of, bf16, accumulated, device)
+    if not flops:
+        return replace(memory, flops=0)
     if recomputes:
         cfg['backbone'] = {**cfg['backbone'], 'with_cp': False}
         return StepCost(_simulate(cfg, data, losses_of, bf16, False, device).flops, memory.resting, memory.peak)
