@@ -10,5 +10,12 @@ __all__ = ['DetectorInit', 'DetectorLayerDecay', 'ViTFeaturePyramid', 'ViTSimple
 
 if find_spec('mmcv._ext') is not None:
     from .data import ChannelsPreprocessor, DemoDetectionDataset, LoadBoxesAndMasks, LoadDetectionImage
+    from .drawing import BoxVisualizer
 
-    __all__ += ['ChannelsPreprocessor', 'DemoDetectionDataset', 'LoadBoxesAndMasks', 'LoadDetectionImage']
+    __all__ += [
+        'BoxVisualizer',
+        'ChannelsPreprocessor',
+        'DemoDetectionDataset',
+        'LoadBoxesAndMasks',
+        'LoadDetectionImage',
+    ]

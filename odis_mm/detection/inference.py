@@ -12,6 +12,7 @@ from mmengine.registry import TRANSFORMS
 from ..datasets.image_io import as_colours
 from ..utils.errors import BadImageError
 from .data import LoadDetectionImage
+from .drawing import BoxVisualizer
 
 
 class FileInferencer(DetInferencer):
@@ -44,6 +45,12 @@ class FileInferencer(DetInferencer):
         if load is not None:
             next(step for step in pipeline.transforms if hasattr(step, 'from_file')).from_file = self.load
         return pipeline
+
+    def _init_visualizer(self, cfg: Config) -> BoxVisualizer:
+        cfg.visualizer = dict(
+            type='mmdet.BoxVisualizer'
+        )  # whatever the detector was trained with; it keeps nothing itself
+        return super()._init_visualizer(cfg)
 
     def _get_chunk_data(self, inputs: Sequence[str], chunk_size: int) -> Iterator[List[tuple]]:
         chunk: List[tuple] = []

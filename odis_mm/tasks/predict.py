@@ -43,7 +43,7 @@ def predict(
         checkpoint: Its weights; None: the newest checkpoint of the work dir.
         images: Files and folders.
         out: ``predictions.json`` (images, categories, and annotations with a ``score`` and, if the detector makes some,
-            masks; those of any score) and ``vis/`` (of at least ``threshold``, with scores in percent) are written to
+            masks; those of any score) and ``vis/`` (of at least ``threshold``, with their scores) are written to
             this folder. Categories have the ids of the training annotations if :func:`finetune` made the detector, else
             its labels' numbers.
         threshold: Least score of a box that is drawn.
@@ -98,9 +98,7 @@ def drawn_boxes(content: dict, threshold: float = THRESHOLD) -> str:
         best[annotation['image_id']] = max(best[annotation['image_id']], annotation['score'])
     count = sum(annotation['score'] >= threshold for annotation in content['annotations'])
     empty = [score for score in best.values() if score < threshold]
-    line = f'{count} boxes drawn in {len(best)} pictures' + (
-        ', scores in percent (0 to 1 in the json)' if count else ''
-    )
+    line = f'{count} boxes drawn in {len(best)} pictures'
     if empty:
         several = len(empty) > 1
         what = 'pictures have no box: the best score in them' if several else 'picture has no box: the best score in it'
@@ -137,9 +135,7 @@ def _load(model, weights: Path, cfg) -> List[str]:
         raise CheckpointError(
             f'{weights} does not tell its classes, and neither does the config: set test_dataloader.dataset.metainfo.'
         )
-    palette = meta.get('palette')
-    enough = isinstance(palette, (list, tuple)) and len(palette) >= len(classes)
-    model.dataset_meta = {**meta, 'classes': tuple(classes), 'palette': palette if enough else 'random'}
+    model.dataset_meta = {**meta, 'classes': tuple(classes)}
     return classes
 
 

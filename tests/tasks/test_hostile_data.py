@@ -234,7 +234,7 @@ def test_the_last_lines_of_finetune_say_what_the_pictures_show(coco_folder, tmp_
         'longer'
     )
     content['annotations'].append(dict(image_id=0, score=0.5))
-    assert '1 boxes drawn in 2 pictures, scores in percent (0 to 1 in the json); 1 picture has' in drawn_boxes(content)
+    assert '1 boxes drawn in 2 pictures; 1 picture has' in drawn_boxes(content)
 
 
 def test_what_is_wrong_with_the_data_is_said_before_a_work_dir_in_use(coco_folder, tmp_path):

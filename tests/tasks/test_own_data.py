@@ -86,7 +86,7 @@ def test_pictures_without_a_box_are_explained(chain, coco_folder, tmp_path, caps
             )
             line += 'detector for longer\n'
         else:
-            line = f'{len(scores)} boxes drawn in {pictures} pictures, scores in percent (0 to 1 in the json)\n'
+            line = f'{len(scores)} boxes drawn in {pictures} pictures\n'
         assert scores and line in capsys.readouterr().out
 
 

@@ -11,3 +11,4 @@ default_hooks = dict(
 )
 env_cfg = dict(dist_cfg=dict(timeout=1800))  # seconds; the backend is gloo where there is no GPU
 log_processor = dict(type='mmpretrain.RunLogProcessor')
+visualizer = dict(type='BoxVisualizer')  # labels of a readable size, for --show-dir

@@ -1,0 +1,96 @@
+"""Pictures of boxes: colours that tell classes apart, labels that can be read."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from mmdet.structures import DetDataSample
+from mmdet.structures.mask import BitmapMasks
+from mmengine.structures import InstanceData
+from PIL import Image
+
+from odis_mm.detection.drawing import LONG_SIDE, SHORT_SIDE, BoxVisualizer, class_colours
+from odis_mm.detection.inference import FileInferencer
+
+COCO = [(1, 2, 3)] * 80  # what a data set of a few classes inherits in mmdet
+
+
+def draw(tmp_path, instances, shape=(120, 160), palette=COCO, **options):
+    visualizer = BoxVisualizer()
+    visualizer.dataset_meta = dict(classes=('cell', 'cost in $ and $'), palette=palette)
+    path = tmp_path / 'drawn.png'
+    image = np.full((*shape, 3), 255, np.uint8)
+    visualizer.add_datasample('drawn', image, DetDataSample(**instances), out_file=str(path), **options)
+    return np.asarray(Image.open(path))
+
+
+def found(boxes, labels, scores, **more):
+    boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    return dict(
+        pred_instances=InstanceData(
+            bboxes=boxes, labels=torch.tensor(labels, dtype=torch.int64), scores=torch.tensor(scores), **more
+        )
+    )
+
+
+def test_colours_are_far_apart_and_do_not_depend_on_the_number_of_classes():
+    assert class_colours(80)[:3] == class_colours(3) and len(set(class_colours(80))) == 80
+    apart = min(np.abs(np.subtract(a, b)).sum() for a, b in combinations(class_colours(15), 2))
+    assert apart > 90, apart  # 20 in COCO's palette, of the first 13 classes
+
+
+@pytest.mark.parametrize('palette, colour', [(COCO, class_colours(2)[1]), ([(0, 0, 255), (9, 99, 199)], (9, 99, 199))])
+def test_a_class_has_its_colour_and_boxes_their_place(palette, colour, tmp_path):
+    picture = draw(tmp_path, found([[40, 60, 80, 100]], [1], [0.9]), palette=palette)
+    assert picture.shape == (SHORT_SIDE, 4 * SHORT_SIDE // 3, 3)  # four times as large
+    for row, column in ((320, 160), (320, 320), (400, 240)):
+        assert np.abs(picture[row, column].astype(int) - colour).max() < 40, (row, column)
+    assert (picture[300:380, 180:300] == 255).all() and (picture[:200] == 255).all()
+
+
+def test_labels_are_read(tmp_path, monkeypatch):
+    told, write = [], BoxVisualizer.draw_texts
+    monkeypatch.setattr(
+        BoxVisualizer,
+        'draw_texts',
+        lambda self, text, place, **how: told.append((text, place, how)) or write(self, text, place, **how),
+    )
+    picture = draw(tmp_path, found([[0, 0, 50, 50], [150, 60, 159, 90], [1, 1, 2, 2]], [0, 1, 0], [0.876, 0.41, 0.2]))
+    (second, place, _), (first, at, how) = told  # that of 0.2 is below the threshold; the surest comes last
+    assert (first, second) == ('cell 0.88', r'cost in \$ and \$ 0.41')
+    assert how['vertical_alignments'] == 'top' and at[1] >= 0  # there is no room above
+    assert 0 < place[0] < 500  # begins further to the left than its box, so that it does not end outside
+    rows = np.flatnonzero((picture[:60, 4:60] < 200).any((1, 2)))
+    assert 10 <= how['font_sizes'] * 100 / 72 <= 20 and len(rows)
+
+
+@pytest.mark.parametrize('shape', [(600, 500), (1, 1), (10, 1900)])
+def test_only_small_images_are_enlarged(shape, tmp_path):
+    height, width = draw(tmp_path, found([], [], []), shape).shape[:2]
+    assert (height, width) == shape if min(shape) >= SHORT_SIDE else max(height, width) <= LONG_SIDE
+    assert height / width == pytest.approx(shape[0] / shape[1], rel=0.05)
+    assert draw(tmp_path, found([[0, 0, *shape[::-1]]], [0], [0.5]), shape).shape[:2] == (height, width)
+
+
+def test_masks_and_annotations_are_drawn_too(tmp_path):
+    mask = np.zeros((1, 120, 160), bool)
+    mask[0, 50:70, 60:100] = True
+    boxes, labels = torch.tensor([[10.0, 10, 150, 110]]), torch.tensor([0])
+    annotated = InstanceData(bboxes=boxes, labels=labels, masks=BitmapMasks(mask.astype(np.uint8), 120, 160))
+    instances = dict(gt_instances=annotated, **found(boxes.tolist(), [0], [0.9], masks=torch.from_numpy(mask)))
+    both = draw(tmp_path, instances)  # as tools/test.py --show-dir has it: annotated and found, side by side
+    left, right = both[:, :640], both[:, 640:]
+    tint = (0.6 * 255 + 0.4 * np.array(class_colours(1)[0])).round()
+    for half in (left, right):
+        assert np.abs(half[240, 320] - tint).max() <= 2 and (half[160, 320] == 255).all()
+
+
+def test_predict_draws_with_it_whatever_the_config_names():
+    from mmengine.config import Config
+
+    cfg = Config(dict(visualizer=dict(type='DetLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')])))
+    inferencer = FileInferencer.__new__(FileInferencer)
+    inferencer.model = torch.nn.Linear(1, 1)
+    inferencer.model.dataset_meta = dict(classes=('cell',))
+    assert type(inferencer._init_visualizer(cfg)) is BoxVisualizer
