@@ -5,7 +5,16 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PY=$(bash tools/install_env.sh)
-[ $# -gt 0 ] || bash tools/lint.sh "$(dirname "$PY")"
 # two processes; each file stays in one of them, whose tests share what they made, in the order of tests/conftest.py:
 # xdist's own would leave the files with one long test to the end
-exec "$PY" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
+TESTS=("$PY" -m pytest -n 2 --dist loadfile --no-loadscope-reorder)
+[ $# = 0 ] || exec "${TESTS[@]}" "$@"
+SAID=$(mktemp)
+bash tools/lint.sh "$(dirname "$PY")" >"$SAID" 2>&1 &  # beside the tests; what it says comes after them
+LINT=$!
+trap 'kill $LINT 2>/dev/null || true; rm -f "$SAID"' EXIT
+CODE=0
+"${TESTS[@]}" || CODE=$?
+wait $LINT || CODE=$?
+cat "$SAID"
+exit $CODE

@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import pickle
+import sys
 
 import cv2
 import numpy as np
@@ -145,7 +146,8 @@ def _info(info):
 
 
 @pytest.mark.parametrize('context', ['fork', 'spawn'])
-def test_workers_have_it_too(folder, context):
+def test_workers_have_it_too(folder, context, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['odis-mm'])  # a worker that is not forked imports what a command's does
     dataset = read(folder, pipeline=[_info])
     loader = DataLoader(dataset, batch_size=None, num_workers=1, multiprocessing_context=context, collate_fn=tuple)
     assert list(loader) == [_info(dataset.get_data_info(i)) for i in range(3)]
