@@ -72,5 +72,5 @@ class DetectorInit(Hook):
         resized = f', {", ".join(report.resized)} brought to the size of the model' if report.resized else ''
         runner.logger.info(
             f'DetectorInit: the backbone equals {path} in {len(wanted)} tensors{resized}; fingerprint of the weights '
-            f'{report.fingerprint}, as in the card of the file'
+            f'in the file {report.fingerprint}'
         )

@@ -232,7 +232,8 @@ def find_detector(run: PathLike, checkpoint: Optional[PathLike]) -> Tuple[Path, 
         checkpoint: None: the newest one beside the config.
 
     Raises:
-        ConfigError: ``run`` is a checkpoint, or holds no config, or several, or there is no such config.
+        ConfigError: ``run`` is a checkpoint, or holds no config, or several, or that of a pretraining, or there is no
+            such config.
         MissingFileError: there is no checkpoint beside it.
         CheckpointError: see :func:`check_checkpoint`.
     """
@@ -248,6 +249,16 @@ def find_detector(run: PathLike, checkpoint: Optional[PathLike]) -> Tuple[Path, 
         if len(configs) != 1:
             raise ConfigError(f'{run} holds {len(configs)} configs (*.py): name the one of the detector.')
         config = configs[0]
+    if config.name == 'pretrain.py':  # as odis-mm pretrain names it
+        raise ConfigError(
+            f'{config} is the config of a pretraining, whose backbone is no detector yet: odis-mm finetune --data '
+            f'ANNOTATED --init {config.parent}/epoch_N_backbone.pth.'
+        )
+    if checkpoint is not None and str(checkpoint).endswith('_backbone.pth'):  # as pretrainings name their exports
+        raise CheckpointError(
+            f'{checkpoint} is a pretrained backbone, no detector: take the iter_N.pth or epoch_N.pth of the training '
+            f'of {config}, or name no checkpoint for the newest of them.'
+        )
     if checkpoint is None:
         if not config.is_file():
             raise MissingFileError(f'there is no config or work dir {run}: name that of the training of a detector.')

@@ -80,6 +80,8 @@ def test_wrong_paths_are_refused_before_anything_heavy_is_imported(tmp_path, coc
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / 'iter_3.pth').touch()
     (tmp_path / 'pretrain.py').write_text('a = 1')
+    (tmp_path / 'detector').mkdir()
+    (tmp_path / 'detector' / 'detector.py').write_text('a = 1')
     (tmp_path / 'half.json').write_text('{"images": [')
     photos, data = str(tmp_path / 'photos'), str(coco_folder)
     gone = 'checkpoint gone.pth does not exist'
@@ -109,9 +111,14 @@ def test_wrong_paths_are_refused_before_anything_heavy_is_imported(tmp_path, coc
         ('predict a.pth photos --out out', 'a.pth is a checkpoint: name the config of a detector first'),
         ('predict gone photos --out out', 'there is no config or work dir gone: name that of the training'),
         ('predict run photos --out out', 'run holds 0 configs (*.py): name the one of the detector.'),
-        ('predict pretrain.py a.pth gone.png --out out', 'there is no file or folder gone.png.'),
+        ('predict detector/detector.py a.pth gone.png --out out', 'there is no file or folder gone.png.'),
         ('predict gone.py a.pth photos --out out', "no config 'gone.py'"),
-        ('predict pretrain.py cut_a.pth photos --out out', 'cut_a.pth is truncated or no checkpoint'),
+        ('predict . photos --out out', 'pretrain.py is the config of a pretraining, whose backbone is no detector yet'),
+        (
+            'predict detector/detector.py a_backbone.pth photos --out out',
+            'a_backbone.pth is a pretrained backbone, no detector:',
+        ),
+        ('predict detector/detector.py cut_a.pth photos --out out', 'cut_a.pth is truncated or no checkpoint'),
         ('predict gone.py a.pth --out out', 'no images are named'),
         ('views a.pth', config),
         ('train a.pth', config),

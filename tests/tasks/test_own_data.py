@@ -175,7 +175,7 @@ def test_the_chain_leaves_what_it_says(chain, coco_folder):
     log = next((work / 'detector').glob('*/*.log')).read_text()
     assert f'backbone <- {export.name}' in log.replace(str(export.parent) + '/', '') and '0 unexpected' in log
     (mark,) = re.findall(r'\*\*fingerprint of the weights\*\*: (\w{12})', export.with_suffix('.md').read_text())
-    assert f'fingerprint of the weights {mark}, as in the card' in log
+    assert f'fingerprint of the weights in the file {mark}' in log
 
 
 def test_predictions_are_coco_and_scopes_do_not_leak(chain, coco_folder, tmp_path):
@@ -198,10 +198,12 @@ def test_wrong_weights_are_refused(chain, coco_folder, tmp_path):
     out = tmp_path / 'out'
     with pytest.raises(ConfigError, match='no detector yet: odis-mm finetune --data ANNOTATED --init'):
         predict(export, None, coco_folder / 'val2017', out)
+    (tmp_path / 'renamed.pth').write_bytes(export.read_bytes())
+    (tmp_path / 'config.py').write_bytes((work / 'pretrain' / 'pretrain.py').read_bytes())
     with pytest.raises(CheckpointError, match='is an exported backbone of ODIS and does not fit this .*RCNN'):
-        predict(work / 'detector', export, coco_folder / 'val2017', out)
+        predict(work / 'detector', tmp_path / 'renamed.pth', coco_folder / 'val2017', out)
     with pytest.raises(ConfigError, match='is not the config of a detector'):
-        predict(work / 'pretrain' / 'pretrain.py', work / 'pretrain' / 'epoch_2.pth', coco_folder / 'val2017', out)
+        predict(tmp_path / 'config.py', tmp_path / 'renamed.pth', coco_folder / 'val2017', out)
     (tmp_path / 'bad.png').write_text('no image')
     with pytest.raises(BadImageError, match='none of 1 images can be read'):
         predict(work / 'detector', None, tmp_path / 'bad.png', out)
