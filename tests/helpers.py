@@ -552,13 +552,15 @@ def forked_in_group(function, folder, near: Path, number=None) -> int:
     raise AssertionError('a worker is left')
 
 
-def fork_trainings() -> None:
-    """Have a comparison in this process fork its trainings from it; other commands stay processes of their own."""
+def fork_commands() -> None:
+    """Have a comparison in this process fork its commands from it."""
     popen = subprocess.Popen
 
     def start(words, *, stdout, env, **others):
-        if 'train' not in words:
+        if 'odis_mm' not in words:
             return popen(words, stdout=stdout, env=env, **others)
+        at = words.index('odis_mm')
+        assert words[at - 2 : at] == [sys.executable, '-m']
         pid = os.fork()
         if pid:
             return SimpleNamespace(pid=pid, returncode=None)
@@ -567,7 +569,7 @@ def fork_trainings() -> None:
             os.dup2(stdout.fileno(), 1)
             os.dup2(stdout.fileno(), 2)
             os.environ.update(env)
-            main(words[words.index('odis_mm') + 1 :])
+            main(words[at + 1 :])
             code = 0
         except SystemExit as stop:
             code = stop.code or 0

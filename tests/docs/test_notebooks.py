@@ -6,13 +6,13 @@ import runpy
 import pytest
 
 import odis_mm
-from helpers import ROOT, environment, fork_trainings, forked
+from helpers import ROOT, environment, fork_commands, forked
 
 pytest.importorskip('mmcv._ext')
 
 
 def run_cells() -> None:
-    fork_trainings()
+    fork_commands()
     runpy.run_path('cells.py', run_name='__main__')
     assert not odis_mm.__file__.startswith(str(ROOT / 'odis_mm'))
 

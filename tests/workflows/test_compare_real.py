@@ -1,7 +1,6 @@
 """The engine with real training, at the smallest size: what the stubs of test_compare.py replace fits together.
 
-The command that measures is a process of its own as for users; the trainings are forked from one that has imported
-everything.
+Its commands are forked from a process that has imported everything.
 """
 
 import json
@@ -9,22 +8,23 @@ from functools import partial
 
 import pytest
 
-from helpers import SMALL_DETECTOR, environment, fork_trainings, forked, write_noise_coco
+from helpers import SMALL_DETECTOR, environment, fork_commands, forked, write_noise_coco
 from odis_mm import cli
 
 pytestmark = pytest.mark.slow
 
 
 def program(plan: str, work_dir: str) -> None:
-    fork_trainings()
+    fork_commands()
     cli.main(['compare', plan, '--work-dir', work_dir, '--jobs', '1'])
 
 
 def test_from_the_command_line_to_the_report(tmp_path):
     write_noise_coco(tmp_path / 'data', (('train', 12), ('val', 4)))
+    small = {'train_dataloader.batch_size': 6, 'default_hooks.views': None}
     plan = dict(
         data=dict(root='data'),
-        starts={'random weights': {}, 'ALFM': dict(recipe='alfm_demo', options={'train_dataloader.batch_size': 6})},
+        starts={'random weights': {}, 'ALFM': dict(recipe='alfm_demo', options=small)},
         detector=dict(size=48, iterations=4, options={'train_dataloader.batch_size': 2, **SMALL_DETECTOR}),
         pretraining=dict(iterations=4),
         labels=[50],

@@ -8,9 +8,11 @@ import sys
 import textwrap
 import threading
 import time
+from functools import partial
 
 import pytest
 
+from helpers import Forked
 from odis_mm.utils.errors import StageError
 from odis_mm.workflows import stages as module
 from odis_mm.workflows.stages import Stage, Stages, Worker, exports, scalars
@@ -124,18 +126,15 @@ def test_a_command_reports_time_and_memory_and_gets_its_environment(tmp_path, fa
     assert (tmp_path / 'log.txt').read_text().split() == ['3', 'train', 'x']
 
 
+def begin(program: tuple, folder: str) -> None:
+    module.PROGRAM = program
+    Stages(folder, 1).run([Stage('a', {}, lambda worker, folder, results: worker.command(['train'], folder))])
+
+
 def test_children_end_with_a_killed_command_and_the_next_one_resumes(tmp_path, fake):
     """SIGKILL leaves nothing running, and a stage that was begun is begun again in the same folder."""
     program = fake("import time; print('begun', flush=True); time.sleep(60)")
-    code = f"""
-        from odis_mm.workflows import stages
-        from odis_mm.workflows.stages import Stage, Stages
-        stages.PROGRAM = {program!r}
-        def work(worker, folder, results):
-            worker.command(['train'], folder)
-        Stages({str(tmp_path / 'w')!r}, 1).run([Stage('a', {{}}, work)])
-    """
-    parent = subprocess.Popen([sys.executable, '-c', textwrap.dedent(code)], stdout=subprocess.DEVNULL)
+    parent = Forked(partial(begin, program, str(tmp_path / 'w')), tmp_path)
     log = None
     for _ in range(1800):
         log = next((tmp_path / 'w').rglob('log.txt'), None)
@@ -144,7 +143,7 @@ def test_children_end_with_a_killed_command_and_the_next_one_resumes(tmp_path, f
         time.sleep(0.1)
     assert log and 'begun' in log.read_text()
     os.kill(parent.pid, signal.SIGKILL)
-    parent.wait()
+    assert parent.wait() == -signal.SIGKILL
     calls = []
     begun = time.time()
     assert quiet(tmp_path / 'w').run([stage('a', calls)])['a']['value'] == 'a'
