@@ -40,7 +40,13 @@ TRIAL = ['train_dataloader.batch_size=2', 'train_dataloader.num_workers=0', 'def
 TRIALS = {  # a run of seconds: its config, and the options that shorten it
     'pretraining': (
         'odis_demo',
-        [*TRIAL, 'train_cfg.max_epochs=2', 'param_scheduler.0.end=1', 'param_scheduler.1.begin=1'],
+        [
+            *TRIAL,
+            'train_cfg.max_epochs=2',
+            'param_scheduler.0.end=1',
+            'param_scheduler.1.begin=1',
+            'default_hooks.views.pictures=1',
+        ],
     ),
     'a detector': (
         'mask_rcnn/mask-rcnn_demo',

@@ -9,7 +9,7 @@ import timm
 import torch
 from mmengine.registry import MODELS, init_default_scope
 
-from helpers import stock_vit
+from helpers import SMALL_DETECTOR, stock_vit
 from odis_mm import apis
 from odis_mm.cli.train import train_main
 from odis_mm.config import load_config
@@ -97,14 +97,13 @@ def test_every_method_starts_from_every_family_and_feeds_a_detector(method, fami
             'val_dataloader.dataset.data_root': str(demo),
             'val_evaluator.ann_file': f'{demo}/annotations/instances_val2017.json',
             'train_dataloader.batch_size': 2,
-            'train_dataloader.num_workers': 0,
-            'val_dataloader.num_workers': 0,
             'train_cfg.max_iters': 2,
             'train_cfg.val_interval': 2,
             'param_scheduler.0.end': 1,
             'param_scheduler.1.begin': 1,
             'param_scheduler.1.end': 2,
             'param_scheduler.1.T_max': 1,
+            **SMALL_DETECTOR,
         },
     )
     trained = apis.train(detector, work_dir=str(tmp_path / 'detector'), init=str(export))

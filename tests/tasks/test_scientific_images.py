@@ -27,6 +27,7 @@ TINY = {
     'model.backbone.arch.num_layers': 2,
     'model.backbone.arch.feedforward_channels': 64,
     'model.neck.in_channels': 32,
+    'default_hooks.views.pictures': 1,
 }
 
 
