@@ -11,7 +11,6 @@ from mmengine.structures import InstanceData
 from PIL import Image
 
 from odis_mm.detection.drawing import LONG_SIDE, SHORT_SIDE, BoxVisualizer, class_colours
-from odis_mm.detection.inference import FileInferencer
 
 COCO = [(1, 2, 3)] * 80  # what a data set of a few classes inherits in mmdet
 
@@ -84,13 +83,3 @@ def test_masks_and_annotations_are_drawn_too(tmp_path):
     tint = (0.6 * 255 + 0.4 * np.array(class_colours(1)[0])).round()
     for half in (left, right):
         assert np.abs(half[240, 320] - tint).max() <= 2 and (half[160, 320] == 255).all()
-
-
-def test_predict_draws_with_it_whatever_the_config_names():
-    from mmengine.config import Config
-
-    cfg = Config(dict(visualizer=dict(type='DetLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')])))
-    inferencer = FileInferencer.__new__(FileInferencer)
-    inferencer.model = torch.nn.Linear(1, 1)
-    inferencer.model.dataset_meta = dict(classes=('cell',))
-    assert type(inferencer._init_visualizer(cfg)) is BoxVisualizer

@@ -58,17 +58,23 @@ def chain(coco_folder, tmp_path_factory):
 def test_pictures_name_the_classes_of_the_detector(chain, coco_folder, tmp_path, monkeypatch):
     from mmdet.visualization import DetLocalVisualizer
 
+    from odis_mm.detection import BoxVisualizer
+
     work, _, _ = chain
     seen, draw = [], DetLocalVisualizer.add_datasample
     monkeypatch.setattr(
         DetLocalVisualizer,
         'add_datasample',
-        lambda self, *args, **kwargs: (seen.append(self.dataset_meta['classes']), draw(self, *args, **kwargs))[1],
+        lambda self, *args, **kwargs: (seen.append((type(self), self.dataset_meta)), draw(self, *args, **kwargs))[1],
     )
     image = next((coco_folder / 'val2017').iterdir())
-    written = predict(work / 'detector', None, image, tmp_path, threshold=0.0)
+    (config,) = (work / 'detector').glob('*.py')
+    older = tmp_path / 'older.py'  # of a version that drew with mmdet's own
+    older.write_text(config.read_text().replace('BoxVisualizer', 'DetLocalVisualizer'))
+    written = predict(older, work / 'detector' / 'iter_3.pth', image, tmp_path, threshold=0.0)
     names = tuple(category['name'] for category in json.loads(written.read_text())['categories'])
-    assert seen == [names] and len(names) < 80
+    ((drawn_by, meta),) = seen
+    assert drawn_by is BoxVisualizer and meta['classes'] == names and len(names) < 80
 
 
 def test_pictures_without_a_box_are_explained(chain, coco_folder, tmp_path, capsys):

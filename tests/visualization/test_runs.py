@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from odis_mm.engine.hooks.health import Figures, HealthHook
-from odis_mm.engine.hooks.views import _attention, relative
+from odis_mm.engine.hooks.views import attention_maps, relative
 from odis_mm.visualization import draw_curves
 from odis_mm.visualization.runs import AXES, LEVELS, TWICE, curves_of
 
@@ -73,9 +73,9 @@ def test_the_scale_of_attention_holds_its_values():
     teacher = SimpleNamespace(object_attention_map=lambda inputs, patches: torch.from_numpy(attention))
     model = SimpleNamespace(masked_attention=True, branch=lambda name: teacher, data_preprocessor=lambda batch: batch)
     sample = dict(pixels=[np.zeros((224, 224, 3), np.uint8)], patch_masks=masks)
-    maps = _attention(model, [sample])
+    maps = attention_maps(model, [sample])
     seen = maps['values'][masks]
     assert maps['limits'] == (0.0, 2.0) and seen.max() <= 2 and seen.mean() == pytest.approx(1)
     attention[0, 0, 0] = 2.0  # one peak
-    maps = _attention(model, [sample])
+    maps = attention_maps(model, [sample])
     assert maps['limits'][1] >= 0.9 * maps['values'][masks].max() > 5

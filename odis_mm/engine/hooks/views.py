@@ -106,7 +106,7 @@ class ViewInspectionHook(Hook):
         if any(hasattr(p, 'full_tensor') for p in model.branch('teacher').parameters()):
             return  # sharded: all ranks would have to take part
         name = 'attention' if model.reads_object_token else 'similarity'
-        maps = _attention(model, samples) if model.reads_object_token else _similarity(model, samples)
+        maps = attention_maps(model, samples) if model.reads_object_token else _similarity(model, samples)
         views = [sample['pixels'][0] for sample in samples]
         image = draw_maps(views, out_png=str(folder / f'{name}.png'), **maps)
         runner.visualizer.add_image(name, image, step=runner.iter)
@@ -117,7 +117,7 @@ def _inputs(model, samples: Sequence[dict]) -> torch.Tensor:
     return model.data_preprocessor(dict(inputs=pixels))['inputs']
 
 
-def _attention(model, samples: Sequence[dict]) -> dict:
+def attention_maps(model, samples: Sequence[dict]) -> dict:
     """Where the teacher's [OBJ], or [CLS], looks in the last block, for ``draw_maps``."""
     inputs, masks = _inputs(model, samples), None
     if model.masked_attention:
