@@ -52,7 +52,7 @@ class ViewInspectionHook(Hook):
     def before_train(self, runner) -> None:
         dataset = runner.train_dataloader.dataset
         for part in _parts(dataset):
-            self._look(runner, part)
+            self.look(runner, part)
         if self.pictures and is_main_process() and runner.iter == 0:
             self.samples = [sample for part in _parts(dataset) for sample in samples_of(part, self.pictures)][
                 : self.pictures
@@ -63,7 +63,8 @@ class ViewInspectionHook(Hook):
                 image = draw_views(sample, str(Path(runner.work_dir, f'views_{i + 1}.png')))
                 runner.visualizer.add_image(f'views_{i + 1}', image, step=0)
 
-    def _look(self, runner, dataset) -> None:
+    def look(self, runner, dataset) -> None:
+        """Tell how many images of a data set show their object, and refuse a run where none does."""
         samplers = [step for step in dataset.pipeline.transforms if isinstance(step, SampleViews)]
         if not samplers or samplers[0].target_rule == 'whole_image':
             return  # the method uses no objects
