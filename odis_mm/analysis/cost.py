@@ -128,13 +128,11 @@ def count_step(
     cfg = copy.deepcopy(dict(model_cfg))
     recomputes = bool(cfg['backbone'].get('with_cp', False))
     cfg['backbone'].pop('compiled', None)
-    memory = _simulate(cfg, data, losses_of, bf16, accumulated, device)
-    if not flops:
-        return replace(memory, flops=0)
-    if recomputes:
+    step = _simulate(cfg, data, losses_of, bf16, accumulated, device, flops and not recomputes)
+    if flops and recomputes:
         cfg['backbone'] = {**cfg['backbone'], 'with_cp': False}
-        return StepCost(_simulate(cfg, data, losses_of, bf16, False, device).flops, memory.resting, memory.peak)
-    return memory
+        return replace(step, flops=_simulate(cfg, data, losses_of, bf16, False, device, True).flops)
+    return step
 
 
 class _FormOfGPUs:
@@ -176,7 +174,7 @@ def forms_of_gpus(model: nn.Module) -> contextlib.AbstractContextManager:
 
 
 def _simulate(
-    cfg: dict, data: dict, losses_of: Optional[Callable], bf16: bool, accumulated: bool, device: str
+    cfg: dict, data: dict, losses_of: Optional[Callable], bf16: bool, accumulated: bool, device: str, flops: bool
 ) -> StepCost:
     kinds = (_ExpectedPaths,) if device == 'cpu' else (_FormOfGPUs,)
     with torch.device('meta'):
@@ -188,7 +186,9 @@ def _simulate(
         _to_fake(model)
         everything_on(model)
         losses_of = model.loss if losses_of is None else losses_of(model)
-        counter = stack.enter_context(FlopCounterMode(display=False, custom_mapping=_attention_flops()))
+        counter = FlopCounterMode(display=False, custom_mapping=_attention_flops())
+        if flops:  # it keeps tensors alive that activation checkpointing frees: never while those are weighed
+            stack.enter_context(counter)
         tracker = stack.enter_context(Allocations())
         for tensor in (*model.parameters(), *model.buffers()):
             tracker.add(tensor)
@@ -200,9 +200,9 @@ def _simulate(
             with torch.autocast('cpu', torch.bfloat16, enabled=bf16):
                 loss = total_loss(losses_of(data['inputs'], data['data_samples']))
             loss.backward()
-            flops = counter.get_total_flops() - before
+            counted = counter.get_total_flops() - before
             del loss
-        return StepCost(flops, resting, tracker.peak + 2 * trained)
+        return StepCost(counted, resting, tracker.peak + 2 * trained)
 
 
 def _to_fake(model: nn.Module) -> None:
