@@ -102,8 +102,9 @@ def drawn_boxes(content: dict, threshold: float = THRESHOLD) -> str:
     if empty:
         several = len(empty) > 1
         what = 'pictures have no box: the best score in them' if several else 'picture has no box: the best score in it'
+        score = int(max(empty) * 100) / 100  # cut, not rounded: 0.297 is below 0.3
         line += (
-            f'; {len(empty)} {what} is {max(empty):.2f}, below the threshold of {threshold:g}: lower it (odis-mm '
+            f'; {len(empty)} {what} is {score:.2f}, below the threshold of {threshold:g}: lower it (odis-mm '
             'predict --threshold), or train the detector for longer'
         )
     return line

@@ -17,6 +17,7 @@ from odis_mm.models.backbones import ObjectViT
 from odis_mm.recipes import METHODS, pretraining_config
 from odis_mm.tasks import finetune, predict, pretrain
 from odis_mm.tasks.finetune import annotated_splits, detector_splits
+from odis_mm.tasks.predict import drawn_boxes
 from odis_mm.transfer import read_checkpoint, read_meta
 from odis_mm.utils.errors import BadImageError, CheckpointError, ConfigError, MissingFileError
 
@@ -87,14 +88,20 @@ def test_pictures_without_a_box_are_explained(chain, coco_folder, tmp_path, caps
         scores = [a['score'] for a in content['annotations']]
         pictures = len(content['images'])
         if threshold:
-            line = f'0 boxes drawn in {pictures} pictures; {pictures} pictures have no box: the best score in them is '
-            line += (
-                f'{max(scores):.2f}, below the threshold of 1: lower it (odis-mm predict --threshold), or train the '
+            best = int(max(scores) * 100) / 100
+            line = (
+                f'0 boxes drawn in {pictures} pictures; {pictures} pictures have no box: the best score in them is '
+                f'{best:.2f}, below the threshold of 1: lower it (odis-mm predict --threshold), or train the detector '
+                'for longer\n'
             )
-            line += 'detector for longer\n'
         else:
             line = f'{len(scores)} boxes drawn in {pictures} pictures\n'
         assert scores and line in capsys.readouterr().out
+
+
+def test_a_score_just_below_the_threshold_is_not_rounded_up_to_it():
+    content = {'images': [{'id': 1}], 'annotations': [{'image_id': 1, 'score': 0.297}]}
+    assert 'the best score in it is 0.29, below the threshold of 0.3:' in drawn_boxes(content, 0.3)
 
 
 def test_images_of_other_splits_are_told_of(coco_folder, tmp_path):
