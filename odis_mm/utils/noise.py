@@ -17,11 +17,13 @@ PRINTED = (
     r'Done \(t=[\d.]+s\)$',
     r'creating index\.\.\.$',
     r'index created!$',
+    r'Loads checkpoint by ',  # mmengine, of the file to resume from, which is named before
 )
 LOGGED = (
     r'"FileClient" will be deprecated',  # mmengine's checkpoint hook uses it
     r'"HardDiskBackend" is the alias',
     r'Loads checkpoint by ',  # said again, with the outcome, by what loads it
+    r'Advance dataloader \d+ steps',  # of a resumed run counted in iterations, also where none are left
     r'Exp name: ',
     r'Distributed training is not used, all SyncBatchNorm',
     r'Failed to search registry with scope "\w+" in the "function"',  # mmdet's inferencer, of mmengine's own collate

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import warnings
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from types import SimpleNamespace
 
 import pytest
@@ -16,12 +16,14 @@ from mmengine.config import Config
 from mmengine.logging import MessageHub
 from mmengine.optim import ConstantLR, OptimWrapper, OptimWrapperDict
 from mmengine.runner import LogProcessor
+from mmengine.runner.checkpoint import _load_checkpoint
 
 from helpers import TINY_RUN
 from odis_mm import apis
 from odis_mm.config import parse_options
 from odis_mm.engine import log as engine_log
 from odis_mm.engine.hooks.progress import DeferredInfoHook
+from odis_mm.transfer.mmengine_loading import closed_to_code
 from odis_mm.utils import noise
 from odis_mm.utils.errors import FileWriteError
 from odis_mm.utils.files import read_records
@@ -128,8 +130,17 @@ def test_lines_are_dropped_by_name_alone(capsys):
     noise.quiet_console(logger), noise.quiet_console(logger)
     assert len(logger.handlers[0].filters) == 1
     logger.warning('"FileClient" will be deprecated in future. Please use io functions')
+    logger.warning('Advance dataloader 60 steps to skip data that has already been trained')
     logger.warning('a word about "FileClient"')
     assert capsys.readouterr().out == 'a word about "FileClient"\n'
+
+
+def test_the_file_to_resume_from_is_not_named_twice(tmp_path, capsys):
+    torch.save(dict(a=1), tmp_path / 'a.pth')
+    for block, lines in ((nullcontext(), 1), (noise.quiet_prints(), 0)):
+        with closed_to_code(), block:
+            _load_checkpoint(str(tmp_path / 'a.pth'))  # as mmengine's runner does
+        assert capsys.readouterr().out.count('Loads checkpoint by') == lines
 
 
 @pytest.mark.skipif(not os.path.exists('/dev/full'), reason='no /dev/full, a file that is always full')
