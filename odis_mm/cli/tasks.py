@@ -6,6 +6,7 @@ from shlex import quote
 from typing import Any, List, Optional
 
 from ..utils.errors import ConfigError, UserError
+from ..utils.files import PathLike
 from ..utils.paths import (
     check_checkpoint,
     check_data,
@@ -70,21 +71,23 @@ def pretrain_main(argv: Optional[List[str]] = None) -> None:
     if any(Path(export).parent.glob('*.png')):
         print(f'pictures of what it trained on, and curves: {Path(export).parent}/*.png')
     annotated = _annotated(args, Path(export).parent)
-    data = quote(args.data) if annotated else 'ANNOTATED'
+    data = quote(str(annotated or 'ANNOTATED'))
     print(f'next: odis-mm finetune --data {data} --init {quote(str(export))}')
     if not annotated:
         print('ANNOTATED stands for a folder with annotations, which a detector needs')
 
 
-def _annotated(args: argparse.Namespace, work_dir: Path) -> bool:
-    """Return whether the data has annotations for a detector: COCO-style ones, or others, which were imported into the
-    work dir."""
-    from ..datasets.layout import find_splits
+def _annotated(args: argparse.Namespace, work_dir: Path) -> Optional[PathLike]:
+    """Return the folder with annotations for a detector: of COCO style in the data or above it, or others, which were
+    imported into the work dir."""
+    from ..datasets.layout import annotated_parent, find_splits
 
     try:
-        return bool(find_splits(args.data, ('train',), args.images)) or (work_dir / 'annotations').is_dir()
+        if find_splits(args.data, ('train',), args.images) or (work_dir / 'annotations').is_dir():
+            return args.data
+        return annotated_parent(args.images or args.data)
     except UserError:
-        return True  # there are some, with a fault that the detector's command names
+        return args.data  # there are some, with a fault that the detector's command names
 
 
 def finetune_main(argv: Optional[List[str]] = None) -> None:

@@ -132,18 +132,30 @@ def held_out(root: PathLike) -> List[str]:
     words = {word for name in ('val', 'test') for word in (*SPLITS[name], *(f'{w}2017' for w in SPLITS[name]))}
     folders = {Path(path).relative_to(root).parent for path in walk_images(root)[0]}
     named = sorted({part for folder in folders for part in folder.parts if part.lower() in words})
-    above = [path for folder in ('.', 'annotations') for path in sorted((root.parent / folder).glob('*.json'))]
-    found = [(path, near) for near, paths in ((root, _jsons(root)), (root.parent, above)) for path in paths]
-    return named or [str(path) for path, near in found if _holds_out(path, near, root)]
+    near = [(root, path) for path in _jsons(root)] + [(root.parent, path) for path in _jsons_above(root)]
+    return named or [
+        str(path) for base, path in near if _split_of(path.relative_to(base)) != 'train' and _lists(path, base, root)
+    ]
 
 
-def _holds_out(path: Path, near: Path, root: Path) -> bool:
-    """Whether a file holds COCO-style annotations of a validation or test split whose images lie in ``root``."""
-    split = _split_of(path.relative_to(near))
-    if split == 'train' or not _is_coco(path):
+def annotated_parent(folder: PathLike) -> Optional[Path]:
+    """Return the folder above one of images, if COCO-style training annotations lie there that list images in it, as
+    in ``annotations/train.json`` beside ``images/``."""
+    root = Path(os.path.abspath(folder))
+    found = (path for path in _jsons_above(root) if _split_of(path.relative_to(root.parent)) == 'train')
+    return root.parent if any(_lists(path, root.parent, root) for path in found) else None
+
+
+def _jsons_above(root: Path) -> List[Path]:
+    return [path for folder in ('.', 'annotations') for path in sorted((root.parent / folder).glob('*.json'))]
+
+
+def _lists(path: Path, near: Path, root: Path) -> bool:
+    """Whether a file holds COCO-style annotations whose images lie in ``root``."""
+    if not _is_coco(path):
         return False
     try:
-        place = image_folder(path, near, split)
+        place = image_folder(path, near, _split_of(path.relative_to(near)))
     except (AnnotationError, MissingFileError):
         return False
     return Path(os.path.normpath(place / read_coco(path)['images'][0]['file_name'])).is_relative_to(root)

@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Dict
 
 import torch
+from mmengine.config import Config
 from mmengine.dist import get_world_size
 from torch import nn
 
@@ -61,12 +62,22 @@ def _data(runner) -> str:
     folder = osp.join(root, prefix) if isinstance(prefix, str) else root
     parts = [f'{len(runner.train_dataloader.dataset)} images']
     if folder:
-        parts.append(f'folder {osp.normpath(folder)}')
+        parts.append(f'{"every image of the " if whole_folder(runner.cfg) else ""}folder {osp.normpath(folder)}')
     if dataset.get('ann_file'):
         parts.append(f'annotations {osp.join(root, dataset["ann_file"])}')
     if dataset.get('data_fraction', 1) != 1:
         parts.append(f'{dataset["data_fraction"]:.4g} of all images')
     return ', '.join(parts)
+
+
+def whole_folder(cfg: Config) -> str:
+    """Return the folder all of whose images a config trains on; '' if a list or annotations choose among them."""
+    dataset = (cfg.get('train_dataloader') or {}).get('dataset') or {}
+    prefix = dataset.get('data_prefix') or ''
+    part = dataset.get('ann_file') or dataset.get('data_fraction', 1) != 1
+    if dataset.get('type') != 'ObjectDataset' or part or not isinstance(prefix, str):
+        return ''
+    return osp.abspath(osp.join(dataset.get('data_root') or '', prefix))
 
 
 def _training(runner, iteration: int) -> str:

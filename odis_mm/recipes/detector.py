@@ -126,6 +126,7 @@ def detector_config(
         _set_size(cfg, size)
     if init is not None:
         set_backbone(cfg, init)
+        cfg.notes = [*cfg.get('notes', []), *_seen_before(init, val)]
     if 'ViTSimplePyramid' in str(cfg.model.get('neck')):
         short = _short_side(cfg)
         _set_pyramid(cfg, content, short)
@@ -155,6 +156,25 @@ def _check_classes(classes: Sequence[str], split: Split, train: Split) -> None:
             f'{split.ann_file} lists the classes {shared} and {train.ann_file} {list(classes)}: both must list the '
             'same in the same order, as labels are numbered by it.'
         )
+
+
+def _seen_before(init: PathLike, val: Split) -> List[str]:
+    """A line if the pretraining took every image of the folder in which the images of the validation split lie."""
+    folder = read_meta(init).get('every_image_of')
+    if not folder:
+        return []
+    images = [Path(val.images, image['file_name']) for image in read_coco(val.ann_file)['images']]
+    # links in the folder lead out of it, links to it into it
+    seen = sum(
+        image.absolute().is_relative_to(folder) or image.resolve().is_relative_to(Path(folder).resolve())
+        for image in images
+    )
+    if not seen:
+        return []
+    return [
+        f'mind: the pretraining of {init} used every image of {folder}, and so {seen} of the {len(images)} validation '
+        'images: the AP is not one of images that it has never seen'
+    ]
 
 
 def _set_data(cfg: Config, train: Split, val: Split, test: Split, content: Content) -> None:

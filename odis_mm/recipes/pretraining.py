@@ -10,7 +10,7 @@ from mmpretrain.registry import TRANSFORMS
 
 from ..config import apply_options, drop_variables, load_config
 from ..datasets import ObjectDataset
-from ..datasets.layout import find_splits, held_out, image_folder
+from ..datasets.layout import annotated_parent, find_splits, held_out, image_folder
 from ..datasets.reading import MEASURED, find_reading
 from ..datasets.survey import Survey, spread, survey, visibility
 from ..utils.errors import ConfigError
@@ -151,10 +151,15 @@ def _find_data(
         notes = ['annotations: none used; all images of the folder are used, without objects']
         judged = held_out(folder or data)
         if judged:
+            parent = annotated_parent(folder or data)
             notes.append(
                 f'images of {" and ".join(judged)} are among them: a detector that is judged on these images has seen '
-                'them in pretraining; to avoid that, name the folder of the training images with --images DIR, or '
-                'annotations that list them with --boxes FILE'
+                'them in pretraining; to avoid that, '
+                + (
+                    f'take the training images alone, by --data {parent} --boxes none'
+                    if parent
+                    else 'name a folder that holds the training images alone'
+                )
             )
         return None, folder or data, False, notes
     return (

@@ -10,7 +10,7 @@ from mmengine.logging import print_log
 
 from .. import apis
 from ..datasets.annotations import coco_table
-from ..datasets.layout import Split, find_splits, image_folder, read_coco, split_coco
+from ..datasets.layout import Split, annotated_parent, find_splits, image_folder, read_coco, split_coco
 from ..objects.annotations import imported_splits
 from ..objects.formats import UnrecognisedError, recognise
 from ..objects.labelled import ImageIndex
@@ -164,10 +164,16 @@ def annotated_splits(
         try:
             recognise(data, ImageIndex(Path(images or data)))
         except UnrecognisedError as error:
+            parent = annotated_parent(data)
             raise MissingFileError(
                 f'{data} holds no annotations to train a detector on (looked for COCO-style json, YOLO, Pascal VOC and '
-                'others, in it and in its folders): put them there, or name a COCO-style json with --train FILE. To '
-                'pretrain, images alone are enough.'
+                'others, in it and in its folders): '
+                + (
+                    f'those of its images lie in {parent}, so take --data {parent}.'
+                    if parent
+                    else 'put them there, or name a COCO-style json with --train FILE. To pretrain, images alone are '
+                    'enough.'
+                )
             ) from error
         except AnnotationError as error:
             raise _unusable(data, error) from error

@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from odis_mm.datasets.layout import categories, find_splits, held_out, image_folder, split_coco
+from odis_mm.datasets.layout import annotated_parent, categories, find_splits, held_out, image_folder, split_coco
 from odis_mm.utils.errors import AnnotationError, ConfigError, MissingFileError
 
 
@@ -159,6 +159,8 @@ def test_images_of_other_splits_are_known_by_folders_and_annotations(tmp_path):
     write(tmp_path, 'flat/annotations/train.json', 'flat/images', names=['a.jpg', 'b.jpg'])
     write(tmp_path, 'flat/annotations/val.json', 'flat/images', names=['c.jpg', 'd.jpg'])
     assert told('flat/images') == told('flat') == ['flat/annotations/val.json']
+    assert annotated_parent(tmp_path / 'flat' / 'images') == tmp_path / 'flat'
+    assert annotated_parent(tmp_path / 'flat') is None
     for split in ('train', 'val'):  # of the same names
         write(tmp_path, f'coco/annotations/instances_{split}2017.json', f'coco/{split}2017')
         write(tmp_path, f'tool/{split}/_annotations.coco.json', f'tool/{split}')

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -36,7 +37,13 @@ def test_every_export_has_its_card(tmp_path):
     assert lines['command'] == f'`{command_line()}`'
     assert lines['fingerprint of the weights'] == fingerprint(runner.model.branch('teacher').state_dict())
     meta = read_meta(tmp_path / 'epoch_2_backbone.pth')
-    assert (meta['num_heads'], meta['iteration'], meta['epoch']) == (4, 8, 2)
+    assert (meta['num_heads'], meta['iteration'], meta['epoch']) == (4, 8, 2) and 'every_image_of' not in meta
+
+
+def test_a_card_tells_that_a_whole_folder_was_used(tmp_path):
+    odis_runner(tmp_path, cfg=dict(train_dataloader=dict(dataset=dict(type='ObjectDataset', data_root='p')))).train()
+    assert '- **data**: 4 images, every image of the folder p\n' in (tmp_path / 'epoch_2_backbone.md').read_text()
+    assert read_meta(tmp_path / 'epoch_2_backbone.pth')['every_image_of'] == str(Path('p').absolute())
 
 
 @pytest.mark.parametrize('program', ['bin/odis-mm', 'lib/odis_mm/__main__.py', 'Scripts/odis-mm.exe'])

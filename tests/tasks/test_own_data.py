@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from helpers import SMALL_DETECTOR
 from odis_mm.cli import train as train_cli
 from odis_mm.cli.tasks import finetune_main, predict_main, pretrain_main, views_main
 from odis_mm.config import RUNNER_KEYS
+from odis_mm.datasets.layout import find_splits
 from odis_mm.models.backbones import ObjectViT
-from odis_mm.recipes import METHODS, pretraining_config
+from odis_mm.recipes import METHODS, detector_config, pretraining_config
 from odis_mm.tasks import finetune, predict, pretrain
 from odis_mm.tasks.finetune import annotated_splits, detector_splits
 from odis_mm.tasks.predict import drawn_boxes
@@ -114,6 +116,37 @@ def test_images_of_other_splits_are_told_of(coco_folder, tmp_path):
     assert 'images of val2017 are among them' in told(tmp_path)
     assert 'are among them' not in told(tmp_path / 'train2017')
     assert 'are among them' not in told(coco_folder), 'its annotations tell the images of train'
+
+
+def test_images_whose_annotations_lie_above_are_led_there(coco_folder, tmp_path):
+    shutil.copytree(coco_folder / 'train2017', tmp_path / 'images')
+    (tmp_path / 'annotations').mkdir()
+    whole = json.loads((coco_folder / 'annotations' / 'instances_train2017.json').read_text())
+    for split, part in (('train', slice(1, None)), ('val', slice(0, 1))):
+        text = json.dumps({**whole, 'images': whole['images'][part]})
+        (tmp_path / 'annotations' / f'{split}.json').write_text(text)
+    cfg, found = pretraining_config(tmp_path / 'images')
+    assert f'alone, by --data {tmp_path} --boxes none' in ' '.join(cfg.notes)
+    assert pretraining_config(tmp_path, boxes='none')[1].images == found.images - 1, 'the remedy works'
+    with pytest.raises(MissingFileError, match=f'its images lie in {tmp_path}, so take --data {tmp_path}'):
+        finetune(tmp_path / 'images', work_dir=tmp_path / 'run')
+
+
+def test_a_detector_says_what_its_pretraining_has_seen(chain, coco_folder, tmp_path):
+    _, export, _ = chain
+    splits = [find_splits(coco_folder)[name] for name in ('train', 'val')]
+
+    def notes(**meta):
+        content = torch.load(export, weights_only=True)
+        torch.save({**content, 'meta': {**content['meta'], **meta}}, tmp_path / 'a.pth')
+        return ' '.join(detector_config(*splits, init=tmp_path / 'a.pth').notes)
+
+    count = len(json.loads(splits[1].ann_file.read_text())['images'])
+    assert 'every image' not in notes()
+    assert f'used every image of {coco_folder}, and so {count} of the {count} validation images' in notes(
+        every_image_of=str(coco_folder)
+    )
+    assert 'every image' not in notes(every_image_of=str(coco_folder / 'train2017'))
 
 
 @pytest.mark.parametrize('method', METHODS)

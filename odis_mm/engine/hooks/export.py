@@ -14,7 +14,7 @@ from ...transfer import save_backbone
 from ...utils.distributed import unwrap
 from ...utils.nested import dicts
 from ...version import __version__
-from ..card import facts, write_card
+from ..card import facts, whole_folder, write_card
 
 
 @HOOKS.register_module()
@@ -75,6 +75,9 @@ class ExportTeacherHook(Hook):
             config=osp.basename(runner.cfg.filename) if getattr(runner.cfg, 'filename', None) else '',
         )
         meta.update(backbone_meta(model), **_reading_meta(runner.cfg))
+        folder = whole_folder(runner.cfg)
+        if folder:
+            meta['every_image_of'] = folder
         save_backbone(path, state, meta)
         write_card(_card(path), osp.basename(path), facts(runner, model, state, iteration))
         self._exports[checkpoint] = path
