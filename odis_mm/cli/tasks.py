@@ -10,6 +10,7 @@ from ..utils.files import PathLike
 from ..utils.paths import (
     check_checkpoint,
     check_data,
+    check_output,
     check_unused,
     default_work_dir,
     find_config,
@@ -153,7 +154,7 @@ def predict_main(argv: Optional[List[str]] = None) -> None:
         metavar='[CHECKPOINT] IMAGES',
         help='weights (default: the newest of the work dir), then files and folders',
     )
-    parser.add_argument('--out', required=True, metavar='DIR')
+    parser.add_argument('--out', required=True, metavar='DIR', help='a folder without predictions, outside IMAGES')
     parser.add_argument(
         '--threshold', type=float, default=0.3, help='least score of a box that is drawn (default: 0.3)'
     )
@@ -168,6 +169,7 @@ def predict_main(argv: Optional[List[str]] = None) -> None:
             raise ConfigError('no images are named: odis-mm predict CONFIG_OR_DIR [CHECKPOINT] IMAGES --out DIR.')
         find_detector(args.run, checkpoint)
         find_images(images)
+        check_output(args.out, images)
 
     def work() -> Path:
         from ..tasks import predict

@@ -124,6 +124,7 @@ def finetune(
     metrics = _metrics(runner)
     atomic_write_text(work_dir / 'metrics.json', json.dumps(metrics, indent=1) + '\n')
     names = [image['file_name'] for image in read_coco(splits[1].ann_file)['images'][:PICTURES]]
+    Path(work_dir, 'predictions', 'predictions.json').unlink(missing_ok=True)  # of the run that was resumed
     predictions = predict(
         work_dir / 'detector.py',
         checkpoint,

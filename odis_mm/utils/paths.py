@@ -8,7 +8,15 @@ import zipfile
 from pathlib import Path
 from typing import BinaryIO, Dict, Iterator, List, Optional, Sequence, Tuple
 
-from .errors import AnnotationError, CheckpointError, ConfigError, MissingFileError, nearest, printable
+from .errors import (
+    AnnotationError,
+    CheckpointError,
+    ConfigError,
+    FolderInUseError,
+    MissingFileError,
+    nearest,
+    printable,
+)
 from .files import PathLike, parse_json
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
@@ -222,6 +230,29 @@ def check_config_name(name: PathLike) -> None:
             f'{name} is a checkpoint where a config is expected: give the config first, and the file by --resume, '
             '--init or as second argument of test.'
         )
+
+
+def check_output(out: PathLike, sources: Sequence[PathLike]) -> None:
+    """Refuse a folder of predictions that holds others, or that lies where the images are read from.
+
+    Args:
+        out: The folder; it need not exist.
+        sources: Files and folders of images.
+
+    Raises:
+        FolderInUseError: it has a ``predictions.json``.
+        ConfigError: it is one of the folders of images, or lies in one.
+    """
+    if Path(out, 'predictions.json').exists():
+        raise FolderInUseError(f'{out} holds the predictions of an earlier run: name another folder with --out.')
+    place = Path(os.path.realpath(out))
+    for source in map(Path, sources):
+        folder = Path(os.path.realpath(source))
+        if source.is_dir() and (folder == place or folder in place.parents):
+            raise ConfigError(
+                f'the pictures of --out {out} would lie in {source}, and the next run would take them for images: name '
+                'a folder outside it.'
+            )
 
 
 def find_detector(run: PathLike, checkpoint: Optional[PathLike]) -> Tuple[Path, Path]:

@@ -82,6 +82,9 @@ def test_wrong_paths_are_refused_before_anything_heavy_is_imported(tmp_path, coc
     (tmp_path / 'pretrain.py').write_text('a = 1')
     (tmp_path / 'detector').mkdir()
     (tmp_path / 'detector' / 'detector.py').write_text('a = 1')
+    (tmp_path / 'done').mkdir()
+    (tmp_path / 'done' / 'predictions.json').touch()
+    (tmp_path / 'linked').symlink_to('photos')
     (tmp_path / 'half.json').write_text('{"images": [')
     photos, data = str(tmp_path / 'photos'), str(coco_folder)
     gone = 'checkpoint gone.pth does not exist'
@@ -120,6 +123,9 @@ def test_wrong_paths_are_refused_before_anything_heavy_is_imported(tmp_path, coc
         ),
         ('predict detector/detector.py cut_a.pth photos --out out', 'cut_a.pth is truncated or no checkpoint'),
         ('predict gone.py a.pth --out out', 'no images are named'),
+        ('predict detector/detector.py a.pth photos --out done', 'done holds the predictions of an earlier run: name'),
+        ('predict detector/detector.py a.pth photos --out photos', 'the pictures of --out photos would lie in photos,'),
+        ('predict detector/detector.py a.pth photos --out linked/out', 'of --out linked/out would lie in photos,'),
         ('views a.pth', config),
         ('train a.pth', config),
         (

@@ -21,7 +21,7 @@ from odis_mm.tasks import finetune, predict, pretrain
 from odis_mm.tasks.finetune import annotated_splits, detector_splits
 from odis_mm.tasks.predict import drawn_boxes
 from odis_mm.transfer import read_checkpoint, read_meta
-from odis_mm.utils.errors import BadImageError, CheckpointError, ConfigError, MissingFileError
+from odis_mm.utils.errors import BadImageError, CheckpointError, ConfigError, FolderInUseError, MissingFileError
 
 pytest.importorskip('mmcv._ext')
 TINY = {
@@ -225,6 +225,15 @@ def test_the_chain_leaves_what_it_says(chain, coco_folder):
     assert f'fingerprint of the weights in the file {mark}' in log
 
 
+def test_a_resumed_finetune_draws_again(chain, coco_folder, tmp_path):
+    run = tmp_path / 'detector'
+    shutil.copytree(chain[0] / 'detector', run)
+    known = dict(init=chain[1], size=64, batch=2, options=SMALL_DETECTOR)
+    done = finetune(coco_folder, steps=4, work_dir=run, resume=True, **known)
+    written = run / 'predictions' / 'predictions.json'
+    assert done.checkpoint.name == 'iter_4.pth' and written.stat().st_mtime >= done.checkpoint.stat().st_mtime
+
+
 def test_predictions_are_coco_and_scopes_do_not_leak(chain, coco_folder, tmp_path):
     work, export, done = chain
     target = predict(work / 'detector', None, coco_folder / 'val2017', tmp_path / 'out', threshold=0.0, quiet=True)
@@ -235,6 +244,8 @@ def test_predictions_are_coco_and_scopes_do_not_leak(chain, coco_folder, tmp_pat
     assert {c['name']: c['id'] for c in content['categories']} == {name: ids[name] for name in ('bar', 'disc')}
     assert all(0 <= a['score'] <= 1 and a['category_id'] in ids.values() for a in content['annotations'])
     assert all((tmp_path / 'out' / 'vis' / f'{i}.png').is_file() for i in range(7))
+    with pytest.raises(FolderInUseError, match='out holds the predictions of an earlier run: name another folder'):
+        predict(work / 'detector', None, coco_folder / 'val2017', tmp_path / 'out')
     image = np.zeros((64, 64, 3), np.uint8)
     found = odis_mm.extract_object_features(export, [image], [np.array([[4.0, 4, 30, 30]])], size=32)
     assert found.pooled.shape == (1, 32)
