@@ -272,11 +272,11 @@ class ObjectDataset(BaseDataset):
             has_object = np.diff(columns.first) > 0
             if not self.keep_empty:
                 chosen = chosen[has_object]
-            print_log(
-                f'{source}: {len(chosen)} images, {told(self.counts)}; {int((~has_object).sum())} images without '
-                f'objects {"kept" if self.keep_empty else "left out"}',
-                logger='current',
-            )
+            empty = int((~has_object).sum())
+            line = f'{source}: {len(chosen)} images, {told(self.counts)}'
+            if empty:
+                line += f'; {empty} {"of them" if self.keep_empty else "more left out"} without an object'
+            print_log(line, logger='current')
             if not len(chosen):
                 raise AnnotationError(
                     f'annotation file {source} has no image with an object; set keep_empty=True to use those without.'

@@ -100,7 +100,7 @@ def test_log_line_tells_the_counts(folder, monkeypatch):
     monkeypatch.setattr(objects, 'print_log', lambda line, **_: lines.append(line))
     ObjectDataset(**_coco(folder, [_ann([5, 5, 6, 6]), _ann([5, 5, -3, 6])]))
     assert lines == [
-        f'{folder}/ann.json: 2 images, 1 objects, 1 degenerate or inverted boxes dropped; 1 images without objects kept'
+        f'{folder}/ann.json: 2 images, 1 objects, 1 degenerate or inverted boxes dropped; 1 of them without an object'
     ]
 
 
