@@ -11,6 +11,7 @@ from ..utils.paths import (
     check_checkpoint,
     check_data,
     check_output,
+    check_threshold,
     check_unused,
     default_work_dir,
     find_config,
@@ -149,11 +150,9 @@ def predict_main(argv: Optional[List[str]] = None) -> None:
     )
     parser.add_argument('run', metavar='CONFIG_OR_DIR', help='config of the detector, or the work dir of its training')
     parser.add_argument(
-        'paths',
-        nargs='+',
-        metavar='[CHECKPOINT] IMAGES',
-        help='weights (default: the newest of the work dir), then files and folders',
+        'checkpoint', nargs='?', metavar='CHECKPOINT', help='weights, a .pth (default: the newest of the work dir)'
     )
+    parser.add_argument('images', nargs='+', metavar='IMAGES', help='files and folders')
     parser.add_argument('--out', required=True, metavar='DIR', help='a folder without predictions, outside IMAGES')
     parser.add_argument(
         '--threshold', type=float, default=0.3, help='least score of a box that is drawn (default: 0.3)'
@@ -161,8 +160,8 @@ def predict_main(argv: Optional[List[str]] = None) -> None:
     parser.add_argument('--batch', type=int, default=8)
     parser.add_argument('--device')
     args = parser.parse_args(argv)
-    checkpoint = args.paths[0] if args.paths[0].endswith('.pth') else None
-    images = args.paths[1:] if checkpoint else args.paths
+    images = [*([args.checkpoint] if args.checkpoint else []), *args.images]
+    checkpoint = images.pop(0) if images[0].endswith('.pth') else None
 
     def check() -> None:
         if not images:
@@ -170,6 +169,7 @@ def predict_main(argv: Optional[List[str]] = None) -> None:
         find_detector(args.run, checkpoint)
         find_images(images)
         check_output(args.out, images)
+        check_threshold(args.threshold)
 
     def work() -> Path:
         from ..tasks import predict

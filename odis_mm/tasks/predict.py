@@ -14,7 +14,7 @@ from ..transfer import load_local
 from ..utils.errors import BadImageError, CheckpointError, ConfigError
 from ..utils.files import PathLike, atomic_write_text
 from ..utils.noise import quiet_imports
-from ..utils.paths import check_output, find_detector, find_images
+from ..utils.paths import check_output, check_threshold, find_detector, find_images
 from ..utils.scopes import scope_of
 from .logs import tell
 
@@ -46,7 +46,7 @@ def predict(
             masks; those of any score) and ``vis/`` (of at least ``threshold``, with their scores) are written to
             this folder, which lies outside those of ``images`` and holds no ``predictions.json``. Categories have the
             ids of the training annotations if :func:`finetune` made the detector, else its labels' numbers.
-        threshold: Least score of a box that is drawn.
+        threshold: Least score of a box that is drawn, in 0..1.
         batch: Images at a time.
         quiet: No progress bar.
 
@@ -54,7 +54,8 @@ def predict(
         The path of the json.
 
     Raises:
-        ConfigError: ``run`` is no detector's config, or holds none, or ``out`` lies in a folder of ``images``.
+        ConfigError: ``run`` is no detector's config, or holds none; ``out`` lies in a folder of ``images``; or
+            ``threshold`` is none.
         FolderInUseError: ``out`` holds predictions.
         CheckpointError: the weights are those of another model.
         MissingFileError: no such file or folder, or no image in it.
@@ -64,6 +65,7 @@ def predict(
     sources = [images] if isinstance(images, (str, Path)) else images
     paths = find_images(sources)
     check_output(out, sources)
+    check_threshold(threshold)
     cfg = load_config(config)
     if 'test_dataloader' not in cfg or cfg.get('default_scope') != 'mmdet':
         raise ConfigError(f'{config} is not the config of a detector: take the one in the work dir of its training.')

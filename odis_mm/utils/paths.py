@@ -255,6 +255,16 @@ def check_output(out: PathLike, sources: Sequence[PathLike]) -> None:
             )
 
 
+def check_threshold(score: float) -> None:
+    """Refuse a least score outside 0..1.
+
+    Raises:
+        ConfigError: it is.
+    """
+    if not 0 <= score <= 1:  # nor NaN
+        raise ConfigError(f'the threshold of scores is {score:g}: set a number from 0 to 1.')
+
+
 def find_detector(run: PathLike, checkpoint: Optional[PathLike]) -> Tuple[Path, Path]:
     """Return the config and the checkpoint of a detector.
 

@@ -63,6 +63,12 @@ def test_help_imports_nothing_heavy(tmp_path):
         assert out.startswith(f'usage: odis-mm {line[0] if len(line) > 1 else "COMMAND"}'), out[:80]
 
 
+def test_the_usage_of_predict_names_the_checkpoint_as_optional(tmp_path):
+    (_, code, out, _, _), (_, wrong, _, err, _) = call(tmp_path, [['predict', '--help'], ['predict', 'run']])
+    assert code == 0 and 'CONFIG_OR_DIR [CHECKPOINT] IMAGES [IMAGES ...]' in ' '.join(out.split())
+    assert wrong == 2 and err.endswith('the following arguments are required: IMAGES, --out\n')
+
+
 def test_wrong_paths_are_refused_before_anything_heavy_is_imported(tmp_path, coco_folder):
     for name in ('empty', 'photos'):
         (tmp_path / name).mkdir()
@@ -123,6 +129,10 @@ def test_wrong_paths_are_refused_before_anything_heavy_is_imported(tmp_path, coc
         ),
         ('predict detector/detector.py cut_a.pth photos --out out', 'cut_a.pth is truncated or no checkpoint'),
         ('predict gone.py a.pth --out out', 'no images are named'),
+        ('predict --out out detector/detector.py gone.pth photos', gone),
+        ('predict detector/detector.py --out out gone.pth photos', gone),
+        ('predict detector/detector.py a.pth photos --out out --threshold 30', 'the threshold of scores is 30: set'),
+        ('predict detector/detector.py a.pth photos --out out --threshold nan', 'the threshold of scores is nan: set'),
         ('predict detector/detector.py a.pth photos --out done', 'done holds the predictions of an earlier run: name'),
         ('predict detector/detector.py a.pth photos --out photos', 'the pictures of --out photos would lie in photos,'),
         ('predict detector/detector.py a.pth photos --out linked/out', 'of --out linked/out would lie in photos,'),
