@@ -8,6 +8,8 @@ import sys
 from importlib import import_module
 from typing import Dict, List, NamedTuple, Optional
 
+from ..utils.errors import USER_ERROR, nearest
+
 
 class Command(NamedTuple):
     """Where a command's function is, and its line in the list of ``odis-mm --help``."""
@@ -64,5 +66,10 @@ def main(argv: Optional[List[str]] = None) -> None:
     usage = f'usage: odis-mm COMMAND ...   (COMMAND --help lists the options of a command)\n\n{listing}'
     if argv and argv[0] in ('-h', '--help'):
         print(usage)
+        return
+    if argv:
+        hint = nearest(argv[0], COMMANDS) or ';'
+        print(f'error: no command {argv[0]!r}{hint} odis-mm --help lists the commands.', file=sys.stderr)
     else:
-        sys.exit((f'error: no command {argv[0]!r}.\n' if argv else '') + usage)
+        print(usage, file=sys.stderr)
+    sys.exit(USER_ERROR)

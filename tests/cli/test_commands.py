@@ -69,6 +69,17 @@ def test_the_usage_of_predict_names_the_checkpoint_as_optional(tmp_path):
     assert wrong == 2 and err.endswith('the following arguments are required: IMAGES, --out\n')
 
 
+def test_wrong_commands_and_options_end_in_one_sentence(tmp_path):
+    lines = [['pretrai'], ['nothing', 'of', 'this'], ['pretrain', '--dta', 'photos'], []]
+    typo, other, option, bare = call(tmp_path, lines)
+    assert typo[1] == other[1] == option[1] == bare[1] == 2
+    assert typo[3] == "error: no command 'pretrai'; did you mean 'pretrain'? odis-mm --help lists the commands.\n"
+    assert other[3] == "error: no command 'nothing'; odis-mm --help lists the commands.\n"
+    said = option[3].splitlines()
+    assert said[0].startswith('usage: odis-mm pretrain') and said[-1].startswith('odis-mm pretrain: error: ')
+    assert bare[3].startswith('usage: odis-mm COMMAND')
+
+
 def test_wrong_paths_are_refused_before_anything_heavy_is_imported(tmp_path, coco_folder):
     for name in ('empty', 'photos'):
         (tmp_path / name).mkdir()
