@@ -8,9 +8,12 @@ from typing import Any, List, Optional
 from ..utils.errors import ConfigError, UserError
 from ..utils.files import PathLike
 from ..utils.paths import (
+    DETECTOR_STEPS,
+    PRETRAINING_STEPS,
     check_checkpoint,
     check_data,
     check_output,
+    check_steps,
     check_threshold,
     check_unused,
     default_work_dir,
@@ -218,6 +221,7 @@ def views_main(argv: Optional[List[str]] = None) -> None:
 
 
 def _check(command: str, args: argparse.Namespace, *files: Optional[str]) -> None:
+    check_steps(args.steps, PRETRAINING_STEPS if command == 'pretrain' else DETECTOR_STEPS)
     check_data(args.data, args.images, files)
     if args.init is not None:
         check_checkpoint(args.init)

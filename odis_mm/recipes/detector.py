@@ -18,6 +18,7 @@ from ..transfer import VitShape, read_checkpoint, read_meta, read_vit
 from ..utils.errors import ConfigError
 from ..utils.files import PathLike
 from ..utils.nested import dicts
+from ..utils.paths import DETECTOR_STEPS, check_steps
 from .arguments import check_arguments
 
 BATCH = 8  # images per step of the small detectors
@@ -112,8 +113,7 @@ def detector_config(
     check_arguments(batch, seed)
     if size is not None and size < 16:
         raise ConfigError(f'size must be 16 pixels or more, got {size}.')
-    if iterations < 2:
-        raise ConfigError(f'a detector needs 2 or more steps, got {iterations}.')
+    check_steps(iterations, DETECTOR_STEPS)
     name = detector or ('mask-rcnn_small' if content.masks else 'faster-rcnn_small')
     cfg = load_config(name)
     for split in (val, test):

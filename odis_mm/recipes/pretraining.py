@@ -16,7 +16,7 @@ from ..datasets.survey import Survey, spread, survey, visibility
 from ..utils.errors import ConfigError
 from ..utils.files import PathLike
 from ..utils.noise import import_quietly
-from ..utils.paths import check_folder, find_file
+from ..utils.paths import PRETRAINING_STEPS, check_folder, check_steps, find_file
 from .arguments import check_arguments
 from .starting import keep_weights, start_from
 
@@ -247,8 +247,7 @@ def _set_length(cfg: Config, steps: Optional[int], iterations: int) -> str:
     """Length, warm-up and checkpoints, for ``iterations`` steps per epoch; the line that tells of it."""
     told = cfg.train_cfg.get('max_iters') or cfg.train_cfg.get('max_epochs', 1) * iterations
     steps = told if steps is None else steps
-    if steps < 4:
-        raise ConfigError(f'steps must be 4 or more, got {steps}.')
+    check_steps(steps, PRETRAINING_STEPS)
     epochs = max(1, -(-4 // iterations), round(steps / iterations))
     cfg.train_cfg = dict(type='ResumableEpochLoop', max_epochs=epochs)
     _scale_epochs(cfg, epochs)

@@ -1,5 +1,5 @@
-"""What can be said of the paths that a command is given; nothing here imports more than Python, so that a wrong path is
-refused at once."""
+"""What can be said of the paths and the length that a command is given; nothing here imports more than Python, so that
+a wrong one is refused at once."""
 
 import json
 import os
@@ -22,6 +22,7 @@ from .files import PathLike, parse_json
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 SMALL_JSON = 1 << 24  # bytes: parsed in a tenth of a second
 CHECKPOINT_SUFFIXES = ('.pth', '.pt', '.safetensors', '.ckpt')
+PRETRAINING_STEPS, DETECTOR_STEPS = 4, 2  # at least: warm-up and decay have some of each
 _OF_A_RUN = re.compile(r'(epoch|iter|epoch_\d+_iter)_\d+\.pth')  # checkpoints
 _PARTS = ('data', 'images', 'img', 'imgs', 'jpegimages', 'train', 'train2017', 'training')  # of a data set's folder
 
@@ -322,6 +323,16 @@ def default_work_dir(command: str, data: PathLike) -> Path:
     if name.lower() in _PARTS and folder.parent.name:
         name = f'{folder.parent.name}_{name}'
     return Path('work_dirs', command, name)
+
+
+def check_steps(steps: Optional[int], least: int) -> None:
+    """Refuse a length that is too short for the schedule.
+
+    Raises:
+        ConfigError: fewer steps than ``least``; None is the default length.
+    """
+    if steps is not None and steps < least:
+        raise ConfigError(f'steps must be {least} or more, got {steps}.')
 
 
 def check_unused(work_dir: Path) -> None:

@@ -123,6 +123,8 @@ def test_wrong_paths_are_refused_before_anything_heavy_is_imported(tmp_path, coc
         ('finetune --data photos', 'work_dirs/finetune/photos holds checkpoints of a run'),
         (f'pretrain --data {photos} --init pretrain.py', 'checkpoint pretrain.py is a Python file: name the .pth'),
         (f'pretrain --data {photos} --init run', 'checkpoint run is a folder: name the file in it'),
+        (f'pretrain --data {photos} --steps 3', 'steps must be 4 or more, got 3.'),
+        (f'finetune --data {data} --steps 0', 'steps must be 2 or more, got 0.'),
         ('finetune --data gone', 'data folder gone does not exist.'),
         ('finetune --data empty', 'no image in or below empty'),
         (f'finetune --data {data} --train gone.json', 'annotation file gone.json does not exist, neither'),
