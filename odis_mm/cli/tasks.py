@@ -7,6 +7,7 @@ from typing import Any, List, Optional
 
 from ..utils.errors import ConfigError, UserError
 from ..utils.files import PathLike
+from ..utils.origin import CONFIGS, resumed_start
 from ..utils.paths import (
     DETECTOR_STEPS,
     PRETRAINING_STEPS,
@@ -225,8 +226,11 @@ def _check(command: str, args: argparse.Namespace, *files: Optional[str]) -> Non
     check_data(args.data, args.images, files)
     if args.init is not None:
         check_checkpoint(args.init)
-    if not args.resume:
-        check_unused(Path(args.work_dir or default_work_dir(command, args.data)))
+    work_dir = Path(args.work_dir or default_work_dir(command, args.data))
+    if args.resume:
+        resumed_start(work_dir / CONFIGS[command], args.init)
+    else:
+        check_unused(work_dir)
 
 
 def _common(parser: argparse.ArgumentParser, command: str) -> None:

@@ -19,6 +19,7 @@ from ..recipes.detector import detector_config, read_content
 from ..utils.errors import AnnotationError, ConfigError, MissingFileError
 from ..utils.files import PathLike, atomic_write_text
 from ..utils.noise import quiet_imports
+from ..utils.origin import CONFIGS, resumed_start
 from ..utils.paths import check_checkpoint, check_data, check_unused, default_work_dir, find_file
 from .logs import NO_TEXT, logging_at, tell
 from .predict import drawn_boxes, predict
@@ -80,7 +81,7 @@ def finetune(
         batch: Images per step.
         work_dir: Config, log, checkpoint, ``predictions/`` and ``metrics.json`` are written here; None:
             ``work_dirs/finetune/NAME``, by the name of ``data``.
-        resume: Continue what is in ``work_dir``.
+        resume: Continue what is in ``work_dir``, from the weights that it holds: ``init`` is that of the run, or None.
         quiet: Log warnings only.
         options: ``--cfg-options``, set last.
 
@@ -94,6 +95,9 @@ def finetune(
     if init is not None:
         check_checkpoint(init)
     work_dir = default_work_dir('finetune', data) if work_dir is None else Path(work_dir)
+    config = work_dir / CONFIGS['finetune']
+    if resume:
+        init = resumed_start(config, init)
     with logging_at('WARNING' if quiet else 'INFO'):
         found = annotated_splits(Path(data), train, val, images)
         if not resume:
@@ -105,7 +109,7 @@ def finetune(
         cfg = detector_config(
             *splits, detector=detector, init=init, size=size, iterations=steps, batch=batch, seed=seed, options=options
         )
-        cfg = Config(cfg.to_dict(), cfg_text=NO_TEXT, filename=str(work_dir / 'detector.py'))
+        cfg = Config(cfg.to_dict(), cfg_text=NO_TEXT, filename=str(config))
         for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
             evaluator.classwise = True
         _without_tables(cfg)
@@ -126,14 +130,10 @@ def finetune(
     names = [image['file_name'] for image in read_coco(splits[1].ann_file)['images'][:PICTURES]]
     Path(work_dir, 'predictions', 'predictions.json').unlink(missing_ok=True)  # of the run that was resumed
     predictions = predict(
-        work_dir / 'detector.py',
-        checkpoint,
-        [splits[1].images / name for name in names],
-        work_dir / 'predictions',
-        quiet=True,
+        config, checkpoint, [splits[1].images / name for name in names], work_dir / 'predictions', quiet=True
     )
     drawn = drawn_boxes(json.loads(predictions.read_text()))
-    return Finetuned(checkpoint, work_dir / 'detector.py', metrics, drawn)
+    return Finetuned(checkpoint, config, metrics, drawn)
 
 
 def _without_tables(cfg: Config) -> None:

@@ -16,6 +16,7 @@ from ..objects.formats import UnrecognisedError
 from ..recipes.pretraining import WITHOUT, pretraining_config
 from ..utils.errors import AnnotationError, ConfigError, StageError
 from ..utils.files import PathLike
+from ..utils.origin import CONFIGS, resumed_start
 from ..utils.paths import check_checkpoint, check_data, check_unused, default_work_dir
 from .logs import NO_TEXT, logging_at, tell
 
@@ -51,7 +52,7 @@ def pretrain(
             load_annotations` reads (YOLO, Pascal VOC, ...) are found, too.
         hours: Length as time in place of ``steps``: the speed is measured over a few steps first.
         work_dir: Everything is written to this folder; None: ``work_dirs/pretrain/NAME``, by the name of ``data``.
-        resume: Continue what is in ``work_dir``.
+        resume: Continue what is in ``work_dir``, from the weights that it holds: ``init`` is that of the run, or None.
         amp: 'bf16' or 'fp16'.
         quiet: Log warnings only.
 
@@ -67,7 +68,10 @@ def pretrain(
     if init is not None:
         check_checkpoint(init)
     work_dir = default_work_dir('pretrain', data) if work_dir is None else Path(work_dir)
-    if not resume:
+    config = work_dir / CONFIGS['pretrain']
+    if resume:
+        init = resumed_start(config, init)
+    else:
         check_unused(work_dir)
     with logging_at('WARNING' if quiet else 'INFO'):
         if boxes is None:
@@ -79,7 +83,7 @@ def pretrain(
             steps, seconds = steps_in(hours, data, amp, known)
             tell([f'speed: {seconds:.2f} s per step on this machine, {steps} steps in {hours:g} hours'], quiet)
         cfg, _ = pretraining_config(data, steps=steps, **known)
-        cfg = Config(cfg.to_dict(), cfg_text=NO_TEXT, filename=str(work_dir / 'pretrain.py'))
+        cfg = Config(cfg.to_dict(), cfg_text=NO_TEXT, filename=str(config))
         tell(cfg.notes, quiet)
         if quiet:
             cfg.log_level = 'WARNING'

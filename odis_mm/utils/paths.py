@@ -335,13 +335,18 @@ def check_steps(steps: Optional[int], least: int) -> None:
         raise ConfigError(f'steps must be {least} or more, got {steps}.')
 
 
+def holds_run(work_dir: Path) -> bool:
+    """Return whether there are checkpoints of a run in a folder."""
+    return any(_OF_A_RUN.fullmatch(path.name) for path in work_dir.glob('*.pth'))
+
+
 def check_unused(work_dir: Path) -> None:
     """Refuse to begin a run in the folder of another one.
 
     Raises:
         ConfigError: there are checkpoints in it.
     """
-    if any(_OF_A_RUN.fullmatch(path.name) for path in work_dir.glob('*.pth')):
+    if holds_run(work_dir):
         raise ConfigError(
             f'{work_dir} holds checkpoints of a run: continue it with --resume, or name another folder with --work-dir.'
         )

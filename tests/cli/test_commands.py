@@ -102,6 +102,8 @@ def test_wrong_paths_are_refused_before_anything_heavy_is_imported(tmp_path, coc
     (tmp_path / 'done').mkdir()
     (tmp_path / 'done' / 'predictions.json').touch()
     (tmp_path / 'linked').symlink_to('photos')
+    for folder, name in (('used', 'pretrain.py'), ('work_dirs/finetune/photos', 'detector.py')):
+        (tmp_path / folder / name).write_text("model = dict(backbone=dict(init_cfg=dict(checkpoint='first.pth')))")
     (tmp_path / 'half.json').write_text('{"images": [')
     photos, data = str(tmp_path / 'photos'), str(coco_folder)
     gone = 'checkpoint gone.pth does not exist'
@@ -125,6 +127,9 @@ def test_wrong_paths_are_refused_before_anything_heavy_is_imported(tmp_path, coc
         (f'pretrain --data {photos} --init run', 'checkpoint run is a folder: name the file in it'),
         (f'pretrain --data {photos} --steps 3', 'steps must be 4 or more, got 3.'),
         (f'finetune --data {data} --steps 0', 'steps must be 2 or more, got 0.'),
+        (f'pretrain --data {photos} --init a.pth --work-dir used --resume', 'in used started from first.pth and'),
+        ('finetune --data photos --init a.pth --resume', 'photos started from first.pth and goes on'),
+        ('finetune --data photos --resume', 'photos started from first.pth, which is gone'),
         ('finetune --data gone', 'data folder gone does not exist.'),
         ('finetune --data empty', 'no image in or below empty'),
         (f'finetune --data {data} --train gone.json', 'annotation file gone.json does not exist, neither'),

@@ -299,6 +299,26 @@ def test_a_work_dir_is_not_overwritten(chain, coco_folder):
             call(coco_folder, steps=4, work_dir=folder)
 
 
+def test_a_resumed_detector_keeps_the_record_of_its_start(chain, coco_folder, tmp_path):
+    work, export, done = chain
+    shutil.copytree(work / 'detector', tmp_path / 'run')
+    config, other = tmp_path / 'run' / 'detector.py', tmp_path / 'other.pth'
+    before = config.read_text()
+    shutil.copy(export, other)
+    for call, folder in ((finetune, tmp_path / 'run'), (pretrain, work / 'pretrain')):
+        with pytest.raises(ConfigError, match=r'other\.pth: the run in .* started from '):
+            call(coco_folder, init=other, steps=4, resume=True, work_dir=folder)
+    known = dict(steps=3, size=64, batch=2, work_dir=tmp_path / 'run', resume=True, options=SMALL_DETECTOR)
+    again = finetune(coco_folder, **known)
+    assert again.metrics == done.metrics and f'backbone from {export}' in before
+    after = Config.fromstring(
+        config.read_text().replace(str(tmp_path / 'run'), str(work / 'detector')), '.py'
+    ).to_dict()
+    assert after == {**Config.fromstring(before, '.py').to_dict(), 'experiment_name': after['experiment_name']}
+    log = max((tmp_path / 'run').glob('*/*.log')).read_text()
+    assert '--resume: continuing from' in log and 'settings that differ' not in log
+
+
 def test_recipe_and_length_follow_from_the_data(coco_folder):
     cfg, found = pretraining_config(coco_folder)
     assert (cfg.model.type, found.images, found.objects) == ('ODIS', 10, 20)
