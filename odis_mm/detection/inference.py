@@ -90,7 +90,7 @@ def _annotations(instances: Any) -> List[dict]:
     masks = encode_mask_results(instances.masks) if 'masks' in instances else None
     found = []
     for i, (label, score, box) in enumerate(zip(instances.labels, instances.scores, instances.bboxes)):
-        x1, y1, x2, y2 = np.round(box, 2).tolist()
+        x1, y1, x2, y2 = (round(value, 2) for value in box.tolist())
         entry = dict(
             category_id=int(label),
             bbox=[x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)],

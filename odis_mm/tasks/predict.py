@@ -16,6 +16,7 @@ from ..utils.files import PathLike, atomic_write_text
 from ..utils.noise import quiet_imports
 from ..utils.paths import check_output, check_threshold, find_detector, find_images
 from ..utils.scopes import scope_of
+from ..utils.words import count
 from .logs import tell
 
 # of weights that the inferencer was not given (they are loaded, and checked, right after), of a visualizer that keeps
@@ -101,9 +102,10 @@ def drawn_boxes(content: dict, threshold: float = THRESHOLD) -> str:
     best = {image['id']: 0.0 for image in content['images']}
     for annotation in content['annotations']:
         best[annotation['image_id']] = max(best[annotation['image_id']], annotation['score'])
-    count = sum(annotation['score'] >= threshold for annotation in content['annotations'])
+    drawn = sum(annotation['score'] >= threshold for annotation in content['annotations'])
     empty = [score for score in best.values() if score < threshold]
-    line = f'{count} boxes drawn in {len(best)} pictures'
+    boxes, pictures = count(len(content['annotations']), 'box', 'boxes'), count(len(best), 'picture')
+    line = f'{drawn} of {boxes} (score {threshold:g} or more) drawn in {pictures}'
     if empty:
         several = len(empty) > 1
         what = 'pictures have no box: the best score in them' if several else 'picture has no box: the best score in it'

@@ -229,12 +229,12 @@ def test_the_last_lines_of_finetune_say_what_the_pictures_show(coco_folder, tmp_
     finetune_main(['--data', str(coco_folder)])
     said = capsys.readouterr().out.splitlines()
     assert said[-2] == (
-        f'pictures: {tmp_path}/predictions/vis, 0 boxes drawn in 2 pictures; 2 pictures have no box: the best score in '
-        'them is 0.25, below the threshold of 0.3: lower it (odis-mm predict --threshold), or train the detector for '
-        'longer'
+        f'pictures: {tmp_path}/predictions/vis, 0 of 1 box (score 0.3 or more) drawn in 2 pictures; 2 pictures have no '
+        'box: the best score in them is 0.25, below the threshold of 0.3: lower it (odis-mm predict --threshold), or '
+        'train the detector for longer'
     )
     content['annotations'].append(dict(image_id=0, score=0.5))
-    assert '1 boxes drawn in 2 pictures; 1 picture has' in drawn_boxes(content)
+    assert '1 of 2 boxes (score 0.3 or more) drawn in 2 pictures; 1 picture has' in drawn_boxes(content)
 
 
 def test_what_is_wrong_with_the_data_is_said_before_a_work_dir_in_use(coco_folder, tmp_path):

@@ -92,18 +92,19 @@ def test_pictures_without_a_box_are_explained(chain, coco_folder, tmp_path, caps
         if threshold:
             best = int(max(scores) * 100) / 100
             line = (
-                f'0 boxes drawn in {pictures} pictures; {pictures} pictures have no box: the best score in them is '
-                f'{best:.2f}, below the threshold of 1: lower it (odis-mm predict --threshold), or train the detector '
-                'for longer\n'
+                f'0 of {len(scores)} boxes (score 1 or more) drawn in {pictures} pictures; {pictures} pictures have no '
+                f'box: the best score in them is {best:.2f}, below the threshold of 1: lower it (odis-mm predict '
+                '--threshold), or train the detector for longer\n'
             )
         else:
-            line = f'{len(scores)} boxes drawn in {pictures} pictures\n'
+            line = f'{len(scores)} of {len(scores)} boxes (score 0 or more) drawn in {pictures} pictures\n'
         assert scores and line in capsys.readouterr().out
 
 
 def test_a_score_just_below_the_threshold_is_not_rounded_up_to_it():
     content = {'images': [{'id': 1}], 'annotations': [{'image_id': 1, 'score': 0.297}]}
     assert 'the best score in it is 0.29, below the threshold of 0.3:' in drawn_boxes(content, 0.3)
+    assert drawn_boxes(content, 0.2) == '1 of 1 box (score 0.2 or more) drawn in 1 picture'
 
 
 def test_images_of_other_splits_are_told_of(coco_folder, tmp_path):
@@ -216,7 +217,7 @@ def test_the_chain_leaves_what_it_says(chain, coco_folder):
     assert 'bbox_mAP_l' not in done.metrics and min(done.metrics.values()) >= 0, 'no object is that large'
     assert json.loads((work / 'detector' / 'metrics.json').read_text()) == done.metrics
     assert len(list((work / 'detector' / 'predictions' / 'vis').iterdir())) == 7
-    assert re.match(r'\d+ boxes drawn in 7 pictures', done.drawn)
+    assert re.match(r'\d+ of \d+ boxes \(score 0.3 or more\) drawn in 7 pictures', done.drawn)
     weights = read_checkpoint(done.checkpoint)
     assert weights['roi_head.bbox_head.fc_cls.weight'].shape[0] == 3  # bar, disc, background
     log = next((work / 'detector').glob('*/*.log')).read_text()
@@ -243,6 +244,8 @@ def test_predictions_are_coco_and_scopes_do_not_leak(chain, coco_folder, tmp_pat
     ids = {category['name']: category['id'] for category in truth['categories']}
     assert {c['name']: c['id'] for c in content['categories']} == {name: ids[name] for name in ('bar', 'disc')}
     assert all(0 <= a['score'] <= 1 and a['category_id'] in ids.values() for a in content['annotations'])
+    numbers = [value for a in content['annotations'] for value in (*a['bbox'], a['area'])]
+    assert any(value % 1 for value in numbers) and all(value == round(value, 2) for value in numbers)
     assert all((tmp_path / 'out' / 'vis' / f'{i}.png').is_file() for i in range(7))
     with pytest.raises(FolderInUseError, match='out holds the predictions of an earlier run: name another folder'):
         predict(work / 'detector', None, coco_folder / 'val2017', tmp_path / 'out')
