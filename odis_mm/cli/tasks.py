@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 from shlex import quote
-from typing import Any, List, Optional
+from typing import Any, Dict, List, Optional
 
 from ..utils.errors import ConfigError, UserError
 from ..utils.files import PathLike
@@ -74,8 +74,9 @@ def pretrain_main(argv: Optional[List[str]] = None) -> None:
 
     export = run(work, lambda: _check('pretrain', args, None if args.boxes == 'none' else args.boxes))
     print(f'pretrained backbone: {export}')
-    if any(Path(export).parent.glob('*.png')):
-        print(f'pictures of what it trained on, and curves: {Path(export).parent}/*.png')
+    pictures = sorted(path.name for path in Path(export).parent.glob('*.png'))
+    if pictures:
+        print(f'pictures in {Path(export).parent}: {", ".join(pictures)}')
     annotated = _annotated(args, Path(export).parent)
     data = quote(str(annotated or 'ANNOTATED'))
     print(f'next: odis-mm finetune --data {data} --init {quote(str(export))}')
@@ -140,11 +141,27 @@ def finetune_main(argv: Optional[List[str]] = None) -> None:
         )
 
     done = run(work, check)
-    for name, value in done.metrics.items():
-        print(f'{name:24s} {value:6.1f}')
+    print('\n'.join(_report(done.metrics, args.steps)))
     print(f'detector: {done.checkpoint}')
     print(f'pictures: {done.checkpoint.parent / "predictions" / "vis"}, {done.drawn}')
     print(f'next: odis-mm predict {quote(str(done.checkpoint.parent))} IMAGES --out DIR')
+
+
+def _report(metrics: Dict[str, float], steps: Optional[int]) -> List[str]:
+    from ..tasks.finetune import SHORTEST
+
+    lines = ['on the validation split, in percent (without sizes of objects that it lacks):']
+    lines += [f'{name:24s} {value:6.1f}' for name, value in metrics.items()]
+    of_classes = [value for name, value in metrics.items() if name.startswith('AP of ')]
+    zero = sum(value < 0.05 for value in of_classes)
+    if steps is not None and steps < SHORTEST:
+        lines.append(f'{steps} steps tell little of data or start: without --steps a training has {SHORTEST} or more')
+    elif zero:
+        lines.append(
+            f'AP is 0.0 for {zero} of {len(of_classes)} classes: too few steps or objects to learn from, or objects '
+            'of a few pixels (--size)'
+        )
+    return lines
 
 
 def predict_main(argv: Optional[List[str]] = None) -> None:

@@ -112,3 +112,7 @@ class RunLogProcessor(LogProcessor):
                 left -= need
                 parts.append(f'{name}: {values[name]:{form}}')
         return tag, '  '.join(parts)
+
+    def get_log_after_epoch(self, runner, batch_idx: int, mode: str, with_non_scalar: bool = False) -> Tuple[dict, str]:
+        tag, line = super().get_log_after_epoch(runner, batch_idx, mode, with_non_scalar)
+        return tag, re.sub(r'coco/[^:]+: (?:-1\.0000|nan)\s*', '', line)

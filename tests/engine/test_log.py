@@ -94,6 +94,13 @@ def test_what_a_reader_needs_fits_into_a_terminal(method, monkeypatch):
     assert {'lr', 'loss', 'images/s'} | ({'similarity', 'effective_rank'} & set(own)) <= shown
 
 
+def test_figures_that_a_split_does_not_have_are_not_shown(monkeypatch):
+    line = 'Iter(val) [1/1]  coco/red cell_precision: nan  coco/bbox_mAP: 0.0010  coco/bbox_mAP_s: -1.0000  time: 0.17'
+    monkeypatch.setattr(LogProcessor, 'get_log_after_epoch', lambda *_: ({'coco/bbox_mAP_s': -1}, line))
+    tag, shown = engine_log.RunLogProcessor().get_log_after_epoch(None, 0, 'val')
+    assert shown == 'Iter(val) [1/1]  coco/bbox_mAP: 0.0010  time: 0.17' and tag == {'coco/bbox_mAP_s': -1}
+
+
 @pytest.mark.parametrize('several', [False, True])
 def test_the_logged_rate_is_the_base_rate(several):
     """And not that of the first group, which with layer-wise decay is the lowest."""

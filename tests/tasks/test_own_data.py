@@ -17,7 +17,7 @@ from odis_mm.config import RUNNER_KEYS
 from odis_mm.datasets.layout import find_splits
 from odis_mm.models.backbones import ObjectViT
 from odis_mm.recipes import METHODS, detector_config, pretraining_config
-from odis_mm.tasks import finetune, predict, pretrain
+from odis_mm.tasks import Finetuned, finetune, predict, pretrain
 from odis_mm.tasks.finetune import annotated_splits, detector_splits
 from odis_mm.tasks.predict import drawn_boxes
 from odis_mm.transfer import read_checkpoint, read_meta
@@ -300,6 +300,27 @@ def test_a_work_dir_is_not_overwritten(chain, coco_folder):
         folder = work / ('pretrain' if call is pretrain else 'detector')
         with pytest.raises(ConfigError, match='--resume, or name another folder'):
             call(coco_folder, steps=4, work_dir=folder)
+
+
+def test_the_command_names_the_pictures_that_there_are(coco_folder, tmp_path, monkeypatch, capsys):
+    for name in ('views_1.png', 'similarity.png', 'epoch_1_backbone.pth'):
+        (tmp_path / name).touch()
+    monkeypatch.setattr('odis_mm.tasks.pretrain', lambda *_, **__: tmp_path / 'epoch_1_backbone.pth')
+    pretrain_main(['--data', str(coco_folder), '--work-dir', str(tmp_path)])
+    assert f'pictures in {tmp_path}: similarity.png, views_1.png\n' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('steps, told', [(60, '60 steps tell little'), (None, 'AP is 0.0 for 1 of 2 classes')])
+def test_the_command_explains_its_figures(steps, told, coco_folder, tmp_path, monkeypatch, capsys):
+    metrics = {'bbox_mAP': 6.25, 'AP of bar': 12.5, 'AP of disc': 0.0}
+    done = Finetuned(tmp_path / 'iter_3.pth', tmp_path / 'detector.py', metrics, '3 boxes')
+    monkeypatch.setattr('odis_mm.tasks.finetune', lambda *_, **__: done)
+    finetune_main(
+        ['--data', str(coco_folder), '--work-dir', str(tmp_path), *(['--steps', str(steps)] if steps else [])]
+    )
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith('on the validation split, in percent') and said[3].split() == ['AP', 'of', 'disc', '0.0']
+    assert told in said[4] and said[5].startswith('detector: ')
 
 
 def test_a_resumed_detector_keeps_the_record_of_its_start(chain, coco_folder, tmp_path):
