@@ -43,6 +43,22 @@ def test_a_run_that_would_learn_nothing_is_refused(tmp_path):
     assert not list((tmp_path / 'run').glob('*.pth'))
 
 
+@pytest.mark.parametrize(
+    'recipe, figures',
+    [
+        ('odis_small', 'similarity and effective_rank'),
+        ('alfm_small', 'similarity and effective_rank'),
+        ('gtsa_small', 'rotation_accuracy (25 %: chance) and teacher_spread'),
+        ('ibot_small', 'similarity and effective_rank'),
+        ('odis_demo', None),
+        ('dino_demo', None),
+    ],
+)
+def test_a_loss_that_may_be_below_0_is_explained(recipe, figures):
+    hint = MODELS.build(load_config(recipe).model).loss_hint
+    assert (f'judge by {figures}' in hint and 'below 0' in hint) if figures else not hint
+
+
 @pytest.mark.parametrize('side, cover, level', [(14, (0.08, 0.08), 'WARNING - only'), (60, 0.04, 'INFO - ')])
 def test_the_share_is_told(tmp_path, side, cover, level):
     cfg = config(tmp_path, side, cover)
@@ -51,6 +67,7 @@ def test_the_share_is_told(tmp_path, side, cover, level):
     log = next((tmp_path / 'run').glob('*/*.log')).read_text()
     line = next(line for line in log.splitlines() if 'show their object in all global views' in line)
     assert level in line, line
+    assert 'loss: lower is better, below 0 too' in log.split('Epoch(train)')[0]
     share = int(line.split('% of the images')[0].split()[-1])
     assert (0 < share < 50) == ('WARNING' in level)
     assert 'train/visible_share' in runner.message_hub.log_scalars

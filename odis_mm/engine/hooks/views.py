@@ -28,7 +28,7 @@ FEW_SHARE = 0.3  # of the images, from which on few visible patches are told of
 @HOOKS.register_module()
 class ViewInspectionHook(Hook):
     """Measures, before the first iteration, how many images show their object in all global views, and draws views of
-    some.
+    some; says how to read the loss where it may be below 0.
 
     The object loss uses only such images. A share below ``warn_below`` is warned of; 0 ends the run, as it would learn
     nothing. The pictures ``views_N.png`` go to the work dir and to the visualizer (TensorBoard, W&B); after training
@@ -50,6 +50,9 @@ class ViewInspectionHook(Hook):
         self.samples: List[dict] = []  # of which pictures were drawn before the run
 
     def before_train(self, runner) -> None:
+        hint = getattr(unwrap(runner.model), 'loss_hint', '')
+        if hint:
+            runner.logger.info(hint)
         dataset = runner.train_dataloader.dataset
         for part in _parts(dataset):
             self.look(runner, part)

@@ -30,6 +30,11 @@ class ALFMHead(SoftTargetHead):
         ConfigError: a temperature or ``eps2`` that is not positive.
     """
 
+    loss_hint = (
+        'loss: lower is better, below 0 too, as similarity and spread of the embeddings enter with a minus sign; '
+        'judge by similarity and effective_rank (1: collapsed)'
+    )
+
     def __init__(
         self,
         num_prototypes: int,

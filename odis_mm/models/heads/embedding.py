@@ -33,6 +33,10 @@ class EmbeddingHead(BaseModule):
     """
 
     patch_center_of_all = False  # there is no center
+    loss_hint = (
+        'loss: lower is better, below 0 too, as the spread of the embeddings enters with a minus sign; '
+        'judge by similarity and effective_rank (1: collapsed)'
+    )
 
     def __init__(
         self, lambda_entropy: float = 1.0, eps2: float = 0.05, lambda_patch_entropy: float = 0.0, init_cfg=None

@@ -88,6 +88,17 @@ class GTSAHead(BaseModule):
                 layers += [nn.Linear(a, b), nn.LayerNorm(b)] + [nn.GELU()] * (i < len(rotation_channels))
             self.rotation = nn.Sequential(*layers, nn.Linear(widths[-1], 4))
 
+    @property
+    def loss_hint(self) -> str:
+        """See :class:`~odis_mm.models.selfsup.base.TeacherStudent`."""
+        if not self.compares_maps:
+            return ''
+        accuracy = 'rotation_accuracy (25 %: chance) and ' if self.lambda_rotation else ''
+        return (
+            'loss: lower is better, below 0 too, as the similarity of the views enters with a minus sign; it may rise '
+            f'while the features of the teacher spread out: judge by {accuracy}teacher_spread (0: collapsed)'
+        )
+
     def set_epoch(self, epoch: float) -> None:
         """Switch L_correspondence on at its (fractional) epoch."""
         self.epoch = epoch

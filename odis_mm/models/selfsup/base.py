@@ -83,6 +83,11 @@ class TeacherStudent(BaseSelfSupervisor):
         self._progress_known = False
         self.train(self.training)
 
+    @property
+    def loss_hint(self) -> str:
+        """What a reader of the log should know of the loss, a line; '' where it falls towards 0 as usual."""
+        return getattr(self.head, 'loss_hint', '')
+
     def init_weights(self) -> None:
         """Initialise the student and copy it, parameters and buffers, to the teacher and the anchor."""
         super().init_weights()
