@@ -37,6 +37,7 @@ from .transfer.mmengine_loading import closed_to_code
 from .utils.errors import ConfigError
 from .utils.noise import import_quietly, quiet_prints, quiet_warnings
 from .utils.peers import agent_keeps_store, await_peers
+from .utils.words import count
 
 __all__ = ['build_runner', 'latest_checkpoint', 'scale_lr', 'test', 'train', 'use_resume']
 
@@ -167,8 +168,8 @@ def scale_lr(runner: Runner) -> str:
     wrapper['optimizer']['lr'] = scaled
     setattr(owner, key, None)
     return (
-        f'lr = {lr:g} x ({ranks} ranks x {batch} images x {accumulation} accumulated)/{base} = {scaled:g} '
-        f'at a global batch of {ranks * batch * accumulation}'
+        f'lr = {lr:g} x ({count(ranks, "rank")} x {count(batch, "image")} x {accumulation} accumulated)/{base} = '
+        f'{scaled:g} at a global batch of {ranks * batch * accumulation}'
     )
 
 
@@ -328,9 +329,9 @@ def _check_length(runner: Runner) -> None:
     if not len(runner.train_dataloader):
         batch = runner._train_dataloader['batch_size']
         raise ConfigError(
-            f'the training set has {len(runner.train_dataloader.dataset)} images over {runner.world_size} ranks, '
-            f'fewer than one batch of {batch} each: lower train_dataloader.batch_size, or set '
-            'train_dataloader.drop_last=False.'
+            f'the training set has {count(len(runner.train_dataloader.dataset), "image")} over '
+            f'{count(runner.world_size, "rank")}, fewer than one batch of {batch} each: lower '
+            'train_dataloader.batch_size, or set train_dataloader.drop_last=False.'
         )
 
 
@@ -351,7 +352,7 @@ def _epoch_line(runner: Runner) -> str:
     left = (
         f'; {images - drawn} left over that fill no batch of all ranks, others in each epoch' if drawn < images else ''
     )
-    return f'an epoch: {len(loader)} iterations, {drawn} of {images} images, each once{left}'
+    return f'an epoch: {count(len(loader), "iteration")}, {drawn} of {count(images, "image")}, each once{left}'
 
 
 @contextmanager

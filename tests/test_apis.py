@@ -43,7 +43,7 @@ def test_scaled_lr_counts_accumulation(tmp_path):
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1), accumulative_counts=4),
         auto_scale_lr=dict(enable=True, base_batch_size=16),
     )
-    assert apis.scale_lr(runner) == 'lr = 0.1 x (1 ranks x 2 images x 4 accumulated)/16 = 0.05 at a global batch of 8'
+    assert apis.scale_lr(runner) == 'lr = 0.1 x (1 rank x 2 images x 4 accumulated)/16 = 0.05 at a global batch of 8'
     runner.train()
     assert runner.optim_wrapper.get_lr()['lr'] == [0.05]
 

@@ -13,6 +13,7 @@ from mmpretrain.registry import LOOPS
 
 from ..datasets.workers import held_while_forking
 from ..utils.errors import ConfigError
+from ..utils.words import count
 
 PROGRESS = 'progress'  # the key in checkpoints
 
@@ -118,7 +119,7 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
         self.images_done = loaded['images']
         first = self.begin_at(self.images_done)
         ranks = loaded['ranks']
-        changed = '' if ranks == get_world_size() else f' (written by {ranks} ranks, now {get_world_size()})'
+        changed = '' if ranks == get_world_size() else f' (written by {count(ranks, "rank")}, now {get_world_size()})'
         rest = (
             'none is lost or drawn twice'
             if loaded.get('same_order', True)

@@ -17,6 +17,7 @@ from ..utils.errors import ConfigError
 from ..utils.files import PathLike
 from ..utils.noise import import_quietly
 from ..utils.paths import PRETRAINING_STEPS, check_folder, check_steps, find_file
+from ..utils.words import count
 from .arguments import check_arguments
 from .starting import keep_weights, start_from
 
@@ -261,8 +262,8 @@ def _set_length(cfg: Config, steps: Optional[int], iterations: int) -> str:
     cfg.default_hooks.checkpoint.update(interval=interval, max_keep_ckpts=2)
     asked = f' (asked: {steps}; epochs are whole)' if total != steps else ''
     return (
-        f'length: {total} steps{asked}, {epochs} epochs of {iterations}; warm-up {warmup} steps; a checkpoint every '
-        + ('epoch' if interval == 1 else f'{interval} epochs')
+        f'length: {total} steps{asked}, {count(epochs, "epoch")} of {iterations}; warm-up {warmup} steps; a '
+        'checkpoint every ' + ('epoch' if interval == 1 else f'{interval} epochs')
     )
 
 

@@ -105,12 +105,16 @@ def test_each_image_once_on_another_number_of_ranks(tmp_path):
         return Counter(int(image) for at, image in lines if int(at) == epoch)
 
     assert set(drawn('two', 0).values()) == {1} and len(drawn('two', 0)) == IMAGES
-    cases = (('two', 'two_to_one', 8, 2, 1), ('two', 'two_to_four', 8, 2, 4), ('one', 'one_to_two', 4, 1, 2))
+    cases = (
+        ('two', 'two_to_one', 8, '2 ranks', 1),
+        ('two', 'two_to_four', 8, '2 ranks', 4),
+        ('one', 'one_to_two', 4, '1 rank', 2),
+    )
     for before, after, done, was, now in cases:
         assert sum(drawn(before).values()) == done and not drawn(after, 0)
         both = drawn(before) + drawn(after)
         assert set(both.values()) == {1} and len(both) == IMAGES, (after, both)
         assert (
-            f'epoch 2 goes on after {done} of {IMAGES} images (written by {was} ranks, now {now}): none is lost or '
-            'drawn twice' in logs[f'{after}.log.0']
+            f'epoch 2 goes on after {done} of {IMAGES} images (written by {was}, now {now}): none '
+            'is lost or drawn twice' in logs[f'{after}.log.0']
         )

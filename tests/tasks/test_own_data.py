@@ -352,6 +352,8 @@ def test_recipe_and_length_follow_from_the_data(coco_folder):
     assert 'max_iters' not in cfg and not any('asked' in note for note in cfg.notes)
     cfg, _ = pretraining_config(coco_folder, boxes='none', steps=29, batch=5)
     assert any(note.startswith('length: 28 steps (asked: 29; epochs are whole), 14 epochs of 2') for note in cfg.notes)
+    cfg, _ = pretraining_config(coco_folder, boxes='none', steps=5, batch=2)
+    assert any(note.startswith('length: 5 steps, 1 epoch of 5;') for note in cfg.notes)
     cfg, _ = pretraining_config(coco_folder, boxes='none', steps=30, batch=5)
     assert cfg.train_cfg.max_epochs == 15 and cfg.param_scheduler[1].end == 30 and cfg.param_scheduler[1].begin == 3
     cfg, found = pretraining_config(coco_folder / 'train2017', method='gtsa', size=96)
