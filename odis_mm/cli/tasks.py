@@ -245,7 +245,7 @@ def _check(command: str, args: argparse.Namespace, *files: Optional[str]) -> Non
         check_checkpoint(args.init)
     work_dir = Path(args.work_dir or default_work_dir(command, args.data))
     if args.resume:
-        resumed_start(work_dir / CONFIGS[command], args.init)
+        resumed_start(work_dir / CONFIGS[command], args.init, args.cfg_options)
     else:
         check_unused(work_dir)
 

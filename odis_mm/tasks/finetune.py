@@ -97,7 +97,7 @@ def finetune(
     work_dir = default_work_dir('finetune', data) if work_dir is None else Path(work_dir)
     config = work_dir / CONFIGS['finetune']
     if resume:
-        init = resumed_start(config, init)
+        init = resumed_start(config, init, options or ())
     with logging_at('WARNING' if quiet else 'INFO'):
         found = annotated_splits(Path(data), train, val, images)
         if not resume:

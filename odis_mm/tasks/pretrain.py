@@ -70,7 +70,7 @@ def pretrain(
     work_dir = default_work_dir('pretrain', data) if work_dir is None else Path(work_dir)
     config = work_dir / CONFIGS['pretrain']
     if resume:
-        init = resumed_start(config, init)
+        init = resumed_start(config, init, options or ())
     else:
         check_unused(work_dir)
     with logging_at('WARNING' if quiet else 'INFO'):

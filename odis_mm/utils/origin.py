@@ -2,7 +2,7 @@
 
 import ast
 from pathlib import Path
-from typing import Optional
+from typing import Iterable, Optional
 
 from .errors import CheckpointError, ConfigError
 from .files import PathLike
@@ -32,12 +32,13 @@ def start_of(config: Path) -> Optional[str]:
     return value if isinstance(value, str) else None
 
 
-def resumed_start(config: Path, init: Optional[PathLike]) -> Optional[PathLike]:
+def resumed_start(config: Path, init: Optional[PathLike], options: Iterable[str] = ()) -> Optional[PathLike]:
     """Return what a resumed run is said to start from: that of its beginning, so that its config keeps the record.
 
     Args:
         config: That the run wrote beside its checkpoints; without both, there is nothing to continue.
         init: What the command names.
+        options: Keys of its ``--cfg-options``: where they name the file, they do so again, and nothing else does.
 
     Raises:
         ConfigError: another file, where the weights are those of the checkpoint.
@@ -57,6 +58,8 @@ def resumed_start(config: Path, init: Optional[PathLike]) -> Optional[PathLike]:
                 'the weights of its checkpoint: leave --init out to resume it, or begin another one with --work-dir.'
             )
         return init
+    if any(key.startswith(('model.init_cfg', 'model.backbone.init_cfg')) for key in options):
+        return None
     if gone:
         raise CheckpointError(
             f'the run in {config.parent} started from {first}, which is gone: put it back, or say where it is with '

@@ -27,6 +27,7 @@ def test_another_start_is_refused(tmp_path):
     run, random = written(tmp_path / 'run', first), written(tmp_path / 'random', None)
     fetched = written(tmp_path / 'fetched', 'torchvision://resnet50')
     assert resumed_start(run, None) == resumed_start(run, first) == first
+    assert resumed_start(run, None, ['model.backbone.init_cfg.checkpoint']) is None, 'the options name it again'
     assert resumed_start(random, None) is resumed_start(fetched, None) is None
     for config, said in ((run, str(first)), (random, 'random weights'), (fetched, 'torchvision://resnet50')):
         with pytest.raises(ConfigError, match=f'--init .*other.pth: the run in .* started from {said} and goes on'):
