@@ -403,7 +403,7 @@ def test_a_missing_validation_split_is_cut_off(coco_folder, tmp_path):
 def test_commands_refuse_with_exit_code_2(coco_folder, tmp_path, capsys):
     for main, argv, sentence in (
         (pretrain_main, ['--data', str(tmp_path / 'gone')], 'does not exist'),
-        (finetune_main, ['--data', str(coco_folder / 'train2017')], 'a COCO-style json with --train FILE'),
+        (finetune_main, ['--data', str(coco_folder / 'train2017')], 'those of its images lie in'),
         (predict_main, [str(tmp_path), str(coco_folder / 'val2017'), '--out', str(tmp_path / 'o')], 'holds 0 configs'),
         (views_main, ['no_such_config'], 'no config'),
     ):
