@@ -4,6 +4,7 @@ import copy
 import functools
 import os
 import re
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Dict, Iterator, Optional, Tuple, Union
@@ -15,6 +16,10 @@ from ..utils.errors import ConfigError
 from ..utils.noise import quiet_console, quiet_imports
 from ..utils.paths import config_root, find_config
 from .options import apply_options, check_top_level
+
+# a comparison's stages read configs in threads, and Python before 3.11.8 and 3.12.2 may raise SystemError when two
+# parse at a time (github.com/python/cpython/issues/106905)
+_parsing = threading.Lock()
 
 
 def load_config(name: Union[str, Path], options: Optional[Dict[str, Any]] = None) -> Config:
@@ -43,7 +48,7 @@ def load_config(name: Union[str, Path], options: Optional[Dict[str, Any]] = None
 
 def _read(path: Path) -> Config:
     try:
-        with _plain_roots() as roots, quiet_imports():  # a config may import mmdet
+        with _parsing, _plain_roots() as roots, quiet_imports():  # a config may import mmdet
             cfg = Config.fromfile(str(path))
         for stand_in, root in roots.items():
             cfg._cfg_dict = _replaced(cfg._cfg_dict, stand_in, root)

@@ -3,6 +3,8 @@
 import functools
 import inspect
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from mmengine.config import Config
@@ -167,6 +169,25 @@ def test_a_recipe_is_read_once_and_again_when_it_changed(tmp_path, monkeypatch):
     (tmp_path / 'base.py').write_text("data_root = 'edited/'\n")
     os.utime(tmp_path / 'base.py', (1, 1))
     assert apis.load_config(recipe).data_root == 'edited/' and len(read) == 3
+
+
+def test_one_config_is_parsed_at_a_time(tmp_path, monkeypatch):
+    fromfile, inside, most = Config.fromfile, [], []
+
+    def slow(path):
+        inside.append(path)
+        time.sleep(0.05)
+        most.append(len(inside))
+        inside.remove(path)
+        return fromfile(path)
+
+    monkeypatch.setattr(Config, 'fromfile', slow)
+    paths = [tmp_path / f'{i}.py' for i in range(4)]
+    for path in paths:
+        path.write_text('data_root = "a"\n')
+    with ThreadPoolExecutor(4) as pool:
+        assert [cfg.data_root for cfg in pool.map(apis.load_config, paths)] == ['a'] * 4
+    assert most == [1] * 4
 
 
 def test_misspelt_top_level_key_of_a_file():

@@ -85,7 +85,8 @@ def test_few_visible_patches_are_told_with_a_remedy(side, size, told, tmp_path):
     said = []
     loader = SimpleNamespace(dataset=DATASETS.build(cfg.train_dataloader.dataset))
     logger = SimpleNamespace(info=said.append, warning=said.append)
-    ViewInspectionHook(pictures=0).before_train(SimpleNamespace(logger=logger, train_dataloader=loader))
+    runner = SimpleNamespace(logger=logger, train_dataloader=loader, model=torch.nn.Identity())
+    ViewInspectionHook(pictures=0).before_train(runner)
     lines = [line for line in said if 'patches' in line]
     assert len(lines) == told, said
     assert not told or ('at most 2 of the 36 patches of a global view; larger views have more' in lines[0])

@@ -49,7 +49,7 @@ def test_the_schedule_ends_with_the_run(tmp_path, iterations):
     warmup, cosine = cfg.param_scheduler
     assert warmup.end == cosine.begin < iterations == cosine.end == cosine.begin + cosine.T_max
     assert warmup.end <= iterations / 2 and cfg.train_cfg.max_iters == iterations
-    with pytest.raises(ConfigError, match='2 or more steps, got 1'):
+    with pytest.raises(ConfigError, match='steps must be 2 or more, got 1'):
         detector_config(split, split, iterations=1)
 
 

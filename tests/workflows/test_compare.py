@@ -13,6 +13,7 @@ from mmpretrain.registry import MODELS
 from PIL import Image
 
 from helpers import write_noise_coco
+from odis_mm.config import load_config
 from odis_mm.transfer import save_backbone
 from odis_mm.utils.errors import ConfigError, StageError
 from odis_mm.workflows import leaks, stats
@@ -45,7 +46,7 @@ class FakeTraining:
             )
             (folder / 'measures.json').write_text(json.dumps(found))
             return dict(seconds=1.0, memory_mb=100.0)
-        cfg, run = Config.fromfile(words[1]), folder / 'run'
+        cfg, run = load_config(words[1]), folder / 'run'
         (run / 'x' / 'vis_data').mkdir(parents=True, exist_ok=True)
         (self.detector if cfg.train_cfg.type == 'IterBasedTrainLoop' else self.pretraining)(cfg, run)
         return dict(seconds=2.0, memory_mb=100.0)
