@@ -31,7 +31,7 @@ def printable(text: str) -> str:
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """Return ' Did you mean ...?' for the most similar known name, or ''."""
+    """Return '; did you mean ...?' with the most similar known name, or '' if none is similar."""
     match = difflib.get_close_matches(name, sorted(map(str, known)), 1, cutoff)
     return f'; did you mean {match[0]!r}?' if match else ''
 
