@@ -22,7 +22,7 @@ from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
-import mmengine._strategy.base
+import mmengine._strategy.base  # mmengine gives it no public name
 import mmengine.config.utils
 import mmengine.runner.runner
 import numpy as np

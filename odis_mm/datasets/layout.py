@@ -68,7 +68,11 @@ def image_folder(ann_file: PathLike, root: PathLike, split: str = '') -> Path:
         AnnotationError: the json names no image.
         MissingFileError: no folder near the json holds them.
     """
-    ann_file, root = Path(ann_file), Path(root)
+    return _first_image(Path(ann_file), Path(root), split)[0]
+
+
+def _first_image(ann_file: Path, root: Path, split: str) -> Tuple[Path, str]:
+    """See :func:`image_folder`; the folder, and the name of the first image in the json."""
     listed = [image.get('file_name') if isinstance(image, dict) else None for image in read_coco(ann_file)['images']]
     names = listed[:3]
     if not names or not all(isinstance(name, str) for name in names):
@@ -85,7 +89,7 @@ def image_folder(ann_file: PathLike, root: PathLike, split: str = '') -> Path:
     for judge, asked in ((all, names), (any, some)):  # a few files may be lost
         for place in dict.fromkeys(places):
             if judge(_is_file(place / name) for name in asked):
-                return place
+                return place, names[0]
     hint = 'name the image folder with --images'
     if '://' in names[0]:
         hint = 'its file names are addresses: fetch the images and write their file names there'
@@ -155,10 +159,10 @@ def _lists(path: Path, near: Path, root: Path) -> bool:
     if not _is_coco(path):
         return False
     try:
-        place = image_folder(path, near, _split_of(path.relative_to(near)))
+        place, name = _first_image(path, near, _split_of(path.relative_to(near)))
     except (AnnotationError, MissingFileError):
         return False
-    return Path(os.path.normpath(place / read_coco(path)['images'][0]['file_name'])).is_relative_to(root)
+    return Path(os.path.normpath(place / name)).is_relative_to(root)
 
 
 def _jsons(root: Path) -> List[Path]:

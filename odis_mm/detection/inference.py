@@ -47,9 +47,8 @@ class FileInferencer(DetInferencer):
         return pipeline
 
     def _init_visualizer(self, cfg: Config) -> BoxVisualizer:
-        cfg.visualizer = dict(
-            type='mmdet.BoxVisualizer'
-        )  # whatever the detector was trained with; it keeps nothing itself
+        # whatever the detector was trained with; without backends, as the pictures are written here
+        cfg.visualizer = dict(type='mmdet.BoxVisualizer')
         return super()._init_visualizer(cfg)
 
     def _get_chunk_data(self, inputs: Sequence[str], chunk_size: int) -> Iterator[List[tuple]]:

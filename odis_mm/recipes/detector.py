@@ -120,13 +120,14 @@ def detector_config(
         if split is not None:
             _check_classes(content.classes, split, train)
     _set_data(cfg, train, val, test or val, content)
-    _set_reading(cfg, _reading(init, train))
+    meta = {} if init is None else read_meta(init)
+    _set_reading(cfg, _reading(meta, train))
     _set_length(cfg, iterations, batch, evaluations)
     if size is not None:
         _set_size(cfg, size)
     if init is not None:
         set_backbone(cfg, init)
-        cfg.notes = [*cfg.get('notes', []), *_seen_before(init, val)]
+        cfg.notes = [*cfg.get('notes', []), *_seen_before(meta, val)]
     if 'ViTSimplePyramid' in str(cfg.model.get('neck')):
         short = _short_side(cfg)
         _set_pyramid(cfg, content, short)
@@ -158,9 +159,9 @@ def _check_classes(classes: Sequence[str], split: Split, train: Split) -> None:
         )
 
 
-def _seen_before(init: PathLike, val: Split) -> List[str]:
+def _seen_before(meta: dict, val: Split) -> List[str]:
     """A line if the pretraining took every image of the folder in which the images of the validation split lie."""
-    folder = read_meta(init).get('every_image_of')
+    folder = meta.get('every_image_of')
     if not folder:
         return []
     images = [Path(val.images, image['file_name']) for image in read_coco(val.ann_file)['images']]
@@ -172,8 +173,8 @@ def _seen_before(init: PathLike, val: Split) -> List[str]:
     if not seen:
         return []
     return [
-        f'mind: the pretraining of {init} used every image of {folder}, and so {seen} of the {len(images)} validation '
-        'images: the AP is not one of images that it has never seen'
+        f'mind: the pretraining used every image of {folder}, {seen} of the {len(images)} validation images among '
+        'them: on images that no training has seen, AP may be lower'
     ]
 
 
@@ -194,9 +195,8 @@ def _set_data(cfg: Config, train: Split, val: Split, test: Split, content: Conte
             head['num_classes'] = len(content.classes)
 
 
-def _reading(init: Optional[PathLike], train: Split) -> Reading:
+def _reading(meta: dict, train: Split) -> Reading:
     """As the pretraining read its images, if the file tells; else as a look at the images says."""
-    meta = {} if init is None else read_meta(init)
     if 'reading' in meta:
         told = 'images: read as in the pretraining'
         return Reading(**meta['reading'], mean=meta.get('mean'), std=meta.get('std'), told=told)

@@ -21,7 +21,7 @@ def start_of(config: Path) -> Optional[str]:
         tree = ast.parse(config.read_text('utf-8'))
     except (SyntaxError, ValueError) as error:
         raise ConfigError(
-            f'{config}, which tells what its run started from, cannot be read as Python ({error}): mend it.'
+            f'{config}, which tells what its run started from, cannot be read as Python ({error}): repair it.'
         ) from None
     body = (node for node in tree.body if isinstance(node, ast.Assign))
     node: Optional[ast.expr] = next((part.value for part in body if ast.unparse(part.targets[0]) == 'model'), None)

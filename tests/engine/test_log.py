@@ -16,7 +16,7 @@ from mmengine.config import Config
 from mmengine.logging import MessageHub
 from mmengine.optim import ConstantLR, OptimWrapper, OptimWrapperDict
 from mmengine.runner import LogProcessor
-from mmengine.runner.checkpoint import _load_checkpoint
+from mmengine.runner.checkpoint import _load_checkpoint  # which prints the line that is kept off the screen
 
 from helpers import TINY_RUN
 from odis_mm import apis

@@ -144,7 +144,7 @@ def test_a_detector_says_what_its_pretraining_has_seen(chain, coco_folder, tmp_p
 
     count = len(json.loads(splits[1].ann_file.read_text())['images'])
     assert 'every image' not in notes()
-    assert f'used every image of {coco_folder}, and so {count} of the {count} validation images' in notes(
+    assert f'used every image of {coco_folder}, {count} of the {count} validation images' in notes(
         every_image_of=str(coco_folder)
     )
     assert 'every image' not in notes(every_image_of=str(coco_folder / 'train2017'))
