@@ -2,6 +2,7 @@
 sentence."""
 
 import copy
+import json
 import logging
 
 import pytest
@@ -36,20 +37,46 @@ FAMILIES = {
     'dinov3': 'vit_small_patch16_dinov3_qkvb',
     'dinov3 plus': 'vit_small_plus_patch16_dinov3',
     'deit': 'deit_small_patch16_224',
+    'mae': 'vit_small_patch16_224',
 }
+HUGGING_FACE = {  # names of configs and models in transformers, and the options of one
+    'ViT': ('ViTConfig', 'ViTModel', dict(intermediate_size=512)),
+    'Dinov2': ('Dinov2Config', 'Dinov2Model', {}),
+    'Dinov2WithRegisters': ('Dinov2WithRegistersConfig', 'Dinov2WithRegistersModel', {}),
+    'DINOv3': ('DINOv3ViTConfig', 'DINOv3ViTModel', dict(intermediate_size=512, num_register_tokens=4)),
+}
+MEAN, STD = [100.0, 110.0, 120.0], [50.0] * 3
+
+
+def perturbed(model):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    return model
 
 
 def file_of(family, folder, **options):
     torch.manual_seed(0)
-    model = timm.create_model(FAMILIES[family], img_size=32, **{**SHAPE, **options})
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
+    if family in HUGGING_FACE:
+        return folder_of_hugging_face(family, folder)
+    state = perturbed(timm.create_model(FAMILIES[family], img_size=32, **{**SHAPE, **options})).state_dict()
+    if family == 'mae':  # the release's file of the whole model
+        state.update({'mask_token': torch.zeros(1, 1, 64), 'decoder_pred.weight': torch.zeros(192, 64)})
     path = folder / f'{family.replace(" ", "_")}.pth'
-    torch.save(
-        dict(state_dict=model.state_dict(), meta=dict(num_heads=4, mean=[100.0, 110.0, 120.0], std=[50.0] * 3)), path
-    )
+    torch.save(dict(state_dict=state, meta=dict(num_heads=4, mean=MEAN, std=STD)), path)
     return path
+
+
+def folder_of_hugging_face(family, folder):
+    transformers = pytest.importorskip('transformers', reason='transformers is not installed: odis_mm[test-neighbours]')
+    config, model, options = HUGGING_FACE[family]
+    config = getattr(transformers, config)(
+        hidden_size=128, num_hidden_layers=4, num_attention_heads=4, image_size=32, patch_size=8, **options
+    )
+    perturbed(getattr(transformers, model)(config)).save_pretrained(folder / 'theirs')
+    told = dict(image_mean=[value / 255 for value in MEAN], image_std=[value / 255 for value in STD])
+    (folder / 'theirs' / 'preprocessor_config.json').write_text(json.dumps(told))
+    return folder / 'theirs' / 'model.safetensors'
 
 
 def pretraining(method, demo):
@@ -65,7 +92,7 @@ def same_as_file(backbone, path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('family', list(FAMILIES))
+@pytest.mark.parametrize('family', [*FAMILIES, *HUGGING_FACE])
 @pytest.mark.parametrize('method', ['odis', 'gtsa', 'alfm'])
 def test_every_method_starts_from_every_family_and_feeds_a_detector(method, family, demo, tmp_path, monkeypatch):
     """Three iterations or more; the teacher equals the file at iteration 0; the export trains in Mask R-CNN for two
@@ -85,7 +112,7 @@ def test_every_method_starts_from_every_family_and_feeds_a_detector(method, fami
     assert seen == [(True, True, 0)] and runner.iter >= 3
     export = tmp_path / 'run' / 'epoch_1_backbone.pth'
     meta = read_meta(export)
-    assert meta['num_heads'] == 4 and meta['mean'] == [100.0, 110.0, 120.0]
+    assert meta['num_heads'] == 4 and meta['mean'] == pytest.approx(MEAN)
     assert not same_as_file(runner.model.backbone, path)  # it learned
     if method != 'odis' and family != 'dinov3':
         return  # exports of the methods differ in nothing that a detector reads
