@@ -36,6 +36,7 @@ from .recipes.starting import named_start, start_from
 from .transfer.mmengine_loading import closed_to_code
 from .utils.errors import ConfigError
 from .utils.noise import import_quietly, quiet_prints, quiet_warnings
+from .utils.origin import resumed_start
 from .utils.peers import agent_keeps_store, await_peers
 from .utils.words import count
 
@@ -76,7 +77,8 @@ def train(
         The runner after training.
 
     Raises:
-        ConfigError: anything wrong with config, options or work_dir, before the first iteration.
+        ConfigError: anything wrong with config, options or work_dir, before the first iteration; an ``init`` that is
+            not what the resumed run started from.
     """
     cfg = config if isinstance(config, Config) else load_config(config, options)
     if 'train_dataloader' not in cfg:
@@ -88,10 +90,13 @@ def train(
     number_draws(cfg.train_dataloader, by_epoch=str((cfg.get('train_cfg') or {}).get('type')) != 'IterBasedTrainLoop')
     if amp:
         _use_amp(cfg, amp)
+    resuming = use_resume(cfg, resume)
+    if init and cfg.get('resume'):
+        resumed_start(Path(cfg.load_from).parent / Path(cfg.filename or '').name, init)
     init = init or named_start(cfg)
     notes = [(logging.INFO, line) for line in start_from(cfg, init)] if init else []
     check_init(cfg)
-    notes += use_resume(cfg, resume) + _check_detection(cfg, ('train', 'val'))
+    notes += resuming + _check_detection(cfg, ('train', 'val'))
     with _session(cfg):
         runner = build_runner(cfg)
         runner.logger.info(_ranks_line(runner))

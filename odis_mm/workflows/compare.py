@@ -131,10 +131,8 @@ class Comparison:
                 speed = self.stages.result(self.probes[step.recipe])
                 if speed is None:
                     return None
-                minutes += (speed['startup'] + speed['iteration'] * self._iterations(step, start, speed)) / 60
-            if kind == 'trial':
-                detector = self.estimate(Stage('', dict(kind='detector', on='val'), stage.work))
-                return None if detector is None else minutes * self.plan.tuning.share + detector
+                iterations = self._iterations(step, start, speed) * stage.settings['share']
+                minutes += (speed['startup'] + speed['iteration'] * iterations) / 60
             return minutes
         return {'measure': 0.5, 'probe': PROBE_MINUTES}.get(kind, 0.0)
 

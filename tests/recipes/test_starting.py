@@ -18,6 +18,7 @@ from odis_mm.detection import DetectorInit  # noqa: F401
 from odis_mm.recipes.starting import named_start, start_from
 from odis_mm.transfer import CheckpointError, build_backbone, read_checkpoint, read_meta, read_vit
 from odis_mm.utils.distributed import unwrap
+from odis_mm.utils.errors import ConfigError
 
 RUN = {
     'train_dataloader.batch_size': 4,
@@ -116,6 +117,8 @@ def test_every_method_starts_from_every_family_and_feeds_a_detector(method, fami
     assert not same_as_file(runner.model.backbone, path)  # it learned
     if method != 'odis' and family != 'dinov3':
         return  # exports of the methods differ in nothing that a detector reads
+    with pytest.raises(ConfigError, match='--init .*_backbone.pth: the run in .* started from .* leave --init out'):
+        apis.train(pretraining(method, demo), work_dir=str(tmp_path / 'run'), resume='latest', init=str(export))
 
     detector = load_config(
         'mask-rcnn_demo',

@@ -298,6 +298,16 @@ def test_tuning_gives_every_start_the_same_trials_and_uses_what_it_found(tmp_pat
     assert 'judged by box AP on the val images. The same val images chose' in (tmp_path / 'w' / 'report.md').read_text()
 
 
+def test_a_trial_is_estimated_by_its_own_length(tmp_path, training, capsys):
+    write_noise_coco(tmp_path / 'data')
+    tuning = dict(trials=2, labels=25, share=0.25)
+    plan = plan_file(tmp_path, tuning=tuning, labels=[25], pretraining=dict(iterations=24_000))
+    assert compare(plan, work_dir=tmp_path / 'w', jobs=1, dry_run=True) is None
+    minutes = dict(re.findall(r'^  (\S+) +([0-9.]+) min$', capsys.readouterr().out, re.M))
+    whole, trial = float(minutes['pretraining_good_p0']), float(minutes['trial1_good_pretraining'])
+    assert whole - trial == pytest.approx(0.75 * 24_000 * 0.01 / 60, abs=0.06)  # 0.01 s for an iteration, and a start
+
+
 def test_a_data_set_gets_a_plan_that_fits_the_time(tmp_path, training, monkeypatch, capsys):
     monkeypatch.setattr(module, 'SMALL', {'good': 'alfm_demo', 'bad': 'gtsa_demo'})
     root = write_noise_coco(tmp_path / 'data')

@@ -8,7 +8,7 @@ from PIL import Image
 from helpers import write_noise_coco
 from odis_mm.utils.errors import AnnotationError, BadImageError, ConfigError
 from odis_mm.workflows.data import prepare
-from odis_mm.workflows.plan import Data, Plan, Start
+from odis_mm.workflows.plan import Data, Plan, Start, Tuning
 
 
 def prepared(tmp_path, changed=None, name='w', **data):
@@ -80,3 +80,11 @@ def test_a_yolo_folder_is_imported_split_by_split(tmp_path):
         file.unlink()
     with pytest.raises(ConfigError, match='holds no annotations of training images'):
         prepare(Plan(Data(root=str(root)), (Start('random'),)), tmp_path, tmp_path / 'w2')
+
+
+@pytest.mark.parametrize('trials', [0, 2])
+def test_trials_on_the_demo_set_are_chosen_by_images_that_the_table_does_not_use(trials, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plan = Plan(Data(demo=8, held_out=0.25), (Start('random'),), tuning=Tuning(trials=trials))
+    images = prepare(plan, tmp_path, tmp_path / 'w').images
+    assert (images['train'], images['val'], images.get('test')) == ((6, 2, 200) if trials else (8, 200, None))
