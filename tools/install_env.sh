@@ -91,7 +91,11 @@ KEY=$(cat "$0" setup.cfg pyproject.toml | cksum)-$FAMILY-$ROOT
 if [ "$(cat "$STAMP" 2>/dev/null)" = "$KEY" ] && installed "$MMCV" "$MMENGINE" "$MMPRETRAIN" "$MMDET" && ops_work; then
   say "environment $VENV is complete, nothing to do"
 else
-  say "setting up $VENV: torch (2-5 min, 7 GB), mmcv ops (10 min on 2 cores, seconds from pip's cache), the rest (1 min). Log: $LOG"
+  if [ -e "$STAMP" ] && installed torch==$TORCH "$MMCV" "$MMENGINE" "$MMPRETRAIN" "$MMDET"; then
+    say "$VENV is complete but for this checkout (a minute): it was made by another one, or versions have changed since. Log: $LOG"
+  else
+    say "setting up $VENV: torch (2-5 min, 7 GB), mmcv ops (10 min on 2 cores, seconds from pip's cache), the rest (1 min). Log: $LOG"
+  fi
   if ! installed torch==$TORCH torchvision==$TORCHVISION; then
     # the wheels lie beside what they unpack to; a disk that fills up is told by pip only after minutes of downloads
     FREE=$(df -Pk "$VENV" | awk 'NR == 2 { print int($4 / 1048576) }')

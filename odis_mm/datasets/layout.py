@@ -38,7 +38,7 @@ def find_splits(
 
     Raises:
         MissingFileError: there is no such folder, or a json's images are nowhere near it.
-        ConfigError: two files claim the same split.
+        ConfigError: two files claim the same split, or the folder holds several data sets.
     """
     root = Path(root)
     check_folder(root)
@@ -50,6 +50,12 @@ def find_splits(
     for name, paths in found.items():
         if name not in wanted:
             continue
+        relative = [path.relative_to(root).parts for path in paths]
+        sets = sorted({parts[0] for parts in relative})
+        if len(sets) > 1 and all(len(parts) > 2 for parts in relative):
+            raise ConfigError(
+                f'{root} holds several data sets ({", ".join(sets)}): use one of them, for instance {root / sets[0]}.'
+            )
         paths = _preferred(paths)
         if len(paths) > 1:
             raise ConfigError(

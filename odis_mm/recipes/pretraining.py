@@ -23,7 +23,7 @@ from .starting import keep_weights, start_from
 
 METHODS = ('odis', 'gtsa', 'alfm', 'ibot')
 """Pretraining methods that have recipes for small data."""
-SMALL = 5000  # images up to which the small recipes were tried
+TRIED = (200, 5000)  # images for which the small recipes are made
 ENOUGH = 0.9  # share of images that should show their object in all global views
 COVERS = (0.04, 0.02, 0.01, 0.005, 0.0)  # of min_cover; 0.04 is ODIS's
 WITHOUT = 'none'
@@ -82,17 +82,22 @@ def pretraining_config(
     found = survey(dataset)
     with_boxes = with_boxes and found.objects > 0
     notes.append(f'data: {found.words()}')
+    if found.images < TRIED[0]:
+        notes.append(
+            f'mind: the recipes were tried with {TRIED[0]} images and more; add images, annotated or not, before you '
+            'add steps'
+        )
     method = method or ('odis' if with_boxes else 'gtsa')
     with_boxes = with_boxes and (method == 'odis' or recipe is not None)
     if ann_file is not None:
         notes[0] += ' with their boxes, not their classes' if with_boxes else ' without their boxes'
-    small = found.images <= SMALL or not torch.cuda.is_available()
+    small = found.images <= TRIED[1] or not torch.cuda.is_available()
     given = recipe
     if recipe is None:
         recipe = f'{method}_small' if small else {'odis': 'odis_vits_coco_1gpu24g'}.get(method, f'{method}_vits_coco')
     why = (
         f'{found.images} images'
-        if found.images <= SMALL
+        if found.images <= TRIED[1]
         else ('no GPU' if small else f'{found.images} images and a GPU')
     )
     notes.insert(0, f'recipe: {recipe} ({"with objects" if with_boxes else "without objects"}, {why})')

@@ -44,9 +44,10 @@ def predict(
         checkpoint: Its weights; None: the newest checkpoint of the work dir.
         images: Files and folders.
         out: ``predictions.json`` (images, categories, and annotations with a ``score`` and, if the detector makes some,
-            masks; those of any score) and ``vis/`` (of at least ``threshold``, with their scores) are written to
-            this folder, which lies outside those of ``images`` and holds no ``predictions.json``. Categories have the
-            ids of the training annotations if :func:`finetune` made the detector, else its labels' numbers.
+            masks; those of any score; of the images so far, where it was interrupted) and ``vis/`` (of at least
+            ``threshold``, with their scores) are written to this folder, which lies outside those of ``images`` and
+            holds no ``predictions.json``. Categories have the ids of the training annotations if :func:`finetune` made
+            the detector, else its labels' numbers.
         threshold: Least score of a box that is drawn, in 0..1.
         batch: Images at a time.
         quiet: No progress bar.
@@ -81,19 +82,30 @@ def predict(
             classes = _load(inferencer.model, weights, cfg)
             # the visualizer was made without weights, so it names COCO's classes
             inferencer.visualizer.dataset_meta = inferencer.model.dataset_meta
-            inferencer([str(p) for p in paths], batch_size=batch, out_dir=str(out), pred_score_thr=threshold)
+            ids = inferencer.model.dataset_meta.get('category_ids') or range(len(classes))
+            target = Path(out) / 'predictions.json'
+            try:
+                inferencer([str(p) for p in paths], batch_size=batch, out_dir=str(out), pred_score_thr=threshold)
+            except BaseException:  # Ctrl-C after an hour as well
+                if inferencer.found:
+                    _write(target, inferencer, dict(zip(ids, classes)))
+                    what = f'{target} holds the predictions of the first {len(inferencer.found)} of {len(paths)} images'
+                    print_log(f'interrupted: {what}', logger='current', level=logging.WARNING)
+                raise
     if not inferencer.found:
         raise BadImageError(f'none of {len(paths)} images can be read; the first: {inferencer.bad[0]}')
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    for sentence in inferencer.bad:
-        print_log(f'left out: {sentence}', logger='current', level=logging.WARNING)
-    target = out / 'predictions.json'
-    ids = inferencer.model.dataset_meta.get('category_ids') or range(len(classes))
-    content = _as_coco(inferencer.found, dict(zip(ids, classes)))
-    atomic_write_text(target, json.dumps(content))
+    content = _write(target, inferencer, dict(zip(ids, classes)))
     tell([drawn_boxes(content, threshold)], quiet)
     return target
+
+
+def _write(target: Path, inferencer, classes: Dict[Any, str]) -> dict:
+    for sentence in inferencer.bad:
+        print_log(f'left out: {sentence}', logger='current', level=logging.WARNING)
+    content = _as_coco(inferencer.found, classes)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(target, json.dumps(content))
+    return content
 
 
 def drawn_boxes(content: dict, threshold: float = THRESHOLD) -> str:

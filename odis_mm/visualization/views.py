@@ -4,6 +4,7 @@ from typing import Optional
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Polygon, Rectangle
@@ -29,6 +30,19 @@ def shade_view(pixels: np.ndarray, patch_mask: np.ndarray, mim_mask: Optional[np
         masked = _enlarge(mim_mask, pixels.shape)
         out[masked] = 0.4 * out[masked] + 0.6 * tint
     return out.astype(np.uint8)
+
+
+def _frame(panel, patch_mask: np.ndarray, size) -> None:
+    """Dots around the patches of a mask [rows, columns], seen on dark and on light pixels."""
+    padded = np.pad(patch_mask, 1)
+    height, width = size[0] / patch_mask.shape[0], size[1] / patch_mask.shape[1]
+    rows, columns = np.nonzero(padded[1:] != padded[:-1])  # an edge below row - 1, from column - 1 to column
+    flat = [[((c - 1) * width, r * height), (c * width, r * height)] for r, c in zip(rows, columns)]
+    rows, columns = np.nonzero(padded[:, 1:] != padded[:, :-1])
+    upright = [[(c * width, (r - 1) * height), (c * width, r * height)] for r, c in zip(rows, columns)]
+    edges = np.array(flat + upright).reshape(-1, 2, 2) - 0.5
+    for colour, style in (('black', '-'), ('white', (0, (1, 1)))):
+        panel.add_collection(LineCollection(edges, colors=colour, linestyles=[style], lw=1.4, clip_on=False))
 
 
 def _outline(segmentation) -> list:
@@ -100,6 +114,8 @@ def draw_views(sample: dict, out_png: str) -> np.ndarray:
     for i, panel in panels:
         panel.set_axis_off()
         panel.imshow(shade_view(sample['pixels'][i], masks[i], mims[i]), interpolation='nearest')
+        if not masks[i].all():
+            _frame(panel, masks[i], sample['pixels'][i].shape)
         if box is not None:
             x1, y1, x2, y2 = boxes_to_view(box, views[i], clip=True) - 0.5
             if x2 > x1 and y2 > y1:
@@ -114,7 +130,10 @@ def draw_views(sample: dict, out_png: str) -> np.ndarray:
         (True, Line2D([], [], color='gray', marker='o', ms=5, ls='', label='corner that is the top left of its view')),
         (box is not None, Line2D([], [], color=_TARGET, lw=2, label='box of the target')),
         (rings, Line2D([], [], color=_TARGET, lw=1.5, ls=':', label='outline of the target')),
-        (not all(map(np.all, masks)), Patch(color='#404040', label='dark: patches that [OBJ] does not see')),
+        (
+            not all(map(np.all, masks)),
+            Patch(fc='#404040', ec='white', ls=':', label='dark, outside of the dots: patches that [OBJ] does not see'),
+        ),
         (any(map(np.any, mims)), Patch(color=_MIM, alpha=0.6, label='patches masked for the student')),
     )
     handles = [handle for drawn, handle in legend if drawn]

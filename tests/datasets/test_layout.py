@@ -81,6 +81,14 @@ def test_two_files_of_one_split_are_named(tmp_path):
         find_splits(tmp_path)
 
 
+def test_several_data_sets_are_named(tmp_path):
+    write(tmp_path, 'cells/annotations/train.json', 'cells/images')
+    write(tmp_path, 'chess/train/_annotations.coco.json', 'chess/train')
+    with pytest.raises(ConfigError, match=r'several data sets \(cells, chess\): use one of them, .*cells\.'):
+        find_splits(tmp_path)
+    assert find_splits(tmp_path / 'chess')['train'].images == tmp_path / 'chess' / 'train'
+
+
 def test_missing_things_are_named(tmp_path):
     with pytest.raises(MissingFileError, match='nowhere'):
         find_splits(tmp_path / 'nowhere')

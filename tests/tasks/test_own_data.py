@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -80,6 +81,28 @@ def test_pictures_name_the_classes_of_the_detector(chain, coco_folder, tmp_path,
     assert drawn_by is BoxVisualizer and meta['classes'] == names and len(names) < 80
 
 
+def test_an_interrupted_prediction_keeps_what_was_found(chain, coco_folder, tmp_path, monkeypatch):
+    from odis_mm.detection.inference import FileInferencer
+
+    work, _, _ = chain
+    draw, drawn = FileInferencer.visualize, []
+
+    def interrupted(self, inputs, *args, **kwargs):
+        if drawn:
+            raise KeyboardInterrupt
+        drawn.extend(inputs)
+        return draw(self, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(FileInferencer, 'visualize', interrupted)
+    told = []
+    monkeypatch.setattr(sys.modules[predict.__module__], 'print_log', lambda text, **kwargs: told.append(text))
+    with pytest.raises(KeyboardInterrupt):
+        predict(work / 'detector', None, coco_folder / 'val2017', tmp_path / 'out', batch=1, quiet=True)
+    content = json.loads((tmp_path / 'out' / 'predictions.json').read_text())
+    assert [image['file_name'] for image in content['images']] == drawn and len(drawn) == 1
+    assert f'interrupted: {tmp_path}/out/predictions.json holds the predictions of the first 1 of 7 images' in told
+
+
 def test_pictures_without_a_box_are_explained(chain, coco_folder, tmp_path, capsys):
     work, _, _ = chain
     for threshold in (0.0, 1.0):
@@ -117,6 +140,12 @@ def test_images_of_other_splits_are_told_of(coco_folder, tmp_path):
     assert 'images of val2017 are among them' in told(tmp_path)
     assert 'are among them' not in told(tmp_path / 'train2017')
     assert 'are among them' not in told(coco_folder), 'its annotations tell the images of train'
+
+
+def test_a_handful_of_images_is_told_to_be_few(coco_folder, monkeypatch):
+    assert 'mind: the recipes were tried with 200 images and more' in ' '.join(pretraining_config(coco_folder)[0].notes)
+    monkeypatch.setitem(pretraining_config.__globals__, 'TRIED', (5, 5000))
+    assert 'mind:' not in ' '.join(pretraining_config(coco_folder)[0].notes)
 
 
 def test_images_whose_annotations_lie_above_are_led_there(coco_folder, tmp_path):

@@ -40,7 +40,8 @@ def test_units_good_ranges_and_reference_lines(tmp_path, monkeypatch):
     image = draw_curves(records(health=(10, 20, 30)), str(tmp_path / 'c.png'), 'a run', good)
     assert image.ndim == 3 and (tmp_path / 'c.png').stat().st_size
     panels = {ax.get_title(): ax for ax in drawn[0][0].figure.axes}
-    assert 'health/feature_rank (good > 1.5)' in panels and panels['effective_rank'].get_ylabel() == 'directions'
+    assert panels['health/feature_rank (good > 1.5)'].get_ylabel() == "directions of the teacher's features"
+    assert panels['effective_rank'].get_ylabel() == 'directions of the embeddings'
     lines = {(ax.get_title(), y) for ax, y in drawn}
     assert lines == {('effective_rank', 1), ('similarity (good > 0.299)', 0.299)}  # 1.5 is too far from 4 to be seen
     assert {ax.get_xlim() for title, ax in panels.items() if title} == {(0, 30)}
