@@ -8,8 +8,8 @@ _base_ = [
 
 model = dict(
     backbone=dict(init_std=0.05),  # 0.02 is for wider models (docs/evidence/NOTES.md)
-    # as in gtsa_small.py, by trial on photographs: a slower teacher is mostly its random start after so short a run, and
-    # a quicker one collapses without the entropy
+    # as in gtsa_small.py, by trial on photographs: a slower teacher is mostly its random start after so short a run,
+    # and a quicker one collapses without the entropy
     momentum=dict(start=0.95),
     head=dict(lambda_entropy=0.3),
 )

@@ -1,6 +1,6 @@
-# iBOT on the embedded demo set: odis_demo.py without objects and with iBOT's patch loss. Its crops are as large as those
-# of the other methods without objects (demo_two_views.py): of crops of ODIS's scale, two of an image share nothing
-# (docs/evidence/demo.md).
+# iBOT on the embedded demo set: odis_demo.py without objects and with iBOT's patch loss. Its crops are as large as
+# those of the other methods without objects (demo_two_views.py): of crops of ODIS's scale, two of an image share
+# nothing (docs/evidence/demo.md).
 _base_ = './odis_demo.py'
 
 model = dict(masked_attention=False, lambda_patch=1.0, backbone=dict(img_size=48))

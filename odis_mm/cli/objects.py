@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import List, Optional
@@ -135,8 +134,6 @@ def _import(args: argparse.Namespace, annotations: str, format: str = 'auto') ->
     from ..objects import load_annotations
     from ..objects.finding import image_names
 
-    if os.path.exists(args.out):
-        raise FolderInUseError(f'{args.out} exists: name another --out.')
     content = load_annotations(annotations, args.images, format)
     known = {image['file_name'] for image in content['images']}
     bare = 0
@@ -155,7 +152,11 @@ def _import(args: argparse.Namespace, annotations: str, format: str = 'auto') ->
     )
     if bare:
         print(f'{bare} images of {args.images} have no annotation and are not listed', file=sys.stderr)
-    atomic_write_text(args.out, json.dumps(content))
+    text, out = json.dumps(content), Path(args.out)
+    if not out.is_file():
+        atomic_write_text(out, text)
+    elif out.read_bytes() != text.encode():  # else an earlier call was ended before its report
+        raise FolderInUseError(f'{out} exists and is not what this command writes: name another --out.')
 
 
 def inspect_main(argv: Optional[List[str]] = None) -> None:

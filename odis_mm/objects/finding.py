@@ -31,7 +31,8 @@ from ..utils.files import PathLike, atomic_write, atomic_write_text
 from .found import Found
 
 CHUNK = 32  # images of a part
-FORMAT = 1  # raise it with every change of what a source finds: parts of another one are not continued
+PIXELS = 1 << 25  # in memory at once, by which a part of large images is searched in pieces
+FORMAT = 2  # raise it with every change of what a source finds: parts of another one are not continued
 
 
 class Source(Protocol):
@@ -308,12 +309,21 @@ def _work(root: str, names: List[str]) -> dict:
 
 def find_chunk(root: str, names: Sequence[str], source: Source) -> dict:
     """Return what a part's file holds: ``images`` with their objects, and ``bad``, a name and a reason each."""
-    read, bad = [], []
+    records: List[dict] = []
+    bad: List[List[str]] = []
+    read: List[Tuple[str, np.ndarray]] = []
     for name in names:
         try:
             read.append((name, read_image(os.path.join(root, name))))
         except BadImageError as error:
             bad.append([name, str(error).replace(os.path.join(root, name), name)])
+        if sum(image.shape[0] * image.shape[1] for _, image in read) >= PIXELS:
+            records += _records(read, source)
+            read = []
+    return dict(images=records + _records(read, source), bad=bad)
+
+
+def _records(read: Sequence[Tuple[str, np.ndarray]], source: Source) -> List[dict]:
     records = []
     for (name, image), found in zip(read, source([image for _, image in read]) if read else ()):
         objects = []
@@ -330,7 +340,7 @@ def find_chunk(root: str, names: Sequence[str], source: Source) -> dict:
                 objects=objects,
             )
         )
-    return dict(images=records, bad=bad)
+    return records
 
 
 def difference_hash(image: np.ndarray) -> str:

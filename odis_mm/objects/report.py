@@ -209,7 +209,7 @@ def _table(rows: Sequence[Sequence[object]], head: Sequence[str] = ()) -> str:
 
 def _page(content: dict, numbers: dict, measures: Optional[dict], pictures: Dict[str, bytes]) -> str:
     info = content.get('info') or {}
-    bad = info.get('bad_images') or []
+    bad, skipped = info.get('bad_images') or [], info.get('skipped') or []
     median = float(np.median(numbers['per_image'])) if numbers['images'] else 0
     groups = numbers['duplicate_images']
     empty = {image['id'] for image in content['images']} - {entry['image_id'] for entry in content['annotations']}
@@ -231,6 +231,7 @@ def _page(content: dict, numbers: dict, measures: Optional[dict], pictures: Dict
             else 'not looked for',
         ),
         ('images that cannot be read', len(bad)),
+        *([('annotations left out', len(skipped))] if skipped else []),
     ]
     parts = [f'<h1>Objects: {html.escape(str(info.get("source", "")))}</h1>', _table(rows)]
     if measures:
@@ -253,6 +254,7 @@ def _page(content: dict, numbers: dict, measures: Optional[dict], pictures: Dict
     lists = [
         ('Images without an object', [image['file_name'] for image in content['images'] if image['id'] in empty]),
         ('Images that cannot be read', [why for _, why in bad]),
+        ('Annotations left out', skipped),
         ('Images that look the same', [', '.join(group) for group in groups]),
     ]
     for title, lines in lists:

@@ -2,6 +2,7 @@
 
 from typing import Optional
 
+import cv2
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
@@ -9,10 +10,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Polygon, Rectangle
 
+from ..datasets import segmentation_to_mask
 from ..datasets.image_io import as_colours
 from ..structures import boxes_to_view, points_from_view
+from ..utils.errors import AnnotationError
 
-_GLOBAL, _LOCAL, _TARGET, _MIM = '#ff8c00', '#1e90ff', '#00d060', '#e0218a'
+_GLOBAL, _LOCAL, _TARGET, _OTHER, _MIM = '#ff8c00', '#1e90ff', '#00d060', '#ffe94d', '#e0218a'
 
 
 def _enlarge(mask: np.ndarray, size) -> np.ndarray:
@@ -45,13 +48,22 @@ def _frame(panel, patch_mask: np.ndarray, size) -> None:
         panel.add_collection(LineCollection(edges, colors=colour, linestyles=[style], lw=1.4, clip_on=False))
 
 
-def _outline(segmentation) -> list:
-    """Rings [n, 2] of a polygon segmentation; RLE has none."""
-    return [np.reshape(ring, (-1, 2)) for ring in segmentation] if isinstance(segmentation, list) else []
+def _outline(segmentation, height: int, width: int) -> list:
+    """Rings [n, 2] around a segmentation, in pixels of the image; none of one that cannot be read."""
+    if not isinstance(segmentation, dict):
+        return [np.reshape(ring, (-1, 2)) for ring in segmentation or ()]
+    try:
+        mask = segmentation_to_mask(segmentation, height, width)
+    except AnnotationError:
+        return []
+    # OpenCV follows the middles of the outermost pixels: half pixels, so that they lie near the border
+    large = mask.astype(np.uint8).repeat(2, 0).repeat(2, 1)
+    rings, _ = cv2.findContours(large, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    return [(ring[:, 0] + 0.5) / 2 for ring in rings]
 
 
 def draw_views(sample: dict, out_png: str) -> np.ndarray:
-    """Draw the original image with its target and crops, then each view with its patch mask and MIM mask, as one PNG.
+    """Draw the original image with its objects and crops, then each view with its patch mask and MIM mask, as one PNG.
 
     A view is darkened where a patch does not belong to the object and tinted where it is masked for the student. The
     target's box is carried into each view by the geometry, so that it can be compared with what the pixels show.
@@ -92,9 +104,12 @@ def draw_views(sample: dict, out_png: str) -> np.ndarray:
         corner = points_from_view(np.zeros(2), view) - 0.5  # of the view's own top left: shows flips and turns
         axes.plot(*corner, 'o', ms=5, color=_GLOBAL if role == 'global' else _LOCAL)
     box = None if target < 0 else np.asarray(sample['bboxes'][target], np.float64)
+    others = [] if box is None else np.delete(np.asarray(sample['bboxes'], np.float64), target, 0)
+    for x1, y1, x2, y2 in others:
+        axes.add_patch(Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, lw=0.8, ec=_OTHER))
     rings = []
     if box is not None:
-        rings = _outline(sample['masks'][target]) if sample.get('masks') is not None else []
+        rings = _outline(sample['masks'][target], *sample['img'].shape[:2]) if sample.get('masks') is not None else []
         for ring in rings:
             axes.add_patch(Polygon(ring - 0.5, fill=False, lw=1.5, ec=_TARGET, ls=':'))
         axes.add_patch(Rectangle(box[:2] - 0.5, *(box[2:] - box[:2]), fill=False, lw=2, ec=_TARGET))
@@ -130,6 +145,7 @@ def draw_views(sample: dict, out_png: str) -> np.ndarray:
         (True, Line2D([], [], color='gray', marker='o', ms=5, ls='', label='corner that is the top left of its view')),
         (box is not None, Line2D([], [], color=_TARGET, lw=2, label='box of the target')),
         (rings, Line2D([], [], color=_TARGET, lw=1.5, ls=':', label='outline of the target')),
+        (len(others), Line2D([], [], color=_OTHER, lw=0.8, label='boxes of other objects')),
         (
             not all(map(np.all, masks)),
             Patch(fc='#404040', ec='white', ls=':', label='dark, outside of the dots: patches that [OBJ] does not see'),

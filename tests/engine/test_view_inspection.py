@@ -139,6 +139,7 @@ def test_a_legend_names_what_is_drawn_and_nothing_else(recipe, tmp_path, monkeyp
         assert ('box of the target' in named) == (recipe == 'odis_small')
         assert ('patches masked for the student' in named) == any(m.any() for m in sample.get('mim_masks', ()))
         dark = [not mask.all() for mask in sample.get('patch_masks', ())]
-        assert ('dark: patches that [OBJ] does not see' in named) == any(dark)
+        assert ('dark, outside of the dots: patches that [OBJ] does not see' in named) == any(dark)
+        assert ('boxes of other objects' in named) == (sample.get('target', -1) >= 0 and len(sample['bboxes']) > 1)
         assert not any(dark) or recipe == 'odis_small'
         assert 'outline of the target' not in named, 'there are boxes only'

@@ -90,6 +90,14 @@ def test_processes_do_not_matter(folder):
     assert _find(folder)[1] == _find(folder, 'other.json', workers=2)[1]
 
 
+def test_few_large_images_are_in_memory_at_once(folder, monkeypatch):
+    expected = json.loads(_find(folder, 'expected.json')[1])
+    monkeypatch.setattr(finding, 'PIXELS', 2 * 30 * 40)
+    held, search = [], Bright.__call__
+    monkeypatch.setattr(Bright, '__call__', lambda self, images: held.append(len(images)) or search(self, images))
+    assert json.loads(_find(folder)[1]) == expected and sum(held) == 18 and max(held) == 2
+
+
 def test_done_before_and_other_settings(folder):
     _, data, _ = _find(folder)
     _, again, lines = _find(folder, source=Bright())

@@ -282,6 +282,8 @@ def test_command(tmp_path, scene, capsys):
         ]
     )
     assert summarise(json.loads((tmp_path / 'import.json').read_text()))['objects'] == 2
+    _import_again(tmp_path, folder, truth)
+    capsys.readouterr()
     for options, sentence in (
         (['--source', 'classic', '--rpn'], '--source classic has no option --rpn'),
         (['--source', 'attention'], '--source attention needs --checkpoint'),
@@ -290,3 +292,22 @@ def test_command(tmp_path, scene, capsys):
         with pytest.raises(SystemExit) as stopped:
             main(['find-objects', str(folder), '--out', str(tmp_path / 'x.json'), *options])
         assert stopped.value.code == 2 and sentence in capsys.readouterr().err
+
+
+def _import_again(tmp_path, folder, truth):
+    """The same import goes on to its report, another one overwrites nothing, and the page tells what is left out."""
+    from odis_mm.cli import main
+
+    out, page = tmp_path / 'import.json', tmp_path / 'import.html'
+    before, words = out.read_bytes(), ['find-objects', str(folder), '--source', 'import', '--annotations']
+    page.unlink()
+    main([*words, str(tmp_path / 'truth.json'), '--out', str(out)])
+    assert out.read_bytes() == before and page.is_file() and 'left out' not in page.read_text()
+    truth['annotations'][1]['bbox'] = [1, 2, 0, 4]
+    (tmp_path / 'truth.json').write_text(json.dumps(truth))
+    with pytest.raises(SystemExit) as stopped:
+        main([*words, str(tmp_path / 'truth.json'), '--out', str(out)])
+    assert stopped.value.code == 2 and out.read_bytes() == before
+    main([*words, str(tmp_path / 'truth.json'), '--out', str(tmp_path / 'less.json')])
+    text = (tmp_path / 'less.html').read_text()
+    assert '<td>annotations left out</td><td>1</td>' in text and 'a box of a.png without extent' in text

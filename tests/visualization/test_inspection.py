@@ -2,11 +2,15 @@
 
 import numpy as np
 import pytest
+from matplotlib.patches import Polygon, Rectangle
 from PIL import Image
+from pycocotools import mask as coco_mask
 
+from odis_mm.datasets import segmentation_to_mask
 from odis_mm.datasets.transforms import BlockMasks, RenderViews, SamplePairViews, SampleViews
 from odis_mm.datasets.transforms import views as view_transforms
 from odis_mm.structures import geometry
+from odis_mm.visualization import views
 from odis_mm.visualization.inspection import check_sample, through_pixels, write_inspection
 
 _OBJECTS = [
@@ -98,6 +102,23 @@ def test_pixels_turn_as_one_sees_it():
     view = geometry.View((0, 0, 6, 4), (4, 6), False, 1)
     assert (through_pixels(image, view)[0] == 1).all() and through_pixels(image, view).shape == (6, 4)
     assert (through_pixels(image, geometry.View((0, 0, 6, 4), (4, 6), True, 0))[:, 0] == 1).all()
+
+
+def test_all_objects_are_drawn_and_masks_as_well_as_polygons(synthetic_sample, tmp_path, monkeypatch):
+    sample = _objects(synthetic_sample(seed=3), 'mask')
+    mask = segmentation_to_mask(sample['masks'][sample['target']], *sample['img'].shape[:2])
+    rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    sample['masks'] = [dict(rle, counts=rle['counts'].decode())] * len(sample['bboxes'])
+    drawn, rings = [], []
+    monkeypatch.setattr(views, 'Rectangle', lambda *args, **kw: drawn.append(args) or Rectangle(*args, **kw))
+    monkeypatch.setattr(views, 'Polygon', lambda ring, **kw: rings.append(ring) or Polygon(ring, **kw))
+    views.draw_views(sample, str(tmp_path / 'views.png'))
+    places = [(*corner, w, h) for corner, w, h in drawn]
+    for x1, y1, x2, y2 in sample['bboxes'].astype(float):
+        assert np.abs(np.array(places) - [x1 - 0.5, y1 - 0.5, x2 - x1, y2 - y1]).max(1).min() < 1e-3
+    (ring,), (ys, xs) = rings, np.nonzero(mask)  # its coordinates are those of imshow: 0 is the first pixel's middle
+    extent = [xs.min() - 0.5, ys.min() - 0.5, xs.max() + 0.5, ys.max() + 0.5]
+    np.testing.assert_allclose([*ring.min(0), *ring.max(0)], extent, atol=0.3)
 
 
 def test_command(synthetic_sample, tmp_path, capsys):
