@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple
 
-import numpy as np
 from mmengine.config import Config
 
 from ..config import load_config
@@ -21,7 +20,7 @@ from ..utils.errors import ConfigError, StageError
 from .data import Prepared, content_hash, write_once
 from .plan import Plan, Start, Step, as_plain, resolve, slug
 from .stages import Stage, Stages, Worker, exports, remove_attempt, scalars
-from .tune import best_trial, draw_knobs, tunable
+from .tune import best_trial, draw_trials, tunable
 
 PROBE_STEPS = 12  # iterations by which the speed is measured; the first third is left out
 PROBE_MINUTES = 0.5  # of such a training on one core, most of it for its start
@@ -399,11 +398,8 @@ class Comparison:
             raise ConfigError(
                 f'{start.recipes[-1].recipe} lists no knobs under "tunable": there is nothing to search for.'
             )
-        trials, drawn = [], []
-        for k in range(plan.tuning.trials):
-            rng = np.random.default_rng((k, *start.name.encode()))
-            chosen = (draw_knobs(knobs, rng), draw_knobs(detector_knobs, rng)) if k else ({}, {})
-            drawn.append(chosen)
+        trials, drawn = [], draw_trials((knobs, detector_knobs), plan.tuning.trials, start.name.encode())
+        for k, chosen in enumerate(drawn):
             source = None
             if start.recipes:
                 name = f'trial{k}_{slug(start.name)}_pretraining'

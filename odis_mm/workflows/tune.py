@@ -1,11 +1,13 @@
 """Random search over the knobs that a config marks as tunable, the same number of trials for every start."""
 
 import math
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List, Sequence, Tuple
 
 import numpy as np
 
 from ..utils.errors import ConfigError
+
+DRAWS = 100  # for a trial that is not there yet
 
 
 def tunable(configs: Sequence[Any]) -> Dict[str, Any]:
@@ -37,6 +39,20 @@ def draw_knobs(knobs: Dict[str, Any], rng: np.random.Generator) -> Dict[str, Any
         else:
             drawn[option] = float(f'{rng.uniform(values["low"], values["high"]):.3g}')
     return drawn
+
+
+def draw_trials(knob_sets: Sequence[Dict[str, Any]], trials: int, seed: Sequence[int]) -> List[Tuple[dict, ...]]:
+    """Return values of sets of knobs for each trial: none for the first, which is the config as it is, and no two alike
+    while there are others."""
+    drawn: List[Tuple[dict, ...]] = [tuple({} for _ in knob_sets)]
+    for k in range(1, trials):
+        rng = np.random.default_rng((k, *seed))
+        for _ in range(DRAWS):
+            chosen = tuple(draw_knobs(knobs, rng) for knobs in knob_sets)
+            if chosen not in drawn:
+                break
+        drawn.append(chosen)
+    return drawn[:trials]
 
 
 def best_trial(scores: List[float]) -> int:

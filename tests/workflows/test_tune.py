@@ -6,7 +6,7 @@ from mmengine.config import Config
 
 from odis_mm.config import load_config
 from odis_mm.utils.errors import ConfigError
-from odis_mm.workflows.tune import best_trial, draw_knobs, tunable
+from odis_mm.workflows.tune import best_trial, draw_knobs, draw_trials, tunable
 
 RECIPES = [f'{m}_{s}' for m in ('odis', 'ibot', 'gtsa', 'alfm') for s in ('demo', 'small')] + [
     'dino_demo',
@@ -35,3 +35,11 @@ def test_a_wrong_knob_is_named_and_the_first_of_equal_trials_wins():
     with pytest.raises(ConfigError, match=r"tunable\['x'\] must be a list"):
         tunable([Config(dict(tunable=dict(x=3)))])
     assert best_trial([1.0, 3.0, 3.0]) == 1
+
+
+def test_no_two_trials_are_alike_while_there_are_others():
+    for seed in (b'random weights', b'ODIS', b'x'):
+        trials = draw_trials([{}, dict(a=[1, 2], b=[3, 4])], 5, seed)
+        assert trials[0] == ({}, {}) and len({str(sorted(values.items())) for _, values in trials}) == 5
+        assert draw_trials([{}, dict(a=[1, 2], b=[3, 4])], 3, seed) == trials[:3]
+    assert len(draw_trials([dict(a=[1])], 4, b'x')) == 4
