@@ -37,6 +37,7 @@ from .transfer.mmengine_loading import closed_to_code
 from .utils.errors import ConfigError
 from .utils.noise import import_quietly, quiet_prints, quiet_warnings
 from .utils.origin import resumed_start
+from .utils.paths import holds_run
 from .utils.peers import agent_keeps_store, await_peers
 from .utils.words import count
 
@@ -231,7 +232,10 @@ def _use_amp(cfg: Config, amp: str) -> None:
 def use_resume(cfg: Config, resume: Optional[str]) -> List[Tuple[int, str]]:
     """Set what to resume from; return levels and lines for the log, which does not exist yet."""
     if resume is None and not cfg.get('resume'):
-        return []
+        if not holds_run(Path(cfg.work_dir)):
+            return []
+        text = f'{cfg.work_dir} holds checkpoints of another run, and those of the same name are replaced'
+        return [(logging.WARNING, f'{text}: --work-dir names another folder, --resume continues that run')]
     path = cfg.get('load_from') if resume is None else None if resume in ('auto', 'latest') else resume
     folder = cfg.work_dir
     if path and osp.isdir(path):

@@ -1,6 +1,7 @@
 """train() and test() as functions: work dirs, checkpoints that are found, the scaled learning rate, logs."""
 
 import errno
+import logging
 import time
 from pathlib import Path
 
@@ -24,6 +25,14 @@ def test_work_dir_without_permission(tmp_path, monkeypatch):
     monkeypatch.setattr(apis.tempfile, 'TemporaryFile', refuse)
     with pytest.raises(ConfigError, match='Permission denied'):
         apis.train('odis_demo', work_dir=str(tmp_path))
+
+
+def test_a_run_in_the_folder_of_another_is_told(tmp_path):
+    cfg = Config(dict(work_dir=str(tmp_path)))
+    assert apis.use_resume(cfg, None) == []
+    torch.save({}, tmp_path / 'epoch_2.pth')
+    ((level, text),) = apis.use_resume(cfg, None)
+    assert level == logging.WARNING and f'{tmp_path} holds checkpoints of another run' in text and '--work-dir' in text
 
 
 def test_latest_checkpoint(tmp_path):

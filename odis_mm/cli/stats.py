@@ -1,7 +1,7 @@
 """``odis-mm stats --data DIR``: mean and deviation of the channels, for images that are no usual photographs."""
 
 import argparse
-from typing import Iterator, List, Optional
+from typing import List, Optional
 
 from .common import run
 from .verify import add_reading, reading_of
@@ -34,9 +34,9 @@ def _stats(args: argparse.Namespace) -> None:
     dataset = ObjectDataset(args.data, args.ann_file, args.images)
     chosen = spread(len(dataset), args.limit).tolist()
     paths = [dataset.get_data_info(index)['img_path'] for index in chosen]
-    found = statistics(paths, **reading_of(args), progress=_progress(len(paths)))
+    found = statistics(paths, **reading_of(args))
     mean, std = (','.join(f'{value:.4g}' for value in values) for values in (found.mean, found.std))
-    print(f'\n{found.images} images, {found.bad} could not be read')
+    print(f'{found.images} images, {found.bad} could not be read')
     lines = [f'model.data_preprocessor.mean=[{mean}]', f'model.data_preprocessor.std=[{std}]']
     step = 'train_dataloader.dataset.pipeline.0'  # LoadObjectImage
     if found.window is not None:
@@ -46,12 +46,3 @@ def _stats(args: argparse.Namespace) -> None:
     if args.channels != 3:
         lines.append(f'{step}.channels={args.channels}')
     print('--cfg-options ' + ' '.join(lines))
-
-
-def _progress(count: int) -> Iterator[None]:
-    from mmengine.utils import ProgressBar
-
-    bar = ProgressBar(count)
-    for _ in range(count):
-        yield
-        bar.update()

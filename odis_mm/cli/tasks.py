@@ -14,10 +14,12 @@ from ..utils.paths import (
     check_checkpoint,
     check_data,
     check_output,
+    check_resumable,
     check_steps,
     check_threshold,
     check_unused,
     default_work_dir,
+    detector_name,
     find_config,
     find_detector,
     find_images,
@@ -110,7 +112,9 @@ def finetune_main(argv: Optional[List[str]] = None) -> None:
         '--init', metavar='FILE', help='backbone to start from: an export of a pretraining (default: random weights)'
     )
     parser.add_argument(
-        '--detector', metavar='CONFIG', help='default: mask-rcnn_small, or faster-rcnn_small if there are boxes only'
+        '--detector',
+        metavar='NAME',
+        help='mask-rcnn (default), faster-rcnn (default if there are boxes only), or the config of another detector',
     )
     for name in ('train', 'val'):
         parser.add_argument(f'--{name}', metavar='FILE', help=f'{name} annotations in place of those found in DIR')
@@ -123,7 +127,7 @@ def finetune_main(argv: Optional[List[str]] = None) -> None:
     def check() -> None:
         _check('finetune', args, args.train, args.val)
         if args.detector is not None:
-            find_config(args.detector)
+            find_config(detector_name(args.detector))
 
     def work() -> Any:
         from ..tasks import finetune
@@ -245,6 +249,7 @@ def _check(command: str, args: argparse.Namespace, *files: Optional[str]) -> Non
         check_checkpoint(args.init)
     work_dir = Path(args.work_dir or default_work_dir(command, args.data))
     if args.resume:
+        check_resumable(work_dir)
         resumed_start(work_dir / CONFIGS[command], args.init, args.cfg_options)
     else:
         check_unused(work_dir)

@@ -1,11 +1,12 @@
 """Mean and deviation of a data set's channels, and a window for values of more than 8 bits."""
 
 from dataclasses import dataclass
-from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from ..utils.errors import BadImageError
+from ..utils.progress import reported
 from .image_io import as_bytes, read_raw, with_channels
 
 SAMPLE = 4096  # values per image that go into the percentiles
@@ -36,7 +37,6 @@ def statistics(
     window: Optional[Sequence[float]] = None,
     percentiles: Optional[Sequence[float]] = None,
     ends: Tuple[float, float] = (0.1, 99.9),
-    progress: Iterable[None] = (),
 ) -> Statistics:
     """Return mean and deviation per channel of images as training will see them, each image weighing the same.
 
@@ -45,18 +45,15 @@ def statistics(
         channels, window, percentiles: See ``read_image``. If an image has more than 8 bits and neither a window nor
             percentiles are given, one window for all is found first, and used: the range between ``ends``.
         ends: Percentiles, over all images, that become black and white.
-        progress: Advanced once per image and pass.
 
     Raises:
         BadImageError: no image can be read.
     """
-    told = iter(progress)
     if window is None and percentiles is None:
         window = _window(paths, channels, ends)
     reading: Dict[str, Any] = dict(window=window, percentiles=percentiles)
     first, second, count, bad, fault = np.zeros(channels), np.zeros(channels), 0, 0, None
-    for path in paths:
-        next(told, None)
+    for path in reported(paths, len(paths)):
         try:
             raw = read_raw(path, channels)
             if raw.dtype != np.uint8 or window is not None or percentiles is not None:
@@ -77,7 +74,7 @@ def statistics(
 def _window(paths: Sequence[str], channels: int, ends: Tuple[float, float]) -> Optional[Tuple[float, float]]:
     """One window for all images, None if all have 8 bits."""
     rng, values, deep = np.random.default_rng(0), [], False
-    for path in paths:
+    for path in reported(paths, len(paths), what='images, their range'):
         try:
             raw = read_raw(path, channels)
         except BadImageError:

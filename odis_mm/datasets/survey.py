@@ -75,10 +75,12 @@ class Visibility:
     Attributes:
         share: Of the images, those that show their object in all these views.
         few: Of these images, those whose object covers at most ``FEW`` patches of one of these views.
+        patches: Of these images, the median number of patches that the object covers in the view with fewer of them.
     """
 
     share: float
     few: float
+    patches: float
 
 
 def visibility(dataset, sampler, limit: int = 1000) -> Visibility:
@@ -90,7 +92,7 @@ def visibility(dataset, sampler, limit: int = 1000) -> Visibility:
         dataset: An ``ObjectDataset``; its pipeline is not run.
         sampler: A ``SampleViews``.
     """
-    shown, few = [], []
+    shown, covered = [], []
     for i in spread(len(dataset), limit):
         info = dict(dataset.get_data_info(int(i)))
         size = (1, 1) if not len(info['bboxes']) else image_size(info)
@@ -102,8 +104,10 @@ def visibility(dataset, sampler, limit: int = 1000) -> Visibility:
         views = range(drawn['view_roles'].count('global'))  # they come first
         shown.append(all(drawn['object_visible'][view] for view in views))
         if shown[-1]:
-            few.append(min(drawn['patch_masks'][view].sum() for view in views) <= FEW)
-    return Visibility(float(np.mean(shown)) if shown else 1.0, float(np.mean(few)) if few else 0.0)
+            covered.append(min(drawn['patch_masks'][view].sum() for view in views))
+    if not covered:
+        return Visibility(float(not shown), 0.0, 0.0)
+    return Visibility(float(np.mean(shown)), float(np.mean(np.array(covered) <= FEW)), float(np.median(covered)))
 
 
 def image_size(info: dict) -> Optional[Sequence[int]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
+import torch
 from mmengine.config import Config
 
 from ..config import apply_options, drop_variables, load_config
@@ -18,10 +19,15 @@ from ..transfer import VitShape, read_checkpoint, read_meta, read_vit
 from ..utils.errors import ConfigError
 from ..utils.files import PathLike
 from ..utils.nested import dicts
-from ..utils.paths import DETECTOR_STEPS, check_steps
+from ..utils.paths import DETECTOR_STEPS, check_steps, detector_name
 from .arguments import check_arguments
 
 BATCH = 8  # images per step of the small detectors
+SMALL = ('mask-rcnn_small', 'faster-rcnn_small')
+"""Detectors for small data, whose size of images follows from the objects."""
+SHORT = 128  # pixels: short side of the images of these
+SMALLEST = 8  # pixels: two cells of their finest level; of smaller objects they find few
+LARGEST = dict(cpu=256, cuda=640)  # short side that is set unasked; the time of a step grows with its square
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,8 @@ def detector_config(
             ``faster-rcnn_small``.
         init: A checkpoint whose backbone the detector starts from and whose shape its backbone takes; None: the
             config's own shape, random weights.
-        size: Shortest side of the images in pixels, for the small configs; None: that of the config.
+        size: Shortest side of the images in pixels, for the small configs; None: :func:`fitting_size`, or that of
+            another config.
         iterations: Length, in steps of ``batch`` images (None: the config's own).
         evaluations: How many times the val split is evaluated, evenly spread, the last time at the end.
         options: ``--cfg-options``, set last.
@@ -114,7 +121,7 @@ def detector_config(
     if size is not None and size < 16:
         raise ConfigError(f'size must be 16 pixels or more, got {size}.')
     check_steps(iterations, DETECTOR_STEPS)
-    name = detector or ('mask-rcnn_small' if content.masks else 'faster-rcnn_small')
+    name = detector_name(detector or ('mask-rcnn' if content.masks else 'faster-rcnn'))
     cfg = load_config(name)
     for split in (val, test):
         if split is not None:
@@ -123,7 +130,12 @@ def detector_config(
     meta = {} if init is None else read_meta(init)
     _set_reading(cfg, _reading(meta, train))
     _set_length(cfg, iterations, batch, evaluations)
-    if size is not None:
+    if size is None and str(name) in SMALL:
+        size = fitting_size(content)
+        if size != SHORT:
+            _set_size(cfg, size)
+            cfg.notes = [*cfg.get('notes', []), _told_size(content, size)]
+    elif size is not None:
         _set_size(cfg, size)
     if init is not None:
         set_backbone(cfg, init)
@@ -258,6 +270,41 @@ def _set_size(cfg: Config, size: int) -> None:
     cfg.model.backbone.img_size = size
 
 
+def fitting_size(content: Content) -> int:
+    """Return the short side of the images, in pixels, for a small detector: its own, or a larger one, as far as a step
+    does not take too long, where more than a tenth of the objects would have sides below ``SMALLEST``; its own where
+    the annotations do not tell the sizes of images."""
+    if not (content.short > 0).any():
+        return SHORT
+    least = np.percentile(_sides(content, SHORT), 10)
+    wanted = 32 * math.ceil(SHORT * SMALLEST / max(least, 1e-3) / 32)
+    return min(max(wanted, SHORT), LARGEST['cuda' if torch.cuda.is_available() else 'cpu'])
+
+
+def _told_size(content: Content, size: int) -> str:
+    share = {short: np.mean(_sides(content, short) < SMALLEST) for short in (SHORT, size)}
+    line = f'size: {share[SHORT]:.0%} of the objects are below {SMALLEST} px at a short side of {SHORT} px'
+    if share[size] > 0.1:
+        return f'{line}, and {share[size]:.0%} at {size} px: a larger --size finds more of them, and takes longer'
+    return f'{line}, so images have {size} px'
+
+
+def _sides(content: Content, short: int) -> np.ndarray:
+    """Sides (square roots of areas) of the objects at a short side of the images."""
+    width, height, zoom = _extents(content, short)
+    return np.sqrt(width * height) * zoom
+
+
+def _extents(content: Content, short: int) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Width and height of the objects in the files, and how much larger they are at a short side of the images; without
+    sizes of images in the annotations: 1."""
+    known = content.short > 0
+    boxes = content.boxes[known] if known.any() else content.boxes
+    zoom = short / content.short[known] if known.any() else np.ones(len(boxes))
+    width, height = (np.maximum(boxes[:, i], 1e-3) for i in (2, 3))
+    return width, height, zoom
+
+
 def _short_side(cfg: Config) -> int:
     steps = [step for step in cfg.test_dataloader.dataset.pipeline if step['type'] == 'Resize']
     return min(steps[0]['scale'])
@@ -340,10 +387,7 @@ def anchors(content: Content, short: int, strides: Sequence[float]) -> Dict[str,
     detector's work); where 5 % are larger than the last, larger ones are added. A ratio of 1 : 3 to either side of
     2 : 3 and 3 : 2 is added where 5 % of the objects are that long.
     """
-    known = content.short > 0
-    boxes = content.boxes[known] if known.any() else content.boxes
-    zoom = short / content.short[known] if known.any() else np.ones(len(boxes))
-    width, height = (np.maximum(boxes[:, i], 1e-3) for i in (2, 3))
+    width, height, zoom = _extents(content, short)
     sides = np.sqrt(width * height) * zoom
     low, high = np.percentile(sides, (5, 95))
     scales = [4, 5.6]

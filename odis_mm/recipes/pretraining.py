@@ -265,6 +265,9 @@ def _set_length(cfg: Config, steps: Optional[int], iterations: int) -> str:
     cfg.param_scheduler = peak_end[:2]
     interval = max(1, epochs // 4)
     cfg.default_hooks.checkpoint.update(interval=interval, max_keep_ckpts=2)
+    health = cfg.default_hooks.get('health')
+    if health:  # a fault is told after three measurements: within a short run, too
+        health.interval = min(health.get('interval', 50), max(10, total // 6))
     asked = f' (asked: {steps}; epochs are whole)' if total != steps else ''
     return (
         f'length: {total} steps{asked}, {count(epochs, "epoch")} of {iterations}; warm-up {warmup} steps; a '

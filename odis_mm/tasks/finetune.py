@@ -20,7 +20,7 @@ from ..utils.errors import AnnotationError, ConfigError, MissingFileError
 from ..utils.files import PathLike, atomic_write_text
 from ..utils.noise import quiet_imports
 from ..utils.origin import CONFIGS, resumed_start
-from ..utils.paths import check_checkpoint, check_data, check_unused, default_work_dir, find_file
+from ..utils.paths import check_checkpoint, check_data, check_resumable, check_unused, default_work_dir, find_file
 from .logs import NO_TEXT, logging_at, tell
 from .predict import drawn_boxes, predict
 
@@ -87,7 +87,7 @@ def finetune(
 
     Raises:
         ConfigError: an argument that cannot be used, annotations without boxes, or a ``work_dir`` that holds another
-            run.
+            run, or none that could be resumed.
         MissingFileError, CheckpointError: no such folder or file.
     """
     check_arguments(batch, seed)
@@ -97,6 +97,7 @@ def finetune(
     work_dir = default_work_dir('finetune', data) if work_dir is None else Path(work_dir)
     config = work_dir / CONFIGS['finetune']
     if resume:
+        check_resumable(work_dir)
         init = resumed_start(config, init, options or ())
     with logging_at('WARNING' if quiet else 'INFO'):
         found = annotated_splits(Path(data), train, val, images)
@@ -113,6 +114,7 @@ def finetune(
         for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
             evaluator.classwise = True
         _without_tables(cfg)
+        cfg.default_hooks.curves = dict(type='mmpretrain.CurvesHook')
         cfg.notes = [
             *cfg.get('notes', []),
             f'data: {content.images} images to train on ({splits[0].ann_file}), validation {splits[1].ann_file}',

@@ -17,7 +17,7 @@ from ..recipes.pretraining import WITHOUT, pretraining_config
 from ..utils.errors import AnnotationError, ConfigError, StageError
 from ..utils.files import PathLike
 from ..utils.origin import CONFIGS, resumed_start
-from ..utils.paths import check_checkpoint, check_data, check_unused, default_work_dir
+from ..utils.paths import check_checkpoint, check_data, check_resumable, check_unused, default_work_dir
 from .logs import NO_TEXT, logging_at, tell
 
 PROBE_STEPS = 8
@@ -57,7 +57,8 @@ def pretrain(
         quiet: Log warnings only.
 
     Raises:
-        ConfigError: an argument that cannot be used, or ``work_dir`` holds another run and ``resume`` is not set.
+        ConfigError: an argument that cannot be used, or ``work_dir`` holds another run and ``resume`` is not set,
+            or it holds none and ``resume`` is set.
         MissingFileError, CheckpointError: no such folder or file.
     """
     if steps is not None and hours is not None:
@@ -70,6 +71,7 @@ def pretrain(
     work_dir = default_work_dir('pretrain', data) if work_dir is None else Path(work_dir)
     config = work_dir / CONFIGS['pretrain']
     if resume:
+        check_resumable(work_dir)
         init = resumed_start(config, init, options or ())
     else:
         check_unused(work_dir)

@@ -220,6 +220,11 @@ def find_config(name: PathLike) -> Path:
     return found[0]
 
 
+def detector_name(name: str) -> str:
+    """Return the name of a detector's config; ``mask-rcnn`` and ``faster-rcnn`` are those for small data."""
+    return f'{name}_small' if name in ('mask-rcnn', 'faster-rcnn') else name
+
+
 def check_config_name(name: PathLike) -> None:
     """Refuse a checkpoint in the place of a config.
 
@@ -338,6 +343,19 @@ def check_steps(steps: Optional[int], least: int) -> None:
 def holds_run(work_dir: Path) -> bool:
     """Return whether there are checkpoints of a run in a folder."""
     return any(_OF_A_RUN.fullmatch(path.name) for path in work_dir.glob('*.pth'))
+
+
+def check_resumable(work_dir: Path) -> None:
+    """Refuse to continue what is not there.
+
+    Raises:
+        ConfigError: no run has left a checkpoint in the folder.
+    """
+    if not holds_run(work_dir) and not (work_dir / 'last_checkpoint').is_file():
+        raise ConfigError(
+            f'--resume: there is no checkpoint in {work_dir}; leave --resume out to begin at the beginning, or name '
+            'the folder of the run with --work-dir.'
+        )
 
 
 def check_unused(work_dir: Path) -> None:

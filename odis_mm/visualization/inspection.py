@@ -23,6 +23,7 @@ from ..datasets.transforms import render_view
 from ..structures import View, boxes_to_view, orient, pair_intersections, stack_views
 from ..utils.errors import AnnotationError
 from ..utils.files import PathLike, atomic_write_text
+from ..utils.progress import reported
 from .views import draw_views, shade_view
 
 CELLS = 7  # a side of what two views share, as the losses compare it
@@ -291,7 +292,7 @@ def write_inspection(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     parts, faults, total, kinds = [], [], 0, {}
-    for n, sample in enumerate(samples):
+    for n, sample in enumerate(reported(samples, len(samples))):
         name = Path(sample['img_path']).name
         checks = check_sample(sample, region, min_cover)
         wrong = [f'{name}, {check}' for check in checks if check.differs]

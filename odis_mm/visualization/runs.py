@@ -23,6 +23,7 @@ AXES: Dict[str, Tuple[str, Optional[Tuple[float, float]]]] = {
     'teacher_spread': ('0: all cells alike', (0, 1)),
     'teacher_entropy': ('nats', None),
     'rotation_accuracy': ('%', (0, 100)),
+    'acc': ('% of the regions', (0, 100)),
     'visible_share': ('share of the images', (0, 1)),
     'overlap': ('share of the images', (0, 1)),
     'health/loss/ln_K': ('ln K', None),

@@ -1,6 +1,7 @@
 """The comparison of starts: stages made of the commands that users type, and what comes out of them."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -15,8 +16,9 @@ from mmengine.config import Config
 
 from ..config import load_config
 from ..datasets.layout import Split
-from ..recipes import backbone_settings, detector_config, pretraining_config
+from ..recipes import SMALL, backbone_settings, detector_config, fitting_size, pretraining_config, read_content
 from ..utils.errors import ConfigError, StageError
+from ..utils.paths import detector_name
 from .data import Prepared, content_hash, write_once
 from .plan import Plan, Start, Step, as_plain, resolve, slug
 from .stages import Stage, Stages, Worker, exports, remove_attempt, scalars
@@ -488,6 +490,14 @@ class Comparison:
             cfg.param_scheduler[1].end = max(3, cfg.train_cfg.max_epochs * per_epoch)
         return cfg
 
+    @functools.cached_property
+    def _size(self) -> Optional[int]:
+        """Short side of the images of a small detector: one for any share of the labels."""
+        detector = self.plan.detector
+        if detector.size or detector_name(detector.config or SMALL[0]) not in SMALL:
+            return detector.size
+        return fitting_size(read_content(Split(self.data.train, Path('/'))))
+
     def _detector_config(
         self, train: Path, evaluated: Path, init: Optional[Path], seed: int, iterations: int, options: dict
     ):
@@ -498,7 +508,7 @@ class Comparison:
                 Split(evaluated, Path('/')),
                 detector=detector.config,
                 init=init,
-                size=detector.size,
+                size=self._size,
                 iterations=iterations,
                 batch=detector.batch,
                 seed=seed,

@@ -129,6 +129,12 @@ def test_wrong_paths_are_refused_before_anything_heavy_is_imported(tmp_path, coc
         (f'finetune --data {data} --steps 0', 'steps must be 2 or more, got 0.'),
         (f'pretrain --data {photos} --init a.pth --work-dir used --resume', 'in used started from first.pth and'),
         ('finetune --data photos --init a.pth --resume', 'photos started from first.pth and goes on'),
+        (
+            f'pretrain --data {photos} --work-dir run --resume',
+            '--resume: there is no checkpoint in run; leave --resume',
+        ),
+        (f'finetune --data {data} --work-dir new --resume', '--resume: there is no checkpoint in new; leave --resume'),
+        (f'finetune --data {data} --detector mask-rcn', "no config 'mask-rcn'"),
         ('finetune --data photos --resume', 'photos started from first.pth, which is gone'),
         ('finetune --data gone', 'data folder gone does not exist.'),
         ('finetune --data empty', 'no image in or below empty'),

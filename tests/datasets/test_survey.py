@@ -52,6 +52,7 @@ def test_the_share_is_that_of_the_pipeline(tmp_path):
     assert 0 < np.mean(shown) < 1
     few = np.array(least)[shown] <= FEW
     found = visibility(data, sample)
+    assert found.patches == np.median(np.array(least)[shown]) > 0
     assert found.share == np.mean(shown) and 0 < found.few == np.mean(few) < 1
 
 

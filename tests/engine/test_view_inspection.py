@@ -1,6 +1,7 @@
 """The look before a run: it tells, warns, or refuses by the share of images that show their object."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -67,6 +68,8 @@ def test_the_share_is_told(tmp_path, side, cover, level):
     log = next((tmp_path / 'run').glob('*/*.log')).read_text()
     line = next(line for line in log.splitlines() if 'show their object in all global views' in line)
     assert level in line, line
+    patches = int(re.search(r'all global views, on (\d+) of 36 patches in the median; the others', line)[1])
+    assert 1 <= patches <= (8 if side == 14 else 36) and (side == 14 or patches > 8)
     assert 'loss: lower is better, below 0 too' in log.split('Epoch(train)')[0]
     share = int(line.split('% of the images')[0].split()[-1])
     assert (0 < share < 50) == ('WARNING' in level)
@@ -87,7 +90,7 @@ def test_few_visible_patches_are_told_with_a_remedy(side, size, told, tmp_path):
     logger = SimpleNamespace(info=said.append, warning=said.append)
     runner = SimpleNamespace(logger=logger, train_dataloader=loader, model=torch.nn.Identity())
     ViewInspectionHook(pictures=0).before_train(runner)
-    lines = [line for line in said if 'patches' in line]
+    lines = [line for line in said if 'at most 2 of' in line]
     assert len(lines) == told, said
     assert not told or ('at most 2 of the 36 patches of a global view; larger views have more' in lines[0])
     assert not told or '--size of odis-mm pretrain, or size of the views, here 48 pixels' in lines[0]

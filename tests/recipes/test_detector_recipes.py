@@ -9,7 +9,7 @@ from mmengine.registry import init_default_scope
 
 from odis_mm.config import check_schedule
 from odis_mm.datasets.layout import Split
-from odis_mm.recipes import anchors, backbone_settings, detector_config, read_content
+from odis_mm.recipes import anchors, backbone_settings, detector_config, fitting_size, read_content
 from odis_mm.transfer import save_backbone
 from odis_mm.utils.errors import ConfigError
 
@@ -37,6 +37,7 @@ def test_boxes_give_faster_rcnn_and_masks_give_mask_rcnn(tmp_path):
     masks = write_split(tmp_path, 'masks', segmentation=[[0, 0, 10, 0, 10, 10]])
     cfg = detector_config(masks, masks)
     assert cfg.model.type == 'MaskRCNN' and 'segm' in cfg.val_evaluator.metric
+    assert detector_config(masks, masks, detector='faster-rcnn').model.type == 'FasterRCNN'
     assert cfg.model.roi_head.mask_head.num_classes == cfg.model.roi_head.bbox_head.num_classes == 2
     assert cfg.train_dataloader.dataset.metainfo.classes == ('cat', 'dog')
 
@@ -90,6 +91,22 @@ def test_the_backbone_takes_the_shape_of_the_file(tmp_path):
     assert torch.equal(detector.backbone.layers[0].attn.qkv.weight, vit.layers[0].attn.qkv.weight)
     maps = detector.extract_feat(torch.zeros(1, 3, 128, 224))
     assert [m.shape[-1] for m in maps] == [56, 28, 14, 7]
+
+
+@pytest.mark.parametrize(
+    'side, size, told',
+    [(30, 128, None), (4, 224, 'so images have 224 px'), (3, 256, '100% at 256 px: a larger --size')],
+)
+def test_images_are_as_large_as_small_objects_ask_for(side, size, told, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    split = write_split(tmp_path, 'train', boxes=((5, 5, side, side),))  # at a short side of 100 px
+    assert fitting_size(read_content(split)) == size
+    cfg = detector_config(split, split)
+    for loader in (cfg.train_dataloader, cfg.test_dataloader):
+        assert next(step for step in loader.dataset.pipeline if step.type == 'Resize').scale[1] == size
+    notes = [note for note in cfg.notes if note.startswith('size: 100% of the objects are below 8 px at a short side')]
+    assert [told in note for note in notes] == [True] * bool(told)
+    assert not [note for note in detector_config(split, split, size=128).notes if note.startswith('size:')]
 
 
 def test_anchors_reach_the_objects(tmp_path):

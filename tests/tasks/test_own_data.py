@@ -246,6 +246,8 @@ def test_the_chain_leaves_what_it_says(chain, coco_folder):
     assert 'bbox_mAP_l' not in done.metrics and min(done.metrics.values()) >= 0, 'no object is that large'
     assert json.loads((work / 'detector' / 'metrics.json').read_text()) == done.metrics
     assert len(list((work / 'detector' / 'predictions' / 'vis').iterdir())) == 7
+    assert (work / 'detector' / 'curves.png').is_file()
+    assert len(list((work / 'detector').glob('*/vis_data/vis_image/curves_*'))) == 1  # TensorBoard, W&B
     assert re.match(r'\d+ of \d+ boxes \(score 0.3 or more\) drawn in 7 pictures', done.drawn)
     weights = read_checkpoint(done.checkpoint)
     assert weights['roi_head.bbox_head.fc_cls.weight'].shape[0] == 3  # bar, disc, background
@@ -253,6 +255,17 @@ def test_the_chain_leaves_what_it_says(chain, coco_folder):
     assert f'backbone <- {export.name}' in log.replace(str(export.parent) + '/', '') and '0 unexpected' in log
     (mark,) = re.findall(r'\*\*fingerprint of the weights\*\*: (\w{12})', export.with_suffix('.md').read_text())
     assert f'fingerprint of the weights in the file {mark}' in log
+
+
+def test_a_detector_starts_from_the_backbone_of_another(chain, coco_folder):
+    """Of a width that is no paper's: its checkpoint tells the heads."""
+    work, export, done = chain
+    splits = [find_splits(coco_folder)[name] for name in ('train', 'val')]
+    backbone = detector_config(*splits, init=done.checkpoint).model.backbone
+    assert (backbone.arch.embed_dims, backbone.arch.num_heads, backbone.patch_size) == (32, 4, 8)
+    told, exported = read_meta(done.checkpoint), read_meta(export)
+    for name in ('num_heads', 'norm_eps', 'mean', 'std'):
+        assert told[name] == pytest.approx(exported[name]), name
 
 
 def test_a_resumed_finetune_draws_again(chain, coco_folder, tmp_path):
@@ -329,6 +342,8 @@ def test_a_work_dir_is_not_overwritten(chain, coco_folder):
         folder = work / ('pretrain' if call is pretrain else 'detector')
         with pytest.raises(ConfigError, match='--resume, or name another folder'):
             call(coco_folder, steps=4, work_dir=folder)
+        with pytest.raises(ConfigError, match='there is no checkpoint in .*gone; leave --resume out'):
+            call(coco_folder, steps=4, work_dir=work / 'gone', resume=True)
 
 
 def test_the_command_names_the_pictures_that_there_are(coco_folder, tmp_path, monkeypatch, capsys):
@@ -345,7 +360,15 @@ def test_the_command_explains_its_figures(steps, told, coco_folder, tmp_path, mo
     done = Finetuned(tmp_path / 'iter_3.pth', tmp_path / 'detector.py', metrics, '3 boxes')
     monkeypatch.setattr('odis_mm.tasks.finetune', lambda *_, **__: done)
     finetune_main(
-        ['--data', str(coco_folder), '--work-dir', str(tmp_path), *(['--steps', str(steps)] if steps else [])]
+        [
+            '--data',
+            str(coco_folder),
+            '--detector',
+            'faster-rcnn',
+            '--work-dir',
+            str(tmp_path),
+            *(['--steps', str(steps)] if steps else []),
+        ]
     )
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith('on the validation split, in percent') and said[3].split() == ['AP', 'of', 'disc', '0.0']
@@ -513,3 +536,5 @@ def test_lengths_in_epochs_become_shares_of_a_short_run(coco_folder):
     assert cfg.model.head.teacher_temp.warmup_epochs == 3 and cfg.default_hooks.schedule.freeze_prototypes_epochs == 0.5
     cfg, _ = pretraining_config(coco_folder, method='gtsa', steps=20, batch=5)
     assert cfg.model.head.correspondence_epoch == pytest.approx(1.1)
+    for steps, interval in ((20, 10), (120, 20), (600, 50)):  # a fault is told after three measurements
+        assert pretraining_config(coco_folder, steps=steps)[0].default_hooks.health.interval == interval

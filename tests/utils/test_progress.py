@@ -2,6 +2,9 @@
 
 import time
 
+from PIL import Image
+
+from odis_mm.datasets.statistics import statistics
 from odis_mm.utils import progress
 from odis_mm.utils.progress import reported
 
@@ -18,6 +21,16 @@ def test_slow_work_tells_what_is_done_and_left(monkeypatch, capsys):
         now[0] += 4.0
     said = capsys.readouterr()
     assert said.out == '' and said.err.splitlines() == ['16/30 images, 2/s, 7 s left'], 'not before 5 s, not at the end'
+
+
+def test_statistics_report_both_passes(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(progress, 'PATIENCE', -1.0)
+    paths = [str(tmp_path / f'{i}.png') for i in range(2)]
+    for path in paths:
+        Image.new('RGB', (8, 8)).save(path)
+    assert statistics(paths).images == 2
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split(', ')[:-2] for line in said] == [['1/2 images', 'their range'], ['1/2 images']]
 
 
 def test_the_frozen_measures_report(monkeypatch, capsys):

@@ -11,10 +11,11 @@ from .preemption import PreemptionHook
 from .progress import DeferredInfoHook, ProgressHook
 from .regions import RegionProxyHook
 from .schedule import SelfSupScheduleHook
-from .views import ViewInspectionHook
+from .views import CurvesHook, ViewInspectionHook
 
 __all__ = [
     'BadImageHook',
+    'CurvesHook',
     'DeferredInfoHook',
     'ExportTeacherHook',
     'HealthHook',

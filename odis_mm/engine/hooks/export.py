@@ -95,13 +95,15 @@ class ExportTeacherHook(Hook):
 def backbone_meta(model) -> dict:
     """Return what the tensors of a model's backbone do not tell: heads, patches, eps of the norms, and the
     normalisation of its images."""
-    backbone, preprocessor = model.branch('teacher'), model.data_preprocessor
+    backbone = model.branch('teacher') if hasattr(model, 'branch') else model.backbone
+    preprocessor = model.data_preprocessor
     meta = {}
     if hasattr(backbone, 'settings'):
         meta.update(backbone.settings())
     elif isinstance(backbone, VisionTransformer):
-        meta['num_heads'] = backbone.layers[0].attn.num_heads
-    if hasattr(preprocessor, 'mean'):
+        meta.update(num_heads=backbone.layers[0].attn.num_heads, norm_eps=float(backbone.layers[0].ln1.eps))
+    # of a detector without conversion of channels they are in the order of its files, blue first
+    if hasattr(preprocessor, 'mean') and getattr(preprocessor, '_channel_conversion', True):
         meta.update({key: [float(value) for value in getattr(preprocessor, key).flatten()] for key in ('mean', 'std')})
     return meta
 

@@ -6,12 +6,15 @@ from typing import Any, Dict, List, Sequence
 
 from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
+from mmpretrain.models import VisionTransformer
 from mmpretrain.registry import HOOKS
 
+from ...utils.distributed import unwrap
 from ...utils.errors import CheckpointError
 from ..fit import check_fit, check_pretrained, kind_of
 from ..loops import PROGRESS
 from ..settings import Change, changes, fast_forward, same_schedule, settings
+from .export import backbone_meta
 
 SETTINGS = 'settings'  # in the meta of checkpoints
 # settings that decide which images an epoch draws, and in which order
@@ -49,6 +52,9 @@ class LoadingHook(Hook):
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         checkpoint['meta'][SETTINGS] = settings(runner.cfg, get_world_size())
         checkpoint['meta']['epoch_length'] = len(runner.train_dataloader)
+        model = unwrap(runner.model)
+        if isinstance(getattr(model, 'backbone', None), VisionTransformer):  # of detectors, too
+            checkpoint['meta'].update(backbone_meta(model))
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         meta = checkpoint.get('meta')

@@ -72,10 +72,11 @@ class ViewInspectionHook(Hook):
         if not samplers or samplers[0].target_rule == 'whole_image':
             return  # the method uses no objects
         found, sampler = visibility(dataset, samplers[0], self.limit), samplers[0]
-        share = found.share
+        share, (height, width) = found.share, sampler.groups[0]['size']
+        total = height * width // sampler.patch_size**2
         line = (
-            f'{share:.0%} of the images show their object in all global views; the others do not count in the '
-            'object loss'
+            f'{share:.0%} of the images show their object in all global views, on {found.patches:.0f} of {total} '
+            'patches in the median; the others do not count in the object loss'
         )
         if share == 0:
             raise ConfigError(
@@ -86,24 +87,19 @@ class ViewInspectionHook(Hook):
         else:
             runner.logger.info(line)
         if found.few >= FEW_SHARE:
-            height, width = sampler.groups[0]['size']
             runner.logger.info(
-                f'in {found.few:.0%} of these images the object covers at most {FEW} of the '
-                f'{height * width // sampler.patch_size**2} patches of a global view; larger views have more patches '
-                f'and take longer (--size of odis-mm pretrain, or size of the views, here {height} pixels)'
+                f'in {found.few:.0%} of these images the object covers at most {FEW} of the {total} patches of a '
+                'global view; larger views have more patches and take longer (--size of odis-mm pretrain, or size of '
+                f'the views, here {height} pixels)'
             )
 
     def after_train(self, runner) -> None:
         if not self.pictures or not is_main_process():
             return
-        from ...visualization import draw_curves, draw_maps
+        from ...visualization import draw_maps
 
         folder = Path(runner.work_dir)
-        records = list(_records(folder))
-        if len(records) > 1:
-            health = next((hook for hook in runner.hooks if isinstance(hook, HealthHook)), None)
-            curves = draw_curves(records, str(folder / 'curves.png'), folder.name, health and health.good_ranges())
-            runner.visualizer.add_image('curves', curves, step=runner.iter)
+        _draw_curves(runner)
         model, samples = unwrap(runner.model), self.samples
         if not samples or not hasattr(model, 'branch'):
             return
@@ -114,6 +110,29 @@ class ViewInspectionHook(Hook):
         views = [sample['pixels'][0] for sample in samples]
         image = draw_maps(views, out_png=str(folder / f'{name}.png'), **maps)
         runner.visualizer.add_image(name, image, step=runner.iter)
+
+
+@HOOKS.register_module()
+class CurvesHook(Hook):
+    """Leaves ``curves.png`` in the work dir and the visualizer after a detector was trained: losses, learning rate, and
+    COCO AP where it was measured three times or more. After a pretraining :class:`ViewInspectionHook` does."""
+
+    priority = 'LOWEST'  # drawn from what the loggers have written
+
+    def after_train(self, runner) -> None:
+        if is_main_process():
+            _draw_curves(runner)
+
+
+def _draw_curves(runner) -> None:
+    from ...visualization import draw_curves
+
+    folder = Path(runner.work_dir)
+    records = list(_records(folder))
+    if len(records) > 1:
+        health = next((hook for hook in runner.hooks if isinstance(hook, HealthHook)), None)
+        curves = draw_curves(records, str(folder / 'curves.png'), folder.name, health and health.good_ranges())
+        runner.visualizer.add_image('curves', curves, step=runner.iter)
 
 
 def _inputs(model, samples: Sequence[dict]) -> torch.Tensor:
