@@ -5,7 +5,7 @@ import copy
 import io
 import math
 from pathlib import Path
-from typing import Dict, Optional
+from typing import TYPE_CHECKING, Dict, Optional
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from ..datasets.image_io import has_extent
 from ..datasets.values import flag, identity, number
 from ..utils.errors import AnnotationError
 from ..utils.files import PathLike
+
+if TYPE_CHECKING:
+    from pycocotools.coco import COCO
 
 TOPS = (1, 10, 100)
 SIZES = ('all', 'small', 'medium', 'large')  # of pycocotools: below 32 x 32 pixels, below 96 x 96, above
@@ -24,7 +27,8 @@ def recall_of(found: dict, truth: dict) -> Dict[str, Optional[float]]:
 
     ``AR@k``: average over IoU 0.5 to 0.95 of the share of annotated objects met by one of an image's k best. ``AR@10
     IoU 0.5``: at 0.5 alone. ``AR@100 small`` ...: by the annotated objects' size. ``precision@k``: share of the k best
-    that meet an annotated object of their own at IoU 0.5. None: there is nothing to measure.
+    that meet an annotated object of their own at IoU 0.5. ``merged@10``: share of annotated objects that none of the 10
+    best meets, as one of those holds them, to 70 %, together with another object. None: there is nothing to measure.
 
     Args:
         found: COCO-style, with scores.
@@ -172,4 +176,23 @@ def _measure(found: dict, truth: dict) -> Dict[str, Optional[float]]:
         met = [(record['dtMatches'][0, :top] > 0)[~record['dtIgnore'][0, :top].astype(bool)] for record in every]
         met = np.concatenate(met) if met else np.zeros(0)
         measures[f'precision@{top}'] = percent(met.astype(float))
+    measures['merged@10'] = percent(_merged(left, right, 10))
     return measures
+
+
+def _merged(truth: 'COCO', found: 'COCO', top: int) -> np.ndarray:
+    """Return 1 for each annotated object that is not met but held with another one by a box, else 0: float [n]."""
+    from pycocotools import mask as coco_mask
+
+    merged = [np.zeros(0)]
+    for image in truth.getImgIds():
+        true = [np.array(entry['bbox'], float) for entry in truth.imgToAnns[image] if not entry['iscrowd']]
+        best = sorted(found.imgToAnns[image], key=lambda entry: -entry['score'])[:top]
+        if not true or not best:
+            merged.append(np.zeros(len(true)))
+            continue
+        boxes = np.array([entry['bbox'] for entry in best], float)
+        met = coco_mask.iou(np.array(true), boxes, [0] * len(boxes)).max(1) >= 0.5
+        held = coco_mask.iou(np.array(true), boxes, [1] * len(boxes)) >= 0.7  # of a crowd: the share of the object
+        merged.append(~met & (held & (held.sum(0) > 1)).any(1))
+    return np.concatenate(merged).astype(float)

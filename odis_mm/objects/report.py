@@ -243,7 +243,8 @@ def _page(content: dict, numbers: dict, measures: Optional[dict], pictures: Dict
             '<h2>Against annotations</h2>',
             '<p>In percent, labels ignored (pycocotools). AR: share of annotated objects met by one of the k best of '
             'an image, averaged over IoU 0.5 to 0.95 or at 0.5. Precision: share of the k best that meet an annotated '
-            'object of their own at IoU 0.5; objects that are not annotated count as false.</p>',
+            'object of their own at IoU 0.5; objects that are not annotated count as false. Merged: share of annotated '
+            'objects that none of the 10 best meets, as one of them holds two objects or more.</p>',
             _table(body, ['', *measures]),
         ]
     for name, title in (

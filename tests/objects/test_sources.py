@@ -175,6 +175,19 @@ def test_recall_against_counts_by_hand():
         )
 
 
+def test_neighbours_that_one_box_holds_are_merged():
+    truth = _content([[(0, 0, 20, 20), (22, 0, 42, 20), (60, 60, 80, 80)], [(0, 0, 20, 20), (22, 0, 42, 20)], []])
+    both, first, third = (0, 0, 42, 20), (0, 0, 20, 20), (55, 55, 95, 79)
+    found = _content([[both, first, third], [], [both]], [[0.9, 0.8, 0.7], [], [0.9]])
+    assert (
+        recall_of(found, truth)['merged@10'] == 20
+    )  # of five the second; the first is met, the third alone in its box
+    crowded = _content([[both, *[third] * 9, first], [both], []], [[0.9] * 10 + [0.1], [0.9], []])
+    assert recall_of(crowded, truth)['merged@10'] == 80  # the box of the first is the eleventh
+    truth['annotations'][1]['iscrowd'] = 1
+    assert recall_of(found, truth)['merged@10'] == 0
+
+
 def test_random_boxes_keep_sizes_and_stay_inside():
     found = _content([[(60, 0, 90, 30), (0, 0, 40, 40)]], [[0.9, 0.8]])
     moved = random_boxes(found, seed=1)
