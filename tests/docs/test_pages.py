@@ -1,8 +1,12 @@
 """README and docs name commands, options and configs that exist."""
 
+import argparse
 import ast
+import contextlib
+import copy
 import functools
 import inspect
+import io
 import pkgutil
 import re
 import shlex
@@ -15,23 +19,34 @@ import pytest
 import odis_mm
 from helpers import ROOT
 from odis_mm.cli import COMMANDS
-from odis_mm.config import shipped_configs
+from odis_mm.config import load_config, shipped_configs
 from odis_mm.config.classes import registries
+from odis_mm.config.options import apply_options, parse_options
+from odis_mm.utils.errors import ConfigError
+from odis_mm.workflows.plan import load_plan, shipped_plans
 
 sys.path.insert(0, str(ROOT / 'tools' / 'misc'))
 import docs_pages
 
-PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]
+PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').rglob('*.md'))]
 HELP = {}
 
 
-def command_lines(text):
-    """Lines of indented and fenced code, continued ones joined; and code within a line."""
+def code_lines(text):
+    """Lines of indented and fenced code, continued ones joined."""
     text = text.replace('\\\n', ' ')
     fenced = re.findall(r'^```\w*\n(.*?)^```', text, re.MULTILINE | re.DOTALL)
     lines = [line for block in fenced for line in block.splitlines()]
-    lines += re.findall(r'^ {4,}(\S.*)$', text, re.MULTILINE)
-    return lines + re.findall(r'`([^`\n]+)`', text)
+    return lines + re.findall(r'^ {4,}(\S.*)$', text, re.MULTILINE)
+
+
+def mentions(text):
+    """Code within a line of text."""
+    return re.findall(r'`([^`\n]+)`', text.replace('\\\n', ' '))
+
+
+def command_lines(text):
+    return code_lines(text) + mentions(text)
 
 
 def options_of(name):
@@ -54,6 +69,128 @@ def test_commands_exist(page):
         checked += 1
     if page.name in ('your_images.md', 'README.md'):
         assert checked >= 3
+
+
+STANDS_FOR = {'N': '1', 'H': '1', 'B': '1', 'METHOD': 'odis', 'NAME': 'odis', 'LAYOUT': 'timm', 'SOURCE': 'classic'}
+SCRIPTS = {  # what starts a command line: the package of the module behind it, None for those of odis-mm
+    r'(?:odis-mm|python -m odis_mm) ([a-z][\w-]*)': None,
+    r'python tools/(train|test)\.py': None,
+    r'bash tools/(?:dist|slurm)_(train|test)\.sh': None,
+    r'python -m odis_mm\.workflows\.(worth|bootstrap)': 'odis_mm.workflows',
+    r'python robustness/(\w+)\.py': 'robustness',
+}
+
+
+class Parsed(Exception):
+    """Ends a command once its arguments are read."""
+
+
+def arguments(line):
+    """Return the function that a command line calls and its words, with something in place of each placeholder."""
+    line = re.sub(r' \[[^-][^][]*\]', '', line)  # [VALUE]
+    line = re.split(r'  #|\||&&', re.sub(r'\[(-[^][]*)\]', r'\1', line))[0]  # [--option]
+    for start, package in SCRIPTS.items():
+        found = re.search(f'(?:^|[ (`]){start}(?![\\w.])(.*)', line)
+        if not found:
+            continue
+        words = [STANDS_FOR.get(word, word) for word in shlex.split(found[2]) if word != '...']
+        if 'dist_' in found[0]:  # CONFIG [CHECKPOINT] RANKS
+            del words[1 if found[1] == 'train' else 2]
+        elif 'slurm_' in found[0]:  # PARTITION JOB CONFIG
+            del words[:2]
+        command = COMMANDS.get(found[1])
+        if package:
+            return import_module(f'{package}.{found[1]}').main, words
+        return command and getattr(import_module(command.module), command.function), words
+    return None, []
+
+
+def parsed(function, words, monkeypatch):
+    """Return what the real parser of a command makes of words, or the message with which it refuses them."""
+    real, found = argparse.ArgumentParser.parse_args, []
+
+    def parse(parser, args=None, namespace=None):
+        found.append(real(parser, args, namespace))
+        raise Parsed
+
+    said = io.StringIO()
+    with monkeypatch.context() as patch, contextlib.redirect_stderr(said), contextlib.suppress(Parsed, SystemExit):
+        patch.setattr(argparse.ArgumentParser, 'parse_args', parse)
+        patch.setattr(sys, 'argv', ['command', *words])
+        function(words) if inspect.signature(function).parameters else function()
+    return found[0] if found else said.getvalue()
+
+
+def refusal(line, monkeypatch, whole=True):
+    """Return why a command line cannot be used as it stands; None if it can, or is none."""
+    function, words = arguments(line)
+    if not function:
+        return None
+    args = parsed(function, words, monkeypatch)
+    if isinstance(args, str):
+        return args if whole or not re.search('required|expected .* argument', args) else None
+    names, config = {*shipped_configs()}, getattr(args, 'config', None)
+    names |= {name.rpartition('/')[2] for name in names}
+    options = parse_options(pair for pair in getattr(args, 'cfg_options', []) if re.match(r'\+?[a-z][\w.]*=', pair))
+    name = str(config).removeprefix('configs/').removesuffix('.py')
+    if options and (name in names or str(config).isupper()):
+        load_config(name if name in names else 'odis_demo', options)
+    plan = getattr(args, 'plan', None)
+    if plan in shipped_plans():
+        load_plan(plan, args.set)
+    return None
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_command_lines_are_parsed(page, monkeypatch):
+    text = page.read_text()
+    for line in code_lines(text):
+        assert not refusal(line, monkeypatch), line
+    for line in mentions(text):  # a part of a command may be named alone
+        assert not refusal(line, monkeypatch, whole=False), line
+
+
+def test_wrong_command_lines_are_refused(monkeypatch):
+    assert 'unrecognized arguments: --stepz' in refusal('odis-mm pretrain --data DIR --stepz N', monkeypatch)
+    assert 'invalid int value' in refusal('odis-mm pretrain --data DIR --steps many   # a comment', monkeypatch)
+    assert 'required' in refusal('odis-mm pretrain', monkeypatch)
+    assert refusal('odis-mm pretrain', monkeypatch, whole=False) is None
+    assert 'invalid choice' in refusal('COCO_ROOT=DIR python tools/train.py CONFIG --launcher no', monkeypatch)
+    with pytest.raises(ConfigError, match='batchsize'):
+        refusal('bash tools/dist_train.sh odis_vits_coco 8 --cfg-options train_dataloader.batchsize=8', monkeypatch)
+    with pytest.raises(ConfigError, match='seedz'):
+        refusal('odis-mm compare photographs --set seedz.detector=3', monkeypatch)
+
+
+def test_options_of_configs_exist():
+    recipes = (
+        'odis_vits_coco',
+        'gtsa_vits_coco',
+        'alfm_vits_coco',
+        'odis_vits_continue_coco',
+        'mask-rcnn_vits_fpn_1x_coco',
+        'mask-rcnn_demo',
+    )
+    configs, checked = [load_config(name) for name in recipes], 0
+    for page in PAGES:
+        for text in mentions(page.read_text()):
+            if not re.fullmatch(
+                r'(?:model|train_dataloader|optim_wrapper|default_hooks|train_cfg|visualizer)\.[\w.]+=\S+', text
+            ):
+                continue
+            said = []
+            for config in configs:
+                try:
+                    apply_options(copy.deepcopy(config), parse_options([text]))
+                except ConfigError as error:
+                    said.append(str(error))
+            assert len(said) < len(configs), f'{page.name}: {said}'
+            checked += 1
+    assert checked > 10
+
+
+def test_lines_of_the_readme_are_short():
+    assert max(map(len, (ROOT / 'README.md').read_text().splitlines())) <= 120
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -105,11 +242,14 @@ def test_generated_parts_are_whole(monkeypatch):
     page = docs_pages.on_page_markdown('a <!-- generated: health -->\nelsewhere\n<!-- end --> b')
     assert page.startswith('a | finding |') and page.endswith(' b') and 'elsewhere' not in page
     for name in docs_pages.PARTS:
-        pages = [p for p in (ROOT / 'docs').glob('*.md') if f'<!-- generated: {name} -->' in p.read_text()]
+        pages = [p for p in (ROOT / 'docs').rglob('*.md') if f'<!-- generated: {name} -->' in p.read_text()]
         assert len(pages) == 1 and 'in a checkout' not in docs_pages.on_page_markdown(pages[0].read_text()), name
         if name in docs_pages.COMMITTED:
             assert docs_pages.committed(name) in pages[0].read_text(), 'run python tools/misc/docs_pages.py'
     assert docs_pages.tutorials().count('\n## ') + 1 == 3 and 'find_objects(' in docs_pages.tutorials()
+    assert "| `mmdet ... refuses mmcv ...` | `pip install 'mmcv<2.2'` |" in docs_pages.doctor()
+    assert '| `model.head.num_cells` | `7` | what two views share' in docs_pages.PARTS['knobs_alfm']()
+    assert '| `SampleViews.min_cover` | `0.04` | a derivative' in docs_pages.PARTS['knobs_odis']()
     text = docs_pages.help_of('pretrain')
     assert text.startswith('usage: odis-mm pretrain') and '--hours' in text and shlex.split('--data DIR')[0] in text
 
@@ -125,7 +265,7 @@ def texts_of_the_package():
 
 
 def test_messages_in_troubleshooting_are_those_of_the_code():
-    page = (ROOT / 'docs' / 'troubleshooting.md').read_text()
+    page = docs_pages.MARK.sub('', (ROOT / 'docs' / 'troubleshooting.md').read_text())
     rows = re.findall(r'^\| (`.*?) \| ', page, re.MULTILINE)
     said, others = '\n'.join(texts_of_the_package()), ('No module named', 'CUDA out of memory', 'loss_obj')
     parts = [part.strip(' :;,.') for row in rows for text in re.findall('`(.*?)`', row) for part in text.split('...')]

@@ -9,15 +9,19 @@ For the others it tells where to look instead.
 """
 
 import argparse
+import ast
+import io
 import json
 import re
 import sys
+import tokenize
 from importlib import import_module
 from pathlib import Path
-from typing import Callable, Dict, List
+from typing import Callable, Dict, Iterator, List, Tuple
 
 ROOT = Path(__file__).resolve().parents[2]
 TUTORIALS = ROOT / 'docs' / 'tutorials'
+SHARED = ('data_preprocessor', 'backbone')  # keys of a model that all methods have alike
 MARK = re.compile(r'<!-- generated: (\w+) -->.*?<!-- end -->', re.DOTALL)
 
 
@@ -48,6 +52,85 @@ def health() -> str:
 
     rows = [f'| {name} | {remedy} |' for name, remedy in REMEDIES.items()]
     return '\n'.join(['| finding | what to try |', '|---|---|', *rows])
+
+
+def doctor() -> str:
+    """Return the problems that ``odis-mm doctor`` names, with the lines that fix them, read from its code."""
+    tree = ast.parse((ROOT / 'odis_mm' / 'cli' / 'doctor.py').read_text())
+    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and getattr(n.func, 'id', '') == 'Finding']
+    calls = sorted((call for call in calls if len(call.args) > 2), key=lambda call: call.lineno)
+    rows = [f'| `{_template(call.args[1])}` | `{_template(call.args[2])}` |' for call in calls]
+    return '\n'.join(['| problem | what to do |', '|---|---|', *rows])
+
+
+def _template(node: ast.AST) -> str:
+    """The text that an expression makes where something is wrong; '...' for values that are put in."""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return ''.join(map(_template, node.values))
+    if isinstance(node, ast.FormattedValue):
+        return _template(node.value)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return _template(node.left) + _template(node.right)
+    if isinstance(node, ast.IfExp):  # what is well comes first there
+        return _template(node.orelse) or _template(node.body)
+    return '...'
+
+
+def knobs(method: str, data: str) -> str:
+    """A table of the commented values of a method's base config, and of how it draws views.
+
+    Args:
+        method: Name of the file in ``configs/_base_/models``.
+        data: The same in ``configs/_base_/datasets``.
+    """
+    base = ROOT / 'configs' / '_base_'
+    rows = [row for row in _commented(base / 'models' / f'{method}.py', 'model') if row[0].split('.')[1] not in SHARED]
+    rows += [row for row in _commented(base / 'datasets' / f'{data}.py') if row[0].startswith('Sample')]
+    return '\n'.join(
+        ['| option | value | where from |', '|---|---|---|', *(f'| `{k}` | `{v}` | {c} |' for k, v, c in rows)]
+    )
+
+
+def _commented(path: Path, variable: str = '') -> Iterator[Tuple[str, str, str]]:
+    """Yield key, value and comment of each value in a config that has a comment, above it or on its line."""
+    text = path.read_text()
+    lines = text.splitlines()
+    comments = {
+        token.start[0]: token.string.lstrip('# ')
+        for token in tokenize.generate_tokens(io.StringIO(text).readline)
+        if token.type == tokenize.COMMENT
+    }
+
+    def visit(call: ast.Call, path: str) -> Iterator[Tuple[str, str, str]]:
+        for i, item in enumerate(call.keywords):
+            value, key = item.value, f'{path}.{item.arg}'
+            first, last = item.lineno, value.end_lineno
+            inside = list(visit(value, key)) if isinstance(value, ast.Call) and first != last else []
+            following = call.keywords[i + 1].lineno if i + 1 < len(call.keywords) else None
+            above, n = [], first - 1
+            while n in comments and lines[n - 1].lstrip().startswith('#'):
+                above.insert(0, comments[n])
+                n -= 1
+            said = [*above, comments.get(first, ''), comments.get(last, '') if last != first else '']
+            said = [] if following == last else [comment for comment in said if comment]
+            if item.arg == 'views' and isinstance(value, ast.List):
+                shown = '; '.join(ast.unparse(view).removeprefix('dict(')[:-1] for view in value.elts)
+            else:
+                shown = ast.unparse(value)
+            if inside:
+                yield from inside
+            elif said and item.arg != 'type':
+                yield key, shown, ' '.join(said)
+
+    for node in ast.walk(ast.parse(text)):
+        if variable and isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', '') == variable:
+            yield from visit(node.value, variable)
+        elif not variable and isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'dict':
+            kind = [item.value.value for item in node.keywords if item.arg == 'type']
+            if kind and kind[0].startswith('Sample'):
+                yield from visit(node, kind[0])
 
 
 def commands() -> str:
@@ -104,15 +187,24 @@ def changelog() -> str:
 
 
 PARTS: Dict[str, Callable[[], str]] = dict(
-    recipes=recipes, health=health, commands=commands, tutorials=tutorials, changelog=changelog
+    recipes=recipes,
+    health=health,
+    doctor=doctor,
+    knobs_odis=lambda: knobs('odis_vits', 'coco_objects'),
+    knobs_gtsa=lambda: knobs('gtsa_vits', 'coco_pairs'),
+    knobs_alfm=lambda: knobs('alfm_vits', 'coco_two_views'),
+    commands=commands,
+    tutorials=tutorials,
+    changelog=changelog,
 )
 
-COMMITTED = ('recipes', 'health')  # short tables, which are read in a checkout as well
+# short tables, which are read in a checkout as well
+COMMITTED = ('recipes', 'health', 'doctor', 'knobs_odis', 'knobs_gtsa', 'knobs_alfm')
 
 
 def write_committed() -> None:
     """Write the content of ``COMMITTED`` into the pages."""
-    for page in sorted((ROOT / 'docs').glob('*.md')):
+    for page in sorted((ROOT / 'docs').rglob('*.md')):
         text = page.read_text()
         page.write_text(MARK.sub(lambda found: committed(found[1]) if found[1] in COMMITTED else found[0], text))
 
