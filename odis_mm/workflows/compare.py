@@ -200,6 +200,7 @@ class Comparison:
 
     def _detector_settings(self, start: Optional[Start], times: int = 1) -> dict:
         detector = as_plain(self.plan.detector)
+        detector['size'] = self._size  # chosen by the data and by what a GPU can do, where the plan names none
         del detector['longer']  # no result of another run depends on it
         detector['iterations'] *= times
         content = self._content(detector['config'] or 'mask-rcnn_small')
@@ -429,7 +430,7 @@ class Comparison:
     def _measure(self, start: Start, seed: int, share: float = 1.0) -> Stage:
         source = self.pretrainings.get((start.name, seed))
         evaluated = self.data.test if self.evaluated == 'test' else self.data.val
-        size = self.plan.detector.size or 128
+        size = self._size or 128
         settings = dict(
             kind='measure',
             file=None if source else _file_settings(start.steps[0].file),

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -296,6 +297,19 @@ def test_tuning_gives_every_start_the_same_trials_and_uses_what_it_found(tmp_pat
     chosen = outcome.tuned['good']['detector']
     assert chosen and cfg.optim_wrapper.optimizer.lr == chosen['optim_wrapper.optimizer.lr']
     assert 'judged by box AP on the val images. The same val images chose' in (tmp_path / 'w' / 'report.md').read_text()
+
+
+def test_a_size_that_is_chosen_otherwise_is_another_detector(tmp_path, training, monkeypatch):
+    write_noise_coco(tmp_path / 'data')
+    plan = plan_file(tmp_path, detector=dict(iterations=20), labels=[25], measures=False, pictures=0)
+    engine = sys.modules[module.Comparison.__module__]
+    runs = []
+    for size in (128, 128, 160):  # as on a machine with a GPU and on one without
+        monkeypatch.setattr(engine, 'fitting_size', lambda content, size=size: size)
+        before = len(training.calls)
+        compare(plan, work_dir=tmp_path / 'w', jobs=1)
+        runs.append(sum('detector' in name for name in map(str, training.calls[before:])))
+    assert runs[0] == runs[2] > runs[1] == 0
 
 
 def test_a_trial_is_estimated_by_its_own_length(tmp_path, training, capsys):
