@@ -197,7 +197,7 @@ def test_lines_of_the_readme_are_short():
 def test_configs_and_scripts_exist(page):
     names = {*shipped_configs(), *(name.rpartition('/')[2] for name in shipped_configs())}
     for line in command_lines(page.read_text()):
-        for script in re.findall(r'(?:^|[\s`])((?:tools|robustness)/[\w/]+\.(?:py|sh))', line):
+        for script in re.findall(r'(?:^|[\s`])((?:tools|robustness|tests|odis_mm|configs)/[\w/]+\.(?:py|sh))', line):
             assert (ROOT / script).is_file(), f'{page.name}: {line}'
         found = re.search(r'tools/(?:train|test)\.py\s+(\S+)', line)
         if found and re.fullmatch(r'[a-z][\w/.-]*', found[1]):
