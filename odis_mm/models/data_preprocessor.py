@@ -46,6 +46,8 @@ class ViewPreprocessor(BaseDataPreprocessor):
         views = inputs if isinstance(inputs, (list, tuple)) else [inputs]
         views = [x.float() for x in views]
         if photometric is not None:
-            views = [apply_photometrics(x, drawn) for x, drawn in zip(views, photometric)]
+            # a training step calls this under its autocast, which would take the products of colours in half precision
+            with torch.autocast(views[0].device.type, enabled=False):
+                views = [apply_photometrics(x, drawn) for x, drawn in zip(views, photometric)]
         views = [(x - self.mean) / self.std for x in views]
         return {**data, 'inputs': views if isinstance(inputs, (list, tuple)) else views[0]}

@@ -110,6 +110,9 @@ def keep_weights(cfg: Config, iterations: int) -> str:
     optim, momentum, warm = cfg.optim_wrapper, cfg.model.momentum, kept.default_hooks.schedule.warm_heads
     optim.optimizer.lr *= KEPT_RATE
     optim.paramwise_cfg = kept.optim_wrapper.paramwise_cfg
+    for part in cfg.param_scheduler:
+        if 'eta_min' in part:  # one number for all is above the rates of the lowest blocks, which would rise
+            part['eta_min_ratio'] = part.pop('eta_min') / optim.optimizer.lr
     cfg.default_hooks.schedule.warm_heads = warm
     momentum.start = max(momentum.start, min(kept.model.momentum.start, 1 - 4 / iterations))
     return (

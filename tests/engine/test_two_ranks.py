@@ -1,5 +1,5 @@
 """Two ranks beside one process where the whole runs of test_distributed.py do not go: Sinkhorn, a step skipped
-together, entropy."""
+together, entropy, batch norms that wait for each other."""
 
 import copy
 import os
@@ -13,7 +13,7 @@ from mmengine.optim import OptimWrapper
 
 import odis_mm  # noqa: F401
 from ddp_helpers import run_ranks
-from helpers import make_batch, make_odis, with_nan
+from helpers import losses_of, make_batch, make_odis, with_nan
 from odis_mm.datasets.transforms import mask_positions
 from odis_mm.engine.hooks import NonFiniteLossHook
 from odis_mm.engine.optim import SafeOptimWrapper
@@ -100,6 +100,25 @@ def embeddings(channels):
     return F.normalize(torch.randn(8, channels, generator=torch.Generator().manual_seed(channels)), dim=-1)
 
 
+def norms_run(rank, world, masked):
+    """Return the rows of each call of a synced batch norm, in a step in which so many ranks, the last ones, have masked
+    patches."""
+    rows = []
+
+    def forward(self, x):  # torch's own, in which the ranks meet, runs on GPUs alone
+        rows.append(len(x))
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias)
+
+    torch.nn.SyncBatchNorm.forward = forward
+    model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(make_odis(neck=dict(norm_cfg=dict(type='BN1d'))))
+    data = shard(make_batch(batch=4), rank, world)
+    if rank < world - masked:
+        data['data_samples']['mim_mask'][:] = False
+    data['data_samples'].update(mask_positions(data['data_samples']['mim_mask']))
+    losses_of(model, data)
+    return rows
+
+
 def rank_main(rank, world, folder):
     batches = [shard(make_batch(batch=4, seed=s), rank, world) for s in range(3)]
     losses, state = train_steps(batches, lambda m: MMDistributedDataParallel(m, broadcast_buffers=False))
@@ -109,6 +128,7 @@ def rank_main(rank, world, folder):
         state=state,
         entropy={channels: entropy(embeddings(channels)[share], world) for channels in CHANNELS},
         **skip_together(rank, world, folder),
+        norms={masked: norms_run(rank, world, masked) for masked in range(world + 1)},
     )
 
 
@@ -145,3 +165,12 @@ def test_entropy_and_its_gradient_are_those_of_all_ranks(ranks, channels):
     value, gradient = entropy(embeddings(channels))
     for rank, part in zip(ranks[1], gradient.chunk(2)):
         torch.testing.assert_close(rank['entropy'][channels], (value, part), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize('masked', [0, 1, 2])
+def test_synced_norms_run_as_often_on_each_rank(ranks, masked):
+    """They wait for each other: a rank without masked patches must not leave a call out that another one makes."""
+    first, second = (rank['norms'][masked] for rank in ranks[1])
+    assert len(first) == len(second)
+    assert len(first) == (6 if masked == 0 else 12)  # teacher and student, three norms, patches apart if there are any
+    assert all(a + b > 0 for a, b in zip(first, second))

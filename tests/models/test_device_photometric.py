@@ -75,6 +75,14 @@ def test_all_steps_together_are_the_host_s_distribution(synthetic_sample):
     assert 'photometric' not in found['data_samples']
 
 
+def test_mixed_precision_leaves_the_pixels_as_they_are(synthetic_sample):
+    """A training step calls the preprocessor under its autocast."""
+    data = batch(synthetic_sample, on_device=True, gray_prob=0.5, blur_prob=(1.0, 0.5, 0.5))
+    expected = on_device(data)['inputs']
+    with torch.autocast('cpu', torch.bfloat16):
+        assert all(map(torch.equal, on_device(data)['inputs'], expected))
+
+
 def test_device_draws_what_the_host_draws(synthetic_sample):
     step = TRANSFORMS.build(dict(type='PhotometricViews', on_device=True))
     item = dict(rng=np.random.default_rng(5), view_roles=['global', 'global', 'local'], pixels=[])

@@ -8,14 +8,15 @@ import logging
 import pytest
 import timm
 import torch
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS, PARAM_SCHEDULERS, init_default_scope
 
 from helpers import SMALL_DETECTOR, stock_vit
 from odis_mm import apis
 from odis_mm.cli.train import train_main
 from odis_mm.config import load_config
 from odis_mm.detection import DetectorInit  # noqa: F401
-from odis_mm.recipes.starting import named_start, start_from
+from odis_mm.engine.settings import fast_forward
+from odis_mm.recipes.starting import keep_weights, named_start, start_from
 from odis_mm.transfer import CheckpointError, build_backbone, read_checkpoint, read_meta, read_vit
 from odis_mm.utils.distributed import unwrap
 from odis_mm.utils.errors import ConfigError
@@ -311,3 +312,21 @@ def test_checkpoints_of_a_run_tell_their_heads(demo, tmp_path):
     assert read_meta(tmp_path / 'epoch_1.pth')['num_heads'] == 4
     assert build_backbone(tmp_path / 'epoch_1.pth').layers[0].attn.num_heads == 4
     assert 'backbone.cls_token' in read_checkpoint(tmp_path / 'epoch_1_backbone.pth')
+
+
+def test_the_rates_of_blocks_keep_their_ratio_to_the_end():
+    """Of a deep ViT, whose lowest blocks would rise to the least rate of all."""
+    cfg = load_config('odis_small')
+    lr = cfg.optim_wrapper.optimizer.lr
+    keep_weights(cfg, 600)
+    top, rate = cfg.optim_wrapper.optimizer.lr, cfg.optim_wrapper.paramwise_cfg.layer_decay_rate
+    assert top == pytest.approx(lr / 10)
+    groups = [dict(params=[torch.nn.Parameter(torch.zeros(1))], lr=top * rate**down) for down in (0, 12, 25)]
+    optimizer = torch.optim.AdamW(groups)
+    schedulers = [
+        PARAM_SCHEDULERS.build(dict(part), default_args=dict(optimizer=optimizer)) for part in cfg.param_scheduler
+    ]
+    fast_forward(schedulers, 600, 60)
+    last = [group['lr'] for group in optimizer.param_groups]
+    assert last == [pytest.approx(last[0] * rate**down) for down in (0, 12, 25)]
+    assert last[0] == pytest.approx(1e-6, rel=0.01)

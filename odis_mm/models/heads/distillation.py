@@ -63,10 +63,13 @@ class Center(BaseModule):
         self.register_buffer('pending', torch.zeros(num_prototypes + 1), persistent=False)
 
     @torch.no_grad()
-    def observe(self, logits: Tensor) -> None:
-        """Add logits [..., K]."""
+    def observe(self, logits: Tensor, counted: Optional[Tensor] = None) -> None:
+        """Add logits [..., K], those that are ``counted``, bool [...]; None: all."""
         rows = logits.detach().float().flatten(0, -2)
-        self.observe_mean(rows.sum(0), len(rows))
+        if counted is None:
+            self.observe_mean(rows.sum(0), len(rows))
+        else:
+            self.observe_mean(rows.masked_fill(~counted.flatten()[:, None], 0.0).sum(0), counted.sum())
 
     @torch.no_grad()
     def observe_mean(self, total: Tensor, rows: Union[int, Tensor]) -> None:
@@ -198,10 +201,13 @@ class DistillationHead(SoftTargetHead):
         self.token_center = Center(num_prototypes, center_momentum)
         self.patch_center = Center(num_prototypes, center_momentum)
 
-    def monitor(self, targets: Tensor) -> Dict[str, Tensor]:
-        """Return what the log shows of the tokens' targets [..., K]: ``teacher_entropy``, ln K for a uniform collapse,
-        0 for one prototype."""
-        return dict(teacher_entropy=torch.special.entr(targets).sum(-1).mean())
+    def monitor(self, targets: Tensor, counted: Optional[Tensor] = None) -> Dict[str, Tensor]:
+        """Return what the log shows of the tokens' targets [..., K], those that are ``counted``: ``teacher_entropy``,
+        ln K for a uniform collapse, 0 for one prototype."""
+        entropy = torch.special.entr(targets).sum(-1)
+        if counted is None:
+            return dict(teacher_entropy=entropy.mean())
+        return dict(teacher_entropy=(entropy * counted).sum() / counted.sum().clamp(min=1))
 
     def step(self) -> None:
         """Move the centers; called after each optimizer step."""
@@ -209,11 +215,11 @@ class DistillationHead(SoftTargetHead):
         self.patch_center.step()
 
     @torch.no_grad()
-    def token_targets(self, logits: Tensor) -> Tensor:
+    def token_targets(self, logits: Tensor, counted: Optional[Tensor] = None) -> Tensor:
         """Return the teacher's distributions of the leading tokens, from its logits [..., K], which the token center
-        then takes up."""
-        targets = self.targets(logits, self.token_center)
-        self.token_center.observe(logits)
+        then takes up; rows that are not ``counted``, bool [...], stand for nothing and move nothing."""
+        targets = self.targets(logits, self.token_center, counted)
+        self.token_center.observe(logits, counted)
         return targets
 
     @torch.no_grad()

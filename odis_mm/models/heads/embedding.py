@@ -47,8 +47,8 @@ class EmbeddingHead(BaseModule):
         self.lambda_entropy, self.eps2, self.lambda_patch_entropy = lambda_entropy, eps2, lambda_patch_entropy
         self._figures: Dict[str, Tensor] = {}
 
-    def token_targets(self, embeddings: Tensor) -> Tensor:
-        """Return the teacher's unit vectors [..., d] in float32."""
+    def token_targets(self, embeddings: Tensor, counted: Optional[Tensor] = None) -> Tensor:
+        """Return the teacher's unit vectors [..., d] in float32, each for itself: ``counted`` changes nothing."""
         return embeddings.float()
 
     def patch_targets(self, embeddings: Tensor, every: None = None) -> Tensor:
@@ -70,7 +70,8 @@ class EmbeddingHead(BaseModule):
         student = student.float()
         num_global, num_views, batch = len(targets), len(student), student.shape[1]
         seen = student.new_ones(num_views, batch) if visible is None else visible.T.float()
-        similarity = torch.einsum('gbtd,vbtd->gvb', targets, student) / targets.shape[2]
+        with torch.autocast(student.device.type, enabled=False):  # it would take the products in half precision
+            similarity = torch.einsum('gbtd,vbtd->gvb', targets, student) / targets.shape[2]
         other = 1 - torch.eye(num_global, num_views, device=student.device)
         weight = other[:, :, None] * seen[:num_global, None] * seen[None]
         count = weight.sum()
@@ -95,7 +96,8 @@ class EmbeddingHead(BaseModule):
             weight: [M], see :func:`patch_cross_entropy`.
         """
         student = student.float()
-        loss = ((1 - torch.linalg.vecdot(targets, student)) * weight).sum()
+        with torch.autocast(student.device.type, enabled=False):
+            loss = ((1 - torch.linalg.vecdot(targets, student)) * weight).sum()
         if self.lambda_patch_entropy:
             moment = student.T.double() @ student.double() / max(len(student), 1)  # of this rank's patches
             loss = loss - self.lambda_patch_entropy * (
@@ -103,7 +105,7 @@ class EmbeddingHead(BaseModule):
             ).to(loss.dtype)
         return loss
 
-    def monitor(self, targets: Tensor) -> Dict[str, Tensor]:
+    def monitor(self, targets: Tensor, counted: Optional[Tensor] = None) -> Dict[str, Tensor]:
         """Return what the log shows: ``similarity`` of the views, ``effective_rank`` of the embeddings (1:
         collapsed)."""
         return self._figures

@@ -68,7 +68,12 @@ def effective_rank(moment: Tensor) -> Tensor:
 
     Args:
         moment: [..., m, m] from :func:`second_moment`, not centered: embeddings that are all alike count as rank 1.
+
+    Returns:
+        [...]; NaN where the embeddings hold NaN, or nothing but zeros.
     """
-    share = torch.linalg.eigvalsh(moment).clamp(min=0)
+    finite = moment.isfinite().all(-1).all(-1)
+    # eigvalsh raises an error for NaN, before a run could skip the step
+    share = torch.linalg.eigvalsh(torch.where(finite[..., None, None], moment, 0.0)).clamp(min=0)
     share = share / share.sum(-1, keepdim=True)
     return torch.special.entr(share).sum(-1).exp()

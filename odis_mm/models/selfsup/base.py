@@ -254,7 +254,8 @@ def anchor_loss(patches: Tensor, wanted: Tensor, kind: str) -> Tensor:
     patches, wanted = (F.normalize(part.float(), dim=-1) for part in (patches, wanted))
     if kind == 'feature':
         return 1 - (patches * wanted).sum(-1).mean()
-    return (patches @ patches.mT - wanted @ wanted.mT).square().mean()
+    with torch.autocast(patches.device.type, enabled=False):  # it would take the products in half precision
+        return (patches @ patches.mT - wanted @ wanted.mT).square().mean()
 
 
 def _patches(backbone: nn.Module, images: Tensor) -> Tensor:

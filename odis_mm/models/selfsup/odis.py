@@ -3,6 +3,7 @@
 from typing import Dict, List, Optional, Tuple
 
 import torch
+from mmengine.dist import all_reduce
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
@@ -124,7 +125,8 @@ class ODIS(TeacherStudent):
             shown = pooled.any(-1).unflatten(0, (-1, batch)).flatten(1).T  # [B*n, G]
             each = self.neck(means.flatten(0, 1)).unflatten(0, (shown.shape[1], len(shown), 1))  # [G, B*n, 1, K]
             losses['loss_pool'] = self.lambda_pool * self.head.token_loss(each, pool_targets.view(each.shape), shown)
-            losses.update({f'pool_{name}': value for name, value in self.head.monitor(pool_targets).items()})
+            there = pooled.any(-1).flatten()
+            losses.update({f'pool_{name}': value for name, value in self.head.monitor(pool_targets, there).items()})
         shown = data_samples['object_visible'][:, : len(inputs[0]) // batch]  # [B, G]
         losses['visible_share'] = shown.all(1).float().mean()  # of images, in all global views
         return losses
@@ -171,8 +173,9 @@ class ODIS(TeacherStudent):
             leading, patches, means = read_tokens(backbone, views, mask, None, masked, pooled)
         logits, patch_logits = self.project(neck, leading, patches if self.lambda_patch else None)
         targets = self.head.token_targets(logits.unflatten(0, (-1, batch)))
-        # objects' means are tokens of one more view: they move the tokens' center, too
-        pool_targets = None if means is None else self.head.token_targets(neck(means.flatten(0, 1)))
+        pool_targets = None
+        if means is not None:  # tokens of one more view: they move the tokens' center, too, where the object is there
+            pool_targets = self.head.token_targets(neck(means.flatten(0, 1)), pooled.any(-1).flatten())
         return targets, None if patch_logits is None else self.head.patch_targets(patch_logits, every), pool_targets
 
     @staticmethod
@@ -182,11 +185,21 @@ class ODIS(TeacherStudent):
         if patches is None:
             return neck(leading), None
         # [OBJ] and patches are two populations; one row has no variance
-        if neck.uses_batch_statistics and len(patches) > 1:
+        if neck.uses_batch_statistics and _rows_of_norms(neck, patches) > 1:
             return neck(leading), neck(patches)
         tokens = leading.flatten(0, 1)
         logits, patch_logits = neck(torch.cat((tokens, patches))).split([len(tokens), len(patches)])
         return logits.unflatten(0, leading.shape[:2]), patch_logits
+
+
+def _rows_of_norms(neck: nn.Module, patches: Tensor) -> int:
+    """How many of the patches [M, D] the neck's batch norms see. Synced ones see those of all ranks, which wait for
+    each other: all have to make the same calls, also a rank that has no masked patch."""
+    if not any(isinstance(module, nn.SyncBatchNorm) for module in neck.modules()):
+        return len(patches)
+    rows = torch.tensor(len(patches), device=patches.device)
+    all_reduce(rows)
+    return int(rows)
 
 
 def read_tokens(

@@ -70,6 +70,23 @@ def test_no_patch_masked_and_no_object_seen_is_finite():
     assert head.token_loss(unit(3, 4, 1, 8), unit(2, 4, 1, 8), torch.zeros(4, 3, dtype=torch.bool)).isfinite()
 
 
+def test_embeddings_that_are_nan_give_a_loss_that_says_so():
+    student = unit(3, 4, 1, 8)
+    student[0, 1] = torch.nan
+    head = EmbeddingHead()
+    assert head.token_loss(student, unit(2, 4, 1, 8)).isnan()  # which the run skips; an error would end it
+    assert head.monitor(student)['effective_rank'].isnan()
+
+
+def test_losses_are_of_float32_under_autocast():
+    student, targets, weight = unit(3, 6, 1, 64), unit(2, 6, 1, 64, seed=1), torch.full((6,), 1 / 6)
+    head = EmbeddingHead(lambda_entropy=0.0)
+    tokens, patches = head.token_loss(student, targets), head.patch_loss(student[0, :, 0], targets[0, :, 0], weight)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert torch.equal(head.token_loss(student, targets), tokens)
+        assert torch.equal(head.patch_loss(student[0, :, 0], targets[0, :, 0], weight), patches)
+
+
 @pytest.mark.parametrize('others', [0, 3])
 def test_trains_and_trains_all_of_the_backbone(others):
     data = make_batch()
@@ -120,6 +137,20 @@ def test_an_object_seen_in_one_view_alone_is_not_compared():
     data['data_samples']['other_masks'][3:, 1] = False
     again = losses_of(embedding_odis(lambda_pool=1.0, head=dict(lambda_entropy=0.0)), data)
     torch.testing.assert_close(losses['loss_pool'], again['loss_pool'])
+
+
+@pytest.mark.parametrize('balance', ['center', 'sinkhorn'])
+def test_objects_that_are_not_there_are_no_tokens(balance):
+    data = make_batch()
+    data['data_samples']['object_mask'][0][:] = True
+    models = [make_odis(lambda_pool=1.0, head=dict(balance=balance)) for _ in range(2)]
+    alone = losses_of(models[0], data)
+    data['data_samples']['other_masks'] = torch.zeros(6, 3, 16, dtype=torch.bool)
+    beside = losses_of(models[1], data)
+    for name in ('loss_pool', 'pool_teacher_entropy'):
+        torch.testing.assert_close(beside[name], alone[name])
+    pending = [model.head.token_center.pending for model in models]
+    torch.testing.assert_close(pending[1], pending[0])
 
 
 def test_masks_of_further_objects():

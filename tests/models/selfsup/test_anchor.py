@@ -44,6 +44,14 @@ def test_anchor_losses_are_those_of_the_formula():
     assert float(anchor_loss(x @ turn, x, 'gram')) < 1e-10 < float(anchor_loss(x @ turn, x, 'feature'))
 
 
+@pytest.mark.parametrize('kind', ['feature', 'gram'])
+def test_anchor_losses_are_of_float32_under_autocast(kind):
+    x, y = torch.randn(2, 3, 5, 64)
+    expected = anchor_loss(x, y, kind)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert torch.equal(anchor_loss(x, y, kind), expected)
+
+
 def test_an_unknown_anchor_is_named():
     with pytest.raises(ConfigError, match="'feature' or 'gram'"):
         make_odis(anchor=dict(kind='weights'))
