@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple, Union
 
+from PIL import ExifTags, Image
+
 from ..datasets.image_io import size_of
 from ..datasets.objects import list_images
 from ..utils.errors import AnnotationError, BadImageError, MissingFileError
@@ -79,6 +81,14 @@ class ImageIndex:
             return size_of(self.folder / name)
         except BadImageError as error:
             raise AnnotationError(str(error)) from error
+
+    def is_turned(self, name: str) -> bool:
+        """Return whether an EXIF orientation turns or mirrors the stored pixels: what tools draw on is upright."""
+        try:
+            with Image.open(self.folder / name) as image:
+                return image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+        except Exception:  # of many classes; whether it can be read is told elsewhere
+            return False
 
 
 def _common_tail(name: str, reference: str) -> int:

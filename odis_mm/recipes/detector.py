@@ -326,7 +326,7 @@ def backbone_settings(init: PathLike) -> Dict[str, Any]:
         arch=dict(
             embed_dims=shape.width,
             num_layers=shape.depth,
-            num_heads=shape.heads(str(init), meta.get('num_heads')),
+            num_heads=shape.heads(str(init), meta.get('num_heads') or vit.heads),
             feedforward_channels=shape.mlp,
         ),
         patch_size=shape.patch_size,
@@ -335,6 +335,8 @@ def backbone_settings(init: PathLike) -> Dict[str, Any]:
         **options,
     )
     if {'num_registers', 'rope', 'swiglu'} & set(options):
+        if shape.patches is not None and meta.get('antialias', vit.antialias):
+            settings['antialias'] = True
         return dict(type='mmpretrain.ObjectViT', **settings)
     return dict(settings, with_cls_token=shape.cls_token)
 

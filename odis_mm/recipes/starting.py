@@ -66,7 +66,8 @@ def start_from(cfg: Config, init: PathLike, adapt: bool = False) -> List[str]:
     else:
         _check_size(shape, own, str(init))
         lines += _set_patch(cfg, shape, init)
-    heads = meta.get('num_heads') or (shape.width // shape.head_width if shape.head_width else own['num_heads'])
+    told = meta.get('num_heads') or vit.heads
+    heads = told or (shape.width // shape.head_width if shape.head_width else own['num_heads'])
     backbone.arch = dict(
         embed_dims=shape.width,
         num_layers=shape.depth,

@@ -9,13 +9,15 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 
 from .. import apis
+from ..config import load_config
 from ..datasets.annotations import coco_table
-from ..datasets.layout import Split, annotated_parent, find_splits, image_folder, read_coco, split_coco
+from ..datasets.layout import Split, annotated_parent, categories, find_splits, image_folder, read_coco, split_coco
+from ..datasets.values import identity
 from ..objects.annotations import imported_splits
 from ..objects.formats import UnrecognisedError, recognise
 from ..objects.labelled import ImageIndex
 from ..recipes.arguments import check_arguments
-from ..recipes.detector import detector_config, read_content
+from ..recipes.detector import BATCH, detector_config, read_content
 from ..utils.errors import AnnotationError, ConfigError, MissingFileError
 from ..utils.files import PathLike, atomic_write_text
 from ..utils.noise import quiet_imports
@@ -106,7 +108,7 @@ def finetune(
         splits = detector_splits(Path(data), found, images, work_dir, seed)
         content = read_content(splits[0])
         if steps is None:
-            steps = min(max(PER_IMAGE * content.images // (batch or 8), SHORTEST), LONGEST)
+            steps = default_steps(content.images, batch, detector)
         cfg = detector_config(
             *splits, detector=detector, init=init, size=size, iterations=steps, batch=batch, seed=seed, options=options
         )
@@ -136,6 +138,14 @@ def finetune(
     )
     drawn = drawn_boxes(json.loads(predictions.read_text()))
     return Finetuned(checkpoint, config, metrics, drawn)
+
+
+def default_steps(images: int, batch: Optional[int] = None, detector: Optional[str] = None) -> int:
+    """Return the steps of :func:`finetune` for so many training images, by the batch or that of the detector's
+    config."""
+    if batch is None:
+        batch = BATCH if detector is None else load_config(detector).train_dataloader.batch_size
+    return min(max(PER_IMAGE * images // batch, SHORTEST), LONGEST)
 
 
 def _without_tables(cfg: Config) -> None:
@@ -226,7 +236,29 @@ def detector_splits(
         )
         folder_of_images = found['train'].images
         found['train'], found['val'] = (Split(folder / f'{name}.json', folder_of_images) for name in ('train', 'val'))
+    found = {name: _without_twins(name, split, folder) for name, split in found.items()}
     return found['train'], found['val'], found.get('test')
+
+
+def _without_twins(name: str, split: Split, folder: Path) -> Split:
+    """A split without categories that have no object and the name of another one: Roboflow's exports begin with one of
+    the data set's name, which often is that of its class, and mmdet, which goes by names, would take it for a class."""
+    content = read_coco(split.ann_file)
+    listed = content.get('categories') or []
+    names = [str(category.get('name')) for category in listed if isinstance(category, dict)]
+    if len(set(names)) == len(listed) or not content.get('annotations'):
+        return split
+    coco_table(content, split.ann_file)  # says what is not understood
+    used = {identity(category['id']) for category in categories(content)}
+    chosen: Dict[str, Any] = {}
+    for category in sorted(listed, key=lambda category: identity(category['id']) not in used):
+        chosen.setdefault(str(category['name']), category)
+    kept = [c for c in listed if identity(c['id']) in used or chosen[str(c['name'])] is c]
+    if len(kept) == len(listed):
+        return split
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(folder / f'{name}.json', json.dumps({**content, 'categories': kept}))
+    return Split(folder / f'{name}.json', split.images)
 
 
 def _metrics(runner) -> Dict[str, float]:

@@ -62,6 +62,8 @@ def read_meta(path: PathLike) -> dict:
     if path.suffix != '.safetensors':
         content = _read_torch(path)
         meta = content.get('meta') if isinstance(content, Mapping) else None
+        if path.name == 'pytorch_model.bin':
+            return {**_huggingface_meta(path.parent), **_huggingface_normalisation(path.parent)}
         return dict(meta) if isinstance(meta, Mapping) else {}
     from safetensors import safe_open
 

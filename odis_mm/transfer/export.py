@@ -60,7 +60,7 @@ def transfer(
     vit, meta = _read(source, source_grid, drop, heads)
     conversion = convert(vit, target, grid=grid, source_grid=source_grid)
     shape = VitShape.required(conversion.state)
-    heads = shape.heads(str(source), heads or meta.get('num_heads'))
+    heads = shape.heads(str(source), heads or meta.get('num_heads') or vit.heads)
     meta = {**meta, 'num_heads': heads, 'patch_size': shape.patch_size, 'norm_eps': vit.norm_eps}
     folder = out.suffix not in ('.pth', '.safetensors')
     file = out / 'model.safetensors' if folder else out
@@ -188,7 +188,7 @@ def build_backbone(
     vit = read_vit(state, name, source_grid=source_grid, heads=told)
     return build_vit(
         convert(vit, 'odis_mm').state,
-        VitShape.required(vit.state).heads(name, told),
+        VitShape.required(vit.state).heads(name, told or vit.heads),
         source_grid,
         random=random,
         norm_eps=meta.get('norm_eps', vit.norm_eps),

@@ -288,6 +288,7 @@ BESIDE = (
 
 # a label for what is recognised: (label, layout, pattern that some name of the file must fit, prefix included)
 DIALECTS = (
+    ('MoCo v3', 'timm', r'(momentum|base)_encoder\.head\.\d'),  # its projector, within the encoder
     ('GTSA', 'timm', r'(momentum|base)_encoder\.'),
     ('MAE', 'timm', r'decoder_(embed|blocks)\.'),
     ('DINOv2', 'timm', r'(.*\.)?(register_tokens|blocks\.\d+\.\d+\..+)'),

@@ -108,7 +108,7 @@ def load_backbone(
     else:
         vit = read_vit(state, name, heads=getattr(module, 'arch_settings', {}).get('num_heads'))
         prefix, found, notes = f'{vit.dialect}, {vit.prefix}', vit.state, {**vit.dropped, **vit.changed}
-        meta = {'norm_eps': vit.norm_eps, **meta}
+        meta = {'norm_eps': vit.norm_eps, **({'num_heads': vit.heads} if vit.heads else {}), **meta}
     mark = fingerprint(found)
     resized: Dict[str, Tuple[tuple, tuple]] = {}
     for stem in ('patch_embed.projection.weight', 'conv1.weight'):
@@ -232,7 +232,8 @@ def _fit_positions(pos_embed: Tensor, module: Any, name: str) -> Tensor:
         )
     extra = module.pos_embed.shape[1] - grid[0] * grid[1]
     try:
-        return resize_positions(pos_embed, tuple(grid), extra, getattr(module, 'interpolate_mode', 'bicubic'))
+        mode, antialias = getattr(module, 'interpolate_mode', 'bicubic'), getattr(module, 'antialias', False)
+        return resize_positions(pos_embed, tuple(grid), extra, mode, antialias=antialias)
     except ValueError as error:
         raise CheckpointError(f'{name} does not fit {type(module).__name__}: {error}.') from error
 

@@ -9,7 +9,7 @@ import torch
 from ..utils.errors import CheckpointError
 from .layouts import BESIDE, DIALECTS, LAYOUTS, OUR_PARTS, Layout, recognise, some, unwrap
 from .positions import Grid, rope_periods, square_grid
-from .shape import HEADS, State
+from .shape import HEADS, HEADS_OF, State
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Source:
         outside: Tensors of other parts of the file: leading part of the name -> how many.
         norm_eps: Of the norms, which tensors do not tell; the layout's own models have it.
         antialias: Whether its library resamples learned positions so.
+        heads: Attention heads, where the dialect has other ones than most ViTs of the width.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Source:
     outside: Dict[str, int]
     norm_eps: float = 1e-6
     antialias: bool = False
+    heads: Optional[int] = None
 
 
 def read_vit(
@@ -98,7 +100,10 @@ def read_vit(
         layout.name,
     )
     antialias = layout.name in ('timm', 'huggingface-dinov2') and 'register_tokens' in ours
-    return Source(name, layout.name, dialect, prefix, ours, raw, dropped, changed, outside, layout.norm_eps, antialias)
+    known = HEADS_OF.get(dialect, {}).get(ours['patch_embed.projection.weight'].shape[0])
+    return Source(
+        name, layout.name, dialect, prefix, ours, raw, dropped, changed, outside, layout.norm_eps, antialias, known
+    )
 
 
 def _rename(

@@ -13,6 +13,8 @@ State = Dict[str, Tensor]
 
 # heads of the ViTs that the papers train (T, S, B, L, H); the tensors do not tell
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
+# by the dialect of the file, where its authors differ: github.com/facebookresearch/moco-v3, vits.py
+HEADS_OF = {'MoCo v3': {384: 12}}
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from mmengine.config import Config
 from ..config import load_config
 from ..datasets.layout import Split
 from ..recipes import SMALL, backbone_settings, detector_config, fitting_size, pretraining_config, read_content
+from ..transfer import read_checkpoint
+from ..transfer.resnet import find_resnet
 from ..utils.errors import ConfigError, StageError
 from ..utils.paths import detector_name
 from .data import Prepared, content_hash, write_once
@@ -56,12 +58,17 @@ class Comparison:
     """
 
     def __init__(self, plan: Plan, data: Prepared, stages: Stages):
+        if data.mixed and plan.detector.config is None:  # else a subset of the labels would choose, each its own
+            plan = dataclasses.replace(plan, detector=dataclasses.replace(plan.detector, config='faster-rcnn_small'))
         self.plan, self.data, self.stages = plan, data, stages
         self._contents: Dict[str, str] = {}
         self.evaluated = plan.evaluate or ('test' if data.test and plan.tuning.trials else 'val')
         if self.evaluated == 'test' and data.test is None:
             raise ConfigError('evaluate: test, but the data has no test split.')
-        self.probes = {step.recipe: self._probe(step) for start in plan.starts for step in start.recipes}
+        self.probes: Dict[str, Stage] = {}
+        for step in (step for start in plan.starts for step in start.recipes):
+            if self._speed_key(step) not in self.probes:
+                self.probes[self._speed_key(step)] = self._probe(step)
         self.detector_probe = self._detector_probe()
         self.tuned = {start.name: self._tuned(start) for start in plan.starts} if plan.tuning.trials else {}
         self.pretrainings = {
@@ -129,7 +136,7 @@ class Comparison:
             start = self.plan.start(stage.settings['start'])
             minutes = 0.0
             for step in start.recipes:
-                speed = self.stages.result(self.probes[step.recipe])
+                speed = self.stages.result(self.probe(step))
                 if speed is None:
                     return None
                 iterations = self._iterations(step, start, speed) * stage.settings['share']
@@ -206,8 +213,21 @@ class Comparison:
         content = self._content(detector['config'] or 'mask-rcnn_small')
         return {**detector, 'content': content, 'start_options': dict(start.detector) if start else {}}
 
+    def probe(self, step: Step) -> Stage:
+        """The stage that measures the speed of a step."""
+        return self.probes[self._speed_key(step)]
+
+    def _speed_key(self, step: Step) -> str:
+        """Steps of one key share a probe: those of one recipe, where the speed serves for estimates alone; where it
+        decides on the length, options count, as they may change what an iteration takes."""
+        if self.plan.pretraining.minutes is None:
+            return step.recipe
+        return json.dumps([step.recipe, step.options, step.boxes], sort_keys=True, default=str)
+
     def _probe(self, step: Step) -> Stage:
         settings = dict(kind='probe', **self._recipe_settings(step))
+        name = f'speed_{slug(step.recipe)}'
+        number = 1 + sum(probe.settings['recipe'] == step.recipe for probe in self.probes.values())
 
         def work(worker: Worker, folder: Path, _: dict) -> dict:
             cfg = self._pretraining_config(step, {}, PROBE_STEPS, 0, subset=4)
@@ -225,7 +245,7 @@ class Comparison:
                 **usage,
             )
 
-        return Stage(f'speed_{slug(step.recipe)}', settings, work)
+        return Stage(name if number == 1 else f'{name}_{number}', settings, work)
 
     def _detector_probe(self) -> Stage:
         detector = self._detector_settings(None)
@@ -273,7 +293,7 @@ class Comparison:
             checkpoints=[] if trial else sorted(budget.lengths),
             seed=seed,
         )
-        needs = [self.probes[step.recipe] for step in start.recipes] if budget.minutes is not None else []
+        needs = [self.probe(step) for step in start.recipes] if budget.minutes is not None else []
         if not trial and start.name in self.tuned:
             needs.append(self.tuned[start.name])
 
@@ -286,7 +306,7 @@ class Comparison:
             for i, step in enumerate(start.steps):
                 if not step.recipe:
                     continue
-                speed = results[self.probes[step.recipe].name] if budget.minutes is not None else None
+                speed = results[self.probe(step).name] if budget.minutes is not None else None
                 length = max(4, round(self._iterations(step, start, speed) * share))
                 last = i == len(start.steps) - 1  # whose knobs were searched
                 cfg = self._pretraining_config(step, chosen if last else {}, length, seed, init=export)
@@ -446,7 +466,8 @@ class Comparison:
                 found = results[source.name]
                 name = found['export'] if share == 1 else found['checkpoints'][f'{share:g}']
                 export = self.stages.path(source) / name
-            patch = int(backbone_settings(export)['patch_size'])
+            resnet = find_resnet(read_checkpoint(export)) is not None
+            patch = 1 if resnet else int(backbone_settings(export)['patch_size'])
             out = folder / 'measures.json'
             worker.command(
                 ['regions', export, '--data', '/', '--ann-files', self.data.train, evaluated, '--images', '/', '/']

@@ -34,6 +34,7 @@ class Prepared:
         images: Number of images by part.
         scenes: By part, the evaluated images whose scene is in the training as well, and one such training image.
         duplicates: Images that were found twice, and what was done with them.
+        mixed: Whether some training objects have a segmentation and some have none.
     """
 
     train: Path
@@ -46,6 +47,7 @@ class Prepared:
     scenes: Dict[str, Dict[str, str]]
     duplicates: List[Tuple[str, str, str]]
     notes: List[str]
+    mixed: bool = False
 
 
 def prepare(plan: Plan, folder: Path, work_dir: Path, say: Callable[[str], None] = print) -> Prepared:
@@ -86,22 +88,39 @@ def prepare(plan: Plan, folder: Path, work_dir: Path, say: Callable[[str], None]
         if missing:
             raise ConfigError(f'{len(missing)} images of the {name} split cannot be read, the first is {missing[0]}.')
     trained = [name for name in ('train', 'unlabelled') if name in prints]
-    found = [
-        (name, pair)
-        for name in ('val', 'test')
-        if name in prints
-        for part in trained
-        for pair in leaks.duplicates(prints[name], prints[part])
-    ]
-    same = [pair for _, pair in found if pair.kind != 'scene']
+    evaluated = [name for name in ('val', 'test') if name in prints]
+
+    def alike(gone: set) -> List[Tuple[str, leaks.Duplicate]]:
+        left = [prints[part].without(gone) for part in trained]
+        return [(name, pair) for name in evaluated for part in left for pair in leaks.duplicates(prints[name], part)]
+
+    found = alike(set())
+    same = more = [pair for _, pair in found if pair.kind != 'scene']
     if same and plan.data.duplicates == 'refuse':
         raise leaks.LeakError(leaks.message(same))
     if same and plan.data.duplicates == 'drop':
-        gone = {pair.trained for pair in same}
+        gone: set = set()
+        while more:  # an image may be there more than once, and only the most similar copy is told
+            gone |= {pair.trained for pair in more}
+            found = alike(gone)
+            more = [pair for _, pair in found if pair.kind != 'scene']
+            same = same + more
         contents['train'] = _without(contents['train'], gone)
         paths['train'] = [path for path in paths['train'] if path not in gone]
         paths['unlabelled'] = [path for path in paths.get('unlabelled', []) if path not in gone]
         notes.append(f'{len(gone)} training images that are evaluated, too, are left out of the training')
+    if plan.tuning.trials and 'test' in prints:
+        seen = [pair for pair in leaks.duplicates(prints['test'], prints['val']) if pair.kind != 'scene']
+        if seen:
+            notes.append(
+                f'{len(seen)} test images are among the val images, by which trials are chosen '
+                f'({seen[0].evaluated.name} = {seen[0].trained.name}): where the test images are evaluated, the gains '
+                'are a little too high'
+            )
+    usable = [a for a in contents['train']['annotations'] if not a['iscrowd'] and min(a['bbox'][2:]) >= 1]
+    mixed = len({bool(a.get('segmentation')) for a in usable}) == 2
+    if mixed and plan.detector.config is None:
+        notes.append('some training objects have no segmentation, so the detector is one of boxes')
     digest_of = {path: digest for found in prints.values() for path, digest in zip(found.paths, found.digests)}
     written, identity = {}, {}
     for name, content in contents.items():
@@ -138,6 +157,7 @@ def prepare(plan: Plan, folder: Path, work_dir: Path, say: Callable[[str], None]
         },
         [(pair.evaluated.name, str(pair.trained), pair.kind) for pair in same],
         notes,
+        mixed,
     )
 
 

@@ -6,7 +6,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Optional, Sequence, Tuple
+from typing import Collection, List, Optional, Sequence, Tuple
 
 import numpy as np
 from PIL import Image
@@ -38,6 +38,13 @@ class Prints:
     digests: List[str]
     whole: np.ndarray
     detail: np.ndarray
+
+    def without(self, paths: Collection[Path]) -> 'Prints':
+        """Return those of the other files."""
+        kept = [i for i, path in enumerate(self.paths) if path not in paths]
+        return Prints(
+            [self.paths[i] for i in kept], [self.digests[i] for i in kept], self.whole[kept], self.detail[kept]
+        )
 
 
 @dataclass(frozen=True)
@@ -145,7 +152,15 @@ def _fingerprint(path: Path) -> Tuple[str, np.ndarray]:
 def _grey(path: Path, side: int) -> Image.Image:
     with Image.open(path) as image:
         image.draft('L', (4 * side, 4 * side))
-        return image.convert('L').resize((side, side), Image.Resampling.BILINEAR)
+        grey = _stretched(image) if image.mode.startswith(('I', 'F')) else image.convert('L')
+        return grey.resize((side, side), Image.Resampling.BILINEAR)
+
+
+def _stretched(image: Image.Image) -> Image.Image:
+    """Values of more than 8 bits, which Pillow would cut at 255, from the least to the greatest."""
+    values = np.nan_to_num(np.asarray(image, np.float32))
+    values = (values - values.min()) / max(float(np.ptp(values)), 1e-6)
+    return Image.fromarray(np.rint(255 * values).astype(np.uint8))
 
 
 def _features(thumbnails: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:

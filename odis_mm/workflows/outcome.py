@@ -8,7 +8,8 @@ from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from ..datasets.layout import read_coco
+from ..datasets.layout import categories, read_coco
+from ..utils.files import atomic_write
 from . import stats
 from .compare import Comparison, DetectorRun
 from .plan import Plan
@@ -87,24 +88,27 @@ def collect(comparison: Comparison, results: Dict[str, dict]) -> Outcome:
     """Read the results of all stages, and compare."""
     plan, data = comparison.plan, comparison.data
     annotations = data.test if comparison.evaluated == 'test' else data.val
-    count = len(read_coco(annotations)['images'])
+    evaluated = read_coco(annotations)
+    count = len(evaluated['images'])
     weights = stats.resamples(count, 1000 if count <= 500 else 300)
     runs = {run: _resampled(comparison, run, annotations, weights) for run in comparison.runs}
     tables = []
     for percent in sorted(plan.labels):
         found = {s.name: _gathered(comparison, runs, s.name, percent, 1.0) for s in plan.starts}
+        known = [_known_share(data.subsets[percent, seed], evaluated) for seed in range(plan.seeds.detector)]
         rows = []
         for start in plan.starts:
             name = start.name
             gap = None if name == plan.reference else stats.difference(found, name, plan.reference, CONFIDENCE)
             keys = ('box AP50', 'mask AP')
-            stages = [
-                s
-                for run, s in comparison.runs.items()
+            values = [
+                (results[stage.name], known[run.seed])
+                for run, stage in comparison.runs.items()
                 if (run.start, run.percent, run.share, run.times) == (name, percent, 1, 1)
             ]
-            values = [results[stage.name] for stage in stages]
-            extra = {k: float(np.mean([v[k] for v in values])) for k in keys if all(k in v for v in values)}
+            extra = {
+                k: float(np.mean([v[k] * share for v, share in values])) for k in keys if all(k in v for v, _ in values)
+            }
             rows.append(Row(name, found[name], gap, extra))
         labelled = len(read_coco(data.subsets[percent, 0])['images'])
         tables.append(Table(percent, labelled, rows))
@@ -146,9 +150,19 @@ def _resampled(
     if not kept.is_file():
         matches = stats.match(str(annotations), _predictions(comparison, run))
         whole = np.ones((1, weights.shape[1]), int)
-        np.save(kept, stats.average_precision(matches, np.concatenate([whole, weights])))
+        values = stats.average_precision(matches, np.concatenate([whole, weights]))
+        atomic_write(kept, lambda file: np.save(file, values))  # another process may be about to read it
     values = np.load(kept)
     return float(values[0]), values[1:]
+
+
+def _known_share(labelled: Path, evaluated: dict) -> float:
+    """Share of the evaluated classes that the labelled images have an object of: mmdet's own AP is a mean over these
+    alone, ours over all, as a detector that does not know a class finds none of it."""
+    known = {category['id'] for category in categories(read_coco(labelled))}
+    judged = {a['category_id'] for a in evaluated['annotations'] if not a['iscrowd']}
+    judged &= {category['id'] for category in evaluated['categories']}
+    return len(judged & known) / max(len(judged), 1)
 
 
 def _gathered(comparison: Comparison, runs: dict, start: str, percent: float, share: float) -> Runs:
@@ -174,11 +188,14 @@ def _lengths(outcome: Outcome, comparison: Comparison, runs: dict, results: Dict
     for start in plan.starts:
         if not start.recipes:
             continue
-        whole = sum(results[comparison.pretrainings[start.name, 0].name]['iterations'])
+        *before, last = results[comparison.pretrainings[start.name, 0].name][
+            'iterations'
+        ]  # shares are of the last step
         points = []
         for share in shares:
             found = _gathered(comparison, runs, start.name, outcome.lengths_percent, share).value
-            points.append((share, round(whole * share), float(found.mean()), float(found.min()), float(found.max())))
+            at = sum(before) + round(last * share)
+            points.append((share, at, float(found.mean()), float(found.min()), float(found.max())))
         outcome.lengths[start.name] = points
 
 

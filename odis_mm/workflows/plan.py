@@ -227,6 +227,18 @@ def parse_plan(content: Dict[str, Any], where: str = 'plan') -> Plan:
     return plan
 
 
+def changed_plan(plan: Plan, changes: Sequence[str], where: str = 'plan') -> Plan:
+    """Return a plan with ``KEY=VALUE`` texts applied.
+
+    Raises:
+        ConfigError: see :func:`load_plan`.
+    """
+    content = yaml.safe_load(dump_plan(plan))
+    for change in changes:
+        _change(content, change)
+    return parse_plan(content, where)
+
+
 def dump_plan(plan: Plan) -> str:
     """The plan as YAML, defaults left out."""
     content = _without_defaults(plan)

@@ -12,7 +12,20 @@ from ..utils.files import PathLike, atomic_write_text
 from .compare import Comparison, resolve_files
 from .data import prepare
 from .outcome import Outcome, headline, recommendation
-from .plan import Data, Detector, Plan, Pretraining, Seeds, Start, Step, dump_plan, load_plan, select_starts, slug
+from .plan import (
+    Data,
+    Detector,
+    Plan,
+    Pretraining,
+    Seeds,
+    Start,
+    Step,
+    changed_plan,
+    dump_plan,
+    load_plan,
+    select_starts,
+    slug,
+)
 from .report import write_report
 from .stages import Stages
 
@@ -121,6 +134,7 @@ def compare_data(
         found, folder = load_plan(path)
         return _carry_out(found, folder, out, jobs, prefix, dry_run, duplicates, command)
     plan = _draft(root, recipes, files, duplicates)
+    changed_plan(plan, changes)  # a wrong one is refused before anything is measured or written
     stages = Stages(out, jobs, prefix)
     prepared = prepare(plan, Path(), out, stages.say)
     labels = tuple(p for p in LABELS if p == 100 or prepared.images['train'] * p / 100 >= FEWEST)
@@ -132,11 +146,8 @@ def compare_data(
     for change in told:
         stages.say(change)
     out.mkdir(parents=True, exist_ok=True)
+    plan = changed_plan(plan, changes, str(path))
     atomic_write_text(path, f'{mark}\n{dump_plan(plan)}')
-    if changes:
-        text = path.read_text()
-        plan, _ = load_plan(path, changes)
-        atomic_write_text(path, f'{text.splitlines()[0]}\n{dump_plan(plan)}')
     return _carry_out(plan, out, out, jobs, prefix, dry_run, duplicates, command)
 
 
@@ -145,8 +156,9 @@ def _draft(root: Path, recipes: Optional[Sequence[str]], files: Sequence[str], d
     if recipes is None:
         chosen = {name: recipe for name, recipe in SMALL.items() if recipe in shipped}
     else:
-        chosen = {Path(recipe).stem: recipe for recipe in recipes}
-    own = {Path(file).stem: str(Path(file).resolve()) for file in files}
+        chosen = dict(zip(_labels(recipes), recipes))
+    files = list(dict.fromkeys(str(Path(file).resolve()) for file in files))
+    own = dict(zip(_labels(files), files))
     starts = [Start(RANDOM), *(Start(name, (Step(file=file),)) for name, file in own.items())]
     starts += [Start(name, (Step(recipe=recipe),)) for name, recipe in chosen.items()]
     if len(starts) < 2:
@@ -159,6 +171,17 @@ def _draft(root: Path, recipes: Optional[Sequence[str]], files: Sequence[str], d
         labels=LABELS,
         seeds=Seeds(2, 2),
     )
+
+
+def _labels(paths: Sequence[str]) -> List[str]:
+    """The names of files, after those of their folders where several have the same: exports of two runs often do."""
+    labels: List[str] = []
+    for path in map(Path, paths):
+        alike = [other for other in map(Path, paths) if other.stem == path.stem and other != path]
+        parents = list(zip(reversed(path.parts[:-1]), *(reversed(other.parts[:-1]) for other in alike)))
+        depth = next((i + 1 for i, (own, *others) in enumerate(parents) if own not in others), len(parents))
+        labels.append(' '.join((*path.parts[-1 - depth : -1], path.stem)) if alike else path.stem)
+    return labels
 
 
 def fit(plan: Plan, comparison: Comparison, minutes: float) -> Tuple[Plan, List[str]]:
@@ -187,7 +210,7 @@ def fit(plan: Plan, comparison: Comparison, minutes: float) -> Tuple[Plan, List[
         left = budget - overhead
         each = 0.0
         if chosen:
-            startup = sum(results(comparison.probes[s.recipes[0].recipe])['startup'] for s in chosen) / 60 / len(chosen)
+            startup = sum(results(comparison.probe(s.recipes[0]))['startup'] for s in chosen) / 60 / len(chosen)
             each = left / (len(chosen) * seeds_p) - startup
             if each < SHORTEST:
                 continue

@@ -10,7 +10,7 @@ import contextlib
 import io
 import math
 from dataclasses import dataclass
-from typing import Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -44,7 +44,7 @@ class CategoryMatches:
 class Matches:
     """All that COCO AP depends on, image by image."""
 
-    image_ids: Tuple[int, ...]
+    image_ids: Tuple[Any, ...]
     names: Tuple[str, ...]
     categories: List[CategoryMatches]
 
@@ -83,7 +83,7 @@ def match(annotations: Union[PathLike, COCO], detections: Union[PathLike, List[d
         ignored = np.concatenate(columns + [np.asarray(e['dtIgnore'], bool) for _, e in parts], 1)[:, order]
         categories.append(CategoryMatches(image, matched & ~ignored, ignored, objects))
     names = tuple(c['name'] for c in truth.loadCats(evaluation.params.catIds))
-    return Matches(tuple(int(i) for i in evaluation.params.imgIds), names, categories)
+    return Matches(tuple(evaluation.params.imgIds), names, categories)
 
 
 def average_precision(

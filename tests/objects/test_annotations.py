@@ -94,6 +94,19 @@ def test_yolo_polygons_and_empty_files(tmp_path, images):
     assert [image['file_name'] for image in content['images']] == ['a.jpg', 'b.png']
 
 
+def test_yolo_labels_of_turned_photographs_are_left_out(tmp_path):
+    """Their shares are of the upright image, and what is trained on are the stored pixels."""
+    exif = Image.Exif()
+    for name, orientation in (('plain', 1), ('turned', 6), ('on_its_head', 3)):
+        exif[274] = orientation
+        Image.new('RGB', (60, 40)).save(tmp_path / f'{name}.jpg', exif=exif)
+        (tmp_path / f'{name}.txt').write_text('0 0.25 0.5 0.1 0.2')
+    content = load_annotations(tmp_path, tmp_path)
+    assert [image['file_name'] for image in content['images']] == ['plain.jpg']
+    faults = content['info']['skipped']
+    assert len(faults) == 2 and all('turned by its EXIF orientation: store it upright' in fault for fault in faults)
+
+
 def test_roboflow_coco(tmp_path):
     root = _images(tmp_path, {f'{split}/{name}': size for split in ('train', 'valid') for name, size in SIZES.items()})
     for split in ('train', 'valid'):

@@ -8,14 +8,16 @@ import shlex
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools.coco import COCO
 
+from helpers import write_noise_coco
 from odis_mm.cli.tasks import finetune_main, pretrain_main
 from odis_mm.datasets.image_io import read_image, size_of
 from odis_mm.datasets.survey import image_size
 from odis_mm.objects.annotations import imported_splits
-from odis_mm.recipes import pretraining_config
+from odis_mm.recipes import detector_config, pretraining_config
 from odis_mm.tasks import finetune, pretrain
-from odis_mm.tasks.finetune import Finetuned, annotated_splits, detector_splits
+from odis_mm.tasks.finetune import Finetuned, annotated_splits, default_steps, detector_splits
 from odis_mm.tasks.predict import drawn_boxes, picture_names
 from odis_mm.tasks.pretrain import imported_boxes
 from odis_mm.utils.errors import AnnotationError, BadImageError, ConfigError, MissingFileError, UserError, explain
@@ -195,6 +197,26 @@ def test_other_jsons_in_the_folder_do_not_matter(coco_folder, tmp_path):
     found = annotated_splits(tmp_path, None, None, None)
     train, val, _ = detector_splits(tmp_path, found, None, tmp_path / 'work', seed=0)
     assert len(json.loads(val.ann_file.read_text())['images']) == 2 and train.images == tmp_path / 'images'
+
+
+def test_a_class_of_the_name_of_its_data_set(tmp_path):
+    """Roboflow's exports begin with a category of the data set's name, of which there is no object."""
+    root = write_noise_coco(tmp_path / 'data', (('train', 4), ('val', 2)))
+    for path in root.glob('annotations/*.json'):
+        content = json.loads(path.read_text())
+        content['categories'] = [dict(id=0, name='box', supercategory='none'), dict(id=1, name='box')]
+        content['categories'] += [dict(id=2, name='lid'), dict(id=3, name='lid')]  # of neither is there an object
+        path.write_text(json.dumps(content))
+    splits = detector_splits(root, annotated_splits(root, None, None, None), None, tmp_path / 'work', seed=0)
+    cfg = detector_config(*splits)
+    assert cfg.model.roi_head.bbox_head.num_classes == 1
+    for split in splits[:2]:
+        assert COCO(str(split.ann_file)).getCatIds(catNms=['box']) == [1]  # as mmdet asks
+
+
+def test_default_steps_are_ten_passes_with_any_detector():
+    assert default_steps(1600) == 2000 and default_steps(1600, batch=4) == 4000
+    assert default_steps(1600, detector='mask-rcnn_vits_fpn_1x_coco') == 8000  # of two images
 
 
 def test_pictures_of_one_name_are_all_kept(tmp_path):

@@ -7,11 +7,13 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
+from mmpretrain.registry import MODELS
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from helpers import Foreign, stock_vit
 from odis_mm.cli import checkpoints as commands
+from odis_mm.recipes import backbone_settings
 from odis_mm.transfer import (
     LAYOUTS,
     CheckpointError,
@@ -22,6 +24,7 @@ from odis_mm.transfer import (
     load_backbone,
     prove,
     read_checkpoint,
+    read_meta,
     read_vit,
     resize_positions,
     save_backbone,
@@ -473,3 +476,49 @@ def test_the_tool_says_what_became_of_every_tensor(export, tmp_path, capsys):
     with pytest.raises(SystemExit):
         commands.transfer_main([str(export), str(tmp_path / 'b.pth'), '--to', 'timm', '--grid', 'large'])
     assert '--grid' in capsys.readouterr().err
+
+
+@torch.no_grad()
+def test_moco_v3_has_heads_of_its_own(tmp_path):
+    """Its ViT-S has twelve heads in place of six, which no tensor tells."""
+    model = timm_vit(patch_size=16, embed_dim=384, depth=1, num_heads=12)
+    state = {f'module.momentum_encoder.{key}': value for key, value in model.state_dict().items()}
+    state |= {f'module.{part}.head.0.weight': torch.ones(8, 384) for part in ('base_encoder', 'momentum_encoder')}
+    torch.save(dict(state_dict={**state, 'module.predictor.0.weight': torch.ones(8, 8)}), tmp_path / 'moco.pth')
+    assert read_vit(read_checkpoint(tmp_path / 'moco.pth')).dialect == 'MoCo v3'
+    images = torch.randn(2, 3, 32, 32)
+    expected = model.forward_features(images)
+    torch.testing.assert_close(build_backbone(tmp_path / 'moco.pth')(images)[-1], expected, atol=1e-4, rtol=1e-4)
+    assert backbone_settings(tmp_path / 'moco.pth')['arch']['num_heads'] == 12
+    transfer(tmp_path / 'moco.pth', tmp_path / 'ours.pth', 'odis_mm')
+    assert read_meta(tmp_path / 'ours.pth')['num_heads'] == 12
+    six = stock_vit(dict(embed_dims=384, num_layers=1, num_heads=6, feedforward_channels=768), patch_size=16)
+    with pytest.raises(CheckpointError, match='trained with 12 attention heads'):
+        load_backbone(six, tmp_path / 'moco.pth')
+
+
+def test_a_torch_file_of_hugging_face_is_told_by_the_files_beside_it(tmp_path):
+    torch.save(huggingface(timm_vit()), tmp_path / 'pytorch_model.bin')
+    (tmp_path / 'config.json').write_text(json.dumps(dict(num_attention_heads=4, patch_size=8, layer_norm_eps=1e-12)))
+    (tmp_path / 'preprocessor_config.json').write_text(json.dumps(dict(image_mean=[0.5] * 3, image_std=[0.5] * 3)))
+    expected = dict(num_heads=4, patch_size=8, norm_eps=1e-12, mean=[127.5] * 3, std=[127.5] * 3)
+    assert read_meta(tmp_path / 'pytorch_model.bin') == expected
+
+
+def test_positions_are_resampled_at_loading_as_in_the_forward_pass(tmp_path):
+    """DINOv2 with registers, and timm, resample with antialiasing; a backbone that says so does, too."""
+    state = timm_vit(img_size=64, reg_tokens=2, no_embed_class=True).state_dict()
+    torch.save(state, tmp_path / 'registers.pth')
+    vit = build_backbone(tmp_path / 'registers.pth', heads=2)
+    kind = dict(type='mmpretrain.ObjectViT', arch=ARCH, img_size=32, patch_size=8, num_registers=2, antialias=True)
+    smaller = MODELS.build(kind)
+    load_backbone(smaller, vit.state_dict())
+    expected = resize_positions(vit.pos_embed, (4, 4), 1, antialias=True)
+    torch.testing.assert_close(smaller.pos_embed.data, expected)
+    assert (expected - resize_positions(vit.pos_embed, (4, 4), 1)).abs().max() > 0.01
+
+
+def test_a_detectors_backbone_resamples_as_the_library_of_its_file(tmp_path):
+    model = timm_vit(patch_size=16, embed_dim=384, depth=1, num_heads=6, reg_tokens=2, no_embed_class=True)
+    torch.save(model.state_dict(), tmp_path / 'registers.pth')
+    assert backbone_settings(tmp_path / 'registers.pth')['antialias'] is True

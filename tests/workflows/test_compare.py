@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -66,6 +67,9 @@ class FakeTraining:
         labels = len(json.loads(open(cfg.train_dataloader.dataset.ann_file).read())['images'])
         rng = np.random.default_rng((cfg.randomness.seed, labels))
         truth = json.loads(open(cfg.val_evaluator.ann_file).read())
+        known = list(cfg.train_dataloader.dataset.metainfo.category_ids)  # mmdet knows, and judges, no other classes
+        truth['annotations'] = [a for a in truth['annotations'] if a['category_id'] in known]
+        truth['categories'] = [c for c in truth['categories'] if c['id'] in known]
         off = NOISE[start] * (1 + 3 / labels) / (2 if cfg.optim_wrapper.optimizer.lr < 1e-3 else 1)
         off /= 20 if cfg.train_cfg.max_iters >= 80 else 1
         found = [
@@ -80,7 +84,8 @@ class FakeTraining:
         prefix = cfg.val_evaluator.get('outfile_prefix')
         if prefix:
             open(f'{prefix}.bbox.json', 'w').write(json.dumps(found))
-        ap = stats.average_precision(stats.match(cfg.val_evaluator.ann_file, found))[0] / 100
+        (run / 'judged.json').write_text(json.dumps(truth))
+        ap = stats.average_precision(stats.match(run / 'judged.json', found))[0] / 100
         records = [dict(loss=1.0, time=0.01, step=i + 1) for i in range(12)]
         records.append({'coco/bbox_mAP': ap, 'coco/bbox_mAP_50': ap, 'time': 0.02, 'step': 12})
         (run / 'x' / 'vis_data' / 'scalars.json').write_text('\n'.join(map(json.dumps, records)))
@@ -320,6 +325,92 @@ def test_a_trial_is_estimated_by_its_own_length(tmp_path, training, capsys):
     minutes = dict(re.findall(r'^  (\S+) +([0-9.]+) min$', capsys.readouterr().out, re.M))
     whole, trial = float(minutes['pretraining_good_p0']), float(minutes['trial1_good_pretraining'])
     assert whole - trial == pytest.approx(0.75 * 24_000 * 0.01 / 60, abs=0.06)  # 0.01 s for an iteration, and a start
+
+
+def annotate(root, change, parts=('train', 'val')):
+    """Change the annotations of a COCO-style data set by ``change(part, number, annotation)``."""
+    for part in parts:
+        path = root / 'annotations' / f'{part}.json'
+        content = json.loads(path.read_text())
+        for number, annotation in enumerate(content['annotations']):
+            change(part, number, annotation)
+        path.write_text(json.dumps(content))
+
+
+def test_all_columns_are_of_all_classes_that_are_evaluated(tmp_path, training):
+    """Of a class without labelled objects a detector finds none; mmdet's own mean leaves it out."""
+
+    def rename(part, number, annotation):
+        annotation['category_id'] = 1 + (number % 3 == 0 and (part == 'val' or number < 3))
+
+    annotate(write_noise_coco(tmp_path / 'data'), rename)
+    plan = plan_file(tmp_path, starts={'random weights': {}}, labels=[25, 100], measures=False, pictures=0)
+    few, all_ = compare(plan, work_dir=tmp_path / 'w', jobs=1).tables
+    for table in (few, all_):
+        row = table.row('random weights')
+        assert row.extra['box AP50'] == pytest.approx(row.runs.mean, abs=0.02)  # the fake logs AP as AP50
+
+
+def test_every_amount_of_labels_gets_the_same_detector(tmp_path, training):
+    def outline(part, number, annotation):
+        x, y, w, h = annotation['bbox']
+        annotation['segmentation'] = [] if number == 0 else [[x, y, x + w, y, x + w, y + h]]
+
+    annotate(write_noise_coco(tmp_path / 'data'), outline)
+    plan = plan_file(tmp_path, starts={'random weights': {}}, measures=False, pictures=0)
+    compare(plan, work_dir=tmp_path / 'w', jobs=1)
+    configs = list((tmp_path / 'w' / 'stages').glob('detector_*/config.py'))
+    assert {Config.fromfile(path).model.type for path in configs} == {'FasterRCNN'} and len(configs) == 4
+    assert 'so the detector is one of boxes' in (tmp_path / 'w' / 'report.md').read_text()
+
+
+def test_minutes_are_turned_into_iterations_by_the_speed_of_each_start(tmp_path, training, capsys):
+    write_noise_coco(tmp_path / 'data')
+    slow = dict(recipe='alfm_demo', options={'train_dataloader.batch_size': 2})
+    starts = {'random weights': {}, 'good': dict(recipe='alfm_demo'), 'slow': slow, 'too': dict(recipe='alfm_demo')}
+    plan = plan_file(tmp_path, starts=starts, pretraining=dict(minutes=1))
+    assert compare(plan, work_dir=tmp_path / 'w', jobs=1, dry_run=True) is None
+    assert sorted(call.split('-')[0] for call in training.calls) == [
+        'speed_alfm_demo',
+        'speed_alfm_demo_2',
+        'speed_detector',
+    ]
+    batches = {
+        folder.name.split('-')[0]: Config.fromfile(folder / 'config.py').train_dataloader.batch_size
+        for folder in (tmp_path / 'w' / 'stages').glob('speed_alfm*')
+    }
+    assert batches['speed_alfm_demo_2'] == 2 < batches['speed_alfm_demo']
+
+
+def test_exports_of_one_name_are_starts_of_their_own():
+    files = ['/runs/odis/a/epoch_9_backbone.pth', '/runs/gtsa/a/epoch_9_backbone.pth', '/runs/vit.pth', '/runs/vit.pth']
+    plan = module._draft(Path('/data'), [], files, None)
+    assert {start.name: start.steps[0].file for start in plan.starts if start.steps} == {
+        'odis a epoch_9_backbone': files[0],
+        'gtsa a epoch_9_backbone': files[1],
+        'vit': files[2],
+    }
+
+
+def test_frozen_features_of_a_resnet_are_measured(tmp_path, training):
+    write_noise_coco(tmp_path / 'data')
+    resnet = MODELS.build(dict(type='ResNet', depth=18))
+    save_backbone(tmp_path / 'good.pth', resnet.state_dict())
+    starts = {'random weights': {}, 'good': dict(file='good.pth')}
+    detector = dict(config='faster-rcnn_r50_fpn_1x_coco', iterations=20)
+    plan = plan_file(tmp_path, starts=starts, detector=detector, labels=[100], pictures=0)
+    assert 'good' in compare(plan, work_dir=tmp_path / 'w', jobs=1).measures
+
+
+def test_a_wrong_change_leaves_no_plan_behind(tmp_path, training, monkeypatch):
+    monkeypatch.setattr(module, 'SMALL', {'good': 'alfm_demo'})
+    root = write_noise_coco(tmp_path / 'data')
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="no key 'detectr'"):
+            compare_data(root, 60, work_dir=tmp_path / 'w', jobs=1, changes=['detectr.size=64'], dry_run=True)
+    assert not training.calls and not (tmp_path / 'w' / 'plan.yaml').exists()
+    compare_data(root, 60, work_dir=tmp_path / 'w', jobs=1, changes=['detector.size=64'], dry_run=True)
+    assert module.load_plan(tmp_path / 'w' / 'plan.yaml')[0].detector.size == 64
 
 
 def test_a_data_set_gets_a_plan_that_fits_the_time(tmp_path, training, monkeypatch, capsys):

@@ -1,6 +1,7 @@
 """Annotations of odd habits in a comparison: numbers as text, ids of other splits, files that are no images."""
 
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -64,6 +65,22 @@ def test_unlabelled_files_that_cannot_be_read_are_named(tmp_path):
         prepared(tmp_path, name='w2', unlabelled=str(more))
 
 
+def test_every_copy_of_an_evaluated_image_is_left_out(tmp_path):
+    root = write_noise_coco(tmp_path / 'data', (('train', 6), ('val', 4)))
+    path = root / 'annotations' / 'train.json'
+    content, val = json.loads(path.read_text()), json.loads((root / 'annotations' / 'val.json').read_text())
+    copied = Image.open(root / 'images' / val['images'][0]['file_name'])
+    for i, name in enumerate(('same.png', 'again.png', 'coded.png')):
+        copied.save(root / 'images' / name, compress_level=1 if name == 'coded.png' else 6)
+        content['images'].append(dict(id=100 + i, file_name=name, width=copied.width, height=copied.height))
+        content['annotations'].append(dict(content['annotations'][0], id=100 + i, image_id=100 + i))
+    path.write_text(json.dumps(content))
+    found = prepared(tmp_path, duplicates='drop')
+    names = {Path(image['file_name']).name for image in json.loads(found.train.read_text())['images']}
+    assert len(names) == 6 and not names & {'same.png', 'again.png', 'coded.png'}
+    assert {Path(trained).name for _, trained, _ in found.duplicates} == {'same.png', 'again.png', 'coded.png'}
+
+
 def test_a_yolo_folder_is_imported_split_by_split(tmp_path):
     root = tmp_path / 'yolo'
     for split, count in (('train', 3), ('val', 2)):
@@ -88,3 +105,12 @@ def test_trials_on_the_demo_set_are_chosen_by_images_that_the_table_does_not_use
     plan = Plan(Data(demo=8, held_out=0.25), (Start('random'),), tuning=Tuning(trials=trials))
     images = prepare(plan, tmp_path, tmp_path / 'w').images
     assert (images['train'], images['val'], images.get('test')) == ((6, 2, 200) if trials else (8, 200, None))
+
+
+def test_test_images_by_which_trials_are_chosen_are_told(tmp_path):
+    root = write_noise_coco(tmp_path / 'data', (('train', 6), ('val', 4)))
+    (root / 'annotations' / 'test.json').write_bytes((root / 'annotations' / 'val.json').read_bytes())
+    for trials in (0, 2):
+        plan = Plan(Data(root=str(root)), (Start('random'),), tuning=Tuning(trials=trials))
+        notes = prepare(plan, tmp_path, tmp_path / f'w{trials}').notes
+        assert any('4 test images are among the val images' in note for note in notes) == bool(trials)

@@ -68,3 +68,12 @@ def test_unreadable_and_blank_images_match_nothing(tmp_path, validation):
     assert not leaks.duplicates(validation, prints)
     assert not leaks.duplicates(leaks.fingerprints([tmp_path / 'white_too.png']), prints)
     assert not leaks.duplicates(validation, leaks.fingerprints([]))
+
+
+def test_images_of_16_bits_are_compared(tmp_path):
+    for name, seed, white in (('val', 100, 4095), ('other', 0, 4095), ('brighter', 100, 60_000)):
+        values = np.asarray(photograph(seed).convert('L'), float) / 255 * (white - 1000) + 1000
+        Image.fromarray(values.astype(np.uint16)).save(tmp_path / f'{name}.png')
+    evaluated = leaks.fingerprints([tmp_path / 'val.png'])
+    (found,) = leaks.duplicates(evaluated, leaks.fingerprints([tmp_path / 'other.png', tmp_path / 'brighter.png']))
+    assert found.trained.name == 'brighter.png' and found.kind == 'picture'

@@ -2,9 +2,11 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from odis_mm.workflows.outcome import flat_baseline, longer_training
+from odis_mm.workflows.compare import DetectorRun
+from odis_mm.workflows.outcome import _lengths, flat_baseline, longer_training
 
 
 @pytest.mark.parametrize(
@@ -47,3 +49,13 @@ def test_a_longer_training_of_the_baseline_tells_what_the_gain_is(reached, words
     assert longer_training(outcome).endswith('GTSA has 49.0 after 200.')
     outcome.longer = None
     assert not longer_training(outcome)
+
+
+def test_checkpoints_of_a_chain_are_those_of_its_last_step():
+    start = SimpleNamespace(name='chain', recipes=['first', 'second'])
+    plan = SimpleNamespace(starts=[start], seeds=SimpleNamespace(pretraining=1, detector=1), start=lambda name: start)
+    comparison = SimpleNamespace(plan=plan, pretrainings={('chain', 0): SimpleNamespace(name='p')})
+    runs = {DetectorRun('chain', 0, 100.0, 0, share): (10.0, np.zeros(2)) for share in (0.5, 1.0)}
+    outcome = SimpleNamespace(lengths={})
+    _lengths(outcome, comparison, runs, {'p': dict(iterations=[100, 40])})
+    assert [point[1] for point in outcome.lengths['chain']] == [120, 140]

@@ -88,6 +88,17 @@ def test_weights_are_copies_of_images(seed):
         assert ap == pytest.approx(wanted, abs=1e-9) and ap50 == pytest.approx(wanted50, abs=1e-9)
 
 
+def test_images_may_have_names_for_ids():
+    truth, found = make_data(0)
+    expected = stats.average_precision(stats.match(as_coco(truth), found))
+    truth, found = make_data(0)
+    for entry in (*truth['annotations'], *found):
+        entry['image_id'] = f'image {entry["image_id"]:03d}'
+    for image in truth['images']:
+        image['id'] = f'image {image["id"]:03d}'
+    np.testing.assert_allclose(stats.average_precision(stats.match(as_coco(truth), found)), expected)
+
+
 def test_no_detections_and_classes_without_objects():
     truth, found = make_data(1)
     assert stats.average_precision(stats.match(as_coco(truth), []))[0] == 0
