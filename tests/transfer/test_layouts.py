@@ -519,6 +519,7 @@ def test_positions_are_resampled_at_loading_as_in_the_forward_pass(tmp_path):
 
 
 def test_a_detectors_backbone_resamples_as_the_library_of_its_file(tmp_path):
-    model = timm_vit(patch_size=16, embed_dim=384, depth=1, num_heads=6, reg_tokens=2, no_embed_class=True)
+    wide = dict(patch_size=16, embed_dim=384, depth=1, num_heads=6)
+    model = timm_vit(img_size=64, reg_tokens=2, no_embed_class=True, **wide)
     torch.save(model.state_dict(), tmp_path / 'registers.pth')
     assert backbone_settings(tmp_path / 'registers.pth')['antialias'] is True
