@@ -316,7 +316,9 @@ def build_runner(cfg: Config, training: bool = True) -> Runner:
     """Build the runner of a config.
 
     mmengine finds a run's logger and message hub by the run's name and the second it began. Two runs of one process
-    within a second would share a log file and its history: each run after the first has a number in its name.
+    within a second would share a log file and its history: each run after the first has a number in its name. The
+    visualizer is found by a name that mmdet's configs give to all: a second detector would write its scalars and
+    pictures to the work dir of the first.
 
     Args:
         cfg: Left as it is.
@@ -328,6 +330,8 @@ def build_runner(cfg: Config, training: bool = True) -> Runner:
     cfg, number = copy.deepcopy(cfg), next(_RUNS)
     if number:
         cfg.experiment_name = f'{cfg.get("experiment_name") or Path(cfg.filename or "run").stem}_{number}'
+    if isinstance(cfg.get('visualizer'), dict):
+        cfg.visualizer.pop('name', None)  # mmengine takes the run's
     with _explained(cfg):
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else QuietRunner.from_cfg(cfg)
     runner.register_hook(LoadingHook(training=training, allow=cfg.get('load_from_allow') or ()))

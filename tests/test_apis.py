@@ -1,6 +1,7 @@
 """train() and test() as functions: work dirs, checkpoints that are found, the scaled learning rate, logs."""
 
 import errno
+import json
 import logging
 import time
 from pathlib import Path
@@ -61,13 +62,21 @@ def test_runs_of_one_process_within_a_second_keep_their_own_logs(tmp_path, monke
     monkeypatch.setattr(time, 'strftime', lambda *_: '20260101_000000')
     logs = []
     for name in ('first', 'second'):
-        cfg = Config(dict(model=dict(type='ToyOfTests'), work_dir=str(tmp_path / name)), filename=__file__)
+        content = dict(
+            model=dict(type='ToyOfTests'),
+            work_dir=str(tmp_path / name),
+            visualizer=dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')], name='visualizer'),  # mmdet
+        )
+        cfg = Config(content, filename=__file__)
         runner = apis.build_runner(cfg)
+        runner.visualizer.add_scalar('mine', len(logs), step=1)
         runner.logger.info(f'said by the {name}')
         runner.message_hub.update_info('who', name)
-        assert 'experiment_name' not in cfg
+        assert 'experiment_name' not in cfg and cfg.visualizer.name == 'visualizer'
         logs.append(runner)
     for name, runner in zip(('first', 'second'), logs):
         text = Path(runner.log_dir, f'{runner.timestamp}.log').read_text()
         assert [n for n in ('first', 'second') if f'said by the {n}' in text] == [name]
         assert runner.message_hub.get_info('who') == name
+        (scalars,) = (tmp_path / name).glob('*/vis_data/*.json')
+        assert json.loads(scalars.read_text())['mine'] == (name == 'second')

@@ -113,7 +113,7 @@ def collect(comparison: Comparison, results: Dict[str, dict]) -> Outcome:
         labelled = len(read_coco(data.subsets[percent, 0])['images'])
         tables.append(Table(percent, labelled, rows))
     outcome = Outcome(plan, comparison.evaluated, count, tables)
-    _lengths(outcome, comparison, runs, results)
+    add_lengths(outcome, comparison, runs, results)
     _measures(outcome, comparison, runs, results)
     for start in plan.starts:
         if start.recipes:
@@ -179,7 +179,8 @@ def _gathered(comparison: Comparison, runs: dict, start: str, percent: float, sh
     )
 
 
-def _lengths(outcome: Outcome, comparison: Comparison, runs: dict, results: Dict[str, dict]) -> None:
+def add_lengths(outcome: Outcome, comparison: Comparison, runs: dict, results: Dict[str, dict]) -> None:
+    """Fill in what the detectors have from checkpoints on the way: AP against iterations of pretraining."""
     plan = comparison.plan
     shares = sorted({run.share for run in runs})
     if len(shares) < 2:
@@ -188,9 +189,8 @@ def _lengths(outcome: Outcome, comparison: Comparison, runs: dict, results: Dict
     for start in plan.starts:
         if not start.recipes:
             continue
-        *before, last = results[comparison.pretrainings[start.name, 0].name][
-            'iterations'
-        ]  # shares are of the last step
+        done = results[comparison.pretrainings[start.name, 0].name]
+        *before, last = done['iterations']  # shares are of the last step
         points = []
         for share in shares:
             found = _gathered(comparison, runs, start.name, outcome.lengths_percent, share).value

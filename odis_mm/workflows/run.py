@@ -133,7 +133,7 @@ def compare_data(
             )
         found, folder = load_plan(path)
         return _carry_out(found, folder, out, jobs, prefix, dry_run, duplicates, command)
-    plan = _draft(root, recipes, files, duplicates)
+    plan = draft(root, recipes, files, duplicates)
     changed_plan(plan, changes)  # a wrong one is refused before anything is measured or written
     stages = Stages(out, jobs, prefix)
     prepared = prepare(plan, Path(), out, stages.say)
@@ -151,7 +151,8 @@ def compare_data(
     return _carry_out(plan, out, out, jobs, prefix, dry_run, duplicates, command)
 
 
-def _draft(root: Path, recipes: Optional[Sequence[str]], files: Sequence[str], duplicates: Optional[str]) -> Plan:
+def draft(root: Path, recipes: Optional[Sequence[str]], files: Sequence[str], duplicates: Optional[str]) -> Plan:
+    """Return a plan for a data set, before its length is fitted to the time."""
     shipped = shipped_configs()
     if recipes is None:
         chosen = {name: recipe for name, recipe in SMALL.items() if recipe in shipped}

@@ -384,7 +384,7 @@ def test_minutes_are_turned_into_iterations_by_the_speed_of_each_start(tmp_path,
 
 def test_exports_of_one_name_are_starts_of_their_own():
     files = ['/runs/odis/a/epoch_9_backbone.pth', '/runs/gtsa/a/epoch_9_backbone.pth', '/runs/vit.pth', '/runs/vit.pth']
-    plan = module._draft(Path('/data'), [], files, None)
+    plan = module.draft(Path('/data'), [], files, None)
     assert {start.name: start.steps[0].file for start in plan.starts if start.steps} == {
         'odis a epoch_9_backbone': files[0],
         'gtsa a epoch_9_backbone': files[1],

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from odis_mm.workflows.compare import DetectorRun
-from odis_mm.workflows.outcome import _lengths, flat_baseline, longer_training
+from odis_mm.workflows.outcome import add_lengths, flat_baseline, longer_training
 
 
 @pytest.mark.parametrize(
@@ -57,5 +57,5 @@ def test_checkpoints_of_a_chain_are_those_of_its_last_step():
     comparison = SimpleNamespace(plan=plan, pretrainings={('chain', 0): SimpleNamespace(name='p')})
     runs = {DetectorRun('chain', 0, 100.0, 0, share): (10.0, np.zeros(2)) for share in (0.5, 1.0)}
     outcome = SimpleNamespace(lengths={})
-    _lengths(outcome, comparison, runs, {'p': dict(iterations=[100, 40])})
+    add_lengths(outcome, comparison, runs, {'p': dict(iterations=[100, 40])})
     assert [point[1] for point in outcome.lengths['chain']] == [120, 140]
