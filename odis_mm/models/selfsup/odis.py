@@ -123,7 +123,8 @@ class ODIS(TeacherStudent):
             losses['loss_patch'] = self.lambda_patch * patch_loss
         if pooled is not None:
             shown = pooled.any(-1).unflatten(0, (-1, batch)).flatten(1).T  # [B*n, G]
-            each = self.neck(means.flatten(0, 1)).unflatten(0, (shown.shape[1], len(shown), 1))  # [G, B*n, 1, K]
+            each = _project_there(self.neck, means.flatten(0, 1), pooled.any(-1).flatten())
+            each = each.unflatten(0, (shown.shape[1], len(shown), 1))  # [G, B*n, 1, K]
             losses['loss_pool'] = self.lambda_pool * self.head.token_loss(each, pool_targets.view(each.shape), shown)
             there = pooled.any(-1).flatten()
             losses.update({f'pool_{name}': value for name, value in self.head.monitor(pool_targets, there).items()})
@@ -175,7 +176,8 @@ class ODIS(TeacherStudent):
         targets = self.head.token_targets(logits.unflatten(0, (-1, batch)))
         pool_targets = None
         if means is not None:  # tokens of one more view: they move the tokens' center, too, where the object is there
-            pool_targets = self.head.token_targets(neck(means.flatten(0, 1)), pooled.any(-1).flatten())
+            there = pooled.any(-1).flatten()
+            pool_targets = self.head.token_targets(_project_there(neck, means.flatten(0, 1), there), there)
         return targets, None if patch_logits is None else self.head.patch_targets(patch_logits, every), pool_targets
 
     @staticmethod
@@ -200,6 +202,18 @@ def _rows_of_norms(neck: nn.Module, patches: Tensor) -> int:
     rows = torch.tensor(len(patches), device=patches.device)
     all_reduce(rows)
     return int(rows)
+
+
+def _project_there(neck: nn.Module, means: Tensor, there: Tensor) -> Tensor:
+    """The logits [n, K] of the means [n, D] of objects that are ``there``, bool [n], and zeros for the others: of many
+    data sets most further objects lie outside a crop, and batch norms must not take them for objects that are alike."""
+    if not neck.uses_batch_statistics:
+        return neck(means)
+    rows = there.nonzero().flatten()  # waits for the device
+    if _rows_of_norms(neck, rows) < 2:  # one row has no variance
+        return neck(means)
+    logits = neck(means.index_select(0, rows))
+    return logits.new_zeros(len(means), logits.shape[1]).index_copy(0, rows, logits)
 
 
 def read_tokens(

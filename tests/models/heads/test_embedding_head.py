@@ -139,11 +139,12 @@ def test_an_object_seen_in_one_view_alone_is_not_compared():
     torch.testing.assert_close(losses['loss_pool'], again['loss_pool'])
 
 
+@pytest.mark.parametrize('norm_cfg', [None, dict(type='BN1d')])
 @pytest.mark.parametrize('balance', ['center', 'sinkhorn'])
-def test_objects_that_are_not_there_are_no_tokens(balance):
+def test_objects_that_are_not_there_are_no_tokens(balance, norm_cfg):
     data = make_batch()
     data['data_samples']['object_mask'][0][:] = True
-    models = [make_odis(lambda_pool=1.0, head=dict(balance=balance)) for _ in range(2)]
+    models = [make_odis(lambda_pool=1.0, head=dict(balance=balance), neck=dict(norm_cfg=norm_cfg)) for _ in range(2)]
     alone = losses_of(models[0], data)
     data['data_samples']['other_masks'] = torch.zeros(6, 3, 16, dtype=torch.bool)
     beside = losses_of(models[1], data)
