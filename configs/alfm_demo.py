@@ -6,14 +6,7 @@ _base_ = [
     './_base_/default_runtime.py',
 ]
 
-model = dict(
-    backbone=dict(init_std=0.05),  # 0.02 is for wider models (docs/evidence/NOTES.md)
-    # as in alfm_small.py, by trial on photographs: with the whole crops and an entropy of 1 the views stay apart
-    embed_shared=True,
-    head=dict(lambda_entropy=0.3),
-    lambda_cdlp=0.3,
-    momentum=dict(start=0.95),
-)
+model = dict(backbone=dict(init_std=0.05))  # 0.02 is for wider models (docs/evidence/NOTES.md)
 auto_scale_lr = dict(base_batch_size=32)  # lr 5e-4 at this batch
 param_scheduler = _base_.param_scheduler
 param_scheduler[0].end = param_scheduler[1].begin = 3

@@ -8,13 +8,6 @@ _base_ = [
     './_base_/default_runtime.py',
 ]
 
-model = dict(
-    backbone=dict(img_size=48),
-    embed_shared=True,  # whole crops of an image full of objects have little in common
-    head=dict(lambda_entropy=0.3),  # at 1 the entropy does all the work and the views' similarity stays at 0.1
-    lambda_cdlp=0.3,
-    momentum=dict(start=0.95),  # at 0.99 half of a teacher's weights are still the initial ones after 150 steps
-)
 train_dataloader = _base_.train_dataloader
 train_dataloader.batch_size = 48
 auto_scale_lr = dict(base_batch_size=48)

@@ -6,13 +6,7 @@ _base_ = [
     './_base_/default_runtime.py',
 ]
 
-model = dict(
-    backbone=dict(init_std=0.05),  # 0.02 is for wider models (docs/evidence/NOTES.md)
-    # as in gtsa_small.py, by trial on photographs: a slower teacher is mostly its random start after so short a run,
-    # and a quicker one collapses without the entropy
-    momentum=dict(start=0.95),
-    head=dict(lambda_entropy=0.3),
-)
+model = dict(backbone=dict(init_std=0.05))  # 0.02 is for wider models (docs/evidence/NOTES.md)
 auto_scale_lr = dict(base_batch_size=32)
 param_scheduler = _base_.param_scheduler
 param_scheduler[0].end = param_scheduler[1].begin = 3

@@ -7,14 +7,7 @@ _base_ = [
     './_base_/default_runtime.py',
 ]
 
-model = dict(
-    backbone=dict(img_size=48),
-    momentum=dict(start=0.95),  # the paper's 0.996 leaves half of the initial weights in the teacher of 300 steps
-    head=dict(
-        lambda_entropy=0.3,  # ours: without it a short run with a quick teacher collapsed; 1 keeps crops apart
-        correspondence_epoch=1,  # an epoch may be six steps
-    ),
-)
+model = dict(head=dict(correspondence_epoch=1))  # an epoch may be six steps
 sample_views = dict(
     type='SamplePairViews',
     views=[

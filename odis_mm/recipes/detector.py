@@ -23,7 +23,7 @@ from ..utils.paths import DETECTOR_STEPS, check_steps, detector_name
 from .arguments import check_arguments
 
 BATCH = 8  # images per step of the small detectors
-SMALL = ('mask-rcnn_small', 'faster-rcnn_small')
+SMALL_DETECTORS = ('mask-rcnn_small', 'faster-rcnn_small')
 """Detectors for small data, whose size of images follows from the objects."""
 SHORT = 128  # pixels: short side of the images of these
 SMALLEST = 8  # pixels: two cells of their finest level; of smaller objects they find few
@@ -130,7 +130,7 @@ def detector_config(
     meta = {} if init is None else read_meta(init)
     _set_reading(cfg, _reading(meta, train))
     _set_length(cfg, iterations, batch, evaluations)
-    if size is None and str(name) in SMALL:
+    if size is None and str(name) in SMALL_DETECTORS:
         size = fitting_size(content)
         if size != SHORT:
             _set_size(cfg, size)

@@ -16,7 +16,14 @@ from mmengine.config import Config
 
 from ..config import load_config
 from ..datasets.layout import Split
-from ..recipes import SMALL, backbone_settings, detector_config, fitting_size, pretraining_config, read_content
+from ..recipes import (
+    SMALL_DETECTORS,
+    backbone_settings,
+    detector_config,
+    fitting_size,
+    pretraining_config,
+    read_content,
+)
 from ..transfer import read_checkpoint
 from ..transfer.resnet import find_resnet
 from ..utils.errors import ConfigError, StageError
@@ -516,7 +523,7 @@ class Comparison:
     def _size(self) -> Optional[int]:
         """Short side of the images of a small detector: one for any share of the labels."""
         detector = self.plan.detector
-        if detector.size or detector_name(detector.config or SMALL[0]) not in SMALL:
+        if detector.size or detector_name(detector.config or SMALL_DETECTORS[0]) not in SMALL_DETECTORS:
             return detector.size
         return fitting_size(read_content(Split(self.data.train, Path('/'))))
 

@@ -19,6 +19,14 @@ model = dict(
         norm_trainable=False,
         norm_cfg=dict(type='BN1d'),
     ),
-    head=dict(num_prototypes=64, balance='sinkhorn', teacher_temp=0.025, num_cells=4),  # the maps have 6 x 6 cells
-    momentum=dict(start=0.99),
+    head=dict(
+        num_prototypes=64,
+        balance='sinkhorn',
+        teacher_temp=0.025,
+        num_cells=4,  # the maps have 6 x 6 cells
+        lambda_entropy=0.3,  # at 1 the entropy does all the work and the views' similarity stays at 0.1
+    ),
+    embed_shared=True,  # whole crops of an image full of objects have little in common
+    lambda_cdlp=0.3,
+    momentum=dict(start=0.95),  # at 0.99 half of a teacher's weights are still the initial ones after 150 steps
 )

@@ -17,5 +17,7 @@ model = dict(
         num_matches=(18, 4),  # the maps have 6 x 6 and 3 x 3 cells
         rotation_channels=(256, 256, 64),
         correspondence_epoch=4,
+        lambda_entropy=0.3,  # without it a short run with a quick teacher collapsed; 1 keeps crops apart
     ),
+    momentum=dict(start=0.95),  # the paper's 0.996 leaves half of the initial weights in the teacher of 300 steps
 )

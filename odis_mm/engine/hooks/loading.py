@@ -53,7 +53,8 @@ class LoadingHook(Hook):
         checkpoint['meta'][SETTINGS] = settings(runner.cfg, get_world_size())
         checkpoint['meta']['epoch_length'] = len(runner.train_dataloader)
         model = unwrap(runner.model)
-        if isinstance(getattr(model, 'backbone', None), VisionTransformer):  # of detectors, too
+        # of a detector; those of a pretraining tell it by ExportTeacherHook
+        if not hasattr(model, 'branch') and isinstance(getattr(model, 'backbone', None), VisionTransformer):
             checkpoint['meta'].update(backbone_meta(model))
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
