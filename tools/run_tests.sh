@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 PY=$(bash tools/install_env.sh)
 # two processes; each file stays in one of them, whose tests share what they made, in the order of tests/conftest.py:
 # xdist's own would leave the files with one long test to the end
-TESTS=("$PY" -m pytest -n 2 --dist loadfile --no-loadscope-reorder)
+TESTS=("$PY" -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0)
 [ $# = 0 ] || exec "${TESTS[@]}" "$@"
 SAID=$(mktemp)
 bash tools/lint.sh "$(dirname "$PY")" >"$SAID" 2>&1 &  # beside the tests; what it says comes after them
