@@ -18,7 +18,7 @@ next(step for step in train_dataloader.dataset.pipeline if step.type == 'SampleV
         views=[dict(role='global', num=2, size=48, scale=(0.1, 0.6), ratio=(3 / 4, 4 / 3), flip=0.5)],
     )
 )
-default_hooks = dict(schedule=dict(weight_decay_end=0.04))  # constant
+default_hooks = dict(schedule=dict(weight_decay_end=0.04), checkpoint=dict(interval=None))  # constant; four in the run
 
 tunable = {  # knobs of `odis-mm compare` with tuning
     'optim_wrapper.optimizer.lr': [5e-4, 1e-3, 2e-3],

@@ -22,7 +22,10 @@ sample_views = dict(
 train_dataloader = _base_.train_dataloader
 train_dataloader.batch_size = 32
 auto_scale_lr = dict(base_batch_size=32)
-default_hooks = dict(schedule=dict(weight_decay_end=0.04, freeze_prototypes_epochs=0))  # constant; no prototypes
+default_hooks = dict(
+    schedule=dict(weight_decay_end=0.04, freeze_prototypes_epochs=0),  # constant; no prototypes
+    checkpoint=dict(interval=None),  # four in the run
+)
 train_dataloader.dataset.pipeline = [
     sample_views if step.type == 'SampleViews' else step
     for step in train_dataloader.dataset.pipeline

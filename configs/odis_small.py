@@ -28,8 +28,10 @@ next(step for step in train_dataloader.dataset.pipeline if step.type == 'SampleV
 )
 train_dataloader.batch_size = 32
 auto_scale_lr = dict(base_batch_size=32)
-# constant; there are no prototypes
-default_hooks = dict(schedule=dict(weight_decay_end=0.04, freeze_prototypes_epochs=0))
+default_hooks = dict(
+    schedule=dict(weight_decay_end=0.04, freeze_prototypes_epochs=0),  # constant; no prototypes
+    checkpoint=dict(interval=None),  # four in the run
+)
 
 tunable = {  # knobs of `odis-mm compare` with tuning
     'optim_wrapper.optimizer.lr': [5e-4, 1e-3, 2e-3],

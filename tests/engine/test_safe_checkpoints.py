@@ -13,6 +13,7 @@ from mmengine.fileio import LocalBackend
 
 from helpers import toy_runner
 from odis_mm import apis
+from odis_mm.config import load_config
 from odis_mm.engine.hooks import SafeCheckpointHook
 from odis_mm.engine.hooks import checkpoint as safe
 from odis_mm.engine.resume import damage, find_checkpoint
@@ -188,6 +189,20 @@ def test_other_backends_are_read_back_too(tmp_path, monkeypatch):
     assert names(tmp_path) == ['epoch_2.pth', 'epoch_3.pth']
     path, warnings = find_checkpoint(tmp_path)
     assert path == str(tmp_path / 'epoch_2.pth') and 'epoch_3.pth is damaged' in warnings[0]
+
+
+@pytest.mark.parametrize('count, epochs', [(2, [4, 8]), (4, [2, 4, 6, 8]), (99, range(1, 9))])
+def test_a_number_of_checkpoints_in_place_of_a_distance(tmp_path, count, epochs):
+    hook = dict(type=SafeCheckpointHook, interval=None, count=count)
+    toy_runner(tmp_path, train_cfg=dict(by_epoch=True, max_epochs=8), default_hooks=dict(checkpoint=hook)).train()
+    assert names(tmp_path) == [f'epoch_{n}.pth' for n in epochs]
+
+
+@pytest.mark.parametrize('recipe', ['odis_small', 'gtsa_small', 'alfm_small', 'ibot_small'])
+def test_small_recipes_count_checkpoints_by_the_run(recipe):
+    """An epoch of 200 images is six steps."""
+    hook = load_config(recipe).default_hooks.checkpoint
+    assert hook.interval is None and hook.get('count', 4) == 4
 
 
 def test_what_killed_processes_left_goes(tmp_path):

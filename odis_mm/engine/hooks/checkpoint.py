@@ -96,6 +96,8 @@ class SafeCheckpointHook(CheckpointHook):
     new one stands and was read back.
 
     Args:
+        count: Checkpoints of a run, at equal distances in whole epochs. Counts where ``interval`` is None: for runs of
+            which nobody knows beforehand how many steps an epoch has.
         *args, **kwargs: See ``mmengine.hooks.CheckpointHook``. With ``backend_args`` (remote storage) writing is as
             atomic as that backend, and the file's own checksums are compared after it.
 
@@ -103,12 +105,15 @@ class SafeCheckpointHook(CheckpointHook):
         FileWriteError: disk full, no permission, or another content than was written; names the last good checkpoint.
     """
 
-    def __init__(self, *args, backend_args=None, **kwargs):
+    def __init__(self, *args, count: int = 4, backend_args=None, **kwargs):
         super().__init__(*args, backend_args=backend_args or dict(backend='odis_mm.atomic'), **kwargs)
+        self.count = count
         self._verified = set()  # former bests
 
     def before_train(self, runner) -> None:
         super().before_train(runner)
+        if self.interval is None:
+            self.interval = max(1, runner.max_epochs // self.count)
         self.file_backend = DeferredRemoval(self.file_backend)
         if is_main_process():
             for name in os.listdir(self.out_dir) if osp.isdir(self.out_dir) else ():
