@@ -248,8 +248,11 @@ def _plain(annotation: dict) -> dict:
     }
     if type(crowd) is not int:
         found['iscrowd'] = int(flag(crowd))
-    if isinstance(annotation.get('area'), str):
-        found['area'] = number(annotation['area'])
+    area = annotation.get('area')
+    if area is None or (isinstance(area, str) and not area.strip()):
+        found.pop('area', None)  # that of the box
+    elif isinstance(area, str):
+        found['area'] = number(area)
     return found
 
 

@@ -41,6 +41,16 @@ def test_numbers_as_text_are_the_numbers(tmp_path):
     assert text == plain and len(text['annotations']) == 18
 
 
+@pytest.mark.parametrize('nothing', [None, ''])
+def test_an_area_that_is_not_given_is_that_of_the_box(tmp_path, nothing):
+    def without(content):
+        for annotation in content['annotations']:
+            annotation['area'] = nothing
+
+    for annotation in json.loads(prepared(tmp_path, without).train.read_text())['annotations']:
+        assert annotation['area'] == annotation['bbox'][2] * annotation['bbox'][3] > 0
+
+
 def test_classes_that_are_numbered_otherwise_are_refused(tmp_path):
     def renamed(content):
         content['categories'][0]['name'] = 'lid'
