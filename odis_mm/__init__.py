@@ -4,6 +4,7 @@ Importing it registers datasets, transforms, models and hooks in mmpretrain's re
 the detector pieces in mmdet's. It needs no compiled mmcv ops.
 """
 
+import os
 import sys
 from importlib import import_module
 from importlib.util import find_spec
@@ -19,6 +20,10 @@ _LAZY = {
     'predict': 'odis_mm.tasks',
     'pretrain': 'odis_mm.tasks',
 }
+
+# OpenMP's threads wait by spinning: where other processes want the same cores, most of a training's time goes into that.
+# This is read when torch is loaded.
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 __all__ = ['__version__', 'extract_object_features', 'finetune', 'predict', 'pretrain', 'register']
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from helpers import ROOT
+from helpers import ROOT, environment
 from odis_mm import apis
 from odis_mm.cli import checkpoints, common
 from odis_mm.datasets import demo
@@ -61,6 +61,27 @@ def test_help_imports_nothing_heavy(tmp_path):
     for line, code, out, err, heavy in call(tmp_path):
         assert (code, err, heavy) == (0, '', []), line
         assert out.startswith(f'usage: odis-mm {line[0] if len(line) > 1 else "COMMAND"}'), out[:80]
+
+
+AT_TORCH = """
+import os, sys
+
+class AtTorch:
+    def find_spec(self, name, path=None, target=None):
+        if name == 'torch':
+            sys.exit(os.environ.get('OMP_WAIT_POLICY'))
+
+sys.meta_path.insert(0, AtTorch())
+import odis_mm
+"""
+
+
+@pytest.mark.parametrize('own, found', [('', 'PASSIVE'), ('ACTIVE', 'ACTIVE')])
+def test_threads_that_wait_leave_the_cores_to_others(own, found):
+    """Told before torch is loaded, which reads it then; what the user has set stays."""
+    env = {k: v for k, v in environment().items() if k != 'OMP_WAIT_POLICY'} | ({'OMP_WAIT_POLICY': own} if own else {})
+    run = subprocess.run([sys.executable, '-c', AT_TORCH], env=env, capture_output=True, text=True)
+    assert run.stderr.strip() == found
 
 
 def test_the_usage_of_predict_names_the_checkpoint_as_optional(tmp_path):
