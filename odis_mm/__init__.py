@@ -21,8 +21,8 @@ _LAZY = {
     'pretrain': 'odis_mm.tasks',
 }
 
-# OpenMP's threads wait by spinning: where other processes want the same cores, most of a training's time goes into that.
-# This is read when torch is loaded.
+# OpenMP's threads wait by spinning: where other processes want the same cores, that takes most of a training's time.
+# Read when torch is loaded.
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 __all__ = ['__version__', 'extract_object_features', 'finetune', 'predict', 'pretrain', 'register']
