@@ -13,6 +13,7 @@ from .survey import spread
 
 LOOKED_AT = 20  # images, for their kind
 MEASURED = 200  # images, for a window, means and deviations
+ENDS = (0.1, 99.9)  # percentiles that become black and white
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def find_reading(paths: Sequence[PathLike]) -> Reading:
     """Return how images are read, from a sample of them; unreadable ones count for nothing.
 
     One window for the whole data set is taken for values of more than 8 bits, from the 0.1 to the 99.9 percentile.
+    Where images of 8 bits are among them, each image has a window of its own: a common one would make those black.
     """
     kinds = []
     for i in spread(len(paths), LOOKED_AT).tolist():
@@ -62,11 +64,19 @@ def find_reading(paths: Sequence[PathLike]) -> Reading:
     if channels == 3 and all(raw.dtype == np.uint8 for raw in kinds):
         return Reading()
     chosen = [str(paths[i]) for i in spread(len(paths), MEASURED).tolist()]
-    measured = statistics(chosen, channels)
+    mixed = len({raw.dtype == np.uint8 for raw in kinds}) == 2
+    percentiles = ENDS if mixed else None
+    measured = statistics(chosen, channels, percentiles=percentiles)
     told = f'images: {image_kind(next(raw for raw in kinds if raw.shape[2] == found))}'
+    if mixed:
+        eight = sum(raw.dtype == np.uint8 for raw in kinds)
+        told += (
+            f'; {eight} of {len(kinds)} that were looked at have 8 bits, the others more: the range of each image '
+            'becomes 0 to 255. For one range, convert them to one kind'
+        )
     if measured.window is not None:
         told += '; values of {:g} to {:g} become 0 to 255'.format(*measured.window)
     if channels == 3:
-        return Reading(window=measured.window, told=told)
+        return Reading(window=measured.window, percentiles=percentiles, told=told)
     told += f'; mean and deviation of {measured.images} images'
-    return Reading(channels, measured.window, None, measured.mean, measured.std, told)
+    return Reading(channels, measured.window, percentiles, measured.mean, measured.std, told)

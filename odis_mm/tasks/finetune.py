@@ -105,7 +105,7 @@ def finetune(
         found = annotated_splits(Path(data), train, val, images)
         if not resume:
             check_unused(work_dir)
-        splits = detector_splits(Path(data), found, images, work_dir, seed)
+        splits = detector_splits(Path(data), found, images, work_dir, seed, resume)
         content = read_content(splits[0])
         if steps is None:
             steps = default_steps(content.images, batch, detector)
@@ -198,19 +198,27 @@ def _unusable(data: Path, error: AnnotationError) -> MissingFileError:
 
 
 def detector_splits(
-    data: Path, found: Dict[str, Split], images: Optional[PathLike], work_dir: Path, seed: int
+    data: Path, found: Dict[str, Split], images: Optional[PathLike], work_dir: Path, seed: int, resume: bool = False
 ) -> Tuple[Split, Split, Optional[Split]]:
     """Return the training, validation and, if there is one, test split. Annotations of other formats than COCO style,
     and a missing validation split, which is cut off, are written to ``work_dir``.
 
     Args:
         found: By :func:`annotated_splits`.
+        resume: Keep what a run in ``work_dir`` has held out: cut off anew, by another seed or after images were added,
+            it would hold images that the detector was trained on.
 
     Raises:
         MissingFileError: annotations that cannot be used.
         ConfigError: too few images.
     """
     folder = work_dir / 'annotations'
+    held_out = {name: folder / f'{name}.json' for name in ('train', 'val')}
+    if resume and 'val' not in found and all(path.is_file() for path in held_out.values()):
+        place = found['train'].images if 'train' in found else Path(images or data)
+        kept = {name: Split(path, place) for name, path in held_out.items()}
+        found = {**found, **({'test': Split(folder / 'test.json', place)} if (folder / 'test.json').is_file() else {})}
+        return kept['train'], kept['val'], found.get('test')
     if 'train' not in found:
         try:
             found = {**imported_splits(data, images, folder), **found}

@@ -452,6 +452,21 @@ def test_a_missing_validation_split_is_cut_off(coco_folder, tmp_path):
     assert train.images == val.images == coco_folder / 'train2017'
 
 
+def test_what_was_held_out_stays_so_when_a_run_is_resumed(coco_folder, tmp_path):
+    """By another seed, and after images were added."""
+    data, file = coco_folder / 'train2017', tmp_path / 'all.json'
+    content = json.loads((coco_folder / 'annotations/instances_train2017.json').read_text())
+    held = []
+    for seed, images, resume in ((0, 8, False), (0, 8, True), (3, 8, True), (0, 10, True), (3, 8, False)):
+        file.write_text(json.dumps({**content, 'images': content['images'][:images]}))
+        found = annotated_splits(data, file, None, None)
+        train, val, _ = detector_splits(data, found, None, tmp_path / 'work', seed, resume)
+        parts = [[i['id'] for i in json.loads(split.ann_file.read_text())['images']] for split in (train, val)]
+        held.append(parts)
+        assert train.images == val.images == data
+    assert held[0] == held[1] == held[2] == held[3] != held[4]
+
+
 def test_commands_refuse_with_exit_code_2(coco_folder, tmp_path, capsys):
     for main, argv, sentence in (
         (pretrain_main, ['--data', str(tmp_path / 'gone')], 'does not exist'),

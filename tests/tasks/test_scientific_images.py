@@ -11,7 +11,7 @@ from mmengine.registry import init_default_scope
 
 from helpers import SMALL_DETECTOR
 from odis_mm.cli.tasks import predict_main
-from odis_mm.datasets.image_io import LoadObjectImage
+from odis_mm.datasets.image_io import LoadObjectImage, read_image
 from odis_mm.datasets.layout import find_splits
 from odis_mm.datasets.reading import find_reading
 from odis_mm.recipes import pretraining_config
@@ -107,6 +107,16 @@ def test_the_reading_follows_from_the_files(tmp_path, channels, kind, high, opti
     assert cfg.train_dataloader.dataset.pipeline[0].type == 'LoadDetectionImage'
     assert sorted(set(cfg.test_dataloader.dataset.pipeline[0]) - {'type'}) == options
     assert 'in_channels' not in cfg.model.backbone and len(cfg.model.data_preprocessor.mean) == 3
+
+
+def test_images_of_8_bits_among_deeper_ones_are_not_black(tmp_path):
+    paths = [tmp_path / f'{i}.tif' for i in range(6)]
+    for i, path in enumerate(paths):
+        write(path, 3, *((np.uint16, 1000, 60000) if i == 2 else (np.uint8, 20, 250)))
+    reading = find_reading(paths)
+    assert reading.options == dict(percentiles=[0.1, 99.9])
+    assert '5 of 6 that were looked at have 8 bits, the others more' in reading.told
+    assert all(read_image(path, percentiles=reading.percentiles).mean() > 60 for path in paths)
 
 
 def test_unreadable_files_tell_nothing(tmp_path):
