@@ -76,6 +76,7 @@ def pretrain_main(argv: Optional[List[str]] = None) -> None:
 
     export = run(work, lambda: _check('pretrain', args, None if args.boxes == 'none' else args.boxes))
     print(f'pretrained backbone: {export}')
+    print(f'config, to change and train with odis-mm train: {Path(export).parent / CONFIGS["pretrain"]}')
     pictures = sorted(path.name for path in Path(export).parent.glob('*.png'))
     if pictures:
         print(f'pictures in {Path(export).parent}: {", ".join(pictures)}')
@@ -147,6 +148,7 @@ def finetune_main(argv: Optional[List[str]] = None) -> None:
     done = run(work, check)
     print('\n'.join(_report(done.metrics, args.steps)))
     print(f'detector: {done.checkpoint}')
+    print(f'config, to change and train with odis-mm train: {done.config}')
     print(f'pictures: {done.checkpoint.parent / "predictions" / "vis"}, {done.drawn}')
     print(f'next: odis-mm predict {quote(str(done.checkpoint.parent))} IMAGES --out DIR')
 

@@ -6,9 +6,10 @@ from .checks import check_init, explain_build_error, follow_channels
 from .classes import arguments_of, find_class
 from .options import RUNNER_KEYS, apply_options, check_top_level, drop_variables, parse_options
 from .reading import load_config
-from .schedule import check_schedule, fit_schedule, in_iterations
+from .schedule import MADE, check_schedule, fit_schedule, in_iterations
 
 __all__ = [
+    'MADE',
     'RUNNER_KEYS',
     'apply_options',
     'arguments_of',

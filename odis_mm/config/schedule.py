@@ -10,6 +10,7 @@ from .reading import load_config
 
 LENGTHS = ('max_epochs', 'max_iters')
 POINTS = ('begin', 'end', 'T_max', 'milestones', 'step_size', 'total_steps')  # of a scheduler, in its own unit
+MADE = '# made by odis_mm'  # in place of the text of a config's file: without any, mmengine would look for the file
 ENDLESS = 10**9  # mmengine's 'for ever'
 
 
@@ -22,10 +23,11 @@ def fit_schedule(cfg: Config) -> List[str]:
     once the length of an epoch is known.
 
     Args:
-        cfg: After its options were applied.
+        cfg: After its options were applied. One that was made for its length (``cfg.text`` is :data:`MADE`) stays: the
+            file of its name is that of the run which it continues, and had another length.
     """
     parts, length = _parts(cfg), cfg.get('train_cfg') or {}
-    if not parts or not cfg.filename or not os.path.isfile(cfg.filename):
+    if not parts or cfg.text == MADE or not cfg.filename or not os.path.isfile(cfg.filename):
         return []
     try:
         file = load_config(cfg.filename)

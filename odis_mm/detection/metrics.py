@@ -16,6 +16,8 @@ class UntabledCocoMetric(CocoMetric):
     pycocotools, and a line to be copied. The runner logs the figures after it."""
 
     def compute_metrics(self, results: list) -> Dict[str, float]:
+        # the AP of a class has one name for boxes and masks: the last metric's stays
+        self.metrics = sorted(self.metrics, key=lambda metric: metric == 'bbox')
         logger = MMLogger.get_current_instance()
         level = logger.level
         logger.setLevel(max(level, logging.WARNING))

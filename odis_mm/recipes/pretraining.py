@@ -100,6 +100,11 @@ def pretraining_config(
         if found.images <= TRIED[1]
         else ('no GPU' if small else f'{found.images} images and a GPU')
     )
+    if method == 'odis' and not with_boxes:
+        notes.append(
+            'mind: ODIS has no objects here, so that each whole image counts as one: find some by odis-mm find-objects '
+            '(then --boxes FILE), or take --method gtsa'
+        )
     notes.insert(0, f'recipe: {recipe} ({"with objects" if with_boxes else "without objects"}, {why})')
     cfg = load_config(recipe)
     if init is not None:

@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 
 from .. import apis
-from ..config import load_config
+from ..config import MADE, load_config
 from ..datasets.annotations import coco_table
 from ..datasets.layout import Split, annotated_parent, categories, find_splits, image_folder, read_coco, split_coco
 from ..datasets.values import identity
@@ -23,7 +23,7 @@ from ..utils.files import PathLike, atomic_write_text
 from ..utils.noise import quiet_imports
 from ..utils.origin import CONFIGS, resumed_start
 from ..utils.paths import check_checkpoint, check_data, check_resumable, check_unused, default_work_dir, find_file
-from .logs import NO_TEXT, logging_at, tell
+from .logs import logging_at, tell
 from .predict import drawn_boxes, predict
 
 HELD_OUT = 0.2  # of the images, if the data has no validation split
@@ -39,7 +39,7 @@ class Finetuned:
     Attributes:
         checkpoint: The detector's last checkpoint.
         config: The config that it was trained with.
-        metrics: COCO's on the validation split, and ``AP of CLASS`` for each class; in percent.
+        metrics: COCO's on the validation split, and ``AP of CLASS``, of boxes, for each class; in percent.
         drawn: What the pictures in ``predictions/vis`` show, a line.
     """
 
@@ -112,7 +112,7 @@ def finetune(
         cfg = detector_config(
             *splits, detector=detector, init=init, size=size, iterations=steps, batch=batch, seed=seed, options=options
         )
-        cfg = Config(cfg.to_dict(), cfg_text=NO_TEXT, filename=str(config))
+        cfg = Config(cfg.to_dict(), cfg_text=MADE, filename=str(config))
         for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
             evaluator.classwise = True
         _without_tables(cfg)

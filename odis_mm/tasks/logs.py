@@ -6,8 +6,6 @@ from typing import Iterator, Sequence
 
 from mmengine.logging import MMLogger
 
-NO_TEXT = '# made by odis_mm'  # in place of the text of a config's file: without any, mmengine would look for the file
-
 
 @contextmanager
 def logging_at(level: str) -> Iterator[None]:

@@ -10,6 +10,7 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 
 from .. import apis
+from ..config import MADE
 from ..datasets.layout import find_splits
 from ..objects.annotations import imported_splits
 from ..objects.formats import UnrecognisedError
@@ -18,7 +19,7 @@ from ..utils.errors import AnnotationError, ConfigError, StageError
 from ..utils.files import PathLike
 from ..utils.origin import CONFIGS, resumed_start
 from ..utils.paths import check_checkpoint, check_data, check_resumable, check_unused, default_work_dir
-from .logs import NO_TEXT, logging_at, tell
+from .logs import logging_at, tell
 
 PROBE_STEPS = 8
 
@@ -85,7 +86,7 @@ def pretrain(
             steps, seconds = steps_in(hours, data, amp, known)
             tell([f'speed: {seconds:.2f} s per step on this machine, {steps} steps in {hours:g} hours'], quiet)
         cfg, _ = pretraining_config(data, steps=steps, **known)
-        cfg = Config(cfg.to_dict(), cfg_text=NO_TEXT, filename=str(config))
+        cfg = Config(cfg.to_dict(), cfg_text=MADE, filename=str(config))
         tell(cfg.notes, quiet)
         if quiet:
             cfg.log_level = 'WARNING'
@@ -115,7 +116,7 @@ def steps_in(hours: float, data: PathLike, amp: Optional[str], known: Dict[str, 
     cfg.log_level = 'WARNING'
     cfg.default_hooks.views = None
     with tempfile.TemporaryDirectory() as folder:
-        cfg = Config(cfg.to_dict(), cfg_text=NO_TEXT, filename=str(Path(folder, 'probe.py')))
+        cfg = Config(cfg.to_dict(), cfg_text=MADE, filename=str(Path(folder, 'probe.py')))
         runner = apis.train(cfg, work_dir=folder, amp=amp)
         history, _ = runner.message_hub.get_scalar('train/time').data
     seconds = float(sorted(history)[len(history) // 2])

@@ -4,7 +4,9 @@ a wrong one is refused at once."""
 import json
 import os
 import re
+import shlex
 import zipfile
+from itertools import count
 from pathlib import Path
 from typing import BinaryIO, Dict, Iterator, List, Optional, Sequence, Tuple
 
@@ -365,6 +367,8 @@ def check_unused(work_dir: Path) -> None:
         ConfigError: there are checkpoints in it.
     """
     if holds_run(work_dir):
+        free = next(path for n in count(2) if not holds_run(path := work_dir.with_name(f'{work_dir.name}_{n}')))
         raise ConfigError(
-            f'{work_dir} holds checkpoints of a run: continue it with --resume, or name another folder with --work-dir.'
+            f'{work_dir} holds checkpoints of a run: for another one add --work-dir {shlex.quote(str(free))}; to '
+            'continue that one, leave --init out and add --resume.'
         )

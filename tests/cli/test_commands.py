@@ -142,7 +142,10 @@ def test_wrong_paths_are_refused_before_anything_heavy_is_imported(tmp_path, coc
         (f'pretrain --data {photos} --init cut_a.safetensors', 'or no checkpoint: it has 96 bytes and tells of 100;'),
         (f'pretrain --data {photos} --init page.pth', 'its contents are not those of torch.save'),
         (f'pretrain --data {photos} --init other.pth', 'it is a zip archive of something else (a.npy)'),
-        (f'pretrain --data {photos} --init a.pth --work-dir used', 'used holds checkpoints of a run: continue it with'),
+        (
+            f'pretrain --data {photos} --init a.pth --work-dir used',
+            'used holds checkpoints of a run: for another one add --work-dir used_2; to',
+        ),
         ('finetune --data photos', 'work_dirs/finetune/photos holds checkpoints of a run'),
         (f'pretrain --data {photos} --init pretrain.py', 'checkpoint pretrain.py is a Python file: name the .pth'),
         (f'pretrain --data {photos} --init run', 'checkpoint run is a folder: name the file in it'),

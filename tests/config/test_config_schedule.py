@@ -8,7 +8,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import PARAM_SCHEDULERS
 
 import odis_mm  # noqa: F401
-from odis_mm.config import check_schedule, fit_schedule, in_iterations, load_config
+from odis_mm.config import MADE, check_schedule, fit_schedule, in_iterations, load_config
 from odis_mm.utils.errors import ConfigError
 
 
@@ -45,6 +45,20 @@ def test_a_detector_by_iterations_ends_at_the_end_of_its_cosine():
     assert max(values) == values[3] == 1.0 and values[-1] < 0.01
     assert fit_schedule(cfg) == [] or cfg.param_scheduler[0].end == 3, 'a second look changes nothing'
     assert cfg.param_scheduler[1].T_max == 37
+
+
+def test_a_config_made_for_its_length_is_left_alone(tmp_path):
+    """A resumed run of more steps: the file of its name is that of the shorter one."""
+    parts = [dict(type='LinearLR', by_epoch=False, begin=0, end=50), dict(type='ConstantLR', by_epoch=False, begin=50)]
+    file = tmp_path / 'detector.py'
+    for length, text in ((300, None), (3000, MADE)):
+        content = dict(train_cfg=dict(type='IterBasedTrainLoop', max_iters=length), param_scheduler=parts)
+        cfg = Config(content, cfg_text=text, filename=str(file) if text else None)
+        if text is None:
+            cfg.dump(file)
+    assert fit_schedule(cfg) == [] and cfg.param_scheduler[0].end == 50
+    read = load_config(str(file), {'train_cfg.max_iters': 3000})
+    assert fit_schedule(read) and read.param_scheduler[0].end == 500
 
 
 @pytest.mark.parametrize('epochs, drops', [(12, (24, 33)), (6, (12, 16)), (2, (4, 5)), (1, (2, 3))])

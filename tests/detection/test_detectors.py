@@ -474,6 +474,28 @@ def test_mask_rcnn_on_box_only_data_stops_with_the_remedy(shared_data, tmp_path)
     assert len(next(iter(loader))['inputs']) == 2
 
 
+def test_the_ap_of_a_class_is_that_of_boxes(tmp_path):
+    """mmdet has one name for it and for that of masks: a perfect box with half of its mask."""
+    from pycocotools import mask
+
+    from odis_mm.detection.metrics import UntabledCocoMetric
+
+    full, half = np.zeros((2, 32, 32), np.uint8)
+    full[4:24, 4:24] = half[4:24, 4:14] = 1
+    corners = [4, 4, 24, 4, 24, 24, 4, 24]
+    box = dict(id=1, image_id=1, category_id=1, bbox=[4, 4, 20, 20], area=400, iscrowd=0, segmentation=[corners])
+    image = dict(id=1, file_name='a.png', height=32, width=32)
+    truth = dict(images=[image], annotations=[box], categories=[dict(id=1, name='disc')])
+    (tmp_path / 'truth.json').write_text(json.dumps(truth))
+    metric = UntabledCocoMetric(ann_file=str(tmp_path / 'truth.json'), metric=['bbox', 'segm'], classwise=True)
+    metric.dataset_meta = dict(classes=['disc'])
+    found = dict(bboxes=torch.tensor([[4.0, 4, 24, 24]]), scores=torch.ones(1), labels=torch.zeros(1, dtype=torch.long))
+    found['masks'] = [mask.encode(np.asfortranarray(half))]
+    metric.process({}, [dict(pred_instances=found, img_id=1, ori_shape=(32, 32))])
+    metrics = metric.evaluate(1)
+    assert metrics['coco/segm_mAP'] < 0.2 and metrics['coco/bbox_mAP'] == metrics['coco/disc_precision'] == 1
+
+
 @pytest.mark.parametrize('tables', [True, False])
 def test_coco_metric_equals_pycocotools(tables, shared_data, tmp_path, capsys):
     """Jittered ground truth as detections: an AP well between 0 and 1, by mmdet's metric and by pycocotools alone."""

@@ -443,6 +443,12 @@ def test_wrong_arguments_end_in_one_sentence(coco_folder, tmp_path, arguments, s
         pretrain(coco_folder, work_dir=tmp_path / 'run', **arguments)
 
 
+def test_odis_without_objects_says_what_it_takes_for_one(coco_folder):
+    for method, said in (('odis', True), ('gtsa', False)):
+        cfg, _ = pretraining_config(coco_folder / 'train2017', boxes='none', method=method)
+        assert any('each whole image counts as one' in note for note in cfg.notes) == said
+
+
 def test_a_missing_validation_split_is_cut_off(coco_folder, tmp_path):
     data = coco_folder / 'train2017'
     found = annotated_splits(data, coco_folder / 'annotations/instances_train2017.json', None, None)

@@ -82,7 +82,7 @@ class EmbeddingHead(BaseModule):
         rate = (coding_length(moment, student.shape[-1], self.eps2).mean() / moment.shape[-1]).to(student.dtype)
         loss = ((1 - similarity) * weight).sum() / count - self.lambda_entropy * rate
         self._figures = dict(
-            similarity=(similarity.detach() * weight).sum() / count,
+            similarity=(similarity.detach() * weight).sum() / weight.sum().clamp(min=1),  # of this rank
             effective_rank=effective_rank(moment.detach()).mean(),
         )
         return loss

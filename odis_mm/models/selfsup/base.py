@@ -98,15 +98,15 @@ class TeacherStudent(BaseSelfSupervisor):
 
     def train(self, mode: bool = True):
         """Set the mode; the teacher stays in evaluation mode, but for batch norms, which need statistics of what they
-        see."""
+        see, where the student's take them (``frozen_stages`` and ``norm_eval`` of a ResNet let its own stand)."""
         super().train(mode)
         if hasattr(self, 'teacher'):
             self.teacher.eval()
             if self.anchor_cfg is not None:
                 self.start.eval()
-            for module in self.teacher.modules():
-                if isinstance(module, _BatchNorm):
-                    module.train(mode)
+            for name, twin in self.teacher.named_modules():
+                if isinstance(twin, _BatchNorm):
+                    twin.train(self.get_submodule(name).training)
         return self
 
     def set_progress(self, iteration: int, max_iters: int, iters_per_epoch: int) -> None:

@@ -399,12 +399,12 @@ def test_wrong_views_and_backbones_are_named():
 # ---- other backbones
 
 
-def make_resnet(depth=18):
+def make_resnet(depth=18, **options):
     torch.manual_seed(1)
     model = MODELS.build(
         dict(
             type='ALFM',
-            backbone=dict(type='ResNet', depth=depth),
+            backbone=dict(type='ResNet', depth=depth, **options),
             neck=dict(
                 type='GlobalLocalNeck',
                 in_channels=512 if depth == 18 else 2048,
@@ -449,6 +449,13 @@ def test_a_resnet_50_goes_into_mmdets_key_for_key(tmp_path):
     image = torch.randn(1, 3, 64, 64)
     detector.eval(), model.teacher['backbone'].eval()
     torch.testing.assert_close(detector(image)[-1], model.extract_feat(image))
+
+
+@pytest.mark.parametrize('options, free', [(dict(), True), (dict(norm_eval=True), False)])
+def test_the_teachers_batch_norms_stand_where_the_students_do(options, free):
+    model = make_resnet(18, **options).train()
+    for norms in (model.backbone, model.teacher['backbone']):
+        assert {m.training for m in norms.modules() if isinstance(m, torch.nn.BatchNorm2d)} == {free}
 
 
 def test_gmsr_of_what_both_views_show():
