@@ -7,7 +7,7 @@ from typing import Dict, List, Optional, Tuple
 import numpy as np
 from mmengine.logging import print_log
 
-from ..datasets.layout import SPLITS, Split, part_of
+from ..datasets.layout import SPLITS, Split, part_of, split_of_folders
 from ..utils.errors import AnnotationError, ConfigError, MissingFileError
 from ..utils.files import PathLike, atomic_write_text
 from .formats import FORMATS, recognise
@@ -106,8 +106,8 @@ def imported_splits(data: PathLike, images: Optional[PathLike], folder: PathLike
     """Return annotations of other tools (YOLO, Pascal VOC, ...) by split, as COCO-style files that are written to
     ``folder``.
 
-    The split of an image is that of the list in ``ImageSets/Main`` that names it, else that of a folder on its path;
-    else it is 'train'.
+    The split of an image is that of the list in ``ImageSets/Main`` that names it, else that of a folder on its path
+    (``val``, ``val2017``, ``val_set``); else it is 'train'.
 
     Raises:
         AnnotationError: no annotation is recognised, or none can be used.
@@ -121,12 +121,10 @@ def imported_splits(data: PathLike, images: Optional[PathLike], folder: PathLike
             listed.update(
                 {line.split()[0]: file.stem for line in file.read_text('utf-8-sig').splitlines() if line.strip()}
             )
-    names = {word: name for name, words in SPLITS.items() for word in words}
     of: Dict[str, List[dict]] = {}
     for image in content['images']:
         path = Path(image['file_name'])
-        folders = [names[part.lower()] for part in path.parent.parts if part.lower() in names]
-        of.setdefault(listed.get(path.stem) or (folders[-1] if folders else 'train'), []).append(image)
+        of.setdefault(listed.get(path.stem) or split_of_folders(path.parent.parts) or 'train', []).append(image)
     folder.mkdir(parents=True, exist_ok=True)
     splits = {}
     for name, chosen in of.items():

@@ -13,6 +13,7 @@ from pycocotools import mask as coco_mask
 
 from odis_mm.datasets import ObjectDataset
 from odis_mm.objects import load_annotations
+from odis_mm.objects.annotations import imported_splits
 from odis_mm.objects.formats import recognise
 from odis_mm.utils.errors import AnnotationError, ConfigError, MissingFileError
 
@@ -80,6 +81,24 @@ def test_yolo_with_names_and_nested_splits(tmp_path):
     _check(content, {f'{split}/images/{name}': boxes for split in ('train', 'valid') for name, boxes in BOXES.items()})
     assert [c['name'] for c in content['categories']] == ['dog', 'cat', 'bird']  # in the order of the export
     _check(load_annotations(root / 'train/labels', root / 'train/images'))
+
+
+@pytest.mark.parametrize(
+    'train, val', [('train2017', 'val2017'), ('train_images', 'val_set'), ('Train', 'Validation-1')]
+)
+def test_splits_are_words_of_the_folders_names(tmp_path, train, val):
+    names = {f'images/{train}/a.jpg': (40, 60), f'images/{val}/b.jpg': (50, 30)}
+    root = _images(tmp_path / 'data', names)
+    for name in names:
+        label = root / name.replace('images/', 'labels/', 1).replace('.jpg', '.txt')
+        label.parent.mkdir(parents=True)
+        label.write_text('0 0.5 0.5 0.25 0.25\n')
+    splits = imported_splits(root, None, tmp_path / 'out')
+    told = {
+        split: [i['file_name'] for i in json.loads(part.ann_file.read_text())['images']]
+        for split, part in splits.items()
+    }
+    assert told == {'train': [f'images/{train}/a.jpg'], 'val': [f'images/{val}/b.jpg']}
 
 
 def test_yolo_polygons_and_empty_files(tmp_path, images):
