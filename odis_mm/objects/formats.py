@@ -196,7 +196,7 @@ def _yolo(path: Path, index: ImageIndex, faults: List[str]):
     from globox import BoundingBox
 
     folder = path.parent if path.is_file() else path
-    names = _yolo_names(path)
+    names, key_points = _yolo_names(path)
 
     def read(file: Path) -> Iterator[Labelled]:
         name = index.find(file.stem, file)
@@ -209,7 +209,9 @@ def _yolo(path: Path, index: ImageIndex, faults: List[str]):
             if not values:
                 continue
             segmentation = None
-            if len(values) > 6:  # a polygon, or the corners of a turned box
+            if key_points:  # behind the box, two or three numbers each
+                box = BoundingBox.from_yolo_v5(' '.join(values[:5]), image_size=(width, height))
+            elif len(values) > 6:  # a polygon, or the corners of a turned box
                 box = BoundingBox.from_yolo_seg(line, image_size=(width, height))
                 points = np.array(values[1:], float).reshape(-1, 2) * (width, height)
                 segmentation = [points.reshape(-1).tolist()]
@@ -229,7 +231,8 @@ def _yolo(path: Path, index: ImageIndex, faults: List[str]):
     return found, names
 
 
-def _yolo_names(path: Path) -> List[str]:
+def _yolo_names(path: Path) -> Tuple[List[str], bool]:
+    """The names of the classes, and whether the yaml that has them says that objects have key points."""
     folder = path.parent if path.is_file() else path
     places = (folder, folder.parent, folder.parent.parent)
     listed = [path] if path.is_file() else [file for place in places for file in sorted(place.glob('*.y*ml'))]
@@ -240,14 +243,14 @@ def _yolo_names(path: Path) -> List[str]:
             raise AnnotationError(f'{file} is not valid YAML ({type(error).__name__}); fix or remove it.') from error
         names = content.get('names') if isinstance(content, dict) else None
         if isinstance(names, dict):
-            return [str(names.get(i, i)) for i in range(max(names) + 1)]
+            return [str(names.get(i, i)) for i in range(max(names) + 1)], bool(content.get('kpt_shape'))
         if isinstance(names, list):
-            return [str(name) for name in names]
+            return [str(name) for name in names], bool(content.get('kpt_shape'))
     for place in places:
         for name in _NAME_FILES:
             if (place / name).is_file():
-                return [line.strip() for line in (place / name).read_text().splitlines() if line.strip()]
-    return []
+                return [line.strip() for line in (place / name).read_text().splitlines() if line.strip()], False
+    return [], False
 
 
 def _polygon(points) -> Tuple[Tuple[float, ...], list]:

@@ -113,6 +113,17 @@ def test_yolo_polygons_and_empty_files(tmp_path, images):
     assert [image['file_name'] for image in content['images']] == ['a.jpg', 'b.png']
 
 
+@pytest.mark.parametrize('points, width', [(3, 2), (3, 3), (4, 3), (1, 2)])
+def test_yolo_key_points_are_left_out(tmp_path, points, width):
+    """An odd number of values is no polygon, an even one no fault."""
+    _images(tmp_path, {'a.jpg': (40, 60)})
+    (tmp_path / 'data.yaml').write_text(f'names: [cat]\nkpt_shape: [{points}, {width}]\n')
+    (tmp_path / 'a.txt').write_text('0 0.5 0.5 0.5 0.25' + ' 0.9' * points * width)
+    content = load_annotations(tmp_path, tmp_path)
+    assert _told(content) == {'a.jpg': [('cat', (15, 15, 45, 25))]} and content['info']['skipped'] == []
+    assert 'segmentation' not in content['annotations'][0]
+
+
 def test_yolo_labels_of_turned_photographs_are_left_out(tmp_path):
     """Their shares are of the upright image, and what is trained on are the stored pixels."""
     exif = Image.Exif()
