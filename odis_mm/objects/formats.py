@@ -140,7 +140,7 @@ def _coco(path: Path, index: ImageIndex, faults: List[str]):
                     _from_xywh(annotation['bbox']),
                     annotation.get('segmentation') or None,
                     _number(annotation.get('score')),
-                    flag(annotation.get('iscrowd')),
+                    flag(annotation.get('iscrowd')) | flag(annotation.get('ignore')),
                     _number(annotation.get('area')),
                 )
                 objects[identity(annotation['image_id'])].append(entry)
@@ -300,6 +300,7 @@ def _cvat(path: Path, index: ImageIndex, faults: List[str]):
             return
         if root.find('track') is not None:
             faults.append(f'{file}: tracks of a video (export as "CVAT for images")')
+        skipped = 0
         for image in root.iter('image'):
             height, width = side(image.get('height')), side(image.get('width'))
             objects = []
@@ -330,7 +331,11 @@ def _cvat(path: Path, index: ImageIndex, faults: List[str]):
                     rle = coco_mask.encode(np.asfortranarray(mask))
                     rle['counts'] = rle['counts'].decode()
                     objects.append(Annotated(node.get('label'), (left, top, left + w, top + h), rle))
+                elif node.tag != 'tag':  # of the whole image
+                    skipped += 1
             yield Labelled(image.get('name'), objects, (height, width))
+        if skipped:
+            faults.append(f'{file}: {skipped} shapes that are no box, polygon or mask')
 
     return _each(_files(path, '.xml'), read, faults), []
 
@@ -435,7 +440,9 @@ def _openimages(path: Path, index: ImageIndex, faults: List[str]):
                     relative=True,
                     image_size=sizes[key][::-1],
                 )
-                objects.setdefault(key, []).append(Annotated(box.label, box.ltrb, crowd=flag(row.get('IsGroupOf'))))
+                group = row.get('IsGroupOf') or ''
+                crowd = not group.strip().startswith('-') and flag(group)  # -1: unknown
+                objects.setdefault(key, []).append(Annotated(box.label, box.ltrb, crowd=crowd))
         for key, entries in objects.items():
             yield Labelled(key, entries)
 

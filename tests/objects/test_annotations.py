@@ -202,6 +202,18 @@ def test_cvat(tmp_path, images):
     np.testing.assert_allclose(turned['bbox'], [13, 7, 4, 10])
 
 
+def test_cvat_shapes_that_are_not_read_are_counted(tmp_path, images):
+    box = '<box label="cat" xtl="1" ytl="2" xbr="11" ybr="22"/>'
+    others = '<ellipse cx="9" cy="9" rx="3" ry="4"/><polyline points="1,1;2,2"/><points points="1,1"/><cuboid/>'
+    (tmp_path / 'a.xml').write_text(
+        f'<annotations><image name="b.png" width="30" height="50">{box}{others}<tag label="dark"/></image>'
+        '<image name="a.jpg" width="60" height="40"><ellipse cx="9" cy="9" rx="3" ry="4"/></image></annotations>'
+    )
+    content = load_annotations(tmp_path / 'a.xml', images)
+    assert _told(content) == {'b.png': [('cat', (1, 2, 11, 22))], 'a.jpg': []}
+    assert content['info']['skipped'] == [f'{tmp_path}/a.xml: 5 shapes that are no box, polygon or mask']
+
+
 def test_labelstudio(tmp_path, images):
     def result(kind, name, **value):
         height, width = SIZES[name]
@@ -269,6 +281,7 @@ def test_openimages(tmp_path, images):
             rows.append(dict(row, XMin=x1 / width, XMax=x2 / width, YMin=y1 / height, YMax=y2 / height))
     rows.append(dict(rows[0], ImageID='not_here'))
     rows[1]['IsGroupOf'] = 1
+    rows[2]['IsGroupOf'] = -1  # unknown
     with open(tmp_path / 'train-annotations-bbox.csv', 'w', newline='') as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -393,6 +406,15 @@ def test_sizes_and_flags_as_text_in_the_other_formats(tmp_path, images):
     )
     read = load_annotations(tmp_path / 'boxes.csv', images)
     assert [a['iscrowd'] for a in read['annotations']] == [1, 0]
+
+
+def test_ignored_objects_of_coco_files_are_crowds(tmp_path, images):
+    """As where the file is trained on without an import."""
+    content = json.loads(_coco_file(tmp_path / 'a.json').read_text())
+    content['annotations'][1]['ignore'] = 1
+    (tmp_path / 'a.json').write_text(json.dumps(content))
+    read = load_annotations(tmp_path / 'a.json', images)
+    assert [annotation['iscrowd'] for annotation in read['annotations']] == [0, 1, 0, 0, 0]
 
 
 def _coco_file(path):
