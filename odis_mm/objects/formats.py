@@ -232,25 +232,28 @@ def _yolo(path: Path, index: ImageIndex, faults: List[str]):
 
 
 def _yolo_names(path: Path) -> Tuple[List[str], bool]:
-    """The names of the classes, and whether the yaml that has them says that objects have key points."""
+    """The names of the classes, by the nearest file that has them, and whether the nearest yaml with names says that
+    objects have key points."""
     folder = path.parent if path.is_file() else path
-    places = (folder, folder.parent, folder.parent.parent)
-    listed = [path] if path.is_file() else [file for place in places for file in sorted(place.glob('*.y*ml'))]
-    for file in listed:
-        try:
-            content = yaml.safe_load(file.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise AnnotationError(f'{file} is not valid YAML ({type(error).__name__}); fix or remove it.') from error
-        names = content.get('names') if isinstance(content, dict) else None
-        if isinstance(names, dict):
-            return [str(names.get(i, i)) for i in range(max(names) + 1)], bool(content.get('kpt_shape'))
-        if isinstance(names, list):
-            return [str(name) for name in names], bool(content.get('kpt_shape'))
-    for place in places:
+    names: List[str] = []
+    for place in (folder, folder.parent, folder.parent.parent):
+        for file in [path] if path.is_file() else sorted(place.glob('*.y*ml')):
+            try:
+                content = yaml.safe_load(file.read_text())
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
+                raise AnnotationError(
+                    f'{file} is not valid YAML ({type(error).__name__}); fix or remove it.'
+                ) from error
+            found = content.get('names') if isinstance(content, dict) else None
+            if isinstance(found, dict) and found:
+                found = [found.get(i, i) for i in range(max(found) + 1)]
+            if isinstance(found, list):
+                return names or [str(name) for name in found], bool(content.get('kpt_shape'))
         for name in _NAME_FILES:
-            if (place / name).is_file():
-                return [line.strip() for line in (place / name).read_text().splitlines() if line.strip()], False
-    return [], False
+            if not names and (place / name).is_file():
+                lines = (place / name).read_text('utf-8-sig').splitlines()
+                names = [line.strip() for line in lines if line.strip()]
+    return names, False
 
 
 def _polygon(points) -> Tuple[Tuple[float, ...], list]:

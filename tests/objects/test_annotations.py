@@ -113,6 +113,19 @@ def test_yolo_polygons_and_empty_files(tmp_path, images):
     assert [image['file_name'] for image in content['images']] == ['a.jpg', 'b.png']
 
 
+def test_yolo_names_are_those_of_the_nearest_file(tmp_path):
+    labels = _images(tmp_path / 'data' / 'labels', {'a.jpg': (40, 60)})
+    (labels / 'a.txt').write_text('1 0.5 0.5 0.5 0.25')
+    (tmp_path / 'other.yaml').write_text('names: [of, others]')
+    (tmp_path / 'data' / 'obj.names').write_text('near\nby\n')
+    assert [c['name'] for c in load_annotations(labels, labels)['categories']] == ['near', 'by']
+    (labels / 'classes.txt').write_bytes(b'\xef\xbb\xbfcat\r\ndog\r\n')  # as editors of Windows write it
+    assert [c['name'] for c in load_annotations(labels, labels)['categories']] == ['cat', 'dog']
+    (labels / 'data.yaml').write_text('names: {0: ox, 1: cow}')
+    assert [c['name'] for c in load_annotations(labels, labels)['categories']] == ['ox', 'cow']
+    assert [c['name'] for c in load_annotations(tmp_path / 'other.yaml', labels, 'yolo')['categories']][1] == 'others'
+
+
 @pytest.mark.parametrize('points, width', [(3, 2), (3, 3), (4, 3), (1, 2)])
 def test_yolo_key_points_are_left_out(tmp_path, points, width):
     """An odd number of values is no polygon, an even one no fault."""
