@@ -40,7 +40,7 @@ def load_annotations(path: PathLike, images: PathLike, format: str = 'auto') -> 
         raise ConfigError(f'annotation format {format!r} is unknown: choose auto or one of {", ".join(FORMATS)}.')
     faults: List[str] = []
     records, names = FORMATS[format](path, index, faults)
-    content = _as_coco(records, names, index, path, faults)
+    content = _as_coco(records, names, index, path, faults, upright=format != 'coco')
     content['info'] = dict(description=f'{format} annotations', skipped=faults)
     if not content['annotations']:
         why = f'; the first fault: {faults[0]}' if faults else ''
@@ -54,8 +54,15 @@ def load_annotations(path: PathLike, images: PathLike, format: str = 'auto') -> 
 
 
 def _as_coco(
-    records: List[Tuple[Path, Labelled]], names: List[str], index: ImageIndex, path: Path, faults: List[str]
+    records: List[Tuple[Path, Labelled]],
+    names: List[str],
+    index: ImageIndex,
+    path: Path,
+    faults: List[str],
+    upright: bool,
 ) -> dict:
+    """``upright``: of a tool that draws on the image as its EXIF orientation shows it, unless the size that it notes is
+    that of the stored pixels."""
     labels = names or sorted({entry.label for _, record in records for entry in record.objects})
     number = {label: i + 1 for i, label in enumerate(dict.fromkeys(labels))}
     images: List[dict] = []
@@ -73,6 +80,10 @@ def _as_coco(
                     f'{file}: image {name} is {size[1]} x {size[0]} pixels, not {record.size[1]} x '
                     f'{record.size[0]}{hint}'
                 )
+            turn = index.orientation(name) if upright else 1
+            told = record.size is not None and turn >= 5 and size[0] != size[1]  # those from 5 on swap the sides
+            if turn != 1 and not told:
+                raise AnnotationError(f'{file}: image {name} is turned by its EXIF orientation: store it upright')
         except AnnotationError as error:
             faults.append(str(error))
             continue

@@ -200,8 +200,6 @@ def _yolo(path: Path, index: ImageIndex, faults: List[str]):
 
     def read(file: Path) -> Iterator[Labelled]:
         name = index.find(file.stem, file)
-        if index.is_turned(name):  # shares of the upright sides, of which no size in the file tells
-            raise AnnotationError(f'{file}: image {name} is turned by its EXIF orientation: store it upright')
         height, width = index.size(name)
         objects = []
         for line in file.read_text().splitlines():

@@ -150,6 +150,42 @@ def test_yolo_labels_of_turned_photographs_are_left_out(tmp_path):
     assert len(faults) == 2 and all('turned by its EXIF orientation: store it upright' in fault for fault in faults)
 
 
+@pytest.mark.parametrize(
+    'size, orientation, used',
+    [
+        ((60, 40), 1, True),
+        ((60, 40), 2, False),
+        ((60, 40), 3, False),
+        ((60, 40), 4, False),
+        ((60, 40), 6, True),
+        ((40, 40), 6, False),
+        ((40, 40), 8, False),
+        ((40, 40), 99, True),
+    ],
+)
+def test_turned_photographs_whose_sizes_do_not_tell_are_left_out(tmp_path, size, orientation, used):
+    """Of 60 x 40 pixels that are shown as 40 x 60 a tool that notes 60 x 40 has drawn on the stored ones."""
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.new('RGB', size).save(tmp_path / 'a.jpg', exif=exif)
+    Image.new('RGB', size).save(tmp_path / 'b.jpg')
+    shapes = [dict(label='cat', shape_type='rectangle', points=[[3, 4], [20, 30]])]
+    for name in 'ab':
+        label = dict(imagePath=f'{name}.jpg', imageHeight=size[1], imageWidth=size[0], shapes=shapes)
+        (tmp_path / f'{name}.json').write_text(json.dumps(label))
+    content = load_annotations(tmp_path, tmp_path)
+    assert [image['file_name'] for image in content['images']] == ['a.jpg'] * used + ['b.jpg']
+    assert len(content['info']['skipped']) == (not used)
+    assert all('a.jpg is turned by its EXIF orientation: store it upright' in f for f in content['info']['skipped'])
+
+
+def test_boxes_of_coco_files_are_of_the_stored_pixels(tmp_path, images):
+    exif = Image.Exif()
+    exif[274] = 3
+    Image.new('RGB', (60, 40)).save(images / 'a.jpg', exif=exif)
+    _check(load_annotations(_coco_file(tmp_path / 'a.json'), images))
+
+
 def test_roboflow_coco(tmp_path):
     root = _images(tmp_path, {f'{split}/{name}': size for split in ('train', 'valid') for name, size in SIZES.items()})
     for split in ('train', 'valid'):
