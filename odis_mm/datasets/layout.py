@@ -197,15 +197,23 @@ def _is_coco(path: Path) -> bool:
         return False
 
 
+def split_named(text: str) -> Optional[str]:
+    """Return the split that a word of ``text``, the name of a file or folder, says; None if there is none.
+
+    'test' and 'val' come before 'train': in train_val.json a part is meant.
+    """
+    words = set(''.join(c if c.isalpha() else ' ' for c in text.lower()).split())
+    return next((name for name in ('test', 'val', 'train') if words & set(SPLITS[name])), None)
+
+
+def split_of_folders(folders: Sequence[str]) -> Optional[str]:
+    """Return the split that the last of some nested folders to name one says; None if none does."""
+    return next((name for name in map(split_named, reversed(folders)) if name), None)
+
+
 def _split_of(path: Path) -> str:
-    """By the file's name first, then by its folder's; 'test' and 'val' before 'train', as in train_val.json a part is
-    meant."""
-    for text in (path.stem, path.parent.name):
-        words = ''.join(c if c.isalpha() else ' ' for c in text.lower()).split()
-        for name in ('test', 'val', 'train'):
-            if set(words) & set(SPLITS[name]):
-                return name
-    return 'train'
+    """By the file's name first, then by its folder's."""
+    return split_named(path.stem) or split_named(path.parent.name) or 'train'
 
 
 def _preferred(paths: List[Path]) -> List[Path]:

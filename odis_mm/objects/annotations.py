@@ -7,7 +7,7 @@ from typing import Dict, List, Optional, Tuple
 import numpy as np
 from mmengine.logging import print_log
 
-from ..datasets.layout import SPLITS, Split, part_of
+from ..datasets.layout import SPLITS, Split, part_of, split_of_folders
 from ..utils.errors import AnnotationError, ConfigError, MissingFileError
 from ..utils.files import PathLike, atomic_write_text
 from .formats import FORMATS, recognise
@@ -40,7 +40,7 @@ def load_annotations(path: PathLike, images: PathLike, format: str = 'auto') -> 
         raise ConfigError(f'annotation format {format!r} is unknown: choose auto or one of {", ".join(FORMATS)}.')
     faults: List[str] = []
     records, names = FORMATS[format](path, index, faults)
-    content = _as_coco(records, names, index, path, faults)
+    content = _as_coco(records, names, index, path, faults, upright=format != 'coco')
     content['info'] = dict(description=f'{format} annotations', skipped=faults)
     if not content['annotations']:
         why = f'; the first fault: {faults[0]}' if faults else ''
@@ -54,8 +54,15 @@ def load_annotations(path: PathLike, images: PathLike, format: str = 'auto') -> 
 
 
 def _as_coco(
-    records: List[Tuple[Path, Labelled]], names: List[str], index: ImageIndex, path: Path, faults: List[str]
+    records: List[Tuple[Path, Labelled]],
+    names: List[str],
+    index: ImageIndex,
+    path: Path,
+    faults: List[str],
+    upright: bool,
 ) -> dict:
+    """``upright``: of a tool that draws on the image as its EXIF orientation shows it, unless the size that it notes is
+    that of the stored pixels."""
     labels = names or sorted({entry.label for _, record in records for entry in record.objects})
     number = {label: i + 1 for i, label in enumerate(dict.fromkeys(labels))}
     images: List[dict] = []
@@ -73,6 +80,10 @@ def _as_coco(
                     f'{file}: image {name} is {size[1]} x {size[0]} pixels, not {record.size[1]} x '
                     f'{record.size[0]}{hint}'
                 )
+            turn = index.orientation(name) if upright else 1
+            told = record.size is not None and turn >= 5 and size[0] != size[1]  # those from 5 on swap the sides
+            if turn != 1 and not told:
+                raise AnnotationError(f'{file}: image {name} is turned by its EXIF orientation: store it upright')
         except AnnotationError as error:
             faults.append(str(error))
             continue
@@ -106,8 +117,8 @@ def imported_splits(data: PathLike, images: Optional[PathLike], folder: PathLike
     """Return annotations of other tools (YOLO, Pascal VOC, ...) by split, as COCO-style files that are written to
     ``folder``.
 
-    The split of an image is that of the list in ``ImageSets/Main`` that names it, else that of a folder on its path;
-    else it is 'train'.
+    The split of an image is that of the list in ``ImageSets/Main`` that names it, else that of a folder on its path
+    (``val``, ``val2017``, ``val_set``); else it is 'train'.
 
     Raises:
         AnnotationError: no annotation is recognised, or none can be used.
@@ -121,12 +132,10 @@ def imported_splits(data: PathLike, images: Optional[PathLike], folder: PathLike
             listed.update(
                 {line.split()[0]: file.stem for line in file.read_text('utf-8-sig').splitlines() if line.strip()}
             )
-    names = {word: name for name, words in SPLITS.items() for word in words}
     of: Dict[str, List[dict]] = {}
     for image in content['images']:
         path = Path(image['file_name'])
-        folders = [names[part.lower()] for part in path.parent.parts if part.lower() in names]
-        of.setdefault(listed.get(path.stem) or (folders[-1] if folders else 'train'), []).append(image)
+        of.setdefault(listed.get(path.stem) or split_of_folders(path.parent.parts) or 'train', []).append(image)
     folder.mkdir(parents=True, exist_ok=True)
     splits = {}
     for name, chosen in of.items():

@@ -140,7 +140,7 @@ def _coco(path: Path, index: ImageIndex, faults: List[str]):
                     _from_xywh(annotation['bbox']),
                     annotation.get('segmentation') or None,
                     _number(annotation.get('score')),
-                    flag(annotation.get('iscrowd')),
+                    flag(annotation.get('iscrowd')) | flag(annotation.get('ignore')),
                     _number(annotation.get('area')),
                 )
                 objects[identity(annotation['image_id'])].append(entry)
@@ -196,12 +196,10 @@ def _yolo(path: Path, index: ImageIndex, faults: List[str]):
     from globox import BoundingBox
 
     folder = path.parent if path.is_file() else path
-    names = _yolo_names(path)
+    names, key_points = _yolo_names(path)
 
     def read(file: Path) -> Iterator[Labelled]:
         name = index.find(file.stem, file)
-        if index.is_turned(name):  # shares of the upright sides, of which no size in the file tells
-            raise AnnotationError(f'{file}: image {name} is turned by its EXIF orientation: store it upright')
         height, width = index.size(name)
         objects = []
         for line in file.read_text().splitlines():
@@ -209,7 +207,9 @@ def _yolo(path: Path, index: ImageIndex, faults: List[str]):
             if not values:
                 continue
             segmentation = None
-            if len(values) > 6:  # a polygon, or the corners of a turned box
+            if key_points:  # behind the box, two or three numbers each
+                box = BoundingBox.from_yolo_v5(' '.join(values[:5]), image_size=(width, height))
+            elif len(values) > 6:  # a polygon, or the corners of a turned box
                 box = BoundingBox.from_yolo_seg(line, image_size=(width, height))
                 points = np.array(values[1:], float).reshape(-1, 2) * (width, height)
                 segmentation = [points.reshape(-1).tolist()]
@@ -229,25 +229,29 @@ def _yolo(path: Path, index: ImageIndex, faults: List[str]):
     return found, names
 
 
-def _yolo_names(path: Path) -> List[str]:
+def _yolo_names(path: Path) -> Tuple[List[str], bool]:
+    """The names of the classes, by the nearest file that has them, and whether the nearest yaml with names says that
+    objects have key points."""
     folder = path.parent if path.is_file() else path
-    places = (folder, folder.parent, folder.parent.parent)
-    listed = [path] if path.is_file() else [file for place in places for file in sorted(place.glob('*.y*ml'))]
-    for file in listed:
-        try:
-            content = yaml.safe_load(file.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise AnnotationError(f'{file} is not valid YAML ({type(error).__name__}); fix or remove it.') from error
-        names = content.get('names') if isinstance(content, dict) else None
-        if isinstance(names, dict):
-            return [str(names.get(i, i)) for i in range(max(names) + 1)]
-        if isinstance(names, list):
-            return [str(name) for name in names]
-    for place in places:
+    names: List[str] = []
+    for place in (folder, folder.parent, folder.parent.parent):
+        for file in [path] if path.is_file() else sorted(place.glob('*.y*ml')):
+            try:
+                content = yaml.safe_load(file.read_text())
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
+                raise AnnotationError(
+                    f'{file} is not valid YAML ({type(error).__name__}); fix or remove it.'
+                ) from error
+            found = content.get('names') if isinstance(content, dict) else None
+            if isinstance(found, dict) and found:
+                found = [found.get(i, i) for i in range(max(found) + 1)]
+            if isinstance(found, list):
+                return names or [str(name) for name in found], bool(content.get('kpt_shape'))
         for name in _NAME_FILES:
-            if (place / name).is_file():
-                return [line.strip() for line in (place / name).read_text().splitlines() if line.strip()]
-    return []
+            if not names and (place / name).is_file():
+                lines = (place / name).read_text('utf-8-sig').splitlines()
+                names = [line.strip() for line in lines if line.strip()]
+    return names, False
 
 
 def _polygon(points) -> Tuple[Tuple[float, ...], list]:
@@ -297,6 +301,7 @@ def _cvat(path: Path, index: ImageIndex, faults: List[str]):
             return
         if root.find('track') is not None:
             faults.append(f'{file}: tracks of a video (export as "CVAT for images")')
+        skipped = 0
         for image in root.iter('image'):
             height, width = side(image.get('height')), side(image.get('width'))
             objects = []
@@ -327,7 +332,11 @@ def _cvat(path: Path, index: ImageIndex, faults: List[str]):
                     rle = coco_mask.encode(np.asfortranarray(mask))
                     rle['counts'] = rle['counts'].decode()
                     objects.append(Annotated(node.get('label'), (left, top, left + w, top + h), rle))
+                elif node.tag != 'tag':  # of the whole image
+                    skipped += 1
             yield Labelled(image.get('name'), objects, (height, width))
+        if skipped:
+            faults.append(f'{file}: {skipped} shapes that are no box, polygon or mask')
 
     return _each(_files(path, '.xml'), read, faults), []
 
@@ -432,7 +441,9 @@ def _openimages(path: Path, index: ImageIndex, faults: List[str]):
                     relative=True,
                     image_size=sizes[key][::-1],
                 )
-                objects.setdefault(key, []).append(Annotated(box.label, box.ltrb, crowd=flag(row.get('IsGroupOf'))))
+                group = row.get('IsGroupOf') or ''
+                crowd = not group.strip().startswith('-') and flag(group)  # -1: unknown
+                objects.setdefault(key, []).append(Annotated(box.label, box.ltrb, crowd=crowd))
         for key, entries in objects.items():
             yield Labelled(key, entries)
 

@@ -82,13 +82,15 @@ class ImageIndex:
         except BadImageError as error:
             raise AnnotationError(str(error)) from error
 
-    def is_turned(self, name: str) -> bool:
-        """Return whether an EXIF orientation turns or mirrors the stored pixels: what tools draw on is upright."""
+    def orientation(self, name: str) -> int:
+        """Return the EXIF orientation, 1 if there is none: from 2 on, what tools draw on is turned or mirrored, from 5
+        on with the sides swapped."""
         try:
             with Image.open(self.folder / name) as image:
-                return image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+                found = image.getexif().get(ExifTags.Base.Orientation, 1)
         except Exception:  # of many classes; whether it can be read is told elsewhere
-            return False
+            return 1
+        return found if found in range(2, 9) else 1
 
 
 def _common_tail(name: str, reference: str) -> int:

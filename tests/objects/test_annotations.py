@@ -13,6 +13,7 @@ from pycocotools import mask as coco_mask
 
 from odis_mm.datasets import ObjectDataset
 from odis_mm.objects import load_annotations
+from odis_mm.objects.annotations import imported_splits
 from odis_mm.objects.formats import recognise
 from odis_mm.utils.errors import AnnotationError, ConfigError, MissingFileError
 
@@ -82,6 +83,24 @@ def test_yolo_with_names_and_nested_splits(tmp_path):
     _check(load_annotations(root / 'train/labels', root / 'train/images'))
 
 
+@pytest.mark.parametrize(
+    'train, val', [('train2017', 'val2017'), ('train_images', 'val_set'), ('Train', 'Validation-1')]
+)
+def test_splits_are_words_of_the_folders_names(tmp_path, train, val):
+    names = {f'images/{train}/a.jpg': (40, 60), f'images/{val}/b.jpg': (50, 30)}
+    root = _images(tmp_path / 'data', names)
+    for name in names:
+        label = root / name.replace('images/', 'labels/', 1).replace('.jpg', '.txt')
+        label.parent.mkdir(parents=True)
+        label.write_text('0 0.5 0.5 0.25 0.25\n')
+    splits = imported_splits(root, None, tmp_path / 'out')
+    told = {
+        split: [i['file_name'] for i in json.loads(part.ann_file.read_text())['images']]
+        for split, part in splits.items()
+    }
+    assert told == {'train': [f'images/{train}/a.jpg'], 'val': [f'images/{val}/b.jpg']}
+
+
 def test_yolo_polygons_and_empty_files(tmp_path, images):
     labels = tmp_path / 'labels'
     labels.mkdir()
@@ -92,6 +111,30 @@ def test_yolo_polygons_and_empty_files(tmp_path, images):
     np.testing.assert_allclose(annotation['segmentation'], [[6, 4, 30, 4, 30, 20, 6, 10]], atol=1e-6)
     np.testing.assert_allclose(annotation['bbox'], [6, 4, 24, 16])
     assert [image['file_name'] for image in content['images']] == ['a.jpg', 'b.png']
+
+
+def test_yolo_names_are_those_of_the_nearest_file(tmp_path):
+    labels = _images(tmp_path / 'data' / 'labels', {'a.jpg': (40, 60)})
+    (labels / 'a.txt').write_text('1 0.5 0.5 0.5 0.25')
+    (tmp_path / 'other.yaml').write_text('names: [of, others]')
+    (tmp_path / 'data' / 'obj.names').write_text('near\nby\n')
+    assert [c['name'] for c in load_annotations(labels, labels)['categories']] == ['near', 'by']
+    (labels / 'classes.txt').write_bytes(b'\xef\xbb\xbfcat\r\ndog\r\n')  # as editors of Windows write it
+    assert [c['name'] for c in load_annotations(labels, labels)['categories']] == ['cat', 'dog']
+    (labels / 'data.yaml').write_text('names: {0: ox, 1: cow}')
+    assert [c['name'] for c in load_annotations(labels, labels)['categories']] == ['ox', 'cow']
+    assert [c['name'] for c in load_annotations(tmp_path / 'other.yaml', labels, 'yolo')['categories']][1] == 'others'
+
+
+@pytest.mark.parametrize('points, width', [(3, 2), (3, 3), (4, 3), (1, 2)])
+def test_yolo_key_points_are_left_out(tmp_path, points, width):
+    """An odd number of values is no polygon, an even one no fault."""
+    _images(tmp_path, {'a.jpg': (40, 60)})
+    (tmp_path / 'data.yaml').write_text(f'names: [cat]\nkpt_shape: [{points}, {width}]\n')
+    (tmp_path / 'a.txt').write_text('0 0.5 0.5 0.5 0.25' + ' 0.9' * points * width)
+    content = load_annotations(tmp_path, tmp_path)
+    assert _told(content) == {'a.jpg': [('cat', (15, 15, 45, 25))]} and content['info']['skipped'] == []
+    assert 'segmentation' not in content['annotations'][0]
 
 
 def test_yolo_labels_of_turned_photographs_are_left_out(tmp_path):
@@ -105,6 +148,42 @@ def test_yolo_labels_of_turned_photographs_are_left_out(tmp_path):
     assert [image['file_name'] for image in content['images']] == ['plain.jpg']
     faults = content['info']['skipped']
     assert len(faults) == 2 and all('turned by its EXIF orientation: store it upright' in fault for fault in faults)
+
+
+@pytest.mark.parametrize(
+    'size, orientation, used',
+    [
+        ((60, 40), 1, True),
+        ((60, 40), 2, False),
+        ((60, 40), 3, False),
+        ((60, 40), 4, False),
+        ((60, 40), 6, True),
+        ((40, 40), 6, False),
+        ((40, 40), 8, False),
+        ((40, 40), 99, True),
+    ],
+)
+def test_turned_photographs_whose_sizes_do_not_tell_are_left_out(tmp_path, size, orientation, used):
+    """Of 60 x 40 pixels that are shown as 40 x 60 a tool that notes 60 x 40 has drawn on the stored ones."""
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.new('RGB', size).save(tmp_path / 'a.jpg', exif=exif)
+    Image.new('RGB', size).save(tmp_path / 'b.jpg')
+    shapes = [dict(label='cat', shape_type='rectangle', points=[[3, 4], [20, 30]])]
+    for name in 'ab':
+        label = dict(imagePath=f'{name}.jpg', imageHeight=size[1], imageWidth=size[0], shapes=shapes)
+        (tmp_path / f'{name}.json').write_text(json.dumps(label))
+    content = load_annotations(tmp_path, tmp_path)
+    assert [image['file_name'] for image in content['images']] == ['a.jpg'] * used + ['b.jpg']
+    assert len(content['info']['skipped']) == (not used)
+    assert all('a.jpg is turned by its EXIF orientation: store it upright' in f for f in content['info']['skipped'])
+
+
+def test_boxes_of_coco_files_are_of_the_stored_pixels(tmp_path, images):
+    exif = Image.Exif()
+    exif[274] = 3
+    Image.new('RGB', (60, 40)).save(images / 'a.jpg', exif=exif)
+    _check(load_annotations(_coco_file(tmp_path / 'a.json'), images))
 
 
 def test_roboflow_coco(tmp_path):
@@ -170,6 +249,18 @@ def test_cvat(tmp_path, images):
     assert (coco_mask.decode(masked['segmentation']) == mask).all() and masked['bbox'] == [4, 5, 3, 4]
     assert polygon['segmentation'] == [[1, 1, 9, 2, 5, 12]]
     np.testing.assert_allclose(turned['bbox'], [13, 7, 4, 10])
+
+
+def test_cvat_shapes_that_are_not_read_are_counted(tmp_path, images):
+    box = '<box label="cat" xtl="1" ytl="2" xbr="11" ybr="22"/>'
+    others = '<ellipse cx="9" cy="9" rx="3" ry="4"/><polyline points="1,1;2,2"/><points points="1,1"/><cuboid/>'
+    (tmp_path / 'a.xml').write_text(
+        f'<annotations><image name="b.png" width="30" height="50">{box}{others}<tag label="dark"/></image>'
+        '<image name="a.jpg" width="60" height="40"><ellipse cx="9" cy="9" rx="3" ry="4"/></image></annotations>'
+    )
+    content = load_annotations(tmp_path / 'a.xml', images)
+    assert _told(content) == {'b.png': [('cat', (1, 2, 11, 22))], 'a.jpg': []}
+    assert content['info']['skipped'] == [f'{tmp_path}/a.xml: 5 shapes that are no box, polygon or mask']
 
 
 def test_labelstudio(tmp_path, images):
@@ -239,6 +330,7 @@ def test_openimages(tmp_path, images):
             rows.append(dict(row, XMin=x1 / width, XMax=x2 / width, YMin=y1 / height, YMax=y2 / height))
     rows.append(dict(rows[0], ImageID='not_here'))
     rows[1]['IsGroupOf'] = 1
+    rows[2]['IsGroupOf'] = -1  # unknown
     with open(tmp_path / 'train-annotations-bbox.csv', 'w', newline='') as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -363,6 +455,15 @@ def test_sizes_and_flags_as_text_in_the_other_formats(tmp_path, images):
     )
     read = load_annotations(tmp_path / 'boxes.csv', images)
     assert [a['iscrowd'] for a in read['annotations']] == [1, 0]
+
+
+def test_ignored_objects_of_coco_files_are_crowds(tmp_path, images):
+    """As where the file is trained on without an import."""
+    content = json.loads(_coco_file(tmp_path / 'a.json').read_text())
+    content['annotations'][1]['ignore'] = 1
+    (tmp_path / 'a.json').write_text(json.dumps(content))
+    read = load_annotations(tmp_path / 'a.json', images)
+    assert [annotation['iscrowd'] for annotation in read['annotations']] == [0, 1, 0, 0, 0]
 
 
 def _coco_file(path):
