@@ -73,7 +73,7 @@ def pretraining_config(
     """
     if method is not None and method not in METHODS:
         raise ConfigError(f'there is no method {method!r}: choose one of {", ".join(METHODS)}.')
-    check_arguments(batch=batch, seed=seed)
+    check_arguments(batch, seed, options)
     import_quietly('mmpretrain.datasets')
     ann_file, folder, with_boxes, notes = _find_data(Path(data), boxes, images)
     dataset = ObjectDataset(
