@@ -220,7 +220,7 @@ def features_main(argv: Optional[List[str]] = None) -> None:
             data_root=args.data,
             ann_file=args.ann_file,
             data_prefix=args.images,
-            pipeline=[dict(type='LoadObjectImage')],
+            pipeline=[dict(type='LoadObjectImage', **frozen.reading)],
         )
         found = extract_dataset(frozen, dataset, args.out, args.size, args.sheet, args.batch_size, args.workers)
         print(
@@ -259,7 +259,8 @@ def _frozen(args: argparse.Namespace, random: bool = False) -> 'FrozenBackbone':
 
     init_default_scope('mmpretrain')
     frozen = frozen_from(args.checkpoint, args.heads, args.source_grid, args.student, random)
-    frozen = FrozenBackbone(frozen.backbone.to(device_or_best(args.device)), frozen.mean, frozen.std)
+    backbone = frozen.backbone.to(device_or_best(args.device))
+    frozen = FrozenBackbone(backbone, frozen.mean, frozen.std, frozen.reading)
     frozen.check_size(args.size)
     return frozen
 

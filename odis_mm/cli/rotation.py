@@ -58,6 +58,8 @@ def rotation_main(argv: Optional[List[str]] = None) -> None:
     def work() -> None:
         from mmpretrain.registry import DATASETS
 
+        from ..config import load_config
+        from ..engine.hooks.export import reading_meta
         from ..evaluation.rotation import rotation_accuracy
         from ..utils.noise import import_quietly
 
@@ -70,7 +72,7 @@ def rotation_main(argv: Optional[List[str]] = None) -> None:
                 data_prefix=args.data_prefix,
                 ann_file=args.ann_file,
                 with_masks=False,
-                pipeline=[dict(type='LoadObjectImage')],
+                pipeline=[dict(type='LoadObjectImage', **reading_meta(load_config(args.config)).get('reading', {}))],
             )
         )
         result = rotation_accuracy(model, dataset, args.size or model.backbone.img_size[0])

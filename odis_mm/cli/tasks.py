@@ -53,7 +53,11 @@ def pretrain_main(argv: Optional[List[str]] = None) -> None:
         help='checkpoint to start from: ours, timm, DINO, iBOT, DINOv2, MAE, Hugging Face, ...',
     )
     length = parser.add_mutually_exclusive_group()
-    length.add_argument('--steps', type=int, help="length in optimizer steps (default: the recipe's)")
+    length.add_argument(
+        '--steps',
+        type=int,
+        help="length in iterations; recipes that accumulate take fewer optimizer steps (default: the recipe's)",
+    )
     length.add_argument('--hours', type=float, help='length as time; the speed is measured first')
     parser.add_argument('--size', type=int, help="side of the global views in pixels (default: the recipe's)")
     _common(parser, 'pretrain')

@@ -1,7 +1,7 @@
 """One face for every frozen backbone: uint8 images in, the token and the map out."""
 
 from contextlib import contextmanager
-from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -47,10 +47,18 @@ class FrozenBackbone:
         backbone: The module; its weights and modes stay as they are.
         mean: Per channel (RGB), in 0..255.
         std: The same.
+        reading: How its training read images that are no usual photographs: ``channels``, ``window``, ``percentiles``
+            of ``LoadObjectImage``; None: they are.
     """
 
-    def __init__(self, backbone: nn.Module, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD):
-        self.backbone = backbone
+    def __init__(
+        self,
+        backbone: nn.Module,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        reading: Optional[Dict[str, Any]] = None,
+    ):
+        self.backbone, self.reading = backbone, dict(reading or {})
         self.device = next(backbone.parameters()).device
         self.mean, self.std = (
             torch.as_tensor(values, dtype=torch.float32, device=self.device).reshape(-1, 1, 1) for values in (mean, std)
@@ -139,15 +147,15 @@ def frozen_from(
     random: bool = False,
 ) -> FrozenBackbone:
     """Return the backbone of a checkpoint file as it is evaluated, with the normalisation that the file tells, else
-    ImageNet's.
+    ImageNet's, and the reading of images that it tells.
 
     Args:
         checkpoint, heads, source_grid, student, random: See :func:`build_backbone`.
     """
     backbone, meta = build_backbone(checkpoint, heads, source_grid, student, random), read_meta(checkpoint)
     if 'mean' in meta and 'std' in meta:
-        return FrozenBackbone(backbone, meta['mean'], meta['std'])
-    return FrozenBackbone(backbone)
+        return FrozenBackbone(backbone, meta['mean'], meta['std'], meta.get('reading'))
+    return FrozenBackbone(backbone, reading=meta.get('reading'))
 
 
 def resize(pixels: Tensor, size: Tuple[int, int]) -> Tensor:

@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Dict, Iterable, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -98,6 +98,7 @@ class LabelledImages(Dataset):
         ann_file: Objects at inference, any json that ``ObjectDataset`` reads, paths below ``root``. It lists the images
             to use.
         most: At most so many images, evenly spread.
+        reading: Of images that are no usual photographs, see :class:`FrozenBackbone`.
 
     Items: ``pixels`` uint8 [3, size, size], ``label``, ``name``, and ``mask``, bool [patches]: what the image's objects
     together touch (all patches where no object lies in the crop); None without ``ann_file``.
@@ -107,12 +108,18 @@ class LabelledImages(Dataset):
     """
 
     def __init__(
-        self, root: str, size: int = 224, patch: Optional[int] = None, ann_file: str = '', most: Optional[int] = None
+        self,
+        root: str,
+        size: int = 224,
+        patch: Optional[int] = None,
+        ann_file: str = '',
+        most: Optional[int] = None,
+        reading: Optional[Dict[str, Any]] = None,
     ):
         self.images = ObjectDataset(
             ann_file=os.path.abspath(ann_file) if ann_file else '',
             data_prefix=str(root),
-            pipeline=[dict(type='LoadObjectImage')],
+            pipeline=[dict(type='LoadObjectImage', **(reading or {}))],
         )
         self.size, self.patch = size, patch
         self.index = subset(len(self.images), most)
@@ -231,6 +238,6 @@ def labelled_split(
 ) -> List[LabelledImages]:
     """Return ``root/train`` and ``root/val``, with a json of objects and a largest number of images for each."""
     return [
-        LabelledImages(os.path.join(root, part), size, frozen.patch, ann_file, count)
+        LabelledImages(os.path.join(root, part), size, frozen.patch, ann_file, count, frozen.reading)
         for part, ann_file, count in zip(('train', 'val'), boxes, most)
     ]

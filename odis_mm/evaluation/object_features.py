@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Optional, Sequence, Union
+from typing import Any, Dict, List, Optional, Sequence, Union
 
 import numpy as np
 import torch
@@ -80,9 +80,8 @@ def extract_object_features(
             f'{len(images)} images and {len(boxes_or_masks)} sets of boxes or masks were given; there must be one set '
             'per image.'
         )
-    return object_features(
-        as_frozen(model_or_checkpoint, heads), ObjectImages(images, boxes_or_masks), size, batch_size, num_workers
-    )
+    frozen = as_frozen(model_or_checkpoint, heads)
+    return object_features(frozen, ObjectImages(images, boxes_or_masks, frozen.reading), size, batch_size, num_workers)
 
 
 def as_frozen(model_or_checkpoint: Union[nn.Module, str, Path], heads: Optional[int] = None) -> FrozenBackbone:
@@ -96,10 +95,13 @@ def as_frozen(model_or_checkpoint: Union[nn.Module, str, Path], heads: Optional[
 
 
 class ObjectImages(Dataset):
-    """Items ``img`` and ``regions`` (boxes [n, 4] or masks [n, H, W]), checked."""
+    """Items ``img`` and ``regions`` (boxes [n, 4] or masks [n, H, W]), checked; files are read by ``reading`` (see
+    :class:`FrozenBackbone`)."""
 
-    def __init__(self, images: Sequence[Image], regions: Sequence[np.ndarray]):
-        self.images, self.regions = images, regions
+    def __init__(
+        self, images: Sequence[Image], regions: Sequence[np.ndarray], reading: Optional[Dict[str, Any]] = None
+    ):
+        self.images, self.regions, self.reading = images, regions, dict(reading or {})
 
     def __len__(self) -> int:
         return len(self.images)
@@ -107,9 +109,11 @@ class ObjectImages(Dataset):
     def __getitem__(self, index: int) -> dict:
         image = self.images[index]
         name = f'image {index}' if isinstance(image, np.ndarray) else str(image)
-        image = image if isinstance(image, np.ndarray) else read_image(image)
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise ConfigError(f'{name} is {image.dtype} {list(image.shape)}; images are RGB uint8 [H, W, 3].')
+        image = image if isinstance(image, np.ndarray) else read_image(image, **self.reading)
+        channels = self.reading.get('channels', 3)
+        if image.ndim != 3 or image.shape[2] != channels or image.dtype != np.uint8:
+            kind = 'RGB uint8 [H, W, 3]' if channels == 3 else f'uint8 [H, W, {channels}] for this checkpoint'
+            raise ConfigError(f'{name} is {image.dtype} {list(image.shape)}; images are {kind}.')
         return dict(img=image, regions=_checked(self.regions[index], image.shape[:2], name))
 
 
@@ -249,6 +253,7 @@ def neighbour_sheet(
     names: Optional[Sequence[str]] = None,
     queries: int = 8,
     neighbours: int = 7,
+    reading: Optional[Dict[str, Any]] = None,
 ) -> None:
     """Draw a PNG: in each row an object and those of other images that are most similar to it, with the cosine.
 
@@ -262,6 +267,7 @@ def neighbour_sheet(
             unlike.
         queries: Rows, evenly spread over the objects.
         neighbours: Columns after the first.
+        reading: Of files that are no usual photographs, see :class:`FrozenBackbone`.
 
     Raises:
         ConfigError: all objects lie in one image.
@@ -291,7 +297,8 @@ def neighbour_sheet(
             axes.set_frame_on(False)
         for axes, (index, title) in zip(grid[row], shown):
             image = images[int(owner[index])]
-            image = image if isinstance(image, np.ndarray) else read_image(image)
+            image = image if isinstance(image, np.ndarray) else read_image(image, **(reading or {}))
+            image = image[..., : 3 if image.shape[2] >= 3 else 1]
             x1, y1, x2, y2 = boxes[index].tolist()
             axes.imshow(
                 image[int(y1) : max(int(np.ceil(y2)), int(y1) + 1), int(x1) : max(int(np.ceil(x2)), int(x1) + 1)]
@@ -354,5 +361,6 @@ def extract_dataset(
             found.boxes,
             [info['img_path'] for info in infos],
             names,
+            reading=frozen.reading,
         )
     return found

@@ -316,7 +316,7 @@ def region_split(
                 ann_file=ann_file,
                 data_prefix=prefix,
                 keep_empty=False,
-                pipeline=[dict(type='LoadObjectImage')],
+                pipeline=[dict(type='LoadObjectImage', **frozen.reading)],
             ),
             scales,
             patch,

@@ -117,7 +117,7 @@ def detector_config(
         CheckpointError: ``init`` cannot be read.
     """
     content = read_content(train)
-    check_arguments(batch, seed)
+    check_arguments(batch, seed, options)
     if size is not None and size < 16:
         raise ConfigError(f'size must be 16 pixels or more, got {size}.')
     check_steps(iterations, DETECTOR_STEPS)

@@ -60,7 +60,8 @@ def pretraining_config(
         init: A checkpoint to start from, of any layout that transfer reads. The backbone takes its size and patches,
             the views keep their number of patches. A ViT of 384 channels or more comes from elsewhere: it is trained
             by settings that keep what it knows (see :func:`keep_weights`).
-        steps: Length in optimizer steps; None: the recipe's.
+        steps: Length in iterations, of which recipes that accumulate gradients (``accumulative_counts``) take several
+            for an optimizer step; None: the recipe's.
         size: Side of the global views in pixels; None: the recipe's.
         batch: Images per step and rank; None: the recipe's, or fewer if there are fewer images.
         seed: Of the views, the order of images and the weights.
@@ -73,7 +74,7 @@ def pretraining_config(
     """
     if method is not None and method not in METHODS:
         raise ConfigError(f'there is no method {method!r}: choose one of {", ".join(METHODS)}.')
-    check_arguments(batch=batch, seed=seed)
+    check_arguments(batch, seed, options)
     import_quietly('mmpretrain.datasets')
     ann_file, folder, with_boxes, notes = _find_data(Path(data), boxes, images)
     dataset = ObjectDataset(
@@ -135,6 +136,14 @@ def pretraining_config(
     cfg.notes = notes
     apply_options(cfg, options or {})
     drop_variables(cfg, options or {})
+    accumulated = cfg.optim_wrapper.get('accumulative_counts', 1)
+    if accumulated > 1:
+        total = cfg.train_cfg.max_epochs * max(1, found.images // loader.batch_size)
+        cfg.notes = [
+            *cfg.notes,
+            f'accumulation: {accumulated} iterations make an optimizer step (optim_wrapper.accumulative_counts), so '
+            f'the {total} of the run make {count(-(-total // accumulated), "optimizer step")}',
+        ]
     return cfg, found
 
 
@@ -275,7 +284,7 @@ def _set_length(cfg: Config, steps: Optional[int], iterations: int) -> str:
         health.interval = min(health.get('interval', 50), max(10, total // 6))
     asked = f' (asked: {steps}; epochs are whole)' if total != steps else ''
     return (
-        f'length: {total} steps{asked}, {count(epochs, "epoch")} of {iterations}; warm-up {warmup} steps; a '
+        f'length: {total} iterations{asked}, {count(epochs, "epoch")} of {iterations}; warm-up {warmup} iterations; a '
         'checkpoint every ' + ('epoch' if interval == 1 else f'{interval} epochs')
     )
 

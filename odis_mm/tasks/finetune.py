@@ -92,7 +92,7 @@ def finetune(
             run, or none that could be resumed.
         MissingFileError, CheckpointError: no such folder or file.
     """
-    check_arguments(batch, seed)
+    check_arguments(batch, seed, options)
     check_data(data, images, [train, val])
     if init is not None:
         check_checkpoint(init)

@@ -34,7 +34,7 @@ def test_accuracy_is_that_of_the_answers(monkeypatch):
     assert rotation_accuracy(model, images, 40)['accuracy'] == 25
 
 
-def test_command(tmp_path, capsys):
+def test_command(tmp_path, capsys, monkeypatch):
     folder = tmp_path / 'images'
     folder.mkdir()
     for i in range(3):
@@ -45,6 +45,19 @@ def test_command(tmp_path, capsys):
     torch.save(dict(state_dict=model.teacher_backbone_state()), tmp_path / 'epoch_1_backbone.pth')
     rotation_main(['gtsa_demo', str(tmp_path / 'epoch_1.pth'), '--data-root', str(folder)])
     assert '3 images in four orientations; chance 25 %' in capsys.readouterr().out
+    deep = tmp_path / 'deep'
+    deep.mkdir()
+    for i in range(2):  # read as the config reads the images of the training: else refused, as no window is told
+        cv2.imwrite(str(deep / f'{i}.png'), arrow().astype(np.float32).mean(-1).astype(np.uint16) * 4 + 900)
+    scans = tmp_path / 'scans.py'
+    scans.write_text(cfg.pretty_text)
+    text = scans.read_text().replace("type='LoadObjectImage'", "type='LoadObjectImage', window=[900, 1920]")
+    scans.write_text(text)
+    seen = []
+    monkeypatch.setattr('odis_mm.evaluation.rotation.rotation_accuracy', lambda model, data, size: seen.append(data[0]))
+    with pytest.raises(TypeError):  # of the report of what measured nothing
+        rotation_main([str(scans), str(tmp_path / 'epoch_1.pth'), '--data-root', str(deep)])
+    assert seen[0]['img'].max() == 255 and seen[0]['img'].min() == 0
     for config, name, told in (
         ('gtsa_demo', 'epoch_1_backbone.pth', 'take the epoch_N.pth'),
         ('odis_demo', 'epoch_1.pth', 'no rotation classifier'),

@@ -12,11 +12,21 @@ from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 from torchvision import transforms
 
+import odis_mm
 from helpers import BACKBONE, make_vit, odis_runner
 from odis_mm.cli import checkpoints as commands
 from odis_mm.datasets.image_io import read_image
 from odis_mm.engine.hooks import KNNHook
-from odis_mm.evaluation import FrozenBackbone, LabelledImages, image_features, knn_accuracy, knn_images, labelled_split
+from odis_mm.evaluation import (
+    FrozenBackbone,
+    LabelledImages,
+    image_features,
+    knn_accuracy,
+    knn_images,
+    labelled_split,
+    region_split,
+)
+from odis_mm.evaluation.frozen import frozen_from
 from odis_mm.evaluation.knn import nearest
 from odis_mm.transfer import read_checkpoint, save_backbone
 from odis_mm.utils.errors import ConfigError
@@ -174,6 +184,40 @@ def test_wrong_folders_are_told(break_it, needle, tmp_path):
         frozen.check_size(30)
 
 
+def test_images_are_read_as_the_training_read_them(tmp_path):
+    """A narrow window of 12 bits, which without it would be nearly black or refused, in all measures of an export."""
+    rng, window = np.random.default_rng(0), [900.0, 1400.0]
+    for part in ('train', 'val'):
+        for name in ('a', 'b'):
+            (tmp_path / part / name).mkdir(parents=True)
+            scan = rng.integers(900, 1400, (32, 32)).astype(np.uint16)
+            cv2.imwrite(str(tmp_path / part / name / '0.png'), scan)
+    path = tmp_path / 'train' / 'a' / '0.png'
+    expected = read_image(path, window=window)
+    save_backbone(tmp_path / 'scans.pth', make_vit().state_dict(), dict(num_heads=4, reading=dict(window=window)))
+    frozen = frozen_from(tmp_path / 'scans.pth')
+    labelled = labelled_split(str(tmp_path), frozen, 32)[0]
+    assert np.array_equal(labelled.images[0]['img'], expected)
+    boxes = dict(
+        images=[dict(id=0, file_name='a/0.png', height=32, width=32)],
+        annotations=[dict(id=1, image_id=0, category_id=1, bbox=[0, 0, 16, 16], area=256, iscrowd=0)],
+        categories=[dict(id=1, name='x')],
+    )
+    (tmp_path / 'boxes.json').write_text(json.dumps(boxes))
+    regions = region_split(frozen, str(tmp_path), ['boxes.json'] * 2, ['train'] * 2, (32,))[0]
+    assert np.array_equal(regions.images[0]['img'], expected)
+    region = [[[0, 0, 16, 16]]]
+    ours, theirs = (
+        odis_mm.extract_object_features(tmp_path / 'scans.pth', [image], region, size=32) for image in (path, expected)
+    )
+    torch.testing.assert_close(ours.token, theirs.token)
+    commands.features_main(
+        f'{tmp_path}/scans.pth --data {tmp_path} --ann-file boxes.json --images train --size 32 --workers 0 '
+        f'--device cpu --out {tmp_path}/f.npz'.split()
+    )
+    np.testing.assert_allclose(np.load(tmp_path / 'f.npz')['token'], theirs.token.numpy(), atol=1e-5)
+
+
 # ---- the hook ------------------------------------------------------------------------------------
 
 
@@ -182,6 +226,15 @@ def hooked(path, labelled_images, **kwargs):
     runner = odis_runner(path, cfg=dict(model=dict(backbone=BACKBONE)))
     runner.register_hook(hook)
     return runner, hook
+
+
+def test_the_hook_reads_images_as_the_training_does(labelled_images, tmp_path):
+    runner, hook = hooked(tmp_path, labelled_images)
+    load = dict(type='LoadObjectImage', window=[0.0, 100.0])
+    runner.cfg.train_dataloader = dict(dataset=dict(pipeline=[load]))
+    hook.before_train(runner)
+    item = hook.train.images[0]
+    assert np.array_equal(item['img'], read_image(item['img_path'], window=(0, 100)))
 
 
 def test_the_hook_measures_the_teacher_and_changes_nothing(labelled_images, tmp_path):

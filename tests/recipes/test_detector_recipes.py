@@ -9,7 +9,7 @@ from mmengine.registry import init_default_scope
 
 from odis_mm.config import check_schedule
 from odis_mm.datasets.layout import Split
-from odis_mm.recipes import anchors, backbone_settings, detector_config, fitting_size, read_content
+from odis_mm.recipes import anchors, backbone_settings, detector_config, fitting_size, pretraining_config, read_content
 from odis_mm.transfer import save_backbone
 from odis_mm.utils.errors import ConfigError
 
@@ -52,6 +52,17 @@ def test_the_schedule_ends_with_the_run(tmp_path, iterations):
     assert warmup.end <= iterations / 2 and cfg.train_cfg.max_iters == iterations
     with pytest.raises(ConfigError, match='steps must be 2 or more, got 1'):
         detector_config(split, split, iterations=1)
+
+
+@pytest.mark.parametrize(
+    'options', [{'train_cfg.max_iters': 1000}, {'train_cfg.max_epochs': 9}, {'train_cfg': dict(max_iters=9)}]
+)
+def test_the_length_is_set_by_steps_which_the_schedule_follows(tmp_path, options):
+    split = write_split(tmp_path, 'train')
+    with pytest.raises(ConfigError, match='set the length by --steps'):
+        detector_config(split, split, options=options)
+    with pytest.raises(ConfigError, match='set the length by --steps'):
+        pretraining_config(tmp_path, options=options)
 
 
 def test_classes_must_be_numbered_alike(tmp_path):

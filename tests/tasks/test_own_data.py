@@ -403,9 +403,15 @@ def test_recipe_and_length_follow_from_the_data(coco_folder):
     assert cfg.model.type == 'GTSA'
     assert 'max_iters' not in cfg and not any('asked' in note for note in cfg.notes)
     cfg, _ = pretraining_config(coco_folder, boxes='none', steps=29, batch=5)
-    assert any(note.startswith('length: 28 steps (asked: 29; epochs are whole), 14 epochs of 2') for note in cfg.notes)
+    assert any(
+        note.startswith('length: 28 iterations (asked: 29; epochs are whole), 14 epochs of 2') for note in cfg.notes
+    )
+    assert not any('optimizer step' in note for note in cfg.notes)
+    options = {'optim_wrapper.accumulative_counts': 4}
+    cfg, _ = pretraining_config(coco_folder, boxes='none', steps=30, batch=5, options=options)
+    assert any(note.endswith('so the 30 of the run make 8 optimizer steps') for note in cfg.notes)
     cfg, _ = pretraining_config(coco_folder, boxes='none', steps=5, batch=2)
-    assert any(note.startswith('length: 5 steps, 1 epoch of 5;') for note in cfg.notes)
+    assert any(note.startswith('length: 5 iterations, 1 epoch of 5;') for note in cfg.notes)
     cfg, _ = pretraining_config(coco_folder, boxes='none', steps=30, batch=5)
     assert cfg.train_cfg.max_epochs == 15 and cfg.param_scheduler[1].end == 30 and cfg.param_scheduler[1].begin == 3
     cfg, found = pretraining_config(coco_folder / 'train2017', method='gtsa', size=96)

@@ -74,7 +74,7 @@ class ExportTeacherHook(Hook):
             odis_mm=__version__,
             config=osp.basename(runner.cfg.filename) if getattr(runner.cfg, 'filename', None) else '',
         )
-        meta.update(backbone_meta(model), **_reading_meta(runner.cfg))
+        meta.update(backbone_meta(model), **reading_meta(runner.cfg))
         folder = whole_folder(runner.cfg)
         if folder:
             meta['every_image_of'] = folder
@@ -108,7 +108,7 @@ def backbone_meta(model) -> dict:
     return meta
 
 
-def _reading_meta(cfg: Config) -> dict:
+def reading_meta(cfg: Config) -> dict:
     """How images that are no usual photographs were read, for detectors that start from the export."""
     for step in dicts(cfg.get('train_dataloader')):
         if step.get('type') == 'LoadObjectImage':

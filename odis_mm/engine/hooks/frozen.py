@@ -17,7 +17,7 @@ from ...transfer.build import initialise
 from ...utils.distributed import unwrap
 from ...utils.errors import ConfigError
 from ..card import METRICS
-from .export import backbone_meta
+from .export import backbone_meta, reading_meta
 
 Describe = Callable[[str], Tuple[str, str]]
 
@@ -178,7 +178,8 @@ class FrozenMetricHook(Hook):
         path = Path(runner.work_dir, f'best_{self.name}_backbone.pth')
         state = model.teacher_backbone_state()
         if is_main_process():
-            meta = dict(method=type(model).__name__, iteration=iteration, **backbone_meta(model))
+            meta = dict(method=type(model).__name__, iteration=iteration)
+            meta.update(backbone_meta(model), **reading_meta(runner.cfg))
             save_backbone(path, state, {**meta, **{key: float(value) for key, value in metrics.items()}})
             runner.logger.info(f'{self.name}: best so far, exported to {path}')
 
@@ -186,7 +187,10 @@ class FrozenMetricHook(Hook):
     def _frozen(runner, backbone: torch.nn.Module) -> FrozenBackbone:
         preprocessor = getattr(unwrap(runner.model), 'data_preprocessor', None)
         return FrozenBackbone(
-            backbone, getattr(preprocessor, 'mean', IMAGENET_MEAN), getattr(preprocessor, 'std', IMAGENET_STD)
+            backbone,
+            getattr(preprocessor, 'mean', IMAGENET_MEAN),
+            getattr(preprocessor, 'std', IMAGENET_STD),
+            reading_meta(runner.cfg).get('reading'),
         )
 
     @staticmethod
