@@ -7,6 +7,7 @@ from typing import Dict, List, Optional, Sequence, Tuple, Union
 from PIL import ExifTags, Image
 
 from ..datasets.image_io import size_of
+from ..datasets.layout import split_of_folders
 from ..datasets.objects import list_images
 from ..utils.errors import AnnotationError, BadImageError, MissingFileError
 
@@ -59,12 +60,17 @@ class ImageIndex:
     def find(self, reference: str, source: Path) -> str:
         """Return the image, relative to the folder, that ``reference`` in the annotation file ``source`` means.
 
+        An image in the folder of another split than the reference, or else the annotation file, is not meant.
+
         Raises:
             AnnotationError: there is none, or several that fit equally well.
         """
         reference = reference.replace('\\', '/')
         last = reference.rsplit('/', 1)[-1]
         found = self.by_name.get(last) or self.by_stem.get(last) or self.by_stem.get(Path(last).stem) or []
+        split = split_of_folders(reference.split('/')[:-1]) or split_of_folders(self._folders(source))
+        if split:
+            found = [name for name in found if split_of_folders(Path(name).parts[:-1]) in (None, split)]
         if len(found) > 1:  # the longest tail in common decides, that of the annotation file's own place after it
             parts = [part for part in source.with_suffix('').parts if part not in ('labels', 'Annotations')]
             rank = [(_common_tail(name, reference), _shared(name, parts)) for name in found]
@@ -74,6 +80,14 @@ class ImageIndex:
         if len(found) > 1:
             raise AnnotationError(f'{source}: its image {reference} may be {found[0]} or {found[1]}')
         return found[0]
+
+    def _folders(self, source: Path) -> Sequence[str]:
+        """The folders of an annotation file inside the data set; none for a file that lies elsewhere."""
+        source, folder = source.absolute(), self.folder.absolute()
+        for root in (folder, folder.parent):  # data/images has data/labels beside it
+            if root in source.parents:
+                return source.relative_to(root).parts[:-1]
+        return ()
 
     def size(self, name: str) -> Size:
         """Return height and width of the stored pixels."""

@@ -126,6 +126,28 @@ def test_yolo_names_are_those_of_the_nearest_file(tmp_path):
     assert [c['name'] for c in load_annotations(tmp_path / 'other.yaml', labels, 'yolo')['categories']][1] == 'others'
 
 
+@pytest.mark.parametrize('images', ['.', 'images'])
+def test_an_image_of_another_split_is_not_taken(tmp_path, images):
+    """Labels of an image that was deleted, whose name the other split has, too."""
+    root = _images(tmp_path / 'test_data', {'images/val2017/a.jpg': (40, 60), 'images/train2017/b.jpg': (40, 60)})
+    for name in ('train2017/a', 'train2017/b'):
+        (root / 'labels' / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / 'labels' / f'{name}.txt').write_text('0 0.5 0.5 0.5 0.25')
+    content = load_annotations(root / 'labels', root / images, 'yolo')
+    assert [image['file_name'].rsplit('/', 1)[-1] for image in content['images']] == ['b.jpg']
+    assert 'its image a is not below' in content['info']['skipped'][0]
+
+
+@pytest.mark.parametrize('reference, used', [('val/a.jpg', True), ('a.jpg', True), ('train/a.jpg', False)])
+def test_the_split_of_a_reference_holds(tmp_path, reference, used):
+    root = _images(tmp_path, {'val/a.jpg': (40, 60), 'b.jpg': (40, 60)})
+    content = json.loads(_coco_file(root / 'all.json').read_text())
+    content['images'] = [dict(id=1, file_name=reference), dict(id=2, file_name='train/b.jpg')]
+    (root / 'all.json').write_text(json.dumps(content))
+    told = [image['file_name'] for image in load_annotations(root / 'all.json', root)['images']]
+    assert told == ['val/a.jpg'] * used + ['b.jpg']
+
+
 @pytest.mark.parametrize('points, width', [(3, 2), (3, 3), (4, 3), (1, 2)])
 def test_yolo_key_points_are_left_out(tmp_path, points, width):
     """An odd number of values is no polygon, an even one no fault."""
