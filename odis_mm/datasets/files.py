@@ -1,6 +1,7 @@
 """Finding images, and reading lists of them; names may be any bytes, text is UTF-8 with or without a byte order
 mark."""
 
+import logging
 import os
 from pathlib import Path
 from typing import List
@@ -30,18 +31,27 @@ def shown(path: PathLike) -> str:
 
 def list_images(folder: PathLike) -> List[str]:
     """Return the paths of all image files in and below a folder, found by :func:`~odis_mm.utils.paths.walk_images`; the
-    log says how many folders were left out.
+    log says how many folders were left out, and how many images of kinds that are not read.
 
     Raises:
         ConfigError: there is no image.
     """
-    names, skipped = walk_images(folder)
+    unread: List[str] = []
+    names, skipped = walk_images(folder, unread)
     if skipped:
         print_log(
             f'{shown(folder)}: {len(skipped)} folders left out '
             f'({", ".join(map(shown, skipped[:3]))}{", ..." if len(skipped) > 3 else ""}): hidden, visited before '
             'under another name, or not readable',
             logger='current',
+        )
+    if unread:
+        kinds = ', '.join(sorted({os.path.splitext(name)[1].lower() for name in unread}))
+        print_log(
+            f'{shown(folder)}: {len(names)} images found, {len(unread)} files of kinds that are not read left out '
+            f'({kinds}); convert them to JPEG, PNG or TIFF to use them',
+            logger='current',
+            level=logging.WARNING,
         )
     if not names:
         raise ConfigError(

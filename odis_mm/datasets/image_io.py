@@ -147,7 +147,7 @@ def _decode_tiff(path: PathLike, data: bytes, channels: int) -> Optional[np.ndar
             raise ConfigError(
                 f'image {shown(path)} is a TIFF of {samples} channels, which is read by tifffile: pip install tifffile.'
             ) from None
-    found = tifffile and _by_tifffile(tifffile, data)
+    found = tifffile and _by_tifffile(tifffile, data, samples == 1 and channels not in (1, 3))
     if found is None and (
         samples in (1, 3) or (colours == 2 and channels in (1, 3))
     ):  # a codec that tifffile has no package for
@@ -160,14 +160,14 @@ def _decode_tiff(path: PathLike, data: bytes, channels: int) -> Optional[np.ndar
     return found[..., :3] if colours == 2 and channels in (1, 3) and found.ndim == 3 else found  # without alpha
 
 
-def _by_tifffile(tifffile: Any, data: bytes) -> Optional[np.ndarray]:
-    """[H, W] or [H, W, C]; channels may lie in planes or in pages."""
+def _by_tifffile(tifffile: Any, data: bytes, pages: bool) -> Optional[np.ndarray]:
+    """[H, W] or [H, W, C]; channels may lie in planes. ``pages``: they may lie in pages, too, else the first is taken."""
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
-            series = file.series[0]
-            if series.size > 4 * MAX_PIXELS:
+            first = file.series[0] if pages else file.pages[0]
+            if first.size > 4 * MAX_PIXELS:
                 return None
-            axes, found = series.axes, series.asarray()
+            axes, found = first.axes, first.asarray()
     except Exception:  # tifffile has no one class for what it can't read
         return None
     for axis in [axis for axis, length in zip(axes, found.shape) if length == 1 and axis not in 'YX']:
@@ -311,7 +311,7 @@ def read_image(path: PathLike, channels: int = 3, window: Range = None, percenti
 
     JPEG, PNG, BMP, WebP and TIFF are read, the last one with 1 to many channels of 8 to 32 bits, whole or floating
     (more than four channels, and what OpenCV does not know, by the package ``tifffile``). A TIFF's first image is
-    taken.
+    taken, unless it is grey and ``channels`` is neither 1 nor 3: then its pages are the channels.
 
     An orientation, of EXIF or of a TIFF, is NOT applied: the pixels are those that are stored, which is what the sizes,
     boxes and masks of COCO refer to. (mmcv's `LoadImageFromFile`, and so a stock mmdet pipeline, applies it unless

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import io
 import math
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Dict, Optional
 
@@ -106,16 +107,17 @@ def read_truth(path: PathLike) -> dict:
 
 def _common_images(found: dict, truth: dict) -> Dict[object, object]:
     """Image ids of ``found`` -> those of ``truth``: by the whole name below the folder, else by the file's own name
-    where it is unique."""
+    where it is unique in both."""
     whole = {image['file_name']: image['id'] for image in truth['images']}
     short: Dict[str, object] = {}
     for image in truth['images']:
         name = Path(image['file_name']).name
         short[name] = None if name in short else image['id']
-    ids = {
-        image['id']: whole.get(image['file_name'], short.get(Path(image['file_name']).name))
-        for image in found['images']
-    }
+    searched = Counter(Path(image['file_name']).name for image in found['images'])
+    ids = {}
+    for image in found['images']:
+        name = Path(image['file_name']).name
+        ids[image['id']] = whole.get(image['file_name'], short.get(name) if searched[name] == 1 else None)
     ids = {ours: theirs for ours, theirs in ids.items() if theirs is not None}
     if not ids:
         raise AnnotationError(

@@ -11,7 +11,7 @@ from mmengine.logging import print_log
 
 from .. import apis
 from ..config import MADE
-from ..datasets.layout import find_splits
+from ..datasets.layout import count_images, find_splits, read_coco
 from ..objects.annotations import imported_splits
 from ..objects.formats import UnrecognisedError
 from ..recipes.pretraining import WITHOUT, pretraining_config
@@ -106,7 +106,15 @@ def imported_boxes(data: Path, images: Optional[PathLike], folder: Path) -> Opti
     except AnnotationError as error:
         print_log(f'annotations are not used: {error}', logger='current', level=logging.WARNING)
         return None
-    return split.ann_file if split else None
+    if split is None:
+        return None
+    listed, there = len(read_coco(split.ann_file)['images']), count_images(data if images is None else images)
+    print_log(
+        f'annotations: {split.ann_file}; the images that it lists are used, {listed} of {there} in the folder',
+        logger='current',
+        level=logging.INFO if listed == there else logging.WARNING,
+    )
+    return split.ann_file
 
 
 def steps_in(hours: float, data: PathLike, amp: Optional[str], known: Dict[str, Any]) -> Tuple[int, float]:

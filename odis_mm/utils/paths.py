@@ -22,6 +22,9 @@ from .errors import (
 from .files import PathLike, parse_json
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
+# images that people keep and that are not read
+OTHER_SUFFIXES = ('.jfif', '.jpe', '.ppm', '.pgm', '.pbm', '.pnm', '.heic', '.heif', '.avif', '.gif', '.jp2', '.j2k')
+OTHER_SUFFIXES += ('.jxl', '.dcm', '.dng', '.cr2', '.nef', '.arw', '.exr', '.tga', '.psd')
 SMALL_JSON = 1 << 24  # bytes: parsed in a tenth of a second
 CHECKPOINT_SUFFIXES = ('.pth', '.pt', '.safetensors', '.ckpt')
 PRETRAINING_STEPS, DETECTOR_STEPS = 4, 2  # at least: warm-up and decay have some of each
@@ -89,14 +92,21 @@ def find_file(file: PathLike, data: PathLike) -> Path:
     return found
 
 
-def walk_images(folder: PathLike) -> Tuple[List[str], List[str]]:
+def walk_images(folder: PathLike, unread: Optional[List[str]] = None) -> Tuple[List[str], List[str]]:
     """Return the paths of all image files in and below a folder, sorted folder by folder, and the folders left out:
     hidden ones, such as ``.ipynb_checkpoints``, those visited before under another name, and those that cannot be read.
 
-    Links to folders are followed, but each real folder is visited once, so that a link to a parent ends.
+    Links to folders are followed, but each real folder is visited once, so that a link to a parent ends. The paths of
+    images of kinds that are not read are appended to ``unread``.
     """
     skipped: List[str] = []
-    return [name for name in _files(folder, skipped) if name.lower().endswith(IMAGE_SUFFIXES)], skipped
+    found: List[str] = []
+    for name in _files(folder, skipped):
+        if name.lower().endswith(IMAGE_SUFFIXES):
+            found.append(name)
+        elif unread is not None and name.lower().endswith(OTHER_SUFFIXES):
+            unread.append(name)
+    return found, skipped
 
 
 def _files(folder: PathLike, skipped: List[str]) -> Iterator[str]:

@@ -126,7 +126,11 @@ def prepare(plan: Plan, folder: Path, work_dir: Path, say: Callable[[str], None]
     for name, content in contents.items():
         identity[name] = content_hash(_by_digest(content, digest_of))
         written[name] = write_once(out / f'{name}-{identity[name]}.json', content)
-    extra = paths.get('unlabelled', [])
+    labelled = {digest_of[path] for path in paths['train']}
+    extra = [path for path in paths.get('unlabelled', []) if digest_of[path] not in labelled]
+    again = len(paths.get('unlabelled', [])) - len(extra)
+    if again:  # else each would be listed twice, with its boxes and as a whole image
+        notes.append(f'{again} unlabelled images are training images, too, and are listed once, with their boxes')
     identity['pretraining'] = content_hash([identity['train'], [digest_of[path] for path in extra]])
     pretraining = {}
     for boxes in (True, False):

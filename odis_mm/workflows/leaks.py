@@ -21,6 +21,7 @@ FLAT = 2.0  # grey levels: below it a thumbnail has no pattern to compare
 # largest difference of a sixteenth's mean, in standard deviations: JPEG of quality 20 and half the size stay below, a
 # moved piece not
 LOCAL = 0.2
+CANDIDATES = 10  # looked at closely: a neighbouring frame of a film can be more like an image than its re-encoded copy
 
 
 @dataclass
@@ -78,36 +79,39 @@ def fingerprints(paths: Sequence[Path], threads: Optional[int] = None) -> Prints
 
 
 def duplicates(evaluated: Prints, trained: Prints) -> List[Duplicate]:
-    """For each evaluated image the trained one that is most like it, if it is the same: at most one per image.
+    """For each evaluated image the most similar trained one that is the same picture, else the one that is most like
+    it, if that is the same scene: at most one per image.
 
     An image that is cropped, or drawn over, by much is not found.
     """
     where = {digest: i for i, digest in reversed(list(enumerate(trained.digests))) if digest}
-    best = np.full(len(evaluated.paths), -1.0, np.float32)
-    which, how = np.zeros(len(evaluated.paths), int), np.zeros((len(evaluated.paths), 2), int)
+    # of each evaluated image: (similarity, trained image, quarter turns, mirrored)
+    like: List[List[Tuple[float, int, int, bool]]] = [[] for _ in evaluated.paths]
     grids = [part.reshape(-1, SIDE, SIDE) for part in (evaluated.whole, evaluated.detail)]
     for turns in range(4):
         for mirrored in (False, True):
             turned = [np.rot90(grid[:, :, ::-1] if mirrored else grid, turns, axes=(1, 2)) for grid in grids]
             rows = [np.ascontiguousarray(grid).reshape(len(grid), -1) for grid in turned]
-            for start in range(0, len(best), 256):
+            for start in range(0, len(like), 256):
                 part = slice(start, start + 256)
                 whole = rows[0][part] @ trained.whole.T
                 whole[rows[1][part] @ trained.detail.T < SAME_DETAIL] = -1
-                if whole.size:
-                    index = whole.argmax(1)
-                    value = whole[np.arange(len(index)), index]
-                    better = value > best[part]
-                    best[part], which[part] = np.where(better, value, best[part]), np.where(better, index, which[part])
-                    how[part][better] = (turns, mirrored)
+                for row in np.flatnonzero((whole >= SAME_WHOLE).any(1)):
+                    near = np.argsort(-whole[row], kind='stable')[:CANDIDATES]
+                    more = [
+                        (float(whole[row, j]), int(j), turns, mirrored) for j in near if whole[row, j] >= SAME_WHOLE
+                    ]
+                    like[start + row] = sorted([*like[start + row], *more], key=lambda c: -c[0])[:CANDIDATES]
     found = []
     for i, path in enumerate(evaluated.paths):
         if evaluated.digests[i] in where:
             found.append(Duplicate(path, trained.paths[where[evaluated.digests[i]]], 'file', 1.0))
-        elif best[i] >= SAME_WHOLE:
-            other = trained.paths[which[i]]
-            kind = 'picture' if local_difference(path, other, *how[i]) <= LOCAL else 'scene'
-            found.append(Duplicate(path, other, kind, round(float(best[i]), 4)))
+        elif like[i]:
+            same = (c for c in like[i] if local_difference(path, trained.paths[c[1]], *c[2:]) <= LOCAL)
+            picture = next(same, None)
+            similarity, other, *_ = picture or like[i][0]
+            kind = 'picture' if picture else 'scene'
+            found.append(Duplicate(path, trained.paths[other], kind, round(similarity, 4)))
     return found
 
 

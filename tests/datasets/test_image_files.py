@@ -54,6 +54,15 @@ def test_each_real_folder_is_visited_once_and_hidden_ones_are_not(folder, monkey
     assert files.walk_images(folder / '.ipynb_checkpoints')[0] == [str(folder / '.ipynb_checkpoints/1.png')], 'named'
 
 
+def test_images_of_kinds_that_are_not_read_are_counted(folder, monkeypatch):
+    said = []
+    monkeypatch.setattr(files, 'print_log', lambda line, **_: said.append(line))
+    for name in ('a/1.HEIC', 'a/2.heic', 'b/3.jfif', 'b/notes.txt', 'b/.4.gif'):
+        (folder / name).write_bytes(b'')
+    assert len(files.list_images(folder)) == 4
+    assert '4 images found, 3 files of kinds that are not read left out (.heic, .jfif)' in said[-1]
+
+
 def test_a_link_to_another_place_is_followed(folder, tmp_path):
     (tmp_path / 'view').mkdir()
     (tmp_path / 'view/link').symlink_to(folder / 'b')

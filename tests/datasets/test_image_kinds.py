@@ -132,6 +132,16 @@ def test_many_channels(tmp_path, channels, layout):
             read_image(path)
 
 
+@pytest.mark.parametrize('pages', [3, 5])
+@pytest.mark.parametrize('kind', [np.uint8, np.uint16, np.float32])
+def test_the_first_of_grey_pages_is_taken(tmp_path, pages, kind):
+    stack = RNG.integers(0, 256, (pages, 40, 60)).astype(kind)
+    tifffile.imwrite(tmp_path / 'x.tif', stack, photometric='minisblack')
+    for channels in (1, 3):
+        raw = read_raw(tmp_path / 'x.tif', channels)
+        np.testing.assert_array_equal(raw, np.broadcast_to(stack[0][..., None], raw.shape))
+
+
 def test_one_channel_and_alpha(tmp_path):
     Image.fromarray(GREY).save(tmp_path / 'g.png')
     np.testing.assert_array_equal(read_image(tmp_path / 'g.png', channels=1), GREY[..., None])

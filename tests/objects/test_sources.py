@@ -175,6 +175,16 @@ def test_recall_against_counts_by_hand():
         )
 
 
+def test_recall_pools_no_two_images_of_one_file_name():
+    found = _content([[(0, 0, 40, 40)], [(50, 50, 90, 70)]], [[0.9], [0.8]])
+    truth = _content([[(0, 0, 40, 40), (50, 50, 90, 70)]])
+    found['images'][0]['file_name'], found['images'][1]['file_name'] = 'a/0.png', 'b/0.png'
+    with pytest.raises(AnnotationError, match='have none of the images'):  # either could be meant
+        recall_of(found, truth)
+    truth['images'][0]['file_name'] = 'a/0.png'
+    assert recall_of(found, truth)['AR@10'] == 50
+
+
 def test_neighbours_that_one_box_holds_are_merged():
     truth = _content([[(0, 0, 20, 20), (22, 0, 42, 20), (60, 60, 80, 80)], [(0, 0, 20, 20), (22, 0, 42, 20)], []])
     both, first, third = (0, 0, 42, 20), (0, 0, 20, 20), (55, 55, 95, 79)

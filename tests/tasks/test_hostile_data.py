@@ -155,6 +155,16 @@ def test_pretraining_takes_the_boxes_of_other_tools(tmp_path):
     assert pretraining_config(plain)[0].model.type == 'GTSA'
 
 
+def test_pretraining_tells_how_many_images_other_tools_annotated(tmp_path, monkeypatch):
+    said, root = [], voc(tmp_path / 'voc')
+    # by its globals, as odis_mm.tasks.pretrain names the function
+    monkeypatch.setitem(imported_boxes.__globals__, 'print_log', lambda line, **_: said.append(line))
+    (root / 'Annotations' / '3.xml').unlink()
+    imported_boxes(root, None, tmp_path / 'run')
+    (line,) = said
+    assert line.endswith('train.json; the images that it lists are used, 3 of 4 in the folder')
+
+
 def test_splits_of_other_tools_keep_ids_apart(tmp_path):
     root = voc(tmp_path / 'voc')
     (root / 'ImageSets' / 'Main').mkdir(parents=True)

@@ -75,6 +75,23 @@ def test_unlabelled_files_that_cannot_be_read_are_named(tmp_path):
         prepared(tmp_path, name='w2', unlabelled=str(more))
 
 
+def test_training_images_among_the_unlabelled_are_listed_once(tmp_path):
+    root = write_noise_coco(tmp_path / 'data', (('train', 6), ('val', 4)))
+    train = json.loads((root / 'annotations' / 'train.json').read_text())['images']
+    more = tmp_path / 'more'
+    more.mkdir()
+    for i, image in enumerate(train):
+        (more / f'copy_{i}.png').write_bytes((root / 'images' / image['file_name']).read_bytes())
+    (more / 'link.png').symlink_to((root / 'images' / train[0]['file_name']).resolve())
+    Image.effect_noise((40, 30), 90).save(more / 'new.png')
+    found = prepared(tmp_path, unlabelled=str(more))
+    assert found.images['unlabelled'] == 1
+    assert any(note.startswith('7 unlabelled images are training images, too') for note in found.notes)
+    for folder in found.pretraining.values():
+        names = [Path(image['file_name']).name for image in json.loads((folder / 'train.json').read_text())['images']]
+        assert names == [*(Path(image['file_name']).name for image in train), 'new.png']
+
+
 def test_every_copy_of_an_evaluated_image_is_left_out(tmp_path):
     root = write_noise_coco(tmp_path / 'data', (('train', 6), ('val', 4)))
     path = root / 'annotations' / 'train.json'

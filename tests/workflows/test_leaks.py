@@ -60,6 +60,17 @@ def test_another_picture_of_the_scene_is_told_apart(tmp_path, validation):
     assert found.kind == 'scene'
 
 
+def test_a_copy_is_found_behind_a_neighbouring_frame_that_is_more_alike(tmp_path, validation):
+    photograph(101, moved=3).save(tmp_path / 'frame.png')
+    photograph(101).save(tmp_path / 'copy.jpg', quality=20)
+    prints = leaks.fingerprints([tmp_path / 'frame.png', tmp_path / 'copy.jpg'])
+    (frame,) = leaks.duplicates(validation, prints.without([tmp_path / 'copy.jpg']))
+    (alone,) = leaks.duplicates(validation, prints.without([tmp_path / 'frame.png']))
+    assert frame.kind == 'scene' and alone.kind == 'picture' and frame.similarity > alone.similarity
+    (found,) = leaks.duplicates(validation, prints)
+    assert found == alone
+
+
 def test_unreadable_and_blank_images_match_nothing(tmp_path, validation):
     (tmp_path / 'text.jpg').write_text('no image')
     Image.new('RGB', (50, 50), 'white').save(tmp_path / 'white.png')
