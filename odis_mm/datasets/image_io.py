@@ -161,7 +161,7 @@ def _decode_tiff(path: PathLike, data: bytes, channels: int) -> Optional[np.ndar
 
 
 def _by_tifffile(tifffile: Any, data: bytes, pages: bool) -> Optional[np.ndarray]:
-    """[H, W] or [H, W, C]; channels may lie in planes. ``pages``: they may lie in pages, too, else the first is taken."""
+    """[H, W] or [H, W, C]; channels may lie in planes. ``pages``: and in pages, of which else the first is taken."""
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             first = file.series[0] if pages else file.pages[0]
