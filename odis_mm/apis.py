@@ -32,7 +32,7 @@ from .datasets import EpochSampler, number_draws
 from .engine.hooks import LoadingHook
 from .engine.log import QuietRunner
 from .engine.resume import damage, find_checkpoint
-from .recipes.starting import named_start, start_from
+from .recipes.starting import follow_named, named_start, start_from
 from .transfer.mmengine_loading import closed_to_code
 from .utils.errors import ConfigError
 from .utils.noise import import_quietly, quiet_prints, quiet_warnings
@@ -95,7 +95,10 @@ def train(
     if init and cfg.get('resume'):
         resumed_start(Path(cfg.load_from).parent / Path(cfg.filename or '').name, init)
     init = init or named_start(cfg)
-    notes = [(logging.INFO, line) for line in start_from(cfg, init)] if init else []
+    lines = start_from(cfg, init) if init else []
+    if not init and (cfg.get('resume') or not cfg.get('load_from')):
+        lines = follow_named(cfg)
+    notes = [(logging.INFO, line) for line in lines]
     check_init(cfg)
     notes += resuming + _check_detection(cfg, ('train', 'val'))
     with _session(cfg):
@@ -138,7 +141,7 @@ def test(
         raise ConfigError(f'no checkpoint {checkpoint!r}.')
     _prepare(cfg, work_dir, launcher)
     cfg.load_from, cfg.resume = checkpoint, False
-    notes = _check_detection(cfg, ('test',))
+    notes = [(logging.INFO, line) for line in follow_named(cfg)] + _check_detection(cfg, ('test',))
     with _session(cfg):
         runner = build_runner(cfg, training=False)
         runner.logger.info(_ranks_line(runner))

@@ -128,7 +128,7 @@ def detector_config(
             _check_classes(content.classes, split, train)
     _set_data(cfg, train, val, test or val, content)
     meta = {} if init is None else read_meta(init)
-    _set_reading(cfg, _reading(meta, train))
+    set_reading(cfg, _reading(meta, train))
     _set_length(cfg, iterations, batch, evaluations)
     if size is None and str(name) in SMALL_DETECTORS:
         size = fitting_size(content)
@@ -209,19 +209,31 @@ def _set_data(cfg: Config, train: Split, val: Split, test: Split, content: Conte
 
 def _reading(meta: dict, train: Split) -> Reading:
     """As the pretraining read its images, if the file tells; else as a look at the images says."""
-    if 'reading' in meta:
-        told = 'images: read as in the pretraining'
-        return Reading(**meta['reading'], mean=meta.get('mean'), std=meta.get('std'), told=told)
-    return find_reading([Path(train.images, image['file_name']) for image in read_coco(train.ann_file)['images']])
+    return told_reading(meta) or find_reading(
+        [Path(train.images, image['file_name']) for image in read_coco(train.ann_file)['images']]
+    )
 
 
-def _set_reading(cfg: Config, reading: Reading) -> None:
+def told_reading(meta: dict) -> Optional[Reading]:
+    """Return how the training of a file read its images, by its meta; None: as usual photographs."""
+    if 'reading' not in meta:
+        return None
+    told = 'images: read as in the pretraining'
+    return Reading(**meta['reading'], mean=meta.get('mean'), std=meta.get('std'), told=told)
+
+
+def loading_steps(cfg: Config) -> List[dict]:
+    """Return the steps of a detector's pipelines that read its images."""
+    loaders = [cfg.get(f'{key}_dataloader') for key in ('train', 'val', 'test')]
+    kinds = ('LoadImageFromFile', 'LoadDetectionImage')
+    return [step for step in dicts(loaders) if step.get('type') in kinds]
+
+
+def set_reading(cfg: Config, reading: Reading) -> None:
     """Every image is read as in pretraining; model and preprocessor follow the number of channels."""
-    for key in ('train', 'val', 'test'):
-        for step in dicts(cfg[f'{key}_dataloader'].dataset.pipeline):
-            if step.get('type') in ('LoadImageFromFile', 'LoadDetectionImage'):
-                step.clear()
-                step.update(type='LoadDetectionImage', **reading.options)
+    for step in loading_steps(cfg):
+        step.clear()
+        step.update(type='LoadDetectionImage', **reading.options)
     if reading.channels != 3:
         cfg.model.data_preprocessor.update(mean=reading.mean, std=reading.std)
         cfg.model.backbone.in_channels = reading.channels
@@ -341,13 +353,24 @@ def backbone_settings(init: PathLike) -> Dict[str, Any]:
     return dict(settings, with_cls_token=shape.cls_token)
 
 
+def set_normalisation(cfg: Config, meta: dict) -> None:
+    """Take mean and std, in RGB, from the meta of a file that tells them; mmdet's images are BGR."""
+    if not {'mean', 'std'} <= set(meta) or 'data_preprocessor' not in cfg.model:
+        return
+    preprocessor = cfg.model.data_preprocessor
+    preprocessor.update(mean=list(meta['mean']), std=list(meta['std']))
+    rgb = any(step.get('channel_order') == 'rgb' for step in dicts(cfg.get('train_dataloader')))
+    if len(meta['mean']) == 3 and not rgb:
+        preprocessor.pop('rgb_to_bgr', None)
+        preprocessor.bgr_to_rgb = True
+
+
 def set_backbone(cfg: Config, init: PathLike) -> None:
     """Have a detector start from a file, its backbone of the file's shape."""
     backbone = cfg.model.backbone
     init = str(Path(init).resolve())
     meta = read_meta(init)
-    if 'mean' in meta and 'std' in meta and 'data_preprocessor' in cfg.model:  # RGB, as the config's own
-        cfg.model.data_preprocessor.update(mean=list(meta['mean']), std=list(meta['std']))
+    set_normalisation(cfg, meta)
     if not backbone.type.endswith(('VisionTransformer', 'ObjectViT')):
         backbone.init_cfg = dict(type='VerifiedPretrained', checkpoint=init)
         return

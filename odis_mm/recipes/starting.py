@@ -2,19 +2,21 @@
 by tensor."""
 
 from pathlib import Path
-from typing import Any, List, Optional
+from typing import Any, List, Optional, Sequence
 
 from mmengine.config import Config
 from mmpretrain.models import VisionTransformer
 
-from ..config import load_config
+from ..config import follow_channels, load_config
+from ..datasets.reading import Reading
 from ..engine.fit import holds_detector
+from ..evaluation.frozen import IMAGENET_MEAN
 from ..transfer import CheckpointError, Source, VitShape, read_checkpoint, read_meta, read_vit
 from ..transfer.resnet import find_resnet
 from ..transfer.shape import State
 from ..utils.errors import ConfigError
 from ..utils.files import PathLike
-from .detector import set_backbone
+from .detector import loading_steps, set_backbone, set_normalisation, set_reading, told_reading
 
 KEPT = 'odis_vits_continue_coco'  # whose layer decay and warm-up of the heads are taken
 KEPT_RATE = 0.1  # its learning rate in that of the recipe for random weights
@@ -40,7 +42,12 @@ def start_from(cfg: Config, init: PathLike, adapt: bool = False) -> List[str]:
     init = Path(init).resolve()
     if 'roi_head' in cfg.model or 'bbox_head' in cfg.model:
         set_backbone(cfg, init)
-        return [f'--init: the detector starts from {init}']
+        reading = told_reading(read_meta(init))
+        if reading is None:
+            return [f'--init: the detector starts from {init}']
+        set_reading(cfg, reading)
+        follow_channels(cfg)
+        return [f'--init: the detector starts from {init}, and {_told(reading)}']
     state, meta = read_checkpoint(init), read_meta(init)
     detector = "a detector's checkpoint, of which the backbone is used" if holds_detector(state) else ''
     backbone = cfg.model.backbone
@@ -136,6 +143,47 @@ def named_start(cfg: Config) -> Optional[str]:
                 owner.pop('init_cfg')
                 return str(named['checkpoint'])
     return None
+
+
+def follow_named(cfg: Config) -> List[str]:
+    """Have a detector that names a file as ``model.backbone.init_cfg.checkpoint`` read and normalise its images as the
+    file's training did; return lines for the log.
+
+    Means other than ImageNet's, and a window or channels that the config sets, are someone's choice and stay.
+    """
+    model = cfg.get('model') or {}
+    backbone = model.get('backbone')
+    named = backbone.get('init_cfg') if isinstance(backbone, dict) else None
+    if ('roi_head' not in model and 'bbox_head' not in model) or not isinstance(named, dict):
+        return []
+    file = named.get('checkpoint')
+    if named.get('type') != 'VerifiedPretrained' or not file or not Path(file).exists():
+        return []
+    key, meta, lines = 'model.backbone.init_cfg.checkpoint', read_meta(file), []
+    own = {name: list((model.get('data_preprocessor') or {}).get(name) or ()) for name in ('mean', 'std')}
+    if all(own.values()) and {'mean', 'std'} <= set(meta) and not all(_near(own[n], meta[n]) for n in own):
+        told = f'mean {_numbers(meta["mean"])} and std {_numbers(meta["std"])}'
+        if _near(sorted(own['mean']), sorted(IMAGENET_MEAN)):
+            set_normalisation(cfg, meta)
+            lines.append(f'{key}: {told} from the file')
+        else:
+            lines.append(f'{key}: the file tells {told}; model.data_preprocessor has others, which are kept')
+    reading = told_reading(meta)
+    if reading and not any(set(step) & {'channels', 'window', 'percentiles'} for step in loading_steps(cfg)):
+        set_reading(cfg, reading)
+        if cfg.get('train_dataloader'):  # a config may hold what is tested alone
+            follow_channels(cfg)
+        lines.append(f'{key}: {_told(reading)}')
+    return lines
+
+
+def _near(first: Sequence[float], second: Sequence[float]) -> bool:
+    return len(first) == len(second) and all(abs(a - b) < 0.05 for a, b in zip(first, second))
+
+
+def _told(reading: Reading) -> str:
+    options = ', '.join(f'{name}={value}' for name, value in reading.options.items())
+    return f'its images are read as in the pretraining ({options})'
 
 
 def _arch(backbone: dict) -> dict:

@@ -16,7 +16,7 @@ from odis_mm.cli.train import train_main
 from odis_mm.config import load_config
 from odis_mm.detection import DetectorInit  # noqa: F401
 from odis_mm.engine.settings import fast_forward
-from odis_mm.recipes.starting import keep_weights, named_start, start_from
+from odis_mm.recipes.starting import follow_named, keep_weights, named_start, start_from
 from odis_mm.transfer import CheckpointError, build_backbone, read_checkpoint, read_meta, read_vit
 from odis_mm.utils.distributed import unwrap
 from odis_mm.utils.errors import ConfigError
@@ -190,6 +190,30 @@ def test_configs_may_name_the_file_as_for_a_detector(demo, tmp_path):
         assert named_start(cfg) == path
     assert named_start(pretraining('gtsa', demo)) is None
     assert named_start(load_config('mask-rcnn_demo', {'model.backbone.init_cfg.checkpoint': path})) is None
+
+
+@pytest.mark.parametrize('how', ['--init', 'option'])
+def test_detectors_read_and_normalise_as_the_file_tells(how, tmp_path):
+    """As ``finetune --init``; what someone has set is left to a file that is named as an option."""
+    path, window = tmp_path / 'scans.pth', [900.0, 1400.0]
+    meta = dict(num_heads=4, mean=MEAN, std=STD, reading=dict(window=window))
+    backbone = build_backbone(file_of('deit', tmp_path))
+    torch.save(dict(state_dict=backbone.state_dict(), meta=meta), path)
+    named = {'model.backbone.init_cfg.checkpoint': str(path)}
+    cfg = load_config('mask-rcnn_demo', named if how == 'option' else {})
+    cfg.model.data_preprocessor.update(mean=[103.53, 116.28, 123.675], std=[1.0] * 3, bgr_to_rgb=False)
+    lines = start_from(cfg, path) if how == '--init' else follow_named(cfg)
+    preprocessor = cfg.model.data_preprocessor
+    assert preprocessor.mean == MEAN and preprocessor.std == STD and preprocessor.bgr_to_rgb
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        assert loader.dataset.pipeline[0] == dict(type='LoadDetectionImage', window=window)
+    assert 'window=[900.0, 1400.0]' in ' '.join(lines)
+    if how == 'option':
+        assert 'mean 100, 110, 120 and std 50, 50, 50 from the file' in lines[0]
+        assert follow_named(cfg) == []  # as a resumed run does
+        preprocessor.mean, cfg.train_dataloader.dataset.pipeline[0].window = [1.0, 2.0, 3.0], [0, 9]
+        assert 'has others, which are kept' in ' '.join(follow_named(cfg))
+        assert preprocessor.mean == [1, 2, 3] and cfg.train_dataloader.dataset.pipeline[0].window == [0, 9]
 
 
 def wrong_file(kind, folder):
