@@ -23,8 +23,8 @@ from .files import PathLike, parse_json
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 # images that people keep and that are not read
-OTHER_SUFFIXES = ('.jfif', '.jpe', '.ppm', '.pgm', '.pbm', '.pnm', '.heic', '.heif', '.avif', '.gif', '.jp2', '.j2k')
-OTHER_SUFFIXES += ('.jxl', '.dcm', '.dng', '.cr2', '.nef', '.arw', '.exr', '.tga', '.psd')
+_KEPT = 'jfif jpe ppm pgm pbm pnm heic heif avif gif jp2 j2k jxl dcm dng cr2 nef arw exr tga psd'
+OTHER_SUFFIXES = tuple(f'.{name}' for name in _KEPT.split())
 SMALL_JSON = 1 << 24  # bytes: parsed in a tenth of a second
 CHECKPOINT_SUFFIXES = ('.pth', '.pt', '.safetensors', '.ckpt')
 PRETRAINING_STEPS, DETECTOR_STEPS = 4, 2  # at least: warm-up and decay have some of each
