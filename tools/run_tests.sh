@@ -6,7 +6,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 PY=$(bash tools/install_env.sh)
 # two processes; each file stays in one of them, whose tests share what they made, in the order of tests/conftest.py:
-# xdist's own would leave the files with one long test to the end
+# xdist's own would leave the files with one long test to the end. A process that crashes is not replaced: where it had
+# the last file, xdist would wait for that file's tests for ever
 TESTS=("$PY" -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0)
 [ $# = 0 ] || exec "${TESTS[@]}" "$@"
 SAID=$(mktemp)

@@ -8,12 +8,11 @@ import numpy as np
 from ..utils.errors import BadImageError
 from ..utils.files import PathLike
 from .image_io import image_kind, read_raw
-from .statistics import statistics
+from .statistics import ENDS, statistics
 from .survey import spread
 
 LOOKED_AT = 20  # images, for their kind
 MEASURED = 200  # images, for a window, means and deviations
-ENDS = (0.1, 99.9)  # percentiles that become black and white
 
 
 @dataclass(frozen=True)

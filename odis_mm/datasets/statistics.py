@@ -10,6 +10,7 @@ from ..utils.progress import reported
 from .image_io import as_bytes, read_raw, with_channels
 
 SAMPLE = 4096  # values per image that go into the percentiles
+ENDS = (0.1, 99.9)  # percentiles of all values that become black and white
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def statistics(
     channels: int = 3,
     window: Optional[Sequence[float]] = None,
     percentiles: Optional[Sequence[float]] = None,
-    ends: Tuple[float, float] = (0.1, 99.9),
+    ends: Tuple[float, float] = ENDS,
 ) -> Statistics:
     """Return mean and deviation per channel of images as training will see them, each image weighing the same.
 

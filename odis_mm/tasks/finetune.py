@@ -213,12 +213,12 @@ def detector_splits(
         ConfigError: too few images.
     """
     folder = work_dir / 'annotations'
-    held_out = {name: folder / f'{name}.json' for name in ('train', 'val')}
-    if resume and 'val' not in found and all(path.is_file() for path in held_out.values()):
+    if resume and 'val' not in found:
         place = found['train'].images if 'train' in found else Path(images or data)
-        kept = {name: Split(path, place) for name, path in held_out.items()}
-        found = {**found, **({'test': Split(folder / 'test.json', place)} if (folder / 'test.json').is_file() else {})}
-        return kept['train'], kept['val'], found.get('test')
+        files = {name: folder / f'{name}.json' for name in ('train', 'val', 'test')}
+        kept = {name: Split(file, place) for name, file in files.items() if file.is_file()}
+        if {'train', 'val'} <= set(kept):
+            return kept['train'], kept['val'], kept.get('test') or found.get('test')
     if 'train' not in found:
         try:
             found = {**imported_splits(data, images, folder), **found}

@@ -96,8 +96,8 @@ class SafeCheckpointHook(CheckpointHook):
     new one stands and was read back.
 
     Args:
-        count: Checkpoints of a run, at equal distances in whole epochs. Counts where ``interval`` is None: for runs of
-            which nobody knows beforehand how many steps an epoch has.
+        count: About how many checkpoints a run writes, at equal distances in whole epochs. Used where ``interval`` is
+            None, for recipes that cannot know how many steps an epoch of the user's data has.
         *args, **kwargs: See ``mmengine.hooks.CheckpointHook``. With ``backend_args`` (remote storage) writing is as
             atomic as that backend, and the file's own checksums are compared after it.
 

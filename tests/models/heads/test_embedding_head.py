@@ -11,7 +11,6 @@ from mmpretrain.registry import MODELS
 from helpers import ARCH, losses_of, make_batch, make_odis, make_sample
 from odis_mm.engine.loops import ResumableEpochLoop
 from odis_mm.models.heads import EmbeddingHead
-from odis_mm.models.heads import embedding as embedding
 from odis_mm.models.selfsup import odis as module
 
 
@@ -59,7 +58,9 @@ def test_token_loss_by_loops():
 @pytest.mark.parametrize('ranks', [1, 4])
 def test_equal_views_agree_by_one_however_many_this_rank_sees(monkeypatch, ranks):
     """The loss is divided by the mean count of all ranks; the figure is this rank's own."""
-    monkeypatch.setattr(embedding, 'get_world_size', lambda: ranks)  # of which the others see nothing
+    monkeypatch.setattr(
+        'odis_mm.models.heads.embedding.get_world_size', lambda: ranks
+    )  # of which the others see nothing
     same, visible = unit(1, 5, 2, 8).expand(2, 5, 2, 8), torch.tensor([[1, 1], [1, 1], [1, 0], [0, 0], [0, 1]]) > 0
     head = EmbeddingHead()
     head.token_loss(same, same, visible)
