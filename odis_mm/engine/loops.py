@@ -1,5 +1,6 @@
 """Training by epochs that a resumed run continues where it stopped, mid-epoch as well."""
 
+import itertools
 import math
 import random
 from typing import Any, Dict, Optional
@@ -51,17 +52,26 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
     ranks, or with another batch size, the epoch goes on after the images that were done: none is lost or drawn twice.
 
     Args:
-        max_iters: The length in iterations in place of ``max_epochs``: the nearest number of whole epochs. For recipes
-            that serve data sets of very different sizes.
+        max_epochs: The length in epochs.
+        max_iters: The length in iterations in its place, for recipes that serve data sets of very different sizes; the
+            last epoch ends where they are done.
+
+    Raises:
+        ConfigError: both lengths, or none.
     """
 
-    def __init__(self, *args, max_iters: Optional[int] = None, **kwargs):
+    def __init__(
+        self, runner, dataloader, max_epochs: Optional[int] = None, max_iters: Optional[int] = None, **kwargs
+    ):
+        if (max_epochs is None) == (max_iters is None):
+            raise ConfigError(
+                f'train_cfg needs one length, max_epochs or max_iters; it has max_epochs={max_epochs} and '
+                f'max_iters={max_iters}.'
+            )
+        super().__init__(runner, dataloader, max_epochs=max_epochs or 1, **kwargs)
+        self.last = max_iters  # iteration; None: that of the last epoch
         if max_iters is not None:
-            kwargs.setdefault('max_epochs', 1)
-        super().__init__(*args, **kwargs)
-        if max_iters is not None:
-            self._max_epochs = max(1, round(max_iters / len(self.dataloader)))
-            self._max_iters = self._max_epochs * len(self.dataloader)
+            self._max_epochs, self._max_iters = math.ceil(max_iters / len(self.dataloader)), max_iters
         self.images_done = 0  # of this epoch, by all ranks
         self.loaded: Optional[dict] = None
         self.random: list = []  # of all ranks, when the last checkpoint was written
@@ -71,6 +81,13 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
     def global_batch(self) -> int:
         """Images an iteration, all ranks."""
         return (self.dataloader.batch_size or self.dataloader.batch_sampler.batch_size) * get_world_size()
+
+    def run(self):
+        if self.last is not None:
+            # a run of fewer iterations that is resumed may have ended within an epoch
+            done = math.ceil(self.loaded['images'] / self.global_batch) if self.loaded else 0
+            self._max_epochs = self._epoch + math.ceil((self.last - self._iter + done) / len(self.dataloader))
+        return super().run()
 
     def run_epoch(self) -> None:
         self.runner.call_hook('before_train_epoch')
@@ -85,6 +102,8 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
         with held_while_forking(self.dataloader):
             batches = iter(self.dataloader)  # draws a number, or not, depending on what its workers did before
         torch.set_rng_state(state)
+        if self.last is not None:
+            batches = itertools.islice(batches, self.last - self._iter)
         for index, batch in enumerate(batches, first):
             self.run_iter(index, batch)
         self.runner.call_hook('after_train_epoch')

@@ -132,13 +132,13 @@ def pretraining_config(
     notes.append(_set_length(cfg, steps, iterations))
     arch = cfg.model.backbone.get('arch')
     if init is not None and isinstance(arch, dict) and arch['embed_dims'] >= LARGE_WIDTH:
-        notes.append(keep_weights(cfg, cfg.train_cfg.max_epochs * iterations))
+        notes.append(keep_weights(cfg, cfg.train_cfg.max_iters))
     cfg.notes = notes
     apply_options(cfg, options or {})
     drop_variables(cfg, options or {})
     accumulated = cfg.optim_wrapper.get('accumulative_counts', 1)
     if accumulated > 1:
-        total = cfg.train_cfg.max_epochs * max(1, found.images // loader.batch_size)
+        total = cfg.train_cfg.max_iters
         cfg.notes = [
             *cfg.notes,
             f'accumulation: {accumulated} iterations make an optimizer step (optim_wrapper.accumulative_counts), so '
@@ -265,31 +265,33 @@ def _fit_views(cfg: Config, dataset: ObjectDataset) -> List[str]:
 
 def _set_length(cfg: Config, steps: Optional[int], iterations: int) -> str:
     """Length, warm-up and checkpoints, for ``iterations`` steps per epoch; the line that tells of it."""
-    told = cfg.train_cfg.get('max_iters') or cfg.train_cfg.get('max_epochs', 1) * iterations
-    steps = told if steps is None else steps
-    check_steps(steps, PRETRAINING_STEPS)
-    epochs = max(1, -(-4 // iterations), round(steps / iterations))
-    cfg.train_cfg = dict(type='ResumableEpochLoop', max_epochs=epochs)
-    _scale_epochs(cfg, epochs)
-    total = epochs * iterations
+    total = cfg.train_cfg.get('max_iters') or cfg.train_cfg.get('max_epochs', 1) * iterations
+    total = total if steps is None else steps
+    check_steps(total, PRETRAINING_STEPS)
+    cfg.train_cfg = dict(type='ResumableEpochLoop', max_iters=total)
+    _scale_epochs(cfg, total / iterations)
     warmup = max(2, round(total / 10))  # mmengine's LinearLR of one step never leaves its start
     peak_end = [dict(scheduler) for scheduler in cfg.param_scheduler]
     peak_end[0] = dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=warmup)
     peak_end[1] = dict(type='CosineAnnealingLR', eta_min=1e-6, by_epoch=False, begin=warmup, end=total)
     cfg.param_scheduler = peak_end[:2]
+    epochs = -(-total // iterations)
     interval = max(1, epochs // 4)
     cfg.default_hooks.checkpoint.update(interval=interval, max_keep_ckpts=2)
     health = cfg.default_hooks.get('health')
     if health:  # a fault is told after three measurements: within a short run, too
         health.interval = min(health.get('interval', 50), max(10, total // 6))
-    asked = f' (asked: {steps}; epochs are whole)' if total != steps else ''
+    rest = total % iterations
+    parts = f'{count(epochs, "epoch")} of {iterations}' + (f', the last of {rest}' if rest and epochs > 1 else '')
+    if epochs == 1 and rest:
+        parts = f'of the {iterations} of an epoch'
     return (
-        f'length: {total} iterations{asked}, {count(epochs, "epoch")} of {iterations}; warm-up {warmup} iterations; a '
-        'checkpoint every ' + ('epoch' if interval == 1 else f'{interval} epochs')
+        f'length: {total} iterations, {parts}; warm-up {warmup} iterations; a checkpoint every '
+        + ('epoch' if interval == 1 else f'{interval} epochs')
     )
 
 
-def _scale_epochs(cfg: Config, epochs: int) -> None:
+def _scale_epochs(cfg: Config, epochs: float) -> None:
     """Keep what recipes count in epochs to a share of the run: an epoch may be three steps, or the run shorter than a
     warm-up."""
     temperature, head = cfg.model.head.get('teacher_temp'), cfg.model.head

@@ -237,7 +237,7 @@ class Comparison:
         number = 1 + sum(probe.settings['recipe'] == step.recipe for probe in self.probes.values())
 
         def work(worker: Worker, folder: Path, _: dict) -> dict:
-            cfg = self._pretraining_config(step, {}, PROBE_STEPS, 0, subset=4)
+            cfg, _ = self._pretraining_config(step, {}, PROBE_STEPS, 0)
             cfg.default_hooks.logger.interval = 1
             cfg.log_processor.window_size = 1
             _no_pictures(cfg)
@@ -316,10 +316,11 @@ class Comparison:
                 speed = results[self.probe(step).name] if budget.minutes is not None else None
                 length = max(4, round(self._iterations(step, start, speed) * share))
                 last = i == len(start.steps) - 1  # whose knobs were searched
-                cfg = self._pretraining_config(step, chosen if last else {}, length, seed, init=export)
-                epochs = cfg.train_cfg.max_epochs
+                cfg, images = self._pretraining_config(step, chosen if last else {}, length, seed, init=export)
+                per_epoch = max(1, images // cfg.train_dataloader.batch_size)
                 cfg.default_hooks.checkpoint.update(
-                    interval=max(1, epochs // CHECKPOINTS), max_keep_ckpts=-1 if last and settings['checkpoints'] else 2
+                    interval=max(1, math.ceil(length / per_epoch) // CHECKPOINTS),
+                    max_keep_ckpts=-1 if last and settings['checkpoints'] else 2,
                 )
                 place = folder if len(start.steps) == 1 else folder / f'step{i}'
                 used, took = self._train(worker, place, cfg)
@@ -329,7 +330,7 @@ class Comparison:
                 export = found[-1]
                 iterations.append(length)
                 if last:
-                    marks = {_epoch(path) / epochs: path for path in found}
+                    marks = {min(1, _epoch(path) * per_epoch / length): path for path in found}
                     wanted = {
                         share: marks[min(marks, key=lambda m: abs(m - share))] for share in settings['checkpoints']
                     }
@@ -495,12 +496,11 @@ class Comparison:
         iterations: int,
         seed: int,
         init: Optional[Path] = None,
-        subset: Optional[int] = None,
-    ):
-        """The config of a pretraining; ``subset``: on so many batches' worth of images alone, to measure its speed."""
+    ) -> Tuple[Config, int]:
+        """The config of a pretraining, and the number of its images."""
         options = {**step.options, **knobs}
         with _configs:
-            cfg, _ = pretraining_config(
+            cfg, found = pretraining_config(
                 self.data.pretraining[step.boxes],
                 recipe=step.recipe,
                 init=init,
@@ -508,16 +508,7 @@ class Comparison:
                 seed=seed,
                 options=options,
             )
-        if subset is not None:
-            loader = cfg.train_dataloader
-            images = self.data.images['train'] + self.data.images['unlabelled']
-            few = min(images, subset * loader.batch_size)
-            loader.dataset.indices = few
-            per_epoch = max(1, few // loader.batch_size)
-            cfg.train_cfg.max_epochs = max(1, math.ceil(iterations / per_epoch))
-            cfg.param_scheduler[0].end = cfg.param_scheduler[1].begin = 2
-            cfg.param_scheduler[1].end = max(3, cfg.train_cfg.max_epochs * per_epoch)
-        return cfg
+        return cfg, found.images
 
     @functools.cached_property
     def _size(self) -> Optional[int]:

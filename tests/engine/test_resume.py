@@ -22,6 +22,7 @@ from odis_mm.datasets.transforms import single_thread_worker
 from odis_mm.engine.hooks import PreemptionHook
 from odis_mm.engine.loops import random_state, set_random_state
 from odis_mm.transfer import load_local
+from odis_mm.utils.errors import ConfigError
 
 
 class Views(torch.utils.data.Dataset):
@@ -67,7 +68,7 @@ def first(items):
     return items[0]
 
 
-def train(work_dir, at=0, name='SIGTERM', accumulate=1, workers=0, awaits=0, custom=(), **kwargs):
+def train(work_dir, at=0, name='SIGTERM', accumulate=1, workers=0, awaits=0, custom=(), length=None, **kwargs):
     """Two epochs of eight iterations, with random numbers in the model."""
     init_default_scope('mmpretrain')
     torch.manual_seed(1)
@@ -86,7 +87,7 @@ def train(work_dir, at=0, name='SIGTERM', accumulate=1, workers=0, awaits=0, cus
         model,
         str(work_dir),
         train_dataloader=loader,
-        train_cfg=dict(type='ResumableEpochLoop', max_epochs=2),
+        train_cfg=dict(type='ResumableEpochLoop', **(length or dict(max_epochs=2))),
         optim_wrapper=dict(
             type='SafeOptimWrapper',
             optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.04),
@@ -194,6 +195,30 @@ def test_random_numbers_and_position_do_matter(undisturbed, tmp_path):
     resumed(tmp_path)
     with pytest.raises(AssertionError):
         assert_same(content(tmp_path)['state_dict'], undisturbed['state_dict'])
+
+
+def test_a_length_in_iterations_ends_within_an_epoch(tmp_path):
+    whole, parts, longer = tmp_path / 'whole', tmp_path / 'parts', tmp_path / 'longer'
+    length = dict(length=dict(max_iters=11))
+    train(whole, **length)
+    expected = content(whole)
+    assert (expected['iter'], expected['epoch'], expected['progress']['images']) == (11, 2, 0)
+    assert stopped(train, parts, 9, **length) == 75
+    assert stopped(resumed, parts, at=11, **length) == 75  # all is done but the end of the epoch
+    resumed(parts, **length)
+    assert_same(content(parts), expected)
+
+    train(longer, length=dict(max_iters=9))
+    resumed(longer, length=dict(max_iters=16))  # two epochs long, but the second was not whole
+    assert content(longer, 'epoch_3.pth')['iter'] == 16
+    resumed(longer, length=dict(max_iters=16))
+    assert not (longer / 'epoch_4.pth').exists()
+
+
+@pytest.mark.parametrize('length', [dict(max_iters=3, max_epochs=1), dict(max_iters=None)])
+def test_one_length_is_asked_for(tmp_path, length):
+    with pytest.raises(ConfigError, match='train_cfg needs one length'):
+        train(tmp_path, length=length)
 
 
 def test_twice_with_workers(undisturbed, tmp_path):

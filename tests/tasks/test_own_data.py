@@ -404,11 +404,13 @@ def test_recipe_and_length_follow_from_the_data(coco_folder):
     assert cfg.train_dataloader.batch_size == 10  # no more than there are
     cfg, _ = pretraining_config(coco_folder, boxes='none', steps=30, batch=5)
     assert cfg.model.type == 'GTSA'
-    assert 'max_iters' not in cfg and not any('asked' in note for note in cfg.notes)
-    cfg, _ = pretraining_config(coco_folder, boxes='none', steps=29, batch=5)
-    assert any(
-        note.startswith('length: 28 iterations (asked: 29; epochs are whole), 14 epochs of 2') for note in cfg.notes
-    )
+    assert 'max_iters' not in cfg
+    for steps, told in ((30, '15 epochs of 2;'), (29, '15 epochs of 2, the last of 1;')):
+        cfg, _ = pretraining_config(coco_folder, boxes='none', steps=steps, batch=5)
+        assert any(note.startswith(f'length: {steps} iterations, {told}') for note in cfg.notes)
+        assert dict(cfg.train_cfg) == dict(type='ResumableEpochLoop', max_iters=steps)
+    cfg, _ = pretraining_config(coco_folder, boxes='none', steps=4, batch=2)
+    assert any(note.startswith('length: 4 iterations, of the 5 of an epoch;') for note in cfg.notes)
     assert not any('optimizer step' in note for note in cfg.notes)
     options = {'optim_wrapper.accumulative_counts': 4}
     cfg, _ = pretraining_config(coco_folder, boxes='none', steps=30, batch=5, options=options)
@@ -416,7 +418,7 @@ def test_recipe_and_length_follow_from_the_data(coco_folder):
     cfg, _ = pretraining_config(coco_folder, boxes='none', steps=5, batch=2)
     assert any(note.startswith('length: 5 iterations, 1 epoch of 5;') for note in cfg.notes)
     cfg, _ = pretraining_config(coco_folder, boxes='none', steps=30, batch=5)
-    assert cfg.train_cfg.max_epochs == 15 and cfg.param_scheduler[1].end == 30 and cfg.param_scheduler[1].begin == 3
+    assert cfg.param_scheduler[1].end == 30 and cfg.param_scheduler[1].begin == 3
     cfg, found = pretraining_config(coco_folder / 'train2017', method='gtsa', size=96)
     assert cfg.model.type == 'GTSA' and found.objects == 0
     views = next(s for s in cfg.train_dataloader.dataset.pipeline if s.type == 'SamplePairViews').views
@@ -562,7 +564,7 @@ def test_yolo_and_voc_folders_train_a_detector(tmp_path, coco_folder, capsys):
 
 def test_lengths_in_epochs_become_shares_of_a_short_run(coco_folder):
     cfg, _ = pretraining_config(coco_folder, recipe='odis_vits_coco', steps=20, batch=5)
-    assert cfg.train_cfg.max_epochs == 10
+    assert cfg.train_cfg.max_iters == 20
     assert cfg.model.head.teacher_temp.warmup_epochs == 3 and cfg.default_hooks.schedule.freeze_prototypes_epochs == 0.5
     cfg, _ = pretraining_config(coco_folder, method='gtsa', steps=20, batch=5)
     assert cfg.model.head.correspondence_epoch == pytest.approx(1.1)

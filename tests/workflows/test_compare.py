@@ -57,8 +57,10 @@ class FakeTraining:
         records = [dict(loss=1.0 / (i + 1), time=0.01, step=i + 1, loss_x=0.5) for i in range(12)]
         (run / 'x' / 'vis_data' / 'scalars.json').write_text('\n'.join(map(json.dumps, records)))
         interval = cfg.default_hooks.checkpoint.interval
-        epochs = range(interval, cfg.train_cfg.max_epochs + 1, interval)
-        for epoch in {*epochs, cfg.train_cfg.max_epochs}:
+        loader = cfg.train_dataloader
+        images = len(json.loads(Path(loader.dataset.ann_file).read_text())['images'])
+        last = -(-cfg.train_cfg.max_iters // (images // loader.batch_size))
+        for epoch in {*range(interval, last + 1, interval), last}:
             shutil.copy(self.export, run / f'epoch_{epoch}_backbone.pth')
 
     def detector(self, cfg, run):

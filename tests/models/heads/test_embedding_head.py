@@ -1,6 +1,5 @@
 """Small data: the head without prototypes, the object's mean patch as a token, lengths in iterations."""
 
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +8,6 @@ import torch.nn.functional as F
 from mmpretrain.registry import MODELS
 
 from helpers import ARCH, losses_of, make_batch, make_odis, make_sample
-from odis_mm.engine.loops import ResumableEpochLoop
 from odis_mm.models.heads import EmbeddingHead
 from odis_mm.models.selfsup import odis as module
 
@@ -195,16 +193,6 @@ def test_what_does_not_go_together_is_refused():
         make_odis(lambda_pool=1.0, head=dict(patch_center='all'))
     with pytest.raises(ValueError, match='eps2'):
         EmbeddingHead(eps2=0.0)
-
-
-@pytest.mark.parametrize('iterations, epochs', [(100, 33), (1, 1), (5, 2)])
-def test_length_in_iterations(iterations, epochs):
-    runner = SimpleNamespace(
-        register_hook=lambda hook: None, save_checkpoint=None, visualizer=SimpleNamespace(dataset_meta=None)
-    )
-    loader = torch.utils.data.DataLoader(list(range(12)), batch_size=4)
-    loop = ResumableEpochLoop(runner, loader, max_iters=iterations)
-    assert (loop.max_epochs, loop.max_iters) == (epochs, 3 * epochs)
 
 
 @pytest.mark.parametrize('count', [0, 1, 2])
