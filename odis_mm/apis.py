@@ -20,6 +20,7 @@ from mmengine.runner import Runner
 from torch import distributed
 
 from .config import (
+    beyond_the_end,
     check_init,
     check_schedule,
     explain_build_error,
@@ -112,6 +113,8 @@ def train(
             runner.logger.info(f'mixed precision: autocast in {amp}, {cfg.optim_wrapper.type}')
         with _explained(cfg):
             _check_length(runner)
+            for line in beyond_the_end(cfg, runner.max_iters / len(runner.train_dataloader)):
+                runner.logger.warning(line)
             _use_whole_iterations(runner)
             if isinstance(runner.train_dataloader.sampler, EpochSampler):
                 runner.logger.info(_epoch_line(runner))

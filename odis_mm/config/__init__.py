@@ -6,7 +6,7 @@ from .checks import check_init, explain_build_error, follow_channels
 from .classes import arguments_of, find_class
 from .options import RUNNER_KEYS, apply_options, check_top_level, drop_variables, parse_options
 from .reading import load_config
-from .schedule import MADE, check_schedule, fit_schedule, in_iterations
+from .schedule import MADE, beyond_the_end, check_schedule, fit_schedule, in_iterations
 
 __all__ = [
     'MADE',
@@ -14,6 +14,7 @@ __all__ = [
     'apply_options',
     'arguments_of',
     'check_init',
+    'beyond_the_end',
     'check_schedule',
     'check_top_level',
     'config_root',

@@ -145,3 +145,19 @@ def check_schedule(cfg: Config) -> None:
                 f'{total}: shorten the warm-up, e.g. '
                 f'--cfg-options param_scheduler.{i - 1}.end=1 param_scheduler.{i}.begin=1 (with two {unit}s or more).'
             )
+
+
+def beyond_the_end(cfg: Config, epochs: float) -> List[str]:
+    """Tell what a recipe begins, or ends, at an epoch that a run of so many epochs does not reach."""
+    found = []
+    for name, least, effect in (
+        ('model.head.correspondence_epoch', epochs, 'the loss of correspondence never begins'),
+        ('model.head.teacher_temp.warmup_epochs', epochs * 1.01, "the teacher's temperature does not reach its end"),
+        ('default_hooks.schedule.freeze_prototypes_epochs', epochs, 'the prototypes are never trained'),
+    ):
+        value: Any = cfg
+        for key in name.split('.'):
+            value = value.get(key) if isinstance(value, (dict, Config)) else None
+        if value and value >= least:
+            found.append(f'{name}={value:g}, but the run has {epochs:.3g} epochs: {effect}; lower it by --cfg-options')
+    return found

@@ -60,9 +60,7 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
         ConfigError: both lengths, or none.
     """
 
-    def __init__(
-        self, runner, dataloader, max_epochs: Optional[int] = None, max_iters: Optional[int] = None, **kwargs
-    ):
+    def __init__(self, runner, dataloader, max_epochs: Optional[int] = None, max_iters: Optional[int] = None, **kwargs):
         if (max_epochs is None) == (max_iters is None):
             raise ConfigError(
                 f'train_cfg needs one length, max_epochs or max_iters; it has max_epochs={max_epochs} and '
@@ -71,7 +69,7 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
         super().__init__(runner, dataloader, max_epochs=max_epochs or 1, **kwargs)
         self.last = max_iters  # iteration; None: that of the last epoch
         if max_iters is not None:
-            self._max_epochs, self._max_iters = math.ceil(max_iters / len(self.dataloader)), max_iters
+            self._max_epochs, self._max_iters = math.ceil(max_iters / max(1, len(self.dataloader))), max_iters
         self.images_done = 0  # of this epoch, by all ranks
         self.loaded: Optional[dict] = None
         self.random: list = []  # of all ranks, when the last checkpoint was written

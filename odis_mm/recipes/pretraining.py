@@ -285,9 +285,8 @@ def _set_length(cfg: Config, steps: Optional[int], iterations: int) -> str:
     parts = f'{count(epochs, "epoch")} of {iterations}' + (f', the last of {rest}' if rest and epochs > 1 else '')
     if epochs == 1 and rest:
         parts = f'of the {iterations} of an epoch'
-    return (
-        f'length: {total} iterations, {parts}; warm-up {warmup} iterations; a checkpoint every '
-        + ('epoch' if interval == 1 else f'{interval} epochs')
+    return f'length: {total} iterations, {parts}; warm-up {warmup} iterations; a checkpoint every ' + (
+        'epoch' if interval == 1 else f'{interval} epochs'
     )
 
 

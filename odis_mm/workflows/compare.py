@@ -490,12 +490,7 @@ class Comparison:
         return Stage(name, settings, work, (source,) if source else ())
 
     def _pretraining_config(
-        self,
-        step: Step,
-        knobs: dict,
-        iterations: int,
-        seed: int,
-        init: Optional[Path] = None,
+        self, step: Step, knobs: dict, iterations: int, seed: int, init: Optional[Path] = None
     ) -> Tuple[Config, int]:
         """The config of a pretraining, and the number of its images."""
         options = {**step.options, **knobs}

@@ -8,7 +8,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import PARAM_SCHEDULERS
 
 import odis_mm  # noqa: F401
-from odis_mm.config import MADE, check_schedule, fit_schedule, in_iterations, load_config
+from odis_mm.config import MADE, beyond_the_end, check_schedule, fit_schedule, in_iterations, load_config
 from odis_mm.utils.errors import ConfigError
 
 
@@ -133,3 +133,18 @@ def test_a_run_of_its_own_length_and_a_config_without_a_file_are_left_alone():
     bare = Config(dict(train_cfg=dict(max_epochs=2), param_scheduler=[dict(type='LinearLR', end=10)]))
     assert fit_schedule(bare) == [] and bare.param_scheduler[0].end == 10
     assert in_iterations(cfg.param_scheduler, 7) is cfg.param_scheduler, 'whole epochs stay epochs'
+
+
+@pytest.mark.parametrize(
+    'name, told',
+    [
+        ('gtsa_vits_coco', ['model.head.correspondence_epoch=11']),
+        ('odis_vits_coco', ['model.head.teacher_temp.warmup_epochs=30']),
+    ],
+)
+def test_what_a_short_run_does_not_reach_is_told(name, told):
+    cfg = load_config(name)
+    assert not beyond_the_end(cfg, cfg.train_cfg.max_epochs)
+    lines = beyond_the_end(cfg, 5)
+    assert [line.split(',')[0] for line in lines] == told and all('the run has 5 epochs' in line for line in lines)
+    assert any('prototypes' in line for line in beyond_the_end(cfg, 0.5)) == name.startswith('odis')

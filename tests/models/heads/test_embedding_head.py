@@ -1,6 +1,5 @@
 """Small data: the head without prototypes, the object's mean patch as a token, lengths in iterations."""
 
-
 import numpy as np
 import pytest
 import torch
