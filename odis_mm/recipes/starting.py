@@ -251,6 +251,8 @@ def _set_options(backbone: Any, shape: VitShape, vit: Source, meta: dict) -> Lis
     options['norm_cfg'] = dict(type='LN', eps=meta.get('norm_eps', vit.norm_eps))
     if shape.patches is not None and meta.get('antialias', vit.antialias):
         options['antialias'] = True
+    if meta.get('window_size') and 'window_size' not in backbone:
+        options.update({name: meta[name] for name in ('window_size', 'global_every') if name in meta})
     if isinstance(backbone.get('rope'), dict) and 'rope' in options:
         options['rope'] = {**options['rope'], **backbone['rope']}  # augmentation as the config has it
     backbone.update(options)

@@ -11,7 +11,7 @@ from mmpretrain.registry import MODELS
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from helpers import Foreign, stock_vit
+from helpers import Foreign, noisy_vit, random_images, stock_vit
 from odis_mm.cli import checkpoints as commands
 from odis_mm.recipes import backbone_settings
 from odis_mm.transfer import (
@@ -523,3 +523,31 @@ def test_a_detectors_backbone_resamples_as_the_library_of_its_file(tmp_path):
     model = timm_vit(img_size=64, reg_tokens=2, no_embed_class=True, **wide)
     torch.save(model.state_dict(), tmp_path / 'registers.pth')
     assert backbone_settings(tmp_path / 'registers.pth')['antialias'] is True
+
+
+@torch.no_grad()
+def test_windows_of_attention_are_kept(tmp_path, capsys):
+    """An export tells its windows: what is built, started or transferred from it computes the same; files that tell
+    none attend globally."""
+    windowed = noisy_vit(window_size=2, global_every=2, num_registers=1).eval()
+    images, meta = random_images(), windowed.settings()
+    expected, file = windowed(images)[-1], tmp_path / 'windowed.pth'
+    save_backbone(file, windowed.state_dict(), meta)
+    assert torch.equal(build_backbone(file)(images)[-1], expected)
+    transfer(file, tmp_path / 'again.pth', 'odis_mm')
+    assert torch.equal(build_backbone(tmp_path / 'again.pth')(images)[-1], expected)
+    conversion, proof = transfer(file, tmp_path / 'timm.pth', 'timm')
+    assert 'attends globally in all blocks' in str(conversion) and 'cannot be equal' in str(proof)
+
+    settings = dict(backbone_settings(file), out_type='raw', antialias=False)
+    started = MODELS.build(settings)
+    load_backbone(started, file)
+    assert torch.equal(started.eval()(images)[-1], expected)
+    del settings['window_size']
+    load_backbone(MODELS.build(settings), file, logger=None)
+    assert 'window_size=2, global_every=2 on the backbone' in capsys.readouterr().out
+
+    older = {key: value for key, value in meta.items() if key not in ('window_size', 'global_every')}
+    save_backbone(tmp_path / 'older.pth', windowed.state_dict(), older)
+    whole = build_backbone(tmp_path / 'older.pth')(images)[-1]
+    assert torch.equal(whole, noisy_vit(num_registers=1).eval()(images)[-1]) and not torch.equal(whole, expected)
