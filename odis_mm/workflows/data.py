@@ -17,7 +17,7 @@ from ..objects.annotations import imported_splits
 from ..objects.formats import UnrecognisedError
 from ..utils.errors import ConfigError
 from ..utils.files import atomic_write_text
-from ..utils.paths import walk_images
+from ..utils.paths import left_out, walk_images
 from . import leaks
 from .plan import Plan, resolve
 
@@ -78,7 +78,7 @@ def prepare(plan: Plan, folder: Path, work_dir: Path, say: Callable[[str], None]
             )
     paths = {name: [Path(image['file_name']) for image in content['images']] for name, content in contents.items()}
     if plan.data.unlabelled:
-        paths['unlabelled'] = _image_files(resolve(plan.data.unlabelled, folder))
+        paths['unlabelled'] = _image_files(resolve(plan.data.unlabelled, folder), notes)
     total = sum(map(len, paths.values()))
     if total > 2000:
         say(f'looking for images that are in two splits, among {total}')
@@ -278,10 +278,13 @@ def _with_images(content: dict, paths: Sequence[Path], boxes: bool) -> dict:
     return dict(images=[*content['images'], *further], annotations=annotations, categories=one)
 
 
-def _image_files(folder: Path) -> List[Path]:
-    found = sorted(map(Path, walk_images(folder)[0]))
+def _image_files(folder: Path, notes: List[str]) -> List[Path]:
+    unread: List[str] = []
+    found = sorted(map(Path, walk_images(folder, unread)[0]))
+    told = [f'data.unlabelled: {line}' for _, line in left_out(folder, [], unread, len(found))]
     if not found:
-        raise ConfigError(f'data.unlabelled: no image in or below {folder}.')
+        raise ConfigError(f'{"".join(told) or f"data.unlabelled: no image in or below {folder}"}.')
+    notes += told
     return [path.resolve() for path in found]
 
 

@@ -70,6 +70,9 @@ def test_unlabelled_files_that_cannot_be_read_are_named(tmp_path):
     Image.effect_noise((40, 30), 90).save(more / 'a.png')
     (more / '.hidden' / 'b.png').write_bytes(b'no image')
     assert prepared(tmp_path, unlabelled=str(more)).images['unlabelled'] == 1
+    (more / 'd.heic').write_bytes(b'')
+    notes = prepared(tmp_path, name='w1', unlabelled=str(more)).notes
+    assert any('more: 1 images found, 1 files of kinds that are not read left out (.heic)' in note for note in notes)
     (more / 'c.png').write_bytes(b'GIF89a')
     with pytest.raises((ConfigError, BadImageError), match=r'c\.png'):
         prepared(tmp_path, name='w2', unlabelled=str(more))
