@@ -13,7 +13,9 @@ from torch import nn
 
 from helpers import Foreign, noisy_vit, random_images, stock_vit
 from odis_mm.cli import checkpoints as commands
+from odis_mm.config import load_config
 from odis_mm.recipes import backbone_settings
+from odis_mm.recipes.starting import start_from
 from odis_mm.transfer import (
     LAYOUTS,
     CheckpointError,
@@ -495,6 +497,31 @@ def test_moco_v3_has_heads_of_its_own(tmp_path):
     six = stock_vit(dict(embed_dims=384, num_layers=1, num_heads=6, feedforward_channels=768), patch_size=16)
     with pytest.raises(CheckpointError, match='trained with 12 attention heads'):
         load_backbone(six, tmp_path / 'moco.pth')
+
+
+def test_heads_are_asked_for_where_releases_differ(tmp_path):
+    """A ViT-S with fixed positions, under names that do not tell MoCo v3 from others."""
+
+    def pretraining(file):
+        return start_from(load_config('odis_vits_coco'), file, adapt=True)
+
+    model = timm_vit(patch_size=16, embed_dim=384, depth=1, num_heads=12)
+    columns, rows = torch.meshgrid(torch.arange(2.0), torch.arange(2.0), indexing='xy')
+    angles = [side.flatten()[:, None] / 10000 ** (torch.arange(96) / 96) for side in (columns, rows)]
+    fixed = torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], 1)
+    model.pos_embed.data = torch.cat((torch.zeros(1, 384), fixed))[None]
+    file = tmp_path / 'stripped.pth'
+    for prefix in ('', 'module.base_encoder.'):
+        torch.save({f'{prefix}{key}': value for key, value in model.state_dict().items()}, file)
+        for use in (build_backbone, backbone_settings, pretraining):
+            with pytest.raises(CheckpointError, match='with 12 attention heads and others with 6.*--heads'):
+                use(file)
+    transfer(file, tmp_path / 'told.pth', 'odis_mm', heads=12)
+    images = torch.randn(2, 3, 32, 32)
+    for built in (build_backbone(file, heads=12), build_backbone(tmp_path / 'told.pth')):
+        torch.testing.assert_close(built(images)[-1], model.forward_features(images), atol=1e-4, rtol=1e-4)
+    torch.save({**model.state_dict(), 'decoder_embed.weight': torch.zeros(8, 8)}, file)  # MAE
+    assert backbone_settings(file)['arch']['num_heads'] == 6
 
 
 def test_a_torch_file_of_hugging_face_is_told_by_the_files_beside_it(tmp_path):
