@@ -532,6 +532,19 @@ def test_a_torch_file_of_hugging_face_is_told_by_the_files_beside_it(tmp_path):
     assert read_meta(tmp_path / 'pytorch_model.bin') == expected
 
 
+@pytest.mark.parametrize('name', ['model.safetensors', 'pytorch_model.bin'])
+def test_a_file_of_timm_is_normalised_as_its_config_says(name, tmp_path):
+    from safetensors.torch import save_file
+
+    (save_file if name.endswith('safetensors') else torch.save)(timm_vit().state_dict(), tmp_path / name)
+    half, told = dict(mean=[127.5] * 3, std=[255 * 0.25] * 3), dict(mean=[0.5] * 3, std=[0.25] * 3)
+    for config in (dict(architecture='vit', pretrained_cfg=told), dict(architecture='vit', **told)):
+        (tmp_path / 'config.json').write_text(json.dumps(config))
+        assert read_meta(tmp_path / name) == half
+    (tmp_path / 'preprocessor_config.json').write_text(json.dumps(dict(image_mean=[0.0] * 3, image_std=[1.0] * 3)))
+    assert read_meta(tmp_path / name) == dict(mean=[0] * 3, std=[255] * 3)
+
+
 def test_positions_are_resampled_at_loading_as_in_the_forward_pass(tmp_path):
     """DINOv2 with registers, and timm, resample with antialiasing; a backbone that says so does, too."""
     state = timm_vit(img_size=64, reg_tokens=2, no_embed_class=True).state_dict()
