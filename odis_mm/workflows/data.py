@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
@@ -79,6 +80,7 @@ def prepare(plan: Plan, folder: Path, work_dir: Path, say: Callable[[str], None]
     paths = {name: [Path(image['file_name']) for image in content['images']] for name, content in contents.items()}
     if plan.data.unlabelled:
         paths['unlabelled'] = _image_files(resolve(plan.data.unlabelled, folder), notes)
+    notes += _unused(splits, paths)
     total = sum(map(len, paths.values()))
     if total > 2000:
         say(f'looking for images that are in two splits, among {total}')
@@ -276,6 +278,20 @@ def _with_images(content: dict, paths: Sequence[Path], boxes: bool) -> dict:
     one = [dict(id=1, name='object')]
     annotations = [{**a, 'category_id': 1} for a in content['annotations']] if boxes else []
     return dict(images=[*content['images'], *further], annotations=annotations, categories=one)
+
+
+def _unused(splits: Dict[str, Split], paths: Dict[str, List[Path]]) -> List[str]:
+    """A line for each folder of images some of which no split lists."""
+    used = {os.path.normpath(path) for files in paths.values() for path in files}
+    lines = []
+    for folder in dict.fromkeys(Path(split.images).resolve() for split in splits.values()):
+        left = [path for path in walk_images(folder)[0] if not used & {path, os.path.realpath(path)}]
+        if left:
+            lines.append(
+                f'{len(left)} images in {folder} are in no annotations of a split, and are not used '
+                f'({os.path.relpath(left[0], folder)}{", ..." if len(left) > 1 else ""})'
+            )
+    return lines
 
 
 def _image_files(folder: Path, notes: List[str]) -> List[Path]:

@@ -78,6 +78,18 @@ def test_unlabelled_files_that_cannot_be_read_are_named(tmp_path):
         prepared(tmp_path, name='w2', unlabelled=str(more))
 
 
+def test_images_that_no_annotation_lists_are_counted(tmp_path):
+    found = prepared(tmp_path)
+    assert not any('are not used' in note for note in found.notes)
+    (images,) = {Path(i['file_name']).parent for i in json.loads(found.val.read_text())['images']}
+    for name in ('x1.png', 'x2.png'):
+        Image.effect_noise((40, 30), 90).save(images / name)
+    (note,) = [note for note in prepared(tmp_path, name='w2').notes if 'are not used' in note]
+    assert note.startswith('2 images in') and 'x1.png, ...' in note
+    further = prepared(tmp_path, name='w3', unlabelled=str(images), duplicates='drop')
+    assert further.images['unlabelled'] == 2 and not any('are not used' in note for note in further.notes)
+
+
 def test_training_images_among_the_unlabelled_are_listed_once(tmp_path):
     root = write_noise_coco(tmp_path / 'data', (('train', 6), ('val', 4)))
     train = json.loads((root / 'annotations' / 'train.json').read_text())['images']
