@@ -1,7 +1,6 @@
 """Finding images, and reading lists of them; names may be any bytes, text is UTF-8 with or without a byte order
 mark."""
 
-import logging
 import os
 from pathlib import Path
 from typing import List
@@ -10,7 +9,7 @@ from mmengine.logging import print_log
 
 from ..utils.errors import AnnotationError, ConfigError, printable
 from ..utils.files import PathLike, parse_json
-from ..utils.paths import IMAGE_SUFFIXES, walk_images
+from ..utils.paths import IMAGE_SUFFIXES, left_out, walk_images
 
 _NOT_LISTS = {
     '.xml': 'it describes one image (Pascal VOC, CVAT)',
@@ -38,21 +37,8 @@ def list_images(folder: PathLike) -> List[str]:
     """
     unread: List[str] = []
     names, skipped = walk_images(folder, unread)
-    if skipped:
-        print_log(
-            f'{shown(folder)}: {len(skipped)} folders left out '
-            f'({", ".join(map(shown, skipped[:3]))}{", ..." if len(skipped) > 3 else ""}): hidden, visited before '
-            'under another name, or not readable',
-            logger='current',
-        )
-    if unread:
-        kinds = ', '.join(sorted({os.path.splitext(name)[1].lower() for name in unread}))
-        print_log(
-            f'{shown(folder)}: {len(names)} images found, {len(unread)} files of kinds that are not read left out '
-            f'({kinds}); convert them to JPEG, PNG or TIFF to use them',
-            logger='current',
-            level=logging.WARNING,
-        )
+    for level, line in left_out(folder, skipped, unread, len(names)):
+        print_log(line, logger='current', level=level)
     if not names:
         raise ConfigError(
             f'no image in or below {shown(folder)} (looked for {", ".join(IMAGE_SUFFIXES)}); check data_root and '

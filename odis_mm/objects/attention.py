@@ -15,8 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..datasets.image_io import as_colours
 from ..evaluation import FrozenBackbone
-from ..transfer import build_backbone
+from ..evaluation.frozen import frozen_from
+from ..transfer import read_meta
 from ..utils.errors import ConfigError
 from .found import Found, encode, keep_best, useful
 
@@ -103,7 +105,7 @@ def guided_filter(guide: np.ndarray, soft: np.ndarray, radius: int, epsilon: flo
 
 @dataclass
 class Attention:
-    """Source ``attention``.
+    """Source ``attention``. Images are read and normalised as the checkpoint tells.
 
     Args:
         checkpoint: Any ViT that ``tools/transfer.py`` reads, the project's own teachers included.
@@ -139,6 +141,14 @@ class Attention:
         if self.features not in ('key', 'qkv'):
             raise ConfigError(f"features={self.features!r} is unknown: choose 'key' or 'qkv'.")
         self._frozen: Optional[FrozenBackbone] = None
+        self._reading: Optional[dict] = None
+
+    @property
+    def reading(self) -> dict:
+        """How the training of the checkpoint read images that are no usual photographs."""
+        if self._reading is None:
+            self._reading = read_meta(self.checkpoint).get('reading') or {}
+        return self._reading
 
     @property
     def on_gpu(self) -> bool:
@@ -152,7 +162,8 @@ class Attention:
     def frozen(self) -> FrozenBackbone:
         """The ViT, loaded at the first use."""
         if self._frozen is None:
-            self._frozen = FrozenBackbone(build_backbone(self.checkpoint, self.heads, self.source_grid).to(self.device))
+            told = frozen_from(self.checkpoint, self.heads, self.source_grid)
+            self._frozen = FrozenBackbone(told.backbone.to(self.device), told.mean, told.std, told.reading)
             if self._frozen.patch is None:
                 raise ConfigError(f'{self.checkpoint} is no ViT: the source attention cuts the graph of its patches.')
         return self._frozen
@@ -182,6 +193,7 @@ class Attention:
             cv2.resize(image, sides, interpolation=cv2.INTER_AREA if image.shape[0] >= sides[1] else cv2.INTER_CUBIC)
             for image in images
         ]
+        pixels = [image.reshape(*sides[::-1], -1) for image in pixels]  # OpenCV takes the axis of one channel away
         affinity = self.affinity(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2), grid)
         cuts = self._cuts(affinity, grid)
         return [self._objects(image, small, found) for image, small, found in zip(images, pixels, cuts)]
@@ -238,7 +250,7 @@ class Attention:
 
     def _objects(self, image: np.ndarray, small: np.ndarray, cuts: Sequence[Tuple[np.ndarray, float]]) -> Found:
         height, width = image.shape[:2]
-        grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255
+        grey = cv2.cvtColor(as_colours(small), cv2.COLOR_RGB2GRAY).astype(np.float32) / 255
         boxes, scores, masks = [], [], []
         for inside, value in cuts:
             mask = sharpen(grey, inside, self.frozen.patch)

@@ -7,7 +7,7 @@ time, as in selective search (Uijlings et al., IJCV 2013), and every region on t
 import heapq
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import List, Sequence
+from typing import ClassVar, List, Sequence
 
 import cv2
 import numpy as np
@@ -40,6 +40,7 @@ class Classic:
     max_area: float = 0.7
     name = 'classic'
     on_gpu = False
+    reading: ClassVar[dict] = {}
 
     def __post_init__(self):
         if find_spec('skimage') is None:

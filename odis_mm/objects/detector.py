@@ -1,7 +1,7 @@
 """Objects from a detector of mmdet: what it calls them does not matter, only that it found them."""
 
 from dataclasses import dataclass
-from typing import List, Sequence
+from typing import List, Optional, Sequence
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from .found import Found, encode, keep_best, useful
 
 @dataclass
 class Detector:
-    """Source ``detector``.
+    """Source ``detector``. Images are read as the config reads those of its test.
 
     Args:
         config: File of an mmdet config.
@@ -38,6 +38,18 @@ class Detector:
 
     def __post_init__(self):
         self._model = None
+        self._reading: Optional[dict] = None
+
+    @property
+    def reading(self) -> dict:
+        """The options of ``LoadDetectionImage`` in the config."""
+        if self._reading is None:
+            from mmengine.config import Config
+
+            steps = Config.fromfile(self.config).test_dataloader.dataset.pipeline
+            load = next((step for step in steps if step['type'].split('.')[-1] == 'LoadDetectionImage'), {})
+            self._reading = {key: load[key] for key in ('channels', 'window', 'percentiles') if load.get(key)}
+        return self._reading
 
     @property
     def on_gpu(self) -> bool:
@@ -96,7 +108,7 @@ class Detector:
             items.append(
                 self._pipeline(
                     dict(
-                        img=np.ascontiguousarray(image[..., ::-1]),
+                        img=np.ascontiguousarray(image[..., ::-1] if image.shape[2] == 3 else image),
                         img_id=i,
                         img_path='',
                         img_shape=size,

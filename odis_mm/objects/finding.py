@@ -26,13 +26,14 @@ import numpy as np
 import torch
 
 from ..datasets import ObjectDataset, read_image
+from ..datasets.image_io import as_colours
 from ..utils.errors import BadImageError, FolderInUseError, StageError
 from ..utils.files import PathLike, atomic_write, atomic_write_text
 from .found import Found
 
 CHUNK = 32  # images of a part
 PIXELS = 1 << 25  # in memory at once, by which a part of large images is searched in pieces
-FORMAT = 2  # raise it with every change of what a source finds: parts of another one are not continued
+FORMAT = 3  # raise it with every change of what a source finds: parts of another one are not continued
 
 
 class Source(Protocol):
@@ -40,9 +41,11 @@ class Source(Protocol):
 
     name: str
     on_gpu: bool
+    reading: dict
+    """How files are read, as arguments of ``read_image``; {}: they are usual photographs."""
 
     def __call__(self, images: Sequence[np.ndarray]) -> List[Found]:
-        """What is in each image, RGB uint8 [H, W, 3]; the same on every call."""
+        """What is in each image, RGB uint8 [H, W, 3], or as ``reading`` has it; the same on every call."""
 
 
 def image_names(images: PathLike, ann_file: PathLike = '') -> List[str]:
@@ -93,6 +96,7 @@ def find_objects(
         source=source.name,
         format=FORMAT,
         settings=described(source),
+        reading=json.loads(json.dumps(source.reading)),
         chunk=CHUNK,
         images=len(names),
         names=hashlib.sha256('\n'.join(names).encode('utf-8', 'surrogateescape')).hexdigest()[:16],
@@ -183,7 +187,7 @@ def _search(
     todo = []
     for number in range(len(chunks)):
         part = _read_part(_part(folder, number))
-        if part is None or any(_readable(root, name) for name, _ in part['bad']):  # readable since
+        if part is None or any(_readable(root, name, source) for name, _ in part['bad']):  # readable since
             todo.append(number)
         else:
             bad[number] = part['bad']
@@ -219,9 +223,9 @@ def _clock(seconds: float) -> str:
     return f'{minutes // 60}:{minutes % 60:02d}:{seconds:02d} h' if minutes >= 60 else f'{minutes}:{seconds:02d} min'
 
 
-def _readable(root: str, name: str) -> bool:
+def _readable(root: str, name: str, source: Source) -> bool:
     try:
-        read_image(os.path.join(root, name))
+        read_image(os.path.join(root, name), **source.reading)
     except BadImageError:
         return False
     return True
@@ -314,7 +318,7 @@ def find_chunk(root: str, names: Sequence[str], source: Source) -> dict:
     read: List[Tuple[str, np.ndarray]] = []
     for name in names:
         try:
-            read.append((name, read_image(os.path.join(root, name))))
+            read.append((name, read_image(os.path.join(root, name), **source.reading)))
         except BadImageError as error:
             bad.append([name, str(error).replace(os.path.join(root, name), name)])
         if sum(image.shape[0] * image.shape[1] for _, image in read) >= PIXELS:
@@ -346,7 +350,7 @@ def _records(read: Sequence[Tuple[str, np.ndarray]], source: Source) -> List[dic
 def difference_hash(image: np.ndarray) -> str:
     """Return 64 bits as hexadecimal digits, which differ in few places between copies of a picture that were scaled or
     compressed anew."""
-    grey = cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (9, 8), interpolation=cv2.INTER_AREA)
+    grey = cv2.resize(cv2.cvtColor(as_colours(image), cv2.COLOR_RGB2GRAY), (9, 8), interpolation=cv2.INTER_AREA)
     return np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes().hex()
 
 

@@ -196,7 +196,9 @@ def _yolo(path: Path, index: ImageIndex, faults: List[str]):
     from globox import BoundingBox
 
     folder = path.parent if path.is_file() else path
-    names, key_points = _yolo_names(path)
+    files = _yolo_files(folder, index)
+    names, key_points = _yolo_names(path, files)
+    rows: List[List[str]] = []  # as long as all are equally long
 
     def read(file: Path) -> Iterator[Labelled]:
         name = index.find(file.stem, file)
@@ -206,6 +208,8 @@ def _yolo(path: Path, index: ImageIndex, faults: List[str]):
             values = line.split()
             if not values:
                 continue
+            if len(rows) < 2 or len(rows[-1]) == len(rows[-2]):
+                rows.append(values)
             segmentation = None
             if key_points:  # behind the box, two or three numbers each
                 box = BoundingBox.from_yolo_v5(' '.join(values[:5]), image_size=(width, height))
@@ -220,7 +224,14 @@ def _yolo(path: Path, index: ImageIndex, faults: List[str]):
             )
         yield Labelled(name, objects)
 
-    found = _each(_yolo_files(folder, index), read, faults)
+    found = _each(files, read, faults)
+    shape = _key_points(rows) if key_points is None else None
+    if shape:
+        raise AnnotationError(
+            f'{path}: all rows have {len(rows[0])} numbers, which look like boxes with key points (YOLO pose) and are '
+            f'polygons otherwise: put a data.yaml with names into {folder}, with kpt_shape: {shape} for key points, '
+            'without it for polygons.'
+        )
     highest = max((entry.label for _, record in found for entry in record.objects), default=-1)
     names += [str(i) for i in range(len(names), highest + 1)]
     for _, record in found:
@@ -229,11 +240,31 @@ def _yolo(path: Path, index: ImageIndex, faults: List[str]):
     return found, names
 
 
-def _yolo_names(path: Path) -> Tuple[List[str], bool]:
+def _key_points(rows: Sequence[Sequence[str]]) -> Optional[List[int]]:
+    """The ``kpt_shape`` by which rows of one length are boxes with key points: each has a visibility of 0, 1 or 2, or,
+    in ten rows and more, all lie in their box and that in the image; None: they are not."""
+    try:
+        values = np.array(rows, float)[:, 1:]
+    except (IndexError, ValueError):  # none, of several lengths, or no numbers
+        return None
+    box, rest = values[:, :4], values[:, 4:]
+    if rest.shape[1] >= 3 and rest.shape[1] % 3 == 0 and np.isin(rest[:, 2::3], (0, 1, 2)).all():
+        return [rest.shape[1] // 3, 3]
+    if rest.shape[1] < 2 or rest.shape[1] % 2 or len(rows) < 10:
+        return None
+    low, high = box[:, :2] - box[:, 2:] / 2 - 1e-3, box[:, :2] + box[:, 2:] / 2 + 1e-3
+    points = rest.reshape(len(rows), -1, 2)
+    held = (points >= low[:, None]) & (points <= high[:, None]) | (points == 0).all(2, keepdims=True)
+    inside = held.all() and (low >= -2e-3).all() and (high <= 1 + 2e-3).all()
+    return [points.shape[1], 2] if inside else None
+
+
+def _yolo_names(path: Path, files: Sequence[Path]) -> Tuple[List[str], Optional[bool]]:
     """The names of the classes, by the nearest file that has them, and whether the nearest yaml with names says that
-    objects have key points."""
+    objects have key points; None: there is none. ``files``: those of the labels."""
     folder = path.parent if path.is_file() else path
     names: List[str] = []
+    below = sorted({place for file in files for place in file.parents if folder in place.parents})
     for place in (folder, folder.parent, folder.parent.parent):
         for file in [path] if path.is_file() else sorted(place.glob('*.y*ml')):
             try:
@@ -247,11 +278,26 @@ def _yolo_names(path: Path) -> Tuple[List[str], bool]:
                 found = [found.get(i, i) for i in range(max(found) + 1)]
             if isinstance(found, list):
                 return names or [str(name) for name in found], bool(content.get('kpt_shape'))
-        for name in _NAME_FILES:
-            if not names and (place / name).is_file():
-                lines = (place / name).read_text('utf-8-sig').splitlines()
-                names = [line.strip() for line in lines if line.strip()]
-    return names, False
+        names = names or _listed(place)
+        if place == folder and not names:
+            lists = {tuple(told): inside for inside in below if (told := _listed(inside))}
+            if len(lists) > 1:
+                first, second, *_ = lists.values()
+                raise AnnotationError(
+                    f'{first} and {second} list other classes each ({", ".join(_NAME_FILES)}): put one list for all '
+                    f'into {folder}.'
+                )
+            names = list(next(iter(lists), ()))
+    return names, None
+
+
+def _listed(place: Path) -> List[str]:
+    """The names in the first file of a folder that lists some."""
+    for file in (place / name for name in _NAME_FILES):
+        lines = file.read_text('utf-8-sig').splitlines() if file.is_file() else []
+        if names := [line.strip() for line in lines if line.strip()]:
+            return names
+    return []
 
 
 def _polygon(points) -> Tuple[Tuple[float, ...], list]:

@@ -24,7 +24,8 @@ SIZES = ('all', 'small', 'medium', 'large')  # of pycocotools: below 32 x 32 pix
 
 
 def recall_of(found: dict, truth: dict) -> Dict[str, Optional[float]]:
-    """Return measures of found objects in percent; labels play no part, crowd regions neither count nor cost.
+    """Return measures of found objects in percent; labels play no part, and crowd regions (``iscrowd`` or ``ignore``,
+    as in all readers here) neither count nor cost.
 
     ``AR@k``: average over IoU 0.5 to 0.95 of the share of annotated objects met by one of an image's k best. ``AR@10
     IoU 0.5``: at 0.5 alone. ``AR@100 small`` ...: by the annotated objects' size. ``precision@k``: share of the k best
@@ -92,7 +93,7 @@ def read_truth(path: PathLike) -> dict:
     for i, entry in enumerate(content['annotations']):
         try:
             owner, (x, y, w, h) = identity(entry['image_id']), map(number, entry['bbox'])
-            area, crowd = number(entry.get('area') or 0), flag(entry.get('iscrowd'))
+            area, crowd = number(entry.get('area') or 0), _crowd(entry)
         except (AttributeError, KeyError, TypeError, ValueError):
             raise AnnotationError(
                 f'{path}: annotations[{i}] is not a dict with an image_id and a bbox [x, y, width, height]; fix or '
@@ -140,7 +141,7 @@ def _one_class(content: dict, ids: Dict[object, object], scored: bool) -> dict:
             bbox=entry['bbox'],
             area=entry.get('area') or w * h,
         )
-        new['iscrowd'] = int(entry.get('iscrowd') or 0)
+        new['iscrowd'] = int(_crowd(entry))
         if scored:
             new['score'] = float(entry.get('score', 1.0))
             new['area'] = w * h
@@ -148,6 +149,10 @@ def _one_class(content: dict, ids: Dict[object, object], scored: bool) -> dict:
     return dict(
         images=[dict(id=key) for key in ids.values()], annotations=annotations, categories=[dict(id=1, name='object')]
     )
+
+
+def _crowd(entry: dict) -> bool:
+    return flag(entry.get('iscrowd')) or flag(entry.get('ignore'))  # pycocotools itself looks at the first alone
 
 
 def _measure(found: dict, truth: dict) -> Dict[str, Optional[float]]:

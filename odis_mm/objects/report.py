@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from ..datasets import read_image
+from ..datasets.image_io import as_colours
 from ..utils.errors import BadImageError
 from ..utils.files import PathLike, atomic_write, atomic_write_text
 from .recall import random_boxes, recall_of
@@ -176,6 +177,7 @@ def _sheet(content: dict, folder: Path) -> Figure:
     by_image: Dict[object, List[dict]] = {}
     for entry in content['annotations']:
         by_image.setdefault(entry['image_id'], []).append(entry)
+    reading = (content.get('info') or {}).get('reading') or {}
     count = min(SHEET, len(content['images']))
     chosen = [content['images'][i * len(content['images']) // count] for i in range(count)]
     columns = min(5, count)
@@ -185,7 +187,7 @@ def _sheet(content: dict, folder: Path) -> Figure:
         axes.set_axis_off()
     for axes, image in zip(figure.axes, chosen):
         try:
-            axes.imshow(read_image(folder / image['file_name']))
+            axes.imshow(as_colours(read_image(folder / image['file_name'], **reading)))
         except BadImageError:
             axes.set_title('cannot be read', fontsize=8)
             continue

@@ -334,6 +334,8 @@ def backbone_settings(init: PathLike) -> Dict[str, Any]:
     shape = VitShape.of(vit.state)
     rows, columns = shape.grid()
     options = shape.backbone_options()
+    if meta.get('window_size') and shape.cls_token:
+        options.update({name: meta[name] for name in ('window_size', 'global_every') if name in meta})
     settings: Dict[str, Any] = dict(
         arch=dict(
             embed_dims=shape.width,
@@ -346,7 +348,7 @@ def backbone_settings(init: PathLike) -> Dict[str, Any]:
         norm_cfg=dict(type='LN', eps=meta.get('norm_eps', vit.norm_eps)),
         **options,
     )
-    if {'num_registers', 'rope', 'swiglu'} & set(options):
+    if {'num_registers', 'rope', 'swiglu', 'window_size'} & set(options):
         if shape.patches is not None and meta.get('antialias', vit.antialias):
             settings['antialias'] = True
         return dict(type='mmpretrain.ObjectViT', **settings)
@@ -378,6 +380,8 @@ def set_backbone(cfg: Config, init: PathLike) -> None:
     settings.pop('img_size')  # positions are resampled to the config's own grid
     depth, width = settings['arch']['num_layers'], settings['arch']['embed_dims']
     backbone.pop('arch')
+    for name in ('window_size', 'global_every') if 'window_size' in backbone else ():  # the config's own
+        settings.pop(name, None)
     backbone.update(settings)
     taps = len(backbone.out_indices)
     backbone.out_indices = [depth - 1] if taps == 1 else [round(depth * f) - 1 for f in (1 / 3, 1 / 2, 2 / 3, 1)]

@@ -74,11 +74,12 @@ def start_from(cfg: Config, init: PathLike, adapt: bool = False) -> List[str]:
         _check_size(shape, own, str(init))
         lines += _set_patch(cfg, shape, init)
     told = meta.get('num_heads') or vit.heads
-    heads = told or (shape.width // shape.head_width if shape.head_width else own['num_heads'])
+    if not (told or shape.head_width or shape.heads_differ):
+        told = own['num_heads']
     backbone.arch = dict(
         embed_dims=shape.width,
         num_layers=shape.depth,
-        num_heads=shape.heads(str(init), heads),
+        num_heads=shape.heads(str(init), told),
         feedforward_channels=shape.mlp,
     )
     lines += _set_options(backbone, shape, vit, meta)
@@ -251,6 +252,8 @@ def _set_options(backbone: Any, shape: VitShape, vit: Source, meta: dict) -> Lis
     options['norm_cfg'] = dict(type='LN', eps=meta.get('norm_eps', vit.norm_eps))
     if shape.patches is not None and meta.get('antialias', vit.antialias):
         options['antialias'] = True
+    if meta.get('window_size') and 'window_size' not in backbone:
+        options.update({name: meta[name] for name in ('window_size', 'global_every') if name in meta})
     if isinstance(backbone.get('rope'), dict) and 'rope' in options:
         options['rope'] = {**options['rope'], **backbone['rope']}  # augmentation as the config has it
     backbone.update(options)

@@ -65,7 +65,8 @@ def predict(
     """
     config, weights = find_detector(run, checkpoint)
     sources = [images] if isinstance(images, (str, Path)) else images
-    paths = find_images(sources)
+    left: List[Tuple[int, str]] = []
+    paths = find_images(sources, left)
     check_output(out, sources)
     check_threshold(threshold)
     cfg = load_config(config)
@@ -74,6 +75,8 @@ def predict(
     with quiet_imports():
         from ..detection.inference import FileInferencer
 
+    for level, line in left:
+        print_log(line, logger='current', level=level)
     cfg.model.backbone.pop('init_cfg', None)  # everything comes from the detector's checkpoint
     with scope_of('mmdet'):  # DetInferencer leaves its scope behind
         with warnings.catch_warnings():

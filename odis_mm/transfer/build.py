@@ -42,6 +42,8 @@ def build_vit(
     random: bool = False,
     norm_eps: float = 1e-6,
     antialias: bool = False,
+    window_size: int = 0,
+    global_every: int = 3,
 ) -> nn.Module:
     """Return an ``ObjectViT`` that holds the tensors of a plain ViT under our names, in evaluation mode.
 
@@ -69,6 +71,8 @@ def build_vit(
             cls_beside_object=shape.object_tokens > 0,
             num_object_tokens=max(shape.object_tokens, 1),
             antialias=antialias,
+            window_size=window_size,
+            global_every=global_every,
         )
     else:
         settings.update(type='mmpretrain.VisionTransformer', with_cls_token=shape.cls_token)

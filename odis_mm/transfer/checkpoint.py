@@ -53,7 +53,7 @@ def read_meta(path: PathLike) -> dict:
 
     Of a file that this package wrote: ``num_heads``, ``patch_size``, ``norm_eps``, ``mean`` and ``std`` (0..255, RGB),
     and where it comes from. Of a Hugging Face folder the same from ``config.json`` and ``preprocessor_config.json``
-    beside the file.
+    beside the file; of one of timm mean and std from ``config.json``.
 
     Raises:
         CheckpointError: the file is missing, empty or cannot be read.
@@ -86,6 +86,10 @@ def _huggingface_meta(folder: Path) -> dict:
 def _huggingface_normalisation(folder: Path) -> dict:
     config = _read_json(folder / 'preprocessor_config.json')
     found = {ours: config.get(theirs) for ours, theirs in dict(mean='image_mean', std='image_std').items()}
+    timm = _read_json(folder / 'config.json')
+    if not config and 'architecture' in timm:  # older files have no inner dict
+        inner = timm.get('pretrained_cfg')
+        found = {name: (inner if isinstance(inner, dict) else timm).get(name) for name in found}
     return {ours: [255 * value for value in values] for ours, values in found.items() if isinstance(values, list)}
 
 

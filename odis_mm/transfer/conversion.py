@@ -22,7 +22,7 @@ class Conversion:
         target: The layout that it is brought into.
         state: Under our names, what the target holds: after folding, resizing and dropping.
         tensors: The same under the target's names; what is written.
-        dropped: Tensors that the target cannot hold -> why.
+        dropped: Tensors, and windows of attention, that the target cannot hold -> why.
         changed: Tensors that had to take another form -> how.
         comparable: Whether source and target compute the same features (nothing that takes part in them was dropped).
     """
@@ -93,6 +93,8 @@ def convert(
     for name in [name for name in state if name in _OPTIONAL and name not in layout.top]:
         del state[name]
         dropped[name] = f'{layout.model} has no place for it'
+    if source.window_size and layout.name != 'odis_mm':
+        dropped['window_size'] = f'{layout.model} attends globally in all blocks'
     if layout.name == 'timm' and 'register_tokens' in state:  # timm gives [CLS] no position then (no_embed_class)
         state['cls_token'] = state['cls_token'] + state['pos_embed'][:, :1]
         state['pos_embed'] = torch.cat((torch.zeros_like(state['cls_token']), state['pos_embed'][:, 1:]), dim=1)
@@ -106,7 +108,7 @@ def convert(
         {name: tensor.detach().contiguous() for name, tensor in tensors.items()},
         dropped,
         changed,
-        not set(dropped) & {'cls_token', 'object_tokens', 'register_tokens'},
+        not set(dropped) & {'cls_token', 'object_tokens', 'register_tokens', 'window_size'},
     )
 
 

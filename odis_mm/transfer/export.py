@@ -87,8 +87,13 @@ def _read(source: PathLike, grid: Optional[Grid], drop: Sequence[str], heads: Op
     """The ViT of a file, and what the file says about itself."""
     state, meta = read_checkpoint(source), read_meta(source)
     vit = read_vit(state, str(source), source_grid=grid, drop=drop, heads=heads or meta.get('num_heads'))
-    told = {key: meta[key] for key in ('norm_eps', 'antialias') if key in meta}
-    return replace(vit, **told), meta
+    return _as_told(vit, meta), meta
+
+
+def _as_told(vit: Source, meta: dict) -> Source:
+    """With what the file's meta tells of it."""
+    names = ('norm_eps', 'antialias', 'window_size', 'global_every')
+    return replace(vit, **{key: meta[key] for key in names if key in meta})
 
 
 def write_file(path: Path, conversion: Conversion, meta: dict) -> None:
@@ -185,12 +190,14 @@ def build_backbone(
         return build_resnet(read_resnet(state, name)[0], name, random)
     meta = read_meta(source)
     told = heads or meta.get('num_heads')
-    vit = read_vit(state, name, source_grid=source_grid, heads=told)
+    vit = _as_told(read_vit(state, name, source_grid=source_grid, heads=told), meta)
     return build_vit(
         convert(vit, 'odis_mm').state,
         VitShape.required(vit.state).heads(name, told or vit.heads),
         source_grid,
         random=random,
-        norm_eps=meta.get('norm_eps', vit.norm_eps),
-        antialias=meta.get('antialias', vit.antialias),
+        norm_eps=vit.norm_eps,
+        antialias=vit.antialias,
+        window_size=vit.window_size,
+        global_every=vit.global_every,
     )

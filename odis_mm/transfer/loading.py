@@ -1,6 +1,7 @@
 """Loading a backbone so that one can rely on it: every tensor finds its place, or an error says which and why."""
 
 import hashlib
+import logging
 import os
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -117,7 +118,7 @@ def load_backbone(
             found[stem] = inflate(found[stem], own[stem].shape[1])
             resized[stem] = (before, tuple(found[stem].shape))
     _check_architecture(found, own, module, name)
-    _check_meta(meta, module, name)
+    _check_meta(meta, module, name, logger)
 
     if 'pos_embed' in found and 'pos_embed' in own and found['pos_embed'].shape != own['pos_embed'].shape:
         before = tuple(found['pos_embed'].shape)
@@ -272,9 +273,9 @@ def _missing_options(shape: Optional[VitShape], module: nn.Module) -> str:
     return f'; set {kind}{", ".join(told)} on the backbone' if told else ''
 
 
-def _check_meta(meta: dict, module: nn.Module, name: str) -> None:
-    """Heads and the norms' epsilon, which tensors do not tell and without which the same tensors compute something
-    else."""
+def _check_meta(meta: dict, module: nn.Module, name: str, logger) -> None:
+    """Heads, the norms' epsilon and windows, which tensors do not tell and without which the same tensors compute
+    something else."""
     own = getattr(module, 'arch_settings', {}).get('num_heads')
     if own and meta.get('num_heads', own) != own:
         raise CheckpointError(
@@ -287,6 +288,15 @@ def _check_meta(meta: dict, module: nn.Module, name: str) -> None:
         raise CheckpointError(
             f'{name} was trained with norms of eps {meta["norm_eps"]:g} and {type(module).__name__} has {eps:g}: set '
             f"norm_cfg=dict(type='LN', eps={meta['norm_eps']:g}) on the backbone."
+        )
+    windows = {key: meta.get(key) for key in ('window_size', 'global_every')}
+    if own and windows['window_size'] and any(getattr(module, key, None) != value for key, value in windows.items()):
+        told = ', '.join(f'{key}={value}' for key, value in windows.items())
+        print_log(
+            f'{name} was trained with attention in windows, and {type(module).__name__} computes something else of its '
+            f"tensors: set type='mmpretrain.ObjectViT', {told} on the backbone, unless that is meant.",
+            logger=logger,
+            level=logging.WARNING,
         )
 
 

@@ -16,6 +16,13 @@ def square_grid(patches: int) -> Optional[Grid]:
     return (side, side) if side and side * side == patches else None
 
 
+def are_sines(pos_embed: Tensor, extra: int) -> bool:
+    """Return whether a position embedding [1, L, D] is the fixed one of MoCo v3 and MAE, by its first patch: sine and
+    cosine of 0 for either direction."""
+    quarter = pos_embed.shape[-1] // 4
+    return torch.equal(pos_embed[0, extra].float().cpu(), torch.tensor([0.0, 1.0] * 2).repeat_interleave(quarter))
+
+
 def split_tokens(length: int, expected_extra: int) -> Optional[Tuple[int, int]]:
     """Return how many of ``length`` slots belong to leading tokens if the rest is a square grid.
 

@@ -29,6 +29,7 @@ class Source:
         norm_eps: Of the norms, which tensors do not tell; the layout's own models have it.
         antialias: Whether its library resamples learned positions so.
         heads: Attention heads, where the dialect has other ones than most ViTs of the width.
+        window_size, global_every: Of ``ObjectViT``, as the file's meta tells them.
     """
 
     name: str
@@ -43,6 +44,8 @@ class Source:
     norm_eps: float = 1e-6
     antialias: bool = False
     heads: Optional[int] = None
+    window_size: int = 0
+    global_every: int = 3
 
 
 def read_vit(

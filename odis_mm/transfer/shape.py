@@ -7,14 +7,14 @@ from typing import Any, Dict, Optional
 from torch import Tensor
 
 from ..utils.errors import CheckpointError
-from .positions import Grid, square_grid
+from .positions import Grid, are_sines, square_grid
 
 State = Dict[str, Tensor]
 
 # heads of the ViTs that the papers train (T, S, B, L, H); the tensors do not tell
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
 # by the dialect of the file, where its authors differ: github.com/facebookresearch/moco-v3, vits.py
-HEADS_OF = {'MoCo v3': {384: 12}}
+HEADS_OF = {'MoCo v3': {384: 12}, 'MAE': {384: 6}}
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class VitShape:
         registers, object_tokens: How many tokens of these kinds it has.
         patches: Positions of its learned embedding; None: rotary positions.
         head_width: Of the attention, where rotary positions tell it.
+        heads_differ: ViTs of this width and kind of positions are published with different numbers of heads.
     """
 
     width: int
@@ -47,6 +48,7 @@ class VitShape:
     object_tokens: int
     patches: Optional[int]
     head_width: Optional[int]
+    heads_differ: bool
 
     @classmethod
     def of(cls, state: State) -> Optional['VitShape']:
@@ -76,6 +78,10 @@ class VitShape:
             object_tokens=_count(state, 'object_tokens'),
             patches=None if positions is None or positions.ndim != 3 else positions.shape[1] - int(has_cls),
             head_width=None if rope is None else 4 * len(rope),
+            heads_differ=patch.shape[0] in HEADS_OF['MoCo v3']
+            and positions is not None
+            and positions.ndim == 3
+            and are_sines(positions, int(has_cls)),
         )
 
     @classmethod
@@ -119,9 +125,16 @@ class VitShape:
         papers' ViT of this width.
 
         Raises:
-            CheckpointError: an unusual width, or heads that do not divide it.
+            CheckpointError: an unusual width, one for which others have other heads, or heads that do not divide it.
         """
         heads = told
+        if heads is None and self.heads_differ:
+            raise CheckpointError(
+                f'{name} is {self.width} wide with fixed positions, as MoCo v3 has it with '
+                f'{HEADS_OF["MoCo v3"][self.width]} attention heads and others with {HEADS[self.width]}, and its '
+                'tensors do not tell: say it (heads=, --heads); odis-mm transfer FILE OUT --to odis_mm --heads N '
+                'writes a file that tells it.'
+            )
         if heads is None:
             heads = self.width // self.head_width if self.head_width else HEADS.get(self.width)
         if heads is None:

@@ -2,6 +2,7 @@
 a wrong one is refused at once."""
 
 import json
+import logging
 import os
 import re
 import shlex
@@ -128,8 +129,26 @@ def _files(folder: PathLike, skipped: List[str]) -> Iterator[str]:
         yield from (os.path.join(place, name) for name in sorted(files) if not name.startswith('.'))
 
 
-def find_images(sources: Sequence[PathLike]) -> List[Path]:
-    """Return the image files that are named, and those in and below folders that are named.
+def left_out(folder: PathLike, skipped: Sequence[str], unread: Sequence[str], found: int) -> List[Tuple[int, str]]:
+    """Return levels and lines for the log about what :func:`walk_images` left out."""
+    lines, name = [], printable(os.fspath(folder))
+    if skipped:
+        first = ', '.join(printable(path) for path in skipped[:3]) + (', ...' if len(skipped) > 3 else '')
+        why = 'hidden, visited before under another name, or not readable'
+        lines.append((logging.INFO, f'{name}: {len(skipped)} folders left out ({first}): {why}'))
+    if unread:
+        kinds = ', '.join(sorted({os.path.splitext(path)[1].lower() for path in unread}))
+        line = (
+            f'{name}: {found} images found, {len(unread)} files of kinds that are not read left out ({kinds}); convert '
+            'them to JPEG, PNG or TIFF to use them'
+        )
+        lines.append((logging.WARNING, line))
+    return lines
+
+
+def find_images(sources: Sequence[PathLike], lines: Optional[List[Tuple[int, str]]] = None) -> List[Path]:
+    """Return the image files that are named, and those in and below folders that are named; what :func:`left_out`
+    tells of these is appended to ``lines``.
 
     Raises:
         MissingFileError: a source does not exist, or a folder holds no image.
@@ -137,10 +156,15 @@ def find_images(sources: Sequence[PathLike]) -> List[Path]:
     found: List[Path] = []
     for source in map(Path, sources):
         if source.is_dir():
-            inside = sorted(map(Path, walk_images(source)[0]))
+            unread: List[str] = []
+            inside, skipped = walk_images(source, unread)
+            told = left_out(source, skipped, unread, len(inside))
             if not inside:
-                raise MissingFileError(f'no image in or below {source} (looked for {", ".join(IMAGE_SUFFIXES)}).')
-            found += inside
+                more = ''.join(f'; {line}' for _, line in told)
+                raise MissingFileError(f'no image in or below {source} (looked for {", ".join(IMAGE_SUFFIXES)}){more}.')
+            found += sorted(map(Path, inside))
+            if lines is not None:
+                lines += told
         elif source.is_file():
             found.append(source)
         else:

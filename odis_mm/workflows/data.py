@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
@@ -17,7 +18,7 @@ from ..objects.annotations import imported_splits
 from ..objects.formats import UnrecognisedError
 from ..utils.errors import ConfigError
 from ..utils.files import atomic_write_text
-from ..utils.paths import walk_images
+from ..utils.paths import left_out, walk_images
 from . import leaks
 from .plan import Plan, resolve
 
@@ -78,7 +79,8 @@ def prepare(plan: Plan, folder: Path, work_dir: Path, say: Callable[[str], None]
             )
     paths = {name: [Path(image['file_name']) for image in content['images']] for name, content in contents.items()}
     if plan.data.unlabelled:
-        paths['unlabelled'] = _image_files(resolve(plan.data.unlabelled, folder))
+        paths['unlabelled'] = _image_files(resolve(plan.data.unlabelled, folder), notes)
+    notes += _unused(splits, paths)
     total = sum(map(len, paths.values()))
     if total > 2000:
         say(f'looking for images that are in two splits, among {total}')
@@ -278,10 +280,27 @@ def _with_images(content: dict, paths: Sequence[Path], boxes: bool) -> dict:
     return dict(images=[*content['images'], *further], annotations=annotations, categories=one)
 
 
-def _image_files(folder: Path) -> List[Path]:
-    found = sorted(map(Path, walk_images(folder)[0]))
+def _unused(splits: Dict[str, Split], paths: Dict[str, List[Path]]) -> List[str]:
+    """A line for each folder of images some of which no split lists."""
+    used = {os.path.normpath(path) for files in paths.values() for path in files}
+    lines = []
+    for folder in dict.fromkeys(Path(split.images).resolve() for split in splits.values()):
+        left = [path for path in walk_images(folder)[0] if not used & {path, os.path.realpath(path)}]
+        if left:
+            lines.append(
+                f'{len(left)} images in {folder} are in no annotations of a split, and are not used '
+                f'({os.path.relpath(left[0], folder)}{", ..." if len(left) > 1 else ""})'
+            )
+    return lines
+
+
+def _image_files(folder: Path, notes: List[str]) -> List[Path]:
+    unread: List[str] = []
+    found = sorted(map(Path, walk_images(folder, unread)[0]))
+    told = [f'data.unlabelled: {line}' for _, line in left_out(folder, [], unread, len(found))]
     if not found:
-        raise ConfigError(f'data.unlabelled: no image in or below {folder}.')
+        raise ConfigError(f'{"".join(told) or f"data.unlabelled: no image in or below {folder}"}.')
+    notes += told
     return [path.resolve() for path in found]
 
 

@@ -128,6 +128,33 @@ def test_the_proxy_stands_beside_its_value_at_the_start_and_the_best_export_is_k
     assert build_backbone(best).layers[0].attn.num_heads == 4
 
 
+@pytest.mark.parametrize('known', [True, False])
+def test_a_run_that_goes_on_in_another_folder_keeps_its_start(known, tmp_path, monkeypatch):
+    said = []
+    for folder in ('first', 'second'):
+        model = make_odis(momentum=dict(start=0.5, end=1.0))
+        model.backbone.init_cfg = dict(type='Pretrained', checkpoint='some.pth')
+        model.init_weights = lambda: None
+        resumed = folder == 'second'
+        runner = odis_runner(
+            tmp_path / folder, model=model, epochs=1 + resumed, cfg=dict(model=dict(backbone=BACKBONE))
+        )
+        runner.register_hook(Falling('', interval=1, random_baseline=False))
+        runner.logger.warning = lambda text, *args: said.append(text)
+        if resumed:
+            runner._resume, runner._load_from = True, str(tmp_path / 'first' / 'epoch_1.pth')
+            if not known:
+                (tmp_path / 'first' / 'regions.json').unlink()
+            monkeypatch.setattr(Falling, 'values', (50.0, 40.0))
+        said.clear()
+        runner.train()
+    record = json.loads((tmp_path / 'second' / 'regions.json').read_text())
+    assert record['start'] == (dict(box_pool=60.0, object_auc=80.0) if known else None)
+    assert [point['iteration'] for point in record['history']] == [4, 8]
+    assert any('box_pool 40.0 from 60.0' in text for text in said) == known
+    assert any('what the run began from is not known' in text for text in said) != known
+
+
 def test_a_run_from_nothing_has_no_start_to_compare_with(tmp_path):
     hook = Falling('', interval=3, by_epoch=False, random_baseline=False)
     runner = odis_runner(tmp_path, cfg=dict(model=dict(backbone=BACKBONE)))

@@ -126,6 +126,20 @@ def test_yolo_names_are_those_of_the_nearest_file(tmp_path):
     assert [c['name'] for c in load_annotations(tmp_path / 'other.yaml', labels, 'yolo')['categories']][1] == 'others'
 
 
+def test_yolo_names_beside_the_labels_are_those_of_the_folder_above(tmp_path):
+    root = _images(tmp_path / 'data', {f'images/{split}/of_{split}.jpg': (40, 60) for split in ('train', 'val')})
+    for split in ('train', 'val'):
+        (root / 'labels' / split).mkdir(parents=True)
+        (root / 'labels' / split / f'of_{split}.txt').write_text('1 0.5 0.5 0.5 0.25')
+    (root / 'labels' / 'classes.txt').write_text('cat\ndog\n')
+    assert [c['name'] for c in load_annotations(root, root)['categories']] == ['cat', 'dog']
+    (root / 'labels' / 'val' / 'classes.txt').write_text('dog\ncat\n')
+    with pytest.raises(AnnotationError, match='labels and .*val list other classes each .*: put one list for all into'):
+        load_annotations(root, root)
+    (root / 'classes.txt').write_text('ox\ncow\n')
+    assert [c['name'] for c in load_annotations(root, root)['categories']] == ['ox', 'cow']
+
+
 @pytest.mark.parametrize('images', ['.', 'images'])
 def test_an_image_of_another_split_is_not_taken(tmp_path, images):
     """Labels of an image that was deleted, whose name the other split has, too."""
@@ -157,6 +171,34 @@ def test_yolo_key_points_are_left_out(tmp_path, points, width):
     content = load_annotations(tmp_path, tmp_path)
     assert _told(content) == {'a.jpg': [('cat', (15, 15, 45, 25))]} and content['info']['skipped'] == []
     assert 'segmentation' not in content['annotations'][0]
+
+
+@pytest.mark.parametrize('shape, rows', [([2, 3], 1), ([3, 3], 2), ([2, 2], 10), ([1, 2], 12)])
+def test_yolo_key_points_without_a_yaml_are_told(tmp_path, shape, rows):
+    """Rows of an odd number would be polygons; those that are corners of boxes all over the image are."""
+    rng, (points, width) = np.random.default_rng(0), shape
+    lines = []
+    for x, y in rng.uniform(0.2, 0.9, (rows, 2)):
+        told = np.concatenate((rng.uniform(-0.05, 0.05, (points, 2)) + (x, y), np.ones((points, 1)) * 2), 1)[:, :width]
+        lines.append(' '.join(f'{value:g}' for value in (0, x, y, 0.1, 0.1, *told.ravel())))
+    _images(tmp_path, {'a.jpg': (40, 60)})
+    (tmp_path / 'a.txt').write_text('\n'.join(lines))
+    with pytest.raises(AnnotationError, match='key points .*put a data.yaml with names into') as caught:
+        load_annotations(tmp_path, tmp_path)
+    assert f'kpt_shape: {shape}' in str(caught.value)
+    (tmp_path / 'data.yaml').write_text(f'names: [cat]\nkpt_shape: {shape}\n')
+    assert 'segmentation' not in load_annotations(tmp_path, tmp_path)['annotations'][0]
+
+
+@pytest.mark.parametrize('rows', [2, 40])
+def test_yolo_corners_of_turned_boxes_are_polygons(tmp_path, rows):
+    corners = np.array([[-1, -0.5], [1, -0.4], [1, 0.5], [-1, 0.4]]) * 0.05
+    places = np.random.default_rng(0).uniform(0.1, 0.9, (rows, 1, 2))
+    lines = [' '.join(f'{value:g}' for value in (0, *(corners + place).ravel())) for place in places]
+    _images(tmp_path, {'a.jpg': (40, 60)})
+    (tmp_path / 'a.txt').write_text('\n'.join(lines))
+    annotations = load_annotations(tmp_path, tmp_path)['annotations']
+    assert len(annotations) == rows and all(len(a['segmentation'][0]) == 8 for a in annotations)
 
 
 def test_yolo_labels_of_turned_photographs_are_left_out(tmp_path):

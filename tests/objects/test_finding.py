@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from dataclasses import dataclass
-from typing import List, Sequence
+from typing import ClassVar, List, Sequence
 
 import numpy as np
 import pytest
@@ -27,6 +27,7 @@ class Bright:
     wait: float = 0.0
     name = 'bright'
     on_gpu = False
+    reading: ClassVar[dict] = {}
 
     def __call__(self, images: Sequence[np.ndarray]) -> List[Found]:
         found = []

@@ -137,13 +137,19 @@ def test_annotations_to_compare_with_follow_the_rule_of_all_readers(tmp_path):
         box(id=2, bbox=[30, 20, -10, 5]),
         box(image_id='2', bbox=['20', '10', '30', '20.0'], iscrowd='false', area='600'),
         box(image_id=2, bbox=[0, 0, 10, 10], iscrowd='1'),
+        box(image_id=1, bbox=[0, 0, 12, 12], ignore=1),
     ]
     (tmp_path / 'truth.json').write_text(json.dumps(coco(odd)))
     truth = read_truth(tmp_path / 'truth.json')
     assert [(entry['image_id'], entry['bbox'], entry['iscrowd']) for entry in truth['annotations']] == [
         (2, [20, 10, 30, 20], 0),
         (2, [0, 0, 10, 10], 1),
+        (1, [0, 0, 12, 12], 1),
         (1, [20, 10, 30, 20], 0),
     ]
     found = coco([box(image_id=2)])
     assert recall_of(found, truth)['AR@10'] == 100
+    found['annotations'].append(box(id=9, image_id=1, bbox=[0, 0, 12, 12]))  # of what is ignored: no false one
+    as_given = dict(truth, annotations=[dict(a, iscrowd=0, ignore=a['iscrowd']) for a in truth['annotations']])
+    for same in (truth, as_given):
+        assert recall_of(found, same)['precision@10'] == 100 and recall_of(found, same)['AR@10'] == 100

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import scipy.linalg
+import tifffile
 import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -16,7 +17,7 @@ from odis_mm.objects.attention import second_eigenvectors, sharpen
 from odis_mm.objects.classic import group, region_masks
 from odis_mm.objects.found import encode, keep_best, useful
 from odis_mm.objects.report import coverage, near_duplicates
-from odis_mm.utils.errors import AnnotationError, CheckpointError, ConfigError
+from odis_mm.utils.errors import AnnotationError, CheckpointError, ConfigError, FolderInUseError
 
 
 def _iou(a, b):
@@ -109,6 +110,44 @@ def test_attention_finds_planted_objects(scene, teacher, features):
     )
     again = source([image])[0]
     np.testing.assert_array_equal(found.boxes, again.boxes)
+
+
+@pytest.mark.parametrize('channels', [1, 3, 6])
+def test_attention_reads_images_as_the_checkpoint_tells(channels, scene, tmp_path):
+    """Of values in a narrow part of 16 bits, by the window and normalisation of the file: as from the same pixels in 8
+    bits with means of their own; and the pictures of the report are drawn."""
+    from odis_mm.objects import find_objects
+
+    vit, pixels = make_vit(in_channels=channels), np.repeat(scene[0], 2, 2)[..., :channels]
+    meta = dict(num_heads=4, mean=[90.0] * channels, std=[20.0] * channels)
+    reading = dict(window=[1000.0, 1255.0], **(dict(channels=channels) if channels != 3 else {}))
+    state = {f'backbone.{k}': v for k, v in vit.state_dict().items()}
+    for name, told in (('plain.pth', {}), ('scans.pth', dict(reading=reading))):
+        torch.save(dict(meta={**meta, **told}, state_dict=state), tmp_path / name)
+    (tmp_path / 'images').mkdir()
+    stored, kind = pixels.astype(np.uint16) + 1000, 'rgb' if channels == 3 else 'minisblack'
+    tifffile.imwrite(
+        tmp_path / 'images' / 'a.tif', stored, photometric=kind, planarconfig='contig' if channels > 1 else None
+    )
+    source = Attention(str(tmp_path / 'scans.pth'), size=128, heads=4)
+    info = find_objects(tmp_path / 'images', tmp_path / 'found.json', source, workers=0)
+    content = json.loads((tmp_path / 'found.json').read_text())
+    plain = Attention(str(tmp_path / 'plain.pth'), size=128, heads=4)
+    (expected,) = plain([pixels])
+    assert info['reading'] == reading and len(expected.boxes) and plain.frozen.mean.flatten().tolist() == meta['mean']
+    boxes = np.array([entry['bbox'] for entry in content['annotations']])
+    boxes[:, 2:] += boxes[:, :2]
+    np.testing.assert_allclose(boxes, expected.boxes, atol=0.01)
+    write_report(content, tmp_path / 'images', tmp_path / 'found.html')
+    with pytest.raises(FolderInUseError):
+        find_objects(tmp_path / 'images', tmp_path / 'found.json', plain, workers=0)
+    assert find_objects(tmp_path / 'images', tmp_path / 'found.json', source, workers=0) == info
+
+
+def test_a_detector_reads_images_as_its_config_does(tmp_path):
+    step = "dict(type='mmdet.LoadDetectionImage', window=(900, 1400))"
+    (tmp_path / 'scans.py').write_text(f'test_dataloader = dict(dataset=dict(pipeline=[{step}, dict(type="Resize")]))')
+    assert Detector(str(tmp_path / 'scans.py'), 'none.pth').reading == dict(window=(900, 1400))
 
 
 def test_attention_messages(teacher):

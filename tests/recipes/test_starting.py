@@ -158,6 +158,22 @@ def test_the_config_takes_what_the_file_needs(family, demo, tmp_path):
     assert before == cfg.model.backbone
 
 
+@pytest.mark.parametrize('recipe', ['odis_demo', 'mask-rcnn_demo'])
+def test_windows_of_the_file_are_taken_and_those_of_the_config_kept(recipe, tmp_path):
+    path = file_of('deit', tmp_path)
+    content = torch.load(path, weights_only=True)
+    content['meta'].update(window_size=4, global_every=2)
+    torch.save(content, path)
+    for own, expected in ({}, (4, 2)), (dict(window_size=3), (3, None)):
+        cfg = load_config(recipe)
+        cfg.model.backbone.update(own)
+        start_from(cfg, path)
+        backbone = cfg.model.backbone
+        assert (backbone.get('window_size'), backbone.get('global_every')) == expected
+        if not own:
+            assert backbone.type.endswith('ObjectViT')
+
+
 def test_the_log_says_what_arrived_and_what_was_left_out(demo, tmp_path):
     init_default_scope('mmpretrain')
     path = file_of('dinov2', tmp_path)

@@ -4,19 +4,22 @@ import errno
 import json
 import os
 import shlex
+import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
 from helpers import write_noise_coco
 from odis_mm.cli.tasks import finetune_main, pretrain_main
+from odis_mm.config import load_config
 from odis_mm.datasets.image_io import read_image, size_of
 from odis_mm.datasets.survey import image_size
 from odis_mm.objects.annotations import imported_splits
 from odis_mm.recipes import detector_config, pretraining_config
-from odis_mm.tasks import finetune, pretrain
+from odis_mm.tasks import finetune, predict, pretrain
 from odis_mm.tasks.finetune import Finetuned, annotated_splits, default_steps, detector_splits
 from odis_mm.tasks.predict import drawn_boxes, picture_names
 from odis_mm.tasks.pretrain import imported_boxes
@@ -239,6 +242,25 @@ def test_pictures_of_one_name_are_all_kept(tmp_path):
     assert list(picture_names(found[:2]).values()) == ['1.png', '1_2.png']
     with pytest.raises(MissingFileError, match='looked for .jpg'):
         find_images([tmp_path / '.hidden' / '..' / 'empty'] if (tmp_path / 'empty').mkdir() is None else [])
+
+
+def test_images_of_kinds_that_are_not_read_are_told(tmp_path, monkeypatch):
+    class Told(Exception):
+        pass
+
+    def said(line, **_):
+        raise Told(line)
+
+    (tmp_path / 'photos').mkdir()
+    (tmp_path / 'photos' / '1.HEIC').write_bytes(b'')
+    with pytest.raises(MissingFileError, match=r'no image in .*1 files of kinds that are not read left out \(.heic\)'):
+        find_images([tmp_path / 'photos'])
+    Image.new('L', (4, 4)).save(tmp_path / 'photos' / '2.png')
+    load_config('mask-rcnn_demo').dump(tmp_path / 'detector.py')
+    torch.save({}, tmp_path / 'iter_1.pth')
+    monkeypatch.setattr(sys.modules[predict.__module__], 'print_log', said)
+    with pytest.raises(Told, match='photos: 1 images found, 1 files of kinds that are not read left out'):
+        predict(tmp_path / 'detector.py', tmp_path / 'iter_1.pth', tmp_path / 'photos', tmp_path / 'out')
 
 
 def test_the_next_command_can_be_pasted(tmp_path, monkeypatch, capsys):

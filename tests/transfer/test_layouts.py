@@ -11,9 +11,11 @@ from mmpretrain.registry import MODELS
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from helpers import Foreign, stock_vit
+from helpers import Foreign, noisy_vit, random_images, stock_vit
 from odis_mm.cli import checkpoints as commands
+from odis_mm.config import load_config
 from odis_mm.recipes import backbone_settings
+from odis_mm.recipes.starting import start_from
 from odis_mm.transfer import (
     LAYOUTS,
     CheckpointError,
@@ -497,12 +499,50 @@ def test_moco_v3_has_heads_of_its_own(tmp_path):
         load_backbone(six, tmp_path / 'moco.pth')
 
 
+def test_heads_are_asked_for_where_releases_differ(tmp_path):
+    """A ViT-S with fixed positions, under names that do not tell MoCo v3 from others."""
+
+    def pretraining(file):
+        return start_from(load_config('odis_vits_coco'), file, adapt=True)
+
+    model = timm_vit(patch_size=16, embed_dim=384, depth=1, num_heads=12)
+    columns, rows = torch.meshgrid(torch.arange(2.0), torch.arange(2.0), indexing='xy')
+    angles = [side.flatten()[:, None] / 10000 ** (torch.arange(96) / 96) for side in (columns, rows)]
+    fixed = torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], 1)
+    model.pos_embed.data = torch.cat((torch.zeros(1, 384), fixed))[None]
+    file = tmp_path / 'stripped.pth'
+    for prefix in ('', 'module.base_encoder.'):
+        torch.save({f'{prefix}{key}': value for key, value in model.state_dict().items()}, file)
+        for use in (build_backbone, backbone_settings, pretraining):
+            with pytest.raises(CheckpointError, match='with 12 attention heads and others with 6.*--heads'):
+                use(file)
+    transfer(file, tmp_path / 'told.pth', 'odis_mm', heads=12)
+    images = torch.randn(2, 3, 32, 32)
+    for built in (build_backbone(file, heads=12), build_backbone(tmp_path / 'told.pth')):
+        torch.testing.assert_close(built(images)[-1], model.forward_features(images), atol=1e-4, rtol=1e-4)
+    torch.save({**model.state_dict(), 'decoder_embed.weight': torch.zeros(8, 8)}, file)  # MAE
+    assert backbone_settings(file)['arch']['num_heads'] == 6
+
+
 def test_a_torch_file_of_hugging_face_is_told_by_the_files_beside_it(tmp_path):
     torch.save(huggingface(timm_vit()), tmp_path / 'pytorch_model.bin')
     (tmp_path / 'config.json').write_text(json.dumps(dict(num_attention_heads=4, patch_size=8, layer_norm_eps=1e-12)))
     (tmp_path / 'preprocessor_config.json').write_text(json.dumps(dict(image_mean=[0.5] * 3, image_std=[0.5] * 3)))
     expected = dict(num_heads=4, patch_size=8, norm_eps=1e-12, mean=[127.5] * 3, std=[127.5] * 3)
     assert read_meta(tmp_path / 'pytorch_model.bin') == expected
+
+
+@pytest.mark.parametrize('name', ['model.safetensors', 'pytorch_model.bin'])
+def test_a_file_of_timm_is_normalised_as_its_config_says(name, tmp_path):
+    from safetensors.torch import save_file
+
+    (save_file if name.endswith('safetensors') else torch.save)(timm_vit().state_dict(), tmp_path / name)
+    half, told = dict(mean=[127.5] * 3, std=[255 * 0.25] * 3), dict(mean=[0.5] * 3, std=[0.25] * 3)
+    for config in (dict(architecture='vit', pretrained_cfg=told), dict(architecture='vit', **told)):
+        (tmp_path / 'config.json').write_text(json.dumps(config))
+        assert read_meta(tmp_path / name) == half
+    (tmp_path / 'preprocessor_config.json').write_text(json.dumps(dict(image_mean=[0.0] * 3, image_std=[1.0] * 3)))
+    assert read_meta(tmp_path / name) == dict(mean=[0] * 3, std=[255] * 3)
 
 
 def test_positions_are_resampled_at_loading_as_in_the_forward_pass(tmp_path):
@@ -523,3 +563,31 @@ def test_a_detectors_backbone_resamples_as_the_library_of_its_file(tmp_path):
     model = timm_vit(img_size=64, reg_tokens=2, no_embed_class=True, **wide)
     torch.save(model.state_dict(), tmp_path / 'registers.pth')
     assert backbone_settings(tmp_path / 'registers.pth')['antialias'] is True
+
+
+@torch.no_grad()
+def test_windows_of_attention_are_kept(tmp_path, capsys):
+    """An export tells its windows: what is built, started or transferred from it computes the same; files that tell
+    none attend globally."""
+    windowed = noisy_vit(window_size=2, global_every=2, num_registers=1).eval()
+    images, meta = random_images(), windowed.settings()
+    expected, file = windowed(images)[-1], tmp_path / 'windowed.pth'
+    save_backbone(file, windowed.state_dict(), meta)
+    assert torch.equal(build_backbone(file)(images)[-1], expected)
+    transfer(file, tmp_path / 'again.pth', 'odis_mm')
+    assert torch.equal(build_backbone(tmp_path / 'again.pth')(images)[-1], expected)
+    conversion, proof = transfer(file, tmp_path / 'timm.pth', 'timm')
+    assert 'attends globally in all blocks' in str(conversion) and 'cannot be equal' in str(proof)
+
+    settings = dict(backbone_settings(file), out_type='raw', antialias=False)
+    started = MODELS.build(settings)
+    load_backbone(started, file)
+    assert torch.equal(started.eval()(images)[-1], expected)
+    del settings['window_size']
+    load_backbone(MODELS.build(settings), file, logger=None)
+    assert 'window_size=2, global_every=2 on the backbone' in capsys.readouterr().out
+
+    older = {key: value for key, value in meta.items() if key not in ('window_size', 'global_every')}
+    save_backbone(tmp_path / 'older.pth', windowed.state_dict(), older)
+    whole = build_backbone(tmp_path / 'older.pth')(images)[-1]
+    assert torch.equal(whole, noisy_vit(num_registers=1).eval()(images)[-1]) and not torch.equal(whole, expected)

@@ -70,9 +70,24 @@ def test_unlabelled_files_that_cannot_be_read_are_named(tmp_path):
     Image.effect_noise((40, 30), 90).save(more / 'a.png')
     (more / '.hidden' / 'b.png').write_bytes(b'no image')
     assert prepared(tmp_path, unlabelled=str(more)).images['unlabelled'] == 1
+    (more / 'd.heic').write_bytes(b'')
+    notes = prepared(tmp_path, name='w1', unlabelled=str(more)).notes
+    assert any('more: 1 images found, 1 files of kinds that are not read left out (.heic)' in note for note in notes)
     (more / 'c.png').write_bytes(b'GIF89a')
     with pytest.raises((ConfigError, BadImageError), match=r'c\.png'):
         prepared(tmp_path, name='w2', unlabelled=str(more))
+
+
+def test_images_that_no_annotation_lists_are_counted(tmp_path):
+    found = prepared(tmp_path)
+    assert not any('are not used' in note for note in found.notes)
+    (images,) = {Path(i['file_name']).parent for i in json.loads(found.val.read_text())['images']}
+    for name in ('x1.png', 'x2.png'):
+        Image.effect_noise((40, 30), 90).save(images / name)
+    (note,) = [note for note in prepared(tmp_path, name='w2').notes if 'are not used' in note]
+    assert note.startswith('2 images in') and 'x1.png, ...' in note
+    further = prepared(tmp_path, name='w3', unlabelled=str(images), duplicates='drop')
+    assert further.images['unlabelled'] == 2 and not any('are not used' in note for note in further.notes)
 
 
 def test_training_images_among_the_unlabelled_are_listed_once(tmp_path):

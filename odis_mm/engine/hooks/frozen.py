@@ -102,6 +102,8 @@ class FrozenMetricHook(Hook):
                 start=kept.get('start'),
                 history=[point for point in kept['history'] if point['iteration'] <= runner.iter],
             )
+        elif runner.iter:  # resumed from another folder, or the record is gone
+            self._take_start(runner)
         if self.random_baseline and self._record['random'] is None:
             self._record['random'] = self.measure(self._frozen(runner, self._random_twin(runner, model)))
             runner.logger.info(f'{self.name} of random weights: {_words(self._record["random"])}')
@@ -123,7 +125,7 @@ class FrozenMetricHook(Hook):
         # the counters of epochs and iterations move only after the hooks
         iteration = runner.iter + (trained and not self.by_epoch)
         epoch = runner.epoch + (trained and self.by_epoch)
-        if not trained and isinstance(getattr(unwrap(runner.model).backbone, 'init_cfg', None), dict):
+        if not iteration and _from_file(runner):
             self._record['start'] = metrics
         seconds = time.perf_counter() - begin
         self._spent += seconds
@@ -155,6 +157,19 @@ class FrozenMetricHook(Hook):
             partial.write_text(json.dumps(self._record, indent=1))
             partial.replace(self._file)
             plot_history(self._record, str(self._file.with_suffix('.png')), self.name, self.describe)
+
+    def _take_start(self, runner) -> None:
+        """Of a run that goes on in another folder: what it began from is in the record beside its checkpoint."""
+        file = Path(runner._load_from or self._file).with_name(self._file.name)
+        if file.is_file():
+            kept = json.loads(file.read_text())
+            self._record.update(random=kept['random'], start=kept.get('start'))
+            runner.logger.info(f'{self.name}: what the run began from is taken from {file}')
+        elif _from_file(runner):
+            runner.logger.warning(
+                f'{self.name}: what the run began from is not known, as there is no {file}: weights that get worse '
+                'than it are not told. Copy that file there to have it compared.'
+            )
 
     def _judge(self, runner, metrics: Dict[str, float]) -> None:
         """Warns where the weights are worse than those that the run started from."""
@@ -207,6 +222,11 @@ class FrozenMetricHook(Hook):
             twin = MODELS.build({key: value for key, value in config['backbone'].items() if key != 'init_cfg'})
             initialise(twin)
         return twin.to(device)
+
+
+def _from_file(runner) -> bool:
+    """Whether the backbone started from a file."""
+    return isinstance(getattr(unwrap(runner.model).backbone, 'init_cfg', None), dict)
 
 
 def _mean(metrics: Dict[str, float]) -> float:

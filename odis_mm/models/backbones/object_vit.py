@@ -471,4 +471,5 @@ class ObjectViT(VisionTransformer):
             patch_grid=[int(side) for side in self.patch_resolution],
             norm_eps=float(self.layers[0].ln1.eps),
             antialias=self.antialias,
+            **(dict(window_size=self.window_size, global_every=self.global_every) if self.window_size else {}),
         )
