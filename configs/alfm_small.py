@@ -15,7 +15,7 @@ train_dataloader.dataset.pipeline = [step for step in train_dataloader.dataset.p
 next(step for step in train_dataloader.dataset.pipeline if step.type == 'SampleViews').merge(
     dict(
         target_rule='whole_image',
-        views=[dict(role='global', num=2, size=48, scale=(0.1, 0.6), ratio=(3 / 4, 4 / 3), flip=0.5)],
+        views=[dict(role='global', num=2, size=48, scale=(0.06, 0.3), ratio=(3 / 4, 4 / 3), flip=0.5)],
     )
 )
 default_hooks = dict(schedule=dict(weight_decay_end=0.04), checkpoint=dict(interval=None))  # constant; four in the run

@@ -1,5 +1,6 @@
-# iBOT, untried on a detector, on 200 to 5,000 images of one's own: odis_small with the whole image as the object and
-# plain crops.
+# iBOT on 200 to 5,000 images of one's own: odis_small with the whole image as the object and plain crops, which are
+# smaller than iBOT's, as a detector of few pixels sees objects small (docs/evidence/small_data_search.md). DINO is the
+# same with model.lambda_patch=0.
 _base_ = './odis_small.py'
 
 model = dict(masked_attention=False, lambda_pool=0.0)
@@ -9,6 +10,6 @@ next(step for step in train_dataloader.dataset.pipeline if step.type == 'SampleV
         target_rule='whole_image',
         object_aware=False,
         others=0,
-        views=[dict(role='global', num=2, size=48, scale=(0.25, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5)],  # iBOT
+        views=[dict(role='global', num=2, size=48, scale=(0.1, 0.6), ratio=(3 / 4, 4 / 3), flip=0.5)],
     )
 )
