@@ -121,7 +121,7 @@ def compare_data(
     root = Path(data).resolve()
     out = Path(work_dir or Path('work_dirs/compare') / (slug(root.name) or 'data'))
     mark = (
-        f'# made by: odis-mm compare --data {root.name} --minutes {minutes:g}, recipes {recipes}, files '
+        f'# made by: odis-mm compare --data {root} --minutes {minutes:g}, recipes {recipes}, files '
         f'{list(files)}, {list(changes)}'
     )
     path = out / 'plan.yaml'

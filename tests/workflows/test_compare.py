@@ -415,6 +415,14 @@ def test_a_wrong_change_leaves_no_plan_behind(tmp_path, training, monkeypatch):
     assert module.load_plan(tmp_path / 'w' / 'plan.yaml')[0].detector.size == 64
 
 
+def test_folders_of_one_name_are_two_data_sets(tmp_path, training, monkeypatch):
+    monkeypatch.setattr(module, 'SMALL', {'good': 'alfm_demo'})
+    monkeypatch.chdir(tmp_path)
+    compare_data(write_noise_coco(tmp_path / 'a' / 'data'), 60, jobs=1, dry_run=True)
+    with pytest.raises(ConfigError, match=r'was made by another command .*/a/data .*take another --work-dir'):
+        compare_data(write_noise_coco(tmp_path / 'b' / 'data'), 60, jobs=1, dry_run=True)
+
+
 def test_a_data_set_gets_a_plan_that_fits_the_time(tmp_path, training, monkeypatch, capsys):
     monkeypatch.setattr(module, 'SMALL', {'good': 'alfm_demo', 'bad': 'gtsa_demo'})
     root = write_noise_coco(tmp_path / 'data')
