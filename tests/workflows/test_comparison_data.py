@@ -55,8 +55,38 @@ def test_classes_that_are_numbered_otherwise_are_refused(tmp_path):
     def renamed(content):
         content['categories'][0]['name'] = 'lid'
 
-    with pytest.raises(ConfigError, match="val.json: category 1 is 'box', and 'lid' in .*train.json"):
+    with pytest.raises(ConfigError, match="val.json: category 1 is 'box', and category 1 is 'lid' in .*train.json"):
         prepared(tmp_path, renamed)
+
+
+def test_a_class_of_two_numbers_is_refused(tmp_path):
+    """Else its objects would be left out of AP."""
+
+    def numbered(content):
+        content['categories'] = [dict(id=0, name='lid'), dict(id=7, name='box')]
+        for i, annotation in enumerate(content['annotations']):
+            annotation['category_id'] = 7 * (i % 2)
+
+    with pytest.raises(ConfigError, match="val.json: category 1 is 'box', and category 7 is 'box' in .*train.json"):
+        prepared(tmp_path, numbered)
+
+
+def test_classes_that_no_training_object_has_are_told(tmp_path):
+    root = write_noise_coco(tmp_path / 'data', (('train', 6), ('val', 4)))
+    path = root / 'annotations' / 'val.json'
+    content = json.loads(path.read_text())
+    for annotation in content['annotations'][:3]:
+        annotation['category_id'] = 2
+    path.write_text(json.dumps(content))
+    found = prepared(tmp_path)
+    (note,) = [note for note in found.notes if 'not evaluated' in note]
+    assert note.startswith('3 objects of the val split are of classes without a training object (unused)')
+    assert {a['category_id'] for a in json.loads(found.val.read_text())['annotations']} == {1}
+    for annotation in content['annotations']:
+        annotation['category_id'] = 2
+    path.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=r"the val split has no object of the classes \['box'\]"):
+        prepared(tmp_path, name='w2')
 
 
 def test_what_is_no_annotation_is_named(tmp_path):
