@@ -261,8 +261,8 @@ def _plain(annotation: dict) -> dict:
         'category_id': None if kind is None else identity(kind),
         'bbox': [value if type(value) in (int, float) else number(value) for value in annotation['bbox']],
     }
-    if type(crowd) is not int:
-        found['iscrowd'] = int(flag(crowd))
+    if type(crowd) is not int or annotation.get('ignore'):  # pycocotools itself looks at the first alone
+        found['iscrowd'] = int(flag(crowd) or flag(annotation.get('ignore')))
     area = annotation.get('area')
     if area is None or (isinstance(area, str) and not area.strip()):
         found.pop('area', None)  # that of the box

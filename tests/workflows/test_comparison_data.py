@@ -8,6 +8,7 @@ from PIL import Image
 
 from helpers import write_noise_coco
 from odis_mm.utils.errors import AnnotationError, BadImageError, ConfigError
+from odis_mm.workflows import stats
 from odis_mm.workflows.data import prepare
 from odis_mm.workflows.plan import Data, Plan, Start, Tuning
 
@@ -49,6 +50,19 @@ def test_an_area_that_is_not_given_is_that_of_the_box(tmp_path, nothing):
 
     for annotation in json.loads(prepared(tmp_path, without).train.read_text())['annotations']:
         assert annotation['area'] == annotation['bbox'][2] * annotation['bbox'][3] > 0
+
+
+@pytest.mark.parametrize('ignore', [1, True, '1', 0, '0'])
+def test_objects_to_ignore_are_no_misses(ignore, tmp_path):
+    root = write_noise_coco(tmp_path / 'data', (('train', 6), ('val', 4)))
+    path = root / 'annotations' / 'val.json'
+    content = json.loads(path.read_text())
+    content['annotations'][0]['ignore'] = ignore
+    path.write_text(json.dumps(content))
+    val = prepared(tmp_path).val
+    found = [dict(a, score=0.9) for a in json.loads(val.read_text())['annotations'][1:]]
+    ap = stats.average_precision(stats.match(val, found))[0]
+    assert (ap == pytest.approx(100)) == (ignore in (1, '1'))
 
 
 def test_classes_that_are_numbered_otherwise_are_refused(tmp_path):
