@@ -360,9 +360,10 @@ def to_settle(outcome: Outcome) -> List[str]:
                 'pretraining seeds': 'the pretraining seeds',
             }[main]
             aim = f'a difference of {max(abs(row.gap.value), 0.5):.1f} points'
+            more = join([name for name, part in parts.items() if part])  # of one alone, the others' parts would stay
             found.append(
                 f'{row.start} with {table.images} labelled images: {parts[main] / total:.0%} of the uncertainty comes '
-                f'from {source}; about {max(factor, 1.1):.1f} times as many would show {aim}.'
+                f'from {source}; about {max(factor, 1.1):.1f} times as many {more} would show {aim}.'
             )
     missing = [
         name

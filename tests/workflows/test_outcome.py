@@ -1,12 +1,16 @@
 """Sentences of the report that follow from its numbers."""
 
+import re
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from odis_mm.workflows.compare import DetectorRun
-from odis_mm.workflows.outcome import add_lengths, flat_baseline, longer_training
+from odis_mm.workflows.outcome import add_lengths, flat_baseline, longer_training, to_settle
+from odis_mm.workflows.stats import Difference
+
+SOURCES = ('images', 'detector seeds', 'pretraining seeds')
 
 
 @pytest.mark.parametrize(
@@ -59,3 +63,27 @@ def test_checkpoints_of_a_chain_are_those_of_its_last_step():
     outcome = SimpleNamespace(lengths={})
     add_lengths(outcome, comparison, runs, {'p': dict(iterations=[100, 40])})
     assert [point[1] for point in outcome.lengths['chain']] == [120, 140]
+
+
+def settle(parts, value=2.0, seeds=2, recipes=('alfm_small',)):
+    reach = 1.96 * sum(part for part in parts.values() if part == part) ** 0.5
+    row = SimpleNamespace(start='ALFM', gap=Difference(value, value - reach, value + reach, parts, 1e6))
+    plan = SimpleNamespace(
+        seeds=SimpleNamespace(pretraining=seeds, detector=2), starts=[SimpleNamespace(recipes=recipes)]
+    )
+    return ' '.join(to_settle(SimpleNamespace(tables=[SimpleNamespace(images=20, rows=[row])], images=100, plan=plan)))
+
+
+@pytest.mark.parametrize(
+    'parts, more',
+    [
+        ({'images': 1.0, 'detector seeds': 0.9, 'pretraining seeds': 0.9}, SOURCES),
+        ({'images': 1.5, 'detector seeds': 0.0, 'pretraining seeds': float('nan')}, SOURCES[:1]),
+    ],
+)
+def test_as_many_more_as_are_told_would_show_the_difference(parts, more):
+    words = settle(parts)
+    times = float(re.search(r'about ([0-9.]+) times', words)[1])
+    left = sum(part / (times if name in words.partition('times')[2] else 1) for name, part in parts.items() if part > 0)
+    assert 1.96 * left**0.5 == pytest.approx(2.0, rel=0.02)
+    assert all(name in words.partition('times')[2] for name in more)
