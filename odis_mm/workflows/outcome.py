@@ -365,11 +365,10 @@ def to_settle(outcome: Outcome) -> List[str]:
                 f'{row.start} with {table.images} labelled images: {parts[main] / total:.0%} of the uncertainty comes '
                 f'from {source}; about {max(factor, 1.1):.1f} times as many {more} would show {aim}.'
             )
-    missing = [
-        name
-        for name, n in (('pretraining', outcome.plan.seeds.pretraining), ('detector', outcome.plan.seeds.detector))
-        if n < 2
-    ]
+    numbers = dict(detector=outcome.plan.seeds.detector)
+    if any(start.recipes for start in outcome.plan.starts):  # files have one seed, whatever the plan says
+        numbers = dict(pretraining=outcome.plan.seeds.pretraining, **numbers)
+    missing = [name for name, n in numbers.items() if n < 2]
     if missing:
         found.append(
             f'There was one {" and one ".join(missing)} seed, so the intervals leave out how much results vary '

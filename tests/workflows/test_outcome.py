@@ -87,3 +87,9 @@ def test_as_many_more_as_are_told_would_show_the_difference(parts, more):
     left = sum(part / (times if name in words.partition('times')[2] else 1) for name, part in parts.items() if part > 0)
     assert 1.96 * left**0.5 == pytest.approx(2.0, rel=0.02)
     assert all(name in words.partition('times')[2] for name in more)
+
+
+def test_a_seed_of_pretraining_is_asked_for_only_where_something_is_pretrained():
+    parts = {'images': 1.5, 'detector seeds': 0.5, 'pretraining seeds': 0.0}
+    assert '--set seeds.pretraining=2' in settle(parts, seeds=1)
+    assert 'seed, so the intervals' not in settle(parts, seeds=1, recipes=())
