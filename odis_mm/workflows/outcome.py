@@ -408,7 +408,7 @@ def longer_training(outcome: Outcome) -> str:
             f' So a gain with so many labels can be one of training time alone. If you train your detector until it '
             f'gains no more, compare at that length: --set detector.iterations={steps}.'
         )
-    return text + ' So the gain is more than a shorter training.'
+    return text + ' So the gain is more than a shorter training.' * (best.gap.verdict == 'above')
 
 
 def flat_baseline(outcome: Outcome) -> str:

@@ -35,8 +35,9 @@ def test_a_baseline_that_uses_no_labels_is_told(values, told):
     [(52.3, 'can be one of training time alone'), (49.0, 'alone'), (40.0, 'more than a shorter training')],
 )
 def test_a_longer_training_of_the_baseline_tells_what_the_gain_is(reached, words):
+    gap = SimpleNamespace(verdict='above')
     rows = [
-        SimpleNamespace(start=name, runs=SimpleNamespace(mean=mean))
+        SimpleNamespace(start=name, runs=SimpleNamespace(mean=mean), gap=gap)
         for name, mean in (('random weights', 29.9), ('ODIS', 48.7), ('GTSA', 49.0))
     ]
     outcome = SimpleNamespace(
@@ -49,6 +50,8 @@ def test_a_longer_training_of_the_baseline_tells_what_the_gain_is(reached, words
     start = f'trained 4 times as long (800 iterations, one seed), random weights reaches {reached} with 205 labelled'
     assert found.startswith(start) and 'GTSA has 49.0 after 200.' in found and words in found
     assert not flat_baseline(outcome)
+    gap.verdict = 'no difference shown'  # nor is a gain, then, that could be more than something
+    assert (words in longer_training(outcome)) == ('alone' in words)
     rows[0].runs.mean = 50.0  # above both at the length of the tables
     assert longer_training(outcome).endswith('GTSA has 49.0 after 200.')
     outcome.longer = None
