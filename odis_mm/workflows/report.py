@@ -93,6 +93,10 @@ def _keep_former(work_dir: Path, plan: str) -> None:
         path = work_dir / f'report.{suffix}'
         if path.is_file():
             path.rename(work_dir / f'{name}.{suffix}')
+    if (work_dir / 'figures').is_dir():  # report.md shows them
+        (work_dir / 'figures').rename(work_dir / f'{name}_figures')
+        kept = work_dir / f'{name}.md'
+        atomic_write_text(kept, kept.read_text().replace('](figures/', f']({name}_figures/'))
 
 
 def build(outcome: Outcome, comparison: Comparison, command: str) -> List[Section]:

@@ -159,12 +159,17 @@ def test_a_changed_plan_runs_only_what_it_touches(tmp_path, training):
     compare(plan_file(tmp_path, measures=False), work_dir=work, jobs=1)
     first = {path: path.read_bytes() for path in work.rglob('result.json')}
     before = (work / 'report.json').read_text()
+    drawn = (work / 'figures' / 'differences.svg').read_bytes()
     os.utime(work / 'report.json', (1e9, 1e9))
     del training.calls[:]
     compare(plan_file(tmp_path, measures=False, labels=[25, 50, 100]), work_dir=work, jobs=1)
     assert len(training.calls) == 6 and all('_50pct_' in name for name in training.calls)
     assert all(path.read_bytes() == content for path, content in first.items())
     assert before in [path.read_text() for path in work.glob('report_*.json')]  # the former report is kept
+    (kept,) = work.glob('report_*.md')
+    named = re.findall(r'\]\((.*differences.svg)\)', kept.read_text())
+    assert [(work / name).read_bytes() for name in named] == [drawn], 'and so are its figures'
+    assert (work / 'figures' / 'differences.svg').read_bytes() != drawn
     del training.calls[:]
     second = (work / 'report.json').read_text()
     os.utime(work / 'report.json', (1e9, 1e9))  # of the same second as the first
