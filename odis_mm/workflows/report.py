@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple
 
 import matplotlib
+import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
+from ..datasets.image_io import as_colours, read_image
 from ..datasets.layout import read_coco
+from ..datasets.reading import find_reading
 from ..utils.environment import hardware
 from ..utils.files import atomic_write_text
 from .compare import Comparison, DetectorRun
@@ -331,11 +334,11 @@ def _detections(outcome: Outcome, comparison: Comparison) -> Section:
                 boxes.setdefault(d['image_id'], []).append(d)
         found[start.name] = boxes
     rows = []
+    reading = find_reading([image['file_name'] for image in chosen]).options
     for image in chosen:
-        row = [('annotated', _drawn(image['file_name'], objects[image['id']], order))]
-        row += [
-            (start, _drawn(image['file_name'], boxes.get(image['id'], []), order)) for start, boxes in found.items()
-        ]
+        pixels = as_colours(read_image(image['file_name'], **reading))  # as detectors see them
+        row = [('annotated', _drawn(pixels, objects[image['id']], order))]
+        row += [(start, _drawn(pixels, boxes.get(image['id'], []), order)) for start, boxes in found.items()]
         rows.append(row)
     legend = ', '.join(f'{name}: {_color_name(i)}' for name, i in ((names[c], i) for c, i in order.items()) if i < 8)
     return Section(
@@ -361,9 +364,8 @@ def _color_name(i: int) -> str:
     return _BOX_COLORS[i % len(_BOX_COLORS)][0]
 
 
-def _drawn(file: str, boxes: Sequence[dict], order: Dict[int, int]) -> bytes:
-    with Image.open(file) as source:
-        image = source.convert('RGB')
+def _drawn(pixels: np.ndarray, boxes: Sequence[dict], order: Dict[int, int]) -> bytes:
+    image = Image.fromarray(pixels)
     zoom = PICTURE / max(image.size)
     image = image.resize((max(1, round(image.width * zoom)), max(1, round(image.height * zoom))))
     draw = ImageDraw.Draw(image)

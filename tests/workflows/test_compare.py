@@ -1,5 +1,7 @@
 """The whole engine with training replaced: what is run, what is kept, what the report says."""
 
+import base64
+import io
 import json
 import os
 import re
@@ -418,6 +420,27 @@ def test_a_wrong_change_leaves_no_plan_behind(tmp_path, training, monkeypatch):
     assert not training.calls and not (tmp_path / 'w' / 'plan.yaml').exists()
     compare_data(root, 60, work_dir=tmp_path / 'w', jobs=1, changes=['detector.size=64'], dry_run=True)
     assert module.load_plan(tmp_path / 'w' / 'plan.yaml')[0].detector.size == 64
+
+
+@pytest.mark.parametrize('channels', [1, 5])
+def test_pictures_of_scientific_images_can_be_seen(channels, tmp_path, training):
+    import tifffile
+
+    root = write_noise_coco(tmp_path / 'data')
+    for part in ('train', 'val'):
+        path = root / 'annotations' / f'{part}.json'
+        content = json.loads(path.read_text())
+        for image in content['images']:
+            grey = np.asarray(Image.open(root / 'images' / image['file_name']).convert('L')).astype(np.uint16) * 40
+            image['file_name'] = Path(image['file_name']).stem + '.tif'
+            pixels = grey if channels == 1 else np.stack([grey] * channels, -1)
+            tifffile.imwrite(root / 'images' / image['file_name'], pixels)
+        path.write_text(json.dumps(content))
+    plan = plan_file(tmp_path, starts={'random weights': {}}, labels=[100], measures=False, pictures=1)
+    compare(plan, work_dir=tmp_path / 'w', jobs=1)
+    drawn = re.findall(r'image/jpeg;base64,([^"]*)"', (tmp_path / 'w' / 'report.html').read_text())
+    pixels = [np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))) for text in drawn]
+    assert len(pixels) == 2 and all(20 < np.median(picture) < 235 for picture in pixels)
 
 
 def test_folders_of_one_name_are_two_data_sets(tmp_path, training, monkeypatch):
