@@ -341,6 +341,7 @@ class Comparison:
             return dict(
                 export=str(export.relative_to(folder)),
                 checkpoints={f'{share:g}': str(path.relative_to(folder)) for share, path in wanted.items()},
+                reached={f'{share:g}': min(_epoch(path) * per_epoch, length) for share, path in wanted.items()},
                 iterations=iterations,
                 knobs=chosen,
                 seconds=seconds,

@@ -194,7 +194,8 @@ def add_lengths(outcome: Outcome, comparison: Comparison, runs: dict, results: D
         points = []
         for share in shares:
             found = _gathered(comparison, runs, start.name, outcome.lengths_percent, share).value
-            at = sum(before) + round(last * share)
+            # of the checkpoint, which is the nearest of those that an epoch, or several, ended with
+            at = sum(before) + done.get('reached', {}).get(f'{share:g}', round(last * share))
             points.append((share, at, float(found.mean()), float(found.min()), float(found.max())))
         outcome.lengths[start.name] = points
 

@@ -155,6 +155,21 @@ def test_a_plan_from_start_to_report(tmp_path, training):
     assert not training.calls and numbers(work) == report
 
 
+def test_a_checkpoint_on_the_way_stands_where_it_was_written(tmp_path, training):
+    write_noise_coco(tmp_path / 'data')
+    seeds, budget = dict(pretraining=1, detector=1), dict(iterations=13, lengths=[0.5])
+    starts = {'random weights': {}, 'good': dict(recipe='alfm_demo', options={'train_dataloader.batch_size': 4})}
+    plan = plan_file(tmp_path, starts=starts, seeds=seeds, pretraining=budget, labels=[100], measures=False, pictures=0)
+    outcome = compare(plan, work_dir=tmp_path / 'w', jobs=1)
+    (config,) = (tmp_path / 'w' / 'stages').glob('pretraining_good_p0-*/config.py')
+    assert Config.fromfile(config).default_hooks.checkpoint.interval == 1  # of 6 iterations
+    assert [(share, at) for share, at, *_ in outcome.lengths['good']] == [(0.5, 6), (1.0, 13)]
+    budget['iterations'] = 6  # an epoch: there is no other checkpoint than that of the end
+    plan = plan_file(tmp_path, starts=starts, seeds=seeds, pretraining=budget, labels=[100], measures=False, pictures=0)
+    points = compare(plan, work_dir=tmp_path / 'w', jobs=1).lengths['good']
+    assert [point[1:3] for point in points] == [(6, points[1][2])] * 2
+
+
 def test_a_changed_plan_runs_only_what_it_touches(tmp_path, training):
     write_noise_coco(tmp_path / 'data')
     work = tmp_path / 'work'
