@@ -211,7 +211,7 @@ def fit(plan: Plan, comparison: Comparison, minutes: float) -> Tuple[Plan, List[
         left = budget - overhead
         each = 0.0
         if chosen:
-            startup = sum(results(comparison.probe(s.recipes[0]))['startup'] for s in chosen) / 60 / len(chosen)
+            startup = sum(results(comparison.probe(s.recipes[0], s))['startup'] for s in chosen) / 60 / len(chosen)
             each = left / (len(chosen) * seeds_p) - startup
             if each < SHORTEST:
                 continue

@@ -406,6 +406,19 @@ def test_minutes_are_turned_into_iterations_by_the_speed_of_each_start(tmp_path,
     assert batches['speed_alfm_demo_2'] == 2 < batches['speed_alfm_demo']
 
 
+def test_the_speed_of_a_chain_is_that_of_its_files_backbone(tmp_path, training):
+    write_noise_coco(tmp_path / 'data')
+    chain = dict(chain=[dict(file=str(training.export)), dict(recipe='alfm_demo')])
+    starts = {'random weights': {}, 'good': dict(recipe='alfm_demo'), 'chain': chain}
+    plan = plan_file(tmp_path, starts=starts, pretraining=dict(minutes=1))
+    assert compare(plan, work_dir=tmp_path / 'w', jobs=1, dry_run=True) is None
+    widths = {
+        folder.name.split('-')[0]: Config.fromfile(folder / 'config.py').model.backbone.arch['embed_dims']
+        for folder in (tmp_path / 'w' / 'stages').glob('speed_alfm*')
+    }
+    assert widths['speed_alfm_demo_2'] == 32 != widths['speed_alfm_demo']
+
+
 def test_exports_of_one_name_are_starts_of_their_own():
     files = ['/runs/odis/a/epoch_9_backbone.pth', '/runs/gtsa/a/epoch_9_backbone.pth', '/runs/vit.pth', '/runs/vit.pth']
     plan = module.draft(Path('/data'), [], files, None)
