@@ -274,7 +274,7 @@ class Comparison:
             usage, seconds = self._train(worker, folder, cfg)
             records = scalars(folder / 'run')
             times = [record['time'] for record in records if 'loss' in record]
-            evaluation = next(record['time'] for record in reversed(records) if AP_KEYS['box AP'] in record)
+            evaluation = next(record['time'] for record in reversed(records) if 'loss' not in record)  # AP or none
             image = evaluation / cfg.val_dataloader.batch_size
             evaluated = image * len(few['images'])
             return dict(

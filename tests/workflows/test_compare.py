@@ -419,6 +419,25 @@ def test_the_speed_of_a_chain_is_that_of_its_files_backbone(tmp_path, training):
     assert widths['speed_alfm_demo_2'] == 32 != widths['speed_alfm_demo']
 
 
+def test_detectors_that_find_nothing_are_compared(tmp_path, training, monkeypatch):
+    """As after the few steps that measure the speed, of many classes; mmdet logs the time of such an evaluation
+    alone."""
+    write_noise_coco(tmp_path / 'data')
+
+    def nothing(cfg, run):
+        prefix = cfg.val_evaluator.get('outfile_prefix')
+        if prefix:
+            open(f'{prefix}.bbox.json', 'w').write('[]')
+        records = [*(dict(loss=1.0, time=0.01, step=i + 1) for i in range(12)), dict(time=0.02, step=12)]
+        (run / 'x' / 'vis_data' / 'scalars.json').write_text('\n'.join(map(json.dumps, records)))
+
+    monkeypatch.setattr(training, 'detector', nothing)
+    compare(plan_file(tmp_path, measures=False), work_dir=tmp_path / 'w', jobs=1)
+    report = numbers(tmp_path / 'w')
+    assert report['verdict'].startswith('No gain is shown')
+    assert {row['mean'] for table in report['tables'] for row in table['rows']} == {0.0}
+
+
 def test_exports_of_one_name_are_starts_of_their_own():
     files = ['/runs/odis/a/epoch_9_backbone.pth', '/runs/gtsa/a/epoch_9_backbone.pth', '/runs/vit.pth', '/runs/vit.pth']
     plan = module.draft(Path('/data'), [], files, None)
