@@ -166,7 +166,7 @@ def prepare(plan: Plan, folder: Path, work_dir: Path, say: Callable[[str], None]
         {**{name: len(content['images']) for name, content in contents.items()}, 'unlabelled': len(extra)},
         {
             name: {
-                pair.evaluated.name: pair.trained.name for part, pair in found if (part, pair.kind) == (name, 'scene')
+                str(pair.evaluated): str(pair.trained) for part, pair in found if (part, pair.kind) == (name, 'scene')
             }
             for name in ('val', 'test')
         },

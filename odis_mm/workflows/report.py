@@ -144,7 +144,7 @@ def _verdict(outcome: Outcome, comparison: Comparison) -> Section:
     if short := longer_training(outcome) or flat_baseline(outcome):
         section.items.append(f'Note: {short}')
     if scenes := comparison.data.scenes[comparison.evaluated]:
-        names = ', '.join(f'{a} ({b})' for a, b in list(scenes.items())[:3])
+        names = ', '.join(f'{Path(a).name} ({Path(b).name})' for a, b in list(scenes.items())[:3])
         section.items.append(
             f'Note: {len(scenes)} of the {outcome.images} evaluated images show the scene of a training image, such as '
             f'{names}. The numbers hold for such images; for other places or cameras they may differ.'

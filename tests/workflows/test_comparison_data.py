@@ -151,6 +151,21 @@ def test_training_images_among_the_unlabelled_are_listed_once(tmp_path):
         assert names == [*(Path(image['file_name']).name for image in train), 'new.png']
 
 
+def test_images_of_one_name_are_counted_as_several_of_a_trained_scene(tmp_path):
+    root = write_noise_coco(tmp_path / 'data', (('train', 6), ('val', 4)))
+    train, path = json.loads((root / 'annotations' / 'train.json').read_text()), root / 'annotations' / 'val.json'
+    val = json.loads(path.read_text())
+    for i in range(2):
+        image = Image.open(root / 'images' / train['images'][i]['file_name'])
+        colour = [value + (80 if value < 128 else -80) for value in image.getpixel((45, 39))]
+        image.paste(tuple(colour), (42, 36, 48, 42))
+        val['images'][i]['file_name'] = f'camera{i}/0001.png'
+        (root / 'images' / f'camera{i}').mkdir()
+        image.save(root / 'images' / f'camera{i}' / '0001.png')
+    path.write_text(json.dumps(val))
+    assert len(prepared(tmp_path).scenes['val']) == 2
+
+
 def test_every_copy_of_an_evaluated_image_is_left_out(tmp_path):
     root = write_noise_coco(tmp_path / 'data', (('train', 6), ('val', 4)))
     path = root / 'annotations' / 'train.json'
