@@ -475,8 +475,8 @@ def to_markdown(title: str, sections: Sequence[Section]) -> str:
         lines += [f'- {item}' for item in section.items]
         lines += [''] * bool(section.items)
         if section.rows:
-            lines += ['| ' + ' | '.join(section.header) + ' |', '|---' * len(section.header) + '|']
-            lines += ['| ' + ' | '.join(str(cell) for cell in row) + ' |' for row in section.rows]
+            header, *rows = [[str(c).replace('|', r'\|') for c in row] for row in (section.header, *section.rows)]
+            lines += ['| ' + ' | '.join(row) + ' |' for row in (header, ['---'] * len(header), *rows)]
             lines.append('')
         for name, (_, words) in section.figures.items():
             lines += [f'![{words}](figures/{name}.svg)', '']

@@ -24,6 +24,7 @@ from odis_mm.workflows import leaks, stats
 from odis_mm.workflows import run as module
 from odis_mm.workflows.data import label_subsets, prepare
 from odis_mm.workflows.plan import Data, Plan, Start, parse_plan
+from odis_mm.workflows.report import Section, to_markdown
 from odis_mm.workflows.run import compare, compare_data
 from odis_mm.workflows.stages import Worker
 
@@ -436,6 +437,12 @@ def test_detectors_that_find_nothing_are_compared(tmp_path, training, monkeypatc
     report = numbers(tmp_path / 'w')
     assert report['verdict'].startswith('No gain is shown')
     assert {row['mean'] for table in report['tables'] for row in table['rows']} == {0.0}
+
+
+def test_a_name_with_a_bar_is_one_cell():
+    section = Section('By class', header=['class', 'random', 'A|B'], rows=[['cat|dog', '1.0', '2.0']])
+    rows = [line for line in to_markdown('title', [section]).splitlines() if line.startswith('|')]
+    assert [len(re.findall(r'(?<!\\)\|', row)) for row in rows] == [4, 4, 4]
 
 
 def test_exports_of_one_name_are_starts_of_their_own():
