@@ -339,6 +339,8 @@ class Comparison:
                     wanted = {
                         share: marks[min(marks, key=lambda m: abs(m - share))] for share in settings['checkpoints']
                     }
+            for note in folder.rglob('last_checkpoint'):  # first: killed below, nothing would be found where it points
+                note.unlink()
             for checkpoint in folder.rglob('epoch_*.pth'):
                 if not checkpoint.name.endswith('_backbone.pth'):
                     checkpoint.unlink()  # it is for resuming, and this is done

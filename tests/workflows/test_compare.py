@@ -18,8 +18,10 @@ from PIL import Image
 
 from helpers import write_noise_coco
 from odis_mm.config import load_config
+from odis_mm.engine.resume import find_checkpoint
 from odis_mm.transfer import save_backbone
 from odis_mm.utils.errors import ConfigError, StageError
+from odis_mm.utils.files import atomic_write_text
 from odis_mm.workflows import leaks, stats
 from odis_mm.workflows import run as module
 from odis_mm.workflows.data import label_subsets, prepare
@@ -243,6 +245,31 @@ def test_killed_again_and_again_it_gives_the_same_table(tmp_path, training):
     training.fail_at = None
     compare(plan, work_dir=tmp_path / 'broken', jobs=1)
     assert numbers(tmp_path / 'broken') == numbers(tmp_path / 'whole')
+
+
+def test_killed_before_the_result_of_a_pretraining_is_written_it_goes_on(tmp_path, training, monkeypatch):
+    write_noise_coco(tmp_path / 'data')
+    pretraining, engine = training.pretraining, sys.modules[module.Stages.__module__]
+
+    def resumed(cfg, run):
+        find_checkpoint(str(run))  # as --resume auto does
+        pretraining(cfg, run)
+        (run / 'epoch_9.pth').write_bytes(b'')
+        (run / 'last_checkpoint').write_text(str(run / 'epoch_9.pth'))
+
+    def killed(path, text):
+        if path.name == 'result.json' and 'pretraining_' in str(path):
+            raise StageError('killed')
+        atomic_write_text(path, text)
+
+    monkeypatch.setattr(training, 'pretraining', resumed)
+    seeds = dict(pretraining=1, detector=1)
+    plan = plan_file(tmp_path, labels=[100], measures=False, pictures=0, seeds=seeds)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, 'atomic_write_text', killed)
+        with pytest.raises(StageError, match='killed'):
+            compare(plan, work_dir=tmp_path / 'w', jobs=1)
+    assert compare(plan, work_dir=tmp_path / 'w', jobs=1)
 
 
 def test_a_planted_leak_is_refused_dropped_or_allowed(tmp_path, training):
