@@ -524,6 +524,18 @@ def test_pictures_of_scientific_images_can_be_seen(channels, tmp_path, training)
     assert len(pixels) == 2 and all(20 < np.median(picture) < 235 for picture in pixels)
 
 
+def test_fractions_are_of_the_images_with_objects(tmp_path, training, monkeypatch):
+    monkeypatch.setattr(module, 'SMALL', {'good': 'alfm_demo'})
+    root = write_noise_coco(tmp_path / 'data', (('train', 80), ('val', 4)))
+    path = root / 'annotations' / 'train.json'
+    content = json.loads(path.read_text())
+    for annotated, labels in ((80, (10.0,)), (40, (100.0,))):  # 4 of 40 would be too few
+        content['annotations'] = [a for a in content['annotations'] if a['image_id'] <= annotated]
+        path.write_text(json.dumps(content))
+        compare_data(root, 60, work_dir=tmp_path / str(annotated), jobs=1, dry_run=True)
+        assert module.load_plan(tmp_path / str(annotated) / 'plan.yaml')[0].labels == labels
+
+
 def test_folders_of_one_name_are_two_data_sets(tmp_path, training, monkeypatch):
     monkeypatch.setattr(module, 'SMALL', {'good': 'alfm_demo'})
     monkeypatch.chdir(tmp_path)
