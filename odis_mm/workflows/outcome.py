@@ -204,10 +204,10 @@ def _measures(outcome: Outcome, comparison: Comparison, runs: dict, results: Dic
     plan = comparison.plan
     points: List[Tuple[Dict[str, float], float]] = []
     by_start: Dict[str, List[dict]] = {}
-    random: List[dict] = []
+    random: List[dict] = []  # those of a recipe's backbone first, which is the detector's own; a file's may be larger
     for (start, seed, share), stage in comparison.measures.items():
         found = results[stage.name]
-        random.append(found['random'])
+        random.insert(len(random) if plan.start(start).steps[0].file else 0, found['random'])
         percent = outcome.lengths_percent if share < 1 else max(plan.labels)
         if outcome.lengths:
             percent = outcome.lengths_percent

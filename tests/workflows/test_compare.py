@@ -49,7 +49,8 @@ class FakeTraining:
             name = words[1]
             value = 60.0 - NOISE['good' if 'good' in name else 'bad']
             found = dict(
-                metrics=dict(box_pool=value, object_auc=value + 10), random=dict(box_pool=50.0, object_auc=60.0)
+                metrics=dict(box_pool=value, object_auc=value + 10),
+                random=dict(box_pool=50.0 if '/stages/' in name else 40.0, object_auc=60.0),  # a file of another shape
             )
             (folder / 'measures.json').write_text(json.dumps(found))
             return dict(seconds=1.0, memory_mb=100.0)
@@ -490,6 +491,14 @@ def test_frozen_features_of_a_resnet_are_measured(tmp_path, training):
     detector = dict(config='faster-rcnn_r50_fpn_1x_coco', iterations=20)
     plan = plan_file(tmp_path, starts=starts, detector=detector, labels=[100], pictures=0)
     assert 'good' in compare(plan, work_dir=tmp_path / 'w', jobs=1).measures
+
+
+def test_random_weights_are_measured_in_the_shape_of_the_recipes(tmp_path, training):
+    write_noise_coco(tmp_path / 'data')
+    shutil.copy(training.export, tmp_path / 'bad.pth')
+    starts = {'random weights': {}, 'bad': dict(file='bad.pth'), 'good': dict(recipe='alfm_demo')}
+    plan = plan_file(tmp_path, starts=starts, labels=[100], pictures=0)
+    assert compare(plan, work_dir=tmp_path / 'w', jobs=1).measures['random weights']['box_pool'] == 50
 
 
 def test_a_wrong_change_leaves_no_plan_behind(tmp_path, training, monkeypatch):
