@@ -402,6 +402,7 @@ def _views(comparison: Comparison) -> Optional[Section]:
 def _method(outcome: Outcome, comparison: Comparison, command: str) -> Section:
     plan, data = comparison.plan, comparison.data
     boxes = comparison.told_boxes()
+    steps = [step for start in plan.starts for step in start.steps]
     items = [
         *([f'Command: `{command}`'] if command else []),
         f'{datetime.date.today().isoformat()}; {hardware()}; {comparison.stages.jobs} stage(s) at a time.',
@@ -410,8 +411,9 @@ def _method(outcome: Outcome, comparison: Comparison, command: str) -> Section:
         + (f'; {data.images["unlabelled"]} further images without labels' if data.images['unlabelled'] else '')
         + f'. Evaluated: {outcome.images} images ({outcome.evaluated}).',
         *data.notes,
-        f'Detector: the same for all starts, {plan.detector.iterations} iterations, {plan.seeds.detector} seed(s), all '
-        'weights trained.',
+        'Detector: the same for all starts'
+        + (", but for the backbone, which has the shape of a start's file" if any(s.file for s in steps) else '')
+        + f', {plan.detector.iterations} iterations, {plan.seeds.detector} seed(s), all weights trained.',
         'Interval: variance from 1,000 resamplings of the evaluated images (300 above 500 images; the same for all '
         'runs), plus the variance between detector seeds and between pretraining seeds, pooled over the starts; '
         'Student, Satterthwaite. One such interval in twenty misses the true difference.',

@@ -493,12 +493,14 @@ def test_frozen_features_of_a_resnet_are_measured(tmp_path, training):
     assert 'good' in compare(plan, work_dir=tmp_path / 'w', jobs=1).measures
 
 
-def test_random_weights_are_measured_in_the_shape_of_the_recipes(tmp_path, training):
+def test_shapes_of_files_are_told_and_random_weights_measured_in_that_of_recipes(tmp_path, training):
     write_noise_coco(tmp_path / 'data')
     shutil.copy(training.export, tmp_path / 'bad.pth')
     starts = {'random weights': {}, 'bad': dict(file='bad.pth'), 'good': dict(recipe='alfm_demo')}
     plan = plan_file(tmp_path, starts=starts, labels=[100], pictures=0)
     assert compare(plan, work_dir=tmp_path / 'w', jobs=1).measures['random weights']['box_pool'] == 50
+    same = "the same for all starts, but for the backbone, which has the shape of a start's file, 20 iterations"
+    assert same in (tmp_path / 'w' / 'report.md').read_text()
 
 
 def test_a_wrong_change_leaves_no_plan_behind(tmp_path, training, monkeypatch):
