@@ -73,9 +73,10 @@ class Comparison:
         if self.evaluated == 'test' and data.test is None:
             raise ConfigError('evaluate: test, but the data has no test split.')
         self.probes: Dict[str, Stage] = {}
-        for step in (step for start in plan.starts for step in start.recipes):
-            if self._speed_key(step) not in self.probes:
-                self.probes[self._speed_key(step)] = self._probe(step)
+        for start in plan.starts:
+            for step in start.recipes:
+                if self._speed_key(step, start) not in self.probes:
+                    self.probes[self._speed_key(step, start)] = self._probe(step, start)
         self.detector_probe = self._detector_probe()
         self.tuned = {start.name: self._tuned(start) for start in plan.starts} if plan.tuning.trials else {}
         self.pretrainings = {
@@ -143,7 +144,7 @@ class Comparison:
             start = self.plan.start(stage.settings['start'])
             minutes = 0.0
             for step in start.recipes:
-                speed = self.stages.result(self.probe(step))
+                speed = self.stages.result(self.probe(step, start))
                 if speed is None:
                     return None
                 iterations = self._iterations(step, start, speed) * stage.settings['share']
@@ -220,24 +221,28 @@ class Comparison:
         content = self._content(detector['config'] or 'mask-rcnn_small')
         return {**detector, 'content': content, 'start_options': dict(start.detector) if start else {}}
 
-    def probe(self, step: Step) -> Stage:
+    def probe(self, step: Step, start: Start) -> Stage:
         """The stage that measures the speed of a step."""
-        return self.probes[self._speed_key(step)]
+        return self.probes[self._speed_key(step, start)]
 
-    def _speed_key(self, step: Step) -> str:
+    def _speed_key(self, step: Step, start: Start) -> str:
         """Steps of one key share a probe: those of one recipe, where the speed serves for estimates alone; where it
-        decides on the length, options count, as they may change what an iteration takes."""
+        decides on the length, options and the file that the chain begins with count, as they may change what an
+        iteration takes."""
         if self.plan.pretraining.minutes is None:
             return step.recipe
-        return json.dumps([step.recipe, step.options, step.boxes], sort_keys=True, default=str)
+        return json.dumps([step.recipe, step.options, step.boxes, start.steps[0].file], sort_keys=True, default=str)
 
-    def _probe(self, step: Step) -> Stage:
+    def _probe(self, step: Step, start: Start) -> Stage:
         settings = dict(kind='probe', **self._recipe_settings(step))
+        file = None if self.plan.pretraining.minutes is None else start.steps[0].file
+        if file:
+            settings['file'] = _file_settings(file)
         name = f'speed_{slug(step.recipe)}'
         number = 1 + sum(probe.settings['recipe'] == step.recipe for probe in self.probes.values())
 
         def work(worker: Worker, folder: Path, _: dict) -> dict:
-            cfg, _ = self._pretraining_config(step, {}, PROBE_STEPS, 0)
+            cfg, _ = self._pretraining_config(step, {}, PROBE_STEPS, 0, init=file and Path(file).resolve())
             cfg.default_hooks.logger.interval = 1
             cfg.log_processor.window_size = 1
             _no_pictures(cfg)
@@ -269,7 +274,7 @@ class Comparison:
             usage, seconds = self._train(worker, folder, cfg)
             records = scalars(folder / 'run')
             times = [record['time'] for record in records if 'loss' in record]
-            evaluation = next(record['time'] for record in reversed(records) if AP_KEYS['box AP'] in record)
+            evaluation = next(record['time'] for record in reversed(records) if 'loss' not in record)  # AP or none
             image = evaluation / cfg.val_dataloader.batch_size
             evaluated = image * len(few['images'])
             return dict(
@@ -300,7 +305,7 @@ class Comparison:
             checkpoints=[] if trial else sorted(budget.lengths),
             seed=seed,
         )
-        needs = [self.probe(step) for step in start.recipes] if budget.minutes is not None else []
+        needs = [self.probe(step, start) for step in start.recipes] if budget.minutes is not None else []
         if not trial and start.name in self.tuned:
             needs.append(self.tuned[start.name])
 
@@ -313,7 +318,7 @@ class Comparison:
             for i, step in enumerate(start.steps):
                 if not step.recipe:
                     continue
-                speed = results[self.probe(step).name] if budget.minutes is not None else None
+                speed = results[self.probe(step, start).name] if budget.minutes is not None else None
                 length = max(4, round(self._iterations(step, start, speed) * share))
                 last = i == len(start.steps) - 1  # whose knobs were searched
                 cfg, images = self._pretraining_config(step, chosen if last else {}, length, seed, init=export)
@@ -334,6 +339,8 @@ class Comparison:
                     wanted = {
                         share: marks[min(marks, key=lambda m: abs(m - share))] for share in settings['checkpoints']
                     }
+            for note in folder.rglob('last_checkpoint'):  # first: killed below, nothing would be found where it points
+                note.unlink()
             for checkpoint in folder.rglob('epoch_*.pth'):
                 if not checkpoint.name.endswith('_backbone.pth'):
                     checkpoint.unlink()  # it is for resuming, and this is done
@@ -341,6 +348,7 @@ class Comparison:
             return dict(
                 export=str(export.relative_to(folder)),
                 checkpoints={f'{share:g}': str(path.relative_to(folder)) for share, path in wanted.items()},
+                reached={f'{share:g}': min(_epoch(path) * per_epoch, length) for share, path in wanted.items()},
                 iterations=iterations,
                 knobs=chosen,
                 seconds=seconds,

@@ -66,14 +66,23 @@ def prepare(plan: Plan, folder: Path, work_dir: Path, say: Callable[[str], None]
     known = {c['name'] for c in contents['train']['categories']}
     named = {c['id']: c['name'] for c in contents['train']['categories']}
     for name, content in contents.items():
-        for category in content['categories']:
-            if named.get(category['id'], category['name']) != category['name']:
+        for key, kind in ((category['id'], category['name']) for category in content['categories']):
+            if named.get(key, kind) != kind or (key not in named and kind in known):
+                number, other = next(pair for pair in named.items() if pair[0] == key or pair[1] == kind)
                 raise ConfigError(
-                    f'{splits[name].ann_file}: category {category["id"]} is {category["name"]!r}, and '
-                    f'{named[category["id"]]!r} in {splits["train"].ann_file}: number the classes alike in both.'
+                    f'{splits[name].ann_file}: category {key} is {kind!r}, and category {number} is {other!r} in '
+                    f'{splits["train"].ann_file}: number the classes alike in both.'
                 )
+        left = [a['category_id'] for a in content['annotations'] if a['category_id'] not in named]
+        if left:
+            strange = sorted({c['name'] for c in content['categories'] if c['id'] in left})
+            notes.append(
+                f'{len(left)} objects of the {name} split are of classes without a training object '
+                f'({", ".join(strange)}), and are not evaluated'
+            )
+            content['annotations'] = [a for a in content['annotations'] if a['category_id'] in named]
         content['categories'] = contents['train']['categories']
-        if not content['images'] or not content['annotations']:
+        if not content['images'] or all(a['iscrowd'] for a in content['annotations']):
             raise ConfigError(
                 f'{splits[name].ann_file}: the {name} split has no object of the classes {sorted(known)}.'
             )
@@ -157,7 +166,7 @@ def prepare(plan: Plan, folder: Path, work_dir: Path, say: Callable[[str], None]
         {**{name: len(content['images']) for name, content in contents.items()}, 'unlabelled': len(extra)},
         {
             name: {
-                pair.evaluated.name: pair.trained.name for part, pair in found if (part, pair.kind) == (name, 'scene')
+                str(pair.evaluated): str(pair.trained) for part, pair in found if (part, pair.kind) == (name, 'scene')
             }
             for name in ('val', 'test')
         },
@@ -252,8 +261,8 @@ def _plain(annotation: dict) -> dict:
         'category_id': None if kind is None else identity(kind),
         'bbox': [value if type(value) in (int, float) else number(value) for value in annotation['bbox']],
     }
-    if type(crowd) is not int:
-        found['iscrowd'] = int(flag(crowd))
+    if type(crowd) is not int or annotation.get('ignore'):  # pycocotools itself looks at the first alone
+        found['iscrowd'] = int(flag(crowd) or flag(annotation.get('ignore')))
     area = annotation.get('area')
     if area is None or (isinstance(area, str) and not area.strip()):
         found.pop('area', None)  # that of the box

@@ -194,7 +194,8 @@ def add_lengths(outcome: Outcome, comparison: Comparison, runs: dict, results: D
         points = []
         for share in shares:
             found = _gathered(comparison, runs, start.name, outcome.lengths_percent, share).value
-            at = sum(before) + round(last * share)
+            # of the checkpoint, which is the nearest of those that an epoch, or several, ended with
+            at = sum(before) + done.get('reached', {}).get(f'{share:g}', round(last * share))
             points.append((share, at, float(found.mean()), float(found.min()), float(found.max())))
         outcome.lengths[start.name] = points
 
@@ -203,10 +204,10 @@ def _measures(outcome: Outcome, comparison: Comparison, runs: dict, results: Dic
     plan = comparison.plan
     points: List[Tuple[Dict[str, float], float]] = []
     by_start: Dict[str, List[dict]] = {}
-    random: List[dict] = []
+    random: List[dict] = []  # those of a recipe's backbone first, which is the detector's own; a file's may be larger
     for (start, seed, share), stage in comparison.measures.items():
         found = results[stage.name]
-        random.append(found['random'])
+        random.insert(len(random) if plan.start(start).steps[0].file else 0, found['random'])
         percent = outcome.lengths_percent if share < 1 else max(plan.labels)
         if outcome.lengths:
             percent = outcome.lengths_percent
@@ -360,15 +361,15 @@ def to_settle(outcome: Outcome) -> List[str]:
                 'pretraining seeds': 'the pretraining seeds',
             }[main]
             aim = f'a difference of {max(abs(row.gap.value), 0.5):.1f} points'
+            more = join([name for name, part in parts.items() if part])  # of one alone, the others' parts would stay
             found.append(
                 f'{row.start} with {table.images} labelled images: {parts[main] / total:.0%} of the uncertainty comes '
-                f'from {source}; about {max(factor, 1.1):.1f} times as many would show {aim}.'
+                f'from {source}; about {max(factor, 1.1):.1f} times as many {more} would show {aim}.'
             )
-    missing = [
-        name
-        for name, n in (('pretraining', outcome.plan.seeds.pretraining), ('detector', outcome.plan.seeds.detector))
-        if n < 2
-    ]
+    numbers = dict(detector=outcome.plan.seeds.detector)
+    if any(start.recipes for start in outcome.plan.starts):  # files have one seed, whatever the plan says
+        numbers = dict(pretraining=outcome.plan.seeds.pretraining, **numbers)
+    missing = [name for name, n in numbers.items() if n < 2]
     if missing:
         found.append(
             f'There was one {" and one ".join(missing)} seed, so the intervals leave out how much results vary '
@@ -408,7 +409,7 @@ def longer_training(outcome: Outcome) -> str:
             f' So a gain with so many labels can be one of training time alone. If you train your detector until it '
             f'gains no more, compare at that length: --set detector.iterations={steps}.'
         )
-    return text + ' So the gain is more than a shorter training.'
+    return text + ' So the gain is more than a shorter training.' * (best.gap.verdict == 'above')
 
 
 def flat_baseline(outcome: Outcome) -> str:

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple
 
 import matplotlib
+import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
+from ..datasets.image_io import as_colours, read_image
 from ..datasets.layout import read_coco
+from ..datasets.reading import find_reading
 from ..utils.environment import hardware
 from ..utils.files import atomic_write_text
 from .compare import Comparison, DetectorRun
@@ -93,6 +96,10 @@ def _keep_former(work_dir: Path, plan: str) -> None:
         path = work_dir / f'report.{suffix}'
         if path.is_file():
             path.rename(work_dir / f'{name}.{suffix}')
+    if (work_dir / 'figures').is_dir():  # report.md shows them
+        (work_dir / 'figures').rename(work_dir / f'{name}_figures')
+        kept = work_dir / f'{name}.md'
+        atomic_write_text(kept, kept.read_text().replace('](figures/', f']({name}_figures/'))
 
 
 def build(outcome: Outcome, comparison: Comparison, command: str) -> List[Section]:
@@ -137,7 +144,7 @@ def _verdict(outcome: Outcome, comparison: Comparison) -> Section:
     if short := longer_training(outcome) or flat_baseline(outcome):
         section.items.append(f'Note: {short}')
     if scenes := comparison.data.scenes[comparison.evaluated]:
-        names = ', '.join(f'{a} ({b})' for a, b in list(scenes.items())[:3])
+        names = ', '.join(f'{Path(a).name} ({Path(b).name})' for a, b in list(scenes.items())[:3])
         section.items.append(
             f'Note: {len(scenes)} of the {outcome.images} evaluated images show the scene of a training image, such as '
             f'{names}. The numbers hold for such images; for other places or cameras they may differ.'
@@ -327,11 +334,11 @@ def _detections(outcome: Outcome, comparison: Comparison) -> Section:
                 boxes.setdefault(d['image_id'], []).append(d)
         found[start.name] = boxes
     rows = []
+    reading = find_reading([image['file_name'] for image in chosen]).options
     for image in chosen:
-        row = [('annotated', _drawn(image['file_name'], objects[image['id']], order))]
-        row += [
-            (start, _drawn(image['file_name'], boxes.get(image['id'], []), order)) for start, boxes in found.items()
-        ]
+        pixels = as_colours(read_image(image['file_name'], **reading))  # as detectors see them
+        row = [('annotated', _drawn(pixels, objects[image['id']], order))]
+        row += [(start, _drawn(pixels, boxes.get(image['id'], []), order)) for start, boxes in found.items()]
         rows.append(row)
     legend = ', '.join(f'{name}: {_color_name(i)}' for name, i in ((names[c], i) for c, i in order.items()) if i < 8)
     return Section(
@@ -357,9 +364,8 @@ def _color_name(i: int) -> str:
     return _BOX_COLORS[i % len(_BOX_COLORS)][0]
 
 
-def _drawn(file: str, boxes: Sequence[dict], order: Dict[int, int]) -> bytes:
-    with Image.open(file) as source:
-        image = source.convert('RGB')
+def _drawn(pixels: np.ndarray, boxes: Sequence[dict], order: Dict[int, int]) -> bytes:
+    image = Image.fromarray(pixels)
     zoom = PICTURE / max(image.size)
     image = image.resize((max(1, round(image.width * zoom)), max(1, round(image.height * zoom))))
     draw = ImageDraw.Draw(image)
@@ -396,6 +402,7 @@ def _views(comparison: Comparison) -> Optional[Section]:
 def _method(outcome: Outcome, comparison: Comparison, command: str) -> Section:
     plan, data = comparison.plan, comparison.data
     boxes = comparison.told_boxes()
+    steps = [step for start in plan.starts for step in start.steps]
     items = [
         *([f'Command: `{command}`'] if command else []),
         f'{datetime.date.today().isoformat()}; {hardware()}; {comparison.stages.jobs} stage(s) at a time.',
@@ -404,8 +411,9 @@ def _method(outcome: Outcome, comparison: Comparison, command: str) -> Section:
         + (f'; {data.images["unlabelled"]} further images without labels' if data.images['unlabelled'] else '')
         + f'. Evaluated: {outcome.images} images ({outcome.evaluated}).',
         *data.notes,
-        f'Detector: the same for all starts, {plan.detector.iterations} iterations, {plan.seeds.detector} seed(s), all '
-        'weights trained.',
+        'Detector: the same for all starts'
+        + (", but for the backbone, which has the shape of a start's file" if any(s.file for s in steps) else '')
+        + f', {plan.detector.iterations} iterations, {plan.seeds.detector} seed(s), all weights trained.',
         'Interval: variance from 1,000 resamplings of the evaluated images (300 above 500 images; the same for all '
         'runs), plus the variance between detector seeds and between pretraining seeds, pooled over the starts; '
         'Student, Satterthwaite. One such interval in twenty misses the true difference.',
@@ -469,8 +477,8 @@ def to_markdown(title: str, sections: Sequence[Section]) -> str:
         lines += [f'- {item}' for item in section.items]
         lines += [''] * bool(section.items)
         if section.rows:
-            lines += ['| ' + ' | '.join(section.header) + ' |', '|---' * len(section.header) + '|']
-            lines += ['| ' + ' | '.join(str(cell) for cell in row) + ' |' for row in section.rows]
+            header, *rows = [[str(c).replace('|', r'\|') for c in row] for row in (section.header, *section.rows)]
+            lines += ['| ' + ' | '.join(row) + ' |' for row in (header, ['---'] * len(header), *rows)]
             lines.append('')
         for name, (_, words) in section.figures.items():
             lines += [f'![{words}](figures/{name}.svg)', '']

@@ -7,6 +7,7 @@ from typing import List, Optional, Sequence, Tuple
 from mmengine.logging import MMLogger
 
 from ..config import shipped_configs
+from ..datasets.layout import read_coco
 from ..utils.errors import ConfigError
 from ..utils.files import PathLike, atomic_write_text
 from .compare import Comparison, resolve_files
@@ -121,7 +122,7 @@ def compare_data(
     root = Path(data).resolve()
     out = Path(work_dir or Path('work_dirs/compare') / (slug(root.name) or 'data'))
     mark = (
-        f'# made by: odis-mm compare --data {root.name} --minutes {minutes:g}, recipes {recipes}, files '
+        f'# made by: odis-mm compare --data {root} --minutes {minutes:g}, recipes {recipes}, files '
         f'{list(files)}, {list(changes)}'
     )
     path = out / 'plan.yaml'
@@ -137,7 +138,8 @@ def compare_data(
     changed_plan(plan, changes)  # a wrong one is refused before anything is measured or written
     stages = Stages(out, jobs, prefix)
     prepared = prepare(plan, Path(), out, stages.say)
-    labels = tuple(p for p in LABELS if p == 100 or prepared.images['train'] * p / 100 >= FEWEST)
+    labelled = len(read_coco(prepared.subsets[100.0, 0])['images'])  # a fraction is of those with objects
+    labels = tuple(p for p in LABELS if p == 100 or labelled * p / 100 >= FEWEST)
     plan = dataclasses.replace(plan, labels=labels)
     stages.say(f'{prepared.images["train"]} training and {prepared.images["val"]} val images')
     comparison = Comparison(plan, prepare(plan, Path(), out, stages.say), stages)
@@ -211,7 +213,7 @@ def fit(plan: Plan, comparison: Comparison, minutes: float) -> Tuple[Plan, List[
         left = budget - overhead
         each = 0.0
         if chosen:
-            startup = sum(results(comparison.probe(s.recipes[0]))['startup'] for s in chosen) / 60 / len(chosen)
+            startup = sum(results(comparison.probe(s.recipes[0], s))['startup'] for s in chosen) / 60 / len(chosen)
             each = left / (len(chosen) * seeds_p) - startup
             if each < SHORTEST:
                 continue

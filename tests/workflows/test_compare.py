@@ -1,5 +1,7 @@
 """The whole engine with training replaced: what is run, what is kept, what the report says."""
 
+import base64
+import io
 import json
 import os
 import re
@@ -16,12 +18,15 @@ from PIL import Image
 
 from helpers import write_noise_coco
 from odis_mm.config import load_config
+from odis_mm.engine.resume import find_checkpoint
 from odis_mm.transfer import save_backbone
 from odis_mm.utils.errors import ConfigError, StageError
+from odis_mm.utils.files import atomic_write_text
 from odis_mm.workflows import leaks, stats
 from odis_mm.workflows import run as module
 from odis_mm.workflows.data import label_subsets, prepare
 from odis_mm.workflows.plan import Data, Plan, Start, parse_plan
+from odis_mm.workflows.report import Section, to_markdown
 from odis_mm.workflows.run import compare, compare_data
 from odis_mm.workflows.stages import Worker
 
@@ -44,7 +49,8 @@ class FakeTraining:
             name = words[1]
             value = 60.0 - NOISE['good' if 'good' in name else 'bad']
             found = dict(
-                metrics=dict(box_pool=value, object_auc=value + 10), random=dict(box_pool=50.0, object_auc=60.0)
+                metrics=dict(box_pool=value, object_auc=value + 10),
+                random=dict(box_pool=50.0 if '/stages/' in name else 40.0, object_auc=60.0),  # a file of another shape
             )
             (folder / 'measures.json').write_text(json.dumps(found))
             return dict(seconds=1.0, memory_mb=100.0)
@@ -153,18 +159,38 @@ def test_a_plan_from_start_to_report(tmp_path, training):
     assert not training.calls and numbers(work) == report
 
 
+def test_a_checkpoint_on_the_way_stands_where_it_was_written(tmp_path, training):
+    write_noise_coco(tmp_path / 'data')
+    seeds, budget = dict(pretraining=1, detector=1), dict(iterations=13, lengths=[0.5])
+    starts = {'random weights': {}, 'good': dict(recipe='alfm_demo', options={'train_dataloader.batch_size': 4})}
+    plan = plan_file(tmp_path, starts=starts, seeds=seeds, pretraining=budget, labels=[100], measures=False, pictures=0)
+    outcome = compare(plan, work_dir=tmp_path / 'w', jobs=1)
+    (config,) = (tmp_path / 'w' / 'stages').glob('pretraining_good_p0-*/config.py')
+    assert Config.fromfile(config).default_hooks.checkpoint.interval == 1  # of 6 iterations
+    assert [(share, at) for share, at, *_ in outcome.lengths['good']] == [(0.5, 6), (1.0, 13)]
+    budget['iterations'] = 6  # an epoch: there is no other checkpoint than that of the end
+    plan = plan_file(tmp_path, starts=starts, seeds=seeds, pretraining=budget, labels=[100], measures=False, pictures=0)
+    points = compare(plan, work_dir=tmp_path / 'w', jobs=1).lengths['good']
+    assert [point[1:3] for point in points] == [(6, points[1][2])] * 2
+
+
 def test_a_changed_plan_runs_only_what_it_touches(tmp_path, training):
     write_noise_coco(tmp_path / 'data')
     work = tmp_path / 'work'
     compare(plan_file(tmp_path, measures=False), work_dir=work, jobs=1)
     first = {path: path.read_bytes() for path in work.rglob('result.json')}
     before = (work / 'report.json').read_text()
+    drawn = (work / 'figures' / 'differences.svg').read_bytes()
     os.utime(work / 'report.json', (1e9, 1e9))
     del training.calls[:]
     compare(plan_file(tmp_path, measures=False, labels=[25, 50, 100]), work_dir=work, jobs=1)
     assert len(training.calls) == 6 and all('_50pct_' in name for name in training.calls)
     assert all(path.read_bytes() == content for path, content in first.items())
     assert before in [path.read_text() for path in work.glob('report_*.json')]  # the former report is kept
+    (kept,) = work.glob('report_*.md')
+    named = re.findall(r'\]\((.*differences.svg)\)', kept.read_text())
+    assert [(work / name).read_bytes() for name in named] == [drawn], 'and so are its figures'
+    assert (work / 'figures' / 'differences.svg').read_bytes() != drawn
     del training.calls[:]
     second = (work / 'report.json').read_text()
     os.utime(work / 'report.json', (1e9, 1e9))  # of the same second as the first
@@ -220,6 +246,31 @@ def test_killed_again_and_again_it_gives_the_same_table(tmp_path, training):
     training.fail_at = None
     compare(plan, work_dir=tmp_path / 'broken', jobs=1)
     assert numbers(tmp_path / 'broken') == numbers(tmp_path / 'whole')
+
+
+def test_killed_before_the_result_of_a_pretraining_is_written_it_goes_on(tmp_path, training, monkeypatch):
+    write_noise_coco(tmp_path / 'data')
+    pretraining, engine = training.pretraining, sys.modules[module.Stages.__module__]
+
+    def resumed(cfg, run):
+        find_checkpoint(str(run))  # as --resume auto does
+        pretraining(cfg, run)
+        (run / 'epoch_9.pth').write_bytes(b'')
+        (run / 'last_checkpoint').write_text(str(run / 'epoch_9.pth'))
+
+    def killed(path, text):
+        if path.name == 'result.json' and 'pretraining_' in str(path):
+            raise StageError('killed')
+        atomic_write_text(path, text)
+
+    monkeypatch.setattr(training, 'pretraining', resumed)
+    seeds = dict(pretraining=1, detector=1)
+    plan = plan_file(tmp_path, labels=[100], measures=False, pictures=0, seeds=seeds)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, 'atomic_write_text', killed)
+        with pytest.raises(StageError, match='killed'):
+            compare(plan, work_dir=tmp_path / 'w', jobs=1)
+    assert compare(plan, work_dir=tmp_path / 'w', jobs=1)
 
 
 def test_a_planted_leak_is_refused_dropped_or_allowed(tmp_path, training):
@@ -384,6 +435,44 @@ def test_minutes_are_turned_into_iterations_by_the_speed_of_each_start(tmp_path,
     assert batches['speed_alfm_demo_2'] == 2 < batches['speed_alfm_demo']
 
 
+def test_the_speed_of_a_chain_is_that_of_its_files_backbone(tmp_path, training):
+    write_noise_coco(tmp_path / 'data')
+    chain = dict(chain=[dict(file=str(training.export)), dict(recipe='alfm_demo')])
+    starts = {'random weights': {}, 'good': dict(recipe='alfm_demo'), 'chain': chain}
+    plan = plan_file(tmp_path, starts=starts, pretraining=dict(minutes=1))
+    assert compare(plan, work_dir=tmp_path / 'w', jobs=1, dry_run=True) is None
+    widths = {
+        folder.name.split('-')[0]: Config.fromfile(folder / 'config.py').model.backbone.arch['embed_dims']
+        for folder in (tmp_path / 'w' / 'stages').glob('speed_alfm*')
+    }
+    assert widths['speed_alfm_demo_2'] == 32 != widths['speed_alfm_demo']
+
+
+def test_detectors_that_find_nothing_are_compared(tmp_path, training, monkeypatch):
+    """As after the few steps that measure the speed, of many classes; mmdet logs the time of such an evaluation
+    alone."""
+    write_noise_coco(tmp_path / 'data')
+
+    def nothing(cfg, run):
+        prefix = cfg.val_evaluator.get('outfile_prefix')
+        if prefix:
+            open(f'{prefix}.bbox.json', 'w').write('[]')
+        records = [*(dict(loss=1.0, time=0.01, step=i + 1) for i in range(12)), dict(time=0.02, step=12)]
+        (run / 'x' / 'vis_data' / 'scalars.json').write_text('\n'.join(map(json.dumps, records)))
+
+    monkeypatch.setattr(training, 'detector', nothing)
+    compare(plan_file(tmp_path, measures=False), work_dir=tmp_path / 'w', jobs=1)
+    report = numbers(tmp_path / 'w')
+    assert report['verdict'].startswith('No gain is shown')
+    assert {row['mean'] for table in report['tables'] for row in table['rows']} == {0.0}
+
+
+def test_a_name_with_a_bar_is_one_cell():
+    section = Section('By class', header=['class', 'random', 'A|B'], rows=[['cat|dog', '1.0', '2.0']])
+    rows = [line for line in to_markdown('title', [section]).splitlines() if line.startswith('|')]
+    assert [len(re.findall(r'(?<!\\)\|', row)) for row in rows] == [4, 4, 4]
+
+
 def test_exports_of_one_name_are_starts_of_their_own():
     files = ['/runs/odis/a/epoch_9_backbone.pth', '/runs/gtsa/a/epoch_9_backbone.pth', '/runs/vit.pth', '/runs/vit.pth']
     plan = module.draft(Path('/data'), [], files, None)
@@ -404,6 +493,16 @@ def test_frozen_features_of_a_resnet_are_measured(tmp_path, training):
     assert 'good' in compare(plan, work_dir=tmp_path / 'w', jobs=1).measures
 
 
+def test_shapes_of_files_are_told_and_random_weights_measured_in_that_of_recipes(tmp_path, training):
+    write_noise_coco(tmp_path / 'data')
+    shutil.copy(training.export, tmp_path / 'bad.pth')
+    starts = {'random weights': {}, 'bad': dict(file='bad.pth'), 'good': dict(recipe='alfm_demo')}
+    plan = plan_file(tmp_path, starts=starts, labels=[100], pictures=0)
+    assert compare(plan, work_dir=tmp_path / 'w', jobs=1).measures['random weights']['box_pool'] == 50
+    same = "the same for all starts, but for the backbone, which has the shape of a start's file, 20 iterations"
+    assert same in (tmp_path / 'w' / 'report.md').read_text()
+
+
 def test_a_wrong_change_leaves_no_plan_behind(tmp_path, training, monkeypatch):
     monkeypatch.setattr(module, 'SMALL', {'good': 'alfm_demo'})
     root = write_noise_coco(tmp_path / 'data')
@@ -413,6 +512,47 @@ def test_a_wrong_change_leaves_no_plan_behind(tmp_path, training, monkeypatch):
     assert not training.calls and not (tmp_path / 'w' / 'plan.yaml').exists()
     compare_data(root, 60, work_dir=tmp_path / 'w', jobs=1, changes=['detector.size=64'], dry_run=True)
     assert module.load_plan(tmp_path / 'w' / 'plan.yaml')[0].detector.size == 64
+
+
+@pytest.mark.parametrize('channels', [1, 5])
+def test_pictures_of_scientific_images_can_be_seen(channels, tmp_path, training):
+    import tifffile
+
+    root = write_noise_coco(tmp_path / 'data')
+    for part in ('train', 'val'):
+        path = root / 'annotations' / f'{part}.json'
+        content = json.loads(path.read_text())
+        for image in content['images']:
+            grey = np.asarray(Image.open(root / 'images' / image['file_name']).convert('L')).astype(np.uint16) * 40
+            image['file_name'] = Path(image['file_name']).stem + '.tif'
+            pixels = grey if channels == 1 else np.stack([grey] * channels, -1)
+            tifffile.imwrite(root / 'images' / image['file_name'], pixels)
+        path.write_text(json.dumps(content))
+    plan = plan_file(tmp_path, starts={'random weights': {}}, labels=[100], measures=False, pictures=1)
+    compare(plan, work_dir=tmp_path / 'w', jobs=1)
+    drawn = re.findall(r'image/jpeg;base64,([^"]*)"', (tmp_path / 'w' / 'report.html').read_text())
+    pixels = [np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))) for text in drawn]
+    assert len(pixels) == 2 and all(20 < np.median(picture) < 235 for picture in pixels)
+
+
+def test_fractions_are_of_the_images_with_objects(tmp_path, training, monkeypatch):
+    monkeypatch.setattr(module, 'SMALL', {'good': 'alfm_demo'})
+    root = write_noise_coco(tmp_path / 'data', (('train', 80), ('val', 4)))
+    path = root / 'annotations' / 'train.json'
+    content = json.loads(path.read_text())
+    for annotated, labels in ((80, (10.0,)), (40, (100.0,))):  # 4 of 40 would be too few
+        content['annotations'] = [a for a in content['annotations'] if a['image_id'] <= annotated]
+        path.write_text(json.dumps(content))
+        compare_data(root, 60, work_dir=tmp_path / str(annotated), jobs=1, dry_run=True)
+        assert module.load_plan(tmp_path / str(annotated) / 'plan.yaml')[0].labels == labels
+
+
+def test_folders_of_one_name_are_two_data_sets(tmp_path, training, monkeypatch):
+    monkeypatch.setattr(module, 'SMALL', {'good': 'alfm_demo'})
+    monkeypatch.chdir(tmp_path)
+    compare_data(write_noise_coco(tmp_path / 'a' / 'data'), 60, jobs=1, dry_run=True)
+    with pytest.raises(ConfigError, match=r'was made by another command .*/a/data .*take another --work-dir'):
+        compare_data(write_noise_coco(tmp_path / 'b' / 'data'), 60, jobs=1, dry_run=True)
 
 
 def test_a_data_set_gets_a_plan_that_fits_the_time(tmp_path, training, monkeypatch, capsys):

@@ -8,6 +8,7 @@ from PIL import Image
 
 from helpers import write_noise_coco
 from odis_mm.utils.errors import AnnotationError, BadImageError, ConfigError
+from odis_mm.workflows import stats
 from odis_mm.workflows.data import prepare
 from odis_mm.workflows.plan import Data, Plan, Start, Tuning
 
@@ -51,12 +52,55 @@ def test_an_area_that_is_not_given_is_that_of_the_box(tmp_path, nothing):
         assert annotation['area'] == annotation['bbox'][2] * annotation['bbox'][3] > 0
 
 
+@pytest.mark.parametrize('ignore', [1, True, '1', 0, '0'])
+def test_objects_to_ignore_are_no_misses(ignore, tmp_path):
+    root = write_noise_coco(tmp_path / 'data', (('train', 6), ('val', 4)))
+    path = root / 'annotations' / 'val.json'
+    content = json.loads(path.read_text())
+    content['annotations'][0]['ignore'] = ignore
+    path.write_text(json.dumps(content))
+    val = prepared(tmp_path).val
+    found = [dict(a, score=0.9) for a in json.loads(val.read_text())['annotations'][1:]]
+    ap = stats.average_precision(stats.match(val, found))[0]
+    assert (ap == pytest.approx(100)) == (ignore in (1, '1'))
+
+
 def test_classes_that_are_numbered_otherwise_are_refused(tmp_path):
     def renamed(content):
         content['categories'][0]['name'] = 'lid'
 
-    with pytest.raises(ConfigError, match="val.json: category 1 is 'box', and 'lid' in .*train.json"):
+    with pytest.raises(ConfigError, match="val.json: category 1 is 'box', and category 1 is 'lid' in .*train.json"):
         prepared(tmp_path, renamed)
+
+
+def test_a_class_of_two_numbers_is_refused(tmp_path):
+    """Else its objects would be left out of AP."""
+
+    def numbered(content):
+        content['categories'] = [dict(id=0, name='lid'), dict(id=7, name='box')]
+        for i, annotation in enumerate(content['annotations']):
+            annotation['category_id'] = 7 * (i % 2)
+
+    with pytest.raises(ConfigError, match="val.json: category 1 is 'box', and category 7 is 'box' in .*train.json"):
+        prepared(tmp_path, numbered)
+
+
+def test_classes_that_no_training_object_has_are_told(tmp_path):
+    root = write_noise_coco(tmp_path / 'data', (('train', 6), ('val', 4)))
+    path = root / 'annotations' / 'val.json'
+    content = json.loads(path.read_text())
+    for annotation in content['annotations'][:3]:
+        annotation['category_id'] = 2
+    path.write_text(json.dumps(content))
+    found = prepared(tmp_path)
+    (note,) = [note for note in found.notes if 'not evaluated' in note]
+    assert note.startswith('3 objects of the val split are of classes without a training object (unused)')
+    assert {a['category_id'] for a in json.loads(found.val.read_text())['annotations']} == {1}
+    for annotation in content['annotations']:
+        annotation['category_id'] = 2
+    path.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=r"the val split has no object of the classes \['box'\]"):
+        prepared(tmp_path, name='w2')
 
 
 def test_what_is_no_annotation_is_named(tmp_path):
@@ -105,6 +149,21 @@ def test_training_images_among_the_unlabelled_are_listed_once(tmp_path):
     for folder in found.pretraining.values():
         names = [Path(image['file_name']).name for image in json.loads((folder / 'train.json').read_text())['images']]
         assert names == [*(Path(image['file_name']).name for image in train), 'new.png']
+
+
+def test_images_of_one_name_are_counted_as_several_of_a_trained_scene(tmp_path):
+    root = write_noise_coco(tmp_path / 'data', (('train', 6), ('val', 4)))
+    train, path = json.loads((root / 'annotations' / 'train.json').read_text()), root / 'annotations' / 'val.json'
+    val = json.loads(path.read_text())
+    for i in range(2):
+        image = Image.open(root / 'images' / train['images'][i]['file_name'])
+        colour = [value + (80 if value < 128 else -80) for value in image.getpixel((45, 39))]
+        image.paste(tuple(colour), (42, 36, 48, 42))
+        val['images'][i]['file_name'] = f'camera{i}/0001.png'
+        (root / 'images' / f'camera{i}').mkdir()
+        image.save(root / 'images' / f'camera{i}' / '0001.png')
+    path.write_text(json.dumps(val))
+    assert len(prepared(tmp_path).scenes['val']) == 2
 
 
 def test_every_copy_of_an_evaluated_image_is_left_out(tmp_path):

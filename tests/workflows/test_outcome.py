@@ -1,12 +1,16 @@
 """Sentences of the report that follow from its numbers."""
 
+import re
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from odis_mm.workflows.compare import DetectorRun
-from odis_mm.workflows.outcome import add_lengths, flat_baseline, longer_training
+from odis_mm.workflows.outcome import add_lengths, flat_baseline, longer_training, to_settle
+from odis_mm.workflows.stats import Difference
+
+SOURCES = ('images', 'detector seeds', 'pretraining seeds')
 
 
 @pytest.mark.parametrize(
@@ -31,8 +35,9 @@ def test_a_baseline_that_uses_no_labels_is_told(values, told):
     [(52.3, 'can be one of training time alone'), (49.0, 'alone'), (40.0, 'more than a shorter training')],
 )
 def test_a_longer_training_of_the_baseline_tells_what_the_gain_is(reached, words):
+    gap = SimpleNamespace(verdict='above')
     rows = [
-        SimpleNamespace(start=name, runs=SimpleNamespace(mean=mean))
+        SimpleNamespace(start=name, runs=SimpleNamespace(mean=mean), gap=gap)
         for name, mean in (('random weights', 29.9), ('ODIS', 48.7), ('GTSA', 49.0))
     ]
     outcome = SimpleNamespace(
@@ -45,6 +50,8 @@ def test_a_longer_training_of_the_baseline_tells_what_the_gain_is(reached, words
     start = f'trained 4 times as long (800 iterations, one seed), random weights reaches {reached} with 205 labelled'
     assert found.startswith(start) and 'GTSA has 49.0 after 200.' in found and words in found
     assert not flat_baseline(outcome)
+    gap.verdict = 'no difference shown'  # nor is a gain, then, that could be more than something
+    assert (words in longer_training(outcome)) == ('alone' in words)
     rows[0].runs.mean = 50.0  # above both at the length of the tables
     assert longer_training(outcome).endswith('GTSA has 49.0 after 200.')
     outcome.longer = None
@@ -59,3 +66,33 @@ def test_checkpoints_of_a_chain_are_those_of_its_last_step():
     outcome = SimpleNamespace(lengths={})
     add_lengths(outcome, comparison, runs, {'p': dict(iterations=[100, 40])})
     assert [point[1] for point in outcome.lengths['chain']] == [120, 140]
+
+
+def settle(parts, value=2.0, seeds=2, recipes=('alfm_small',)):
+    reach = 1.96 * sum(part for part in parts.values() if part == part) ** 0.5
+    row = SimpleNamespace(start='ALFM', gap=Difference(value, value - reach, value + reach, parts, 1e6))
+    plan = SimpleNamespace(
+        seeds=SimpleNamespace(pretraining=seeds, detector=2), starts=[SimpleNamespace(recipes=recipes)]
+    )
+    return ' '.join(to_settle(SimpleNamespace(tables=[SimpleNamespace(images=20, rows=[row])], images=100, plan=plan)))
+
+
+@pytest.mark.parametrize(
+    'parts, more',
+    [
+        ({'images': 1.0, 'detector seeds': 0.9, 'pretraining seeds': 0.9}, SOURCES),
+        ({'images': 1.5, 'detector seeds': 0.0, 'pretraining seeds': float('nan')}, SOURCES[:1]),
+    ],
+)
+def test_as_many_more_as_are_told_would_show_the_difference(parts, more):
+    words = settle(parts)
+    times = float(re.search(r'about ([0-9.]+) times', words)[1])
+    left = sum(part / (times if name in words.partition('times')[2] else 1) for name, part in parts.items() if part > 0)
+    assert 1.96 * left**0.5 == pytest.approx(2.0, rel=0.02)
+    assert all(name in words.partition('times')[2] for name in more)
+
+
+def test_a_seed_of_pretraining_is_asked_for_only_where_something_is_pretrained():
+    parts = {'images': 1.5, 'detector seeds': 0.5, 'pretraining seeds': 0.0}
+    assert '--set seeds.pretraining=2' in settle(parts, seeds=1)
+    assert 'seed, so the intervals' not in settle(parts, seeds=1, recipes=())
