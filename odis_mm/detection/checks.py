@@ -156,7 +156,7 @@ def look(path: str, folder: str) -> Look:
     if place is None or os.path.getsize(path) < CACHE_FROM:
         return complete(path, folder)
     source = source_of(path)
-    note = place / f'{source["content"]}.looked'
+    note = place / f'{source["content"]}.looked2'  # the rules' version
     try:
         noted = json.loads(note.read_text('utf-8'))
         if noted.pop('source') == source and os.path.isfile(os.path.join(folder, noted.pop('first'))):
@@ -221,10 +221,11 @@ def complete(path: str, folder: str) -> Look:
         key=lambda image: min(image[1:]) / max(image[1:]),
     )
     ids = [annotation.get('id') for annotation in content['annotations']]
-    if any(not isinstance(key, (int, str)) for key in ids) or len(set(ids)) < len(ids):
+    # pycocotools marks a detection as right by the id of its object: 0 would be a miss, and text is no number
+    if any(not isinstance(key, int) or key < 1 for key in ids) or len(set(ids)) < len(ids):
         for i, annotation in enumerate(content['annotations'], 1):
             annotation['id'] = i
-        done['annotations numbered anew, as ids were missing or there twice'] = len(ids)
+        done['annotations numbered anew, as ids were missing, there twice, or not numbers from 1 on'] = len(ids)
     found.completed = [f'{count} {what}' for what, count in done.items()]
     found.content = content if done else None
     return found

@@ -80,6 +80,8 @@ def test_what_is_right_stays(tmp_path):
         (changed('annotations', 0, 'iscrowd', value='0'), '1 numbers that were text'),
         (changed('annotations', 0, 'id', remove=True), '2 annotations numbered anew'),
         (changed('annotations', 0, 'id', value=2), '2 annotations numbered anew'),
+        (changed('annotations', 0, 'id', value=0), '2 annotations numbered anew'),
+        (changed('annotations', 0, 'id', value='a'), '2 annotations numbered anew'),
         (changed('images', 0, 'height', remove=True), '1 sizes of images read from their files'),
         (changed('images', 0, 'width', value='64'), '1 numbers that were text'),
         (changed('annotations', 0, 'bbox', value=['4', 5, 20, 10]), '1 numbers that were text'),
