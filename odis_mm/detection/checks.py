@@ -274,8 +274,10 @@ def _complete_annotation(annotation: dict, sizes: Dict[Any, Tuple[int, int]], do
         done['masks without their polygons of fewer than three points'] += 1
         annotation['segmentation'] = kept
     area = annotation.get('area')
-    if area is None or (isinstance(area, str) and not area.strip()) or not np.isfinite(number(area)):
-        annotation['area'] = _area(kept, box, sizes.get(annotation['image_id']))
+    told = None if area is None or (isinstance(area, str) and not area.strip()) else number(area)
+    # mmdet leaves objects of area 0 out of the training, without a word
+    if told is None or not np.isfinite(told) or (told <= 0 < min(box[2:])):
+        annotation['area'] = _area(kept, box, sizes.get(annotation['image_id'])) or float(box[2] * box[3])
         done['areas computed'] += 1
     elif type(area) not in (int, float):
         annotation['area'] = number(area)

@@ -75,6 +75,7 @@ def test_what_is_right_stays(tmp_path):
     'given, line',
     [
         (changed('annotations', 0, 'area', remove=True), '1 areas computed'),
+        (changed('annotations', 0, 'area', value=0), '1 areas computed'),
         (changed('annotations', 0, 'area', value='200'), '1 numbers that were text'),
         (changed('annotations', 0, 'iscrowd', remove=True), '1 annotations given iscrowd=0'),
         (changed('annotations', 0, 'iscrowd', value='0'), '1 numbers that were text'),
