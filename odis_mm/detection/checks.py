@@ -261,6 +261,9 @@ def _complete_annotation(annotation: dict, sizes: Dict[Any, Tuple[int, int]], do
         annotation['iscrowd'] = 0
         done['annotations given iscrowd=0'] += 1
     _put(annotation, 'iscrowd', int(flag(annotation['iscrowd'])), 'numbers that were text', done)
+    if flag(annotation.get('ignore')) and not annotation['iscrowd']:  # pycocotools reads iscrowd alone
+        annotation['iscrowd'] = 1
+        done['annotations with ignore taken as crowd regions'] += 1
     segmentation = annotation.get('segmentation')
     kept = usable(segmentation)
     if isinstance(kept, list):

@@ -170,6 +170,15 @@ def test_boxes_that_are_none_are_left_out_and_told(tmp_path, box):
     assert json.loads(open(cfg.val_evaluator.ann_file).read())['annotations'] == content()['annotations']
 
 
+def test_objects_to_ignore_are_no_misses(tmp_path):
+    given = changed('annotations', 1, 'ignore', value=1)
+    cfg = config(tmp_path, train=given, val=given)
+    (line, _) = checks.check_detection_data(cfg, ('train', 'val'))
+    assert '1 annotations with ignore taken as crowd regions' in line
+    found = json.loads(open(cfg.val_evaluator.ann_file).read())['annotations']
+    assert [annotation['iscrowd'] for annotation in found] == [0, 1]  # which COCOeval does not ask for
+
+
 def test_boxes_alone_need_no_masks(tmp_path):
     given = changed('annotations', 1, 'segmentation', remove=True)
     cfg = config(tmp_path, given, given, name='faster-rcnn_vits_fpn_1x_coco')
