@@ -198,14 +198,21 @@ def complete(path: str, folder: str) -> Look:
         _complete_image(image, folder, done)
     for category in content['categories']:
         _put(category, 'id', identity(category['id']), 'numbers that were text', done)
-    sizes = {image['id']: (image['height'], image['width']) for image in content['images']}
-    names = {category['id']: str(category.get('name')) for category in content['categories']}
-    found, kept = Look(list(names.values()), Counter()), []
+        if category.get('name') is not None:  # mmdet looks classes up by their names, which are text
+            _put(category, 'name', str(category['name']), 'names of classes that were numbers', done)
     for i, annotation in enumerate(content['annotations']):
         if annotation.get('category_id') is None:
             raise AnnotationError(
                 f'annotation file {shown(path)}: annotations[{i}] has no category_id; give it one or remove it.'
             )
+        for key in ('image_id', 'category_id'):
+            _put(annotation, key, identity(annotation[key]), 'numbers that were text', done)
+    for what, key in (('images', 'image_id'), ('categories', 'category_id')):
+        _number_mixed(content, what, key, done)
+    sizes = {image['id']: (image['height'], image['width']) for image in content['images']}
+    names = {category['id']: str(category.get('name')) for category in content['categories']}
+    found, kept = Look(list(names.values()), Counter()), []
+    for i, annotation in enumerate(content['annotations']):
         _complete_annotation(annotation, sizes, done)
         if not _is_box(annotation, sizes):
             done['objects left out whose box is no box, or outside of its image'] += 1
@@ -250,9 +257,19 @@ def _complete_image(image: dict, folder: str, done: Counter) -> None:
         _put(image, key, value, 'numbers that were text', done)
 
 
+def _number_mixed(content: dict, what: str, key: str, done: Counter) -> None:
+    """Number images or categories whose ids are numbers and text, which pycocotools cannot sort."""
+    if len({type(entry['id']) for entry in content[what]}) < 2:
+        return
+    numbers = {entry['id']: i for i, entry in enumerate(content[what], 1)}
+    for entry in content[what]:
+        entry['id'] = numbers[entry['id']]
+    for annotation in content['annotations']:
+        annotation[key] = numbers.get(annotation[key], 0)  # 0: unknown, as it was
+    done[f'{what} numbered anew, as some ids were numbers and others text'] = len(numbers)
+
+
 def _complete_annotation(annotation: dict, sizes: Dict[Any, Tuple[int, int]], done: Counter) -> None:
-    for key in ('image_id', 'category_id'):
-        _put(annotation, key, identity(annotation[key]), 'numbers that were text', done)
     box = annotation['bbox']
     if not all(type(value) in (int, float) for value in box):
         annotation['bbox'] = box = [number(value) for value in box]

@@ -179,6 +179,41 @@ def test_objects_to_ignore_are_no_misses(tmp_path):
     assert [annotation['iscrowd'] for annotation in found] == [0, 1]  # which COCOeval does not ask for
 
 
+def mixed(what: str, key: str) -> dict:
+    found = content()
+    found[what][0]['id'] = found['annotations'][0][key] = '007'  # no number: some tools write the names of files
+    return found
+
+
+@pytest.mark.parametrize(
+    'given, line',
+    [
+        (mixed('images', 'image_id'), '2 images numbered anew'),
+        (mixed('categories', 'category_id'), '2 categories numbered anew'),
+        (changed('categories', 0, 'name', value=5), '1 names of classes that were numbers'),
+    ],
+)
+def test_ids_of_both_kinds_and_names_that_are_numbers(tmp_path, given, line):
+    """Such files train and are evaluated: objects that are found are found, of each class."""
+    import torch
+    from mmdet.datasets import CocoDataset
+    from mmdet.evaluation import CocoMetric
+
+    classes = tuple(str(category['name']) for category in given['categories'])
+    cfg = config(tmp_path, train=given, val=given, classes=classes)
+    assert all(line in told for told in checks.check_detection_data(cfg, ('train', 'val')))
+    options = {key: value for key, value in cfg.train_dataloader.dataset.items() if key not in ('type', 'pipeline')}
+    dataset = CocoDataset(**options, pipeline=[])
+    infos = [dataset.get_data_info(i) for i in range(2)]
+    assert [[instance['bbox_label'] for instance in info['instances']] for info in infos] == [[0], [1]]
+    metric = CocoMetric(ann_file=cfg.val_evaluator.ann_file, metric='bbox')
+    metric.dataset_meta = dict(classes=classes)
+    for label, info in enumerate(infos):
+        found = dict(bboxes=torch.tensor([[4.0, 5, 24, 15]]), scores=torch.ones(1), labels=torch.tensor([label]))
+        metric.process({}, [dict(img_id=info['img_id'], ori_shape=(48, 64), pred_instances=found)])
+    assert metric.evaluate(2)['coco/bbox_mAP'] == 1
+
+
 def test_boxes_alone_need_no_masks(tmp_path):
     given = changed('annotations', 1, 'segmentation', remove=True)
     cfg = config(tmp_path, given, given, name='faster-rcnn_vits_fpn_1x_coco')
