@@ -308,7 +308,7 @@ def _is_box(annotation: dict, sizes: Dict[Any, Tuple[int, int]]) -> bool:
     """Not one of NaN, turned inside out, or outside of its image, which counts as missed whatever a detector finds."""
     x, y, w, h = annotation['bbox']
     height, width = sizes.get(annotation['image_id'], (np.inf, np.inf))
-    return bool(np.isfinite(annotation['bbox']).all()) and w >= 0 and h >= 0 and -w <= x <= width and -h <= y <= height
+    return bool(np.isfinite(annotation['bbox']).all()) and w >= 0 and h >= 0 and -w < x < width and -h < y < height
 
 
 def _check_thinnest(dataset: dict, image: Sequence[Any], path: str) -> None:

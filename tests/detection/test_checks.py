@@ -159,7 +159,16 @@ def test_what_can_not_is_refused(tmp_path, part, given, error, needle):
 
 
 @pytest.mark.parametrize(
-    'box', [[float('nan'), 5, 20, 10], [4, 5, float('inf'), 10], [4, 5, -20, 10], [4, 500, 20, 10], [-90, 5, 20, 10]]
+    'box',
+    [
+        [float('nan'), 5, 20, 10],
+        [4, 5, float('inf'), 10],
+        [4, 5, -20, 10],
+        [4, 500, 20, 10],
+        [-90, 5, 20, 10],
+        [64, 5, 20, 10],  # it begins where the image ends
+        [4, -10, 20, 10],
+    ],
 )
 def test_boxes_that_are_none_are_left_out_and_told(tmp_path, box):
     given = content()
