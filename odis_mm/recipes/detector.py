@@ -380,6 +380,7 @@ def set_backbone(cfg: Config, init: PathLike) -> None:
     settings.pop('img_size')  # positions are resampled to the config's own grid
     depth, width = settings['arch']['num_layers'], settings['arch']['embed_dims']
     backbone.pop('arch')
+    _scale_strides(cfg, settings['patch_size'] / backbone.get('patch_size', 16))
     for name in ('window_size', 'global_every') if 'window_size' in backbone else ():  # the config's own
         settings.pop(name, None)
     backbone.update(settings)
@@ -391,6 +392,25 @@ def set_backbone(cfg: Config, init: PathLike) -> None:
         neck['in_channels'] = (
             [width] * len(neck['in_channels']) if isinstance(neck['in_channels'], (list, tuple)) else width
         )
+
+
+def _scale_strides(cfg: Config, factor: float) -> None:
+    """Strides of anchors and RoIs, and padding, where patches are larger by a factor; anchors keep their pixels."""
+
+    def scaled(value: float, by: float = factor) -> float:
+        return int(value * by) if value * by == int(value * by) else value * by
+
+    if factor == 1:
+        return
+    for part in dicts(cfg.model):
+        if str(part.get('type')).endswith('AnchorGenerator'):
+            part['strides'] = [scaled(stride) for stride in part['strides']]
+            if part.get('scales'):
+                part['scales'] = [scaled(scale, 1 / factor) for scale in part['scales']]
+        if 'featmap_strides' in part:
+            part['featmap_strides'] = [scaled(stride) for stride in part['featmap_strides']]
+        if 'pad_size_divisor' in part:
+            part['pad_size_divisor'] = math.ceil(scaled(part['pad_size_divisor']))
 
 
 def _set_pyramid(cfg: Config, content: Content, short: int) -> None:

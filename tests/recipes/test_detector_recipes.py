@@ -132,3 +132,33 @@ def test_anchors_reach_the_objects(tmp_path):
         assert f'images: short side 100 px (--size); anchors, by the objects: {least:.0f} to {most:.0f} px' in notes
     long = anchors(read_content(write_split(tmp_path, 'long', boxes=((5, 5, 10, 60),))), 100, [4, 8, 16])
     assert 3.0 in long['ratios']
+
+
+@pytest.mark.parametrize('patch', [8, 14])
+@pytest.mark.parametrize('name', ['faster-rcnn_vits_fpn_1x_coco', 'faster-rcnn_demo'])
+def test_anchors_and_rois_have_the_strides_of_the_maps(name, patch, tmp_path):
+    """Of a file with other patches than the config's, whichever command names it."""
+    from mmdet.registry import MODELS as DETECTORS
+    from mmpretrain.registry import MODELS
+
+    from odis_mm.config import load_config
+    from odis_mm.recipes.starting import start_from
+
+    init_default_scope('mmpretrain')
+    arch = dict(embed_dims=96, num_layers=4, num_heads=3, feedforward_channels=192)
+    vit = MODELS.build(dict(type='VisionTransformer', arch=arch, img_size=112, patch_size=patch))
+    file = tmp_path / 'x_backbone.pth'
+    save_backbone(file, vit.state_dict(), dict(num_heads=3))
+    cfg = load_config(name)
+    own = cfg.model.rpn_head.anchor_generator
+    sides = np.outer(own.scales, own.strides)
+    start_from(cfg, file)
+    found = cfg.model.rpn_head.anchor_generator
+    np.testing.assert_allclose(np.outer(found.scales, found.strides), sides)  # objects are as large as before
+    init_default_scope('mmdet')
+    side = 16 * cfg.model.data_preprocessor.pad_size_divisor
+    maps = DETECTORS.build(cfg.model).extract_feat(torch.zeros(1, 3, side, side))
+    strides = [side / level.shape[-1] for level in maps]
+    assert cfg.model.rpn_head.anchor_generator.strides == strides
+    rois = cfg.model.roi_head.bbox_roi_extractor.featmap_strides
+    assert rois == strides[: len(rois)]
