@@ -27,6 +27,7 @@ SMALL_DETECTORS = ('mask-rcnn_small', 'faster-rcnn_small')
 """Detectors for small data, whose size of images follows from the objects."""
 SHORT = 128  # pixels: short side of the images of these
 SMALLEST = 8  # pixels: two cells of their finest level; of smaller objects they find few
+LONGER = 5 / 3  # the long side at most, in short sides: a longer image gets less than its short side
 LARGEST = dict(cpu=256, cuda=640)  # short side that is set unasked; the time of a step grows with its square
 
 
@@ -40,7 +41,7 @@ class Content:
         masks: Whether every object has a segmentation.
         images: Number of images.
         boxes: float [n, 4], x, y, width, height in pixels, crowd regions left out.
-        short: float [n], the short side of each box's image in pixels.
+        sides: float [n, 2], the short and the long side of each box's image in pixels; 0: not told.
     """
 
     classes: Tuple[str, ...]
@@ -48,7 +49,7 @@ class Content:
     masks: bool
     images: int
     boxes: np.ndarray
-    short: np.ndarray
+    sides: np.ndarray
 
 
 def read_content(split: Split) -> Content:
@@ -78,7 +79,7 @@ def read_content(split: Split) -> Content:
         all(a.get('segmentation') for a, usable in zip(content['annotations'], good) if usable),
         len(content['images']),
         np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1),
-        np.where(np.isfinite(sides).all(1), sides.min(1), 0),
+        np.sort(np.where(np.isfinite(sides).all(1, keepdims=True), sides, 0), 1),
     )
 
 
@@ -141,8 +142,8 @@ def detector_config(
         set_backbone(cfg, init)
         cfg.notes = [*cfg.get('notes', []), *_seen_before(meta, val)]
     if 'ViTSimplePyramid' in str(cfg.model.get('neck')):
-        short = _short_side(cfg)
-        _set_pyramid(cfg, content, short)
+        short, long = _image_sides(cfg)
+        _set_pyramid(cfg, content, short, long)
         generator = cfg.model.rpn_head.anchor_generator
         sizes = [scale * stride for stride in generator.strides for scale in generator.scales]
         cfg.notes = [
@@ -269,7 +270,7 @@ def _set_length(cfg: Config, iterations: int, batch: Optional[int], evaluations:
 
 
 def _set_size(cfg: Config, size: int) -> None:
-    scale = (round(size * 5 / 3), size)
+    scale = (round(size * LONGER), size)
     for key in ('train', 'val', 'test'):
         steps = [step for step in cfg[f'{key}_dataloader'].dataset.pipeline if step['type'] == 'Resize']
         if not steps:
@@ -286,7 +287,7 @@ def fitting_size(content: Content) -> int:
     """Return the short side of the images, in pixels, for a small detector: its own, or a larger one, as far as a step
     does not take too long, where more than a tenth of the objects would have sides below ``SMALLEST``; its own where
     the annotations do not tell the sizes of images."""
-    if not (content.short > 0).any():
+    if not (content.sides > 0).any():
         return SHORT
     least = np.percentile(_sides(content, SHORT), 10)
     wanted = 32 * math.ceil(SHORT * SMALLEST / max(least, 1e-3) / 32)
@@ -307,19 +308,19 @@ def _sides(content: Content, short: int) -> np.ndarray:
     return np.sqrt(width * height) * zoom
 
 
-def _extents(content: Content, short: int) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Width and height of the objects in the files, and how much larger they are at a short side of the images; without
-    sizes of images in the annotations: 1."""
-    known = content.short > 0
+def _extents(content: Content, short: int, long: Optional[int] = None) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Width and height of the objects in the files, and how much larger they are at a short side of the images, of
+    which none has more than a long side; without sizes of images in the annotations: 1."""
+    known = content.sides[:, 0] > 0
     boxes = content.boxes[known] if known.any() else content.boxes
-    zoom = short / content.short[known] if known.any() else np.ones(len(boxes))
+    zoom = ((short, long or short * LONGER) / content.sides[known]).min(1) if known.any() else np.ones(len(boxes))
     width, height = (np.maximum(boxes[:, i], 1e-3) for i in (2, 3))
     return width, height, zoom
 
 
-def _short_side(cfg: Config) -> int:
+def _image_sides(cfg: Config) -> Tuple[int, int]:
     steps = [step for step in cfg.test_dataloader.dataset.pipeline if step['type'] == 'Resize']
-    return min(steps[0]['scale'])
+    return min(steps[0]['scale']), max(steps[0]['scale'])
 
 
 def backbone_settings(init: PathLike) -> Dict[str, Any]:
@@ -413,7 +414,7 @@ def _scale_strides(cfg: Config, factor: float) -> None:
             part['pad_size_divisor'] = math.ceil(scaled(part['pad_size_divisor']))
 
 
-def _set_pyramid(cfg: Config, content: Content, short: int) -> None:
+def _set_pyramid(cfg: Config, content: Content, short: int, long: int) -> None:
     """Levels for the patch size, and anchors for the sizes of the objects."""
     patch, neck = int(cfg.model.backbone.patch_size), cfg.model.neck
     scales = (2, 1, 0.5) if patch <= 8 else (4, 2, 1, 0.5)
@@ -422,21 +423,24 @@ def _set_pyramid(cfg: Config, content: Content, short: int) -> None:
     neck.update(scales=scales, extra_levels=0)
     cfg.model.backbone.img_size = math.ceil(cfg.model.backbone.img_size / patch) * patch
     cfg.model.data_preprocessor.pad_size_divisor = 2 * patch
-    cfg.model.rpn_head.anchor_generator.update(strides=strides, **anchors(content, short, strides))
+    cfg.model.rpn_head.anchor_generator.update(strides=strides, **anchors(content, short, strides, long))
     for key in ('bbox_roi_extractor', 'mask_roi_extractor'):
         if cfg.model.roi_head.get(key):
             cfg.model.roi_head[key].featmap_strides = strides
 
 
-def anchors(content: Content, short: int, strides: Sequence[float]) -> Dict[str, List[float]]:
-    """Return scales and ratios of anchors that meet the objects at a short side of ``short`` pixels.
+def anchors(
+    content: Content, short: int, strides: Sequence[float], long: Optional[int] = None
+) -> Dict[str, List[float]]:
+    """Return scales and ratios of anchors that meet the objects at a short side of ``short`` pixels, and a long one of
+    ``long`` (None: ``LONGER`` times as many) at most.
 
     Two scales half an octave apart on every level, as in ``mask-rcnn_demo``, reach from 4 times the first stride to 5.6
     times the last. Where 5 % of the objects are smaller than the first, both are lowered (more of them would double the
     detector's work); where 5 % are larger than the last, larger ones are added. A ratio of 1 : 3 to either side of
     2 : 3 and 3 : 2 is added where 5 % of the objects are that long.
     """
-    width, height, zoom = _extents(content, short)
+    width, height, zoom = _extents(content, short, long)
     sides = np.sqrt(width * height) * zoom
     low, high = np.percentile(sides, (5, 95))
     scales = [4, 5.6]

@@ -1,6 +1,7 @@
 """Detector configs made for a data set: classes, anchors, backbone, schedule."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ from odis_mm.transfer import save_backbone
 from odis_mm.utils.errors import ConfigError
 
 
-def write_split(folder, name, categories=('cat', 'dog'), segmentation=None, boxes=((10, 10, 40, 30), (50, 20, 30, 40))):
+def write_split(
+    folder, name, categories=('cat', 'dog'), segmentation=None, boxes=((10, 10, 40, 30), (50, 20, 30, 40)), width=160
+):
     content = dict(
-        images=[dict(id=i, file_name=f'{i}.jpg', width=200, height=100) for i in range(3)],
+        images=[dict(id=i, file_name=f'{i}.jpg', width=width, height=100) for i in range(3)],
         annotations=[
             dict(id=3 * i + k, image_id=i, category_id=1 + k % 2, bbox=list(box), area=box[2] * box[3], iscrowd=0)
             | (dict(segmentation=segmentation) if segmentation else {})
@@ -118,6 +121,25 @@ def test_images_are_as_large_as_small_objects_ask_for(side, size, told, tmp_path
     notes = [note for note in cfg.notes if note.startswith('size: 100% of the objects are below 8 px at a short side')]
     assert [told in note for note in notes] == [True] * bool(told)
     assert not [note for note in detector_config(split, split, size=128).notes if note.startswith('size:')]
+
+
+def test_long_images_are_made_smaller_than_their_short_side_says(tmp_path, monkeypatch):
+    """The sides that follow from the annotations are those of boxes that mmdet resizes."""
+    from mmcv.transforms import Compose
+
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    split = write_split(tmp_path, 'train', boxes=((5, 5, 12, 12),), width=500)
+    content = read_content(split)
+    assert fitting_size(content) == 224  # 4.3 pixels at the short side of 128 that 213 x 43 pixels would have
+    init_default_scope('mmdet')
+    for options in (dict(), dict(size=300), dict(detector='faster-rcnn_vitb_vitdet_lsj-100e_coco')):
+        cfg = detector_config(split, split, **options)
+        resize = next(step for step in cfg.test_dataloader.dataset.pipeline if step.type == 'Resize')
+        image = Compose([dict(resize, type='mmdet.Resize')])(dict(img=np.zeros((100, 500, 3), np.uint8)))
+        side = 12 * image['scale_factor'][0]
+        generator = cfg.model.rpn_head.anchor_generator
+        expected = anchors(replace(content, sides=np.full((3, 2), 100.0)), side / 12 * 100, generator.strides)
+        assert generator.scales == expected['scales']
 
 
 def test_anchors_reach_the_objects(tmp_path):
