@@ -39,7 +39,8 @@ class Content:
         classes: Names of the categories that have an object, in the file's order, which is that of mmdet's labels.
         ids: Of these categories in the file.
         masks: Whether every object has a segmentation.
-        images: Number of images.
+        images: Number of images with an object, on which a detector trains.
+        bare: Number of images without one, which it leaves out.
         boxes: float [n, 4], x, y, width, height in pixels, crowd regions left out.
         sides: float [n, 2], the short and the long side of each box's image in pixels; 0: not told.
     """
@@ -48,6 +49,7 @@ class Content:
     ids: Tuple[Any, ...]
     masks: bool
     images: int
+    bare: int
     boxes: np.ndarray
     sides: np.ndarray
 
@@ -72,12 +74,14 @@ def read_content(split: Split) -> Content:
     good = ~table['crowd'] & (table['owner'] >= 0) & has_extent(table['boxes'])
     if not good.any():
         raise ConfigError(f'{split.ann_file} has no object with a box, which a detector needs: name other annotations.')
+    images = len(np.unique(table['owner'][(table['owner'] >= 0) & (table['labels'] >= 0)]))
     boxes, sides = table['boxes'][good], table['sizes'][table['owner'][good]]
     return Content(
         tuple(classes),
         tuple(category['id'] for category in kept),
         all(a.get('segmentation') for a, usable in zip(content['annotations'], good) if usable),
-        len(content['images']),
+        images,
+        len(content['images']) - images,
         np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1),
         np.sort(np.where(np.isfinite(sides).all(1, keepdims=True), sides, 0), 1),
     )

@@ -142,6 +142,21 @@ def test_long_images_are_made_smaller_than_their_short_side_says(tmp_path, monke
         assert generator.scales == expected['scales']
 
 
+def test_images_are_those_that_mmdet_trains_on(tmp_path):
+    from mmdet.datasets import CocoDataset
+
+    split = write_split(tmp_path, 'train')
+    content = json.loads(split.ann_file.read_text())
+    content['images'] += [dict(id=i, file_name=f'{i}.jpg', width=160, height=100) for i in range(3, 8)]
+    content['annotations'].append(dict(content['annotations'][0], id=99, image_id=3, iscrowd=1))
+    split.ann_file.write_text(json.dumps(content))
+    found, options = read_content(split), detector_config(split, split).train_dataloader.dataset
+    read = CocoDataset(
+        **{name: options[name] for name in ('ann_file', 'data_prefix', 'metainfo', 'filter_cfg')}, pipeline=[]
+    )
+    assert (found.images, found.bare) == (len(read), 8 - len(read)) == (4, 4)
+
+
 def test_anchors_reach_the_objects(tmp_path):
     for side in (3, 12, 30, 90):
         split = write_split(tmp_path, f'x{side}', boxes=((5, 5, side, side),))
