@@ -47,8 +47,8 @@ def check_detection_data(cfg: Config, parts: Sequence[str] = _PARTS) -> List[str
 
     Raises:
         AnnotationError, MissingFileError: a file can't be used as it is; the message names what in it.
-        ConfigError: the classes of the config are not those of the file, or the heads are made for another number of
-            them.
+        ConfigError: the classes of the config are not those of the file, the heads are made for another number of
+            them, or a part of a file's images is to be evaluated.
     """
     lines: List[str] = []
     classes = None
@@ -57,6 +57,11 @@ def check_detection_data(cfg: Config, parts: Sequence[str] = _PARTS) -> List[str
         for dataset in _coco_datasets(loader.get('dataset')):
             evaluators = [] if part == 'train' else _evaluators(cfg.get(f'{part}_evaluator'))
             path = _annotation_file(dataset)
+            if dataset.get('indices') is not None and evaluators:
+                raise ConfigError(
+                    f'{part}_dataloader.dataset.indices leaves images out, whose objects the evaluation by '
+                    f'{shown(path)} would count as missed: name an annotation file of the images that are meant.'
+                )
             if part == 'test' and not read_json(path).get('annotations'):
                 continue  # a test split whose answers are kept elsewhere
             found = look(path, _folder(dataset))

@@ -257,6 +257,14 @@ def test_categories_that_are_left_out_are_told(tmp_path):
     assert "objects left out, as their category is not among the classes of the config: 1 of 'wheat head'" in line
 
 
+def test_a_part_of_the_images_is_not_evaluated_by_the_objects_of_all(tmp_path):
+    cfg = config(tmp_path)
+    cfg.train_dataloader.dataset.indices = cfg.val_dataloader.dataset.indices = 1
+    checks.check_detection_data(cfg, ('train',))
+    with pytest.raises(ConfigError, match='val_dataloader.dataset.indices leaves images out'):
+        checks.check_detection_data(cfg, ('train', 'val'))
+
+
 def test_a_test_split_without_answers(tmp_path):
     cfg = config(tmp_path)
     cfg.test_dataloader = copy.deepcopy(cfg.val_dataloader)
