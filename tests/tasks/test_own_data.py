@@ -288,6 +288,7 @@ def test_predictions_are_coco_and_scopes_do_not_leak(chain, coco_folder, tmp_pat
     assert all(0 <= a['score'] <= 1 and a['category_id'] in ids.values() for a in content['annotations'])
     numbers = [value for a in content['annotations'] for value in (*a['bbox'], a['area'])]
     assert any(value % 1 for value in numbers) and all(value == round(value, 2) for value in numbers)
+    assert [a['id'] for a in content['annotations']] == list(range(1, len(content['annotations']) + 1))
     assert all((tmp_path / 'out' / 'vis' / f'{i}.png').is_file() for i in range(7))
     with pytest.raises(FolderInUseError, match='out holds the predictions of an earlier run: name another folder'):
         predict(work / 'detector', None, coco_folder / 'val2017', tmp_path / 'out')
