@@ -284,7 +284,8 @@ def _set_size(cfg: Config, size: int) -> None:
             )
         for step in steps:
             step['scale'] = scale
-    cfg.model.backbone.img_size = size
+    if 'img_size' in cfg.model.backbone:  # a ViT's grid of positions
+        cfg.model.backbone.img_size = size
 
 
 def fitting_size(content: Content) -> int:

@@ -142,6 +142,16 @@ def test_long_images_are_made_smaller_than_their_short_side_says(tmp_path, monke
         assert generator.scales == expected['scales']
 
 
+def test_a_resnet_has_images_of_the_size_asked_for(tmp_path):
+    from mmdet.registry import MODELS as DETECTORS
+
+    split = write_split(tmp_path, 'train')
+    cfg = detector_config(split, split, detector='faster-rcnn_r50_fpn_1x_coco', size=96)
+    init_default_scope('mmdet')
+    DETECTORS.build(cfg.model.backbone)
+    assert {tuple(step.scale) for step in cfg.train_dataloader.dataset.pipeline if step.type == 'Resize'} == {(160, 96)}
+
+
 def test_images_are_those_that_mmdet_trains_on(tmp_path):
     from mmdet.datasets import CocoDataset
 
