@@ -145,6 +145,12 @@ def detector_config(
     if init is not None:
         set_backbone(cfg, init)
         cfg.notes = [*cfg.get('notes', []), *_seen_before(meta, val)]
+    elif not (cfg.model.backbone.get('init_cfg') or {}).get('checkpoint') and not any(
+        'init_cfg' in name for name in options or ()
+    ):  # random weights are not worth freezing, nor are the statistics of their norms
+        for name, value in (('frozen_stages', -1), ('norm_eval', False)):
+            if name in cfg.model.backbone:
+                cfg.model.backbone[name] = value
     if 'ViTSimplePyramid' in str(cfg.model.get('neck')):
         short, long = _image_sides(cfg)
         _set_pyramid(cfg, content, short, long)

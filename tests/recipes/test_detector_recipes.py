@@ -152,6 +152,16 @@ def test_a_resnet_has_images_of_the_size_asked_for(tmp_path):
     assert {tuple(step.scale) for step in cfg.train_dataloader.dataset.pipeline if step.type == 'Resize'} == {(160, 96)}
 
 
+def test_random_weights_are_not_frozen(tmp_path):
+    split = write_split(tmp_path, 'train')
+    file = tmp_path / 'r50_backbone.pth'
+    save_backbone(file, dict(weight=torch.zeros(1)), {})
+    named = {'model.backbone.init_cfg.checkpoint': str(file)}
+    for given, frozen in ((dict(), -1), (dict(init=file), 1), (dict(options=named), 1)):
+        backbone = detector_config(split, split, detector='faster-rcnn_r50_fpn_1x_coco', **given).model.backbone
+        assert (backbone.frozen_stages, backbone.norm_eval) == (frozen, frozen == 1)
+
+
 def test_images_are_those_that_mmdet_trains_on(tmp_path):
     from mmdet.datasets import CocoDataset
 
