@@ -46,8 +46,8 @@ def predict(
         out: ``predictions.json`` (images, categories, and annotations with a ``score`` and, if the detector makes some,
             masks; those of any score above the ``score_thr`` of the config; of the images so far, where it was
             interrupted) and ``vis/`` (of at least ``threshold``, with their scores) are written to this folder, which
-            lies outside those of ``images`` and holds no ``predictions.json``. Categories have the ids of the training annotations if :func:`finetune` made
-            the detector, else its labels' numbers.
+            lies outside those of ``images`` and holds no ``predictions.json``. Categories have the ids of the training
+            annotations if :func:`finetune` made the detector, else its labels' numbers.
         threshold: Least score of a box that is drawn, in 0..1.
         batch: Images at a time.
         quiet: No progress bar.
