@@ -75,6 +75,8 @@ def check_detection_data(cfg: Config, parts: Sequence[str] = _PARTS) -> List[str
             told = _check_classes(dataset, found, path, part)
             classes = classes or told
             lines += _left_out(told, found, path)
+            if part == 'train' and found.thin:
+                lines.append(f'{shown(path)}: {found.thin} objects less than a pixel wide or high are not learned')
             if found.content is not None:
                 fresh = Path(cfg.work_dir, 'annotations', f'{part}_{Path(path).name}').absolute()
                 fresh.parent.mkdir(parents=True, exist_ok=True)
@@ -142,6 +144,7 @@ class Look:
         first_without_mask: Index of the first of them.
         completed: What was completed, in words.
         content: The completed content; None if nothing was missing.
+        thin: Objects less than a pixel wide or high.
         thinnest: File name, height and width of the image with the least ratio of its sides.
     """
 
@@ -151,6 +154,7 @@ class Look:
     first_without_mask: int = -1
     completed: List[str] = field(default_factory=list)
     content: Optional[dict] = None
+    thin: int = 0
     thinnest: Sequence[Any] = ('', 1, 1)
 
 
@@ -223,11 +227,17 @@ def complete(path: str, folder: str) -> Look:
             done['objects left out whose box is no box, or outside of its image'] += 1
             continue
         kept.append(annotation)
+        found.thin += min(annotation['bbox'][2:]) < 1
         found.objects[names.get(annotation['category_id'], 'an unknown category')] += 1
         if not annotation.get('segmentation'):
             found.first_without_mask = found.first_without_mask if found.without_mask else i
             found.without_mask += 1
     content['annotations'] = kept
+    if kept and found.thin == len(kept):
+        raise AnnotationError(
+            f'annotation file {shown(path)}: all boxes are less than a pixel wide or high: '
+            'boxes are [x, y, width, height] in pixels, not shares of the image.'
+        )
     found.thinnest = min(
         ([image['file_name'], image['height'], image['width']] for image in content['images']),
         key=lambda image: min(image[1:]) / max(image[1:]),

@@ -257,6 +257,22 @@ def test_categories_that_are_left_out_are_told(tmp_path):
     assert "objects left out, as their category is not among the classes of the config: 1 of 'wheat head'" in line
 
 
+def test_boxes_of_less_than_a_pixel_are_told_of(tmp_path):
+    """mmdet leaves them out of the training."""
+    from mmdet.datasets import CocoDataset
+
+    given = changed('annotations', 1, 'bbox', value=[4, 5, 20, 0.5])
+    cfg = config(tmp_path, train=given, val=given)
+    (line,) = checks.check_detection_data(cfg, ('train', 'val'))
+    assert line.endswith('train.json: 1 objects less than a pixel wide or high are not learned')
+    options = {key: value for key, value in cfg.train_dataloader.dataset.items() if key not in ('type', 'pipeline')}
+    dataset = CocoDataset(**options, pipeline=[])
+    assert [len(dataset.get_data_info(i)['instances']) for i in range(2)] == [1, 0]
+    given['annotations'][0]['bbox'] = [0.1, 0.2, 0.5, 0.3]
+    with pytest.raises(AnnotationError, match='in pixels, not shares of the image'):
+        checks.check_detection_data(config(tmp_path, train=given), ('train', 'val'))
+
+
 def test_a_part_of_the_images_is_not_evaluated_by_the_objects_of_all(tmp_path):
     cfg = config(tmp_path)
     cfg.train_dataloader.dataset.indices = cfg.val_dataloader.dataset.indices = 1
