@@ -37,13 +37,15 @@ UNSEEN = {'default_hooks.views': None}  # pictures take longer than these traini
 
 @pytest.fixture(scope='module')
 def coco_folder(coco_folder, tmp_path_factory):
-    """The same with the areas that mmdet's reader asks for."""
+    """The same with the areas that mmdet's reader asks for, and the ids from 1 on that pycocotools does."""
     root = tmp_path_factory.mktemp('with_area')
     (root / 'annotations').mkdir()
     for part in ('train2017', 'val2017'):
         (root / part).symlink_to(coco_folder / part)
         content = json.loads((coco_folder / f'annotations/instances_{part}.json').read_text())
-        content['annotations'] = [{**a, 'area': a['bbox'][2] * a['bbox'][3]} for a in content['annotations']]
+        content['annotations'] = [
+            {**a, 'id': a['id'] + 1, 'area': a['bbox'][2] * a['bbox'][3]} for a in content['annotations']
+        ]
         (root / f'annotations/instances_{part}.json').write_text(json.dumps(content))
     return root
 
