@@ -374,7 +374,7 @@ def set_normalisation(cfg: Config, meta: dict) -> None:
     preprocessor = cfg.model.data_preprocessor
     preprocessor.update(mean=list(meta['mean']), std=list(meta['std']))
     rgb = any(step.get('channel_order') == 'rgb' for step in dicts(cfg.get('train_dataloader')))
-    if len(meta['mean']) == 3 and not rgb:
+    if len(meta['mean']) == 3 and not rgb and 'to_rgb' not in preprocessor:  # mmpretrain's, which says it itself
         preprocessor.pop('rgb_to_bgr', None)
         preprocessor.bgr_to_rgb = True
 
