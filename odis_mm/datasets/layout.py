@@ -223,14 +223,16 @@ def _preferred(paths: List[Path]) -> List[Path]:
 
 
 def split_coco(content: dict, share: float, seed: int) -> Tuple[dict, dict]:
-    """Return two COCO-style dicts, the second with ``share`` of the images (at least one), drawn by ``seed``."""
+    """Return two COCO-style dicts, the second with ``share`` of the images (at least one), drawn by ``seed``; entries
+    of one file stay together."""
     import numpy as np
 
     images = content['images']
-    order = np.random.default_rng(seed).permutation(len(images))
-    held = {identity(images[i]['id']) for i in order[: max(1, round(share * len(images)))]}
+    files = list(dict.fromkeys(image['file_name'] for image in images))
+    order = np.random.default_rng(seed).permutation(len(files))
+    held = {files[i] for i in order[: max(1, round(share * len(files)))]}
     return tuple(
-        part_of(content, [image for image in images if (identity(image['id']) in held) == inside])
+        part_of(content, [image for image in images if (image['file_name'] in held) == inside])
         for inside in (False, True)
     )
 

@@ -47,8 +47,8 @@ def check_detection_data(cfg: Config, parts: Sequence[str] = _PARTS) -> List[str
 
     Raises:
         AnnotationError, MissingFileError: a file can't be used as it is; the message names what in it.
-        ConfigError: the classes of the config are not those of the file, or the heads are made for another number of
-            them.
+        ConfigError: the classes of the config are not those of the file, the heads are made for another number of
+            them, or a part of a file's images is to be evaluated.
     """
     lines: List[str] = []
     classes = None
@@ -57,6 +57,11 @@ def check_detection_data(cfg: Config, parts: Sequence[str] = _PARTS) -> List[str
         for dataset in _coco_datasets(loader.get('dataset')):
             evaluators = [] if part == 'train' else _evaluators(cfg.get(f'{part}_evaluator'))
             path = _annotation_file(dataset)
+            if dataset.get('indices') is not None and evaluators:
+                raise ConfigError(
+                    f'{part}_dataloader.dataset.indices leaves images out, whose objects the evaluation by '
+                    f'{shown(path)} would count as missed: name an annotation file of the images that are meant.'
+                )
             if part == 'test' and not read_json(path).get('annotations'):
                 continue  # a test split whose answers are kept elsewhere
             found = look(path, _folder(dataset))
@@ -70,6 +75,8 @@ def check_detection_data(cfg: Config, parts: Sequence[str] = _PARTS) -> List[str
             told = _check_classes(dataset, found, path, part)
             classes = classes or told
             lines += _left_out(told, found, path)
+            if part == 'train' and found.thin:
+                lines.append(f'{shown(path)}: {found.thin} objects less than a pixel wide or high are not learned')
             if found.content is not None:
                 fresh = Path(cfg.work_dir, 'annotations', f'{part}_{Path(path).name}').absolute()
                 fresh.parent.mkdir(parents=True, exist_ok=True)
@@ -137,6 +144,7 @@ class Look:
         first_without_mask: Index of the first of them.
         completed: What was completed, in words.
         content: The completed content; None if nothing was missing.
+        thin: Objects less than a pixel wide or high.
         thinnest: File name, height and width of the image with the least ratio of its sides.
     """
 
@@ -146,6 +154,7 @@ class Look:
     first_without_mask: int = -1
     completed: List[str] = field(default_factory=list)
     content: Optional[dict] = None
+    thin: int = 0
     thinnest: Sequence[Any] = ('', 1, 1)
 
 
@@ -156,7 +165,7 @@ def look(path: str, folder: str) -> Look:
     if place is None or os.path.getsize(path) < CACHE_FROM:
         return complete(path, folder)
     source = source_of(path)
-    note = place / f'{source["content"]}.looked'
+    note = place / f'{source["content"]}.looked2'  # the rules' version
     try:
         noted = json.loads(note.read_text('utf-8'))
         if noted.pop('source') == source and os.path.isfile(os.path.join(folder, noted.pop('first'))):
@@ -198,33 +207,47 @@ def complete(path: str, folder: str) -> Look:
         _complete_image(image, folder, done)
     for category in content['categories']:
         _put(category, 'id', identity(category['id']), 'numbers that were text', done)
-    sizes = {image['id']: (image['height'], image['width']) for image in content['images']}
-    names = {category['id']: str(category.get('name')) for category in content['categories']}
-    found, kept = Look(list(names.values()), Counter()), []
+        if category.get('name') is not None:  # mmdet looks classes up by their names, which are text
+            _put(category, 'name', str(category['name']), 'names of classes that were numbers', done)
     for i, annotation in enumerate(content['annotations']):
         if annotation.get('category_id') is None:
             raise AnnotationError(
                 f'annotation file {shown(path)}: annotations[{i}] has no category_id; give it one or remove it.'
             )
+        for key in ('image_id', 'category_id'):
+            _put(annotation, key, identity(annotation[key]), 'numbers that were text', done)
+    for what, key in (('images', 'image_id'), ('categories', 'category_id')):
+        _number_mixed(content, what, key, done)
+    sizes = {image['id']: (image['height'], image['width']) for image in content['images']}
+    names = {category['id']: str(category.get('name')) for category in content['categories']}
+    found, kept = Look(list(names.values()), Counter()), []
+    for i, annotation in enumerate(content['annotations']):
         _complete_annotation(annotation, sizes, done)
         if not _is_box(annotation, sizes):
             done['objects left out whose box is no box, or outside of its image'] += 1
             continue
         kept.append(annotation)
+        found.thin += min(annotation['bbox'][2:]) < 1
         found.objects[names.get(annotation['category_id'], 'an unknown category')] += 1
         if not annotation.get('segmentation'):
             found.first_without_mask = found.first_without_mask if found.without_mask else i
             found.without_mask += 1
     content['annotations'] = kept
+    if kept and found.thin == len(kept):
+        raise AnnotationError(
+            f'annotation file {shown(path)}: all boxes are less than a pixel wide or high: '
+            'boxes are [x, y, width, height] in pixels, not shares of the image.'
+        )
     found.thinnest = min(
         ([image['file_name'], image['height'], image['width']] for image in content['images']),
         key=lambda image: min(image[1:]) / max(image[1:]),
     )
     ids = [annotation.get('id') for annotation in content['annotations']]
-    if any(not isinstance(key, (int, str)) for key in ids) or len(set(ids)) < len(ids):
+    # pycocotools marks a detection as right by the id of its object: 0 would be a miss, and text is no number
+    if any(not isinstance(key, int) or key < 1 for key in ids) or len(set(ids)) < len(ids):
         for i, annotation in enumerate(content['annotations'], 1):
             annotation['id'] = i
-        done['annotations numbered anew, as ids were missing or there twice'] = len(ids)
+        done['annotations numbered anew, as ids were missing, there twice, or not numbers from 1 on'] = len(ids)
     found.completed = [f'{count} {what}' for what, count in done.items()]
     found.content = content if done else None
     return found
@@ -249,9 +272,19 @@ def _complete_image(image: dict, folder: str, done: Counter) -> None:
         _put(image, key, value, 'numbers that were text', done)
 
 
+def _number_mixed(content: dict, what: str, key: str, done: Counter) -> None:
+    """Number images or categories whose ids are numbers and text, which pycocotools cannot sort."""
+    if len({type(entry['id']) for entry in content[what]}) < 2:
+        return
+    numbers = {entry['id']: i for i, entry in enumerate(content[what], 1)}
+    for entry in content[what]:
+        entry['id'] = numbers[entry['id']]
+    for annotation in content['annotations']:
+        annotation[key] = numbers.get(annotation[key], 0)  # 0: unknown, as it was
+    done[f'{what} numbered anew, as some ids were numbers and others text'] = len(numbers)
+
+
 def _complete_annotation(annotation: dict, sizes: Dict[Any, Tuple[int, int]], done: Counter) -> None:
-    for key in ('image_id', 'category_id'):
-        _put(annotation, key, identity(annotation[key]), 'numbers that were text', done)
     box = annotation['bbox']
     if not all(type(value) in (int, float) for value in box):
         annotation['bbox'] = box = [number(value) for value in box]
@@ -260,6 +293,9 @@ def _complete_annotation(annotation: dict, sizes: Dict[Any, Tuple[int, int]], do
         annotation['iscrowd'] = 0
         done['annotations given iscrowd=0'] += 1
     _put(annotation, 'iscrowd', int(flag(annotation['iscrowd'])), 'numbers that were text', done)
+    if flag(annotation.get('ignore')) and not annotation['iscrowd']:  # pycocotools reads iscrowd alone
+        annotation['iscrowd'] = 1
+        done['annotations with ignore taken as crowd regions'] += 1
     segmentation = annotation.get('segmentation')
     kept = usable(segmentation)
     if isinstance(kept, list):
@@ -273,8 +309,10 @@ def _complete_annotation(annotation: dict, sizes: Dict[Any, Tuple[int, int]], do
         done['masks without their polygons of fewer than three points'] += 1
         annotation['segmentation'] = kept
     area = annotation.get('area')
-    if area is None or (isinstance(area, str) and not area.strip()) or not np.isfinite(number(area)):
-        annotation['area'] = _area(kept, box, sizes.get(annotation['image_id']))
+    told = None if area is None or (isinstance(area, str) and not area.strip()) else number(area)
+    # mmdet leaves objects of area 0 out of the training, without a word
+    if told is None or not np.isfinite(told) or (told <= 0 < min(box[2:])):
+        annotation['area'] = _area(kept, box, sizes.get(annotation['image_id'])) or float(box[2] * box[3])
         done['areas computed'] += 1
     elif type(area) not in (int, float):
         annotation['area'] = number(area)
@@ -285,7 +323,7 @@ def _is_box(annotation: dict, sizes: Dict[Any, Tuple[int, int]]) -> bool:
     """Not one of NaN, turned inside out, or outside of its image, which counts as missed whatever a detector finds."""
     x, y, w, h = annotation['bbox']
     height, width = sizes.get(annotation['image_id'], (np.inf, np.inf))
-    return bool(np.isfinite(annotation['bbox']).all()) and w >= 0 and h >= 0 and -w <= x <= width and -h <= y <= height
+    return bool(np.isfinite(annotation['bbox']).all()) and w >= 0 and h >= 0 and -w < x < width and -h < y < height
 
 
 def _check_thinnest(dataset: dict, image: Sequence[Any], path: str) -> None:

@@ -37,13 +37,13 @@ class FileInferencer(DetInferencer):
     def _init_pipeline(self, cfg: Config):
         steps = cfg.test_dataloader.dataset.pipeline
         load = next((step for step in steps if str(step['type']).endswith('LoadDetectionImage')), None)
-        self.load = LoadDetectionImage() if load is None else TRANSFORMS.build(dict(load, type=LoadDetectionImage))
+        reader = None if load is None else TRANSFORMS.build(dict(load, type=LoadDetectionImage))
         if load is not None:
             load.clear()
             load.type = 'LoadImageFromFile'  # which is what mmdet looks for, to put its own in its place
         pipeline = super()._init_pipeline(cfg)
-        if load is not None:
-            next(step for step in pipeline.transforms if hasattr(step, 'from_file')).from_file = self.load
+        step = next(step for step in pipeline.transforms if hasattr(step, 'from_file'))
+        self.load = step.from_file = reader or step.from_file
         return pipeline
 
     def _init_visualizer(self, cfg: Config) -> BoxVisualizer:
@@ -69,7 +69,8 @@ class FileInferencer(DetInferencer):
         self, inputs: Sequence[str], preds: Sequence, pred_score_thr: float = 0.3, img_out_dir: str = '', **kwargs: Any
     ) -> None:
         for path, prediction in zip(inputs, preds):
-            pixels = np.ascontiguousarray(as_colours(self.load.read(path)))
+            pixels = self.load(dict(img_path=path))['img']  # as the detector saw it, turned by EXIF or not
+            pixels = np.ascontiguousarray(as_colours(pixels[..., ::-1] if pixels.shape[2] == 3 else pixels))
             self.visualizer.add_datasample(
                 self.names[path],
                 pixels,

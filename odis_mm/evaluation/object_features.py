@@ -263,8 +263,8 @@ def neighbour_sheet(
         owner: The image of each object, int64 [n].
         boxes: In pixels, [n, 4].
         images: Paths or arrays, by number.
-        names: A word an object, such as its class; it decides the colour of the frame: green like the query's, red
-            unlike.
+        names: A word an object, such as its class; it decides the frame: blue where it is the query's, else vermilion
+            and dashed.
         queries: Rows, evenly spread over the objects.
         neighbours: Columns after the first.
         reading: Of files that are no usual photographs, see :class:`FrozenBackbone`.

@@ -27,6 +27,7 @@ SMALL_DETECTORS = ('mask-rcnn_small', 'faster-rcnn_small')
 """Detectors for small data, whose size of images follows from the objects."""
 SHORT = 128  # pixels: short side of the images of these
 SMALLEST = 8  # pixels: two cells of their finest level; of smaller objects they find few
+LONGER = 5 / 3  # the long side at most, in short sides: a longer image gets less than its short side
 LARGEST = dict(cpu=256, cuda=640)  # short side that is set unasked; the time of a step grows with its square
 
 
@@ -38,17 +39,19 @@ class Content:
         classes: Names of the categories that have an object, in the file's order, which is that of mmdet's labels.
         ids: Of these categories in the file.
         masks: Whether every object has a segmentation.
-        images: Number of images.
+        images: Number of images with an object, on which a detector trains.
+        bare: Number of images without one, which it leaves out.
         boxes: float [n, 4], x, y, width, height in pixels, crowd regions left out.
-        short: float [n], the short side of each box's image in pixels.
+        sides: float [n, 2], the short and the long side of each box's image in pixels; 0: not told.
     """
 
     classes: Tuple[str, ...]
     ids: Tuple[Any, ...]
     masks: bool
     images: int
+    bare: int
     boxes: np.ndarray
-    short: np.ndarray
+    sides: np.ndarray
 
 
 def read_content(split: Split) -> Content:
@@ -71,14 +74,16 @@ def read_content(split: Split) -> Content:
     good = ~table['crowd'] & (table['owner'] >= 0) & has_extent(table['boxes'])
     if not good.any():
         raise ConfigError(f'{split.ann_file} has no object with a box, which a detector needs: name other annotations.')
+    images = len(np.unique(table['owner'][(table['owner'] >= 0) & (table['labels'] >= 0)]))
     boxes, sides = table['boxes'][good], table['sizes'][table['owner'][good]]
     return Content(
         tuple(classes),
         tuple(category['id'] for category in kept),
         all(a.get('segmentation') for a, usable in zip(content['annotations'], good) if usable),
-        len(content['images']),
+        images,
+        len(content['images']) - images,
         np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1),
-        np.where(np.isfinite(sides).all(1), sides.min(1), 0),
+        np.sort(np.where(np.isfinite(sides).all(1, keepdims=True), sides, 0), 1),
     )
 
 
@@ -140,9 +145,15 @@ def detector_config(
     if init is not None:
         set_backbone(cfg, init)
         cfg.notes = [*cfg.get('notes', []), *_seen_before(meta, val)]
+    elif not (cfg.model.backbone.get('init_cfg') or {}).get('checkpoint') and not any(
+        'init_cfg' in name for name in options or ()
+    ):  # random weights are not worth freezing, nor are the statistics of their norms
+        for name, value in (('frozen_stages', -1), ('norm_eval', False)):
+            if name in cfg.model.backbone:
+                cfg.model.backbone[name] = value
     if 'ViTSimplePyramid' in str(cfg.model.get('neck')):
-        short = _short_side(cfg)
-        _set_pyramid(cfg, content, short)
+        short, long = _image_sides(cfg)
+        _set_pyramid(cfg, content, short, long)
         generator = cfg.model.rpn_head.anchor_generator
         sizes = [scale * stride for stride in generator.strides for scale in generator.scales]
         cfg.notes = [
@@ -269,7 +280,7 @@ def _set_length(cfg: Config, iterations: int, batch: Optional[int], evaluations:
 
 
 def _set_size(cfg: Config, size: int) -> None:
-    scale = (round(size * 5 / 3), size)
+    scale = (round(size * LONGER), size)
     for key in ('train', 'val', 'test'):
         steps = [step for step in cfg[f'{key}_dataloader'].dataset.pipeline if step['type'] == 'Resize']
         if not steps:
@@ -279,14 +290,15 @@ def _set_size(cfg: Config, size: int) -> None:
             )
         for step in steps:
             step['scale'] = scale
-    cfg.model.backbone.img_size = size
+    if 'img_size' in cfg.model.backbone:  # a ViT's grid of positions
+        cfg.model.backbone.img_size = size
 
 
 def fitting_size(content: Content) -> int:
     """Return the short side of the images, in pixels, for a small detector: its own, or a larger one, as far as a step
     does not take too long, where more than a tenth of the objects would have sides below ``SMALLEST``; its own where
     the annotations do not tell the sizes of images."""
-    if not (content.short > 0).any():
+    if not (content.sides > 0).any():
         return SHORT
     least = np.percentile(_sides(content, SHORT), 10)
     wanted = 32 * math.ceil(SHORT * SMALLEST / max(least, 1e-3) / 32)
@@ -307,19 +319,19 @@ def _sides(content: Content, short: int) -> np.ndarray:
     return np.sqrt(width * height) * zoom
 
 
-def _extents(content: Content, short: int) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Width and height of the objects in the files, and how much larger they are at a short side of the images; without
-    sizes of images in the annotations: 1."""
-    known = content.short > 0
+def _extents(content: Content, short: int, long: Optional[int] = None) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Width and height of the objects in the files, and how much larger they are at a short side of the images, of
+    which none has more than a long side; without sizes of images in the annotations: 1."""
+    known = content.sides[:, 0] > 0
     boxes = content.boxes[known] if known.any() else content.boxes
-    zoom = short / content.short[known] if known.any() else np.ones(len(boxes))
+    zoom = ((short, long or short * LONGER) / content.sides[known]).min(1) if known.any() else np.ones(len(boxes))
     width, height = (np.maximum(boxes[:, i], 1e-3) for i in (2, 3))
     return width, height, zoom
 
 
-def _short_side(cfg: Config) -> int:
+def _image_sides(cfg: Config) -> Tuple[int, int]:
     steps = [step for step in cfg.test_dataloader.dataset.pipeline if step['type'] == 'Resize']
-    return min(steps[0]['scale'])
+    return min(steps[0]['scale']), max(steps[0]['scale'])
 
 
 def backbone_settings(init: PathLike) -> Dict[str, Any]:
@@ -362,7 +374,7 @@ def set_normalisation(cfg: Config, meta: dict) -> None:
     preprocessor = cfg.model.data_preprocessor
     preprocessor.update(mean=list(meta['mean']), std=list(meta['std']))
     rgb = any(step.get('channel_order') == 'rgb' for step in dicts(cfg.get('train_dataloader')))
-    if len(meta['mean']) == 3 and not rgb:
+    if len(meta['mean']) == 3 and not rgb and 'to_rgb' not in preprocessor:  # mmpretrain's, which says it itself
         preprocessor.pop('rgb_to_bgr', None)
         preprocessor.bgr_to_rgb = True
 
@@ -380,6 +392,7 @@ def set_backbone(cfg: Config, init: PathLike) -> None:
     settings.pop('img_size')  # positions are resampled to the config's own grid
     depth, width = settings['arch']['num_layers'], settings['arch']['embed_dims']
     backbone.pop('arch')
+    _scale_strides(cfg, settings['patch_size'] / backbone.get('patch_size', 16))
     for name in ('window_size', 'global_every') if 'window_size' in backbone else ():  # the config's own
         settings.pop(name, None)
     backbone.update(settings)
@@ -393,7 +406,26 @@ def set_backbone(cfg: Config, init: PathLike) -> None:
         )
 
 
-def _set_pyramid(cfg: Config, content: Content, short: int) -> None:
+def _scale_strides(cfg: Config, factor: float) -> None:
+    """Strides of anchors and RoIs, and padding, where patches are larger by a factor; anchors keep their pixels."""
+
+    def scaled(value: float, by: float = factor) -> float:
+        return int(value * by) if value * by == int(value * by) else value * by
+
+    if factor == 1:
+        return
+    for part in dicts(cfg.model):
+        if str(part.get('type')).endswith('AnchorGenerator'):
+            part['strides'] = [scaled(stride) for stride in part['strides']]
+            if part.get('scales'):
+                part['scales'] = [scaled(scale, 1 / factor) for scale in part['scales']]
+        if 'featmap_strides' in part:
+            part['featmap_strides'] = [scaled(stride) for stride in part['featmap_strides']]
+        if 'pad_size_divisor' in part:
+            part['pad_size_divisor'] = math.ceil(scaled(part['pad_size_divisor']))
+
+
+def _set_pyramid(cfg: Config, content: Content, short: int, long: int) -> None:
     """Levels for the patch size, and anchors for the sizes of the objects."""
     patch, neck = int(cfg.model.backbone.patch_size), cfg.model.neck
     scales = (2, 1, 0.5) if patch <= 8 else (4, 2, 1, 0.5)
@@ -402,21 +434,24 @@ def _set_pyramid(cfg: Config, content: Content, short: int) -> None:
     neck.update(scales=scales, extra_levels=0)
     cfg.model.backbone.img_size = math.ceil(cfg.model.backbone.img_size / patch) * patch
     cfg.model.data_preprocessor.pad_size_divisor = 2 * patch
-    cfg.model.rpn_head.anchor_generator.update(strides=strides, **anchors(content, short, strides))
+    cfg.model.rpn_head.anchor_generator.update(strides=strides, **anchors(content, short, strides, long))
     for key in ('bbox_roi_extractor', 'mask_roi_extractor'):
         if cfg.model.roi_head.get(key):
             cfg.model.roi_head[key].featmap_strides = strides
 
 
-def anchors(content: Content, short: int, strides: Sequence[float]) -> Dict[str, List[float]]:
-    """Return scales and ratios of anchors that meet the objects at a short side of ``short`` pixels.
+def anchors(
+    content: Content, short: int, strides: Sequence[float], long: Optional[int] = None
+) -> Dict[str, List[float]]:
+    """Return scales and ratios of anchors that meet the objects at a short side of ``short`` pixels, and a long one of
+    ``long`` (None: ``LONGER`` times as many) at most.
 
     Two scales half an octave apart on every level, as in ``mask-rcnn_demo``, reach from 4 times the first stride to 5.6
     times the last. Where 5 % of the objects are smaller than the first, both are lowered (more of them would double the
     detector's work); where 5 % are larger than the last, larger ones are added. A ratio of 1 : 3 to either side of
     2 : 3 and 3 : 2 is added where 5 % of the objects are that long.
     """
-    width, height, zoom = _extents(content, short)
+    width, height, zoom = _extents(content, short, long)
     sides = np.sqrt(width * height) * zoom
     low, high = np.percentile(sides, (5, 95))
     scales = [4, 5.6]

@@ -148,14 +148,15 @@ def named_start(cfg: Config) -> Optional[str]:
 
 def follow_named(cfg: Config) -> List[str]:
     """Have a detector that names a file as ``model.backbone.init_cfg.checkpoint`` read and normalise its images as the
-    file's training did; return lines for the log.
+    file's training did, and a linear probe normalise them; return lines for the log.
 
     Means other than ImageNet's, and a window or channels that the config sets, are someone's choice and stay.
     """
     model = cfg.get('model') or {}
     backbone = model.get('backbone')
     named = backbone.get('init_cfg') if isinstance(backbone, dict) else None
-    if ('roi_head' not in model and 'bbox_head' not in model) or not isinstance(named, dict):
+    detector = 'roi_head' in model or 'bbox_head' in model
+    if not (detector or model.get('type') == 'ImageClassifier') or not isinstance(named, dict):
         return []
     file = named.get('checkpoint')
     if named.get('type') != 'VerifiedPretrained' or not file or not Path(file).exists():
@@ -169,7 +170,7 @@ def follow_named(cfg: Config) -> List[str]:
             lines.append(f'{key}: {told} from the file')
         else:
             lines.append(f'{key}: the file tells {told}; model.data_preprocessor has others, which are kept')
-    reading = told_reading(meta)
+    reading = told_reading(meta) if detector else None
     if reading and not any(set(step) & {'channels', 'window', 'percentiles'} for step in loading_steps(cfg)):
         set_reading(cfg, reading)
         if cfg.get('train_dataloader'):  # a config may hold what is tested alone

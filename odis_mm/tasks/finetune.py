@@ -119,7 +119,9 @@ def finetune(
         cfg.default_hooks.curves = dict(type='mmpretrain.CurvesHook')
         cfg.notes = [
             *cfg.get('notes', []),
-            f'data: {content.images} images to train on ({splits[0].ann_file}), validation {splits[1].ann_file}',
+            f'data: {content.images} images to train on ({splits[0].ann_file}'
+            + (f'; {content.bare} more have no object and are left out' if content.bare else '')
+            + f'), validation {splits[1].ann_file}',
             f'classes: {", ".join(content.classes)}',
             f'detector: {detector or ("mask-rcnn_small" if content.masks else "faster-rcnn_small")}, {steps} steps, '
             + (f'backbone from {init}' if init else 'backbone from random weights'),

@@ -44,10 +44,10 @@ def predict(
         checkpoint: Its weights; None: the newest checkpoint of the work dir.
         images: Files and folders.
         out: ``predictions.json`` (images, categories, and annotations with a ``score`` and, if the detector makes some,
-            masks; those of any score; of the images so far, where it was interrupted) and ``vis/`` (of at least
-            ``threshold``, with their scores) are written to this folder, which lies outside those of ``images`` and
-            holds no ``predictions.json``. Categories have the ids of the training annotations if :func:`finetune` made
-            the detector, else its labels' numbers.
+            masks; those of any score above the ``score_thr`` of the config; of the images so far, where it was
+            interrupted) and ``vis/`` (of at least ``threshold``, with their scores) are written to this folder, which
+            lies outside those of ``images`` and holds no ``predictions.json``. Categories have the ids of the training
+            annotations if :func:`finetune` made the detector, else its labels' numbers.
         threshold: Least score of a box that is drawn, in 0..1.
         batch: Images at a time.
         quiet: No progress bar.
@@ -168,7 +168,7 @@ def _as_coco(found: Sequence[Tuple[str, Tuple[int, int], List[dict]]], classes: 
         images.append(dict(id=number, file_name=path, width=width, height=height))
         for entry in entries:
             entry = {**entry, 'category_id': ids[entry['category_id']]}
-            annotations.append(dict(id=len(annotations), image_id=number, **entry))
+            annotations.append(dict(id=len(annotations) + 1, image_id=number, **entry))
     return dict(
         images=images, categories=[dict(id=i, name=name) for i, name in classes.items()], annotations=annotations
     )

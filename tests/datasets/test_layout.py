@@ -110,6 +110,13 @@ def test_a_split_is_cut_by_seed_and_keeps_objects_with_their_images():
     assert split_coco(content, 0.2, seed=4) != (rest, held)
 
 
+def test_no_file_is_on_both_sides_of_a_cut():
+    """Some tools write an entry of the image for each object."""
+    content = coco([f'{i // 3}.jpg' for i in range(30)])
+    rest, held = ({image['file_name'] for image in part['images']} for part in split_coco(content, 0.2, seed=0))
+    assert not rest & held and (len(rest), len(held)) == (8, 2)
+
+
 def test_categories_without_objects_are_left_out():
     assert [c['name'] for c in categories(coco(['a.jpg']))] == ['cat']
 

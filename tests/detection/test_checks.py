@@ -75,11 +75,14 @@ def test_what_is_right_stays(tmp_path):
     'given, line',
     [
         (changed('annotations', 0, 'area', remove=True), '1 areas computed'),
+        (changed('annotations', 0, 'area', value=0), '1 areas computed'),
         (changed('annotations', 0, 'area', value='200'), '1 numbers that were text'),
         (changed('annotations', 0, 'iscrowd', remove=True), '1 annotations given iscrowd=0'),
         (changed('annotations', 0, 'iscrowd', value='0'), '1 numbers that were text'),
         (changed('annotations', 0, 'id', remove=True), '2 annotations numbered anew'),
         (changed('annotations', 0, 'id', value=2), '2 annotations numbered anew'),
+        (changed('annotations', 0, 'id', value=0), '2 annotations numbered anew'),
+        (changed('annotations', 0, 'id', value='a'), '2 annotations numbered anew'),
         (changed('images', 0, 'height', remove=True), '1 sizes of images read from their files'),
         (changed('images', 0, 'width', value='64'), '1 numbers that were text'),
         (changed('annotations', 0, 'bbox', value=['4', 5, 20, 10]), '1 numbers that were text'),
@@ -156,7 +159,16 @@ def test_what_can_not_is_refused(tmp_path, part, given, error, needle):
 
 
 @pytest.mark.parametrize(
-    'box', [[float('nan'), 5, 20, 10], [4, 5, float('inf'), 10], [4, 5, -20, 10], [4, 500, 20, 10], [-90, 5, 20, 10]]
+    'box',
+    [
+        [float('nan'), 5, 20, 10],
+        [4, 5, float('inf'), 10],
+        [4, 5, -20, 10],
+        [4, 500, 20, 10],
+        [-90, 5, 20, 10],
+        [64, 5, 20, 10],  # it begins where the image ends
+        [4, -10, 20, 10],
+    ],
 )
 def test_boxes_that_are_none_are_left_out_and_told(tmp_path, box):
     given = content()
@@ -165,6 +177,50 @@ def test_boxes_that_are_none_are_left_out_and_told(tmp_path, box):
     (line, _) = checks.check_detection_data(cfg, ('train', 'val'))
     assert '1 objects left out whose box is no box, or outside of its image' in line
     assert json.loads(open(cfg.val_evaluator.ann_file).read())['annotations'] == content()['annotations']
+
+
+def test_objects_to_ignore_are_no_misses(tmp_path):
+    given = changed('annotations', 1, 'ignore', value=1)
+    cfg = config(tmp_path, train=given, val=given)
+    (line, _) = checks.check_detection_data(cfg, ('train', 'val'))
+    assert '1 annotations with ignore taken as crowd regions' in line
+    found = json.loads(open(cfg.val_evaluator.ann_file).read())['annotations']
+    assert [annotation['iscrowd'] for annotation in found] == [0, 1]  # which COCOeval does not ask for
+
+
+def mixed(what: str, key: str) -> dict:
+    found = content()
+    found[what][0]['id'] = found['annotations'][0][key] = '007'  # no number: some tools write the names of files
+    return found
+
+
+@pytest.mark.parametrize(
+    'given, line',
+    [
+        (mixed('images', 'image_id'), '2 images numbered anew'),
+        (mixed('categories', 'category_id'), '2 categories numbered anew'),
+        (changed('categories', 0, 'name', value=5), '1 names of classes that were numbers'),
+    ],
+)
+def test_ids_of_both_kinds_and_names_that_are_numbers(tmp_path, given, line):
+    """Such files train and are evaluated: objects that are found are found, of each class."""
+    import torch
+    from mmdet.datasets import CocoDataset
+    from mmdet.evaluation import CocoMetric
+
+    classes = tuple(str(category['name']) for category in given['categories'])
+    cfg = config(tmp_path, train=given, val=given, classes=classes)
+    assert all(line in told for told in checks.check_detection_data(cfg, ('train', 'val')))
+    options = {key: value for key, value in cfg.train_dataloader.dataset.items() if key not in ('type', 'pipeline')}
+    dataset = CocoDataset(**options, pipeline=[])
+    infos = [dataset.get_data_info(i) for i in range(2)]
+    assert [[instance['bbox_label'] for instance in info['instances']] for info in infos] == [[0], [1]]
+    metric = CocoMetric(ann_file=cfg.val_evaluator.ann_file, metric='bbox')
+    metric.dataset_meta = dict(classes=classes)
+    for label, info in enumerate(infos):
+        found = dict(bboxes=torch.tensor([[4.0, 5, 24, 15]]), scores=torch.ones(1), labels=torch.tensor([label]))
+        metric.process({}, [dict(img_id=info['img_id'], ori_shape=(48, 64), pred_instances=found)])
+    assert metric.evaluate(2)['coco/bbox_mAP'] == 1
 
 
 def test_boxes_alone_need_no_masks(tmp_path):
@@ -199,6 +255,30 @@ def test_classes_are_those_of_the_data(tmp_path, options, needle):
 def test_categories_that_are_left_out_are_told(tmp_path):
     (line, _) = checks.check_detection_data(config(tmp_path, classes=('leaf',), heads=1), ('train', 'val'))
     assert "objects left out, as their category is not among the classes of the config: 1 of 'wheat head'" in line
+
+
+def test_boxes_of_less_than_a_pixel_are_told_of(tmp_path):
+    """mmdet leaves them out of the training."""
+    from mmdet.datasets import CocoDataset
+
+    given = changed('annotations', 1, 'bbox', value=[4, 5, 20, 0.5])
+    cfg = config(tmp_path, train=given, val=given)
+    (line,) = checks.check_detection_data(cfg, ('train', 'val'))
+    assert line.endswith('train.json: 1 objects less than a pixel wide or high are not learned')
+    options = {key: value for key, value in cfg.train_dataloader.dataset.items() if key not in ('type', 'pipeline')}
+    dataset = CocoDataset(**options, pipeline=[])
+    assert [len(dataset.get_data_info(i)['instances']) for i in range(2)] == [1, 0]
+    given['annotations'][0]['bbox'] = [0.1, 0.2, 0.5, 0.3]
+    with pytest.raises(AnnotationError, match='in pixels, not shares of the image'):
+        checks.check_detection_data(config(tmp_path, train=given), ('train', 'val'))
+
+
+def test_a_part_of_the_images_is_not_evaluated_by_the_objects_of_all(tmp_path):
+    cfg = config(tmp_path)
+    cfg.train_dataloader.dataset.indices = cfg.val_dataloader.dataset.indices = 1
+    checks.check_detection_data(cfg, ('train',))
+    with pytest.raises(ConfigError, match='val_dataloader.dataset.indices leaves images out'):
+        checks.check_detection_data(cfg, ('train', 'val'))
 
 
 def test_a_test_split_without_answers(tmp_path):

@@ -83,3 +83,32 @@ def test_masks_and_annotations_are_drawn_too(tmp_path):
     tint = (0.6 * 255 + 0.4 * np.array(class_colours(1)[0])).round()
     for half in (left, right):
         assert np.abs(half[240, 320] - tint).max() <= 2 and (half[160, 320] == 255).all()
+
+
+def test_pictures_are_turned_as_the_detector_saw_them(tmp_path):
+    """mmdet's own loading, that of the COCO recipes, obeys the EXIF orientation."""
+    import json
+
+    from mmdet.registry import MODELS
+    from mmengine.registry import init_default_scope
+
+    from odis_mm.config import load_config
+    from odis_mm.tasks import predict
+
+    cfg = load_config('faster-rcnn_demo')
+    cfg.test_dataloader.dataset.type = 'CocoDataset'
+    cfg.dump(str(tmp_path / 'detector.py'))
+    init_default_scope('mmdet')
+    meta = dict(dataset_meta=dict(classes=tuple('abcdef')))
+    torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict(), meta=meta), tmp_path / 'iter_1.pth')
+    photo = Image.new('RGB', (120, 80))
+    exif = photo.getexif()
+    exif[274] = 6
+    photo.save(tmp_path / 'photo.jpg', exif=exif)
+    written = predict(
+        tmp_path / 'detector.py', tmp_path / 'iter_1.pth', tmp_path / 'photo.jpg', tmp_path / 'out', quiet=True
+    )
+    (image,) = json.loads(written.read_text())['images']
+    assert (image['width'], image['height']) == (80, 120)
+    with Image.open(tmp_path / 'out' / 'vis' / 'photo.jpg') as picture:
+        assert picture.size == (480, 720)

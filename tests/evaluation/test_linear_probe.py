@@ -55,6 +55,21 @@ def test_only_the_head_learns(labelled_images, tmp_path, monkeypatch):
     assert 50 < accuracy <= 100  # three classes of stripes
 
 
+def test_images_are_normalised_as_the_file_tells(tmp_path):
+    from mmpretrain.registry import MODELS
+
+    from odis_mm.recipes.starting import follow_named
+
+    save_backbone(tmp_path / 'a.pth', make_vit().state_dict(), dict(mean=[10.0, 20.0, 30.0], std=[40.0, 50.0, 60.0]))
+    cfg = apis.load_config('linear_probe/vits_in1k', OPTIONS)
+    cfg.model.backbone.init_cfg.checkpoint = str(tmp_path / 'a.pth')
+    (line,) = follow_named(cfg)
+    assert 'mean 10, 20, 30 and std 40, 50, 60 from the file' in line
+    image = torch.tensor([30, 20, 10], dtype=torch.uint8)[:, None, None].expand(3, 32, 32)  # BGR, as it is read
+    preprocess = MODELS.build(cfg.model.data_preprocessor)
+    assert preprocess(dict(inputs=[image], data_samples=None))['inputs'].abs().max() == 0
+
+
 def test_a_backbone_of_another_shape_is_refused(labelled_images, tmp_path, monkeypatch):
     monkeypatch.setenv('IMAGENET_ROOT', str(labelled_images))
     save_backbone(tmp_path / 'a.pth', make_vit(arch=dict(ARCH, num_layers=2)).state_dict())

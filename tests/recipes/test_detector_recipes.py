@@ -1,6 +1,7 @@
 """Detector configs made for a data set: classes, anchors, backbone, schedule."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ from odis_mm.transfer import save_backbone
 from odis_mm.utils.errors import ConfigError
 
 
-def write_split(folder, name, categories=('cat', 'dog'), segmentation=None, boxes=((10, 10, 40, 30), (50, 20, 30, 40))):
+def write_split(
+    folder, name, categories=('cat', 'dog'), segmentation=None, boxes=((10, 10, 40, 30), (50, 20, 30, 40)), width=160
+):
     content = dict(
-        images=[dict(id=i, file_name=f'{i}.jpg', width=200, height=100) for i in range(3)],
+        images=[dict(id=i, file_name=f'{i}.jpg', width=width, height=100) for i in range(3)],
         annotations=[
             dict(id=3 * i + k, image_id=i, category_id=1 + k % 2, bbox=list(box), area=box[2] * box[3], iscrowd=0)
             | (dict(segmentation=segmentation) if segmentation else {})
@@ -120,6 +123,60 @@ def test_images_are_as_large_as_small_objects_ask_for(side, size, told, tmp_path
     assert not [note for note in detector_config(split, split, size=128).notes if note.startswith('size:')]
 
 
+def test_long_images_are_made_smaller_than_their_short_side_says(tmp_path, monkeypatch):
+    """The sides that follow from the annotations are those of boxes that mmdet resizes."""
+    from mmcv.transforms import Compose
+
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    split = write_split(tmp_path, 'train', boxes=((5, 5, 12, 12),), width=500)
+    content = read_content(split)
+    assert fitting_size(content) == 224  # 4.3 pixels at the short side of 128 that 213 x 43 pixels would have
+    init_default_scope('mmdet')
+    for options in (dict(), dict(size=300), dict(detector='faster-rcnn_vitb_vitdet_lsj-100e_coco')):
+        cfg = detector_config(split, split, **options)
+        resize = next(step for step in cfg.test_dataloader.dataset.pipeline if step.type == 'Resize')
+        image = Compose([dict(resize, type='mmdet.Resize')])(dict(img=np.zeros((100, 500, 3), np.uint8)))
+        side = 12 * image['scale_factor'][0]
+        generator = cfg.model.rpn_head.anchor_generator
+        expected = anchors(replace(content, sides=np.full((3, 2), 100.0)), side / 12 * 100, generator.strides)
+        assert generator.scales == expected['scales']
+
+
+def test_a_resnet_has_images_of_the_size_asked_for(tmp_path):
+    from mmdet.registry import MODELS as DETECTORS
+
+    split = write_split(tmp_path, 'train')
+    cfg = detector_config(split, split, detector='faster-rcnn_r50_fpn_1x_coco', size=96)
+    init_default_scope('mmdet')
+    DETECTORS.build(cfg.model.backbone)
+    assert {tuple(step.scale) for step in cfg.train_dataloader.dataset.pipeline if step.type == 'Resize'} == {(160, 96)}
+
+
+def test_random_weights_are_not_frozen(tmp_path):
+    split = write_split(tmp_path, 'train')
+    file = tmp_path / 'r50_backbone.pth'
+    save_backbone(file, dict(weight=torch.zeros(1)), {})
+    named = {'model.backbone.init_cfg.checkpoint': str(file)}
+    for given, frozen in ((dict(), -1), (dict(init=file), 1), (dict(options=named), 1)):
+        backbone = detector_config(split, split, detector='faster-rcnn_r50_fpn_1x_coco', **given).model.backbone
+        assert (backbone.frozen_stages, backbone.norm_eval) == (frozen, frozen == 1)
+
+
+def test_images_are_those_that_mmdet_trains_on(tmp_path):
+    from mmdet.datasets import CocoDataset
+
+    split = write_split(tmp_path, 'train')
+    content = json.loads(split.ann_file.read_text())
+    content['images'] += [dict(id=i, file_name=f'{i}.jpg', width=160, height=100) for i in range(3, 8)]
+    content['annotations'].append(dict(content['annotations'][0], id=99, image_id=3, iscrowd=1))
+    split.ann_file.write_text(json.dumps(content))
+    found, options = read_content(split), detector_config(split, split).train_dataloader.dataset
+    read = CocoDataset(
+        **{name: options[name] for name in ('ann_file', 'data_prefix', 'metainfo', 'filter_cfg')}, pipeline=[]
+    )
+    assert (found.images, found.bare) == (len(read), 8 - len(read)) == (4, 4)
+
+
 def test_anchors_reach_the_objects(tmp_path):
     for side in (3, 12, 30, 90):
         split = write_split(tmp_path, f'x{side}', boxes=((5, 5, side, side),))
@@ -132,3 +189,33 @@ def test_anchors_reach_the_objects(tmp_path):
         assert f'images: short side 100 px (--size); anchors, by the objects: {least:.0f} to {most:.0f} px' in notes
     long = anchors(read_content(write_split(tmp_path, 'long', boxes=((5, 5, 10, 60),))), 100, [4, 8, 16])
     assert 3.0 in long['ratios']
+
+
+@pytest.mark.parametrize('patch', [8, 14])
+@pytest.mark.parametrize('name', ['faster-rcnn_vits_fpn_1x_coco', 'faster-rcnn_demo'])
+def test_anchors_and_rois_have_the_strides_of_the_maps(name, patch, tmp_path):
+    """Of a file with other patches than the config's, whichever command names it."""
+    from mmdet.registry import MODELS as DETECTORS
+    from mmpretrain.registry import MODELS
+
+    from odis_mm.config import load_config
+    from odis_mm.recipes.starting import start_from
+
+    init_default_scope('mmpretrain')
+    arch = dict(embed_dims=96, num_layers=4, num_heads=3, feedforward_channels=192)
+    vit = MODELS.build(dict(type='VisionTransformer', arch=arch, img_size=112, patch_size=patch))
+    file = tmp_path / 'x_backbone.pth'
+    save_backbone(file, vit.state_dict(), dict(num_heads=3))
+    cfg = load_config(name)
+    own = cfg.model.rpn_head.anchor_generator
+    sides = np.outer(own.scales, own.strides)
+    start_from(cfg, file)
+    found = cfg.model.rpn_head.anchor_generator
+    np.testing.assert_allclose(np.outer(found.scales, found.strides), sides)  # objects are as large as before
+    init_default_scope('mmdet')
+    side = 16 * cfg.model.data_preprocessor.pad_size_divisor
+    maps = DETECTORS.build(cfg.model).extract_feat(torch.zeros(1, 3, side, side))
+    strides = [side / level.shape[-1] for level in maps]
+    assert cfg.model.rpn_head.anchor_generator.strides == strides
+    rois = cfg.model.roi_head.bbox_roi_extractor.featmap_strides
+    assert rois == strides[: len(rois)]

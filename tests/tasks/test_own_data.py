@@ -37,13 +37,15 @@ UNSEEN = {'default_hooks.views': None}  # pictures take longer than these traini
 
 @pytest.fixture(scope='module')
 def coco_folder(coco_folder, tmp_path_factory):
-    """The same with the areas that mmdet's reader asks for."""
+    """The same with the areas that mmdet's reader asks for, and the ids from 1 on that pycocotools does."""
     root = tmp_path_factory.mktemp('with_area')
     (root / 'annotations').mkdir()
     for part in ('train2017', 'val2017'):
         (root / part).symlink_to(coco_folder / part)
         content = json.loads((coco_folder / f'annotations/instances_{part}.json').read_text())
-        content['annotations'] = [{**a, 'area': a['bbox'][2] * a['bbox'][3]} for a in content['annotations']]
+        content['annotations'] = [
+            {**a, 'id': a['id'] + 1, 'area': a['bbox'][2] * a['bbox'][3]} for a in content['annotations']
+        ]
         (root / f'annotations/instances_{part}.json').write_text(json.dumps(content))
     return root
 
@@ -288,6 +290,7 @@ def test_predictions_are_coco_and_scopes_do_not_leak(chain, coco_folder, tmp_pat
     assert all(0 <= a['score'] <= 1 and a['category_id'] in ids.values() for a in content['annotations'])
     numbers = [value for a in content['annotations'] for value in (*a['bbox'], a['area'])]
     assert any(value % 1 for value in numbers) and all(value == round(value, 2) for value in numbers)
+    assert [a['id'] for a in content['annotations']] == list(range(1, len(content['annotations']) + 1))
     assert all((tmp_path / 'out' / 'vis' / f'{i}.png').is_file() for i in range(7))
     with pytest.raises(FolderInUseError, match='out holds the predictions of an earlier run: name another folder'):
         predict(work / 'detector', None, coco_folder / 'val2017', tmp_path / 'out')
