@@ -238,13 +238,16 @@ def _normalised(split: Split) -> dict:
     known = {c['id'] for c in listed}
     folder = Path(split.images).resolve()
     plain = [_plain(a) for a in content.get('annotations') or ()]
+    ids = [identity(image['id']) for image in content['images']]
+    # numbers beside text: detectors number them anew, and AP here is by the same ids
+    new = {key: i for i, key in enumerate(ids, 1)} if len(set(map(type, ids))) > 1 else {key: key for key in ids}
     return dict(
         images=[
-            {**image, 'id': identity(image['id']), 'file_name': str(folder / image['file_name'])}
-            for image in content['images']
+            {**image, 'id': new[key], 'file_name': str(folder / image['file_name'])}
+            for key, image in zip(ids, content['images'])
         ],
         annotations=[
-            {'iscrowd': 0, 'area': float(a['bbox'][2] * a['bbox'][3]), **a, 'id': i + 1}
+            {'iscrowd': 0, 'area': float(a['bbox'][2] * a['bbox'][3]), **a, 'id': i + 1, 'image_id': new[a['image_id']]}
             for i, a in enumerate(plain)
             if a['category_id'] in known
         ],

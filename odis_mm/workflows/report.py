@@ -297,8 +297,12 @@ def _tuning(outcome: Outcome) -> Section:
     rows = []
     for start, found in outcome.tuned.items():
         for i, trial in enumerate(found['trials']):
-            knobs = {**trial['pretraining'], **trial['detector']}
-            words = ', '.join(f'{key} = {value}' for key, value in knobs.items()) or 'as the config has it'
+            words = '; '.join(
+                f'{part}: ' + ', '.join(f'{key} = {value}' for key, value in trial[part].items())
+                for part in ('pretraining', 'detector')  # both have a knob optim_wrapper.optimizer.lr
+                if trial[part]
+            )
+            words = words or 'as the configs have it'
             rows.append([start, f'{trial["ap"]:.1f}' + (' (chosen)' if i == found['trial'] else ''), words])
     tuning = outcome.plan.tuning
     note = 'The same val images chose the knobs and are in the tables: the gains of all starts are a little too high.'

@@ -354,7 +354,12 @@ def test_tuning_gives_every_start_the_same_trials_and_uses_what_it_found(tmp_pat
     cfg = Config.fromfile(folder / 'config.py')
     chosen = outcome.tuned['good']['detector']
     assert chosen and cfg.optim_wrapper.optimizer.lr == chosen['optim_wrapper.optimizer.lr']
-    assert 'judged by box AP on the val images. The same val images chose' in (tmp_path / 'w' / 'report.md').read_text()
+    report = (tmp_path / 'w' / 'report.md').read_text()
+    assert 'judged by box AP on the val images. The same val images chose' in report
+    both = {part: outcome.tuned['good'][part]['optim_wrapper.optimizer.lr'] for part in ('pretraining', 'detector')}
+    assert len(set(both.values())) == 2, 'or the next line could not fail'
+    for part, value in both.items():  # a knob of one name in both
+        assert re.search(rf'{part}: [^;|]*optim_wrapper.optimizer.lr = {value}', report)
 
 
 def test_a_size_that_is_chosen_otherwise_is_another_detector(tmp_path, training, monkeypatch):

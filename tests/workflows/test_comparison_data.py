@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from helpers import write_noise_coco
+from odis_mm.detection.checks import look
 from odis_mm.utils.errors import AnnotationError, BadImageError, ConfigError
 from odis_mm.workflows import stats
 from odis_mm.workflows.data import prepare
@@ -63,6 +64,20 @@ def test_objects_to_ignore_are_no_misses(ignore, tmp_path):
     found = [dict(a, score=0.9) for a in json.loads(val.read_text())['annotations'][1:]]
     ap = stats.average_precision(stats.match(val, found))[0]
     assert (ap == pytest.approx(100)) == (ignore in (1, '1'))
+
+
+def test_images_numbered_by_numbers_and_text_are_numbered_as_detectors_do(tmp_path):
+    def mixed(content):
+        first = content['images'][0]['id']
+        for entry, key in ((content['images'], 'id'), (content['annotations'], 'image_id')):
+            for one in entry:
+                one[key] = f'0{first}' if one[key] == first else one[key]
+
+    file = prepared(tmp_path, mixed).train
+    content = json.loads(file.read_text())
+    assert [image['id'] for image in content['images']] == list(range(1, 7))
+    assert look(str(file), '/').content is None, 'a detector would number the images anew'
+    assert {annotation['image_id'] for annotation in content['annotations']} <= set(range(1, 7))
 
 
 def test_classes_that_are_numbered_otherwise_are_refused(tmp_path):
