@@ -148,10 +148,12 @@ def check_schedule(cfg: Config) -> None:
 
 
 def beyond_the_end(cfg: Config, epochs: float) -> List[str]:
-    """Tell what a recipe begins, or ends, at an epoch that a run of so many epochs does not reach."""
+    """Return a line for the log for each setting of a recipe that begins, or ends, at an epoch that a run of so many
+    epochs does not reach."""
     found = []
     for name, least, effect in (
         ('model.head.correspondence_epoch', epochs, 'the loss of correspondence never begins'),
+        # a warm-up as long as the run, up to a rounded number of epochs, is complete
         ('model.head.teacher_temp.warmup_epochs', epochs * 1.01, "the teacher's temperature does not reach its end"),
         ('default_hooks.schedule.freeze_prototypes_epochs', epochs, 'the prototypes are never trained'),
     ):

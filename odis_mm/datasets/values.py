@@ -6,7 +6,7 @@ are one.
 """
 
 import re
-from typing import Any, Hashable, List, Optional, Sequence
+from typing import Any, Dict, Hashable, Iterable, List, Optional, Sequence
 
 import numpy as np
 
@@ -59,6 +59,12 @@ def flag(value: Any) -> bool:
     return number(value) != 0
 
 
+def is_crowd(annotation: dict) -> bool:
+    """Return whether an annotation is a crowd region: by ``iscrowd``, which is all that pycocotools looks at, or by
+    ``ignore``."""
+    return flag(annotation.get('iscrowd')) or flag(annotation.get('ignore'))
+
+
 def identity(value: Any) -> Hashable:
     """Return an id: an int, or text that is none; ValueError for anything else."""
     if isinstance(value, str):
@@ -74,3 +80,10 @@ def identity(value: Any) -> Hashable:
 def identities(values: List[Any]) -> List[Hashable]:
     """Return :func:`identity` of all; at once where they are plain integers."""
     return values if set(map(type, values)) <= {int} else [identity(value) for value in values]
+
+
+def numbering(ids: Iterable[Hashable]) -> Dict[Hashable, Hashable]:
+    """Return ids -> themselves, or -> 1, 2, ... where some are numbers and others text, which pycocotools cannot
+    sort."""
+    ids = list(ids)
+    return {key: i for i, key in enumerate(ids, 1)} if len(set(map(type, ids))) > 1 else {key: key for key in ids}

@@ -23,7 +23,7 @@ from ..datasets.demo import render_if_asked
 from ..datasets.files import read_json, shown
 from ..datasets.image_io import size_of
 from ..datasets.segmentation import usable
-from ..datasets.values import flag, identity, number, side
+from ..datasets.values import flag, identity, is_crowd, number, numbering, side
 from ..utils.errors import AnnotationError, ConfigError, FileWriteError, MissingFileError
 from ..utils.files import atomic_write_text
 from ..utils.nested import dicts, walk
@@ -273,10 +273,10 @@ def _complete_image(image: dict, folder: str, done: Counter) -> None:
 
 
 def _number_mixed(content: dict, what: str, key: str, done: Counter) -> None:
-    """Number images or categories whose ids are numbers and text, which pycocotools cannot sort."""
-    if len({type(entry['id']) for entry in content[what]}) < 2:
+    """Number images or categories whose ids are numbers and text."""
+    numbers = numbering(entry['id'] for entry in content[what])
+    if all(key == new for key, new in numbers.items()):
         return
-    numbers = {entry['id']: i for i, entry in enumerate(content[what], 1)}
     for entry in content[what]:
         entry['id'] = numbers[entry['id']]
     for annotation in content['annotations']:
@@ -293,7 +293,7 @@ def _complete_annotation(annotation: dict, sizes: Dict[Any, Tuple[int, int]], do
         annotation['iscrowd'] = 0
         done['annotations given iscrowd=0'] += 1
     _put(annotation, 'iscrowd', int(flag(annotation['iscrowd'])), 'numbers that were text', done)
-    if flag(annotation.get('ignore')) and not annotation['iscrowd']:  # pycocotools reads iscrowd alone
+    if is_crowd(annotation) and not annotation['iscrowd']:
         annotation['iscrowd'] = 1
         done['annotations with ignore taken as crowd regions'] += 1
     segmentation = annotation.get('segmentation')

@@ -57,16 +57,16 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
             last epoch ends where they are done.
 
     Raises:
-        ConfigError: both lengths, or none.
+        ConfigError: both lengths are given, or none.
     """
 
     def __init__(self, runner, dataloader, max_epochs: Optional[int] = None, max_iters: Optional[int] = None, **kwargs):
         if (max_epochs is None) == (max_iters is None):
             raise ConfigError(
                 f'train_cfg needs one length, max_epochs or max_iters; it has max_epochs={max_epochs} and '
-                f'max_iters={max_iters}.'
+                f'max_iters={max_iters}: set the one that the config names.'
             )
-        super().__init__(runner, dataloader, max_epochs=max_epochs or 1, **kwargs)
+        super().__init__(runner, dataloader, max_epochs=1 if max_epochs is None else max_epochs, **kwargs)
         self.last = max_iters  # iteration; None: that of the last epoch
         if max_iters is not None:
             self._max_epochs, self._max_iters = math.ceil(max_iters / max(1, len(self.dataloader))), max_iters
@@ -80,7 +80,7 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
         """Images an iteration, all ranks."""
         return (self.dataloader.batch_size or self.dataloader.batch_sampler.batch_size) * get_world_size()
 
-    def run(self):
+    def run(self) -> torch.nn.Module:
         if self.last is not None:
             # a run of fewer iterations that is resumed may have ended within an epoch
             done = math.ceil(self.loaded['images'] / self.global_batch) if self.loaded else 0

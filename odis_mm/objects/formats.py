@@ -16,7 +16,7 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Seque
 import numpy as np
 import yaml
 
-from ..datasets.values import flag, identity, number, numbers, side
+from ..datasets.values import flag, identity, is_crowd, number, numbers, side
 from ..utils.errors import AnnotationError
 from .labelled import Annotated, ImageIndex, Labelled, Size
 
@@ -140,7 +140,7 @@ def _coco(path: Path, index: ImageIndex, faults: List[str]):
                     _from_xywh(annotation['bbox']),
                     annotation.get('segmentation') or None,
                     _number(annotation.get('score')),
-                    flag(annotation.get('iscrowd')) | flag(annotation.get('ignore')),
+                    is_crowd(annotation),
                     _number(annotation.get('area')),
                 )
                 objects[identity(annotation['image_id'])].append(entry)

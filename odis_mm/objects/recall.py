@@ -12,7 +12,7 @@ import numpy as np
 
 from ..datasets.files import read_json
 from ..datasets.image_io import has_extent
-from ..datasets.values import flag, identity, number
+from ..datasets.values import identity, is_crowd, number
 from ..utils.errors import AnnotationError
 from ..utils.files import PathLike
 
@@ -93,7 +93,7 @@ def read_truth(path: PathLike) -> dict:
     for i, entry in enumerate(content['annotations']):
         try:
             owner, (x, y, w, h) = identity(entry['image_id']), map(number, entry['bbox'])
-            area, crowd = number(entry.get('area') or 0), _crowd(entry)
+            area, crowd = number(entry.get('area') or 0), is_crowd(entry)
         except (AttributeError, KeyError, TypeError, ValueError):
             raise AnnotationError(
                 f'{path}: annotations[{i}] is not a dict with an image_id and a bbox [x, y, width, height]; fix or '
@@ -141,7 +141,7 @@ def _one_class(content: dict, ids: Dict[object, object], scored: bool) -> dict:
             bbox=entry['bbox'],
             area=entry.get('area') or w * h,
         )
-        new['iscrowd'] = int(_crowd(entry))
+        new['iscrowd'] = int(is_crowd(entry))
         if scored:
             new['score'] = float(entry.get('score', 1.0))
             new['area'] = w * h
@@ -149,10 +149,6 @@ def _one_class(content: dict, ids: Dict[object, object], scored: bool) -> dict:
     return dict(
         images=[dict(id=key) for key in ids.values()], annotations=annotations, categories=[dict(id=1, name='object')]
     )
-
-
-def _crowd(entry: dict) -> bool:
-    return flag(entry.get('iscrowd')) or flag(entry.get('ignore'))  # pycocotools itself looks at the first alone
 
 
 def _measure(found: dict, truth: dict) -> Dict[str, Optional[float]]:

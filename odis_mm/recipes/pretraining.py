@@ -265,8 +265,8 @@ def _fit_views(cfg: Config, dataset: ObjectDataset) -> List[str]:
 
 def _set_length(cfg: Config, steps: Optional[int], iterations: int) -> str:
     """Length, warm-up and checkpoints, for ``iterations`` steps per epoch; the line that tells of it."""
-    total = cfg.train_cfg.get('max_iters') or cfg.train_cfg.get('max_epochs', 1) * iterations
-    total = total if steps is None else steps
+    told = cfg.train_cfg.get('max_iters') or cfg.train_cfg.get('max_epochs', 1) * iterations
+    total = told if steps is None else steps
     check_steps(total, PRETRAINING_STEPS)
     cfg.train_cfg = dict(type='ResumableEpochLoop', max_iters=total)
     _scale_epochs(cfg, total / iterations)
@@ -281,10 +281,11 @@ def _set_length(cfg: Config, steps: Optional[int], iterations: int) -> str:
     health = cfg.default_hooks.get('health')
     if health:  # a fault is told after three measurements: within a short run, too
         health.interval = min(health.get('interval', 50), max(10, total // 6))
-    rest = total % iterations
-    parts = f'{count(epochs, "epoch")} of {iterations}' + (f', the last of {rest}' if rest and epochs > 1 else '')
-    if epochs == 1 and rest:
+    if total < iterations:
         parts = f'of the {iterations} of an epoch'
+    else:
+        parts = f'{count(epochs, "epoch")} of {iterations}'
+        parts += f', the last of {total % iterations}' if total % iterations else ''
     return f'length: {total} iterations, {parts}; warm-up {warmup} iterations; a checkpoint every ' + (
         'epoch' if interval == 1 else f'{interval} epochs'
     )

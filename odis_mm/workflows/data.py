@@ -13,7 +13,7 @@ from ..datasets.annotations import coco_table
 from ..datasets.demo import ensure_demo
 from ..datasets.image_io import size_of
 from ..datasets.layout import SPLITS, Split, categories, find_splits, image_folder, read_coco, split_coco
-from ..datasets.values import flag, identity, number
+from ..datasets.values import identity, is_crowd, number, numbering
 from ..objects.annotations import imported_splits
 from ..objects.formats import UnrecognisedError
 from ..utils.errors import ConfigError
@@ -239,8 +239,7 @@ def _normalised(split: Split) -> dict:
     folder = Path(split.images).resolve()
     plain = [_plain(a) for a in content.get('annotations') or ()]
     ids = [identity(image['id']) for image in content['images']]
-    # numbers beside text: detectors number them anew, and AP here is by the same ids
-    new = {key: i for i, key in enumerate(ids, 1)} if len(set(map(type, ids))) > 1 else {key: key for key in ids}
+    new = numbering(ids)  # as for detectors, so that AP here is by the same ids
     return dict(
         images=[
             {**image, 'id': new[key], 'file_name': str(folder / image['file_name'])}
@@ -249,7 +248,7 @@ def _normalised(split: Split) -> dict:
         annotations=[
             {'iscrowd': 0, 'area': float(a['bbox'][2] * a['bbox'][3]), **a, 'id': i + 1, 'image_id': new[a['image_id']]}
             for i, a in enumerate(plain)
-            if a['category_id'] in known
+            if a['category_id'] in known and a['image_id'] in new  # of an image that is not listed, nothing is read
         ],
         categories=listed,
     )
@@ -264,8 +263,8 @@ def _plain(annotation: dict) -> dict:
         'category_id': None if kind is None else identity(kind),
         'bbox': [value if type(value) in (int, float) else number(value) for value in annotation['bbox']],
     }
-    if type(crowd) is not int or annotation.get('ignore'):  # pycocotools itself looks at the first alone
-        found['iscrowd'] = int(flag(crowd) or flag(annotation.get('ignore')))
+    if type(crowd) is not int or annotation.get('ignore'):
+        found['iscrowd'] = int(is_crowd(annotation))
     area = annotation.get('area')
     if area is None or (isinstance(area, str) and not area.strip()):
         found.pop('area', None)  # that of the box

@@ -73,6 +73,8 @@ def test_images_numbered_by_numbers_and_text_are_numbered_as_detectors_do(tmp_pa
             for one in entry:
                 one[key] = f'0{first}' if one[key] == first else one[key]
 
+        content['annotations'].append({**content['annotations'][0], 'id': 10**6, 'image_id': 'nowhere'})
+
     file = prepared(tmp_path, mixed).train
     content = json.loads(file.read_text())
     assert [image['id'] for image in content['images']] == list(range(1, 7))
