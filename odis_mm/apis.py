@@ -30,7 +30,7 @@ from .config import (
     load_config,
 )
 from .datasets import EpochSampler, number_draws
-from .engine.hooks import LoadingHook
+from .engine.hooks import LoadingHook, PreemptionHook
 from .engine.log import QuietRunner
 from .engine.resume import damage, find_checkpoint
 from .recipes.starting import follow_named, named_start, start_from
@@ -118,7 +118,12 @@ def train(
             _use_whole_iterations(runner)
             if isinstance(runner.train_dataloader.sampler, EpochSampler):
                 runner.logger.info(_epoch_line(runner))
-            runner.train()
+            try:
+                runner.train()
+            finally:  # else Ctrl-C in a notebook would ask a training that failed for a checkpoint
+                for hook in runner.hooks:
+                    if isinstance(hook, PreemptionHook):
+                        hook.put_back()
     return runner
 
 

@@ -2,8 +2,10 @@
 
 import functools
 import gc
+import inspect
 import json
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
@@ -27,6 +29,17 @@ def pytest_collection_finish():
     """What the imports left is not looked through again, by mmengine's data sets each time that one is made."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def signals_are_put_back():
+    """A training that ends by an error, too, leaves the handlers of signals as they were: a process that is forked
+    later would not end when it is told to, and Ctrl-C in a notebook would not interrupt."""
+    yield
+    left = [n for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1) if inspect.ismethod(signal.getsignal(n))]
+    for number in left:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    assert not left
 
 
 @pytest.fixture(scope='session')

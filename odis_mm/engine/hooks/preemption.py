@@ -130,6 +130,10 @@ class PreemptionHook(Hook):
             self._leave(runner)
 
     def after_train(self, runner) -> None:
+        self.put_back()
+
+    def put_back(self) -> None:
+        """Handle signals as before the training; of one that failed, whoever called it does this."""
         for number, handler in self._former.items():
             signal.signal(number, handler)
         self._former, self.checkpoints = {}, None
