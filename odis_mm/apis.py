@@ -35,6 +35,7 @@ from .engine.log import QuietRunner
 from .engine.resume import damage, find_checkpoint
 from .recipes.starting import follow_named, named_start, start_from
 from .transfer.mmengine_loading import closed_to_code
+from .utils.environment import MACHINE, hardware
 from .utils.errors import ConfigError
 from .utils.noise import import_quietly, quiet_prints, quiet_warnings
 from .utils.origin import resumed_start
@@ -106,6 +107,7 @@ def train(
         runner = build_runner(cfg)
         runner.logger.info(_ranks_line(runner))
         runner.logger.info(f'the whole log, with environment, config and hooks: {runner.log_dir}')
+        runner.logger.info(f'{MACHINE}{hardware()}')
         for level, note in [*((logging.INFO, line) for line in scaled), *notes]:
             runner.logger.log(level, note)
         runner.logger.info(scale_lr(runner))

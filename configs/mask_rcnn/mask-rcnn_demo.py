@@ -64,13 +64,13 @@ model = dict(
 )
 
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadDetectionImage'),
     dict(type='LoadBoxesAndMasks'),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'flip', 'flip_direction')),
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadDetectionImage'),
     dict(type='Resize', scale=(128, 128), keep_ratio=True),  # notes the scale factor that the heads ask for
     dict(type='LoadBoxesAndMasks'),
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),

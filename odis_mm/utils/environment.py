@@ -8,6 +8,8 @@ from pathlib import Path
 
 from ..version import __version__
 
+MACHINE = 'machine: '  # with which the line of a training's log begins that tells what it ran on
+
 
 def command_line() -> str:
     """Return the command that started this process, as a user types it: ``odis-mm train ...`` also for the module that

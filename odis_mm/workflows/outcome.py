@@ -17,6 +17,7 @@ from .stages import Stage
 from .stats import Difference, Runs
 
 CONFIDENCE = 0.95
+NOT_NOTED = 'a machine that an earlier version did not note'
 
 
 @dataclass
@@ -63,6 +64,7 @@ class Outcome:
         tuned: Start to the trials and the chosen knobs.
         classes: Class to start to AP at the most labels.
         longer: AP of the reference at the most labels after ``detector.longer`` times the iterations; None: not run.
+        ran_on: Machine and versions, as trainings noted them, to the starts that were trained there.
     """
 
     plan: Plan
@@ -78,6 +80,7 @@ class Outcome:
     tuned: Dict[str, dict] = field(default_factory=dict)
     classes: Dict[str, Dict[str, float]] = field(default_factory=dict)
     longer: Optional[float] = None
+    ran_on: Dict[str, List[str]] = field(default_factory=dict)
 
     @property
     def reference(self) -> str:
@@ -133,7 +136,19 @@ def collect(comparison: Comparison, results: Dict[str, dict]) -> Outcome:
         found = [stats.class_ap(stats.match(str(annotations), _predictions(comparison, run))) for run in own]
         for name in found[0]:
             outcome.classes.setdefault(name, {})[start.name] = float(np.mean([f[name] for f in found]))
+    outcome.ran_on = _ran_on(comparison, results)
     return outcome
+
+
+def _ran_on(comparison: Comparison, results: Dict[str, dict]) -> Dict[str, List[str]]:
+    found: Dict[str, List[str]] = {}
+    stages = [(run.start, stage) for run, stage in comparison.runs.items()]
+    stages += [(name, stage) for (name, _), stage in comparison.pretrainings.items()]
+    for start, stage in stages:
+        for machine in results[stage.name].get('ran_on', [NOT_NOTED]):
+            if start not in found.setdefault(machine, []):
+                found[machine].append(start)
+    return found
 
 
 def _predictions(comparison: Comparison, run: DetectorRun) -> List[dict]:
@@ -492,6 +507,7 @@ def as_json(outcome: Outcome) -> dict:
         tuned=outcome.tuned,
         classes=outcome.classes,
         longer=outcome.longer,
+        ran_on=outcome.ran_on,
     )
 
 

@@ -143,6 +143,12 @@ def _verdict(outcome: Outcome, comparison: Comparison) -> Section:
         section.items += ['What would settle the rest: ' + ' '.join(settle)]
     if short := longer_training(outcome) or flat_baseline(outcome):
         section.items.append(f'Note: {short}')
+    if len(outcome.ran_on) > 1:
+        where = '; '.join(f'{machine} ({", ".join(starts)})' for machine, starts in outcome.ran_on.items())
+        section.items.append(
+            f'Note: not all of it ran on one machine with one set of versions: {where}. A difference between starts '
+            'may come from that; another --work-dir runs all of it anew.'
+        )
     if scenes := comparison.data.scenes[comparison.evaluated]:
         names = ', '.join(f'{Path(a).name} ({Path(b).name})' for a, b in list(scenes.items())[:3])
         section.items.append(
@@ -409,7 +415,8 @@ def _method(outcome: Outcome, comparison: Comparison, command: str) -> Section:
     steps = [step for start in plan.starts for step in start.steps]
     items = [
         *([f'Command: `{command}`'] if command else []),
-        f'{datetime.date.today().isoformat()}; {hardware()}; {comparison.stages.jobs} stage(s) at a time.',
+        f'{datetime.date.today().isoformat()}; {"; ".join(outcome.ran_on) or hardware()}; {comparison.stages.jobs} '
+        'stage(s) at a time.',
         f'Training images: {data.images["train"]}, of which a label fraction is drawn anew by each detector seed, '
         'smaller ones within larger ones'
         + (f'; {data.images["unlabelled"]} further images without labels' if data.images['unlabelled'] else '')

@@ -22,6 +22,7 @@ from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 
+from ..utils.environment import MACHINE
 from ..utils.errors import USER_ERROR, StageError
 from ..utils.files import PathLike, atomic_write_text, read_records
 
@@ -268,6 +269,7 @@ class Stages:
             self._running[stage] = (begun, worker)
             found = stage.work(worker, folder, needed)
             found['minutes'] = round((time.time() - begun) / 60, 3)
+            found['ran_on'] = machines(folder)
             atomic_write_text(folder / 'result.json', json.dumps(found, indent=1))
             return found
         finally:
@@ -366,6 +368,16 @@ def exports(folder: Path) -> List[Path]:
     if not found:
         raise StageError(f'no *_backbone.pth in {folder}: the pretraining wrote no checkpoint.')
     return found
+
+
+def machines(folder: Path) -> List[str]:
+    """Where the trainings in ``folder`` ran, with versions, from their logs: another machine than this one behind
+    ``srun``, several if it was resumed elsewhere."""
+    told = []
+    for log in sorted(folder.rglob('[0-9]*/[0-9]*.log')):
+        lines = log.read_text(errors='replace').splitlines()
+        told += [line.partition(MACHINE)[2].strip() for line in lines if MACHINE in line]
+    return list(dict.fromkeys(told))
 
 
 def remove_attempt(folder: Path) -> None:

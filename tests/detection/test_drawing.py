@@ -85,17 +85,24 @@ def test_masks_and_annotations_are_drawn_too(tmp_path):
         assert np.abs(half[240, 320] - tint).max() <= 2 and (half[160, 320] == 255).all()
 
 
-def test_pictures_are_turned_as_the_detector_saw_them(tmp_path):
-    """mmdet's own loading, that of the COCO recipes, obeys the EXIF orientation."""
+@pytest.mark.parametrize(
+    'loading, size', [('LoadImageFromFile', (80, 120)), ('LoadDetectionImage', (120, 80))], ids=['of mmdet', 'ours']
+)
+def test_pictures_are_turned_as_the_detector_saw_them(loading, size, tmp_path):
+    """mmdet's own loading obeys the EXIF orientation, ours does not: COCO's boxes are of the stored pixels."""
     import json
 
     from mmdet.registry import MODELS
     from mmengine.registry import init_default_scope
 
     from odis_mm.config import load_config
+    from odis_mm.recipes.detector import loading_steps
     from odis_mm.tasks import predict
 
     cfg = load_config('faster-rcnn_demo')
+    assert {step.type for step in loading_steps(cfg)} == {'LoadDetectionImage'}, 'as the recipe has it'
+    for step in loading_steps(cfg):
+        step.type = loading
     cfg.test_dataloader.dataset.type = 'CocoDataset'
     cfg.dump(str(tmp_path / 'detector.py'))
     init_default_scope('mmdet')
@@ -109,6 +116,6 @@ def test_pictures_are_turned_as_the_detector_saw_them(tmp_path):
         tmp_path / 'detector.py', tmp_path / 'iter_1.pth', tmp_path / 'photo.jpg', tmp_path / 'out', quiet=True
     )
     (image,) = json.loads(written.read_text())['images']
-    assert (image['width'], image['height']) == (80, 120)
+    assert (image['width'], image['height']) == size
     with Image.open(tmp_path / 'out' / 'vis' / 'photo.jpg') as picture:
-        assert picture.size == (480, 720)
+        assert picture.size == (6 * size[0], 6 * size[1])

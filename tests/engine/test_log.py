@@ -25,8 +25,10 @@ from odis_mm.engine import log as engine_log
 from odis_mm.engine.hooks.progress import DeferredInfoHook
 from odis_mm.transfer.mmengine_loading import closed_to_code
 from odis_mm.utils import noise
+from odis_mm.utils.environment import hardware
 from odis_mm.utils.errors import FileWriteError
 from odis_mm.utils.files import read_records
+from odis_mm.workflows.stages import machines
 
 
 def test_the_screen_shows_the_run_and_the_file_everything(demo, tmp_path, monkeypatch, capsys):
@@ -57,7 +59,7 @@ def test_the_screen_shows_the_run_and_the_file_everything(demo, tmp_path, monkey
     (log,) = tmp_path.glob('*/*.log')
     for text in ('System environment', 'Config:', 'Hooks will be executed', 'Epoch(train)'):
         assert text in log.read_text(), text
-    assert runner.log_dir in said[1]
+    assert runner.log_dir in said[1] and machines(tmp_path) == [hardware()]
     (scalars,) = tmp_path.glob('*/vis_data/scalars.json')
     assert not any(f'"{double}"' in scalars.read_text() for double in doubles)
     rows = [row for row in read_records(scalars) if 'loss' in row]

@@ -20,11 +20,13 @@ from helpers import write_noise_coco
 from odis_mm.config import load_config
 from odis_mm.engine.resume import find_checkpoint
 from odis_mm.transfer import save_backbone
+from odis_mm.utils.environment import MACHINE
 from odis_mm.utils.errors import ConfigError, StageError
 from odis_mm.utils.files import atomic_write_text
 from odis_mm.workflows import leaks, stats
 from odis_mm.workflows import run as module
 from odis_mm.workflows.data import label_subsets, prepare
+from odis_mm.workflows.outcome import NOT_NOTED
 from odis_mm.workflows.plan import Data, Plan, Start, parse_plan
 from odis_mm.workflows.report import Section, to_markdown
 from odis_mm.workflows.run import compare, compare_data
@@ -38,7 +40,7 @@ class FakeTraining:
     time."""
 
     def __init__(self, export):
-        self.export, self.calls, self.fail_at = export, [], None
+        self.export, self.calls, self.fail_at, self.machine = export, [], None, 'a machine'
 
     def __call__(self, worker, arguments, folder):
         words = [str(word) for word in arguments]
@@ -56,6 +58,8 @@ class FakeTraining:
             return dict(seconds=1.0, memory_mb=100.0)
         cfg, run = load_config(words[1]), folder / 'run'
         (run / 'x' / 'vis_data').mkdir(parents=True, exist_ok=True)
+        (run / '2026').mkdir(exist_ok=True)
+        (run / '2026' / '2026.log').write_text(f'11/27 {MACHINE}{self.machine}\n')
         (self.detector if cfg.train_cfg.type == 'IterBasedTrainLoop' else self.pretraining)(cfg, run)
         return dict(seconds=2.0, memory_mb=100.0)
 
@@ -172,6 +176,24 @@ def test_a_checkpoint_on_the_way_stands_where_it_was_written(tmp_path, training)
     plan = plan_file(tmp_path, starts=starts, seeds=seeds, pretraining=budget, labels=[100], measures=False, pictures=0)
     points = compare(plan, work_dir=tmp_path / 'w', jobs=1).lengths['good']
     assert [point[1:3] for point in points] == [(6, points[1][2])] * 2
+
+
+def test_stages_of_several_machines_are_told(tmp_path, training):
+    write_noise_coco(tmp_path / 'data')
+    work, few = tmp_path / 'work', dict(measures=False, pictures=0, labels=[100])
+    starts = {'random weights': {}, 'bad': dict(recipe='gtsa_demo')}
+    compare(plan_file(tmp_path, starts=starts, **few), work_dir=work, jobs=1)
+    told = (work / 'report.md').read_text()
+    assert '; a machine; ' in told and 'Note: not all' not in told
+    training.machine = 'a GPU'
+    starts['good'] = dict(recipe='alfm_demo')
+    compare(plan_file(tmp_path, starts=starts, **few), work_dir=work, jobs=1)
+    assert numbers(work)['ran_on'] == {'a machine': ['random weights', 'bad'], 'a GPU': ['good']}
+    assert 'versions: a machine (random weights, bad); a GPU (good).' in (work / 'report.md').read_text()
+    for path in work.glob('stages/detector_*/result.json'):  # as before trainings noted it
+        path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != 'ran_on'}))
+    compare(plan_file(tmp_path, starts=starts, **few), work_dir=work, jobs=1)
+    assert f'{NOT_NOTED} (random weights, bad, good)' in (work / 'report.md').read_text()
 
 
 def test_a_changed_plan_runs_only_what_it_touches(tmp_path, training):

@@ -5,7 +5,7 @@ data_root = '{{$COCO_ROOT:data/coco/}}'
 # DETR's multi-scale augmentation: one of many sizes, or a random crop in between
 short_sides = [(side, 1333) for side in range(480, 801, 32)]
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadDetectionImage'),
     dict(type='LoadBoxesAndMasks'),
     dict(type='RandomFlip', prob=0.5),
     dict(
@@ -22,7 +22,7 @@ train_pipeline = [
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadDetectionImage'),
     dict(type='Resize', scale=(1333, 800), keep_ratio=True),
     dict(type='LoadBoxesAndMasks'),
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
