@@ -1,5 +1,5 @@
-"""What reading a large annotation file costs: CPU seconds and a process's own memory, without a cache, for the first
-time and again."""
+"""What a large annotation file costs: CPU seconds and a process's own memory to read it, seconds until a training by it
+makes its first iteration, without a cache, for the first time and again."""
 
 import json
 import os
@@ -7,9 +7,11 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Dict, List
+from typing import Any, Callable, Dict, Sequence
 
 import numpy as np
+
+from .startup import seconds_to_first_iteration
 
 _READ = """
 import json, os, resource, sys, time
@@ -20,7 +22,7 @@ def own():  # private memory: what no other process shares and no file stands fo
 
 folder, masks = sys.argv[1], sys.argv[2] == 'masks'
 before, start, wall = own(), time.process_time(), time.monotonic()
-data = ObjectDataset(folder, 'ann.json', with_masks=masks)
+data = ObjectDataset(folder, 'annotations/instances_train2017.json', 'train2017', with_masks=masks)
 result = dict(cpu=time.process_time() - start, seconds=time.monotonic() - wall, own_mb=(own() - before) / 1024)
 start = time.process_time()
 for index in range(0, len(data), max(1, len(data) // 2000)):
@@ -32,12 +34,17 @@ print(json.dumps(result))
 
 
 def write_annotations(folder: Path, images: int, objects: int, points: int = 26, seed: int = 0) -> Path:
-    """Write a COCO-style ``ann.json`` of random objects with polygons, and the first image; returns the json."""
+    """Write a COCO-style ``annotations/instances_train2017.json`` of random objects with polygons, and one image under
+    all names in ``train2017``; returns the json."""
     import cv2
 
     rng = np.random.default_rng(seed)
-    cv2.imwrite(str(folder / '000000000000.jpg'), np.zeros((480, 640, 3), np.uint8))
-    path = folder / 'ann.json'
+    path, photos = folder / 'annotations' / 'instances_train2017.json', folder / 'train2017'
+    path.parent.mkdir()
+    photos.mkdir()
+    cv2.imwrite(str(photos / f'{0:012d}.jpg'), rng.integers(0, 256, (480, 640, 3), dtype=np.uint8))
+    for i in range(1, images):
+        (photos / f'{i:012d}.jpg').symlink_to(f'{0:012d}.jpg')
     shapes = []
     for _ in range(512):  # each many times
         xy = rng.uniform(0, 480, (max(3, int(rng.exponential(points))), 2)).round(2)
@@ -66,34 +73,50 @@ def write_annotations(folder: Path, images: int, objects: int, points: int = 26,
 
 
 def annotations_benchmark(
-    images: int = 118_287, objects: int = 860_001, masks: bool = True, repeats: int = 3
-) -> Dict[str, List[dict]]:
+    images: int = 118_287,
+    objects: int = 860_001,
+    masks: bool = True,
+    repeats: int = 3,
+    train: Sequence[str] = (),
+    config: str = 'odis_vits_coco',
+) -> Dict[str, Any]:
     """Times of a synthetic file (default: of the size of COCO train2017) in processes of their own.
+
+    Args:
+        train: The command in front of a config; () to leave trainings out.
+        config: Its training starts with two images a batch.
 
     Returns:
         'first' (no cache yet) and 'again': of each process ``cpu`` and ``seconds`` to build the data set, ``own_mb`` of
         memory that it did not have before and does not share, ``peak_mb`` in all, ``read_us`` to read one image's
-        objects with their masks.
+        objects with their masks. 'start_first' and 'start_again': seconds from the command to the first iteration.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = write_annotations(Path(folder), images, objects)
         cache = Path(folder, 'cache')
-        environment = {**os.environ, 'ODIS_MM_CACHE': str(cache)}
+        environment = {'ODIS_MM_CACHE': str(cache), 'COCO_ROOT': folder}
 
         def read() -> dict:
             command = [sys.executable, '-c', _READ, folder, 'masks' if masks else 'boxes']
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+            done = subprocess.run(
+                command, env={**os.environ, **environment}, capture_output=True, text=True, check=True
+            )
             return json.loads(done.stdout.splitlines()[-1])
 
-        first = []
-        for _ in range(repeats):
-            for file in cache.glob('*'):
-                file.unlink()
-            first.append(read())
-        again = [read() for _ in range(repeats)]
-        return dict(
-            json_mb=path.stat().st_size / 1e6,
-            cache_mb=sum(file.stat().st_size for file in cache.glob('*')) / 1e6,
-            first=first,
-            again=again,
-        )
+        def start() -> float:
+            few = ['train_dataloader.batch_size=2', 'train_dataloader.num_workers=1']
+            return seconds_to_first_iteration(config, few, train, environment=environment)
+
+        result: Dict[str, Any] = dict(json_mb=path.stat().st_size / 1e6)
+        for prefix, measure in (('', read), ('start_', start)):
+            if prefix and not train:
+                continue
+            result[f'{prefix}first'] = [_anew(measure, cache) for _ in range(repeats)]
+            result[f'{prefix}again'] = [measure() for _ in range(repeats)]
+        return dict(result, cache_mb=sum(file.stat().st_size for file in cache.glob('*')) / 1e6)
+
+
+def _anew(measure: Callable[[], Any], cache: Path) -> Any:
+    for file in cache.glob('*'):
+        file.unlink()
+    return measure()

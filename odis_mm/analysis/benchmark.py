@@ -336,6 +336,39 @@ def end_to_end_benchmark(
     )
 
 
+def loader_benchmark(cfg: Config, repeats: int = 5) -> dict:
+    """Images/s of the config's loader alone by 1, 2, 4, ... worker processes, up to the number of cores, in turn.
+
+    Returns:
+        dict: number of workers to ``images_per_s`` and ``share`` of as many times what one makes.
+
+    Raises:
+        ConfigError: the config's images are not there, or too few.
+    """
+    dataset, cores = _dataset(cfg), os.cpu_count() or 1
+    counts = [2**i for i in range(cores.bit_length())]
+    batches = len(dataset) // cfg.train_dataloader.batch_size
+    if batches < 2 * counts[-1]:
+        raise ConfigError(
+            f'{cfg.filename}: {batches} batches are too few to time {counts[-1]} workers: lower '
+            'train_dataloader.batch_size, or take a larger data set.'
+        )
+    speeds: Dict[int, List[float]] = {count: [] for count in counts}
+    for _ in range(repeats):
+        for count in counts:
+            options = dict(num_workers=count, persistent_workers=False, pin_memory=False, drop_last=True)
+            loader = Runner.build_dataloader({**cfg.train_dataloader, **options}, seed=0)
+            left = iter(loader)
+            for _ in range(count):  # the workers start
+                next(left)
+            start = time.perf_counter()
+            images = loader.batch_size * sum(1 for _ in left)
+            speeds[count].append(images / (time.perf_counter() - start))
+    one = statistics.median(speeds[1])
+    found = {count: statistics.median(each) for count, each in speeds.items()}
+    return {str(count): dict(images_per_s=speed, share=speed / count / one) for count, speed in found.items()}
+
+
 def worker_advice(ms_per_image: float, images_per_s: float, cores: int) -> str:
     """How many loader workers feed a step of that speed."""
     wanted = math.ceil(images_per_s * ms_per_image / 1000 * 1.1)  # a tenth more than just enough
@@ -422,6 +455,7 @@ def run(
         'data': lambda: data_benchmark(cfg, images, repeats),
         'model': lambda: model_benchmark(cfg, target, batch, repeats, bf16, compiled),
         'options': lambda: options_benchmark(cfg, target, batch, repeats, bf16),
+        'loader': lambda: loader_benchmark(cfg, repeats),
         'end-to-end': lambda: end_to_end_benchmark(cfg, target, max(5, repeats), bf16, compiled),
     }
     for name, measure in parts.items():
@@ -459,6 +493,11 @@ def table(result: dict) -> str:
         lines += [f'  {name:32s} {ms:8.2f} ms' for name, ms in part['steps'].items()]
         if 'cropping_ms' in part:
             lines.append(f'  object-aware over plain cropping {part["cropping_ms"]:8.2f} ms')
+    if 'loader' in result:
+        lines += ['', 'loader alone'] + [
+            f'  {count:>3s} workers {part["images_per_s"]:8.0f} images/s, {part["share"]:.0%} of {count} times one'
+            for count, part in result['loader'].items()
+        ]
     if 'model' in result:
         part = result['model']
         lines += [

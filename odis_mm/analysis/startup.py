@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 import time
-from typing import List, Sequence
+from typing import Dict, List, Optional, Sequence
 
 from ..utils.errors import ConfigError
 
@@ -18,7 +18,11 @@ TRAIN = (sys.executable, '-m', 'odis_mm', 'train')
 
 
 def seconds_to_first_iteration(
-    config: str, options: Sequence[str] = (), train: Sequence[str] = TRAIN, limit: float = 300.0
+    config: str,
+    options: Sequence[str] = (),
+    train: Sequence[str] = TRAIN,
+    limit: float = 300.0,
+    environment: Optional[Dict[str, str]] = None,
 ) -> float:
     """Starts training in a process of its own and ends it when the log shows an iteration.
 
@@ -27,6 +31,7 @@ def seconds_to_first_iteration(
         options: ``KEY=VALUE`` for ``--cfg-options``.
         train: The command in front of the config.
         limit: Seconds after which there is something wrong.
+        environment: On top of this process's.
 
     Raises:
         ConfigError: the run ends, or the limit is reached, before any iteration; with the run's last lines.
@@ -41,6 +46,7 @@ def seconds_to_first_iteration(
             text=True,
             errors='replace',
             start_new_session=True,
+            env={**os.environ, **(environment or {})},
         )
         alarm = threading.Timer(limit, _kill, [process])  # also of a run that says nothing
         alarm.start()

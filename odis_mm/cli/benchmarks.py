@@ -31,6 +31,9 @@ def benchmark_main(argv: Optional[List[str]] = None) -> None:
         const='options',
         help='the step with each of its speed options in turn',
     )
+    mode.add_argument(
+        '--loader-only', dest='mode', action='store_const', const='loader', help='by 1, 2, 4, ... worker processes'
+    )
     mode.add_argument('--end-to-end', dest='mode', action='store_const', const='end-to-end')
     mode.add_argument(
         '--memory-only',
@@ -108,10 +111,11 @@ def startup_main(argv: Optional[List[str]] = None, train: Sequence[str] = ()) ->
     run(work)
 
 
-def annotations_main(argv: Optional[List[str]] = None) -> None:
+def annotations_main(argv: Optional[List[str]] = None, train: Sequence[str] = ()) -> None:
     """``tools/analysis/benchmark_annotations.py``: what reading a json of COCO train2017's size costs, first and from
     the cache."""
     parser = argparse.ArgumentParser(description='CPU seconds and own memory to read a large COCO-style json.')
+    parser.add_argument('--train', action='store_true', help='also time trainings by it to their first iteration')
     parser.add_argument('--images', type=int, default=118_287)
     parser.add_argument('--objects', type=int, default=860_001)
     parser.add_argument('--boxes', action='store_true', help='leave the masks out')
@@ -121,8 +125,10 @@ def annotations_main(argv: Optional[List[str]] = None) -> None:
 
     def work() -> None:
         from ..analysis.annotations import annotations_benchmark
+        from ..analysis.startup import TRAIN
 
-        result = annotations_benchmark(args.images, args.objects, not args.boxes, args.repeats)
+        program = (train or TRAIN) if args.train else ()
+        result = annotations_benchmark(args.images, args.objects, not args.boxes, args.repeats, program)
         result.update(_where())
         print(f'json of {result["json_mb"]:.0f} MB, cache of {result["cache_mb"]:.0f} MB; {result["hardware"]}')
         for name in ('first', 'again'):
@@ -131,6 +137,8 @@ def annotations_main(argv: Optional[List[str]] = None) -> None:
                 f'{name}: {found["cpu"]:.1f} CPU s ({found["seconds"]:.1f} s), {found["own_mb"]:.0f} MB of its own, '
                 f'peak {found["peak_mb"]:.0f} MB, {found["read_us"]:.0f} us to read an image'
             )
+            if seconds := result.get(f'start_{name}'):
+                print(f'  first iteration after {statistics.median(seconds):.1f} s')
         _keep(args.out, result)
 
     run(work)

@@ -13,7 +13,7 @@ from mmpretrain.registry import MODELS
 import odis_mm  # noqa: F401
 from odis_mm.analysis import TextbookIBOT, benchmark, count_step, startup
 from odis_mm.analysis.cost import Allocations, count_flops, total_loss
-from odis_mm.cli.benchmarks import benchmark_main, gtsa_main, startup_main
+from odis_mm.cli.benchmarks import annotations_main, benchmark_main, gtsa_main, startup_main
 from odis_mm.config import load_config
 from odis_mm.engine.hooks import SelfSupScheduleHook
 from odis_mm.models import ObjectViT
@@ -298,6 +298,19 @@ def test_run_prints_and_keeps(shared_data):
     assert set(found['data']['steps']) == {step['type'] for step in cfg.train_dataloader.dataset.pipeline}
 
 
+def test_the_loader_is_timed_by_1_2_and_more_workers(shared_data, monkeypatch):
+    monkeypatch.setattr(benchmark.os, 'cpu_count', lambda: 2)
+    cfg = make_config()
+    cfg.train_dataloader.dataset.update(data_root=str(shared_data / 'coco_boxes_256' / 'images'), data_fraction=0.01)
+    found = benchmark.run(cfg, ['loader'], batch=2, repeats=2)
+    assert list(found['loader']) == ['1', '2'] and found['loader']['1']['share'] == 1
+    two = found['loader']['2']
+    assert two['images_per_s'] == pytest.approx(2 * two['share'] * found['loader']['1']['images_per_s'])
+    assert '  2 workers' in benchmark.table(found)
+    with pytest.raises(benchmark.ConfigError, match='2 batches are too few to time 2 workers'):
+        benchmark.run(cfg, ['loader'], batch=10)
+
+
 def test_missing_data_end_in_a_sentence():
     cfg = make_config()
     cfg.train_dataloader.dataset.update(data_root='no/such/folder')
@@ -428,3 +441,28 @@ def test_start_up_is_the_time_to_the_first_iteration(tmp_path, capsys):
         startup.seconds_to_first_iteration('silent', train=train, limit=1.0)
     with pytest.raises(benchmark.ConfigError, match='no such config'):
         startup.seconds_to_first_iteration('bad', train=train)
+
+
+def test_large_annotations_are_timed_first_and_again(tmp_path, capsys):
+    fake = tmp_path / 'train.py'
+    fake.write_text(
+        'import os, pathlib, time\n'
+        "root = pathlib.Path(os.environ['COCO_ROOT'])\n"
+        "assert (root / 'annotations/instances_train2017.json').is_file()\n"
+        "assert len(list(root.glob('train2017/*'))) == 40\n"
+        "cache = pathlib.Path(os.environ['ODIS_MM_CACHE'])\n"
+        'cache.mkdir(exist_ok=True)\n'
+        f"print(len(list(cache.iterdir())), file=open({str(tmp_path / 'caches')!r}, 'a'))\n"
+        "(cache / 'x').write_text('columns')\n"
+        "print('Epoch(train)   [1][ 1/15]  loss: 1.0', flush=True)\n"
+        'time.sleep(600)\n'
+    )
+    size = ['--images', '40', '--objects', '120', '--repeats', '1', '--out', str(tmp_path / 'kept.json')]
+    annotations_main([*size, '--train'], (sys.executable, str(fake)))
+    kept = json.loads((tmp_path / 'kept.json').read_text())
+    assert kept['first'][0]['read_us'] > 0 and kept['again'][0]['cpu'] > 0
+    assert 0 < kept['start_first'][0] < 60 and 0 < kept['start_again'][0] < 60
+    assert (tmp_path / 'caches').read_text() == '0\n1\n', 'the first start has none'
+    assert capsys.readouterr().out.count('first iteration after') == 2
+    annotations_main(size)
+    assert 'start_first' not in json.loads((tmp_path / 'kept.json').read_text())

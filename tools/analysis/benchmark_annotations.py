@@ -4,9 +4,10 @@
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[2])  # a checkout works without being installed
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[0] = str(ROOT)  # a checkout works without being installed
 
 from odis_mm.cli.benchmarks import annotations_main  # noqa: E402
 
 if __name__ == '__main__':
-    annotations_main()
+    annotations_main(train=(sys.executable, str(ROOT / 'tools/train.py')))
