@@ -6,11 +6,15 @@ from typing import Iterator, Sequence
 
 from mmengine.logging import MMLogger
 
+from ..utils.noise import quiet_console
+
 
 @contextmanager
 def logging_at(level: str) -> Iterator[None]:
-    """Keep mmengine's current logger from printing below a level, 'INFO' or 'WARNING', for a while."""
+    """Keep mmengine's current logger from printing below a level, 'INFO' or 'WARNING', for a while; before the run as
+    during it, without its name."""
     logger = MMLogger.get_current_instance()
+    quiet_console(logger)
     before = logger.level
     logger.setLevel(getattr(logging, level))
     try:
