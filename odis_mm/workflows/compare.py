@@ -215,7 +215,7 @@ class Comparison:
 
     def _detector_settings(self, start: Optional[Start], times: int = 1) -> dict:
         detector = as_plain(self.plan.detector)
-        detector['size'] = self._size  # chosen by the data and by what a GPU can do, where the plan names none
+        detector['size'] = self.size  # chosen by the data and by what a GPU can do, where the plan names none
         del detector['longer']  # no result of another run depends on it
         detector['iterations'] *= times
         content = self._content(detector['config'] or 'mask-rcnn_small')
@@ -466,7 +466,7 @@ class Comparison:
     def _measure(self, start: Start, seed: int, share: float = 1.0) -> Stage:
         source = self.pretrainings.get((start.name, seed))
         evaluated = self.data.test if self.evaluated == 'test' else self.data.val
-        size = self._size or 128
+        size = self.size or 128
         settings = dict(
             kind='measure',
             file=None if source else _file_settings(start.steps[0].file),
@@ -514,8 +514,8 @@ class Comparison:
         return cfg, found.images
 
     @functools.cached_property
-    def _size(self) -> Optional[int]:
-        """Short side of the images of a small detector: one for any share of the labels."""
+    def size(self) -> Optional[int]:
+        """Short side of the images of a small detector: one for any share of the labels; None: the config's."""
         detector = self.plan.detector
         if detector.size or detector_name(detector.config or SMALL_DETECTORS[0]) not in SMALL_DETECTORS:
             return detector.size
@@ -531,7 +531,7 @@ class Comparison:
                 Split(evaluated, Path('/')),
                 detector=detector.config,
                 init=init,
-                size=self._size,
+                size=self.size,
                 iterations=iterations,
                 batch=detector.batch,
                 seed=seed,

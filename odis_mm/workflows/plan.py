@@ -87,7 +87,8 @@ class Detector:
     Attributes:
         config: Name or path; None: Mask R-CNN if every object has a segmentation, else Faster R-CNN, both of a size for
             small data.
-        size: Shortest side of the images in pixels; None: the config's.
+        size: Shortest side of the images in pixels; None: the config's, of a small detector 128 or more, as its objects
+            need.
         iterations, batch: Length.
         longer: The detector of the reference is also trained for so many times the iterations, with the most labels and
             one seed, to tell whether a gain is more than a shorter training; 0: not.

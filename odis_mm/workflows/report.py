@@ -424,7 +424,8 @@ def _method(outcome: Outcome, comparison: Comparison, command: str) -> Section:
         *data.notes,
         'Detector: the same for all starts'
         + (", but for the backbone, which has the shape of a start's file" if any(s.file for s in steps) else '')
-        + f', {plan.detector.iterations} iterations, {plan.seeds.detector} seed(s), all weights trained.',
+        + f', {plan.detector.iterations} iterations, {plan.seeds.detector} seed(s), all weights trained'
+        + (f', images of {comparison.size} px of short side.' if comparison.size else '.'),
         'Interval: variance from 1,000 resamplings of the evaluated images (300 above 500 images; the same for all '
         'runs), plus the variance between detector seeds and between pretraining seeds, pooled over the starts; '
         'Student, Satterthwaite. One such interval in twenty misses the true difference.',

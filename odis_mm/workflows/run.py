@@ -15,7 +15,6 @@ from .data import prepare
 from .outcome import Outcome, headline, recommendation
 from .plan import (
     Data,
-    Detector,
     Plan,
     Pretraining,
     Seeds,
@@ -170,7 +169,6 @@ def draft(root: Path, recipes: Optional[Sequence[str]], files: Sequence[str], du
         data=Data(root=str(root), duplicates=duplicates or 'refuse'),
         starts=tuple(starts),
         name=root.name,
-        detector=Detector(size=128),
         labels=LABELS,
         seeds=Seeds(2, 2),
     )
@@ -231,7 +229,9 @@ def fit(plan: Plan, comparison: Comparison, minutes: float) -> Tuple[Plan, List[
         total = overhead + (each + startup if chosen else 0) * len(chosen) * seeds_p
         lines = [
             f'plan: {", ".join(s.name for s in new.starts)}; {each:g} min per pretraining, {seeds_p} pretraining and '
-            f'{seeds_d} detector seed(s), {detectors} detectors of {iterations} iterations with '
+            f'{seeds_d} detector seed(s), {detectors} detectors of {iterations} iterations'
+            + (f' on images of {comparison.size} px' if comparison.size else '')
+            + ' with '
             f'{", ".join(f"{p:g} %" for p in labels)} of the labels'
             + (f', and {new.reference} for {longer * iterations} iterations' if longer else ''),
             f'at the measured speed this takes about {total / workers:.0f} minutes, {workers} stage(s) at a time',

@@ -594,8 +594,18 @@ def test_a_data_set_gets_a_plan_that_fits_the_time(tmp_path, training, monkeypat
     assert f'{told} this takes about 1.5 minutes' in said and said.count('measuring') == 1
     assert said.index(told) < said.index('speed_detector: done')
     rich, _ = module.load_plan(work / 'plan.yaml')
-    assert rich.detector.longer == 4
+    assert rich.detector.longer == 4 and 'iterations on images of 128 px with 100 % of the labels' in said
     assert len(rich.starts) == 3 and rich.seeds.pretraining == rich.seeds.detector == 2 and rich.labels == (100.0,)
+    for path in (shutil.copytree(root, tmp_path / 'small') / 'annotations').iterdir():
+        found = json.loads(path.read_text())
+        for box in found['annotations']:
+            box.update(bbox=[*box['bbox'][:2], 3.0, 3.0], area=9.0)  # 5.3 pixels at a short side of 128
+        path.write_text(json.dumps(found))
+    compare_data(tmp_path / 'small', 60, work_dir=tmp_path / 'ws', jobs=1, dry_run=True)
+    assert 'iterations on images of 192 px' in capsys.readouterr().out
+    (config,) = (tmp_path / 'ws').glob('stages/speed_detector-*/config.py')
+    steps = Config.fromfile(config).test_dataloader.dataset.pipeline
+    assert [min(step.scale) for step in steps if step.type == 'Resize'] == [192]
     compare_data(root, 10, work_dir=tmp_path / 'short', jobs=1, dry_run=True)
     poor, _ = module.load_plan(tmp_path / 'short' / 'plan.yaml')
     assert poor.pretraining.minutes < rich.pretraining.minutes
