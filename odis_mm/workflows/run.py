@@ -13,19 +13,7 @@ from ..utils.files import PathLike, atomic_write_text
 from .compare import Comparison, resolve_files
 from .data import prepare
 from .outcome import Outcome, headline, recommendation
-from .plan import (
-    Data,
-    Plan,
-    Pretraining,
-    Seeds,
-    Start,
-    Step,
-    changed_plan,
-    dump_plan,
-    load_plan,
-    select_starts,
-    slug,
-)
+from .plan import Data, Plan, Pretraining, Seeds, Start, Step, changed_plan, dump_plan, load_plan, select_starts, slug
 from .report import write_report
 from .stages import Stages
 
