@@ -160,10 +160,9 @@ def test_pretraining_has_nothing_to_test(tmp_path, capsys):
 def test_show_dir_needs_no_detector_in_memory(tmp_path):
     """In a process of its own: once mmdet is imported its hook is known."""
     code = (
-        'import sys; from odis_mm import apis; from odis_mm.cli.train import test_main; from odis_mm.config import '
-        'load_config\n'
+        'import sys; from odis_mm import apis; from odis_mm.cli import train; from odis_mm.config import load_config\n'
         'apis.test = lambda config, checkpoint, options, **_: print(load_config(config, options).default_hooks)\n'
-        'test_main(sys.argv[1:])'
+        'train.test_main(sys.argv[1:])'
     )
     torch.save({}, tmp_path / 'a.pth')
     words = [sys.executable, '-c', code, 'mask-rcnn_demo', 'a.pth', '--show-dir', 'shown']
