@@ -1,5 +1,5 @@
-# ALFM (our reconstruction) on 200 to 5,000 images of one's own, without objects: `odis-mm pretrain --data DIR --boxes
-# none` fills in data and length. All numbers are ours, by trial on blood-cell photographs
+# ALFM (our reconstruction) on 200 to 5,000 images of one's own, without objects: `odis-mm pretrain --data DIR --method
+# alfm` fills in data and length. All numbers are ours, by trial on blood-cell photographs
 # (docs/evidence/small_data_search.md).
 _base_ = [
     './_base_/models/alfm_demo.py',

@@ -24,13 +24,12 @@ def main(argv: Optional[List[str]] = None) -> None:
         'plan', nargs='?', help='a YAML file, or the name of a plan that comes with odis_mm, such as quickstart'
     )
     parser.add_argument(
-        '--data', metavar='DIR', help='write a plan for this data set (COCO-style json) and carry it out'
+        '--data',
+        metavar='DIR',
+        help='write a plan for these annotated images (COCO style, YOLO, Pascal VOC, ...) and carry it out',
     )
     parser.add_argument(
-        '--minutes',
-        type=float,
-        default=60,
-        help='with --data: how long all of it may take on this machine (default 60)',
+        '--minutes', type=float, help='with --data: how long all of it may take on this machine (default 60)'
     )
     parser.add_argument('--recipes', nargs='+', metavar='CONFIG', help='with --data: pretrainings to compare')
     parser.add_argument('--init', nargs='+', default=[], metavar='FILE', help='with --data: weights to compare, too')
@@ -60,6 +59,11 @@ def main(argv: Optional[List[str]] = None) -> None:
     args = parser.parse_args(argv)
     if (args.plan is None) == (args.data is None):
         parser.error('name a plan, or a data set with --data.')
+    if args.data is not None and args.starts:
+        parser.error('--starts is for a plan: with --data, name the pretrainings by --recipes and weights by --init.')
+    for name in ('minutes', 'recipes', 'init') if args.data is None else ():  # a plan says them
+        if getattr(args, name) not in (None, []):
+            parser.error(f'--{name} is for --data: with a plan, change the plan (the file, or by --set KEY=VALUE).')
     command = shlex.join(['odis-mm', 'compare', *(sys.argv[2:] if argv is None else argv)])
 
     def check() -> None:
@@ -73,6 +77,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     def work() -> None:
         from ..workflows.run import compare, compare_data
 
+        minutes = 60 if args.minutes is None else args.minutes
         common = dict(
             work_dir=args.work_dir,
             changes=args.set,
@@ -83,7 +88,7 @@ def main(argv: Optional[List[str]] = None) -> None:
             command=command,
         )
         if args.data is not None:
-            compare_data(Path(args.data), args.minutes, recipes=args.recipes, files=args.init, **common)
+            compare_data(Path(args.data), minutes, recipes=args.recipes, files=args.init, **common)
         else:
             compare(args.plan, starts=args.starts, **common)
 

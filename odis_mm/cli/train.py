@@ -3,6 +3,7 @@
 import os
 from typing import List, Optional
 
+from ..utils.errors import ConfigError
 from ..utils.paths import check_checkpoint, find_config
 from .common import AMP, config_parser, run
 
@@ -61,17 +62,18 @@ def test_main(argv: Optional[List[str]] = None) -> None:
         '--show-dir', metavar='DIR', help='draw the predictions beside the annotations into this folder'
     )
     args = parser.parse_args(argv)
-    shown = {}
-    if args.show_dir:
-        shown = {
-            'default_hooks.visualization.draw': True,
-            'default_hooks.visualization.test_out_dir': os.path.abspath(args.show_dir),
-        }
 
     def work() -> None:
         from .. import apis
-        from ..config import parse_options
+        from ..config import load_config, parse_options
 
+        shown = {}
+        if args.show_dir:
+            if 'visualization' not in load_config(args.config).default_hooks:
+                raise ConfigError(f'{args.config} has no hook that draws predictions: --show-dir is for detectors.')
+            # added, as the class of the hook is not known before mmdet is imported
+            shown['+default_hooks.visualization.draw'] = True
+            shown['+default_hooks.visualization.test_out_dir'] = os.path.abspath(args.show_dir)
         apis.test(
             args.config,
             args.checkpoint,

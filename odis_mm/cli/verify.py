@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from shlex import quote
 from typing import Any, Dict, List, Optional, Tuple
 
 from ..utils.files import atomic_write_text
@@ -89,6 +90,10 @@ def _verify(args: argparse.Namespace) -> int:
     )
     for line in verify.notes(content):
         print(line)
+    if not args.ann_file:
+        for file, folder in verify.annotations_beside(args.data):
+            options = f'--ann-file {quote(file)} --images {quote(folder)}'
+            print(f'boxes not looked at: {shown(file)}; to check them add {options}')
     if len(kinds) > 1 or any(kind != 'of 8 bits' for kind in kinds):
         print('kinds of images: ' + '; '.join(f'{count} {kind}' for kind, count in kinds.most_common()))
     if args.report:

@@ -61,7 +61,7 @@ def find_splits(
             raise ConfigError(
                 f'{root} holds more than one COCO-style json for the split {name!r} '
                 f'({", ".join(map(str, paths[:4]))}): name the one to use (--train FILE --val FILE for a detector, '
-                '--boxes FILE for pretraining).'
+                '--boxes FILE for pretraining; odis-mm compare: --set data.train=FILE data.val=FILE).'
             )
         splits[name] = Split(paths[0], Path(images) if images else image_folder(paths[0], root, name))
     return splits
@@ -96,7 +96,7 @@ def _first_image(ann_file: Path, root: Path, split: str) -> Tuple[Path, str]:
         for place in dict.fromkeys(places):
             if judge(_is_file(place / name) for name in asked):
                 return place, names[0]
-    hint = 'name the image folder with --images'
+    hint = 'name the image folder with --images (odis-mm compare: --set data.images=FOLDER)'
     if '://' in names[0]:
         hint = 'its file names are addresses: fetch the images and write their file names there'
     elif '\\' in names[0]:

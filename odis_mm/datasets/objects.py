@@ -12,6 +12,7 @@ from mmengine.logging import print_log
 from mmpretrain.registry import DATASETS, TRANSFORMS
 
 from ..utils.errors import AnnotationError, BadImageError, ConfigError, MissingFileError
+from ..utils.noise import import_quietly
 from .annotations import read_annotations, told
 from .columns import Columns
 from .draws import seed_of
@@ -109,6 +110,8 @@ class ObjectDataset(BaseDataset):
         # uint8 [images]
         self.draws: Optional[torch.Tensor] = None
         self.bad: Optional[torch.Tensor] = None
+        if pipeline:
+            import_quietly('mmpretrain.datasets')  # as the registry of transforms does when it is first looked into
         super().__init__(
             ann_file=os.fspath(ann_file),
             data_root=os.fspath(data_root),

@@ -10,9 +10,11 @@ from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
 import cv2
 import numpy as np
 
-from ..utils.errors import BadImageError, MissingFileError
+from ..utils.errors import BadImageError, MissingFileError, UserError
+from ..utils.files import PathLike
 from .files import read_json, shown
 from .image_io import clip_boxes, has_extent, image_kind, read_image, read_raw
+from .layout import find_splits
 from .objects import ObjectDataset
 from .segmentation import segmentation_to_mask
 from .values import identity, number, side
@@ -137,6 +139,16 @@ def notes(content: Optional[dict]) -> List[str]:
     if shared:
         lines.append(f'{shared} annotations have the id of another one, so that tools which go by ids mix them up')
     return lines
+
+
+def annotations_beside(data: PathLike) -> List[Tuple[str, str]]:
+    """Return the COCO-style files in a folder and the folders of their images, both relative to it; none if what is
+    there cannot be told apart."""
+    try:
+        splits = find_splits(data)
+    except UserError:
+        return []
+    return [(os.path.relpath(split.ann_file, data), os.path.relpath(split.images, data)) for split in splits.values()]
 
 
 def cleaned(

@@ -241,7 +241,8 @@ def detector_splits(
             atomic_write_text(folder / f'{name}.json', json.dumps(part))
         print_log(
             f'no validation split: {len(held["images"])} of {len(held["images"]) + len(rest["images"])} images are '
-            f'held out for it ({folder})',
+            f'held out for it ({folder}); a pretraining on the same data has seen them, so AP may be a little higher '
+            'than on new images (odis-mm compare holds them out of both)',
             logger='current',
         )
         folder_of_images = found['train'].images

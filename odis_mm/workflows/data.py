@@ -5,6 +5,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -300,7 +301,8 @@ def _unused(splits: Dict[str, Split], paths: Dict[str, List[Path]]) -> List[str]
         if left:
             lines.append(
                 f'{len(left)} images in {folder} are in no annotations of a split, and are not used '
-                f'({os.path.relpath(left[0], folder)}{", ..." if len(left) > 1 else ""})'
+                f'({os.path.relpath(left[0], folder)}{", ..." if len(left) > 1 else ""}); to pretrain on them, too, '
+                f'add --set data.unlabelled={quote(str(folder))} --duplicates drop, which leaves out what is evaluated'
             )
     return lines
 

@@ -349,6 +349,8 @@ def _change(content: dict, change: str) -> None:
         node[parts[-1]] = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f'--set {change!r}: the value is not YAML.') from error
+    if key in ('pretraining.iterations', 'pretraining.minutes'):  # a plan has one of them
+        node.pop({'iterations': 'minutes', 'minutes': 'iterations'}[parts[-1]], None)
 
 
 def _check(plan: Plan, where: str) -> None:

@@ -13,7 +13,20 @@ from ..utils.files import PathLike, atomic_write_text
 from .compare import Comparison, resolve_files
 from .data import prepare
 from .outcome import Outcome, headline, recommendation
-from .plan import Data, Plan, Pretraining, Seeds, Start, Step, changed_plan, dump_plan, load_plan, select_starts, slug
+from .plan import (
+    Data,
+    Plan,
+    Pretraining,
+    Seeds,
+    Start,
+    Step,
+    changed_plan,
+    dump_plan,
+    load_plan,
+    resolve,
+    select_starts,
+    slug,
+)
 from .report import write_report
 from .stages import Stages
 
@@ -94,7 +107,7 @@ def compare_data(
     and carry it out.
 
     Args:
-        data: Folder of a COCO-style data set.
+        data: Folder of annotated images: COCO style, YOLO, Pascal VOC, ...
         minutes: For everything.
         recipes: Pretrainings to compare; None: those for small data, as many as fit.
         files: Weights to compare as they are.
@@ -122,7 +135,12 @@ def compare_data(
         found, folder = load_plan(path)
         return _carry_out(found, folder, out, jobs, prefix, dry_run, duplicates, command)
     plan = draft(root, recipes, files, duplicates)
-    changed_plan(plan, changes)  # a wrong one is refused before anything is measured or written
+    # before anything is measured or written: a wrong change is refused, and speeds are those of the data and detector
+    # that it names
+    plan = changed_plan(plan, changes)
+    if plan.data.unlabelled:  # the plan lies elsewhere
+        extra = str(resolve(plan.data.unlabelled, Path()))
+        plan = dataclasses.replace(plan, data=dataclasses.replace(plan.data, unlabelled=extra))
     stages = Stages(out, jobs, prefix)
     prepared = prepare(plan, Path(), out, stages.say)
     labelled = len(read_coco(prepared.subsets[100.0, 0])['images'])  # a fraction is of those with objects
@@ -135,7 +153,7 @@ def compare_data(
     for change in told:
         stages.say(change)
     out.mkdir(parents=True, exist_ok=True)
-    plan = changed_plan(plan, changes, str(path))
+    plan = dataclasses.replace(changed_plan(plan, changes, str(path)), data=plan.data)
     atomic_write_text(path, f'{mark}\n{dump_plan(plan)}')
     return _carry_out(plan, out, out, jobs, prefix, dry_run, duplicates, command)
 
@@ -249,6 +267,8 @@ def _carry_out(
     out.mkdir(parents=True, exist_ok=True)
     stages = Stages(out, jobs, prefix)
     comparison = Comparison(plan, prepare(plan, folder, out, stages.say), stages)
+    for note in comparison.data.notes:  # of images that are not used, say: an hour later is too late
+        stages.say(note)
     comparison.measure_speed()
     left, total = comparison.minutes(), len(comparison.everything())
     stages.say(

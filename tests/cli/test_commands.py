@@ -92,7 +92,10 @@ def test_the_usage_of_predict_names_the_checkpoint_as_optional(tmp_path):
 
 def test_wrong_commands_and_options_end_in_one_sentence(tmp_path):
     lines = [['pretrai'], ['nothing', 'of', 'this'], ['pretrain', '--dta', 'photos'], []]
-    typo, other, option, bare = call(tmp_path, lines)
+    lines += [['compare', '--data', '.', '--starts', 'ODIS'], ['compare', 'quickstart', '--minutes', '60']]
+    typo, other, option, bare, starts, minutes = call(tmp_path, lines)
+    assert starts[1] == minutes[1] == 2
+    assert 'error: --starts is for a plan' in starts[3] and 'error: --minutes is for --data' in minutes[3]
     assert typo[1] == other[1] == option[1] == bare[1] == 2
     assert typo[3] == "error: no command 'pretrai'; did you mean 'pretrain'? odis-mm --help lists the commands.\n"
     assert other[3] == "error: no command 'nothing'; odis-mm --help lists the commands.\n"

@@ -155,3 +155,23 @@ def test_pretraining_has_nothing_to_test(tmp_path, capsys):
     with pytest.raises(SystemExit):
         cli.test_main(['odis_demo', str(tmp_path / 'epoch_1.pth')])
     assert 'has no test_dataloader' in capsys.readouterr().err
+
+
+def test_show_dir_needs_no_detector_in_memory(tmp_path):
+    """In a process of its own: once mmdet is imported its hook is known."""
+    code = (
+        'import sys; from odis_mm import apis; from odis_mm.cli import train; from odis_mm.config import load_config\n'
+        'apis.test = lambda config, checkpoint, options, **_: print(load_config(config, options).default_hooks)\n'
+        'train.test_main(sys.argv[1:])'
+    )
+    torch.save({}, tmp_path / 'a.pth')
+    words = [sys.executable, '-c', code, 'mask-rcnn_demo', 'a.pth', '--show-dir', 'shown']
+    said = run_command_line(words, tmp_path, environment())
+    assert "'draw': True" in said and str(tmp_path / 'shown') in said
+
+
+def test_show_dir_is_for_detectors(tmp_path, capsys):
+    torch.save({}, tmp_path / 'a.pth')
+    with pytest.raises(SystemExit):
+        cli.test_main(['odis_demo', str(tmp_path / 'a.pth'), '--show-dir', str(tmp_path / 'shown')])
+    assert 'odis_demo has no hook that draws predictions' in capsys.readouterr().err

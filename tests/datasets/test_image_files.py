@@ -90,6 +90,14 @@ def test_lists_with_byte_order_marks_and_bytes_of_other_codes(tmp_path):
     assert item['img'].shape == (24, 32, 3) and item['img_path'].endswith(odd)
 
 
+def test_the_first_data_set_prints_nothing_of_other_packages(tmp_path):
+    image(tmp_path / 'a.png')
+    code = 'from odis_mm.datasets import ObjectDataset as D; D({!r}, lazy_init=True, pipeline=[dict(type={!r})])'
+    code = code.format(str(tmp_path), 'LoadObjectImage')
+    run = subprocess.run([sys.executable, '-c', code], env=environment(), capture_output=True, text=True)
+    assert run.returncode == 0 and not run.stdout, run.stdout + run.stderr[-500:]
+
+
 def test_a_list_needs_no_locale(tmp_path):
     image(tmp_path / 'ü.png')
     (tmp_path / 'list.txt').write_text('ü.png\n', 'utf-8')

@@ -78,6 +78,20 @@ def box(**changes):
     return {**dict(id=1, image_id=1, category_id=1, bbox=[20, 10, 30, 20], iscrowd=0), **changes}
 
 
+def test_the_checker_names_annotations_that_it_was_not_given(hostile, tmp_path, capsys):
+    (tmp_path / 'annotations').mkdir()
+    (tmp_path / 'annotations' / 'train.json').write_text(json.dumps(coco([])))
+    (tmp_path / 'images').symlink_to(hostile)
+    with pytest.raises(SystemExit):  # some of the files cannot be read
+        verify_main(['--data', str(tmp_path), '--workers', '0'])
+    told = 'boxes not looked at: annotations/train.json; to check them add '
+    named = capsys.readouterr().out.partition(told)[2].split()[:4]
+    assert named == ['--ann-file', 'annotations/train.json', '--images', 'images']
+    verify_main(['--data', str(tmp_path), '--workers', '0', *named])
+    said = capsys.readouterr().out
+    assert ' 0 bad; 1 objects, 0 bad' in said and 'not looked at: ' not in said
+
+
 @pytest.mark.parametrize(
     'wrong, objects, bad, told',
     [

@@ -463,13 +463,16 @@ def test_odis_without_objects_says_what_it_takes_for_one(coco_folder):
         assert any('each whole image counts as one' in note for note in cfg.notes) == said
 
 
-def test_a_missing_validation_split_is_cut_off(coco_folder, tmp_path):
+def test_a_missing_validation_split_is_cut_off(coco_folder, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(sys.modules[finetune.__module__], 'print_log', lambda line, **_: said.append(line))
     data = coco_folder / 'train2017'
     found = annotated_splits(data, coco_folder / 'annotations/instances_train2017.json', None, None)
     train, val, test = detector_splits(data, found, None, tmp_path, seed=0)
     names = [{i['file_name'] for i in json.loads(split.ann_file.read_text())['images']} for split in (train, val)]
     assert len(names[0]) == 8 and len(names[1]) == 2 and not names[0] & names[1] and test is None
     assert train.images == val.images == coco_folder / 'train2017'
+    assert '2 of 10 images are held out' in said[0] and 'a pretraining on the same data has seen them' in said[0]
 
 
 def test_what_was_held_out_stays_so_when_a_run_is_resumed(coco_folder, tmp_path):

@@ -541,6 +541,41 @@ def test_a_wrong_change_leaves_no_plan_behind(tmp_path, training, monkeypatch):
     assert module.load_plan(tmp_path / 'w' / 'plan.yaml')[0].detector.size == 64
 
 
+def test_changes_hold_while_the_speed_is_measured(tmp_path, training, monkeypatch, capsys):
+    monkeypatch.setattr(module, 'SMALL', {'good': 'alfm_demo'})
+    monkeypatch.chdir(tmp_path)
+    root = write_noise_coco(tmp_path / 'data')
+    shutil.copy(root / 'annotations' / 'train.json', root / 'annotations' / 'train_2.json')
+    shutil.copytree(root / 'images', tmp_path / 'more')
+    with pytest.raises(ConfigError, match='--set data.train=FILE data.val=FILE'):
+        compare_data(root, 60, work_dir=tmp_path / 'w', jobs=1, dry_run=True)
+    changes = ['data.train=annotations/train.json', 'data.unlabelled=more', 'data.duplicates=allow']
+    changes += ['detector.size=64', 'pretraining.iterations=20']
+    compare_data(root, 60, work_dir=tmp_path / 'w', jobs=1, changes=changes, dry_run=True)
+    assert capsys.readouterr().out.count('measuring') == 1  # of the detector that is trained, and of no other
+    plan = module.load_plan(tmp_path / 'w' / 'plan.yaml')[0]
+    assert (plan.pretraining.iterations, plan.pretraining.minutes) == (20, None)
+    compare_data(root, 60, work_dir=tmp_path / 'w', jobs=1, changes=changes, dry_run=True)  # it goes on
+
+
+def test_images_without_annotations_are_told_of_and_can_be_pretrained_on(tmp_path, training, monkeypatch, capsys):
+    monkeypatch.setattr(module, 'SMALL', {'good': 'alfm_demo'})
+    root = write_noise_coco(tmp_path / 'data')
+    noise = np.random.default_rng(9).integers(0, 256, (12, 16, 3), dtype=np.uint8).repeat(6, 0).repeat(6, 1)
+    Image.fromarray(noise).save(root / 'images' / 'more.png')
+    compare_data(root, 60, work_dir=tmp_path / 'w', jobs=1, dry_run=True)
+    said = capsys.readouterr().out
+    folder = (root / 'images').resolve()
+    told = f'add --set data.unlabelled={folder} --duplicates drop'
+    assert '1 images in' in said and 'and are not used (more.png); to pretrain on them, too' in said and told in said
+    changes = [f'data.unlabelled={folder}']
+    compare_data(root, 60, work_dir=tmp_path / 'v', jobs=1, changes=changes, duplicates='drop', dry_run=True)
+    assert 'are not used' not in capsys.readouterr().out
+    (listed,) = (tmp_path / 'v' / 'data').glob('pretraining-plain-*/train.json')
+    names = {Path(image['file_name']).name for image in json.loads(listed.read_text())['images']}
+    assert names == {*(f'{number}.png' for number in range(1, 25)), 'more.png'}  # of 16 val images none
+
+
 @pytest.mark.parametrize('channels', [1, 5])
 def test_pictures_of_scientific_images_can_be_seen(channels, tmp_path, training):
     import tifffile

@@ -77,6 +77,8 @@ def test_a_plan_is_changed_by_options(tmp_path):
     )
     assert plan.seeds.detector == 3 and plan.labels == (5.0, 50.0) and plan.data.root == 'y' and folder == tmp_path
     assert plan.start('ODIS').recipes[0].options == {'a.b': 1}
+    budget = load_plan(path, ['pretraining.iterations=7', 'pretraining.minutes=5'])[0].pretraining
+    assert (budget.iterations, budget.minutes) == (None, 5)  # one takes the place of the other
     with pytest.raises(ConfigError, match='not of the form KEY=VALUE'):
         load_plan(path, ['seeds'])
     with pytest.raises(ConfigError, match="no plan 'quikstart'.*did you mean 'quickstart'"):

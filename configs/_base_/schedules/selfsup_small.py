@@ -2,7 +2,7 @@
 # data.
 optim_wrapper = dict(
     type='SafeOptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.04, betas=(0.9, 0.999), fused=True),  # per 64 images (ours)
+    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.04, betas=(0.9, 0.999), fused=True),  # ours, by recipe's batch
     constructor='SelfSupOptimWrapperConstructor',
     clip_grad=dict(max_norm=3.0),  # iBOT's number for each parameter by itself; of all together: ours
     accumulative_counts=1,
