@@ -57,7 +57,7 @@ def prepare(plan: Plan, folder: Path, work_dir: Path, say: Callable[[str], None]
 
     Raises:
         LeakError: images are both trained on and evaluated, and the plan does not allow it.
-        ConfigError: no annotations, or a split without objects.
+        ConfigError: no annotations, a split without objects, or one image to evaluate.
     """
     out = work_dir / 'data'
     out.mkdir(parents=True, exist_ok=True)
@@ -85,6 +85,11 @@ def prepare(plan: Plan, folder: Path, work_dir: Path, say: Callable[[str], None]
         if not content['images'] or all(a['iscrowd'] for a in content['annotations']):
             raise ConfigError(
                 f'{splits[name].ann_file}: the {name} split has no object of the classes {sorted(known)}.'
+            )
+        if name != 'train' and len(content['images']) < 2:
+            raise ConfigError(
+                f'{splits[name].ann_file}: the {name} split has one image, from which nothing can be said of others: '
+                'evaluate two or more (a larger data.held_out holds more training images out).'
             )
     paths = {name: [Path(image['file_name']) for image in content['images']] for name, content in contents.items()}
     if plan.data.unlabelled:

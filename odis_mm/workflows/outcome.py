@@ -190,6 +190,7 @@ def _gathered(comparison: Comparison, runs: dict, start: str, percent: float, sh
     return Runs(
         np.array([[value for value, _ in row] for row in cells]),
         np.array([[boot for _, boot in row] for row in cells]),
+        comparison.data.images[comparison.evaluated],
         pretrained,
     )
 

@@ -120,6 +120,12 @@ def test_classes_that_no_training_object_has_are_told(tmp_path):
         prepared(tmp_path, name='w2')
 
 
+def test_one_image_is_too_few_to_evaluate(tmp_path):
+    write_noise_coco(tmp_path / 'data', (('train', 6), ('val', 1)))
+    with pytest.raises(ConfigError, match=r'val\.json: the val split has one image, .* evaluate two or more'):
+        prepared(tmp_path)
+
+
 def test_what_is_no_annotation_is_named(tmp_path):
     with pytest.raises(AnnotationError, match=r'annotations\[2\] is not a dict with'):
         prepared(tmp_path, lambda content: content['annotations'][2].update(bbox=[1, 2, 'x', 4]))

@@ -61,7 +61,12 @@ def test_a_longer_training_of_the_baseline_tells_what_the_gain_is(reached, words
 def test_checkpoints_of_a_chain_are_those_of_its_last_step():
     start = SimpleNamespace(name='chain', recipes=['first', 'second'])
     plan = SimpleNamespace(starts=[start], seeds=SimpleNamespace(pretraining=1, detector=1), start=lambda name: start)
-    comparison = SimpleNamespace(plan=plan, pretrainings={('chain', 0): SimpleNamespace(name='p')})
+    comparison = SimpleNamespace(
+        plan=plan,
+        pretrainings={('chain', 0): SimpleNamespace(name='p')},
+        data=SimpleNamespace(images=dict(val=4)),
+        evaluated='val',
+    )
     runs = {DetectorRun('chain', 0, 100.0, 0, share): (10.0, np.zeros(2)) for share in (0.5, 1.0)}
     outcome = SimpleNamespace(lengths={})
     add_lengths(outcome, comparison, runs, {'p': dict(iterations=[100, 40])})
