@@ -508,6 +508,11 @@ def test_exports_of_one_name_are_starts_of_their_own():
         'gtsa a epoch_9_backbone': files[1],
         'vit': files[2],
     }
+    names = [s.name for s in module.draft(Path('/data'), None, ['/a/vit.pth', '/a/vit.bin', '/b/vit.pth'], None).starts]
+    assert names[1:4] == ['a vit.pth', 'a vit.bin', 'b vit']
+    files = ['/a/odis.pth', '/a/random-weights.pth']
+    plan = module.changed_plan(module.draft(Path('/data'), None, files, None), [])
+    assert [start.name for start in plan.starts[1:3]] == ['odis (file)', 'random-weights (file)']
 
 
 def test_frozen_features_of_a_resnet_are_measured(tmp_path, training):
