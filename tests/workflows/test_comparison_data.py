@@ -53,6 +53,51 @@ def test_an_area_that_is_not_given_is_that_of_the_box(tmp_path, nothing):
         assert annotation['area'] == annotation['bbox'][2] * annotation['bbox'][3] > 0
 
 
+@pytest.mark.parametrize(
+    'change', [dict(bbox=[200, 5, 20, 20]), dict(bbox=[5, 5, -4, 20]), dict(bbox=[float('nan'), 5, 4, 4])]
+)
+def test_boxes_that_detectors_leave_out_are_no_misses(change, tmp_path):
+    root = write_noise_coco(tmp_path / 'data', (('train', 6), ('val', 4)))
+    path = root / 'annotations' / 'val.json'
+    content = json.loads(path.read_text())
+    content['annotations'][0].update(change)
+    path.write_text(json.dumps(content))
+    found = prepared(tmp_path)
+    assert any('val.json: 1 objects are left out, whose box is no box, or outside of' in note for note in found.notes)
+    objects = [dict(a, score=0.9) for a in json.loads(found.val.read_text())['annotations']]
+    assert len(objects) == 11 and stats.average_precision(stats.match(found.val, objects))[0] == pytest.approx(100)
+
+
+@pytest.mark.parametrize('area', [-1, '-1', float('nan')])
+def test_objects_with_a_wrong_area_are_counted(area, tmp_path):
+    root = write_noise_coco(tmp_path / 'data', (('train', 6), ('val', 4)))
+    path = root / 'annotations' / 'val.json'
+    content = json.loads(path.read_text())
+    for annotation in content['annotations']:
+        annotation['area'] = area
+    path.write_text(json.dumps(content))
+    assert sum(c.objects.sum() for c in stats.match(prepared(tmp_path).val, []).categories) == 12
+
+
+@pytest.mark.parametrize('change', [dict(iscrowd=1), dict(bbox=[5, 5, 0.5, 20])])
+def test_labelled_images_have_an_object_that_is_learned(change, tmp_path):
+    def changed(content):
+        first = content['images'][0]['id']
+        for annotation in content['annotations']:
+            if annotation['image_id'] != first:
+                annotation.update(change)
+
+    found = prepared(tmp_path, changed)
+    assert len(json.loads(found.subsets[100.0, 0].read_text())['images']) == 1
+
+
+def test_a_training_set_of_which_nothing_is_left_is_refused(tmp_path):
+    root = write_noise_coco(tmp_path / 'data', (('train', 6), ('val', 4)))
+    (root / 'annotations' / 'val.json').write_bytes((root / 'annotations' / 'train.json').read_bytes())
+    with pytest.raises(ConfigError, match=r'train\.json: no training image .* name other images to evaluate'):
+        prepared(tmp_path, duplicates='drop')
+
+
 @pytest.mark.parametrize('ignore', [1, True, '1', 0, '0'])
 def test_objects_to_ignore_are_no_misses(ignore, tmp_path):
     root = write_noise_coco(tmp_path / 'data', (('train', 6), ('val', 4)))
