@@ -271,7 +271,8 @@ def _normalised(split: Split, notes: List[str]) -> dict:
         annotations=[
             {'iscrowd': 0, 'area': float(a['bbox'][2] * a['bbox'][3]), **a, 'id': i + 1, 'image_id': new[a['image_id']]}
             for i, (a, there) in enumerate(zip(plain, boxed))
-            if there and a['category_id'] in known and a['image_id'] in new  # of an image that is not listed, nothing is read
+            # of an image that is not listed, nothing is read
+            if there and a['category_id'] in known and a['image_id'] in new
         ],
         categories=listed,
     )

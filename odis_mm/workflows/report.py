@@ -99,7 +99,8 @@ def _keep_former(work_dir: Path, plan: str) -> None:
     if (work_dir / 'figures').is_dir():  # report.md shows them
         (work_dir / 'figures').rename(work_dir / f'{name}_figures')
         kept = work_dir / f'{name}.md'
-        atomic_write_text(kept, kept.read_text().replace('](figures/', f']({name}_figures/'))
+        if kept.is_file():
+            atomic_write_text(kept, kept.read_text().replace('](figures/', f']({name}_figures/'))
 
 
 def build(outcome: Outcome, comparison: Comparison, command: str) -> List[Section]:
@@ -443,6 +444,10 @@ def _method(outcome: Outcome, comparison: Comparison, command: str) -> Section:
                 else 'no evaluated image is among them (checked by hash and by similarity).'
             )
         )
+    items += [
+        f'{start}: by its options, the pretraining read {paths}, in which no evaluated image was looked for.'
+        for start, paths in comparison.own_data().items()
+    ]
     if boxes:
         items.append(
             f'{join(boxes)}: the pretraining used the boxes of all training images, not their classes. With fewer '

@@ -199,7 +199,7 @@ def difference(table: Dict[str, Runs], a: str, b: str, confidence: float = 0.95)
     gap = x.mean - y.mean
     with np.errstate(invalid='ignore'):
         boot = np.nanvar(x.boot.mean((0, 1)) - y.boot.mean((0, 1)), ddof=1) if x.boot.shape[-1] > 1 else math.nan
-    others = x.images - 1  # resampling n images gives (n - 1)/n of the variance, known as well as n - 1 differences tell
+    others = x.images - 1  # resampling n images gives (n - 1)/n of the variance, with n - 1 degrees of freedom
     boot = boot * x.images / others if others else math.nan
     detector, detector_freedom = _detector_variance(table)
     pretraining, pretraining_freedom = _pretraining_variance(table)
