@@ -181,7 +181,7 @@ def prepare(plan: Plan, folder: Path, work_dir: Path, say: Callable[[str], None]
             }
             for name in ('val', 'test')
         },
-        [(pair.evaluated.name, str(pair.trained), pair.kind) for pair in same],
+        [(str(pair.evaluated), str(pair.trained), pair.kind) for pair in same],
         notes,
         mixed,
     )

@@ -285,11 +285,8 @@ def headline(outcome: Outcome) -> str:
             if row.gap and row.gap.verdict == 'below':
                 harmed.append(f'{row.start} with {table.images} labelled images')
     reference = outcome.reference
-    if not any(row.runs.value.any() for table in outcome.tables for row in table.rows):
-        return (
-            'Nothing can be said: no detector has found anything, whatever it started from (AP 0). Train them for '
-            f'longer (--set detector.iterations={3 * outcome.plan.detector.iterations}).'
-        )
+    if _found_nothing(outcome):
+        return 'Nothing can be said: no detector has found anything, whatever it started from (AP 0).'
     parts = []
     if helped:
         best = max(helped, key=lambda start: max(row.gap.value for _, row in helped[start]))
@@ -324,6 +321,9 @@ def headline(outcome: Outcome) -> str:
 
 def recommendation(outcome: Outcome) -> str:
     """What to do now."""
+    if _found_nothing(outcome):
+        longer = 3 * outcome.plan.detector.iterations
+        return f'Train the detectors for longer (--set detector.iterations={longer}), and compare again.'
     good = {}
     for start in outcome.plan.starts:
         gaps = [table.row(start.name).gap for table in outcome.tables]
@@ -464,6 +464,10 @@ def flat_baseline(outcome: Outcome) -> str:
         f'{last.images}), so {steps} iterations may be too few for its detector to use them. A longer training (--set '
         f'detector.iterations={3 * steps}, or more --minutes) can leave less of the differences.'
     )
+
+
+def _found_nothing(outcome: Outcome) -> bool:
+    return not any(row.runs.value.any() for table in outcome.tables for row in table.rows)
 
 
 def _apart(outcome: Outcome, a: str, b: str) -> bool:

@@ -525,7 +525,7 @@ def test_detectors_that_find_nothing_are_compared(tmp_path, training, monkeypatc
     monkeypatch.setattr(training, 'detector', nothing)
     compare(plan_file(tmp_path, measures=False), work_dir=tmp_path / 'w', jobs=1)
     report = numbers(tmp_path / 'w')
-    assert report['verdict'].startswith('No gain is shown')
+    assert report['verdict'].startswith('Nothing can be said: no detector has found anything')
     assert {row['mean'] for table in report['tables'] for row in table['rows']} == {0.0}
 
 
@@ -533,6 +533,13 @@ def test_a_name_with_a_bar_is_one_cell():
     section = Section('By class', header=['class', 'random', 'A|B'], rows=[['cat|dog', '1.0', '2.0']])
     rows = [line for line in to_markdown('title', [section]).splitlines() if line.startswith('|')]
     assert [len(re.findall(r'(?<!\\)\|', row)) for row in rows] == [4, 4, 4]
+
+
+def test_names_are_no_marks_of_markdown():
+    section = Section('By class', ['<none> helps.'], ['<x>'], ['class'], [['<none>'], ['*any*']])
+    text = to_markdown('<cells>', [section])
+    assert text.startswith(r'# \<cells>') and r'| \<none> |' in text and r'| \*any\* |' in text
+    assert r'- \<x>' in text and not re.search(r'(?<!\\)[<*]', text)
 
 
 def test_exports_of_one_name_are_starts_of_their_own():

@@ -250,6 +250,21 @@ def test_every_copy_of_an_evaluated_image_is_left_out(tmp_path):
     assert {Path(trained).name for _, trained, _ in found.duplicates} == {'same.png', 'again.png', 'coded.png'}
 
 
+def test_an_evaluated_image_that_is_there_twice_counts_once(tmp_path):
+    root = write_noise_coco(tmp_path / 'data', (('train', 6), ('val', 4)))
+    val = json.loads((root / 'annotations' / 'val.json').read_text())['images'][0]
+    content = json.loads((root / 'annotations' / 'train.json').read_text())
+    content['images'].append({**val, 'id': 100})
+    (root / 'annotations' / 'train.json').write_text(json.dumps(content))
+    more = tmp_path / 'more'
+    more.mkdir()
+    (more / 'copy.png').write_bytes((root / 'images' / val['file_name']).read_bytes())
+    with pytest.raises(ConfigError, match='^1 images that are evaluated'):
+        prepared(tmp_path, unlabelled=str(more))
+    found = prepared(tmp_path, unlabelled=str(more), duplicates='allow').duplicates
+    assert len(found) == 2 and len({evaluated for evaluated, *_ in found}) == 1
+
+
 def test_a_yolo_folder_is_imported_split_by_split(tmp_path):
     root = tmp_path / 'yolo'
     for split, count in (('train', 3), ('val', 2)):
