@@ -17,7 +17,7 @@ from ..datasets.layout import SPLITS, Split, categories, find_splits, image_fold
 from ..datasets.values import identity, is_crowd, number, numbering
 from ..objects.annotations import imported_splits
 from ..objects.formats import UnrecognisedError
-from ..utils.errors import ConfigError
+from ..utils.errors import AnnotationError, ConfigError
 from ..utils.files import atomic_write_text
 from ..utils.paths import left_out, walk_images
 from . import leaks
@@ -257,12 +257,22 @@ def _normalised(split: Split, notes: List[str]) -> dict:
             f'{split.ann_file}: {np.count_nonzero(~boxed)} objects are left out, whose box is no box, or outside of '
             'its image'
         )
-    listed = [dict(id=identity(c['id']), name=str(c['name'])) for c in categories(content)]
+    try:
+        listed = [dict(id=identity(c['id']), name=str(c['name'])) for c in categories(content)]
+        plain = [_plain(a) for a in content.get('annotations') or ()]
+    except (KeyError, ValueError) as error:
+        raise AnnotationError(
+            f'annotation file {split.ann_file}: a category without a name, or an area that is no number ({error}); fix '
+            'or remove it.'
+        ) from error
     known = {c['id'] for c in listed}
     folder = Path(split.images).resolve()
-    plain = [_plain(a) for a in content.get('annotations') or ()]
     ids = [identity(image['id']) for image in content['images']]
     new = numbering(ids)  # as for detectors, so that AP here is by the same ids
+    placed = np.array([a['category_id'] in known and a['image_id'] in new for a in plain], bool)
+    if not placed.all():
+        left = np.count_nonzero(~placed)
+        notes.append(f'{split.ann_file}: {left} objects are left out, whose class or image is not listed')
     return dict(
         images=[
             {**image, 'id': new[key], 'file_name': str(folder / image['file_name'])}
@@ -270,9 +280,8 @@ def _normalised(split: Split, notes: List[str]) -> dict:
         ],
         annotations=[
             {'iscrowd': 0, 'area': float(a['bbox'][2] * a['bbox'][3]), **a, 'id': i + 1, 'image_id': new[a['image_id']]}
-            for i, (a, there) in enumerate(zip(plain, boxed))
-            # of an image that is not listed, nothing is read
-            if there and a['category_id'] in known and a['image_id'] in new
+            for i, (a, there) in enumerate(zip(plain, boxed & placed))
+            if there
         ],
         categories=listed,
     )

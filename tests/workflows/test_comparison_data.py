@@ -165,6 +165,15 @@ def test_classes_that_no_training_object_has_are_told(tmp_path):
         prepared(tmp_path, name='w2')
 
 
+@pytest.mark.parametrize('annotations', [None, []])
+def test_a_split_without_annotations_is_refused(annotations, tmp_path):
+    root = write_noise_coco(tmp_path / 'data', (('train', 6), ('val', 4)))
+    path = root / 'annotations' / 'val.json'
+    path.write_text(json.dumps({**json.loads(path.read_text()), 'annotations': annotations}))
+    with pytest.raises(ConfigError, match='the val split has no object of the classes'):
+        prepared(tmp_path)
+
+
 def test_one_image_is_too_few_to_evaluate(tmp_path):
     write_noise_coco(tmp_path / 'data', (('train', 6), ('val', 1)))
     with pytest.raises(ConfigError, match=r'val\.json: the val split has one image, .* evaluate two or more'):
@@ -174,6 +183,19 @@ def test_one_image_is_too_few_to_evaluate(tmp_path):
 def test_what_is_no_annotation_is_named(tmp_path):
     with pytest.raises(AnnotationError, match=r'annotations\[2\] is not a dict with'):
         prepared(tmp_path, lambda content: content['annotations'][2].update(bbox=[1, 2, 'x', 4]))
+
+
+@pytest.mark.parametrize('part, key', [('categories', 'name'), ('annotations', 'area')])
+def test_a_class_without_a_name_and_an_area_of_letters_are_refused(part, key, tmp_path):
+    with pytest.raises(AnnotationError, match=r'train\.json: a category without a name, or an area that is no number'):
+        prepared(tmp_path, lambda content: content[part][0].pop(key) and content['annotations'][0].update(area='big'))
+
+
+@pytest.mark.parametrize('change', [dict(category_id=None), dict(category_id=77), dict(image_id=77)])
+def test_objects_of_no_class_or_image_are_told(change, tmp_path):
+    found = prepared(tmp_path, lambda content: content['annotations'][0].update(change))
+    assert any('train.json: 1 objects are left out, whose class or image is not listed' in note for note in found.notes)
+    assert len(json.loads(found.train.read_text())['annotations']) == 17
 
 
 def test_unlabelled_files_that_cannot_be_read_are_named(tmp_path):
