@@ -48,8 +48,10 @@ def knn_accuracy(
         ``{k: accuracy in percent}``.
 
     Raises:
-        ConfigError: if there is nothing to vote or to classify.
+        ConfigError: if there is nothing to vote or to classify, a k below 1, or a temperature that is not above 0.
     """
+    if min(ks) < 1 or not temperature > 0:  # nobody votes, or with infinite weight: the first class would win
+        raise ConfigError(f'k-NN needs k of 1 or more and a temperature above 0, got {list(ks)} and {temperature:g}.')
     if not len(train) or not len(test):
         raise ConfigError(f'k-NN needs features on both sides, got {len(train)} to vote and {len(test)} to classify.')
     ks = [k for k in ks if k <= len(train)] or [len(train)]

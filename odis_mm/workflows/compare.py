@@ -102,11 +102,16 @@ class Comparison:
         for start in self.plan.starts:
             for step in start.recipes:
                 with _configs:
-                    pipeline = load_config(step.recipe).train_dataloader.dataset.pipeline
+                    pipeline = load_config(step.recipe, dict(step.options)).train_dataloader.dataset.pipeline
                 aware = any(s.get('object_aware') and s.get('target_rule') != 'whole_image' for s in pipeline)
-                if step.boxes and aware and start.name not in found:
+                if step.boxes and aware and not _own_data(step) and start.name not in found:
                     found.append(start.name)
         return found
+
+    def own_data(self) -> Dict[str, str]:
+        """Starts whose options name other annotations or images for the pretraining, to their paths."""
+        found = {start.name: sum(map(_own_data, start.steps), []) for start in self.plan.starts}
+        return {name: ', '.join(paths) for name, paths in found.items() if paths}
 
     def timing(self) -> List[Stage]:
         """Stages by which the speed is known; the others can be estimated from them."""
@@ -419,7 +424,7 @@ class Comparison:
         name = name or '_'.join(
             [f'detector_{slug(run.start)}', *([f'p{run.pretraining_seed}'] if start.recipes else [])]
             + [f'{run.percent:g}pct'.replace('.', 'p'), f'd{run.seed}']
-            + ([f'at{round(100 * run.share)}'] if run.share != 1 else [])
+            + ([f'at{100 * run.share:g}'.replace('.', 'p')] if run.share != 1 else [])
             + ([f'x{run.times}'] if run.times != 1 else [])
         )
         return Stage(name, settings, work, tuple(needs))
@@ -493,7 +498,7 @@ class Comparison:
             found = json.loads(out.read_text())
             return dict(metrics=found['metrics'], random=found['random'])
 
-        suffix = '' if share == 1 else f'_at{round(100 * share)}'
+        suffix = '' if share == 1 else f'_at{100 * share:g}'.replace('.', 'p')
         name = f'measure_{slug(start.name)}' + (f'_p{seed}' if source else '') + suffix
         return Stage(name, settings, work, (source,) if source else ())
 
@@ -597,13 +602,20 @@ def _ap_of(folder: Path) -> Dict[str, float]:
     """Of a detector stage; a detector that finds nothing at all has an AP of 0, which mmdet does not log."""
     predictions = folder / 'predictions.bbox.json'
     if predictions.is_file() and not json.loads(predictions.read_text()):
-        return {'box AP': 0.0, 'box AP50': 0.0}
+        masks = {'mask AP': 0.0} if (folder / 'predictions.segm.json').is_file() else {}
+        return {'box AP': 0.0, 'box AP50': 0.0, **masks}
     return coco_ap(folder / 'run')
 
 
 def _file_settings(file: Optional[str]) -> dict:
     path = Path(file)
     return dict(file=path.name, sha256=hashlib.sha256(path.read_bytes()).hexdigest()[:16])
+
+
+def _own_data(step: Step) -> List[str]:
+    """Paths that the options of a step put in the place of the comparison's data."""
+    keys = [f'train_dataloader.dataset.{name}' for name in ('ann_file', 'data_prefix')]
+    return [str(step.options[key]) for key in keys if key in step.options]
 
 
 def _first_images(content: dict, count: int) -> dict:

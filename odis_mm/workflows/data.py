@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from ..datasets.layout import SPLITS, Split, categories, find_splits, image_fold
 from ..datasets.values import identity, is_crowd, number, numbering
 from ..objects.annotations import imported_splits
 from ..objects.formats import UnrecognisedError
-from ..utils.errors import ConfigError
+from ..utils.errors import AnnotationError, ConfigError
 from ..utils.files import atomic_write_text
 from ..utils.paths import left_out, walk_images
 from . import leaks
@@ -58,12 +59,12 @@ def prepare(plan: Plan, folder: Path, work_dir: Path, say: Callable[[str], None]
 
     Raises:
         LeakError: images are both trained on and evaluated, and the plan does not allow it.
-        ConfigError: no annotations, or a split without objects.
+        ConfigError: no annotations, a split without objects, or one image to evaluate.
     """
     out = work_dir / 'data'
     out.mkdir(parents=True, exist_ok=True)
     splits, notes = _splits(plan, folder, out)
-    contents = {name: _normalised(split) for name, split in splits.items()}
+    contents = {name: _normalised(split, notes) for name, split in splits.items()}
     known = {c['name'] for c in contents['train']['categories']}
     named = {c['id']: c['name'] for c in contents['train']['categories']}
     for name, content in contents.items():
@@ -86,6 +87,11 @@ def prepare(plan: Plan, folder: Path, work_dir: Path, say: Callable[[str], None]
         if not content['images'] or all(a['iscrowd'] for a in content['annotations']):
             raise ConfigError(
                 f'{splits[name].ann_file}: the {name} split has no object of the classes {sorted(known)}.'
+            )
+        if name != 'train' and len(content['images']) < 2:
+            raise ConfigError(
+                f'{splits[name].ann_file}: the {name} split has one image, from which nothing can be said of others: '
+                'evaluate two or more (a larger data.held_out holds more training images out).'
             )
     paths = {name: [Path(image['file_name']) for image in content['images']] for name, content in contents.items()}
     if plan.data.unlabelled:
@@ -129,7 +135,12 @@ def prepare(plan: Plan, folder: Path, work_dir: Path, say: Callable[[str], None]
                 f'({seen[0].evaluated.name} = {seen[0].trained.name}): where the test images are evaluated, the gains '
                 'are a little too high'
             )
-    usable = [a for a in contents['train']['annotations'] if not a['iscrowd'] and min(a['bbox'][2:]) >= 1]
+    usable = _learned(contents['train'])
+    if not usable:
+        raise ConfigError(
+            f'{splits["train"].ann_file}: no training image with an object is left'
+            + (' without those that are evaluated, too: name other images to evaluate.' if same else '.')
+        )
     mixed = len({bool(a.get('segmentation')) for a in usable}) == 2
     if mixed and plan.detector.config is None:
         notes.append('some training objects have no segmentation, so the detector is one of boxes')
@@ -171,7 +182,7 @@ def prepare(plan: Plan, folder: Path, work_dir: Path, say: Callable[[str], None]
             }
             for name in ('val', 'test')
         },
-        [(pair.evaluated.name, str(pair.trained), pair.kind) for pair in same],
+        [(str(pair.evaluated), str(pair.trained), pair.kind) for pair in same],
         notes,
         mixed,
     )
@@ -180,7 +191,7 @@ def prepare(plan: Plan, folder: Path, work_dir: Path, say: Callable[[str], None]
 def label_subsets(content: dict, percentages: Sequence[float], seed: int) -> Dict[float, dict]:
     """The training annotations of the first images of one random order that has objects first: a smaller subset is part
     of a larger one."""
-    annotated = {a['image_id'] for a in content['annotations']}
+    annotated = {a['image_id'] for a in _learned(content)}
     images = [image for image in content['images'] if image['id'] in annotated]
     order = np.random.default_rng(seed).permutation(len(images))
     found = {}
@@ -193,6 +204,11 @@ def label_subsets(content: dict, percentages: Sequence[float], seed: int) -> Dic
             'annotations': [a for a in content['annotations'] if a['image_id'] in chosen],
         }
     return found
+
+
+def _learned(content: dict) -> List[dict]:
+    """The objects that a detector learns: neither crowd regions nor less than a pixel wide or high."""
+    return [a for a in content['annotations'] if not a['iscrowd'] and min(a['bbox'][2:]) >= 1]
 
 
 def _splits(plan: Plan, folder: Path, out: Path) -> Tuple[Dict[str, Split], List[str]]:
@@ -231,16 +247,33 @@ def _splits(plan: Plan, folder: Path, out: Path) -> Tuple[Dict[str, Split], List
     return found, notes
 
 
-def _normalised(split: Split) -> dict:
+def _normalised(split: Split, notes: List[str]) -> dict:
     content = read_coco(split.ann_file)
+    boxed = np.zeros(0, bool)
     if content.get('annotations'):
-        coco_table(content, split.ann_file)  # says what is not understood
-    listed = [dict(id=identity(c['id']), name=str(c['name'])) for c in categories(content)]
+        table = coco_table(content, split.ann_file)  # says what is not understood
+        boxed = _is_box(table['boxes'], *table['sizes'][table['owner']].T)
+    if not boxed.all():  # as for detectors: whatever one finds, they would count as missed
+        notes.append(
+            f'{split.ann_file}: {np.count_nonzero(~boxed)} objects are left out, whose box is no box, or outside of '
+            'its image'
+        )
+    try:
+        listed = [dict(id=identity(c['id']), name=str(c['name'])) for c in categories(content)]
+        plain = [_plain(a) for a in content.get('annotations') or ()]
+    except (KeyError, ValueError) as error:
+        raise AnnotationError(
+            f'annotation file {split.ann_file}: a category without a name, or an area that is no number ({error}); fix '
+            'or remove it.'
+        ) from error
     known = {c['id'] for c in listed}
     folder = Path(split.images).resolve()
-    plain = [_plain(a) for a in content.get('annotations') or ()]
     ids = [identity(image['id']) for image in content['images']]
     new = numbering(ids)  # as for detectors, so that AP here is by the same ids
+    placed = np.array([a['category_id'] in known and a['image_id'] in new for a in plain], bool)
+    if not placed.all():
+        left = np.count_nonzero(~placed)
+        notes.append(f'{split.ann_file}: {left} objects are left out, whose class or image is not listed')
     return dict(
         images=[
             {**image, 'id': new[key], 'file_name': str(folder / image['file_name'])}
@@ -248,11 +281,18 @@ def _normalised(split: Split) -> dict:
         ],
         annotations=[
             {'iscrowd': 0, 'area': float(a['bbox'][2] * a['bbox'][3]), **a, 'id': i + 1, 'image_id': new[a['image_id']]}
-            for i, a in enumerate(plain)
-            if a['category_id'] in known and a['image_id'] in new  # of an image that is not listed, nothing is read
+            for i, (a, there) in enumerate(zip(plain, boxed & placed))
+            if there
         ],
         categories=listed,
     )
+
+
+def _is_box(boxes: np.ndarray, height: np.ndarray, width: np.ndarray) -> np.ndarray:
+    """Which boxes (float [n, 4], xyxy) are neither NaN, nor turned inside out, nor outside of their image: bool [n]."""
+    x1, y1, x2, y2 = boxes.T
+    there = np.isfinite(boxes).all(1) & (x2 >= x1) & (y2 >= y1)
+    return there & (x2 > 0) & (x1 < width) & (y2 > 0) & (y1 < height)
 
 
 def _plain(annotation: dict) -> dict:
@@ -267,10 +307,11 @@ def _plain(annotation: dict) -> dict:
     if type(crowd) is not int or annotation.get('ignore'):
         found['iscrowd'] = int(is_crowd(annotation))
     area = annotation.get('area')
-    if area is None or (isinstance(area, str) and not area.strip()):
+    told = None if area is None or (isinstance(area, str) and not area.strip()) else number(area)
+    if told is None or not 0 <= told < math.inf:  # of these, pycocotools counts none
         found.pop('area', None)  # that of the box
     elif isinstance(area, str):
-        found['area'] = number(area)
+        found['area'] = told
     return found
 
 

@@ -134,9 +134,9 @@ def message(found: Sequence[Duplicate], most: int = 10) -> str:
     )
     more = f' and {len(found) - most} more' if len(found) > most else ''
     return (
-        f'{len(found)} images that are evaluated are among those that are trained on, so the comparison would tell '
-        f'nothing: {pairs}{more}; --duplicates drop (data.duplicates in a plan) leaves them out of the training, and '
-        '--duplicates allow keeps them, if you looked and they are different.'
+        f'{len({d.evaluated for d in found})} images that are evaluated are among those that are trained on, so the '
+        f'comparison would tell nothing: {pairs}{more}; --duplicates drop (data.duplicates in a plan) leaves them out '
+        'of the training, and --duplicates allow keeps them, if you looked and they are different.'
     )
 
 

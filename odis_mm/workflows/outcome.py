@@ -128,7 +128,10 @@ def collect(comparison: Comparison, results: Dict[str, dict]) -> Outcome:
             )
             outcome.last[start.name] = done[0]['last']
         if start.name in comparison.tuned:
-            outcome.tuned[start.name] = results[comparison.tuned[start.name].name]
+            found = results[comparison.tuned[start.name].name]
+            share = _known_share(data.subsets[plan.tuning.labels or min(plan.labels), 0], read_coco(data.val))
+            trials = [{**trial, 'ap': share * trial['ap']} for trial in found['trials']]
+            outcome.tuned[start.name] = {**found, 'trials': trials}
     most = max(plan.labels)
     outcome.longer = next((value for run, (value, _) in runs.items() if run.times != 1), None)
     for start in plan.starts:
@@ -190,6 +193,7 @@ def _gathered(comparison: Comparison, runs: dict, start: str, percent: float, sh
     return Runs(
         np.array([[value for value, _ in row] for row in cells]),
         np.array([[boot for _, boot in row] for row in cells]),
+        comparison.data.images[comparison.evaluated],
         pretrained,
     )
 
@@ -245,7 +249,8 @@ def _measures(outcome: Outcome, comparison: Comparison, runs: dict, results: Dic
     if len(points) >= 5:
         for key in [k for k in points[0][0] if k in shared]:
             value = stats.spearman([m[key] for m, _ in points], [ap for _, ap in points])
-            outcome.correlations[key] = (value, len(points))
+            if not math.isnan(value):
+                outcome.correlations[key] = (value, len(points))
 
 
 def verdicts(outcome: Outcome) -> List[str]:
@@ -280,6 +285,8 @@ def headline(outcome: Outcome) -> str:
             if row.gap and row.gap.verdict == 'below':
                 harmed.append(f'{row.start} with {table.images} labelled images')
     reference = outcome.reference
+    if _found_nothing(outcome):
+        return 'Nothing can be said: no detector has found anything, whatever it started from (AP 0).'
     parts = []
     if helped:
         best = max(helped, key=lambda start: max(row.gap.value for _, row in helped[start]))
@@ -314,6 +321,9 @@ def headline(outcome: Outcome) -> str:
 
 def recommendation(outcome: Outcome) -> str:
     """What to do now."""
+    if _found_nothing(outcome):
+        longer = 3 * outcome.plan.detector.iterations
+        return f'Train the detectors for longer (--set detector.iterations={longer}), and compare again.'
     good = {}
     for start in outcome.plan.starts:
         gaps = [table.row(start.name).gap for table in outcome.tables]
@@ -322,6 +332,16 @@ def recommendation(outcome: Outcome) -> str:
         if any(gap.verdict == 'above' for gap in gaps):
             good[start.name] = float(np.mean([gap.value for gap in gaps]))
     if not good:
+        mixed = [
+            row.start
+            for row in outcome.tables[0].rows
+            if {'above', 'below'} <= {t.row(row.start).gap.verdict for t in outcome.tables if row.gap}
+        ]
+        if mixed:
+            return (
+                f'More labels turn the gain of {join(mixed)} into harm, or the other way round: take what is best with '
+                'as many labels as you have.'
+            )
         return (
             f'Keep {outcome.reference}: within this budget nothing else was shown to be better. Still to try: a longer '
             'pretraining, more images, other weights to start from.'
@@ -336,6 +356,8 @@ def recommendation(outcome: Outcome) -> str:
             text += f', and {join(cheap)} {"takes" if len(cheap) == 1 else "take"} less time'
     text += '.'
     first = outcome.tables[0]
+    if first.row(best).gap.verdict != 'above':
+        return text  # else the next sentence would tell of a gain that was not shown
     worth = stats.labels_worth(
         [t.images for t in outcome.tables],
         [t.row(outcome.reference).runs.mean for t in outcome.tables],
@@ -442,6 +464,10 @@ def flat_baseline(outcome: Outcome) -> str:
         f'{last.images}), so {steps} iterations may be too few for its detector to use them. A longer training (--set '
         f'detector.iterations={3 * steps}, or more --minutes) can leave less of the differences.'
     )
+
+
+def _found_nothing(outcome: Outcome) -> bool:
+    return not any(row.runs.value.any() for table in outcome.tables for row in table.rows)
 
 
 def _apart(outcome: Outcome, a: str, b: str) -> bool:

@@ -12,6 +12,7 @@ import yaml
 from ..config import config_root, nearest
 from ..utils.errors import ConfigError, MissingFileError
 from ..utils.files import PathLike
+from ..utils.paths import DETECTOR_STEPS, PRETRAINING_STEPS
 
 DUPLICATES = ('refuse', 'drop', 'allow')
 
@@ -201,13 +202,25 @@ def load_plan(name: PathLike, changes: Sequence[str] = ()) -> Tuple[Plan, Path]:
         path, folder = plans[str(name)], Path()
     try:
         content = yaml.safe_load(path.read_text())
+        twice = _twice(yaml.compose(path.read_text()))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f'{path} is not YAML: {" ".join(str(error).split())}.') from error
     if not isinstance(content, dict):
         raise ConfigError(f'{path} is not a plan: it holds no keys such as data and starts.')
+    if twice:  # of which YAML takes the last one without a word
+        raise ConfigError(f'{path} has the key {twice[0]!r} twice: give each start, or other key, a name of its own.')
     for change in changes:
         _change(content, change)
     return parse_plan(content, str(path)), folder
+
+
+def _twice(node: Any) -> List[str]:
+    """Keys that are there twice in a mapping of YAML, or in one inside it."""
+    if not isinstance(node, yaml.CollectionNode):
+        return []
+    pairs = node.value if isinstance(node, yaml.MappingNode) else [(None, item) for item in node.value]
+    names = [key.value for key, _ in pairs if isinstance(key, yaml.ScalarNode)]
+    return [name for name in names if names.count(name) > 1] + [name for _, item in pairs for name in _twice(item)]
 
 
 def parse_plan(content: Dict[str, Any], where: str = 'plan') -> Plan:
@@ -272,10 +285,12 @@ def _start(name: str, value: Any, where: str) -> Start:
     place = f'{where}: starts.{name}'
     if not isinstance(value, dict):
         raise ConfigError(f'{place} must be a mapping: {{}} for random weights, or recipe, file or chain.')
-    detector = value.get('detector') or {}
+    detector = {} if value.get('detector') is None else value['detector']
+    if not isinstance(detector, dict):
+        raise ConfigError(f'{place}.detector must be a mapping of options of its detectors, not {detector!r}.')
     rest = {key: item for key, item in value.items() if key != 'detector'}
     chain = rest.pop('chain', None)
-    if chain is not None and (rest or not isinstance(chain, list)):
+    if chain is not None and (rest or not chain or not isinstance(chain, list)):
         raise ConfigError(f'{place}: a chain is a list of steps and stands alone.')
     steps = chain if chain is not None else [rest] if rest else []
     built = tuple(_build(Step, step, f'{place}') for step in steps)
@@ -359,22 +374,41 @@ def _check(plan: Plan, where: str) -> None:
             raise ConfigError(f'{where}: {text}')
 
     data, budget = plan.data, plan.pretraining
-    refuse((data.root is None) == (data.demo is None), 'data needs a root, or a number of demo images.')
+    refuse(
+        (data.root is None) == (data.demo is None) or (data.demo is not None and data.demo < 1),
+        'data needs a root, or a number of demo images.',
+    )
     refuse(data.duplicates not in DUPLICATES, f'data.duplicates must be one of {", ".join(DUPLICATES)}.')
     refuse(not 0 < data.held_out < 1, 'data.held_out must be between 0 and 1.')
     refuse(
         any(start.recipes for start in plan.starts) and (budget.iterations is None) == (budget.minutes is None),
         'pretraining needs either iterations or minutes, the same for all starts.',
     )
+    refuse(
+        budget.iterations is not None and budget.iterations < PRETRAINING_STEPS,
+        f'pretraining.iterations must be {PRETRAINING_STEPS} or more.',
+    )
+    refuse(budget.minutes is not None and not budget.minutes > 0, 'pretraining.minutes must be above 0.')
+    refuse(
+        any(not step.share > 0 for start in plan.starts for step in start.steps) or not plan.tuning.share > 0,
+        'a share (of a step of a chain, tuning.share) must be above 0.',
+    )
     refuse(any(not 0 < share <= 1 for share in budget.lengths), 'pretraining.lengths are shares between 0 and 1.')
     refuse(
         not plan.labels or any(not 0 < p <= 100 for p in plan.labels), 'labels are percentages above 0, at most 100.'
     )
     refuse(min(plan.seeds.pretraining, plan.seeds.detector) < 1, 'seeds must be 1 or more.')
+    refuse(min(plan.tuning.trials, plan.pictures) < 0, 'tuning.trials and pictures must be 0 or more.')
+    refuse(plan.detector.iterations < DETECTOR_STEPS, f'detector.iterations must be {DETECTOR_STEPS} or more.')
     refuse(plan.detector.longer < 0 or plan.detector.longer == 1, 'detector.longer must be 0, or 2 or more.')
     refuse(plan.evaluate not in (None, 'val', 'test'), 'evaluate must be val or test.')
     names = [slug(start.name) for start in plan.starts]
-    refuse(len(set(names)) < len(names) or '' in names, 'the names of the starts must differ in letters and digits.')
+    alike = [start.name for start, name in zip(plan.starts, names) if not name or names.count(name) > 1]
+    refuse(
+        bool(alike),
+        f'the names of the starts must differ in letters (a to z) and digits: rename {" or ".join(map(repr, alike))} '
+        '(of --init and --recipes: the files).',
+    )
     refuse(
         plan.baseline is not None and plan.baseline not in [start.name for start in plan.starts],
         f'baseline {plan.baseline!r} is no start.',

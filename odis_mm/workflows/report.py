@@ -99,7 +99,8 @@ def _keep_former(work_dir: Path, plan: str) -> None:
     if (work_dir / 'figures').is_dir():  # report.md shows them
         (work_dir / 'figures').rename(work_dir / f'{name}_figures')
         kept = work_dir / f'{name}.md'
-        atomic_write_text(kept, kept.read_text().replace('](figures/', f']({name}_figures/'))
+        if kept.is_file():
+            atomic_write_text(kept, kept.read_text().replace('](figures/', f']({name}_figures/'))
 
 
 def build(outcome: Outcome, comparison: Comparison, command: str) -> List[Section]:
@@ -158,7 +159,8 @@ def _verdict(outcome: Outcome, comparison: Comparison) -> Section:
     if twice := comparison.data.duplicates:
         what = 'left out of the training' if comparison.plan.data.duplicates == 'drop' else 'ALLOWED in the training'
         names = ', '.join(
-            f'{evaluated} is {Path(trained).name} (the same {kind})' for evaluated, trained, kind in twice[:3]
+            f'{Path(evaluated).name} is {Path(trained).name} (the same {kind})'
+            for evaluated, trained, kind in twice[:3]
         )
         more = f' and {len(twice) - 3} more' if len(twice) > 3 else ''
         section.items.append(f'Duplicates of evaluated images, {what}: {names}{more}.')
@@ -439,11 +441,15 @@ def _method(outcome: Outcome, comparison: Comparison, command: str) -> Section:
         items.append(
             f'Pretraining: {length} for every start, {plan.seeds.pretraining} seed(s), on all training images; '
             + (
-                f'{len(data.duplicates)} evaluated images are among them.'
+                f'{len({evaluated for evaluated, *_ in data.duplicates})} evaluated images are among them.'
                 if data.duplicates and plan.data.duplicates == 'allow'
                 else 'no evaluated image is among them (checked by hash and by similarity).'
             )
         )
+    items += [
+        f'{start}: by its options, the pretraining read {paths}, in which no evaluated image was looked for.'
+        for start, paths in comparison.own_data().items()
+    ]
     if boxes:
         items.append(
             f'{join(boxes)}: the pretraining used the boxes of all training images, not their classes. With fewer '
@@ -480,16 +486,21 @@ def _svg(figure: Figure) -> str:
     return text[text.index('<svg') :]
 
 
+def _unmarked(text: object, marks: str = '<') -> str:
+    """Text in which these characters are no marks of Markdown: a class named <none> would not be shown."""
+    return ''.join(f'\\{c}' if c in marks else c for c in str(text))
+
+
 def to_markdown(title: str, sections: Sequence[Section]) -> str:
-    lines = [f'# {title}', '']
+    lines = [f'# {_unmarked(title)}', '']
     for section in sections:
         lines += [f'## {section.title}', '']
         for text in section.intro:
-            lines += [text, '']
-        lines += [f'- {item}' for item in section.items]
+            lines += [_unmarked(text), '']
+        lines += [f'- {_unmarked(item)}' for item in section.items]
         lines += [''] * bool(section.items)
         if section.rows:
-            header, *rows = [[str(c).replace('|', r'\|') for c in row] for row in (section.header, *section.rows)]
+            header, *rows = [[_unmarked(c, '|<*') for c in row] for row in (section.header, *section.rows)]
             lines += ['| ' + ' | '.join(row) + ' |' for row in (header, ['---'] * len(header), *rows)]
             lines.append('')
         for name, (_, words) in section.figures.items():

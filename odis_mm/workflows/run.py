@@ -166,7 +166,8 @@ def draft(root: Path, recipes: Optional[Sequence[str]], files: Sequence[str], du
     else:
         chosen = dict(zip(_labels(recipes), recipes))
     files = list(dict.fromkeys(str(Path(file).resolve()) for file in files))
-    own = dict(zip(_labels(files), files))
+    taken = [slug(name) for name in (RANDOM, *chosen)]
+    own = {f'{name} (file)' if slug(name) in taken else name: file for name, file in zip(_labels(files), files)}
     starts = [Start(RANDOM), *(Start(name, (Step(file=file),)) for name, file in own.items())]
     starts += [Start(name, (Step(recipe=recipe),)) for name, recipe in chosen.items()]
     if len(starts) < 2:
@@ -181,13 +182,16 @@ def draft(root: Path, recipes: Optional[Sequence[str]], files: Sequence[str], du
 
 
 def _labels(paths: Sequence[str]) -> List[str]:
-    """The names of files, after those of their folders where several have the same: exports of two runs often do."""
+    """The names of files, with their endings where files of one folder differ in that alone, and after those of their
+    folders where several folders have the same: exports of two runs often do."""
     labels: List[str] = []
     for path in map(Path, paths):
         alike = [other for other in map(Path, paths) if other.stem == path.stem and other != path]
+        own_name = path.name if any(other.parent == path.parent for other in alike) else path.stem
+        alike = [other for other in alike if other.parent != path.parent]
         parents = list(zip(reversed(path.parts[:-1]), *(reversed(other.parts[:-1]) for other in alike)))
         depth = next((i + 1 for i, (own, *others) in enumerate(parents) if own not in others), len(parents))
-        labels.append(' '.join((*path.parts[-1 - depth : -1], path.stem)) if alike else path.stem)
+        labels.append(' '.join((*path.parts[-1 - depth : -1], own_name)) if alike else own_name)
     return labels
 
 

@@ -23,7 +23,7 @@ from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 import torch
 
 from ..utils.environment import MACHINE
-from ..utils.errors import USER_ERROR, StageError
+from ..utils.errors import USER_ERROR, ConfigError, StageError
 from ..utils.files import PathLike, atomic_write_text, read_records
 
 HEARTBEAT = 60.0  # seconds between two lines that tell what runs
@@ -147,6 +147,9 @@ class Stages:
         jobs: Stages at a time; None: one per GPU, or one per core without GPUs, at most 8.
         prefix: Words before each command.
         say: Takes lines of progress.
+
+    Raises:
+        ConfigError: fewer jobs than one.
     """
 
     def __init__(
@@ -156,6 +159,8 @@ class Stages:
         prefix: Sequence[str] = (),
         say: Callable[[str], None] = functools.partial(print, flush=True),
     ):
+        if jobs is not None and jobs < 1:
+            raise ConfigError(f'jobs (--jobs) must be 1 or more, got {jobs}; left out, it follows from the machine.')
         self.folder = Path(work_dir) / 'stages'
         self.gpus = 0 if prefix else torch.cuda.device_count()
         cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1

@@ -155,11 +155,13 @@ class Runs:
     Attributes:
         value: float [p, d], of p pretraining seeds and d detector seeds.
         boot: float [p, d, b], on the bootstrap samples, which are the same for all starts.
+        images: Number of images that were evaluated.
         pretrained: Whether a pretraining seed could make a difference.
     """
 
     value: np.ndarray
     boot: np.ndarray
+    images: int
     pretrained: bool = True
 
     @property
@@ -197,11 +199,13 @@ def difference(table: Dict[str, Runs], a: str, b: str, confidence: float = 0.95)
     gap = x.mean - y.mean
     with np.errstate(invalid='ignore'):
         boot = np.nanvar(x.boot.mean((0, 1)) - y.boot.mean((0, 1)), ddof=1) if x.boot.shape[-1] > 1 else math.nan
+    others = x.images - 1  # resampling n images gives (n - 1)/n of the variance, with n - 1 degrees of freedom
+    boot = boot * x.images / others if others else math.nan
     detector, detector_freedom = _detector_variance(table)
     pretraining, pretraining_freedom = _pretraining_variance(table)
     share = sum(1 / len(runs.value) for runs in (x, y) if runs.pretrained)
     parts = {
-        'images': (float(boot), 1e6),
+        'images': (float(boot), max(others, 1)),
         'detector seeds': (2 * detector / x.value.shape[1], detector_freedom),
         'pretraining seeds': (pretraining * share if share else 0.0, pretraining_freedom if share else 1e6),
     }

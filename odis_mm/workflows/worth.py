@@ -22,14 +22,14 @@ from mmengine.registry import init_default_scope
 
 from ..config import load_config
 from ..datasets.demo import ensure_demo
-from ..datasets.layout import Split, find_splits
+from ..datasets.layout import Split, find_splits, read_coco, split_coco
 from ..evaluation.frozen import frozen_from
 from ..evaluation.regions import region_proxy, region_split
 from ..objects import Attention, Classic, degrade, find_objects, recall_of
 from ..objects.recall import read_result
 from ..utils.errors import ConfigError, run_command
 from ..utils.files import atomic_write_text
-from .plan import slug
+from .plan import Data, slug
 from .stages import Stage, Stages, Worker, exports
 
 RECIPE, OWN_RECIPE = 'odis_demo_short', 'odis_small'
@@ -94,11 +94,19 @@ def worth(
         StageError: of a training that failed.
     """
     root = Path(data or ensure_demo(data_root, num_train=train_images)).resolve()
-    split = find_splits(root, ('train',)).get('train')
+    found_splits = find_splits(root, ('train', 'val'))
+    split = found_splits.get('train')
     if split is None:
         raise ConfigError(f'{root} holds no COCO-style json of training images, whose boxes could be compared.')
-    folder = Path(out).resolve()
+    folder, own = Path(out).resolve(), dict(root=str(root))
     folder.mkdir(parents=True, exist_ok=True)
+    if 'val' not in found_splits:  # held out here, so that no row has boxes of images that the comparison evaluates
+        parts = split_coco(read_coco(split.ann_file), Data.held_out, seed=0)
+        for name, part in zip(('train', 'val'), parts):
+            own[name] = str(folder / f'{name}.json')
+            atomic_write_text(own[name], json.dumps(part))
+        own['images'] = str(split.images)
+        split = Split(Path(own['train']), split.images)
     files, recall = _boxes(split, folder, teacher, size, workers)
     images = split.images
     rows: Dict[str, dict] = {'annotated boxes': {}}
@@ -108,7 +116,7 @@ def worth(
     recipe = OWN_RECIPE if data else RECIPE
     plan = dict(
         name='what objects are worth to ODIS',
-        data=dict(root=str(root)),
+        data=own,
         starts={'random weights': {}, **{row: dict(recipe=recipe, options=options) for row, options in rows.items()}},
         baseline='annotated boxes',
         detector=dict(iterations=finetune_iters, **({} if data else dict(size=128))),

@@ -67,6 +67,13 @@ def test_chunks_change_memory_only(chunk):
     assert knn_accuracy(keys, labels, queries, test_labels, ks=(5, 20), chunk=chunk) == whole
 
 
+@pytest.mark.parametrize('wrong', [dict(ks=(20, 0)), dict(ks=(-1,)), dict(temperature=0.0)])
+def test_votes_that_decide_nothing_are_refused(wrong):
+    features, labels = torch.eye(4), torch.arange(4)
+    with pytest.raises(ConfigError, match='k-NN needs k of 1 or more and a temperature above 0'):
+        knn_accuracy(features, labels, features, labels, **wrong)
+
+
 def test_pixels_are_those_of_the_protocol(labelled_images):
     """Resize to size * 256/224 and centre crop are those of torchvision on PIL images (DINO's), to a grey level of
     rounding."""

@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -178,6 +179,14 @@ def test_a_checkpoint_on_the_way_stands_where_it_was_written(tmp_path, training)
     assert [point[1:3] for point in points] == [(6, points[1][2])] * 2
 
 
+def test_lengths_may_be_less_than_a_hundredth_apart(tmp_path, training):
+    write_noise_coco(tmp_path / 'data')
+    budget, seeds = dict(iterations=20, lengths=[0.12, 0.125, 0.5]), dict(pretraining=1, detector=1)
+    compare(plan_file(tmp_path, pretraining=budget, seeds=seeds, labels=[100], pictures=0), work_dir=tmp_path, jobs=1)
+    on_the_way = {name.partition('_at')[2].partition('-')[0] for name in training.calls if '_at' in name}
+    assert on_the_way == {'12', '12p5', '50'}
+
+
 def test_stages_of_several_machines_are_told(tmp_path, training):
     write_noise_coco(tmp_path / 'data')
     work, few = tmp_path / 'work', dict(measures=False, pictures=0, labels=[100])
@@ -209,6 +218,7 @@ def test_a_changed_plan_runs_only_what_it_touches(tmp_path, training):
     assert len(training.calls) == 6 and all('_50pct_' in name for name in training.calls)
     assert all(path.read_bytes() == content for path, content in first.items())
     assert before in [path.read_text() for path in work.glob('report_*.json')]  # the former report is kept
+    (work / 'report.md').rename(work / 'moved.md')  # by hand
     (kept,) = work.glob('report_*.md')
     named = re.findall(r'\]\((.*differences.svg)\)', kept.read_text())
     assert [(work / name).read_bytes() for name in named] == [drawn], 'and so are its figures'
@@ -429,6 +439,31 @@ def test_all_columns_are_of_all_classes_that_are_evaluated(tmp_path, training):
     for table in (few, all_):
         row = table.row('random weights')
         assert row.extra['box AP50'] == pytest.approx(row.runs.mean, abs=0.02)  # the fake logs AP as AP50
+    tuned = plan_file(tmp_path, starts={'random weights': {}}, labels=[25], tuning=dict(trials=1), pictures=0)
+    outcome = compare(tuned, work_dir=tmp_path / 'w', jobs=1)
+    (found,) = (tmp_path / 'w').glob('stages/trial0_*_detector-*/predictions.bbox.json')
+    (val,) = (tmp_path / 'w' / 'data').glob('val-*.json')
+    ap = stats.average_precision(stats.match(val, found))[0]
+    assert outcome.tuned['random weights']['trials'][0]['ap'] == pytest.approx(ap, abs=0.02)
+
+
+def test_starts_of_other_boxes_are_not_said_to_use_the_annotated_ones():
+    options = {'train_dataloader.dataset.ann_file': '/found.json'}
+    whole = {'train_dataloader.dataset.pipeline.1.target_rule': 'whole_image'}
+    recipes = dict(ODIS={}, found=options, whole=whole)
+    starts = {name: dict(recipe='odis_small', options=changes) for name, changes in recipes.items()}
+    plan = parse_plan(dict(data=dict(root='x'), starts=starts))
+    comparison = SimpleNamespace(plan=plan)
+    assert module.Comparison.told_boxes(comparison) == ['ODIS']
+    assert module.Comparison.own_data(comparison) == dict(found='/found.json')
+
+
+def test_a_mask_detector_that_finds_nothing_has_a_mask_ap(tmp_path):
+    engine = sys.modules[module.Comparison.__module__]
+    (tmp_path / 'predictions.bbox.json').write_text('[]')
+    assert 'mask AP' not in engine._ap_of(tmp_path)
+    (tmp_path / 'predictions.segm.json').write_text('[]')
+    assert engine._ap_of(tmp_path)['mask AP'] == 0
 
 
 def test_every_amount_of_labels_gets_the_same_detector(tmp_path, training):
@@ -490,7 +525,7 @@ def test_detectors_that_find_nothing_are_compared(tmp_path, training, monkeypatc
     monkeypatch.setattr(training, 'detector', nothing)
     compare(plan_file(tmp_path, measures=False), work_dir=tmp_path / 'w', jobs=1)
     report = numbers(tmp_path / 'w')
-    assert report['verdict'].startswith('No gain is shown')
+    assert report['verdict'].startswith('Nothing can be said: no detector has found anything')
     assert {row['mean'] for table in report['tables'] for row in table['rows']} == {0.0}
 
 
@@ -498,6 +533,13 @@ def test_a_name_with_a_bar_is_one_cell():
     section = Section('By class', header=['class', 'random', 'A|B'], rows=[['cat|dog', '1.0', '2.0']])
     rows = [line for line in to_markdown('title', [section]).splitlines() if line.startswith('|')]
     assert [len(re.findall(r'(?<!\\)\|', row)) for row in rows] == [4, 4, 4]
+
+
+def test_names_are_no_marks_of_markdown():
+    section = Section('By class', ['<none> helps.'], ['<x>'], ['class'], [['<none>'], ['*any*']])
+    text = to_markdown('<cells>', [section])
+    assert text.startswith(r'# \<cells>') and r'| \<none> |' in text and r'| \*any\* |' in text
+    assert r'- \<x>' in text and not re.search(r'(?<!\\)[<*]', text)
 
 
 def test_exports_of_one_name_are_starts_of_their_own():
@@ -508,6 +550,11 @@ def test_exports_of_one_name_are_starts_of_their_own():
         'gtsa a epoch_9_backbone': files[1],
         'vit': files[2],
     }
+    names = [s.name for s in module.draft(Path('/data'), None, ['/a/vit.pth', '/a/vit.bin', '/b/vit.pth'], None).starts]
+    assert names[1:4] == ['a vit.pth', 'a vit.bin', 'b vit']
+    files = ['/a/odis.pth', '/a/random-weights.pth']
+    plan = module.changed_plan(module.draft(Path('/data'), None, files, None), [])
+    assert [start.name for start in plan.starts[1:3]] == ['odis (file)', 'random-weights (file)']
 
 
 def test_frozen_features_of_a_resnet_are_measured(tmp_path, training):

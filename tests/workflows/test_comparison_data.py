@@ -53,6 +53,51 @@ def test_an_area_that_is_not_given_is_that_of_the_box(tmp_path, nothing):
         assert annotation['area'] == annotation['bbox'][2] * annotation['bbox'][3] > 0
 
 
+@pytest.mark.parametrize(
+    'change', [dict(bbox=[200, 5, 20, 20]), dict(bbox=[5, 5, -4, 20]), dict(bbox=[float('nan'), 5, 4, 4])]
+)
+def test_boxes_that_detectors_leave_out_are_no_misses(change, tmp_path):
+    root = write_noise_coco(tmp_path / 'data', (('train', 6), ('val', 4)))
+    path = root / 'annotations' / 'val.json'
+    content = json.loads(path.read_text())
+    content['annotations'][0].update(change)
+    path.write_text(json.dumps(content))
+    found = prepared(tmp_path)
+    assert any('val.json: 1 objects are left out, whose box is no box, or outside of' in note for note in found.notes)
+    objects = [dict(a, score=0.9) for a in json.loads(found.val.read_text())['annotations']]
+    assert len(objects) == 11 and stats.average_precision(stats.match(found.val, objects))[0] == pytest.approx(100)
+
+
+@pytest.mark.parametrize('area', [-1, '-1', float('nan')])
+def test_objects_with_a_wrong_area_are_counted(area, tmp_path):
+    root = write_noise_coco(tmp_path / 'data', (('train', 6), ('val', 4)))
+    path = root / 'annotations' / 'val.json'
+    content = json.loads(path.read_text())
+    for annotation in content['annotations']:
+        annotation['area'] = area
+    path.write_text(json.dumps(content))
+    assert sum(c.objects.sum() for c in stats.match(prepared(tmp_path).val, []).categories) == 12
+
+
+@pytest.mark.parametrize('change', [dict(iscrowd=1), dict(bbox=[5, 5, 0.5, 20])])
+def test_labelled_images_have_an_object_that_is_learned(change, tmp_path):
+    def changed(content):
+        first = content['images'][0]['id']
+        for annotation in content['annotations']:
+            if annotation['image_id'] != first:
+                annotation.update(change)
+
+    found = prepared(tmp_path, changed)
+    assert len(json.loads(found.subsets[100.0, 0].read_text())['images']) == 1
+
+
+def test_a_training_set_of_which_nothing_is_left_is_refused(tmp_path):
+    root = write_noise_coco(tmp_path / 'data', (('train', 6), ('val', 4)))
+    (root / 'annotations' / 'val.json').write_bytes((root / 'annotations' / 'train.json').read_bytes())
+    with pytest.raises(ConfigError, match=r'train\.json: no training image .* name other images to evaluate'):
+        prepared(tmp_path, duplicates='drop')
+
+
 @pytest.mark.parametrize('ignore', [1, True, '1', 0, '0'])
 def test_objects_to_ignore_are_no_misses(ignore, tmp_path):
     root = write_noise_coco(tmp_path / 'data', (('train', 6), ('val', 4)))
@@ -120,9 +165,37 @@ def test_classes_that_no_training_object_has_are_told(tmp_path):
         prepared(tmp_path, name='w2')
 
 
+@pytest.mark.parametrize('annotations', [None, []])
+def test_a_split_without_annotations_is_refused(annotations, tmp_path):
+    root = write_noise_coco(tmp_path / 'data', (('train', 6), ('val', 4)))
+    path = root / 'annotations' / 'val.json'
+    path.write_text(json.dumps({**json.loads(path.read_text()), 'annotations': annotations}))
+    with pytest.raises(ConfigError, match='the val split has no object of the classes'):
+        prepared(tmp_path)
+
+
+def test_one_image_is_too_few_to_evaluate(tmp_path):
+    write_noise_coco(tmp_path / 'data', (('train', 6), ('val', 1)))
+    with pytest.raises(ConfigError, match=r'val\.json: the val split has one image, .* evaluate two or more'):
+        prepared(tmp_path)
+
+
 def test_what_is_no_annotation_is_named(tmp_path):
     with pytest.raises(AnnotationError, match=r'annotations\[2\] is not a dict with'):
         prepared(tmp_path, lambda content: content['annotations'][2].update(bbox=[1, 2, 'x', 4]))
+
+
+@pytest.mark.parametrize('part, key', [('categories', 'name'), ('annotations', 'area')])
+def test_a_class_without_a_name_and_an_area_of_letters_are_refused(part, key, tmp_path):
+    with pytest.raises(AnnotationError, match=r'train\.json: a category without a name, or an area that is no number'):
+        prepared(tmp_path, lambda content: content[part][0].pop(key) and content['annotations'][0].update(area='big'))
+
+
+@pytest.mark.parametrize('change', [dict(category_id=None), dict(category_id=77), dict(image_id=77)])
+def test_objects_of_no_class_or_image_are_told(change, tmp_path):
+    found = prepared(tmp_path, lambda content: content['annotations'][0].update(change))
+    assert any('train.json: 1 objects are left out, whose class or image is not listed' in note for note in found.notes)
+    assert len(json.loads(found.train.read_text())['annotations']) == 17
 
 
 def test_unlabelled_files_that_cannot_be_read_are_named(tmp_path):
@@ -197,6 +270,21 @@ def test_every_copy_of_an_evaluated_image_is_left_out(tmp_path):
     names = {Path(image['file_name']).name for image in json.loads(found.train.read_text())['images']}
     assert len(names) == 6 and not names & {'same.png', 'again.png', 'coded.png'}
     assert {Path(trained).name for _, trained, _ in found.duplicates} == {'same.png', 'again.png', 'coded.png'}
+
+
+def test_an_evaluated_image_that_is_there_twice_counts_once(tmp_path):
+    root = write_noise_coco(tmp_path / 'data', (('train', 6), ('val', 4)))
+    val = json.loads((root / 'annotations' / 'val.json').read_text())['images'][0]
+    content = json.loads((root / 'annotations' / 'train.json').read_text())
+    content['images'].append({**val, 'id': 100})
+    (root / 'annotations' / 'train.json').write_text(json.dumps(content))
+    more = tmp_path / 'more'
+    more.mkdir()
+    (more / 'copy.png').write_bytes((root / 'images' / val['file_name']).read_bytes())
+    with pytest.raises(ConfigError, match='^1 images that are evaluated'):
+        prepared(tmp_path, unlabelled=str(more))
+    found = prepared(tmp_path, unlabelled=str(more), duplicates='allow').duplicates
+    assert len(found) == 2 and len({evaluated for evaluated, *_ in found}) == 1
 
 
 def test_a_yolo_folder_is_imported_split_by_split(tmp_path):

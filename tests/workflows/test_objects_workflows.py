@@ -14,6 +14,7 @@ from odis_mm.recipes import pretraining_config
 from odis_mm.utils.errors import ConfigError
 from odis_mm.workflows import stages
 from odis_mm.workflows.bootstrap import bootstrap
+from odis_mm.workflows.data import prepare
 from odis_mm.workflows.plan import load_plan
 from odis_mm.workflows.stages import exports
 from odis_mm.workflows.worth import DEGRADED, VARIANTS, measure_boxes, worth
@@ -123,6 +124,23 @@ def test_own_data_give_boxes_and_a_plan(tmp_path, coco_folder):
         assert names <= {image['file_name'] for image in truth['images']} and len(names) > 4
     with pytest.raises(ConfigError, match='no COCO-style json'):
         worth(str(tmp_path / 'other'), data=str(images), **settings)
+
+
+def test_boxes_of_own_data_are_of_no_image_that_is_held_out(tmp_path, coco_folder):
+    data = tmp_path / 'data'
+    data.mkdir()
+    content = json.loads((coco_folder / 'annotations/instances_train2017.json').read_text())
+    (data / 'train.json').write_text(json.dumps(content))
+    for path in (coco_folder / 'train2017').iterdir():
+        (data / path.name).symlink_to(path)
+    settings = dict(data_root='', train_images=0, iterations=4, seeds=1, finetune_iters=2, teacher=[], workers=0)
+    worth(str(tmp_path / 'worth'), data=str(data), **settings)
+    plan, folder = load_plan(tmp_path / 'worth' / 'plan.yaml')
+    val = json.loads(prepare(plan, folder, tmp_path / 'compare').val.read_text())
+    held = {Path(image['file_name']).name for image in val['images']}
+    for start in plan.starts[2 : 3 + len(DEGRADED)]:
+        named = read_result(start.steps[0].options['train_dataloader.dataset.ann_file'])['images']
+        assert named and not held & {image['file_name'] for image in named}
 
 
 def test_short_recipe_takes_a_step(tmp_path, demo):

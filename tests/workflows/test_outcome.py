@@ -7,8 +7,20 @@ import numpy as np
 import pytest
 
 from odis_mm.workflows.compare import DetectorRun
-from odis_mm.workflows.outcome import add_lengths, flat_baseline, longer_training, to_settle
-from odis_mm.workflows.stats import Difference
+from odis_mm.workflows.outcome import (
+    Outcome,
+    Row,
+    Table,
+    _measures,
+    add_lengths,
+    flat_baseline,
+    headline,
+    longer_training,
+    recommendation,
+    to_settle,
+)
+from odis_mm.workflows.plan import Data, Plan, Start, Step
+from odis_mm.workflows.stats import Difference, Runs
 
 SOURCES = ('images', 'detector seeds', 'pretraining seeds')
 
@@ -61,7 +73,12 @@ def test_a_longer_training_of_the_baseline_tells_what_the_gain_is(reached, words
 def test_checkpoints_of_a_chain_are_those_of_its_last_step():
     start = SimpleNamespace(name='chain', recipes=['first', 'second'])
     plan = SimpleNamespace(starts=[start], seeds=SimpleNamespace(pretraining=1, detector=1), start=lambda name: start)
-    comparison = SimpleNamespace(plan=plan, pretrainings={('chain', 0): SimpleNamespace(name='p')})
+    comparison = SimpleNamespace(
+        plan=plan,
+        pretrainings={('chain', 0): SimpleNamespace(name='p')},
+        data=SimpleNamespace(images=dict(val=4)),
+        evaluated='val',
+    )
     runs = {DetectorRun('chain', 0, 100.0, 0, share): (10.0, np.zeros(2)) for share in (0.5, 1.0)}
     outcome = SimpleNamespace(lengths={})
     add_lengths(outcome, comparison, runs, {'p': dict(iterations=[100, 40])})
@@ -96,3 +113,48 @@ def test_a_seed_of_pretraining_is_asked_for_only_where_something_is_pretrained()
     parts = {'images': 1.5, 'detector seeds': 0.5, 'pretraining seeds': 0.0}
     assert '--set seeds.pretraining=2' in settle(parts, seeds=1)
     assert 'seed, so the intervals' not in settle(parts, seeds=1, recipes=())
+
+
+def outcome_of(*gaps, base=20.0):
+    """Of random weights and ODIS at one amount of labels for each gap, a multiple of the reach of its interval, 2."""
+    plan = Plan(Data(root='x'), (Start('random weights'), Start('ODIS', (Step(recipe='odis_small'),))))
+    tables = []
+    for k, gap in enumerate(gaps):
+        low = base * (1 + k)
+        high = low + 2 * gap
+        runs = [Runs(np.full((1, 2), ap) + [0, 0.01], np.full((1, 2, 3), ap), 9) for ap in (low, high)]
+        found = Difference(2 * gap, 2 * gap - 2, 2 * gap + 2, dict(images=1.0), 9)
+        rows = [Row('random weights', runs[0], None, {}), Row('ODIS', runs[1], found, {})]
+        tables.append(Table(100.0, 20 * 10**k, rows))
+    return Outcome(plan, 'val', 9, tables)
+
+
+def test_labels_are_said_to_be_saved_where_a_gain_is_shown():
+    assert 'times as many' in recommendation(outcome_of(2, 0.5))
+    assert recommendation(outcome_of(0.5, 2)) == 'Start from ODIS.', 'with few labels no gain was shown'
+
+
+def test_gain_and_harm_are_not_called_nothing():
+    assert recommendation(outcome_of(2, -2)).startswith('More labels turn the gain of ODIS into harm')
+    assert recommendation(outcome_of(0.5, -2)).startswith('Keep random weights: within this budget nothing')
+
+
+def test_detectors_that_find_nothing_are_no_verdict():
+    outcome = outcome_of(0, 0)
+    assert headline(outcome).startswith('No gain is shown')
+    for table in outcome.tables:
+        for row in table.rows:
+            row.runs.value[:] = 0
+    assert headline(outcome).startswith('Nothing can be said: no detector has found anything')
+    assert recommendation(outcome).startswith('Train the detectors for longer (--set detector.iterations=900)')
+
+
+def test_a_measure_that_does_not_vary_has_no_correlation():
+    starts = [Start(str(i), (Step(file='x'),)) for i in range(5)]
+    plan = Plan(Data(root='x'), tuple(starts), seeds=SimpleNamespace(detector=1))
+    measures = {(start.name, 0, 1.0): SimpleNamespace(name=start.name) for start in starts}
+    results = {s.name: dict(metrics=dict(box_pool=5.0, object_auc=int(s.name)), random={}) for s in starts}
+    runs = {DetectorRun(start.name, 0, 100.0, 0): (float(start.name), None) for start in starts}
+    outcome = SimpleNamespace(lengths={}, measures={}, correlations={})
+    _measures(outcome, SimpleNamespace(plan=plan, measures=measures), runs, results)
+    assert outcome.correlations == {'object_auc': (pytest.approx(1), 5)}

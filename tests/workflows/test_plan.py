@@ -51,7 +51,16 @@ def test_shipped_plans_name_configs_that_exist(name):
         (dict(starts=dict(a=dict(recpe='x'))), "starts.a has no key 'recpe'; did you mean 'recipe'"),
         (dict(starts=dict(a=dict(recipe='x', file='y'))), 'starts.a: each step has either a recipe or a file'),
         (dict(starts=dict(a=dict(chain=[dict(recipe='x'), dict(file='y')]))), 'a file can only be the first step'),
-        (dict(starts={'a b': {}, 'a-b': {}}), 'must differ in letters and digits'),
+        (dict(starts={'a b': {}, 'a-b': {}, 'c': {}}), "must differ in .*: rename 'a b' or 'a-b'"),
+        (dict(starts={'星': {}}), "must differ in letters .a to z. and digits: rename '星'"),
+        (dict(starts=dict(a=dict(recipe='x', detector='faster-rcnn_small'))), 'starts.a.detector must be a mapping'),
+        (dict(starts=dict(a=dict(chain=[]))), 'starts.a: a chain is a list of steps'),
+        (dict(starts=dict(a=dict(chain=[dict(recipe='x', share=0)]))), 'a share .* must be above 0'),
+        (dict(pretraining=dict(iterations=0)), 'pretraining.iterations must be 4 or more'),
+        (dict(pretraining=dict(minutes=-1)), 'pretraining.minutes must be above 0'),
+        (dict(detector=dict(iterations=0)), 'detector.iterations must be 2 or more'),
+        (dict(tuning=dict(trials=-1)), 'tuning.trials and pictures must be 0 or more'),
+        (dict(data=dict(demo=0)), 'data needs a root, or a number of demo images'),
         (dict(labels=['many']), "labels must be a number, not 'many'"),
         (dict(labels=[0]), 'labels are percentages'),
         (dict(seeds=dict(detector=1.5)), 'seeds.detector must be a whole number, not 1.5'),
@@ -83,6 +92,9 @@ def test_a_plan_is_changed_by_options(tmp_path):
         load_plan(path, ['seeds'])
     with pytest.raises(ConfigError, match="no plan 'quikstart'.*did you mean 'quickstart'"):
         load_plan('quikstart')
+    path.write_text('data: {root: x}\nstarts:\n  ALFM: {recipe: a}\n  ALFM: {recipe: b}\n')
+    with pytest.raises(ConfigError, match="has the key 'ALFM' twice: give each start"):
+        load_plan(path)
     path.write_text('a: [')
     with pytest.raises(ConfigError, match='is not YAML'):
         load_plan(path)

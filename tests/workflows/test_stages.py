@@ -13,7 +13,7 @@ from functools import partial
 import pytest
 
 from helpers import Forked
-from odis_mm.utils.errors import StageError
+from odis_mm.utils.errors import ConfigError, StageError
 from odis_mm.workflows import stages as module
 from odis_mm.workflows.stages import Stage, Stages, Worker, exports, scalars
 
@@ -28,6 +28,12 @@ def stage(name, calls, needs=(), result=None, **settings):
 
 def quiet(path, jobs=1, **kwargs):
     return Stages(path, jobs, say=lambda text: None, **kwargs)
+
+
+@pytest.mark.parametrize('jobs', [0, -1])
+def test_jobs_below_one_are_refused(jobs, tmp_path):
+    with pytest.raises(ConfigError, match=f'jobs .--jobs. must be 1 or more, got {jobs}'):
+        quiet(tmp_path, jobs)
 
 
 def test_each_runs_once_after_what_it_needs(tmp_path):

@@ -125,7 +125,7 @@ def simulate(rng, effect, starts=4, p=2, d=2, images=60, image_sd=4.0, detector_
             for j in range(d):
                 noise = shared[j] + lift[i] + rng.normal(0, detector_sd)
                 runs[i, j] = 30 + (effect if pretrained else 0) + per_image + own + noise
-        table[str(s)] = stats.Runs(runs.mean(-1), runs @ weights.T / images, pretrained)
+        table[str(s)] = stats.Runs(runs.mean(-1), runs @ weights.T / images, images, pretrained)
     return table
 
 
@@ -133,6 +133,13 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
     rng = np.random.default_rng(0)
     inside = [d.low <= 2 <= d.high for _ in range(400) for d in [stats.difference(simulate(rng, effect=2.0), '1', '0')]]
     assert 0.92 <= np.mean(inside) <= 0.99
+
+
+@pytest.mark.parametrize('images', [2, 5, 20])
+def test_the_interval_covers_the_truth_of_few_images(images):
+    rng, few = np.random.default_rng(0), dict(starts=2, p=1, d=1, detector_sd=0, pretraining_sd=0, boot=1000)
+    found = [stats.difference(simulate(rng, 2.0, images=images, **few), '1', '0') for _ in range(400)]
+    assert 0.92 <= np.mean([d.low <= 2 <= d.high for d in found]) <= 0.98
 
 
 def test_verdicts_follow_from_the_interval():
