@@ -71,6 +71,7 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
         if max_iters is not None:
             self._max_epochs, self._max_iters = math.ceil(max_iters / max(1, len(self.dataloader))), max_iters
         self.images_done = 0  # of this epoch, by all ranks
+        self.began = 0  # the iteration at which this epoch began: a former one may have been cut short by max_iters
         self.loaded: Optional[dict] = None
         self.random: list = []  # of all ranks, when the last checkpoint was written
         self.runner.register_hook(_ProgressHook(self))
@@ -96,6 +97,7 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
             if loaded['images']:
                 first = self._skip(loaded)
             self.restore(loaded)
+        self.began = self._iter - first
         state = torch.get_rng_state()
         with held_while_forking(self.dataloader):
             batches = iter(self.dataloader)  # draws a number, or not, depending on what its workers did before
@@ -106,7 +108,7 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
             self.run_iter(index, batch)
         self.runner.call_hook('after_train_epoch')
         self._epoch += 1
-        self.images_done = 0
+        self.images_done, self.began = 0, self._iter
 
     def run_iter(self, idx, data_batch) -> None:
         self.images_done += self.global_batch  # the hooks of this iteration may write a checkpoint
@@ -167,7 +169,10 @@ class _ProgressHook(Hook):
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         between = checkpoint['meta']['epoch'] > self.loop.epoch
         checkpoint[PROGRESS] = dict(
-            images=0 if between else self.loop.images_done, ranks=get_world_size(), random=self.loop.random
+            images=0 if between else self.loop.images_done,
+            began=checkpoint['meta']['iter'] if between else self.loop.began,
+            ranks=get_world_size(),
+            random=self.loop.random,
         )
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
