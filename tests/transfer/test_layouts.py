@@ -591,3 +591,9 @@ def test_windows_of_attention_are_kept(tmp_path, capsys):
     save_backbone(tmp_path / 'older.pth', windowed.state_dict(), older)
     whole = build_backbone(tmp_path / 'older.pth')(images)[-1]
     assert torch.equal(whole, noisy_vit(num_registers=1).eval()(images)[-1]) and not torch.equal(whole, expected)
+
+
+def test_registers_without_cls_are_refused_in_a_sentence(tmp_path):
+    torch.save(timm_vit(reg_tokens=2, class_token=False, global_pool='avg').state_dict(), tmp_path / 'gap.pth')
+    with pytest.raises(CheckpointError, match=r'num_registers and without \[CLS\]'):
+        build_backbone(tmp_path / 'gap.pth', heads=2)
