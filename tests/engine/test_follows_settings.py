@@ -196,7 +196,7 @@ def test_a_run_that_ended_within_an_epoch_is_lengthened_by_what_was_asked_for(de
     length[0] = length[0].replace('12', '10')
     options = [*length, 'train_dataloader.batch_size=8']
     _, log, rows = run(tmp_path / 'run', options, resume=str(tmp_path / 'run' / 'epoch_2.pth'))
-    assert [row['step'] for row in rows] == list(range(4, 11)), 'one epoch and a half count as three iterations of eight'
+    assert [row['step'] for row in rows] == list(range(4, 11)), 'one epoch and a half are three iterations of eight'
 
 
 def test_an_epoch_under_way_goes_on_with_another_batch_size(first, demo, tmp_path, monkeypatch):

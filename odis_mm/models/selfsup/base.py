@@ -63,8 +63,8 @@ class TeacherStudent(BaseSelfSupervisor):
         self._check_parts(neck, head)
         if not isinstance(momentum, dict) or not 0 <= momentum['start'] <= momentum['end'] <= 1:
             raise ConfigError(
-                'model.momentum is dict(start, end) and must rise from start to end within [0, 1] (the teacher keeps this share), got '
-                f'{momentum}.'
+                'model.momentum is dict(start, end) and must rise from start to end within [0, 1] (the teacher keeps '
+                f'this share), got {momentum}.'
             )
         self.momentum_cfg = momentum
         self.momentum = momentum['start']
