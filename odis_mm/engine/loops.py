@@ -57,7 +57,7 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
             last epoch ends where they are done.
 
     Raises:
-        ConfigError: both lengths are given, or none.
+        ConfigError: both lengths are given, or none, or a part of an epoch.
     """
 
     def __init__(self, runner, dataloader, max_epochs: Optional[int] = None, max_iters: Optional[int] = None, **kwargs):
@@ -65,6 +65,11 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
             raise ConfigError(
                 f'train_cfg needs one length, max_epochs or max_iters; it has max_epochs={max_epochs} and '
                 f'max_iters={max_iters}: set the one that the config names.'
+            )
+        if max_epochs is not None and max_epochs != int(max_epochs):
+            raise ConfigError(
+                f'train_cfg.max_epochs={max_epochs} is no whole number: set train_cfg.max_iters to the length in '
+                'iterations, and max_epochs=None.'
             )
         super().__init__(runner, dataloader, max_epochs=1 if max_epochs is None else max_epochs, **kwargs)
         self.last = max_iters  # iteration; None: that of the last epoch
