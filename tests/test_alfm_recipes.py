@@ -117,10 +117,13 @@ def test_the_r50_detector_is_mmdets():
 
 
 def plain(node):
-    """A config without what does not count: storage backends, tuple or list, our loader of the same annotations."""
+    """A config without what does not count: storage backends, tuple or list, our loaders of the same annotations
+    and images."""
     if isinstance(node, dict):
         node = {key: value for key, value in node.items() if key != '_scope_'}  # mmengine's own
         if node.get('type') == 'LoadBoxesAndMasks':
             return dict(type='LoadAnnotations', with_bbox=True, with_mask=True)
+        if node.get('type') == 'LoadDetectionImage':  # as stored, whatever EXIF says
+            return dict(type='LoadImageFromFile')
         return {key: plain(value) for key, value in node.items() if key != 'backend_args'}
     return [plain(value) for value in node] if isinstance(node, (list, tuple)) else node

@@ -57,7 +57,7 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
             last epoch ends where they are done.
 
     Raises:
-        ConfigError: both lengths are given, or none.
+        ConfigError: both lengths are given, or none, or a part of an epoch.
     """
 
     def __init__(self, runner, dataloader, max_epochs: Optional[int] = None, max_iters: Optional[int] = None, **kwargs):
@@ -66,11 +66,17 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
                 f'train_cfg needs one length, max_epochs or max_iters; it has max_epochs={max_epochs} and '
                 f'max_iters={max_iters}: set the one that the config names.'
             )
+        if max_epochs is not None and max_epochs != int(max_epochs):
+            raise ConfigError(
+                f'train_cfg.max_epochs={max_epochs} is no whole number: set train_cfg.max_iters to the length in '
+                'iterations, and max_epochs=None.'
+            )
         super().__init__(runner, dataloader, max_epochs=1 if max_epochs is None else max_epochs, **kwargs)
         self.last = max_iters  # iteration; None: that of the last epoch
         if max_iters is not None:
             self._max_epochs, self._max_iters = math.ceil(max_iters / max(1, len(self.dataloader))), max_iters
         self.images_done = 0  # of this epoch, by all ranks
+        self.began = 0  # the iteration at which this epoch began: a former one may have been cut short by max_iters
         self.loaded: Optional[dict] = None
         self.random: list = []  # of all ranks, when the last checkpoint was written
         self.runner.register_hook(_ProgressHook(self))
@@ -96,6 +102,7 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
             if loaded['images']:
                 first = self._skip(loaded)
             self.restore(loaded)
+        self.began = self._iter - first
         state = torch.get_rng_state()
         with held_while_forking(self.dataloader):
             batches = iter(self.dataloader)  # draws a number, or not, depending on what its workers did before
@@ -106,7 +113,7 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
             self.run_iter(index, batch)
         self.runner.call_hook('after_train_epoch')
         self._epoch += 1
-        self.images_done = 0
+        self.images_done, self.began = 0, self._iter
 
     def run_iter(self, idx, data_batch) -> None:
         self.images_done += self.global_batch  # the hooks of this iteration may write a checkpoint
@@ -167,7 +174,10 @@ class _ProgressHook(Hook):
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         between = checkpoint['meta']['epoch'] > self.loop.epoch
         checkpoint[PROGRESS] = dict(
-            images=0 if between else self.loop.images_done, ranks=get_world_size(), random=self.loop.random
+            images=0 if between else self.loop.images_done,
+            began=checkpoint['meta']['iter'] if between else self.loop.began,
+            ranks=get_world_size(),
+            random=self.loop.random,
         )
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:

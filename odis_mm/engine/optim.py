@@ -69,6 +69,11 @@ class _SafeStep:
                 'optim_wrapper.clip_grad: per_tensor=True clips l2 norms and goes with max_norm alone, got '
                 f'{", ".join(sorted(clip_grad)) or "nothing"} beside it.'
             )
+        if clip_grad.get('max_norm', 1) <= 0:  # 0 means 'off' in the releases of DINO and iBOT
+            raise ConfigError(
+                f'optim_wrapper.clip_grad.max_norm={clip_grad["max_norm"]:g} would leave nothing of any gradient: set '
+                'optim_wrapper.clip_grad=None to clip none.'
+            )
         super().__init__(*args, clip_grad=clip_grad or None, **kwargs)
         if per_tensor:
             self.clip_func = clip_each_grad_

@@ -74,6 +74,11 @@ def build_vit(
             window_size=window_size,
             global_every=global_every,
         )
+    elif lacking := [name for name in ('num_registers', 'rope', 'swiglu') if name in settings]:
+        raise CheckpointError(
+            f'a ViT with {", ".join(lacking)} and without [CLS] is none that ObjectViT or mmpretrain can build: take a '
+            'file that has a [CLS] token.'
+        )
     else:
         settings.update(type='mmpretrain.VisionTransformer', with_cls_token=shape.cls_token)
     with torch.random.fork_rng(devices=[]):

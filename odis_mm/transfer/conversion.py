@@ -132,6 +132,8 @@ def layout_for(target: str, shape: VitShape, name: str) -> Layout:
     if target != 'odis_mm' and rotary != layout.rotary:
         kinds = ('rotary', 'learned') if rotary else ('learned', 'rotary')
         raise CheckpointError(f'{name} has {kinds[0]} positions, and {layout.model} ({target}) has {kinds[1]} ones.')
+    if not shape.cls_token and 'cls_token' in layout.top and target not in ('odis_mm', 'mmpretrain', 'timm'):
+        raise CheckpointError(f'{name} has no [CLS] token, which {layout.model} ({target}) needs.')
     if shape.gated and not layout.gated:
         raise CheckpointError(f'{name} has gated MLPs (SwiGLU), for which {layout.model} ({target}) has no place.')
     return layout

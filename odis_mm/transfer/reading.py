@@ -288,8 +288,9 @@ def _normalise_positions(state: State, layout: Layout, name: str, source_grid: O
     """One position slot for [CLS], if there is a [CLS], and none for registers; returns what was changed."""
     registers = state['register_tokens'].shape[1] if 'register_tokens' in state else 0
     position = state['pos_embed']
-    slots = _leading_slots(position.shape[1], registers, layout, name, source_grid)
-    if 'cls_token' not in state:
+    has_cls = 'cls_token' in state
+    slots = _leading_slots(position.shape[1], registers, has_cls, layout, name, source_grid)
+    if not has_cls:
         if not slots:
             return {}
         state['pos_embed'] = position[:, slots:]
@@ -304,10 +305,11 @@ def _normalise_positions(state: State, layout: Layout, name: str, source_grid: O
     return {}
 
 
-def _leading_slots(length: int, registers: int, layout: Layout, name: str, source_grid: Optional[Grid]) -> int:
-    possible = sorted(
-        {0, 1, 1 + registers} if layout.name == 'timm' else {0, 1} if layout.name == 'detectron2' else {1}
-    )
+def _leading_slots(
+    length: int, registers: int, has_cls: bool, layout: Layout, name: str, source_grid: Optional[Grid]
+) -> int:
+    # without [CLS] detectron2 keeps the slot of that of pretraining, mmpretrain and Hugging Face's I-JEPA have none
+    possible = sorted({0, 1, 1 + registers} if layout.name == 'timm' else {1} if has_cls else {0, 1})
     if source_grid is not None:
         slots = length - source_grid[0] * source_grid[1]
         if slots not in possible:

@@ -108,3 +108,11 @@ def test_a_step_is_skipped_only_when_asked_and_only_when_not_finite():
     assert optim.step_skipped is None
     optim.update_params(weight.sum())
     assert optim.step_skipped is True, 'the whole step goes'
+
+
+@pytest.mark.parametrize('per_tensor', [True, False])
+@pytest.mark.parametrize('norm', [0, -1.0])
+def test_a_largest_norm_that_leaves_nothing_is_refused(norm, per_tensor):
+    optimizer = torch.optim.SGD(network().parameters(), lr=1.0)
+    with pytest.raises(ConfigError, match='would leave nothing of any gradient: set optim_wrapper.clip_grad=None'):
+        SafeOptimWrapper(optimizer, clip_grad=dict(max_norm=norm, per_tensor=per_tensor))

@@ -181,6 +181,24 @@ def test_a_copied_work_dir_goes_on_from_its_own_files(first, demo, tmp_path, mon
     assert apis.latest_checkpoint(str(moved)) == str(moved / 'epoch_3.pth')
 
 
+def test_a_run_that_ended_within_an_epoch_is_lengthened_by_what_was_asked_for(demo, tmp_path, monkeypatch):
+    monkeypatch.setenv('ODIS_DEMO_ROOT', demo)
+    length = ['+train_cfg.max_iters=6', 'train_cfg.max_epochs=None']
+    run(tmp_path / 'run', length)
+    for logs in tmp_path.glob('run/2*/'):
+        logs.rename(logs.with_name('20000101_000000'))
+    length[0] = length[0].replace('6', '12')
+    _, log, rows = run(tmp_path / 'run', length, resume='latest')
+    assert [row['step'] for row in rows] == list(range(7, 13)), 'six of twelve were done, though epochs have four'
+    assert 'of the checkpoint counts as' not in log
+    for logs in tmp_path.glob('run/20[!0]*/'):
+        logs.rename(logs.with_name('20000102_000000'))
+    length[0] = length[0].replace('12', '10')
+    options = [*length, 'train_dataloader.batch_size=8']
+    _, log, rows = run(tmp_path / 'run', options, resume=str(tmp_path / 'run' / 'epoch_2.pth'))
+    assert [row['step'] for row in rows] == list(range(4, 11)), 'one epoch and a half are three iterations of eight'
+
+
 def test_an_epoch_under_way_goes_on_with_another_batch_size(first, demo, tmp_path, monkeypatch):
     """Eight of its sixteen images are done: two iterations of four, which count as one of eight."""
     monkeypatch.setenv('ODIS_DEMO_ROOT', demo)

@@ -223,6 +223,11 @@ def test_one_length_is_asked_for(tmp_path, length):
         train(tmp_path, length=length)
 
 
+def test_a_part_of_an_epoch_is_told_in_iterations(tmp_path):
+    with pytest.raises(ConfigError, match='max_epochs=0.5 is no whole number: set train_cfg.max_iters'):
+        train(tmp_path, length=dict(max_epochs=0.5))
+
+
 def test_twice_with_workers(undisturbed, tmp_path):
     assert stopped(train, tmp_path, 2, workers=1) == 75
     assert stopped(resumed, tmp_path, at=12, workers=1) == 75

@@ -591,3 +591,25 @@ def test_windows_of_attention_are_kept(tmp_path, capsys):
     save_backbone(tmp_path / 'older.pth', windowed.state_dict(), older)
     whole = build_backbone(tmp_path / 'older.pth')(images)[-1]
     assert torch.equal(whole, noisy_vit(num_registers=1).eval()(images)[-1]) and not torch.equal(whole, expected)
+
+
+def test_registers_without_cls_are_refused_in_a_sentence(tmp_path):
+    model = timm_vit(reg_tokens=2, class_token=False, global_pool='avg', no_embed_class=True)
+    torch.save(model.state_dict(), tmp_path / 'gap.pth')
+    with pytest.raises(CheckpointError, match=r'num_registers and without \[CLS\]'):
+        build_backbone(tmp_path / 'gap.pth', heads=2)
+
+
+@torch.no_grad()
+def test_a_vit_without_cls_keeps_all_its_positions(tmp_path):
+    model = timm_vit(class_token=False, global_pool='avg')
+    torch.save(model.state_dict(), tmp_path / 'gap.pth')
+    images = random_images()
+    for target in ('odis_mm', 'mmpretrain', 'detectron2', 'timm'):
+        transfer(tmp_path / 'gap.pth', tmp_path / f'{target}.pth', target, heads=2)
+        built = build_backbone(tmp_path / f'{target}.pth', heads=2)
+        torch.testing.assert_close(built(images)[-1].flatten(1), model.forward_features(images).flatten(1))
+        assert backbone_settings(tmp_path / f'{target}.pth')['img_size'] == (32, 32)
+    for target in ('huggingface', 'mmseg'):
+        with pytest.raises(CheckpointError, match=r'has no \[CLS\] token, which .* needs'):
+            transfer(tmp_path / 'gap.pth', tmp_path / f'{target}.pth', target, heads=2)

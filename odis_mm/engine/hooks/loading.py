@@ -122,14 +122,15 @@ class LoadingHook(Hook):
         before = meta['iter']
         if hasattr(loop, 'begin_at'):
             progress = checkpoint.get(PROGRESS) or {}
-            images = progress.get('images', 0)
+            images, was = progress.get('images', 0), meta.get('epoch_length', length)
+            began = progress.get('began', meta['epoch'] * was)
             if images:
                 progress['same_order'] = not any(
                     key.startswith(_ORDER) and not key.startswith(_NOT_ORDER) for key in keys
                 )
                 if images >= len(runner.train_dataloader.dataset):  # of smaller data now
-                    meta['epoch'], progress['images'], images = meta['epoch'] + 1, 0, 0
-            meta['iter'] = meta['epoch'] * length + loop.begin_at(images)
+                    meta['epoch'], progress['images'], images, began = meta['epoch'] + 1, 0, 0, began + was
+            meta['iter'] = round(began * length / was) + loop.begin_at(images)
         elif not hasattr(loop, 'dataloader_iterator'):
             # mmengine's loop by epochs begins at the start of one, whatever was done of it
             meta['iter'] = meta['epoch'] * length

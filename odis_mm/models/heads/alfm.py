@@ -56,6 +56,7 @@ class ALFMHead(SoftTargetHead):
         self.context_temp = context_temp
         self.lambda_entropy = lambda_entropy
         self.eps2 = eps2
+        self.num_prototypes = num_prototypes
         self.center = Center(num_prototypes, center_momentum)
 
     def step(self) -> None:

@@ -198,6 +198,7 @@ class DistillationHead(SoftTargetHead):
         if patch_center not in PATCH_CENTERS:
             raise ConfigError(f'head.patch_center is {patch_center!r}; use one of {PATCH_CENTERS}.')
         self.patch_center_of_all = patch_center == 'all'
+        self.num_prototypes = num_prototypes
         self.token_center = Center(num_prototypes, center_momentum)
         self.patch_center = Center(num_prototypes, center_momentum)
 

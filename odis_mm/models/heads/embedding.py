@@ -33,6 +33,7 @@ class EmbeddingHead(BaseModule):
     """
 
     patch_center_of_all = False  # there is no center
+    num_prototypes = 0
     loss_hint = (
         'loss: lower is better, below 0 too, as the spread of the embeddings enters with a minus sign; '
         'judge by similarity and effective_rank (1: collapsed)'

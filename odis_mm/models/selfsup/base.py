@@ -7,7 +7,7 @@ from typing import Dict, List, Optional, Tuple
 import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModule, ModuleDict
-from mmpretrain.models import BaseSelfSupervisor
+from mmpretrain.models import BaseSelfSupervisor, VisionTransformer
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -60,10 +60,11 @@ class TeacherStudent(BaseSelfSupervisor):
         if isinstance(preprocessor, dict):
             preprocessor = MODELS.build({'type': 'ViewPreprocessor', **preprocessor})
         super().__init__(backbone=backbone, neck=neck, head=head, data_preprocessor=preprocessor, init_cfg=init_cfg)
-        if not 0 <= momentum['start'] <= momentum['end'] <= 1:
+        self._check_parts(neck, head)
+        if not isinstance(momentum, dict) or not 0 <= momentum['start'] <= momentum['end'] <= 1:
             raise ConfigError(
-                'model.momentum must rise from start to end within [0, 1] (the teacher keeps this share), got '
-                f'{momentum}.'
+                'model.momentum is dict(start, end) and must rise from start to end within [0, 1] (the teacher keeps '
+                f'this share), got {momentum}.'
             )
         self.momentum_cfg = momentum
         self.momentum = momentum['start']
@@ -82,6 +83,22 @@ class TeacherStudent(BaseSelfSupervisor):
         self._ema_pairs: Optional[Tuple[List[Tensor], List[Tensor]]] = None
         self._progress_known = False
         self.train(self.training)
+
+    def _check_parts(self, neck: dict, head: dict) -> None:
+        for name, part in dict(neck=neck, head=head).items():
+            if isinstance(self.backbone, VisionTransformer):
+                width = self.backbone.embed_dims
+                if part.get('in_channels', width) != width:
+                    raise ConfigError(
+                        f'model.{name}.in_channels={part["in_channels"]}, but model.backbone is {width} wide: set '
+                        f'model.{name}.in_channels={width}.'
+                    )
+        made, wanted = (getattr(part, 'num_prototypes', None) for part in (self.neck, self.head))
+        if made != wanted:
+            raise ConfigError(
+                f'model.neck has {made} prototypes and model.head ({type(self.head).__name__}) takes {wanted}: set '
+                'num_prototypes of both to one number, and to 0 in the neck for an EmbeddingHead.'
+            )
 
     @property
     def loss_hint(self) -> str:

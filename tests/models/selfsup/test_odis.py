@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from mmpretrain.registry import MODELS
 
 import odis_mm  # noqa: F401
-from helpers import losses_of, make_batch, make_odis, make_vit
+from helpers import ODIS_CONFIG, losses_of, make_batch, make_odis, make_vit
 from odis_mm.datasets.transforms import mask_positions
 from odis_mm.utils.errors import ConfigError
 
@@ -123,3 +124,21 @@ def test_export_holds_the_teacher_under_backbone():
     stock.load_state_dict({k.removeprefix('backbone.'): v for k, v in state.items()})
     torch.testing.assert_close(stock.cls_token, model.teacher['backbone'].cls_token)
     assert not torch.equal(stock.cls_token, model.backbone.cls_token)
+
+
+@pytest.mark.parametrize(
+    'changed, told',
+    [
+        (dict(neck=dict(num_prototypes=7)), 'model.neck has 7 prototypes and model.head .DistillationHead. takes 24'),
+        (dict(neck=dict(in_channels=64)), 'model.neck.in_channels=64, but model.backbone is 32 wide'),
+        (dict(momentum=0.99), r'model.momentum is dict\(start, end\)'),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused_when_they_are_built(changed, told):
+    with pytest.raises(ConfigError, match=told):
+        make_odis(**changed)
+
+
+def test_an_embedding_head_takes_no_logits():
+    with pytest.raises(ConfigError, match='to 0 in the neck for an EmbeddingHead'):
+        MODELS.build({**ODIS_CONFIG, 'head': dict(type='EmbeddingHead')})
