@@ -47,7 +47,9 @@ def find_objects_main(argv: Optional[List[str]] = None) -> None:
         '--checkpoint', help='ViT of any layout that odis-mm transfer reads; of source detector: its weights'
     )
     group.add_argument(
-        '--size', type=int, help='longer side of the images in pixels (default: 480; source classic: 320)'
+        '--size',
+        type=int,
+        help='longer side of the images in pixels (default: 30 patches, 480 for patches of 16; source classic: 320)',
     )
     group.add_argument('--features', choices=('key', 'qkv'), help='of the last block, or of all blocks (default: key)')
     group.add_argument('--cut', type=float, help='end of the cuts: the highest normalised cut (default: 0.8)')

@@ -22,6 +22,7 @@ from ..transfer import read_meta
 from ..utils.errors import ConfigError
 from .found import Found, encode, keep_best, useful
 
+LONGER = 30  # patches: the longer side of an image, unasked
 _EDGE = 1e-5  # of unlike patches: keeps the graph connected
 
 
@@ -109,7 +110,8 @@ class Attention:
 
     Args:
         checkpoint: Any ViT that ``tools/transfer.py`` reads, the project's own teachers included.
-        size: Longer side of the image in pixels; both sides are rounded to patches.
+        size: Longer side of the image in pixels; both sides are rounded to patches. None: as many as 30 patches have,
+            480 for patches of 16, as the time of a cut grows with the square of their number.
         features: 'key' (of the last block), or 'qkv' (queries, keys and values of all blocks, their similarities
             averaged).
         threshold: Cosine similarity above which two patches are alike, after the image's mean patch is taken out.
@@ -122,7 +124,7 @@ class Attention:
     """
 
     checkpoint: str
-    size: int = 480
+    size: Optional[int] = None
     features: str = 'key'
     threshold: float = 0.2
     most: int = 20
@@ -183,7 +185,8 @@ class Attention:
     def _grid(self, image: np.ndarray) -> Tuple[int, int]:
         """Rows and columns of patches."""
         patch, longer = self.frozen.patch, max(image.shape[:2])
-        return tuple(max(round(side * self.size / longer / patch), 2) for side in image.shape[:2])
+        size = self.size or LONGER * patch
+        return tuple(max(round(side * size / longer / patch), 2) for side in image.shape[:2])
 
     @torch.no_grad()
     def _find(self, images: Sequence[np.ndarray], grid: Tuple[int, int]) -> List[Found]:

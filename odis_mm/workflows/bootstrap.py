@@ -7,10 +7,13 @@ It types the commands ``odis-mm pretrain``, ``odis-mm find-objects --source atte
 """
 
 import argparse
+import hashlib
+import os
 from pathlib import Path
 from typing import Dict, List, Optional
 
 from ..utils.errors import run_command
+from ..utils.paths import walk_images
 from .stages import Stage, Stages, Worker, exports
 
 
@@ -22,7 +25,7 @@ def main(argv: Optional[List[str]] = None) -> None:
         '--teacher', default='gtsa', choices=('gtsa', 'alfm', 'ibot'), help='method of the first pretraining'
     )
     parser.add_argument('--steps', type=int, help='of each pretraining (default: by the data)')
-    parser.add_argument('--size', type=int, default=480, help='longer side of the images in the search, in pixels')
+    parser.add_argument('--size', type=int, help='longer side of the images in the search, in pixels')
     parser.add_argument(
         '--rounds', type=int, default=1, help='2: the ODIS teacher searches again, and ODIS is trained anew'
     )
@@ -31,7 +34,7 @@ def main(argv: Optional[List[str]] = None) -> None:
 
 
 def bootstrap(
-    images: str, work_dir: str, teacher: str = 'gtsa', steps: Optional[int] = None, size: int = 480, rounds: int = 1
+    images: str, work_dir: str, teacher: str = 'gtsa', steps: Optional[int] = None, size: Optional[int] = None, rounds: int = 1
 ) -> Path:
     """Run the chain; see :func:`main` for the arguments.
 
@@ -39,6 +42,10 @@ def bootstrap(
         The export of the last ODIS.
     """
     images = str(Path(images).resolve())
+    own = Path(work_dir).resolve()
+    found = [name for name in walk_images(images)[0] if own not in Path(name).parents]
+    # with other images all is done anew
+    files = hashlib.sha256('\n'.join(f'{name} {os.path.getsize(name)}' for name in found).encode()).hexdigest()
     stages = Stages(work_dir, jobs=1)
 
     def training(name: str, method: str, objects: Optional[Stage] = None) -> Stage:
@@ -51,7 +58,7 @@ def bootstrap(
             worker.command(command, folder)
             return dict(export=str(exports(run)[-1]))
 
-        settings = dict(images=images, method=method, steps=steps)
+        settings = dict(images=images, files=files, method=method, steps=steps)
         return Stage(name, settings, work, (objects,) if objects else ())
 
     def searching(name: str, trained: Stage) -> Stage:
@@ -67,9 +74,8 @@ def bootstrap(
                 'attention',
                 '--checkpoint',
                 export,
-                '--size',
-                size,
             ]
+            command += ['--size', size] if size else []
             worker.command(command, folder)
             return dict(objects=str(out))
 

@@ -43,6 +43,11 @@ def test_chain_types_the_documented_commands(tmp_path, monkeypatch):
     assert str(export).startswith(last[last.index('--work-dir') + 1])
     typed.clear()
     assert bootstrap(str(tmp_path), str(tmp_path / 'work'), teacher='alfm', steps=5, rounds=2) == export and not typed
+    (tmp_path / 'work' / 'views_1.png').touch()
+    assert bootstrap(str(tmp_path), str(tmp_path / 'work'), teacher='alfm', steps=5, rounds=2) == export and not typed
+    (tmp_path / 'new.jpg').touch()
+    assert bootstrap(str(tmp_path), str(tmp_path / 'work'), teacher='alfm', steps=5, rounds=2) != export
+    assert len(typed) == 5, 'with another image all of it is done anew'
 
 
 def test_rows_differ_in_boxes_alone(tmp_path, monkeypatch):
