@@ -34,7 +34,12 @@ def main(argv: Optional[List[str]] = None) -> None:
 
 
 def bootstrap(
-    images: str, work_dir: str, teacher: str = 'gtsa', steps: Optional[int] = None, size: Optional[int] = None, rounds: int = 1
+    images: str,
+    work_dir: str,
+    teacher: str = 'gtsa',
+    steps: Optional[int] = None,
+    size: Optional[int] = None,
+    rounds: int = 1,
 ) -> Path:
     """Run the chain; see :func:`main` for the arguments.
 
@@ -65,16 +70,7 @@ def bootstrap(
         def work(worker: Worker, folder: Path, results: Dict[str, dict]) -> dict:
             out = folder / 'objects.json'
             export = results[trained.name]['export']
-            command = [
-                'find-objects',
-                images,
-                '--out',
-                out,
-                '--source',
-                'attention',
-                '--checkpoint',
-                export,
-            ]
+            command = ['find-objects', images, '--out', out, '--source', 'attention', '--checkpoint', export]
             command += ['--size', size] if size else []
             worker.command(command, folder)
             return dict(objects=str(out))

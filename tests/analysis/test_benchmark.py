@@ -332,6 +332,15 @@ def test_vitl_preset_fits_24_gb():
     assert 'for batch 32 in bf16 autocast' in benchmark.table(found)  # as the config trains
 
 
+def test_steps_with_pooled_objects_are_counted():
+    """How many objects are there depends on the images: all of them are counted."""
+    few, some = (load_config('odis_small') for _ in range(2))
+    next(step for step in few.train_dataloader.dataset.pipeline if step.type == 'SampleViews').others = 0
+    few.model.lambda_pool = 0
+    found = [benchmark.run(cfg, ['memory'])['memory'] for cfg in (few, some)]
+    assert found[0]['resting_bytes'] == found[1]['resting_bytes'] < found[0]['peak_bytes'] < found[1]['peak_bytes']
+
+
 @pytest.mark.parametrize(
     'mode, part',
     [('--model-only', 'model'), ('--data-only', 'data'), ('--end-to-end', 'end-to-end'), ('--memory-only', 'memory')],
