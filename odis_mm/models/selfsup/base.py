@@ -94,7 +94,7 @@ class TeacherStudent(BaseSelfSupervisor):
                         f'model.{name}.in_channels={width}.'
                     )
         made, wanted = (getattr(part, 'num_prototypes', None) for part in (self.neck, self.head))
-        if made != wanted:
+        if None not in (made, wanted) and made != wanted:  # a neck or head of one's own may have none
             raise ConfigError(
                 f'model.neck has {made} prototypes and model.head ({type(self.head).__name__}) takes {wanted}: set '
                 'num_prototypes of both to one number, and to 0 in the neck for an EmbeddingHead.'
