@@ -120,12 +120,16 @@ def pretraining_config(
         seed=seed,
         with_masks=False,
     )
+    if batch is not None and batch > found.images:
+        notes.append(f'batch: {found.images} in place of {batch}, as there are no more images')
     loader.batch_size = min(batch or loader.batch_size, found.images)
     loader.num_workers = _workers()
     loader.persistent_workers = loader.num_workers > 0
     cfg.setdefault('randomness', {}).update(seed=seed)
     _set_views(cfg, size)
     notes += _set_reading(cfg, dataset)
+    if not with_boxes and _view_step(cfg)['type'] == 'SampleViews':  # the file that lists the images may have boxes
+        _view_step(cfg)['target_rule'] = 'whole_image'
     if with_boxes and _may_fit(given, cfg):
         notes += _fit_views(cfg, dataset)
     iterations = max(1, found.images // loader.batch_size)
@@ -223,7 +227,7 @@ def _set_views(cfg: Config, size: Optional[int]) -> None:
     step, patch = _view_step(cfg), int(cfg.model.backbone.get('patch_size', 16))
     if size % patch or size < patch:
         raise ConfigError(
-            f'views of {size} pixels cannot be cut into patches of {patch}: choose a multiple of {patch}.'
+            f'views of {size} pixels cannot be cut into patches of {patch}: choose {patch}, {2 * patch}, ...'
         )
     old = step['views'][0]['size']
     for group in step['views']:

@@ -118,6 +118,8 @@ def compare_data(
         ConfigError: no annotations, too little time for any comparison, or a work dir that holds the plan of another
             command.
     """
+    if not minutes > 0:
+        raise ConfigError(f'minutes must be above 0, got {minutes:g}.')
     MMLogger.get_current_instance().setLevel('WARNING')
     root = Path(data).resolve()
     out = Path(work_dir or Path('work_dirs/compare') / (slug(root.name) or 'data'))

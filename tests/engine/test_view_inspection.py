@@ -34,6 +34,8 @@ def config(folder, side, min_cover=None, recipe='odis_small'):
     cfg.param_scheduler = []
     cfg.model.backbone.arch.update(embed_dims=32, num_layers=2, feedforward_channels=64)
     cfg.model.neck.in_channels = 32
+    if 'in_channels' in cfg.model.head:
+        cfg.model.head.in_channels = 32
     cfg.default_hooks.logger.interval = 1
     return cfg
 

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmpretrain.registry import DATASETS
 
 import odis_mm
 from helpers import SMALL_DETECTOR
@@ -461,6 +463,19 @@ def test_odis_without_objects_says_what_it_takes_for_one(coco_folder):
     for method, said in (('odis', True), ('gtsa', False)):
         cfg, _ = pretraining_config(coco_folder / 'train2017', boxes='none', method=method)
         assert any('each whole image counts as one' in note for note in cfg.notes) == said
+
+
+def test_boxes_that_are_not_to_be_used_are_not(coco_folder):
+    """The annotations tell which images there are; the same images alone give the same views."""
+    init_default_scope('mmpretrain')
+    drawn = []
+    for data in (coco_folder, coco_folder / 'train2017'):
+        cfg, _ = pretraining_config(data, boxes='none', method='odis', batch=20)
+        assert 'batch: 10 in place of 20, as there are no more images' in cfg.notes
+        drawn.append([DATASETS.build(cfg.train_dataloader.dataset)[i] for i in range(10)])
+    for one, other in zip(*drawn):
+        assert all(torch.equal(a, b) for a, b in zip(one['inputs'], other['inputs']))
+        assert all(mask.all() for mask in one['data_samples']['object_mask'])
 
 
 def test_a_missing_validation_split_is_cut_off(coco_folder, tmp_path, monkeypatch):

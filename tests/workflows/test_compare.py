@@ -691,6 +691,8 @@ def test_a_data_set_gets_a_plan_that_fits_the_time(tmp_path, training, monkeypat
     compare_data(root, 10, work_dir=tmp_path / 'short', jobs=1, dry_run=True)
     poor, _ = module.load_plan(tmp_path / 'short' / 'plan.yaml')
     assert poor.pretraining.minutes < rich.pretraining.minutes
+    with pytest.raises(ConfigError, match='minutes must be above 0, got -5'):
+        compare_data(root, -5, work_dir=tmp_path / 'none')
     with pytest.raises(ConfigError, match='0.5 minutes are too short .* give it about'):
         compare_data(root, 0.5, work_dir=tmp_path / 'none', jobs=1)
     with pytest.raises(ConfigError, match='was made by another command .*take another --work-dir'):
