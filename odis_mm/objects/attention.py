@@ -173,7 +173,7 @@ class Attention:
     def __call__(self, images: Sequence[np.ndarray]) -> List[Found]:
         shapes: Dict[Tuple[int, int], List[int]] = {}
         for i, image in enumerate(images):
-            shapes.setdefault(self._grid(image), []).append(i)
+            shapes.setdefault(self.grid(image), []).append(i)
         found: List[Optional[Found]] = [None] * len(images)
         for grid, members in shapes.items():
             for start in range(0, len(members), self.batch):
@@ -182,7 +182,7 @@ class Attention:
                     found[i] = objects
         return found
 
-    def _grid(self, image: np.ndarray) -> Tuple[int, int]:
+    def grid(self, image: np.ndarray) -> Tuple[int, int]:
         """Rows and columns of patches."""
         patch, longer = self.frozen.patch, max(image.shape[:2])
         size = self.size or LONGER * patch

@@ -419,7 +419,7 @@ class Comparison:
             usage, seconds = self._train(worker, folder, cfg)
             for checkpoint in (folder / 'run').glob('*.pth'):
                 checkpoint.unlink()
-            return dict(**_ap_of(folder), seconds=seconds, **usage)
+            return dict(**ap_of(folder), seconds=seconds, **usage)
 
         name = name or '_'.join(
             [f'detector_{slug(run.start)}', *([f'p{run.pretraining_seed}'] if start.recipes else [])]
@@ -598,7 +598,7 @@ def coco_ap(folder: Path) -> Dict[str, float]:
     return {name: round(100 * evaluated[-1][key], 2) for name, key in AP_KEYS.items() if key in evaluated[-1]}
 
 
-def _ap_of(folder: Path) -> Dict[str, float]:
+def ap_of(folder: Path) -> Dict[str, float]:
     """Of a detector stage; a detector that finds nothing at all has an AP of 0, which mmdet does not log."""
     predictions = folder / 'predictions.bbox.json'
     if predictions.is_file() and not json.loads(predictions.read_text()):

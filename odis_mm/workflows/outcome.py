@@ -117,7 +117,7 @@ def collect(comparison: Comparison, results: Dict[str, dict]) -> Outcome:
         tables.append(Table(percent, labelled, rows))
     outcome = Outcome(plan, comparison.evaluated, count, tables)
     add_lengths(outcome, comparison, runs, results)
-    _measures(outcome, comparison, runs, results)
+    add_measures(outcome, comparison, runs, results)
     for start in plan.starts:
         if start.recipes:
             done = [results[comparison.pretrainings[start.name, p].name] for p in range(plan.seeds.pretraining)]
@@ -219,7 +219,7 @@ def add_lengths(outcome: Outcome, comparison: Comparison, runs: dict, results: D
         outcome.lengths[start.name] = points
 
 
-def _measures(outcome: Outcome, comparison: Comparison, runs: dict, results: Dict[str, dict]) -> None:
+def add_measures(outcome: Outcome, comparison: Comparison, runs: dict, results: Dict[str, dict]) -> None:
     plan = comparison.plan
     points: List[Tuple[Dict[str, float], float]] = []
     by_start: Dict[str, List[dict]] = {}

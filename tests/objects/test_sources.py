@@ -104,7 +104,7 @@ def test_attention_finds_planted_objects(scene, teacher, features):
     source = Attention(str(teacher), size=128, features=features, heads=4)
     found, other = source([image, image[:, :64]])
     assert len(found.boxes) and (np.diff(found.scores) <= 0).all()
-    assert max(Attention(str(teacher), heads=4)._grid(image)) == 30, 'unasked'
+    assert max(Attention(str(teacher), heads=4).grid(image)) == 30, 'unasked'
     assert max(_iou(found.boxes[i], box) for i in range(len(found.boxes)) for box in boxes) > 0.5
     assert all(mask['size'] == [96, 128] for mask in found.masks) and all(
         mask['size'] == [96, 64] for mask in other.masks

@@ -461,9 +461,9 @@ def test_starts_of_other_boxes_are_not_said_to_use_the_annotated_ones():
 def test_a_mask_detector_that_finds_nothing_has_a_mask_ap(tmp_path):
     engine = sys.modules[module.Comparison.__module__]
     (tmp_path / 'predictions.bbox.json').write_text('[]')
-    assert 'mask AP' not in engine._ap_of(tmp_path)
+    assert 'mask AP' not in engine.ap_of(tmp_path)
     (tmp_path / 'predictions.segm.json').write_text('[]')
-    assert engine._ap_of(tmp_path)['mask AP'] == 0
+    assert engine.ap_of(tmp_path)['mask AP'] == 0
 
 
 def test_every_amount_of_labels_gets_the_same_detector(tmp_path, training):

@@ -11,8 +11,8 @@ from odis_mm.workflows.outcome import (
     Outcome,
     Row,
     Table,
-    _measures,
     add_lengths,
+    add_measures,
     flat_baseline,
     headline,
     longer_training,
@@ -156,5 +156,5 @@ def test_a_measure_that_does_not_vary_has_no_correlation():
     results = {s.name: dict(metrics=dict(box_pool=5.0, object_auc=int(s.name)), random={}) for s in starts}
     runs = {DetectorRun(start.name, 0, 100.0, 0): (float(start.name), None) for start in starts}
     outcome = SimpleNamespace(lengths={}, measures={}, correlations={})
-    _measures(outcome, SimpleNamespace(plan=plan, measures=measures), runs, results)
+    add_measures(outcome, SimpleNamespace(plan=plan, measures=measures), runs, results)
     assert outcome.correlations == {'object_auc': (pytest.approx(1), 5)}

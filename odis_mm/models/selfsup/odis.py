@@ -37,6 +37,8 @@ class ODIS(TeacherStudent):
         ConfigError: options that exclude each other, or ``lambda_img`` without a [CLS].
     """
 
+    all_there = False  # True: no pooled object is looked for in its crop, so that a step can be counted without values
+
     def __init__(
         self,
         *args,
@@ -123,7 +125,7 @@ class ODIS(TeacherStudent):
             losses['loss_patch'] = self.lambda_patch * patch_loss
         if pooled is not None:
             shown = pooled.any(-1).unflatten(0, (-1, batch)).flatten(1).T  # [B*n, G]
-            each = _project_there(self.neck, means.flatten(0, 1), pooled.any(-1).flatten())
+            each = self._project_there(self.neck, means.flatten(0, 1), pooled.any(-1).flatten())
             each = each.unflatten(0, (shown.shape[1], len(shown), 1))  # [G, B*n, 1, K]
             losses['loss_pool'] = self.lambda_pool * self.head.token_loss(each, pool_targets.view(each.shape), shown)
             there = pooled.any(-1).flatten()
@@ -177,8 +179,20 @@ class ODIS(TeacherStudent):
         pool_targets = None
         if means is not None:  # tokens of one more view: they move the tokens' center, too, where the object is there
             there = pooled.any(-1).flatten()
-            pool_targets = self.head.token_targets(_project_there(neck, means.flatten(0, 1), there), there)
+            pool_targets = self.head.token_targets(self._project_there(neck, means.flatten(0, 1), there), there)
         return targets, None if patch_logits is None else self.head.patch_targets(patch_logits, every), pool_targets
+
+    def _project_there(self, neck: nn.Module, means: Tensor, there: Tensor) -> Tensor:
+        """The logits [n, K] of the means [n, D] of objects that are ``there``, bool [n], and zeros for the others: of
+        many data sets most further objects lie outside a crop, and batch norms must not take them for objects that are
+        alike."""
+        if self.all_there or not neck.uses_batch_statistics:
+            return neck(means)
+        rows = there.nonzero().flatten()  # waits for the device
+        if _rows_of_norms(neck, rows) < 2:  # one row has no variance
+            return neck(means)
+        logits = neck(means.index_select(0, rows))
+        return logits.new_zeros(len(means), logits.shape[1]).index_copy(0, rows, logits)
 
     @staticmethod
     def project(neck: nn.Module, leading: Tensor, patches: Optional[Tensor]) -> Tuple[Tensor, Optional[Tensor]]:
@@ -202,18 +216,6 @@ def _rows_of_norms(neck: nn.Module, patches: Tensor) -> int:
     rows = torch.tensor(len(patches), device=patches.device)
     all_reduce(rows)
     return int(rows)
-
-
-def _project_there(neck: nn.Module, means: Tensor, there: Tensor) -> Tensor:
-    """The logits [n, K] of the means [n, D] of objects that are ``there``, bool [n], and zeros for the others: of many
-    data sets most further objects lie outside a crop, and batch norms must not take them for objects that are alike."""
-    if not neck.uses_batch_statistics:
-        return neck(means)
-    rows = there.nonzero().flatten()  # waits for the device
-    if _rows_of_norms(neck, rows) < 2:  # one row has no variance
-        return neck(means)
-    logits = neck(means.index_select(0, rows))
-    return logits.new_zeros(len(means), logits.shape[1]).index_copy(0, rows, logits)
 
 
 def read_tokens(
