@@ -41,8 +41,8 @@ def list_images(folder: PathLike) -> List[str]:
         print_log(line, logger='current', level=level)
     if not names:
         raise ConfigError(
-            f'no image in or below {shown(folder)} (looked for {", ".join(IMAGE_SUFFIXES)}); check data_root and '
-            'data_prefix.'
+            f'no image in or below {shown(folder)} (looked for {", ".join(IMAGE_SUFFIXES)}); name the folder '
+            'that holds your images (in a config: data_root and data_prefix).'
         )
     return names
 

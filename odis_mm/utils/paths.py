@@ -404,5 +404,5 @@ def check_unused(work_dir: Path) -> None:
         free = next(path for n in count(2) if not holds_run(path := work_dir.with_name(f'{work_dir.name}_{n}')))
         raise ConfigError(
             f'{work_dir} holds checkpoints of a run: for another one add --work-dir {shlex.quote(str(free))}; to '
-            'continue that one, leave --init out and add --resume.'
+            'continue that one, add --resume (without --init).'
         )

@@ -233,7 +233,8 @@ def _splits(plan: Plan, folder: Path, out: Path) -> Tuple[Dict[str, Split], List
     if 'train' not in found:
         raise ConfigError(
             f'{root} holds no annotations of training images (looked for COCO-style json, YOLO, Pascal VOC and '
-            'others): put them there, or name a COCO-style json as data.train in a plan.'
+            'others): put them there, or name a COCO-style json as data.train in a plan (with --data: --set '
+            'data.train=FILE).'
         )
     if data.demo and plan.tuning.trials:
         found['test'] = found.pop('val')  # trials are chosen by other images

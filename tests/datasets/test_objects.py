@@ -485,8 +485,8 @@ def test_missing_and_empty_places(folder):
     )
     (folder / 'void').mkdir()
     assert _message(ValueError, ObjectDataset, folder / 'void') == (
-        f'no image in or below {folder}/void/ (looked for .jpg, .jpeg, .png, .bmp, .webp, .tif, .tiff); check data_root'
-        ' and data_prefix.'
+        f'no image in or below {folder}/void/ (looked for .jpg, .jpeg, .png, .bmp, .webp, .tif, .tiff); name the '
+        'folder that holds your images (in a config: data_root and data_prefix).'
     )
     (folder / 'list.txt').write_text('\n \n')
     assert _message(ValueError, ObjectDataset, folder, 'list.txt', 'img') == (
