@@ -346,8 +346,7 @@ def test_a_work_dir_is_not_overwritten(chain, coco_folder):
     for call in (pretrain, finetune):
         folder = work / ('pretrain' if call is pretrain else 'detector')
         with pytest.raises(
-            ConfigError,
-            match='for another one add --work-dir .*_2; to continue that one, add --resume',
+            ConfigError, match='for another one add --work-dir .*_2; to continue that one, add --resume'
         ):
             call(coco_folder, steps=4, work_dir=folder)
         with pytest.raises(ConfigError, match='there is no checkpoint in .*gone; leave --resume out'):
