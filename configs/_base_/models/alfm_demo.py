@@ -27,6 +27,6 @@ model = dict(
         lambda_entropy=0.3,  # at 1 the entropy does all the work and the views' similarity stays at 0.1
     ),
     embed_shared=True,  # whole crops of an image full of objects have little in common
-    lambda_cdlp=0.3,
+    lambda_cdlp=0.03,  # from 0.1 on it takes from what GMSR gives (docs/evidence/demo.md)
     momentum=dict(start=0.95),  # at 0.99 half of a teacher's weights are still the initial ones after 150 steps
 )
