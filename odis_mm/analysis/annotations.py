@@ -73,18 +73,13 @@ def write_annotations(folder: Path, images: int, objects: int, points: int = 26,
 
 
 def annotations_benchmark(
-    images: int = 118_287,
-    objects: int = 860_001,
-    masks: bool = True,
-    repeats: int = 3,
-    train: Sequence[str] = (),
-    config: str = 'odis_vits_coco',
+    images: int = 118_287, objects: int = 860_001, masks: bool = True, repeats: int = 3, train: Sequence[str] = ()
 ) -> Dict[str, Any]:
     """Times of a synthetic file (default: of the size of COCO train2017) in processes of their own.
 
     Args:
-        train: The command in front of a config; () to leave trainings out.
-        config: Its training starts with two images a batch.
+        train: The command in front of a config, to start ``odis_vits_coco`` with two images a batch; () to leave that
+            out.
 
     Returns:
         'first' (no cache yet) and 'again': of each process ``cpu`` and ``seconds`` to build the data set, ``own_mb`` of
@@ -105,7 +100,7 @@ def annotations_benchmark(
 
         def start() -> float:
             few = ['train_dataloader.batch_size=2', 'train_dataloader.num_workers=1']
-            return seconds_to_first_iteration(config, few, train, environment=environment)
+            return seconds_to_first_iteration('odis_vits_coco', few, train, environment=environment)
 
         result: Dict[str, Any] = dict(json_mb=path.stat().st_size / 1e6)
         for prefix, measure in (('', read), ('start_', start)):

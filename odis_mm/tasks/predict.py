@@ -150,7 +150,9 @@ def picture_names(paths: Sequence[Path]) -> Dict[str, str]:
 def _load(model, weights: Path, cfg) -> List[str]:
     """Every tensor of the detector from its checkpoint; returns the names of the classes."""
     content = load_local(str(weights))
-    check_fit(model, content, str(weights), f'take the iter_N.pth or epoch_N.pth of the training of {cfg.filename}.')
+    remedy = f'take the iter_N.pth or epoch_N.pth of the training of {cfg.filename}.'
+    for note in check_fit(model, content, str(weights), remedy):
+        print_log(note, logger='current', level=logging.WARNING)
     model.load_state_dict(state_of(content), strict=False)  # judged above: refused, or told
     meta = (content.get('meta') or {}).get('dataset_meta') or {}
     classes = list(meta.get('classes') or cfg.test_dataloader.dataset.get('metainfo', {}).get('classes') or [])

@@ -23,7 +23,7 @@ from odis_mm.recipes import METHODS, detector_config, pretraining_config
 from odis_mm.tasks import Finetuned, finetune, predict, pretrain
 from odis_mm.tasks.finetune import annotated_splits, detector_splits
 from odis_mm.tasks.predict import drawn_boxes
-from odis_mm.transfer import read_checkpoint, read_meta
+from odis_mm.transfer import load_local, read_checkpoint, read_meta
 from odis_mm.utils.errors import BadImageError, CheckpointError, ConfigError, FolderInUseError, MissingFileError
 
 pytest.importorskip('mmcv._ext')
@@ -279,6 +279,21 @@ def test_a_resumed_finetune_draws_again(chain, coco_folder, tmp_path):
     done = finetune(coco_folder, steps=4, work_dir=run, resume=True, **known)
     written = run / 'predictions' / 'predictions.json'
     assert done.checkpoint.name == 'iter_4.pth' and written.stat().st_mtime >= done.checkpoint.stat().st_mtime
+
+
+def test_tensors_that_predict_leaves_in_the_file_are_told(chain, coco_folder, tmp_path, monkeypatch):
+    work, _, _ = chain
+    said = []
+    monkeypatch.setattr(sys.modules[predict.__module__], 'print_log', lambda line, **_: said.append(line))
+    (config,) = (work / 'detector').glob('*.py')
+    content = load_local(str(work / 'detector' / 'iter_3.pth'))
+    content['state_dict']['mask_head.weight'] = torch.zeros(2)
+    torch.save(content, tmp_path / 'more.pth')
+    image = next((coco_folder / 'val2017').iterdir())
+    for weights, told in ((work / 'detector' / 'iter_3.pth', 0), (tmp_path / 'more.pth', 1)):
+        predict(config, weights, image, tmp_path / weights.stem)
+        assert said.count('mask_head.weight: in the file, not in the model') == told
+        assert not [line for line in said if 'in the file' in line and 'mask_head' not in line]
 
 
 def test_predictions_are_coco_and_scopes_do_not_leak(chain, coco_folder, tmp_path):
