@@ -15,7 +15,7 @@ from ..datasets.image_io import has_extent
 from ..datasets.layout import Split, categories, read_coco
 from ..datasets.reading import Reading, find_reading
 from ..datasets.values import identity
-from ..transfer import VitShape, read_checkpoint, read_meta, read_vit
+from ..transfer import VitShape, read_checkpoint, read_meta, read_vit, told_grid
 from ..utils.errors import ConfigError
 from ..utils.files import PathLike
 from ..utils.nested import dicts
@@ -342,9 +342,10 @@ def backbone_settings(init: PathLike) -> Dict[str, Any]:
         CheckpointError: it cannot be read, or holds no plain ViT.
     """
     meta = read_meta(init)
-    vit = read_vit(read_checkpoint(init), str(init), heads=meta.get('num_heads'))
+    grid = told_grid(meta)
+    vit = read_vit(read_checkpoint(init), str(init), source_grid=grid, heads=meta.get('num_heads'))
     shape = VitShape.of(vit.state)
-    rows, columns = shape.grid()
+    rows, columns = shape.grid(grid)
     options = shape.backbone_options()
     if meta.get('window_size') and shape.cls_token:
         options.update({name: meta[name] for name in ('window_size', 'global_every') if name in meta})

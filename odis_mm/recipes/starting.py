@@ -11,7 +11,7 @@ from ..config import follow_channels, load_config
 from ..datasets.reading import Reading
 from ..engine.fit import holds_detector
 from ..evaluation.frozen import IMAGENET_MEAN
-from ..transfer import CheckpointError, Source, VitShape, read_checkpoint, read_meta, read_vit
+from ..transfer import CheckpointError, Source, VitShape, read_checkpoint, read_meta, read_vit, told_grid
 from ..transfer.resnet import find_resnet
 from ..transfer.shape import State
 from ..utils.errors import ConfigError
@@ -98,7 +98,7 @@ def _read_vit(state: State, init: Path, meta: dict, detector: bool) -> Source:
             'ResNets, such as alfm_r50_coco.'
         )
     try:
-        return read_vit(state, str(init), heads=meta.get('num_heads'))
+        return read_vit(state, str(init), source_grid=told_grid(meta), heads=meta.get('num_heads'))
     except CheckpointError as error:
         if not detector:
             raise

@@ -90,6 +90,11 @@ def read_vit(
         ours['patch_embed.projection.bias'] = weight.new_zeros(weight.shape[0])
         changed['patch_embed.projection.bias'] = 'zeros, as the file has none'
     check_vit(ours, name, layout)
+    if layout.rotary and 'cls_token' not in ours:
+        raise CheckpointError(
+            f'{name} has rotary positions and no [CLS] token: it is no plain ViT (of rotary positions only those of '
+            'DINOv3 are known here).'
+        )
     if layout.rotary:
         _add_periods(ours, layout, heads, changed)
     elif 'pos_embed' in ours:
