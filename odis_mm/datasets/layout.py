@@ -258,9 +258,7 @@ def _with_all_classes(rest: List[str], held: List[str], kinds: Dict[str, set]) -
     total = counts['held'] + counts['rest']
 
     def loses(name: str, out: str, into: str) -> bool:
-        return any(
-            counts[name][kind] == 1 and (name == 'rest' or total[kind] > 1) for kind in kinds[out] - kinds[into]
-        )
+        return any(counts[name][kind] == 1 and (name == 'rest' or total[kind] > 1) for kind in kinds[out] - kinds[into])
 
     for kind in sorted(total, key=lambda kind: (total[kind], str(kind))):
         for name, other in (('rest', 'held'), ('held', 'rest')):

@@ -103,13 +103,14 @@ def _huggingface_meta(folder: Path) -> dict:
         _refuse_activation(config, path)
     names = dict(num_heads='num_attention_heads', patch_size='patch_size', norm_eps='layer_norm_eps')
     found = {ours: config[theirs] for ours, theirs in names.items() if isinstance(config.get(theirs), (int, float))}
-    if isinstance(config.get('image_size'), list) and 'patch_size' in found:
-        found['patch_grid'] = [side // found['patch_size'] for side in config['image_size']]
+    size, patch = config.get('image_size'), found.get('patch_size')
+    if isinstance(size, list) and len(size) == 2 and patch:
+        found['patch_grid'] = [side // patch for side in size]
     return found
 
 
 def _refuse_activation(config: dict, path: Path) -> None:
-    """What tensors do not tell, and backbones here have one of: the activation of MLPs, the base of rotary positions."""
+    """What tensors do not tell and backbones here have one of: activation of MLPs, base of rotary positions."""
     wanted, told = 'silu' if config.get('use_gated_mlp') else 'gelu', config.get('hidden_act', 'gelu')
     base = (config.get('rope_parameters') or config).get('rope_theta', 100.0)
     if told != wanted and not config.get('use_swiglu_ffn'):
@@ -118,8 +119,8 @@ def _refuse_activation(config: dict, path: Path) -> None:
         )
     if config.get('model_type') == 'dinov3_vit' and base != 100:
         raise CheckpointError(
-            f'{path}: rope_theta={base:g}, and rotary positions of files in the names of Hugging Face are read with 100: '
-            'take the file of another model.'
+            f'{path}: rope_theta={base!r}, and rotary positions of files in the names of Hugging Face are read with '
+            '100: take the file of another model.'
         )
 
 

@@ -108,7 +108,7 @@ def load_backbone(
         prefix, found = _find_backbone(state, module, name)
     else:
         heads = getattr(module, 'arch_settings', {}).get('num_heads')
-        vit = read_vit(state, name, source_grid=told_grid(meta), heads=heads)
+        vit = read_vit(state, name, source_grid=told_grid(meta), heads=heads, allow_unexpected=allow_unexpected)
         prefix, found, notes = f'{vit.dialect}, {vit.prefix}', vit.state, {**vit.dropped, **vit.changed}
         meta = {'norm_eps': vit.norm_eps, **({'num_heads': vit.heads} if vit.heads else {}), **meta}
     mark = fingerprint(found)

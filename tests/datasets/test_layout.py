@@ -127,9 +127,7 @@ def test_a_class_with_few_images_is_on_both_sides_of_a_cut(several):
         share, classes = rng.uniform(0.1, 0.5), int(rng.integers(1, 8))
         odds = rng.dirichlet([0.5] * classes)
         length = int(rng.integers(4, 80))
-        kinds = [
-            set(rng.choice(classes, rng.integers(1, 3) if several else 1, p=odds).tolist()) for _ in range(length)
-        ]
+        kinds = [set(rng.choice(classes, rng.integers(1, 3) if several else 1, p=odds).tolist()) for _ in range(length)]
         content = of_classes(kinds)
         parts = split_coco(content, share, seed=seed)
         rest, held = ({image['id'] for image in part['images']} for part in parts)

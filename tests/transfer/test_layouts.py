@@ -618,9 +618,7 @@ def test_positions_of_a_grid_that_is_no_square_are_read_from_the_grid_of_the_fil
     file = out / 'model.safetensors' if target == 'huggingface' else out
     assert read_meta(file)['patch_grid'] == [2, 8]
     images = torch.randn(1, 3, 16, 64)
-    torch.testing.assert_close(
-        build_backbone(file)(images)[-1], model.forward_features(images), atol=1e-5, rtol=1e-5
-    )
+    torch.testing.assert_close(build_backbone(file)(images)[-1], model.forward_features(images), atol=1e-5, rtol=1e-5)
     for side in (32, 48):
         vit = stock_vit(ARCH, img_size=side)
         report = load_backbone(vit, file)
