@@ -24,7 +24,11 @@ TRUST = 'ODIS_MM_TRUST_CHECKPOINTS'
 OTHER_MODELS = (
     (r'vit_\w+_rpn_\d+', 'norms after attention and MLPs'),
     (r'vit_\w+_rope_\w+', 'rotary positions other than those of DINOv3'),
-    (r'vit_(\w+_patch32|large_patch16|so400m_patch16|giantopt_patch16)_siglip(_gap)?_\d+', 'MLPs with a tanh GELU'),
+    (
+        r'vit_(\w+_patch32_siglip|so400m_patch16_siglip|giantopt_patch16_siglip|large_patch16_siglip(?=(_gap)?_512))'
+        r'(_gap)?_\d+',
+        'MLPs with a tanh GELU',
+    ),
 )
 
 

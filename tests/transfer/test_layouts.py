@@ -576,6 +576,21 @@ def test_models_whose_tensors_do_not_tell_that_they_are_others_are_refused_by_th
     assert not (tmp_path / 'out.pth').exists()
 
 
+def test_the_models_of_siglip_that_are_refused_are_those_with_another_activation(tmp_path):
+    kinds = set()
+    for name in timm.list_models('vit_*siglip*'):
+        model = timm.create_model(name, img_size=32, embed_dim=64, depth=1, num_heads=2)
+        other = (model.blocks[0].mlp.act(torch.ones(1)) - F.gelu(torch.ones(1))).abs().item() > 1e-5
+        kinds.add(other)
+        torch.save(dict(arch=name, state_dict={}), tmp_path / 'file.pth')
+        if other:
+            with pytest.raises(CheckpointError, match=f'{name}.*tanh GELU'):
+                read_meta(tmp_path / 'file.pth')
+        else:
+            assert read_meta(tmp_path / 'file.pth') == {}, name
+    assert kinds == {True, False}
+
+
 def test_plain_models_of_timm_are_not_refused_by_their_name(tmp_path):
     for name in ('vit_small_patch16_dinov3', 'vit_base_patch16_siglip_gap_224', 'vit_base_patch16_224', 'our_rope_run'):
         torch.save(dict(arch=name, state_dict=timm_vit().state_dict()), tmp_path / f'{name}.pth')
