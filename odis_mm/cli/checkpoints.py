@@ -67,14 +67,15 @@ def transfer_main(argv: Optional[List[str]] = None) -> None:
 
 
 def _describe(args: argparse.Namespace) -> str:
-    from ..transfer import VitShape, read_checkpoint, read_vit
+    from ..transfer import VitShape, read_checkpoint, read_meta, read_vit, told_grid
 
-    source = read_vit(read_checkpoint(args.source), args.source, source_grid=args.source_grid, drop=args.drop)
+    told = args.source_grid or told_grid(read_meta(args.source))
+    source = read_vit(read_checkpoint(args.source), args.source, source_grid=told, drop=args.drop)
     shape = VitShape.of(source.state)
     if shape.patches is None:
         positions = 'rotary positions'
     else:
-        grid = args.source_grid or shape.square
+        grid = told or shape.square
         positions = f'{grid[0]} x {grid[1]} positions' if grid else f'{shape.patches} positions'
     parts = [f'{shape.depth} blocks', f'{shape.width} wide', f'patch {shape.patch_size}', positions]
     parts += ['layer scale'] * shape.layer_scale + ['gated MLPs'] * shape.gated

@@ -2,14 +2,16 @@
 
 import json
 import os
+from collections import Counter
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from ..utils.errors import AnnotationError, ConfigError, MissingFileError
 from ..utils.files import PathLike
 from ..utils.paths import check_folder, walk_images
-from .values import identity
+from .values import identity, is_crowd
 
 SPLITS = {'train': ('train', 'training'), 'val': ('val', 'valid', 'validation'), 'test': ('test', 'testing')}
 
@@ -224,17 +226,64 @@ def _preferred(paths: List[Path]) -> List[Path]:
 
 def split_coco(content: dict, share: float, seed: int) -> Tuple[dict, dict]:
     """Return two COCO-style dicts, the second with ``share`` of the images (at least one), drawn by ``seed``; entries
-    of one file stay together."""
+    of one file stay together.
+
+    Files of the draw change places until each class has an image in the first part and, of two or more, in the second,
+    as far as their sizes permit, rare classes first; a draw that is so by itself stays as it is.
+    """
     import numpy as np
 
     images = content['images']
     files = list(dict.fromkeys(image['file_name'] for image in images))
-    order = np.random.default_rng(seed).permutation(len(files))
-    held = {files[i] for i in order[: max(1, round(share * len(files)))]}
+    order = [files[i] for i in np.random.default_rng(seed).permutation(len(files))]
+    count = max(1, round(share * len(files)))
+    file_of = {identity(image['id']): image['file_name'] for image in images}
+    kinds: Dict[str, set] = {file: set() for file in files}
+    for annotation in content.get('annotations') or ():
+        file, kind = file_of.get(identity(annotation['image_id'])), annotation.get('category_id')
+        if file is not None and kind is not None and not is_crowd(annotation):
+            kinds[file].add(identity(kind))
+    held = _with_all_classes(order[count:], order[:count], kinds)
     return tuple(
         part_of(content, [image for image in images if (image['file_name'] in held) == inside])
         for inside in (False, True)
     )
+
+
+def _with_all_classes(rest: List[str], held: List[str], kinds: Dict[str, set]) -> set:
+    """The files to hold out in place of ``held``, as many: a file changes places with one of the other side where a
+    side lacks a class and no side loses one."""
+    sides = dict(held=(held, rest), rest=(rest, held))
+    counts = {name: Counter(kind for file in own for kind in kinds[file]) for name, (own, _) in sides.items()}
+    total = counts['held'] + counts['rest']
+
+    def loses(name: str, out: str, into: str) -> bool:
+        return any(counts[name][kind] == 1 and (name == 'rest' or total[kind] > 1) for kind in kinds[out] - kinds[into])
+
+    for kind in sorted(total, key=lambda kind: (total[kind], str(kind))):
+        for name, other in (('rest', 'held'), ('held', 'rest')):
+            if counts[name][kind] or (name == 'held' and total[kind] < 2):
+                continue
+            own, others = sides[name]
+            for into, out in product([file for file in others if kind in kinds[file]], reversed(own)):
+                if not loses(name, out, into) and not loses(other, into, out):
+                    own[own.index(out)], others[others.index(into)] = into, out
+                    for side, come, gone in ((name, into, out), (other, out, into)):
+                        counts[side].update(kinds[come])
+                        counts[side].subtract(kinds[gone])
+                    break
+    return set(held)
+
+
+def without_objects(part: dict, names: Sequence[dict]) -> str:
+    """Return the names of those categories of which a COCO-style dict has no object, in words; '' if there are none."""
+    there = {
+        identity(a['category_id'])
+        for a in part.get('annotations') or ()
+        if a.get('category_id') is not None and not is_crowd(a)
+    }
+    absent = [str(c.get('name')) for c in names if identity(c['id']) not in there]
+    return ', '.join(absent[:8]) + (f' and {len(absent) - 8} more' if len(absent) > 8 else '')
 
 
 def part_of(content: dict, images: List[dict]) -> dict:

@@ -50,6 +50,7 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
 
     A run that is resumed on as many ranks is the run that was not interrupted, bit for bit on CPU. On another number of
     ranks, or with another batch size, the epoch goes on after the images that were done: none is lost or drawn twice.
+    Where gradients accumulate, an epoch ends with an optimizer step, of the iterations that are left.
 
     Args:
         max_epochs: The length in epochs.
@@ -103,6 +104,9 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
                 first = self._skip(loaded)
             self.restore(loaded)
         self.began = self._iter - first
+        if hasattr(self.runner.optim_wrapper, 'begin_epoch'):
+            stop = self.began + len(self.dataloader)
+            self.runner.optim_wrapper.begin_epoch(self._iter, stop if self.last is None else min(stop, self.last))
         state = torch.get_rng_state()
         with held_while_forking(self.dataloader):
             batches = iter(self.dataloader)  # draws a number, or not, depending on what its workers did before
@@ -183,3 +187,5 @@ class _ProgressHook(Hook):
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         if runner._resume:
             self.loop.loaded = checkpoint.get(PROGRESS)
+            if hasattr(runner.optim_wrapper, 'begin_epoch'):
+                runner.optim_wrapper.begin_epoch(checkpoint['meta']['iter'], self.loop.max_iters)

@@ -55,6 +55,9 @@ class _SafeStep:
     ``skip_nonfinite``, which ``NonFiniteLossHook`` sets, a step whose loss or gradient is not finite on any rank is not
     taken.
 
+    Gradients accumulate within an epoch of ``ResumableEpochLoop``: its last step may be of fewer iterations than
+    ``accumulative_counts``, and is their mean. A checkpoint between epochs then lacks no gradient.
+
     Attributes:
         skip_nonfinite: Judge each step.
         step_skipped: Whether the step that the last backward pass ended was skipped; None: it ended none (gradients
@@ -80,6 +83,33 @@ class _SafeStep:
         self.skip_nonfinite = False
         self.step_skipped: Optional[bool] = None
         self._bad_loss: Optional[Tensor] = None  # bool [], on the device: a loss since the last step is not finite
+        self._epoch: Optional[Tuple[int, int]] = None
+
+    def begin_epoch(self, first: int, stop: int) -> None:
+        """Let no step reach beyond the iterations ``first`` to ``stop - 1``."""
+        self._epoch = first, stop
+
+    def initialize_count_status(self, model: nn.Module, init_counts: int, max_counts: int) -> None:
+        # with epochs, mmengine's warning of lost gradients does not hold
+        super().initialize_count_status(model, init_counts if self._epoch is None else 0, max_counts)
+        self._inner_count = init_counts
+
+    def should_update(self) -> bool:
+        return self._ends_step(self._inner_count) if self._epoch else super().should_update()
+
+    def should_sync(self) -> bool:
+        return self._ends_step(self._inner_count + 1) if self._epoch else super().should_sync()
+
+    def scale_loss(self, loss: Tensor) -> Tensor:
+        if self._epoch is None:
+            return super().scale_loss(loss)
+        first, stop = self._epoch
+        done = (self._inner_count - first) // self._accumulative_counts * self._accumulative_counts
+        return loss / min(self._accumulative_counts, stop - first - done)
+
+    def _ends_step(self, count: int) -> bool:
+        first, stop = self._epoch or (0, 0)
+        return count == stop or (count - first) % self._accumulative_counts == 0
 
     def backward(self, loss: Tensor, **kwargs) -> None:
         self.step_skipped = None
@@ -120,6 +150,11 @@ class _SafeStep:
 
     def _all_parameters(self) -> Iterable[nn.Parameter]:
         return (parameter for group in self.optimizer.param_groups for parameter in group['params'])
+
+
+def ends_step(wrapper) -> bool:
+    """Return whether no gradient waits for the rest of an optimizer step: a checkpoint would not hold it."""
+    return not hasattr(wrapper, 'should_update') or wrapper.should_update()
 
 
 @OPTIM_WRAPPERS.register_module()

@@ -15,13 +15,14 @@ from ..datasets.image_io import has_extent
 from ..datasets.layout import Split, categories, read_coco
 from ..datasets.reading import Reading, find_reading
 from ..datasets.values import identity
-from ..transfer import VitShape, read_checkpoint, read_meta, read_vit
+from ..transfer import VitShape, read_checkpoint, read_meta, read_vit, told_grid
 from ..utils.errors import ConfigError
 from ..utils.files import PathLike
 from ..utils.nested import dicts
 from ..utils.paths import DETECTOR_STEPS, check_steps, detector_name
 from .arguments import check_arguments
 
+ALLOWED = ('allow_missing', 'allow_unexpected')  # of ``VerifiedPretrained``
 BATCH = 8  # images per step of the small detectors
 SMALL_DETECTORS = ('mask-rcnn_small', 'faster-rcnn_small')
 """Detectors for small data, whose size of images follows from the objects."""
@@ -334,17 +335,19 @@ def _image_sides(cfg: Config) -> Tuple[int, int]:
     return min(steps[0]['scale']), max(steps[0]['scale'])
 
 
-def backbone_settings(init: PathLike) -> Dict[str, Any]:
+def backbone_settings(init: PathLike, allow_unexpected: Sequence[str] = ()) -> Dict[str, Any]:
     """Return the arguments of a backbone of the shape of a checkpoint's ViT: ``ObjectViT`` where a stock ViT has no
-    place for it.
+    place for it; ``allow_unexpected`` as in :func:`read_vit`.
 
     Raises:
         CheckpointError: it cannot be read, or holds no plain ViT.
     """
     meta = read_meta(init)
-    vit = read_vit(read_checkpoint(init), str(init), heads=meta.get('num_heads'))
+    grid = told_grid(meta)
+    told = dict(source_grid=grid, heads=meta.get('num_heads'), allow_unexpected=allow_unexpected)
+    vit = read_vit(read_checkpoint(init), str(init), **told)
     shape = VitShape.of(vit.state)
-    rows, columns = shape.grid()
+    rows, columns = shape.grid(grid)
     options = shape.backbone_options()
     if meta.get('window_size') and shape.cls_token:
         options.update({name: meta[name] for name in ('window_size', 'global_every') if name in meta})
@@ -379,6 +382,14 @@ def set_normalisation(cfg: Config, meta: dict) -> None:
         preprocessor.bgr_to_rgb = True
 
 
+def verified(backbone: dict, init: str) -> dict:
+    """Return the ``init_cfg`` of a backbone that starts from a file; what its present one lets be missing or left over
+    stays so."""
+    present = backbone.get('init_cfg')
+    kept = {key: list(present[key]) for key in ALLOWED if present.get(key)} if isinstance(present, dict) else {}
+    return dict(type='VerifiedPretrained', checkpoint=init, **kept)
+
+
 def set_backbone(cfg: Config, init: PathLike) -> None:
     """Have a detector start from a file, its backbone of the file's shape."""
     backbone = cfg.model.backbone
@@ -386,9 +397,10 @@ def set_backbone(cfg: Config, init: PathLike) -> None:
     meta = read_meta(init)
     set_normalisation(cfg, meta)
     if not backbone.type.endswith(('VisionTransformer', 'ObjectViT')):
-        backbone.init_cfg = dict(type='VerifiedPretrained', checkpoint=init)
+        backbone.init_cfg = verified(backbone, init)
         return
-    settings = backbone_settings(init)
+    init_cfg = verified(backbone, init)
+    settings = backbone_settings(init, init_cfg.get('allow_unexpected', ()))
     settings.pop('img_size')  # positions are resampled to the config's own grid
     depth, width = settings['arch']['num_layers'], settings['arch']['embed_dims']
     backbone.pop('arch')
@@ -398,7 +410,7 @@ def set_backbone(cfg: Config, init: PathLike) -> None:
     backbone.update(settings)
     taps = len(backbone.out_indices)
     backbone.out_indices = [depth - 1] if taps == 1 else [round(depth * f) - 1 for f in (1 / 3, 1 / 2, 2 / 3, 1)]
-    backbone.init_cfg = dict(type='VerifiedPretrained', checkpoint=init)
+    backbone.init_cfg = init_cfg
     necks = cfg.model.neck if isinstance(cfg.model.neck, (list, tuple)) else [cfg.model.neck]
     for neck in necks:
         neck['in_channels'] = (

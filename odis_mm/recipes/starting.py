@@ -11,12 +11,12 @@ from ..config import follow_channels, load_config
 from ..datasets.reading import Reading
 from ..engine.fit import holds_detector
 from ..evaluation.frozen import IMAGENET_MEAN
-from ..transfer import CheckpointError, Source, VitShape, read_checkpoint, read_meta, read_vit
+from ..transfer import CheckpointError, Source, VitShape, read_checkpoint, read_meta, read_vit, told_grid
 from ..transfer.resnet import find_resnet
 from ..transfer.shape import State
 from ..utils.errors import ConfigError
 from ..utils.files import PathLike
-from .detector import loading_steps, set_backbone, set_normalisation, set_reading, told_reading
+from .detector import ALLOWED, loading_steps, set_backbone, set_normalisation, set_reading, told_reading, verified
 
 KEPT = 'odis_vits_continue_coco'  # whose layer decay and warm-up of the heads are taken
 KEPT_RATE = 0.1  # its learning rate in that of the recipe for random weights
@@ -51,12 +51,12 @@ def start_from(cfg: Config, init: PathLike, adapt: bool = False) -> List[str]:
     state, meta = read_checkpoint(init), read_meta(init)
     detector = "a detector's checkpoint, of which the backbone is used" if holds_detector(state) else ''
     backbone = cfg.model.backbone
-    init_cfg = dict(type='VerifiedPretrained', checkpoint=str(init))
+    init_cfg = verified(backbone, str(init))
     if not str(backbone.get('type')).endswith(('ObjectViT', 'VisionTransformer')):
         backbone.init_cfg = init_cfg
         kind = f', {detector}' if detector else ''
         return [f'--init: {init}{kind}; neck and head start from random weights', _normalisation(cfg, meta)]
-    vit = _read_vit(state, init, meta, bool(detector))
+    vit = _read_vit(state, init, meta, bool(detector), init_cfg.get('allow_unexpected', ()))
     shape = VitShape.of(vit.state)
     if not shape.cls_token:
         raise CheckpointError(
@@ -85,12 +85,12 @@ def start_from(cfg: Config, init: PathLike, adapt: bool = False) -> List[str]:
     lines += _set_options(backbone, shape, vit, meta)
     if backbone.get('cls_beside_object') or backbone.get('num_object_tokens', 1) > 1:
         if not shape.object_tokens:
-            init_cfg['allow_missing'] = ['object_tokens']
+            init_cfg['allow_missing'] = [*init_cfg.get('allow_missing', ()), 'object_tokens']
     backbone.init_cfg = init_cfg
     return [*lines, _normalisation(cfg, meta)]
 
 
-def _read_vit(state: State, init: Path, meta: dict, detector: bool) -> Source:
+def _read_vit(state: State, init: Path, meta: dict, detector: bool, allowed: Sequence[str]) -> Source:
     what = f"{init} is a detector's checkpoint whose backbone pretraining cannot start from" if detector else str(init)
     if find_resnet(state) is not None:
         raise CheckpointError(
@@ -98,7 +98,8 @@ def _read_vit(state: State, init: Path, meta: dict, detector: bool) -> Source:
             'ResNets, such as alfm_r50_coco.'
         )
     try:
-        return read_vit(state, str(init), heads=meta.get('num_heads'))
+        told = dict(source_grid=told_grid(meta), heads=meta.get('num_heads'))
+        return read_vit(state, str(init), allow_unexpected=allowed, **told)
     except CheckpointError as error:
         if not detector:
             raise
@@ -133,15 +134,28 @@ def keep_weights(cfg: Config, iterations: int) -> str:
 
 def named_start(cfg: Config) -> Optional[str]:
     """Return the file that a pretraining config names as ``model.init_cfg.checkpoint`` or
-    ``model.backbone.init_cfg.checkpoint``."""
+    ``model.backbone.init_cfg.checkpoint``; of the rest, ``allow_missing`` and ``allow_unexpected`` are left to
+    :func:`start_from`.
+
+    Raises:
+        ConfigError: another key beside them.
+    """
     model = cfg.get('model') or {}
     if 'roi_head' in model or 'bbox_head' in model or 'backbone' not in model or 'neck' not in model:
         return None
-    for owner in (model, model['backbone']):
+    for path, owner in (('model', model), ('model.backbone', model['backbone'])):
         named = owner.get('init_cfg') if isinstance(owner, dict) else None
         if isinstance(named, dict) and named.get('checkpoint') and '://' not in str(named['checkpoint']):
             if named.get('type') in (None, 'VerifiedPretrained', 'Pretrained'):
                 owner.pop('init_cfg')
+                unknown = sorted(set(named) - {'type', 'checkpoint', *ALLOWED})
+                if unknown:
+                    raise ConfigError(
+                        f'{path}.init_cfg.{unknown[0]} is read by nothing, as a pretraining finds the backbone in the '
+                        'file by its names: remove it.'
+                    )
+                if set(named) & set(ALLOWED):
+                    model['backbone']['init_cfg'] = {key: named[key] for key in ALLOWED if key in named}
                 return str(named['checkpoint'])
     return None
 

@@ -1,6 +1,7 @@
 """Training a detector on a user's own data."""
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, Optional, Tuple
@@ -11,7 +12,16 @@ from mmengine.logging import print_log
 from .. import apis
 from ..config import MADE, load_config
 from ..datasets.annotations import coco_table
-from ..datasets.layout import Split, annotated_parent, categories, find_splits, image_folder, read_coco, split_coco
+from ..datasets.layout import (
+    Split,
+    annotated_parent,
+    categories,
+    find_splits,
+    image_folder,
+    read_coco,
+    split_coco,
+    without_objects,
+)
 from ..datasets.values import identity
 from ..objects.annotations import imported_splits
 from ..objects.formats import UnrecognisedError, recognise
@@ -245,6 +255,10 @@ def detector_splits(
             'than on new images (odis-mm compare holds them out of both)',
             logger='current',
         )
+        for name, part in (('training', rest), ('validation', held)):
+            absent = without_objects(part, categories(content))
+            if absent:
+                print_log(f'no {name} image has an object of: {absent}', logger='current', level=logging.WARNING)
         folder_of_images = found['train'].images
         found['train'], found['val'] = (Split(folder / f'{name}.json', folder_of_images) for name in ('train', 'val'))
     found = {name: _without_twins(name, split, folder) for name, split in found.items()}

@@ -10,7 +10,7 @@ from .initializer import VerifiedPretrained
 from .layouts import LAYOUTS
 from .loading import Report, describe_vit, fingerprint, load_backbone
 from .mmengine_loading import closed_to_code, load_local
-from .positions import resize_positions
+from .positions import resize_positions, told_grid
 from .reading import Source, read_vit
 from .resnet import build_resnet
 from .safe_globals import allow_mmengine_histories
@@ -48,5 +48,6 @@ __all__ = [
     'resize_positions',
     'save_backbone',
     'to_timm',
+    'told_grid',
     'transfer',
 ]

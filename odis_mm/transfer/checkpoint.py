@@ -20,6 +20,16 @@ from .safe_globals import UnsafeCheckpoint, allow_mmengine_histories
 # where libraries keep the weights in a file, best first: DINO, iBOT and DINOv2 keep the teacher beside the student
 CONTAINERS = ('teacher', 'state_dict', 'model')
 TRUST = 'ODIS_MM_TRUST_CHECKPOINTS'
+# models of timm whose tensors are named as a plain ViT's and which compute something else of them: name, what they have
+OTHER_MODELS = (
+    (r'vit_\w+_rpn_\d+', 'norms after attention and MLPs'),
+    (r'vit_\w+_rope_\w+', 'rotary positions other than those of DINOv3'),
+    (
+        r'vit_(\w+_patch32_siglip|so400m_patch16_siglip|giantopt_patch16_siglip|large_patch16_siglip(?=(_gap)?_512))'
+        r'(_gap)?_\d+',
+        'MLPs with a tanh GELU',
+    ),
+)
 
 
 def read_checkpoint(path: PathLike) -> Dict[str, Tensor]:
@@ -56,12 +66,15 @@ def read_meta(path: PathLike) -> dict:
     beside the file; of one of timm mean and std from ``config.json``.
 
     Raises:
-        CheckpointError: the file is missing, empty or cannot be read.
+        CheckpointError: the file is missing, empty or cannot be read, or its name, its ``arch`` or ``config.json`` tell
+            that it is of a model that computes something else of its tensors than a plain ViT.
     """
     path = check_checkpoint(path)
+    _refuse_others(path, path.stem)
     if path.suffix != '.safetensors':
         content = _read_torch(path)
         meta = content.get('meta') if isinstance(content, Mapping) else None
+        _refuse_others(path, content.get('arch') if isinstance(content, Mapping) else None)
         if path.name == 'pytorch_model.bin':
             return {**_huggingface_meta(path.parent), **_huggingface_normalisation(path.parent)}
         return dict(meta) if isinstance(meta, Mapping) else {}
@@ -77,10 +90,42 @@ def read_meta(path: PathLike) -> dict:
     return {**_huggingface_meta(path.parent), **_huggingface_normalisation(path.parent)}
 
 
+def _refuse_others(path: Path, architecture: Any) -> None:
+    for pattern, trait in OTHER_MODELS:
+        found = re.match(pattern, architecture) if isinstance(architecture, str) else None
+        if found:
+            raise CheckpointError(
+                f'{path} is of {found[0]}, which has {trait}, and these no backbone here has: take the file of another '
+                'model.'
+            )
+
+
 def _huggingface_meta(folder: Path) -> dict:
-    config = _read_json(folder / 'config.json')
+    config, path = _read_json(folder / 'config.json'), folder / 'config.json'
+    _refuse_others(path, config.get('architecture'))
+    if 'num_attention_heads' in config:
+        _refuse_activation(config, path)
     names = dict(num_heads='num_attention_heads', patch_size='patch_size', norm_eps='layer_norm_eps')
-    return {ours: config[theirs] for ours, theirs in names.items() if isinstance(config.get(theirs), (int, float))}
+    found = {ours: config[theirs] for ours, theirs in names.items() if isinstance(config.get(theirs), (int, float))}
+    size, patch = config.get('image_size'), found.get('patch_size')
+    if isinstance(size, list) and len(size) == 2 and patch:
+        found['patch_grid'] = [side // patch for side in size]
+    return found
+
+
+def _refuse_activation(config: dict, path: Path) -> None:
+    """What tensors do not tell and backbones here have one of: activation of MLPs, base of rotary positions."""
+    wanted, told = 'silu' if config.get('use_gated_mlp') else 'gelu', config.get('hidden_act', 'gelu')
+    base = (config.get('rope_parameters') or config).get('rope_theta', 100.0)
+    if told != wanted and not config.get('use_swiglu_ffn'):
+        raise CheckpointError(
+            f'{path}: hidden_act={told!r}, and MLPs of backbones here have {wanted!r}: take the file of another model.'
+        )
+    if config.get('model_type') == 'dinov3_vit' and base != 100:
+        raise CheckpointError(
+            f'{path}: rope_theta={base!r}, and rotary positions of files in the names of Hugging Face are read with '
+            '100: take the file of another model.'
+        )
 
 
 def _huggingface_normalisation(folder: Path) -> dict:

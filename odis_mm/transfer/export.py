@@ -13,7 +13,7 @@ from .build import Proof, build_vit, prove
 from .checkpoint import read_checkpoint, read_meta, save_backbone
 from .conversion import Conversion, convert
 from .layouts import LAYOUTS
-from .positions import Grid
+from .positions import Grid, told_grid
 from .reading import Source, read_vit
 from .resnet import build_resnet, find_resnet, read_resnet
 from .shape import VitShape
@@ -58,10 +58,13 @@ def transfer(
     if out.resolve() == Path(source).resolve():
         raise CheckpointError(f'{out} is the source itself: give the result another name.')
     vit, meta = _read(source, source_grid, drop, heads)
+    source_grid = source_grid or told_grid(meta)
     conversion = convert(vit, target, grid=grid, source_grid=source_grid)
     shape = VitShape.required(conversion.state)
     heads = shape.heads(str(source), heads or meta.get('num_heads') or vit.heads)
     meta = {**meta, 'num_heads': heads, 'patch_size': shape.patch_size, 'norm_eps': vit.norm_eps}
+    if shape.patches is not None and (grid or source_grid):
+        meta['patch_grid'] = list(shape.grid(grid or source_grid))
     folder = out.suffix not in ('.pth', '.safetensors')
     file = out / 'model.safetensors' if folder else out
     if folder:
@@ -86,7 +89,8 @@ def transfer(
 def _read(source: PathLike, grid: Optional[Grid], drop: Sequence[str], heads: Optional[int]) -> Tuple[Source, dict]:
     """The ViT of a file, and what the file says about itself."""
     state, meta = read_checkpoint(source), read_meta(source)
-    vit = read_vit(state, str(source), source_grid=grid, drop=drop, heads=heads or meta.get('num_heads'))
+    told = heads or meta.get('num_heads')
+    vit = read_vit(state, str(source), source_grid=grid or told_grid(meta), drop=drop, heads=told)
     return _as_told(vit, meta), meta
 
 
@@ -189,7 +193,7 @@ def build_backbone(
     if find_resnet(state) is not None:
         return build_resnet(read_resnet(state, name)[0], name, random)
     meta = read_meta(source)
-    told = heads or meta.get('num_heads')
+    told, source_grid = heads or meta.get('num_heads'), source_grid or told_grid(meta)
     vit = _as_told(read_vit(state, name, source_grid=source_grid, heads=told), meta)
     return build_vit(
         convert(vit, 'odis_mm').state,

@@ -16,7 +16,7 @@ from ..utils.files import PathLike
 from .checkpoint import read_checkpoint, read_meta
 from .conversion import grouped
 from .layouts import recognise, some, unwrap
-from .positions import resize_positions
+from .positions import Grid, resize_positions, told_grid
 from .reading import read_vit
 from .shape import VitShape
 
@@ -107,7 +107,8 @@ def load_backbone(
     if layout is None or layout[0].name == 'odis_mm':
         prefix, found = _find_backbone(state, module, name)
     else:
-        vit = read_vit(state, name, heads=getattr(module, 'arch_settings', {}).get('num_heads'))
+        heads = getattr(module, 'arch_settings', {}).get('num_heads')
+        vit = read_vit(state, name, source_grid=told_grid(meta), heads=heads, allow_unexpected=allow_unexpected)
         prefix, found, notes = f'{vit.dialect}, {vit.prefix}', vit.state, {**vit.dropped, **vit.changed}
         meta = {'norm_eps': vit.norm_eps, **({'num_heads': vit.heads} if vit.heads else {}), **meta}
     mark = fingerprint(found)
@@ -120,10 +121,14 @@ def load_backbone(
     _check_architecture(found, own, module, name)
     _check_meta(meta, module, name, logger)
 
-    if 'pos_embed' in found and 'pos_embed' in own and found['pos_embed'].shape != own['pos_embed'].shape:
+    if 'pos_embed' in found and 'pos_embed' in own:
+        grid = told_grid(meta)
         before = tuple(found['pos_embed'].shape)
-        found['pos_embed'] = _fit_positions(found['pos_embed'], module, name)
-        resized['pos_embed'] = (before, tuple(found['pos_embed'].shape))
+        # as many patches may be another grid
+        other = grid is not None and grid != tuple(getattr(module, 'patch_resolution', grid))
+        if other or before != tuple(own['pos_embed'].shape):
+            found['pos_embed'] = _fit_positions(found['pos_embed'], module, name, grid)
+            resized['pos_embed'] = (before, tuple(found['pos_embed'].shape))
     wrong = [
         f'{k} {list(found[k].shape)} (the module has {list(own[k].shape)})'
         for k in found
@@ -223,7 +228,7 @@ def _check_architecture(found: Dict[str, Tensor], own: Dict[str, Tensor], module
         )
 
 
-def _fit_positions(pos_embed: Tensor, module: Any, name: str) -> Tensor:
+def _fit_positions(pos_embed: Tensor, module: Any, name: str, source_grid: Optional[Grid]) -> Tensor:
     grid = getattr(module, 'patch_resolution', None)
     if grid is None or pos_embed.ndim != 3 or pos_embed.shape[2] != module.pos_embed.shape[2]:
         raise CheckpointError(
@@ -234,7 +239,7 @@ def _fit_positions(pos_embed: Tensor, module: Any, name: str) -> Tensor:
     extra = module.pos_embed.shape[1] - grid[0] * grid[1]
     try:
         mode, antialias = getattr(module, 'interpolate_mode', 'bicubic'), getattr(module, 'antialias', False)
-        return resize_positions(pos_embed, tuple(grid), extra, mode, antialias=antialias)
+        return resize_positions(pos_embed, tuple(grid), extra, mode, source_grid, antialias)
     except ValueError as error:
         raise CheckpointError(f'{name} does not fit {type(module).__name__}: {error}.') from error
 

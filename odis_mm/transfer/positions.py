@@ -1,7 +1,7 @@
 """Position embeddings of a ViT on another patch grid."""
 
 import math
-from typing import Optional, Tuple
+from typing import Mapping, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,12 @@ def square_grid(patches: int) -> Optional[Grid]:
     """Return (rows, columns) of so many patches in a square, or None if they are none."""
     side = math.isqrt(max(patches, 0))
     return (side, side) if side and side * side == patches else None
+
+
+def told_grid(meta: Mapping) -> Optional[Grid]:
+    """Return (rows, columns) of a file's positions as its meta tells them; None if it does not."""
+    told = meta.get('patch_grid')
+    return (told[0], told[1]) if told else None
 
 
 def are_sines(pos_embed: Tensor, extra: int) -> bool:
@@ -75,6 +81,8 @@ def resize_positions(
         source_extra, source_grid = split[0], (split[1], split[1])
     else:
         source_extra = length - source_grid[0] * source_grid[1]
+        if source_extra < 0:
+            raise ValueError(f'its {length} position slots are fewer than {source_grid[0]} x {source_grid[1]} patches')
     if source_extra > extra > 0:
         raise ValueError(f'its position embedding has {source_extra} leading token slots and the module {extra}')
     tokens, patches = pos_embed[:, :source_extra], pos_embed[:, source_extra:]

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
@@ -55,6 +56,7 @@ def read_vit(
     source_grid: Optional[Grid] = None,
     drop: Sequence[str] = (),
     heads: Optional[int] = None,
+    allow_unexpected: Sequence[str] = (),
 ) -> Source:
     """Recognise a plain ViT by its names and bring it to ours, every tensor of the file accounted for.
 
@@ -65,6 +67,8 @@ def read_vit(
         drop: Names or beginnings of names, under the backbone's prefix, that are knowingly left out.
         heads: Attention heads, for rotary positions that the file leaves to the model; None: those of the published
             models.
+        allow_unexpected: Names (shell patterns), under the backbone's prefix, that no plain ViT has and that may be
+            there.
 
     Raises:
         CheckpointError: no known layout; a tensor that no plain ViT has; incomplete or contradictory blocks; NaN; a
@@ -78,7 +82,7 @@ def read_vit(
             f'{some(list(state))}.'
         )
     layout, prefix = found
-    ours, raw, dropped, outside = _rename(state, layout, prefix, name, drop)
+    ours, raw, dropped, outside = _rename(state, layout, prefix, name, drop, allow_unexpected)
     changed: Dict[str, str] = {}
     _merge_bias_mask(ours, name, changed)
     _merge_qkv(ours, name, layout)
@@ -90,6 +94,11 @@ def read_vit(
         ours['patch_embed.projection.bias'] = weight.new_zeros(weight.shape[0])
         changed['patch_embed.projection.bias'] = 'zeros, as the file has none'
     check_vit(ours, name, layout)
+    if layout.rotary and 'cls_token' not in ours:
+        raise CheckpointError(
+            f'{name} has rotary positions and no [CLS] token: it is no plain ViT (of rotary positions only those of '
+            'DINOv3 are known here).'
+        )
     if layout.rotary:
         _add_periods(ours, layout, heads, changed)
     elif 'pos_embed' in ours:
@@ -110,7 +119,7 @@ def read_vit(
 
 
 def _rename(
-    state: State, layout: Layout, prefix: str, name: str, drop: Sequence[str]
+    state: State, layout: Layout, prefix: str, name: str, drop: Sequence[str], allowed: Sequence[str]
 ) -> Tuple[State, State, Dict[str, str], Dict[str, int]]:
     """Tensors under our names and under the file's, what is dropped and why, and how many stand outside of the
     backbone."""
@@ -136,13 +145,15 @@ def _rename(
             ours[mine] = raw[short] = tensor
         elif reason := next((why for start, why in BESIDE if short.startswith(start)), None):
             dropped[key] = reason
+        elif any(fnmatchcase(short, pattern) for pattern in allowed):
+            dropped[key] = 'as allowed'
         else:
             unknown.append(key)
     if unknown:
         raise CheckpointError(
             f'{name} holds {len(unknown)} tensor(s) that no plain ViT of the layout {layout.name} has '
             f'({some(unknown)}): the model would compute something else without them; leave them out knowingly with '
-            'drop=.'
+            'drop=, or allow_unexpected of an init_cfg.'
         )
     return ours, raw, dropped, outside
 

@@ -14,7 +14,16 @@ import numpy as np
 from ..datasets.annotations import coco_table
 from ..datasets.demo import ensure_demo
 from ..datasets.image_io import size_of
-from ..datasets.layout import SPLITS, Split, categories, find_splits, image_folder, read_coco, split_coco
+from ..datasets.layout import (
+    SPLITS,
+    Split,
+    categories,
+    find_splits,
+    image_folder,
+    read_coco,
+    split_coco,
+    without_objects,
+)
 from ..datasets.values import identity, is_crowd, number, numbering
 from ..objects.annotations import imported_splits
 from ..objects.formats import UnrecognisedError
@@ -84,6 +93,9 @@ def prepare(plan: Plan, folder: Path, work_dir: Path, say: Callable[[str], None]
             )
             content['annotations'] = [a for a in content['annotations'] if a['category_id'] in named]
         content['categories'] = contents['train']['categories']
+        absent = without_objects(content, content['categories'])
+        if absent:
+            notes.append(f'the {name} split has no object of: {absent}')
         if not content['images'] or all(a['iscrowd'] for a in content['annotations']):
             raise ConfigError(
                 f'{splits[name].ann_file}: the {name} split has no object of the classes {sorted(known)}.'
@@ -240,6 +252,8 @@ def _splits(plan: Plan, folder: Path, out: Path) -> Tuple[Dict[str, Split], List
         found['test'] = found.pop('val')  # trials are chosen by other images
     if 'val' not in found:
         content = read_coco(found['train'].ann_file)
+        if content.get('annotations'):
+            coco_table(content, found['train'].ann_file)  # says what is not understood
         parts = split_coco(content, data.held_out, seed=0)
         for name, part in zip(('train', 'val'), parts):
             path = write_once(out / f'cut-{name}-{content_hash(part)}.json', part)

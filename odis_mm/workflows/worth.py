@@ -21,6 +21,7 @@ import yaml
 from mmengine.registry import init_default_scope
 
 from ..config import load_config
+from ..datasets.annotations import coco_table
 from ..datasets.demo import ensure_demo
 from ..datasets.layout import Split, find_splits, read_coco, split_coco
 from ..evaluation.frozen import frozen_from
@@ -101,7 +102,10 @@ def worth(
     folder, own = Path(out).resolve(), dict(root=str(root))
     folder.mkdir(parents=True, exist_ok=True)
     if 'val' not in found_splits:  # held out here, so that no row has boxes of images that the comparison evaluates
-        parts = split_coco(read_coco(split.ann_file), Data.held_out, seed=0)
+        content = read_coco(split.ann_file)
+        if content.get('annotations'):
+            coco_table(content, split.ann_file)  # says what is not understood
+        parts = split_coco(content, Data.held_out, seed=0)
         for name, part in zip(('train', 'val'), parts):
             own[name] = str(folder / f'{name}.json')
             atomic_write_text(own[name], json.dumps(part))

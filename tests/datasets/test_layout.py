@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -108,6 +109,40 @@ def test_a_split_is_cut_by_seed_and_keeps_objects_with_their_images():
         assert {a['image_id'] for a in part['annotations']} == {i['id'] for i in part['images']}
     assert split_coco(content, 0.2, seed=3) == (rest, held)
     assert split_coco(content, 0.2, seed=4) != (rest, held)
+
+
+def of_classes(kinds):
+    """One image for each set of classes."""
+    return dict(
+        images=[dict(id=i, file_name=f'{i}.jpg') for i in range(len(kinds))],
+        annotations=[dict(image_id=i, category_id=kind) for i, found in enumerate(kinds) for kind in found],
+        categories=[dict(id=kind, name=f'class {kind}') for kind in sorted(set().union(*kinds))],
+    )
+
+
+@pytest.mark.parametrize('several', [False, True])
+def test_a_class_with_few_images_is_on_both_sides_of_a_cut(several):
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        share, classes = rng.uniform(0.1, 0.5), int(rng.integers(1, 8))
+        odds = rng.dirichlet([0.5] * classes)
+        length = int(rng.integers(4, 80))
+        kinds = [set(rng.choice(classes, rng.integers(1, 3) if several else 1, p=odds).tolist()) for _ in range(length)]
+        content = of_classes(kinds)
+        parts = split_coco(content, share, seed=seed)
+        rest, held = ({image['id'] for image in part['images']} for part in parts)
+        assert rest | held == set(range(length)) and len(held) == max(1, round(share * length))
+        assert parts == split_coco(content, share, seed=seed)
+        drawn = set(np.random.default_rng(seed).permutation(length)[: len(held)].tolist())
+        covered = True
+        for kind in set().union(*kinds):
+            images = {i for i, found in enumerate(kinds) if kind in found}
+            for side, before in ((held, drawn), (rest, set(range(length)) - drawn)):
+                wanted = len(images) > 1 or side is rest
+                covered &= bool(images & before) or not wanted
+                if wanted and (images & before or min(map(len, (rest, held))) >= classes):
+                    assert images & side, (seed, kind)
+        assert not covered or held == drawn, 'a draw that has all classes stays'
 
 
 def test_no_file_is_on_both_sides_of_a_cut():

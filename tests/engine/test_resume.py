@@ -21,6 +21,7 @@ from odis_mm.datasets import EpochSampler
 from odis_mm.datasets.transforms import single_thread_worker
 from odis_mm.engine.hooks import PreemptionHook
 from odis_mm.engine.loops import random_state, set_random_state
+from odis_mm.engine.optim import SafeOptimWrapper
 from odis_mm.transfer import load_local
 from odis_mm.utils.errors import ConfigError
 
@@ -252,6 +253,49 @@ def test_a_signal_waits_for_the_end_of_an_accumulated_step(tmp_path):
     assert (tmp_path / 'epoch_0_iter_4.pth').is_file()
 
 
+@pytest.fixture(scope='module')
+def accumulated(tmp_path_factory):
+    """Eight iterations an epoch, three to a step: 3 + 3 + 2."""
+    folder = tmp_path_factory.mktemp('accumulated')
+    train(folder, accumulate=3)
+    return content(folder)
+
+
+def test_a_run_resumed_between_epochs_loses_no_accumulated_gradient(accumulated, tmp_path):
+    train(tmp_path, accumulate=3)
+    (tmp_path / 'epoch_2.pth').unlink()
+    resumed(tmp_path, accumulate=3)  # last_checkpoint names what is gone
+    assert_same(content(tmp_path), accumulated)
+
+
+def test_a_run_resumed_within_an_epoch_accumulates_as_before(accumulated, tmp_path):
+    assert stopped(train, tmp_path, 10, accumulate=3) == 75
+    assert (tmp_path / 'epoch_1_iter_11.pth').is_file()
+    resumed(tmp_path, accumulate=3)
+    assert_same(content(tmp_path), accumulated)
+
+
+def test_a_checkpoint_by_iterations_waits_for_the_end_of_a_step(tmp_path):
+    by_iterations = dict(type='SafeCheckpointHook', interval=4, by_epoch=False)
+    train(tmp_path, accumulate=3, custom=[by_iterations])
+    assert {path.name for path in tmp_path.glob('iter_*.pth')} == {f'iter_{n}.pth' for n in (6, 8, 14, 16)}
+
+
+def test_the_last_step_of_an_epoch_is_the_mean_of_what_is_left():
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optim = SafeOptimWrapper(torch.optim.SGD([weight], lr=1.0), accumulative_counts=3)
+    optim.initialize_count_status(torch.nn.Linear(1, 1), 0, 10)
+    moved = []
+    for first, stop in ((0, 5), (5, 10)):
+        optim.begin_epoch(first, stop)
+        for gradient in range(stop - first):
+            synced = optim.should_sync()
+            optim.update_params((weight * float(gradient)).sum())
+            assert synced is (optim.step_skipped is not None)
+            moved.append(-weight.item())
+    assert moved == [0, 0, 1, 1, 4.5, 4.5, 4.5, 5.5, 5.5, 9]  # means of 0, 1, 2 and of 3, 4
+
+
 def test_gpus_ask_each_other_now_and_then(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     hook, asked = PreemptionHook(interval=4), []
@@ -265,7 +309,9 @@ def test_gpus_ask_each_other_now_and_then(monkeypatch):
                     world_size=world,
                     train_dataloader=None,
                     train_loop=None,
-                    optim_wrapper=SimpleNamespace(_accumulative_counts=accumulate),
+                    optim_wrapper=SimpleNamespace(
+                        _accumulative_counts=accumulate, should_update=lambda: (i + 1) % accumulate == 0
+                    ),
                 ),
                 i,
             )

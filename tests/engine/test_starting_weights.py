@@ -11,7 +11,7 @@ from mmengine.hooks import Hook
 from helpers import BACKBONE, make_odis, odis_runner
 from odis_mm.engine.hooks import RegionProxyHook, SelfSupScheduleHook
 from odis_mm.engine.optim import SelfSupOptimWrapperConstructor
-from odis_mm.transfer import build_backbone, read_meta
+from odis_mm.transfer import build_backbone, read_checkpoint, read_meta
 from odis_mm.utils.errors import ConfigError
 
 ADAMW = dict(type='AdamW', lr=1.0, weight_decay=0.1)
@@ -106,6 +106,24 @@ class Falling(RegionProxyHook):
 
     def measure(self, frozen):
         return dict(box_pool=self.left.pop(0), object_auc=80.0)
+
+
+@pytest.mark.parametrize('of', ['student', 'teacher'])
+def test_the_best_export_holds_what_was_measured(of, tmp_path):
+    model = make_odis(momentum=dict(start=0.5, end=1.0))
+    seen = []
+
+    class Watching(Falling):
+        def measure(self, frozen):
+            seen.append(copy.deepcopy(frozen.backbone.state_dict()))
+            return dict(box_pool=float(len(seen)))
+
+    runner = odis_runner(tmp_path, model=model, cfg=dict(model=dict(backbone=BACKBONE)))
+    runner.register_hook(Watching('', interval=3, by_epoch=False, of=of, random_baseline=False, keep_best=True))
+    runner.train()
+    best = read_checkpoint(tmp_path / 'best_regions_backbone.pth')
+    assert best.keys() == {f'backbone.{key}' for key in seen[-1]}
+    assert all(torch.equal(best[f'backbone.{key}'], value) for key, value in seen[-1].items())
 
 
 def test_the_proxy_stands_beside_its_value_at_the_start_and_the_best_export_is_kept(tmp_path):

@@ -208,6 +208,39 @@ def test_configs_may_name_the_file_as_for_a_detector(demo, tmp_path):
     assert named_start(load_config('mask-rcnn_demo', {'model.backbone.init_cfg.checkpoint': path})) is None
 
 
+@pytest.mark.parametrize('owner', ['model', 'model.backbone'])
+@pytest.mark.parametrize('kept', ['allow_missing', 'allow_unexpected'])
+def test_what_a_config_lets_be_missing_or_left_over_may_be(owner, kept, demo, tmp_path):
+    path = file_of('deit', tmp_path)
+    if kept == 'allow_unexpected':
+        state = read_checkpoint(path)
+        torch.save({**state, 'blocks.0.adapter.weight': torch.zeros(2)}, path)
+    lets = dict(allow_missing=['register_*'], allow_unexpected=['blocks.*.adapter.*'])[kept]
+    for allowed in (None, lets):
+        options = {f'{owner}.init_cfg': dict(type='VerifiedPretrained', checkpoint=str(path))}
+        if allowed:
+            options[f'{owner}.init_cfg'][kept] = allowed
+        cfg = pretraining('odis', demo)
+        cfg.merge_from_dict(options)
+        if kept == 'allow_missing':
+            cfg.model.backbone.num_registers = 2
+        try:
+            start_from(cfg, named_start(cfg))
+            init_default_scope('mmpretrain')
+            MODELS.build(cfg.model).init_weights()
+        except CheckpointError as error:
+            assert allowed is None and ('register_tokens' if kept == 'allow_missing' else 'adapter') in str(error)
+        else:
+            assert allowed is not None
+
+
+def test_other_keys_of_a_pretraining_s_starting_weights_are_refused(demo, tmp_path):
+    cfg = pretraining('odis', demo)
+    cfg.merge_from_dict({'model.backbone.init_cfg': dict(type='Pretrained', checkpoint='a.pth', prefix='student.')})
+    with pytest.raises(ConfigError, match='model.backbone.init_cfg.prefix is read by nothing.*remove it'):
+        named_start(cfg)
+
+
 @pytest.mark.parametrize('how', ['--init', 'option'])
 def test_detectors_read_and_normalise_as_the_file_tells(how, tmp_path):
     """As ``finetune --init``; what someone has set is left to a file that is named as an option."""

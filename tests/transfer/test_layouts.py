@@ -5,6 +5,7 @@ import json
 import re
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from mmpretrain.registry import MODELS
@@ -543,6 +544,105 @@ def test_a_file_of_timm_is_normalised_as_its_config_says(name, tmp_path):
         assert read_meta(tmp_path / name) == half
     (tmp_path / 'preprocessor_config.json').write_text(json.dumps(dict(image_mean=[0.0] * 3, image_std=[1.0] * 3)))
     assert read_meta(tmp_path / name) == dict(mean=[0] * 3, std=[255] * 3)
+
+
+@pytest.mark.parametrize('name', ['vit_base_patch16_rpn_224', 'vit_base_patch16_rope_ape_224'])
+@pytest.mark.parametrize('told', ['config.json', 'arch', 'file'])
+def test_models_whose_tensors_do_not_tell_that_they_are_others_are_refused_by_their_name(name, told, tmp_path):
+    torch.manual_seed(0)
+    model = timm.create_model(name, img_size=32, embed_dim=64, depth=2, num_heads=2, num_classes=0).eval()
+    for parameter in model.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.1)
+    file = tmp_path / 'unnamed.pth'
+    torch.save(model.state_dict(), file)
+    images = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():  # why: in silence, other features
+        assert (build_backbone(file, heads=2)(images)[-1] - model.forward_features(images)).abs().max() > 0.1
+    file = tmp_path / {'config.json': 'pytorch_model.bin', 'arch': 'last.pth', 'file': f'{name}.a1_in1k.pth'}[told]
+    torch.save(dict(state_dict=model.state_dict(), arch=name if told == 'arch' else 'x'), file)
+    if told == 'config.json':
+        (tmp_path / told).write_text(json.dumps(dict(architecture=name)))
+    calls = (
+        lambda: build_backbone(file, heads=2),
+        lambda: transfer(file, tmp_path / 'out.pth', 'odis_mm', heads=2),
+        lambda: load_backbone(stock_vit(ARCH), file),
+        lambda: backbone_settings(file),
+        lambda: commands.transfer_main([str(file)]),
+    )
+    for call in calls:
+        with pytest.raises((CheckpointError, SystemExit)) as stop:
+            call()
+        assert stop.type is SystemExit or re.search(rf'{name}.* has (norms after|rotary positions)', str(stop.value))
+    assert not (tmp_path / 'out.pth').exists()
+
+
+def test_the_models_of_siglip_that_are_refused_are_those_with_another_activation(tmp_path):
+    kinds = set()
+    for name in timm.list_models('vit_*siglip*'):
+        model = timm.create_model(name, img_size=32, embed_dim=64, depth=1, num_heads=2)
+        other = (model.blocks[0].mlp.act(torch.ones(1)) - F.gelu(torch.ones(1))).abs().item() > 1e-5
+        kinds.add(other)
+        torch.save(dict(arch=name, state_dict={}), tmp_path / 'file.pth')
+        if other:
+            with pytest.raises(CheckpointError, match=f'{name}.*tanh GELU'):
+                read_meta(tmp_path / 'file.pth')
+        else:
+            assert read_meta(tmp_path / 'file.pth') == {}, name
+    assert kinds == {True, False}
+
+
+def test_plain_models_of_timm_are_not_refused_by_their_name(tmp_path):
+    for name in ('vit_small_patch16_dinov3', 'vit_base_patch16_siglip_gap_224', 'vit_base_patch16_224', 'our_rope_run'):
+        torch.save(dict(arch=name, state_dict=timm_vit().state_dict()), tmp_path / f'{name}.pth')
+        assert read_meta(tmp_path / f'{name}.pth') == {}
+
+
+@pytest.mark.parametrize(
+    'config, message',
+    [
+        (dict(hidden_act='quick_gelu'), "hidden_act='quick_gelu'"),
+        (dict(hidden_act='gelu', use_gated_mlp=True), "have 'silu'"),
+        (dict(model_type='dinov3_vit', rope_theta=10.0), 'rope_theta=10'),
+        (dict(model_type='dinov3_vit', rope_parameters=dict(rope_theta=10.0)), 'rope_theta=10'),
+    ],
+)
+def test_what_only_a_config_tells_of_a_model_is_not_passed_over(config, message, tmp_path):
+    torch.save(huggingface(timm_vit()), tmp_path / 'pytorch_model.bin')
+    (tmp_path / 'config.json').write_text(json.dumps(dict(num_attention_heads=2, **config)))
+    with pytest.raises(CheckpointError, match=f'config.json.*{message}'):
+        build_backbone(tmp_path / 'pytorch_model.bin')
+
+
+def test_rotary_positions_without_cls_are_refused():
+    model = timm.create_model(
+        'vit_medium_patch16_rope_reg1_gap_256', img_size=32, embed_dim=64, depth=2, num_heads=2, num_classes=0
+    )
+    with pytest.raises(CheckpointError, match=r'no \[CLS\] token.*DINOv3'):
+        read_vit(model.state_dict())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('target', ['odis_mm', 'timm', 'huggingface'])
+def test_positions_of_a_grid_that_is_no_square_are_read_from_the_grid_of_the_file(target, tmp_path):
+    """2 x 8 = 4 x 4: as many positions do not make the same grid."""
+    model = timm_vit(img_size=(16, 64))
+    torch.save(model.state_dict(), tmp_path / 'wide.pth')
+    transfer(tmp_path / 'wide.pth', tmp_path / 'told.pth', 'odis_mm', source_grid=(2, 8), heads=2)
+    out = tmp_path / 'out' if target == 'huggingface' else tmp_path / 'out.pth'
+    transfer(tmp_path / 'told.pth', out, target)
+    file = out / 'model.safetensors' if target == 'huggingface' else out
+    assert read_meta(file)['patch_grid'] == [2, 8]
+    images = torch.randn(1, 3, 16, 64)
+    torch.testing.assert_close(build_backbone(file)(images)[-1], model.forward_features(images), atol=1e-5, rtol=1e-5)
+    for side in (32, 48):
+        vit = stock_vit(ARCH, img_size=side)
+        report = load_backbone(vit, file)
+        expected = resize_positions(model.pos_embed, (side // 8, side // 8), 1, source_grid=(2, 8))
+        torch.testing.assert_close(vit.pos_embed.data, expected)
+        assert 'pos_embed' in report.resized
+    assert backbone_settings(file)['img_size'] == (16, 64)
+    transfer(file, tmp_path / 'square.pth', 'timm', grid=(3, 3))
+    assert read_meta(tmp_path / 'square.pth')['patch_grid'] == [3, 3]
 
 
 def test_positions_are_resampled_at_loading_as_in_the_forward_pass(tmp_path):

@@ -361,6 +361,22 @@ def test_without_a_val_split_images_are_held_out(tmp_path):
     assert data.images['train'] == 9 and data.images['val'] == 3 and 'held out' in data.notes[0]
 
 
+def test_a_class_with_few_images_is_held_out_too_and_one_that_cannot_be_is_named(tmp_path):
+    root = write_noise_coco(tmp_path / 'data', (('train', 12),))
+    file = root / 'annotations' / 'train.json'
+    content = json.loads(file.read_text())
+    for shift in range(12):  # whichever images are drawn
+        for annotation in content['annotations']:
+            place = (annotation['image_id'] + shift) % 12
+            annotation['category_id'] = 1 if place > 2 else 2 if place else 3
+        content['categories'] = [dict(id=i, name=name) for i, name in enumerate(('hare', 'lynx', 'mole'), 1)]
+        file.write_text(json.dumps(content))
+        data = prepare(Plan(Data(root=str(root)), (Start('random'),)), tmp_path, tmp_path / f'w{shift}')
+        for split, kinds in ((data.train, {1, 2, 3}), (data.val, {1, 2})):
+            assert {a['category_id'] for a in json.loads(split.read_text())['annotations']} == kinds
+        assert 'the val split has no object of: mole' in data.notes
+
+
 def test_label_subsets_are_nested_and_seeded(tmp_path):
     root = write_noise_coco(tmp_path / 'data')
     content = json.loads((root / 'annotations' / 'train.json').read_text())

@@ -14,6 +14,7 @@ from mmengine.hooks import CheckpointHook
 from mmpretrain.registry import HOOKS
 
 from ...utils.errors import FileWriteError
+from ..optim import ends_step
 from ..resume import damage
 
 PARTIAL = '.part'
@@ -109,6 +110,7 @@ class SafeCheckpointHook(CheckpointHook):
         super().__init__(*args, backend_args=backend_args or dict(backend='odis_mm.atomic'), **kwargs)
         self.count = count
         self._verified = set()  # former bests
+        self._waits = False  # for the end of an optimizer step
 
     def before_train(self, runner) -> None:
         super().before_train(runner)
@@ -119,6 +121,17 @@ class SafeCheckpointHook(CheckpointHook):
             for name in os.listdir(self.out_dir) if osp.isdir(self.out_dir) else ():
                 if re.fullmatch(UNFINISHED, name):
                     os.remove(osp.join(self.out_dir, name))
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """Write a checkpoint every ``interval`` iterations; where gradients accumulate, at the end of that step."""
+        if self.by_epoch:
+            return
+        self._waits |= self.every_n_train_iters(runner, self.interval, self.save_begin)
+        last = self.save_last and self.is_last_train_iter(runner)
+        if ends_step(runner.optim_wrapper) and (self._waits or last):
+            self._waits = False
+            runner.logger.info(f'Saving checkpoint at {runner.iter + 1} iterations')
+            self._save_checkpoint(runner)
 
     def _save_checkpoint_with_step(self, runner, step, meta) -> None:
         self._guard(runner, super()._save_checkpoint_with_step, runner, step, meta)

@@ -35,7 +35,7 @@ class FrozenMetricHook(Hook):
         by_epoch: Count epochs.
         of: 'teacher' or 'student'.
         random_baseline: Measure a backbone of the config's kind with random weights (seed 0) once, before training.
-        keep_best: Write the teacher's backbone whose metrics are best on average as ``best_<name>_backbone.pth`` to the
+        keep_best: Write the measured backbone whose metrics are best on average as ``best_<name>_backbone.pth`` to the
             work dir.
 
     Where a backbone starts from a file, the log warns when it gets worse than it was at the start.
@@ -191,7 +191,7 @@ class FrozenMetricHook(Hook):
     def _save_best(self, runner, iteration: int, metrics: Dict[str, float]) -> None:
         model = unwrap(runner.model)
         path = Path(runner.work_dir, f'best_{self.name}_backbone.pth')
-        state = model.teacher_backbone_state()
+        state = model.branch(self.of).state_dict()
         if is_main_process():
             meta = dict(method=type(model).__name__, iteration=iteration)
             meta.update(backbone_meta(model), **reading_meta(runner.cfg))

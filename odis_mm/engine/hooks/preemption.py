@@ -13,6 +13,7 @@ from mmpretrain.registry import HOOKS
 
 from ...datasets.workers import GROUP_SIGNAL_NAMES
 from ...utils.errors import INTERRUPTED, ConfigError
+from ..optim import ends_step
 from .checkpoint import SafeCheckpointHook
 
 REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: a temporary failure, try again
@@ -94,9 +95,9 @@ class PreemptionHook(Hook):
         self.received = number
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs: Optional[dict] = None) -> None:
-        steps, left = divmod(runner.iter + 1, getattr(runner.optim_wrapper, '_accumulative_counts', 1))
-        if left:
+        if not ends_step(runner.optim_wrapper):
             return  # half a step's gradients are in no checkpoint
+        steps = (runner.iter + 1) // getattr(runner.optim_wrapper, '_accumulative_counts', 1)
         if runner.world_size > 1 and torch.cuda.is_available() and steps % self.interval:
             return
         by_iteration = isinstance(runner.train_loop, IterBasedTrainLoop)
@@ -120,8 +121,8 @@ class PreemptionHook(Hook):
             self._shared_batches = int(batches)
 
     def after_val_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        if self.checkpoints is None or batch_idx >= self._shared_batches:
-            return  # an evaluation alone; or the other ranks do not ask
+        if self.checkpoints is None or batch_idx >= self._shared_batches or not ends_step(runner.optim_wrapper):
+            return  # an evaluation alone; or the other ranks do not ask; or half a step's gradients wait
         if runner.world_size > 1 and torch.cuda.is_available() and (batch_idx + 1) % self.interval:
             return
         if self.is_wanted(runner):
