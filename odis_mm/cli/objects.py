@@ -8,6 +8,7 @@ from typing import List, Optional
 
 from ..utils.errors import ConfigError, FolderInUseError
 from ..utils.files import atomic_write_text
+from ..utils.parser import Parser, at_least, share
 from ..utils.paths import check_checkpoint, check_folder, find_config
 from .common import FORMATS, device_or_best, run
 
@@ -21,7 +22,7 @@ _OF_SOURCE = {
 
 def find_objects_main(argv: Optional[List[str]] = None) -> None:
     """``tools/find_objects.py IMAGES --out objects.json --source SOURCE``: objects for a folder of images."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='odis-mm find-objects',
         description='Find objects in a folder of images, without labels or from what you have, and write a COCO-style '
         'json that '
@@ -38,9 +39,9 @@ def find_objects_main(argv: Optional[List[str]] = None) -> None:
     parser.add_argument(
         '--truth', metavar='JSON', help='COCO-style annotations of these images, to compare with in the report'
     )
-    parser.add_argument('--workers', type=int, help='processes; 0: none (default: one per core; on a GPU 0)')
+    parser.add_argument('--workers', type=at_least(0), help='processes; 0: none (default: one per core; on a GPU 0)')
     parser.add_argument(
-        '--max-bad-share', type=float, default=0.01, help='share of images that may be unreadable (default: 0.01)'
+        '--max-bad-share', type=share, default=0.01, help='share of images that may be unreadable (default: 0.01)'
     )
     group = parser.add_argument_group('source attention')
     group.add_argument(
@@ -48,21 +49,21 @@ def find_objects_main(argv: Optional[List[str]] = None) -> None:
     )
     group.add_argument(
         '--size',
-        type=int,
+        type=at_least(1),
         help='longer side of the images in pixels (default: 30 patches, 480 for patches of 16; source classic: 320)',
     )
     group.add_argument('--features', choices=('key', 'qkv'), help='of the last block, or of all blocks (default: key)')
     group.add_argument('--cut', type=float, help='end of the cuts: the highest normalised cut (default: 0.8)')
     group.add_argument(
-        '--heads', type=int, help="attention heads (default: from the file's meta, or those of ViT-T/S/B/L/H)"
+        '--heads', type=at_least(1), help="attention heads (default: from the file's meta, or those of ViT-T/S/B/L/H)"
     )
-    group.add_argument('--seed', type=int, help="of the solver's start vector (default: 0)")
+    group.add_argument('--seed', type=at_least(0), help="of the solver's start vector (default: 0)")
     group.add_argument('--device', help='of source detector, too (default: the GPU, if there is one)')
     group = parser.add_argument_group('source detector')
     group.add_argument('--config', help='of mmdet: a path, or the name of a shipped recipe')
     group.add_argument('--rpn', action='store_true', default=None, help='the proposals of its RPN alone')
-    group.add_argument('--top', type=int, help='objects kept of an image (default: 100; source classic: 30)')
-    group.add_argument('--min-score', type=float, help='(default: 0.05)')
+    group.add_argument('--top', type=at_least(1), help='objects kept of an image (default: 100; source classic: 30)')
+    group.add_argument('--min-score', type=share, help='(default: 0.05)')
     group = parser.add_argument_group('source import')
     group.add_argument('--annotations', metavar='PATH', help='file or folder of another tool')
     group.add_argument('--format', choices=('auto', *FORMATS), help='(default: auto)')
@@ -164,13 +165,13 @@ def _import(args: argparse.Namespace, annotations: str, format: str = 'auto') ->
 def inspect_main(argv: Optional[List[str]] = None) -> None:
     """``odis-mm inspect CONFIG``: a page of what a recipe makes of its images; exits with 1 if a drawn number differs
     from the pixels."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='odis-mm inspect',
         description='Draw what a pretraining recipe makes of its images, as one html page and PNGs, and check every '
         'drawn number against pixels.',
     )
     parser.add_argument('config', help='path, or the name of a shipped recipe')
-    parser.add_argument('--images', type=int, default=6, help='how many, evenly spread (default: 6)')
+    parser.add_argument('--images', type=at_least(1), default=6, help='how many, evenly spread (default: 6)')
     parser.add_argument('--out', default='inspection', metavar='DIR', help='to write into (default: inspection)')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='as of odis-mm train')
     args = parser.parse_args(argv)

@@ -29,6 +29,7 @@ OTHER_SUFFIXES = tuple(f'.{name}' for name in _KEPT.split())
 SMALL_JSON = 1 << 24  # bytes: parsed in a tenth of a second
 CHECKPOINT_SUFFIXES = ('.pth', '.pt', '.safetensors', '.ckpt')
 PRETRAINING_STEPS, DETECTOR_STEPS = 4, 2  # at least: warm-up and decay have some of each
+DETECTOR_SIZE = 16  # at least, pixels of the shortest side
 _OF_A_RUN = re.compile(r'(epoch|iter|epoch_\d+_iter)_\d+\.pth')  # checkpoints
 _PARTS = ('data', 'images', 'img', 'imgs', 'jpegimages', 'train', 'train2017', 'training')  # of a data set's folder
 
