@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 from typing import List, Optional
 
-from ..utils.errors import ConfigError, FolderInUseError
+from ..utils.errors import AnnotationError, ConfigError, FolderInUseError
 from ..utils.files import atomic_write_text
 from ..utils.parser import Parser, at_least, share
-from ..utils.paths import check_checkpoint, check_folder, find_config
+from ..utils.paths import check_checkpoint, check_folder, find_config, of_other_images
 from .common import FORMATS, device_or_best, run
 
 _OF_SOURCE = {
@@ -41,7 +41,10 @@ def find_objects_main(argv: Optional[List[str]] = None) -> None:
     )
     parser.add_argument('--workers', type=at_least(0), help='processes; 0: none (default: one per core; on a GPU 0)')
     parser.add_argument(
-        '--max-bad-share', type=share, default=0.01, help='share of images that may be unreadable (default: 0.01)'
+        '--max-bad-share',
+        type=share,
+        default=0.01,
+        help='share of images that may be unreadable; of three or more one always may (default: 0.01; 0: none)',
     )
     group = parser.add_argument_group('source attention')
     group.add_argument(
@@ -105,7 +108,12 @@ def _find(args: argparse.Namespace) -> None:
     missing = [name for name in needed if name not in options]
     if missing:
         raise ConfigError(f'--source {args.source} needs {", ".join("--" + name for name in missing)}.')
-    truth = read_truth(args.truth) if args.truth else None  # before the search, which may take hours
+    truth = None
+    if args.truth:  # before the search, which may take hours
+        truth = read_truth(args.truth)
+        other = of_other_images(args.truth, [image['file_name'] for image in truth['images']], args.images)
+        if other:
+            raise AnnotationError(other)
     if args.source == 'import':
         _import(args, **options)
     else:

@@ -27,7 +27,7 @@ import torch
 
 from ..datasets import ObjectDataset, read_image
 from ..datasets.image_io import as_colours
-from ..utils.errors import BadImageError, FolderInUseError, StageError
+from ..utils.errors import BadImageError, FolderInUseError, StageError, too_many_bad
 from ..utils.files import PathLike, atomic_write, atomic_write_text
 from .found import Found
 
@@ -77,7 +77,8 @@ def find_objects(
         source: See :class:`Source`.
         ann_file: List of images, or json whose images to take; empty: all of the folder.
         workers: Processes; 0: none beside this one; None: one per core, and none for a source on a GPU.
-        max_bad_share: Share of the images that may be unreadable; they are left out and named in ``info``.
+        max_bad_share: Share of the images that may be unreadable, of three or more at least one, unless it is 0; they
+            are left out and named in ``info``.
         say: Gets a line of progress every few seconds; None: stderr.
 
     Returns:
@@ -233,7 +234,7 @@ def _readable(root: str, name: str, source: Source) -> bool:
 
 def _check_bad(bad: Dict[int, List[List[str]]], total: int, most: float, folder: Path) -> None:
     found = [entry for number in sorted(bad) for entry in bad[number]]
-    if len(found) > most * total:
+    if too_many_bad(len(found), total, most):
         more = f' and {len(found) - 10} more' if len(found) > 10 else ''
         raise BadImageError(
             f'{len(found)} of {total} images are bad, above --max-bad-share {most:g} (the first: {found[0][1]}; '

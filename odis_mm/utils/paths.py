@@ -147,6 +147,23 @@ def left_out(folder: PathLike, skipped: Sequence[str], unread: Sequence[str], fo
     return lines
 
 
+def of_other_images(source: PathLike, names: Sequence[str], folder: PathLike) -> Optional[str]:
+    """Return the sentence for annotations of other images than those of a folder: no image in or below it has the name
+    (endings apart) of one that they list. None where that does not show: a name is there, or the folder has no image,
+    or a single image is listed, which may be lost.
+    """
+    own = walk_images(folder)[0]
+    there = {Path(path).stem for path in own}
+    if len(names) < 2 or not own or any(Path(name.replace('\\', '/')).stem in there for name in names):
+        return None
+    where, example = printable(os.path.normpath(folder)), printable(os.path.relpath(own[0], folder))
+    return (
+        f'none of the {len(names)} file names of {printable(os.fspath(source))} ({printable(names[0])}, ...) is in or '
+        f'below {where} ({example}, ...): these are probably annotations of other images; name those of these images, '
+        'or the folder of its images.'
+    )
+
+
 def find_images(sources: Sequence[PathLike], lines: Optional[List[Tuple[int, str]]] = None) -> List[Path]:
     """Return the image files that are named, and those in and below folders that are named; what :func:`left_out`
     tells of these is appended to ``lines``.
