@@ -81,7 +81,6 @@ def find_objects_main(argv: Optional[List[str]] = None) -> None:
 
 
 def _find(args: argparse.Namespace) -> None:
-    from ..config import shipped_configs
     from ..objects.attention import Attention
     from ..objects.classic import Classic
     from ..objects.detector import Detector
@@ -118,7 +117,7 @@ def _find(args: argparse.Namespace) -> None:
         _import(args, **options)
     else:
         if args.source == 'detector':
-            options['config'] = str(shipped_configs().get(options['config'], options['config']))
+            options['config'] = str(find_config(options['config']))
         source = {'attention': Attention, 'detector': Detector, 'classic': Classic}[args.source](**options)
         find_objects(
             args.images,
@@ -135,6 +134,16 @@ def _find(args: argparse.Namespace) -> None:
         f'written: {args.out}, {numbers["objects"]} objects in {numbers["images"]} images ({numbers["empty"]} '
         f'without); {page}'
     ]
+    info = content.get('info') or {}
+    if info.get('images_at_top'):
+        lines.append(
+            f'{info["images_at_top"]} of {numbers["images"]} images have the {info["settings"]["top"]} objects that '
+            '--top keeps of an image at most: they may show more'
+        )
+    bad = [why for _, why in info.get('bad_images') or ()]
+    if bad:
+        more = f', and {len(bad) - 10} more' if len(bad) > 10 else ''
+        lines.append(f'{len(bad)} images cannot be read and are left out: {" ".join(bad[:10])}{more}')
     for name, row in (measures or {}).items():
         told = ', '.join(f'{key} {"-" if value is None else f"{value:.1f}"}' for key, value in row.items())
         lines.append(f'{name}: {told}')

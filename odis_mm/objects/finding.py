@@ -82,7 +82,8 @@ def find_objects(
         say: Gets a line of progress every few seconds; None: stderr.
 
     Returns:
-        ``info`` of the result: source, settings, numbers of images and objects, bad images.
+        ``info`` of the result: source, settings, numbers of images and objects, bad images, and ``images_at_top``, the
+        number of images with as many objects as a source's ``top`` keeps.
 
     Raises:
         BadImageError: more images are bad than allowed; what was found is kept.
@@ -368,13 +369,17 @@ def _assemble(out: Path, folder: Path, count: int, settings: dict) -> dict:
                 )
             yield part
 
-    images = objects = 0
+    images = objects = full = 0
+    top = settings['settings'].get('top')
     bad: List[List[str]] = []
     for part in parts():
         images += len(part['images'])
         objects += sum(len(image['objects']) for image in part['images'])
+        full += sum(len(image['objects']) == top for image in part['images'])
         bad += part['bad']
     info = dict(description='objects found by odis-mm find-objects', **settings, objects=objects, bad_images=bad)
+    if top is not None:
+        info['images_at_top'] = full
 
     def write(file: BinaryIO) -> None:
         def put(text: str) -> None:
