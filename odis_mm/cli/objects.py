@@ -9,7 +9,7 @@ from typing import List, Optional
 from ..utils.errors import AnnotationError, ConfigError, FolderInUseError
 from ..utils.files import atomic_write_text
 from ..utils.parser import Parser, at_least, share
-from ..utils.paths import check_checkpoint, check_folder, find_config, of_other_images
+from ..utils.paths import check_checkpoint, check_folder, check_json, find_config, of_other_images
 from .common import FORMATS, device_or_best, run
 
 _OF_SOURCE = {
@@ -76,6 +76,9 @@ def find_objects_main(argv: Optional[List[str]] = None) -> None:
         check_folder(args.images)
         if args.checkpoint is not None:
             check_checkpoint(args.checkpoint)
+        for file in (args.truth, args.annotations):
+            if file is not None and Path(file).is_file():
+                check_json(Path(file))
 
     run(lambda: _find(args), check)
 

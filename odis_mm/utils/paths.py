@@ -63,7 +63,7 @@ def check_data(data: PathLike, images: Optional[PathLike] = None, files: Sequenc
         check_folder(images)
     for file in files:
         if file is not None:
-            _check_json(find_file(file, data))
+            check_json(find_file(file, data))
     if any(file is not None for file in files):
         return  # they may name images anywhere
     places = [data] if images is None else [data, images]
@@ -74,7 +74,12 @@ def check_data(data: PathLike, images: Optional[PathLike] = None, files: Sequenc
         )
 
 
-def _check_json(path: Path) -> None:
+def check_json(path: Path) -> None:
+    """Refuse a small json that is none; other files are judged where they are read.
+
+    Raises:
+        AnnotationError: it is cut off, or of something else.
+    """
     if path.suffix.lower() == '.json' and path.stat().st_size <= SMALL_JSON:
         try:
             parse_json(path.read_bytes())

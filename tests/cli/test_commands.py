@@ -240,6 +240,8 @@ def test_wrong_paths_are_refused_before_anything_heavy_is_imported(tmp_path, coc
         ('rotation gtsa_demo gone.pth --data-root photos', gone),
         ('find-objects gone --out a.json --source classic', 'data folder gone does not exist.'),
         ('find-objects photos --out a.json --source attention --checkpoint gone.pth', gone),
+        ('find-objects photos --out a.json --source import --annotations half.json', 'half.json is not valid JSON'),
+        ('find-objects photos --out a.json --source classic --truth half.json', 'half.json is not valid JSON'),
         ('inspect a.pth', config),
         ('replay odis_demo gone.pth', gone),
         ('benchmark a.pth', config),
