@@ -47,7 +47,10 @@ class Detector:
             from mmengine.config import Config
 
             with quiet_imports():  # a config may import mmdet
-                steps = Config.fromfile(self.config).test_dataloader.dataset.pipeline
+                cfg = Config.fromfile(self.config)
+            if 'test_dataloader' not in cfg:
+                raise ConfigError(f'{self.config} is no config of a detector: it has no test_dataloader; name another.')
+            steps = cfg.test_dataloader.dataset.pipeline
             load = next((step for step in steps if step['type'].split('.')[-1] == 'LoadDetectionImage'), {})
             self._reading = {key: load[key] for key in ('channels', 'window', 'percentiles') if load.get(key)}
         return self._reading

@@ -166,6 +166,15 @@ def test_a_detector_is_read_without_lines_of_mmdet(tmp_path):
     assert run.stdout == '{}\n' and 'faster_coco_eval' not in run.stderr
 
 
+def test_a_config_of_a_pretraining_is_no_detector(tmp_path, capsys):
+    Image.new('RGB', (8, 8)).save(tmp_path / '0.png')
+    torch.save({}, tmp_path / 'a.pth')
+    words = [str(tmp_path), '--source', 'detector', '--config', 'gtsa_small', '--checkpoint', str(tmp_path / 'a.pth')]
+    with pytest.raises(SystemExit) as stop:
+        find_objects_main([*words, '--out', str(tmp_path / 'a.json')])
+    assert stop.value.code == 2 and 'gtsa_small.py is no config of a detector' in capsys.readouterr().err
+
+
 def test_limit_and_bad_images_are_told(tmp_path, capsys):
     rng = np.random.default_rng(0)
     (tmp_path / 'images').mkdir()
