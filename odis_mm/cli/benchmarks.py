@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Callable, Dict, List, Optional, Sequence
 
 from ..utils.environment import hardware
+from ..utils.parser import Parser, at_least
 from ..utils.paths import find_config
 from .common import device_or_best, run
 
 
 def benchmark_main(argv: Optional[List[str]] = None) -> None:
     """``tools/analysis/benchmark.py CONFIG``: prints the table, keeps the json."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='odis-mm benchmark',
         description="Where the time of a pretraining step goes, and how far it is from the machine's limit.",
     )
@@ -47,10 +48,10 @@ def benchmark_main(argv: Optional[List[str]] = None) -> None:
     parser.add_argument(
         '--compile', action='store_true', help='torch.compile of the blocks: the first steps take minutes'
     )
-    parser.add_argument('--batch', type=int, help='images per step (default: of the config)')
-    parser.add_argument('--repeats', type=int, default=5)
-    parser.add_argument('--images', type=int, default=32, help='of the data set, for the pipeline')
-    parser.add_argument('--threads', type=int, help='of the step on CPUs (default: all cores)')
+    parser.add_argument('--batch', type=at_least(1), help='images per step (default: of the config)')
+    parser.add_argument('--repeats', type=at_least(1), default=5)
+    parser.add_argument('--images', type=at_least(1), default=32, help='of the data set, for the pipeline')
+    parser.add_argument('--threads', type=at_least(1), help='of the step on CPUs (default: all cores)')
     parser.add_argument('--out', metavar='JSON', help='keep the numbers')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', action='extend')
     args = parser.parse_args(argv)
@@ -84,11 +85,11 @@ def benchmark_main(argv: Optional[List[str]] = None) -> None:
 
 def startup_main(argv: Optional[List[str]] = None, train: Sequence[str] = ()) -> None:
     """``tools/analysis/benchmark_startup.py CONFIG``: prints the times, keeps the json."""
-    parser = argparse.ArgumentParser(
-        description='Seconds from the command to the first finished iteration of training.'
-    )
+    parser = Parser(description='Seconds from the command to the first finished iteration of training.')
     parser.add_argument('config', nargs='?', default='odis_demo')
-    parser.add_argument('--repeats', type=int, default=5, help='counted ones; one before them fills the page cache')
+    parser.add_argument(
+        '--repeats', type=at_least(1), default=5, help='counted ones; one before them fills the page cache'
+    )
     parser.add_argument('--out', metavar='JSON', help='keep the numbers')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', action='extend')
     args = parser.parse_args(argv)
@@ -114,12 +115,12 @@ def startup_main(argv: Optional[List[str]] = None, train: Sequence[str] = ()) ->
 def annotations_main(argv: Optional[List[str]] = None, train: Sequence[str] = ()) -> None:
     """``tools/analysis/benchmark_annotations.py``: what reading a json of COCO train2017's size costs, first and from
     the cache."""
-    parser = argparse.ArgumentParser(description='CPU seconds and own memory to read a large COCO-style json.')
+    parser = Parser(description='CPU seconds and own memory to read a large COCO-style json.')
     parser.add_argument('--train', action='store_true', help='also time trainings by it to their first iteration')
-    parser.add_argument('--images', type=int, default=118_287)
-    parser.add_argument('--objects', type=int, default=860_001)
+    parser.add_argument('--images', type=at_least(1), default=118_287)
+    parser.add_argument('--objects', type=at_least(1), default=860_001)
     parser.add_argument('--boxes', action='store_true', help='leave the masks out')
-    parser.add_argument('--repeats', type=int, default=3)
+    parser.add_argument('--repeats', type=at_least(1), default=3)
     parser.add_argument('--out', metavar='JSON', help='keep the numbers')
     args = parser.parse_args(argv)
 
@@ -146,14 +147,17 @@ def annotations_main(argv: Optional[List[str]] = None, train: Sequence[str] = ()
 
 def gtsa_main(argv: Optional[List[str]] = None) -> None:
     """``tools/analysis/benchmark_gtsa.py``: time of one GTSA step beside its slow forms."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description='Time of one GTSA training step, beside the same step with losses and heads in their slow form.'
     )
     parser.add_argument('--config', default='gtsa_vits_coco')
-    parser.add_argument('--batch', type=int, default=8)
-    parser.add_argument('--threads', type=int, default=2)
+    parser.add_argument('--batch', type=at_least(1), default=8)
+    parser.add_argument('--threads', type=at_least(1), default=2)
     parser.add_argument(
-        '--repeats', type=int, default=3, help='of each form, after one that is not counted; the median is reported'
+        '--repeats',
+        type=at_least(1),
+        default=3,
+        help='of each form, after one that is not counted; the median is reported',
     )
     args = parser.parse_args(argv)
     run(lambda: _compare_gtsa(args), lambda: find_config(args.config))
@@ -223,7 +227,7 @@ def _compare_gtsa(args: argparse.Namespace) -> None:
 
 def peer_main(argv: Optional[List[str]] = None) -> None:
     """``tools/analysis/benchmark_peer.py``: a step of lightly-train's ``dinov2`` beside ours."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="A step of lightly-train's dinov2, if that package is installed, and one of ours, in turn on the "
         'same views: CPU seconds on a CPU, seconds on a GPU.'
     )
@@ -236,9 +240,9 @@ def peer_main(argv: Optional[List[str]] = None) -> None:
     parser.add_argument('--drop-path', type=float, default=0.3, help='in every block of both students')
     parser.add_argument('--device', help='default: the GPU, if there is one')
     parser.add_argument('--amp', action='store_true', help='bf16 autocast, in both')
-    parser.add_argument('--batch', type=int, default=8)
-    parser.add_argument('--repeats', type=int, default=5)
-    parser.add_argument('--threads', type=int, help='on CPUs (default: all cores)')
+    parser.add_argument('--batch', type=at_least(1), default=8)
+    parser.add_argument('--repeats', type=at_least(1), default=5)
+    parser.add_argument('--threads', type=at_least(1), help='on CPUs (default: all cores)')
     parser.add_argument('--out', metavar='JSON', help='keep the numbers')
     args = parser.parse_args(argv)
 

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, List, Optional, Tuple
 
+from ..utils.parser import Parser, at_least
 from ..utils.paths import check_checkpoint
 from .common import KS, LAYOUTS, device_or_best, run
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 def transfer_main(argv: Optional[List[str]] = None) -> None:
     """``tools/transfer.py SOURCE [OUT --to LAYOUT]``: bring the ViT of a file into another library's layout, and prove
     it."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='odis-mm transfer',
         description='Bring the ViT of a checkpoint (ours, timm, DINO, iBOT, DINOv2, MAE, GTSA, Hugging Face, '
         'mmpretrain, mmseg, '
@@ -34,7 +35,7 @@ def transfer_main(argv: Optional[List[str]] = None) -> None:
         '--source-grid', type=_grid, metavar='ROWSxCOLUMNS', help='patch grid of SOURCE, if it is no square'
     )
     parser.add_argument(
-        '--heads', type=int, help="attention heads (default: from the file's meta, or those of ViT-T/S/B/L/H)"
+        '--heads', type=at_least(1), help="attention heads (default: from the file's meta, or those of ViT-T/S/B/L/H)"
     )
     parser.add_argument(
         '--drop',
@@ -102,7 +103,7 @@ def knn_main(argv: Optional[List[str]] = None) -> None:
         'knn', 'k-NN accuracy of frozen features on a labelled folder: DIR/train/<class>/, DIR/val/<class>/.'
     )
     parser.add_argument('--data', required=True, metavar='DIR')
-    parser.add_argument('--ks', type=int, nargs='+', default=list(KS))
+    parser.add_argument('--ks', type=at_least(1), nargs='+', default=list(KS))
     parser.add_argument('--temperature', type=float, default=0.07)
     parser.add_argument(
         '--boxes',
@@ -113,7 +114,7 @@ def knn_main(argv: Optional[List[str]] = None) -> None:
     )
     parser.add_argument(
         '--max-images',
-        type=int,
+        type=at_least(1),
         nargs=2,
         default=(None, None),
         metavar=('TRAIN', 'VAL'),
@@ -161,20 +162,20 @@ def regions_main(argv: Optional[List[str]] = None) -> None:
     )
     parser.add_argument(
         '--scales',
-        type=int,
+        type=at_least(1),
         nargs='+',
         metavar='SIZE',
         help='several sizes in place of --size: their features side by side',
     )
     parser.add_argument(
         '--max-images',
-        type=int,
+        type=at_least(1),
         nargs=2,
         default=(800, 400),
         metavar=('TRAIN', 'VAL'),
         help='at most so many, evenly spread',
     )
-    parser.add_argument('--k', type=int, default=20)
+    parser.add_argument('--k', type=at_least(1), default=20)
     args = parser.parse_args(argv)
 
     def work() -> None:
@@ -233,11 +234,11 @@ def features_main(argv: Optional[List[str]] = None) -> None:
 
 
 def _frozen_parser(command: str, description: str, out: str = '') -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f'odis-mm {command}', description=description)
+    parser = Parser(prog=f'odis-mm {command}', description=description)
     parser.add_argument('checkpoint', help='of any layout that odis-mm transfer reads, or a ResNet')
-    parser.add_argument('--size', type=int, default=224, help='side of the images in pixels')
+    parser.add_argument('--size', type=at_least(1), default=224, help='side of the images in pixels')
     parser.add_argument(
-        '--heads', type=int, help="attention heads (default: from the file's meta, or those of ViT-T/S/B/L/H)"
+        '--heads', type=at_least(1), help="attention heads (default: from the file's meta, or those of ViT-T/S/B/L/H)"
     )
     parser.add_argument(
         '--source-grid', type=_grid, metavar='ROWSxCOLUMNS', help='patch grid of CHECKPOINT, if it is no square'
@@ -245,8 +246,8 @@ def _frozen_parser(command: str, description: str, out: str = '') -> argparse.Ar
     parser.add_argument(
         '--student', action='store_true', help='of a training checkpoint take the student, not the teacher'
     )
-    parser.add_argument('--batch-size', type=int, default=64)
-    parser.add_argument('--workers', type=int, default=2, help='processes that decode images')
+    parser.add_argument('--batch-size', type=at_least(1), default=64)
+    parser.add_argument('--workers', type=at_least(0), default=2, help='processes that decode images')
     parser.add_argument('--device', help='default: the GPU, if there is one')
     parser.add_argument('--out', required=bool(out), help=out or 'write the result to this json file')
     return parser

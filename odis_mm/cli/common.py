@@ -8,6 +8,7 @@ import argparse
 from typing import Any, Callable, Optional
 
 from ..utils.errors import run_command
+from ..utils.parser import Parser
 
 # names that a help text lists and whose owners take seconds to import; a test compares them
 AMP = ('bf16', 'fp16')
@@ -55,7 +56,7 @@ def device_or_best(name: Optional[str]) -> str:
 
 
 def config_parser(command: str, description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f'odis-mm {command}',
         description=description,
         epilog='ODIS_MM_DEBUG=1 in the environment shows the full traceback of an error.',

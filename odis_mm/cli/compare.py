@@ -1,18 +1,18 @@
 """``odis-mm compare``: which start helps a detector, on one's own data."""
 
-import argparse
 import shlex
 import sys
 from pathlib import Path
 from typing import List, Optional
 
+from ..utils.parser import Parser, at_least
 from ..utils.paths import check_checkpoint, check_config_name, check_data
 from .common import run
 
 
 def main(argv: Optional[List[str]] = None) -> None:
     """Parse arguments and call :func:`odis_mm.workflows.run.compare` or :func:`~odis_mm.workflows.run.compare_data`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='odis-mm compare',
         description='Train the same detector from several starts (random weights, files, pretrainings) with several '
         'amounts of labels and '
@@ -44,7 +44,9 @@ def main(argv: Optional[List[str]] = None) -> None:
     parser.add_argument(
         '--set', nargs='+', default=[], metavar='KEY=VALUE', action='extend', help='change the plan: seeds.detector=3'
     )
-    parser.add_argument('--jobs', type=int, help='stages at a time (default: one per GPU, or per core without GPUs)')
+    parser.add_argument(
+        '--jobs', type=at_least(1), help='stages at a time (default: one per GPU, or per core without GPUs)'
+    )
     parser.add_argument(
         '--run-with',
         metavar='WORDS',

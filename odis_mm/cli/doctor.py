@@ -4,7 +4,6 @@ What is missing or broken here is what this command is to name, so every package
 ``try``.
 """
 
-import argparse
 import os
 import platform
 import shlex
@@ -16,6 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Callable, Iterator, List, NamedTuple, Optional, Tuple
+
+from ..utils.parser import Parser
 
 FAMILIES = {  # import name: its two distributions, and names of older ones
     'mmengine': ('mmengine', 'onedl-mmengine'),
@@ -325,7 +326,7 @@ def examine(folder: Path, work_dir: str, run: bool) -> Iterator[Finding]:
 
 def main(argv: Optional[List[str]] = None) -> None:
     """Print the findings one by one; exit with 1 if there is a problem."""
-    parser = argparse.ArgumentParser(prog='odis-mm doctor', description=__doc__.splitlines()[0])
+    parser = Parser(prog='odis-mm doctor', description=__doc__.splitlines()[0])
     parser.add_argument('--work-dir', default='work_dirs', help='folder that runs will write to')
     parser.add_argument(
         '--no-run', action='store_true', help='leave out the few iterations of pretraining and of a detector'

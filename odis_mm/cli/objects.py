@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 from typing import List, Optional
 
-from ..utils.errors import ConfigError, FolderInUseError
+from ..utils.errors import AnnotationError, ConfigError, FolderInUseError
 from ..utils.files import atomic_write_text
-from ..utils.paths import check_checkpoint, check_folder, find_config
+from ..utils.parser import Parser, at_least, share
+from ..utils.paths import check_checkpoint, check_folder, check_json, find_config, of_other_images
 from .common import FORMATS, device_or_best, run
 
 _OF_SOURCE = {
@@ -21,7 +22,7 @@ _OF_SOURCE = {
 
 def find_objects_main(argv: Optional[List[str]] = None) -> None:
     """``tools/find_objects.py IMAGES --out objects.json --source SOURCE``: objects for a folder of images."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='odis-mm find-objects',
         description='Find objects in a folder of images, without labels or from what you have, and write a COCO-style '
         'json that '
@@ -38,9 +39,12 @@ def find_objects_main(argv: Optional[List[str]] = None) -> None:
     parser.add_argument(
         '--truth', metavar='JSON', help='COCO-style annotations of these images, to compare with in the report'
     )
-    parser.add_argument('--workers', type=int, help='processes; 0: none (default: one per core; on a GPU 0)')
+    parser.add_argument('--workers', type=at_least(0), help='processes; 0: none (default: one per core; on a GPU 0)')
     parser.add_argument(
-        '--max-bad-share', type=float, default=0.01, help='share of images that may be unreadable (default: 0.01)'
+        '--max-bad-share',
+        type=share,
+        default=0.01,
+        help='share of images that may be unreadable; of three or more one always may (default: 0.01; 0: none)',
     )
     group = parser.add_argument_group('source attention')
     group.add_argument(
@@ -48,21 +52,21 @@ def find_objects_main(argv: Optional[List[str]] = None) -> None:
     )
     group.add_argument(
         '--size',
-        type=int,
+        type=at_least(1),
         help='longer side of the images in pixels (default: 30 patches, 480 for patches of 16; source classic: 320)',
     )
     group.add_argument('--features', choices=('key', 'qkv'), help='of the last block, or of all blocks (default: key)')
     group.add_argument('--cut', type=float, help='end of the cuts: the highest normalised cut (default: 0.8)')
     group.add_argument(
-        '--heads', type=int, help="attention heads (default: from the file's meta, or those of ViT-T/S/B/L/H)"
+        '--heads', type=at_least(1), help="attention heads (default: from the file's meta, or those of ViT-T/S/B/L/H)"
     )
-    group.add_argument('--seed', type=int, help="of the solver's start vector (default: 0)")
+    group.add_argument('--seed', type=at_least(0), help="of the solver's start vector (default: 0)")
     group.add_argument('--device', help='of source detector, too (default: the GPU, if there is one)')
     group = parser.add_argument_group('source detector')
     group.add_argument('--config', help='of mmdet: a path, or the name of a shipped recipe')
     group.add_argument('--rpn', action='store_true', default=None, help='the proposals of its RPN alone')
-    group.add_argument('--top', type=int, help='objects kept of an image (default: 100; source classic: 30)')
-    group.add_argument('--min-score', type=float, help='(default: 0.05)')
+    group.add_argument('--top', type=at_least(1), help='objects kept of an image (default: 100; source classic: 30)')
+    group.add_argument('--min-score', type=share, help='(default: 0.05)')
     group = parser.add_argument_group('source import')
     group.add_argument('--annotations', metavar='PATH', help='file or folder of another tool')
     group.add_argument('--format', choices=('auto', *FORMATS), help='(default: auto)')
@@ -72,12 +76,14 @@ def find_objects_main(argv: Optional[List[str]] = None) -> None:
         check_folder(args.images)
         if args.checkpoint is not None:
             check_checkpoint(args.checkpoint)
+        for file in (args.truth, args.annotations):
+            if file is not None and Path(file).is_file():
+                check_json(Path(file))
 
     run(lambda: _find(args), check)
 
 
 def _find(args: argparse.Namespace) -> None:
-    from ..config import shipped_configs
     from ..objects.attention import Attention
     from ..objects.classic import Classic
     from ..objects.detector import Detector
@@ -104,12 +110,17 @@ def _find(args: argparse.Namespace) -> None:
     missing = [name for name in needed if name not in options]
     if missing:
         raise ConfigError(f'--source {args.source} needs {", ".join("--" + name for name in missing)}.')
-    truth = read_truth(args.truth) if args.truth else None  # before the search, which may take hours
+    truth = None
+    if args.truth:  # before the search, which may take hours
+        truth = read_truth(args.truth)
+        other = of_other_images(args.truth, [image['file_name'] for image in truth['images']], args.images)
+        if other:
+            raise AnnotationError(other)
     if args.source == 'import':
         _import(args, **options)
     else:
         if args.source == 'detector':
-            options['config'] = str(shipped_configs().get(options['config'], options['config']))
+            options['config'] = str(find_config(options['config']))
         source = {'attention': Attention, 'detector': Detector, 'classic': Classic}[args.source](**options)
         find_objects(
             args.images,
@@ -126,6 +137,16 @@ def _find(args: argparse.Namespace) -> None:
         f'written: {args.out}, {numbers["objects"]} objects in {numbers["images"]} images ({numbers["empty"]} '
         f'without); {page}'
     ]
+    info = content.get('info') or {}
+    if info.get('images_at_top'):
+        lines.append(
+            f'{info["images_at_top"]} of {numbers["images"]} images have the {info["settings"]["top"]} objects that '
+            '--top keeps of an image at most: they may show more'
+        )
+    bad = [why for _, why in info.get('bad_images') or ()]
+    if bad:
+        more = f', and {len(bad) - 10} more' if len(bad) > 10 else ''
+        lines.append(f'{len(bad)} images cannot be read and are left out: {" ".join(bad[:10])}{more}')
     for name, row in (measures or {}).items():
         told = ', '.join(f'{key} {"-" if value is None else f"{value:.1f}"}' for key, value in row.items())
         lines.append(f'{name}: {told}')
@@ -164,13 +185,13 @@ def _import(args: argparse.Namespace, annotations: str, format: str = 'auto') ->
 def inspect_main(argv: Optional[List[str]] = None) -> None:
     """``odis-mm inspect CONFIG``: a page of what a recipe makes of its images; exits with 1 if a drawn number differs
     from the pixels."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='odis-mm inspect',
         description='Draw what a pretraining recipe makes of its images, as one html page and PNGs, and check every '
         'drawn number against pixels.',
     )
     parser.add_argument('config', help='path, or the name of a shipped recipe')
-    parser.add_argument('--images', type=int, default=6, help='how many, evenly spread (default: 6)')
+    parser.add_argument('--images', type=at_least(1), default=6, help='how many, evenly spread (default: 6)')
     parser.add_argument('--out', default='inspection', metavar='DIR', help='to write into (default: inspection)')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='as of odis-mm train')
     args = parser.parse_args(argv)

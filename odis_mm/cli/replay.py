@@ -4,13 +4,14 @@ import argparse
 from typing import Optional, Sequence
 
 from ..utils.errors import CheckpointError
+from ..utils.parser import Parser
 from ..utils.paths import check_checkpoint, find_config
 from .common import AMP, device_or_best, run
 
 
 def replay_main(argv: Optional[Sequence[str]] = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog='odis-mm replay', description='Rerun a batch whose loss was not finite.')
+    parser = Parser(prog='odis-mm replay', description='Rerun a batch whose loss was not finite.')
     parser.add_argument('config', help='path, or name of a shipped recipe; the copy in the work dir is best')
     parser.add_argument('file', help='nonfinite_iter_N.pth of the work dir')
     parser.add_argument(

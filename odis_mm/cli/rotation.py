@@ -1,9 +1,9 @@
 """``odis-mm rotation CONFIG CHECKPOINT``: does GTSA's classifier read the rotation of images that it has not seen?"""
 
-import argparse
 from typing import TYPE_CHECKING, List, Optional
 
 from ..utils.errors import ConfigError
+from ..utils.parser import Parser, at_least
 from ..utils.paths import check_checkpoint, find_config
 from .common import run
 
@@ -40,7 +40,7 @@ def load_model(config: str, checkpoint: str) -> 'nn.Module':
 
 
 def rotation_main(argv: Optional[List[str]] = None) -> None:
-    parser = argparse.ArgumentParser(prog='odis-mm rotation', description=__doc__.partition(': ')[2])
+    parser = Parser(prog='odis-mm rotation', description=__doc__.partition(': ')[2])
     parser.add_argument('config', help='of the pretraining: path, or name of a shipped one')
     parser.add_argument('checkpoint', help='epoch_N.pth of the pretraining')
     parser.add_argument('--data-root', required=True, help='of images that were not trained on')
@@ -48,7 +48,7 @@ def rotation_main(argv: Optional[List[str]] = None) -> None:
     parser.add_argument(
         '--ann-file', default='', help='json or list below it that names the images; default: all of the folder'
     )
-    parser.add_argument('--size', type=int, help="pixels per side (default: that of the config's global views)")
+    parser.add_argument('--size', type=at_least(1), help="pixels per side (default: that of the config's global views)")
     args = parser.parse_args(argv)
 
     def check() -> None:

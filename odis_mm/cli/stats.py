@@ -3,13 +3,14 @@
 import argparse
 from typing import List, Optional
 
+from ..utils.parser import Parser, at_least
 from .common import run
 from .verify import add_reading, reading_of
 
 
 def stats_main(argv: Optional[List[str]] = None) -> None:
     """Print what a config needs: mean, std, and a window if the images have more than 8 bits."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='odis-mm stats',
         description='Mean and standard deviation per channel of a data set, as model.data_preprocessor takes them; for '
         'images of more than 8 '
@@ -20,7 +21,7 @@ def stats_main(argv: Optional[List[str]] = None) -> None:
         '--ann-file', default='', help='json of objects, or list of images, below DIR; without: all images'
     )
     parser.add_argument('--images', default='', metavar='DIR', help='image folder, below --data')
-    parser.add_argument('--limit', type=int, default=2000, help='images to read, evenly spread (default: 2000)')
+    parser.add_argument('--limit', type=at_least(1), default=2000, help='images to read, evenly spread (default: 2000)')
     add_reading(parser)
     args = parser.parse_args(argv)
     run(lambda: _stats(args))

@@ -8,14 +8,15 @@ from typing import Any, Dict, List, Optional
 from ..utils.errors import ConfigError, UserError
 from ..utils.files import PathLike
 from ..utils.origin import CONFIGS, resumed_start
+from ..utils.parser import Parser, at_least
 from ..utils.paths import (
+    DETECTOR_SIZE,
     DETECTOR_STEPS,
     PRETRAINING_STEPS,
     check_checkpoint,
     check_data,
     check_output,
     check_resumable,
-    check_steps,
     check_threshold,
     check_unused,
     default_work_dir,
@@ -29,7 +30,7 @@ from .common import AMP, METHODS, run
 
 def pretrain_main(argv: Optional[List[str]] = None) -> None:
     """Pretrain on a folder of images."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='odis-mm pretrain',
         description='Pretrain a backbone on a folder of images. The recipe, the views, the batch and the length follow '
         'from what the folder holds; everything that was chosen is printed and written as a config for odis-mm train.',
@@ -55,11 +56,11 @@ def pretrain_main(argv: Optional[List[str]] = None) -> None:
     length = parser.add_mutually_exclusive_group()
     length.add_argument(
         '--steps',
-        type=int,
+        type=at_least(PRETRAINING_STEPS),
         help="length in iterations; recipes that accumulate take fewer optimizer steps (default: the recipe's)",
     )
     length.add_argument('--hours', type=float, help='length as time; the speed is measured first')
-    parser.add_argument('--size', type=int, help="side of the global views in pixels (default: the recipe's)")
+    parser.add_argument('--size', type=at_least(1), help="side of the global views in pixels (default: the recipe's)")
     _common(parser, 'pretrain')
     args = parser.parse_args(argv)
 
@@ -106,7 +107,7 @@ def _annotated(args: argparse.Namespace, work_dir: Path) -> Optional[PathLike]:
 
 def finetune_main(argv: Optional[List[str]] = None) -> None:
     """Train a detector on annotated images."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='odis-mm finetune',
         description='Train a detector on annotated images, evaluate it per class, and draw what it finds.',
     )
@@ -124,8 +125,12 @@ def finetune_main(argv: Optional[List[str]] = None) -> None:
     for name in ('train', 'val'):
         parser.add_argument(f'--{name}', metavar='FILE', help=f'{name} annotations in place of those found in DIR')
     parser.add_argument('--images', metavar='DIR', help='image folder, if it is not found near the annotations')
-    parser.add_argument('--steps', type=int, help='default: ten passes over the data, at least 300 steps')
-    parser.add_argument('--size', type=int, help="shortest side of the images in pixels (default: the detector's)")
+    parser.add_argument(
+        '--steps', type=at_least(DETECTOR_STEPS), help='default: ten passes over the data, at least 300 steps'
+    )
+    parser.add_argument(
+        '--size', type=at_least(DETECTOR_SIZE), help="shortest side of the images in pixels (default: the detector's)"
+    )
     _common(parser, 'finetune')
     args = parser.parse_args(argv)
 
@@ -176,9 +181,7 @@ def _report(metrics: Dict[str, float], steps: Optional[int]) -> List[str]:
 
 def predict_main(argv: Optional[List[str]] = None) -> None:
     """Run a detector on images."""
-    parser = argparse.ArgumentParser(
-        prog='odis-mm predict', description='Run a detector on images: pictures and a COCO-style json.'
-    )
+    parser = Parser(prog='odis-mm predict', description='Run a detector on images: pictures and a COCO-style json.')
     parser.add_argument('run', metavar='CONFIG_OR_DIR', help='config of the detector, or the work dir of its training')
     parser.add_argument(
         'checkpoint', nargs='?', metavar='CHECKPOINT', help='weights, a .pth (default: the newest of the work dir)'
@@ -188,7 +191,7 @@ def predict_main(argv: Optional[List[str]] = None) -> None:
     parser.add_argument(
         '--threshold', type=float, default=0.3, help='least score of a box that is drawn (default: 0.3)'
     )
-    parser.add_argument('--batch', type=int, default=8)
+    parser.add_argument('--batch', type=at_least(1), default=8)
     parser.add_argument('--device')
     args = parser.parse_args(argv)
     images = [*([args.checkpoint] if args.checkpoint else []), *args.images]
@@ -215,15 +218,15 @@ def predict_main(argv: Optional[List[str]] = None) -> None:
 
 def views_main(argv: Optional[List[str]] = None) -> None:
     """Draw the views of some images."""
-    parser = argparse.ArgumentParser(
-        prog='odis-mm views', description='Draw the views that a pretraining config makes of some images.'
-    )
+    parser = Parser(prog='odis-mm views', description='Draw the views that a pretraining config makes of some images.')
     parser.add_argument('config', help='path of a config, or name of a shipped one')
     parser.add_argument(
         '--out', default='views.png', help='several images: views_1.png, views_2.png, ... (default: views.png)'
     )
-    parser.add_argument('--images', type=int, default=1, help='how many images, evenly spread over the data set')
-    parser.add_argument('--epoch', type=int, default=0, help='each epoch draws other views')
+    parser.add_argument(
+        '--images', type=at_least(1), default=1, help='how many images, evenly spread over the data set'
+    )
+    parser.add_argument('--epoch', type=at_least(0), default=0, help='each epoch draws other views')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', action='extend')
     args = parser.parse_args(argv)
 
@@ -249,7 +252,6 @@ def views_main(argv: Optional[List[str]] = None) -> None:
 
 
 def _check(command: str, args: argparse.Namespace, *files: Optional[str]) -> None:
-    check_steps(args.steps, PRETRAINING_STEPS if command == 'pretrain' else DETECTOR_STEPS)
     check_data(args.data, args.images, files)
     if args.init is not None:
         check_checkpoint(args.init)
@@ -262,14 +264,14 @@ def _check(command: str, args: argparse.Namespace, *files: Optional[str]) -> Non
 
 
 def _common(parser: argparse.ArgumentParser, command: str) -> None:
-    parser.add_argument('--batch', type=int, help="images per step (default: the recipe's)")
+    parser.add_argument('--batch', type=at_least(1), help="images per step (default: the recipe's)")
     parser.add_argument(
         '--work-dir',
         metavar='DIR',
         help=f'everything is written here (default: work_dirs/{command}/NAME, by the name of the data)',
     )
     parser.add_argument('--resume', action='store_true', help='continue what is in the work dir')
-    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--seed', type=at_least(0), default=0)
     parser.add_argument('--amp', nargs='?', const='bf16', choices=AMP, help='mixed precision')
     parser.add_argument('--quiet', action='store_true', help='warnings only')
     parser.add_argument(

@@ -11,13 +11,14 @@ from shlex import quote
 from typing import Any, Dict, List, Optional, Tuple
 
 from ..utils.files import atomic_write_text
+from ..utils.parser import Parser, at_least
 from .common import run
 
 
 def verify_main(argv: Optional[List[str]] = None) -> None:
     """``tools/misc/verify_dataset.py --data DIR [--ann-file FILE] [--images DIR]``; exits with 1 if something is
     bad."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='odis-mm verify', description='Decode every image of a data set and check its boxes and masks.'
     )
     parser.add_argument('--data', default='', metavar='DIR', help='folder of the annotations and images')
@@ -26,7 +27,7 @@ def verify_main(argv: Optional[List[str]] = None) -> None:
     )
     parser.add_argument('--images', default='', metavar='DIR', help='image folder, below --data')
     parser.add_argument(
-        '--workers', type=int, default=os.cpu_count() or 1, help='processes; 0: none (default: one per core)'
+        '--workers', type=at_least(0), default=os.cpu_count() or 1, help='processes; 0: none (default: one per core)'
     )
     add_reading(parser)
     parser.add_argument('--report', metavar='JSON', help='write what was found')
@@ -40,7 +41,7 @@ def verify_main(argv: Optional[List[str]] = None) -> None:
 
 def add_reading(parser: argparse.ArgumentParser) -> None:
     """Add the options that say how pixels are made of an image's values, as ``LoadObjectImage`` takes them."""
-    parser.add_argument('--channels', type=int, default=3, help='of the images (default: 3)')
+    parser.add_argument('--channels', type=at_least(1), default=3, help='of the images (default: 3)')
     ends = parser.add_mutually_exclusive_group()
     ends.add_argument(
         '--window', type=float, nargs=2, metavar=('LOW', 'HIGH'), help='values that become black and white'

@@ -11,8 +11,9 @@ from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 from mmpretrain.registry import DATASETS, TRANSFORMS
 
-from ..utils.errors import AnnotationError, BadImageError, ConfigError, MissingFileError
+from ..utils.errors import AnnotationError, BadImageError, ConfigError, MissingFileError, too_many_bad
 from ..utils.noise import import_quietly
+from ..utils.paths import of_other_images
 from .annotations import read_annotations, told
 from .columns import Columns
 from .draws import seed_of
@@ -57,8 +58,8 @@ class ObjectDataset(BaseDataset):
         with_crowd: keep regions of many objects (`iscrowd`).
         keep_empty: keep images without objects; the whole image is their object then.
         min_score: leave out objects whose `score` is lower; one without a score counts as 1.
-        max_bad_share: share of the images that may be bad; above it, the next bad one raises with the list. 0: the
-            first one raises.
+        max_bad_share: share of the images that may be bad, and of three or more at least one; above it, the next bad
+            one raises with the list. 0: the first one raises.
         metainfo, indices, lazy_init: as in mmengine's BaseDataset.
 
     Raises:
@@ -235,7 +236,7 @@ class ObjectDataset(BaseDataset):
     def check_bad_share(self, why: str = '') -> None:
         """Raise BadImageError with the list (its first 50) if more images are bad than `max_bad_share` allows."""
         count = 0 if self.bad is None else int(self.bad.sum())
-        if count > self.max_bad_share * len(self):
+        if too_many_bad(count, len(self), self.max_bad_share):
             paths = list(map(shown, self.bad_images()))
             more = f' and {count - 50} more' if count > 50 else ''
             raise BadImageError(
@@ -289,7 +290,8 @@ class ObjectDataset(BaseDataset):
         first = os.path.join(self.folder, columns.names[chosen[0].item()])
         if not os.path.isfile(first):
             raise MissingFileError(
-                f'image {shown(first)}, the first of {source}, does not exist; check data_root and data_prefix.'
+                of_other_images(source, list(columns.names), self.folder)
+                or f'image {shown(first)}, the first of {source}, does not exist; check data_root and data_prefix.'
             )
         self._look_at(first)
         if self.data_fraction < 1:

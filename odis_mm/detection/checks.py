@@ -27,6 +27,7 @@ from ..datasets.values import flag, identity, is_crowd, number, numbering, side
 from ..utils.errors import AnnotationError, ConfigError, FileWriteError, MissingFileError
 from ..utils.files import atomic_write_text
 from ..utils.nested import dicts, walk
+from ..utils.paths import of_other_images
 
 _PARTS = ('train', 'val', 'test')
 
@@ -200,7 +201,8 @@ def complete(path: str, folder: str) -> Look:
     first = os.path.join(folder, content['images'][0]['file_name'])
     if not os.path.isfile(first):
         raise MissingFileError(
-            f'image {shown(first)}, the first of {shown(path)}, does not exist; check data_root and data_prefix.'
+            of_other_images(path, [image['file_name'] for image in content['images']], folder)
+            or f'image {shown(first)}, the first of {shown(path)}, does not exist; check data_root and data_prefix.'
         )
     done: Counter = Counter()
     for image in content['images']:

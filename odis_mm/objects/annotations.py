@@ -10,6 +10,7 @@ from mmengine.logging import print_log
 from ..datasets.layout import SPLITS, Split, part_of, split_of_folders
 from ..utils.errors import AnnotationError, ConfigError, MissingFileError
 from ..utils.files import PathLike, atomic_write_text
+from ..utils.paths import of_other_images
 from .formats import FORMATS, recognise
 from .labelled import ImageIndex, Labelled
 
@@ -44,7 +45,9 @@ def load_annotations(path: PathLike, images: PathLike, format: str = 'auto') -> 
     content['info'] = dict(description=f'{format} annotations', skipped=faults)
     if not content['annotations']:
         why = f'; the first fault: {faults[0]}' if faults else ''
-        raise AnnotationError(f'{path} holds no usable object in {format} format{why}.')
+        raise AnnotationError(
+            of_other_images(path, index.missed, images) or f'{path} holds no usable object in {format} format{why}.'
+        )
     if faults:
         more = f', and {len(faults) - 3} more' if len(faults) > 3 else ''
         print_log(

@@ -46,7 +46,11 @@ class Detector:
         if self._reading is None:
             from mmengine.config import Config
 
-            steps = Config.fromfile(self.config).test_dataloader.dataset.pipeline
+            with quiet_imports():  # a config may import mmdet
+                cfg = Config.fromfile(self.config)
+            if 'test_dataloader' not in cfg:
+                raise ConfigError(f'{self.config} is no config of a detector: it has no test_dataloader; name another.')
+            steps = cfg.test_dataloader.dataset.pipeline
             load = next((step for step in steps if step['type'].split('.')[-1] == 'LoadDetectionImage'), {})
             self._reading = {key: load[key] for key in ('channels', 'window', 'percentiles') if load.get(key)}
         return self._reading
@@ -66,8 +70,8 @@ class Detector:
 
         from ..transfer import read_checkpoint
 
-        cfg = Config.fromfile(self.config)
         with quiet_imports():
+            cfg = Config.fromfile(self.config)  # it may import mmdet
             from mmdet.registry import MODELS
             from mmdet.utils import register_all_modules
 

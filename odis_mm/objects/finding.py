@@ -27,7 +27,7 @@ import torch
 
 from ..datasets import ObjectDataset, read_image
 from ..datasets.image_io import as_colours
-from ..utils.errors import BadImageError, FolderInUseError, StageError
+from ..utils.errors import BadImageError, FolderInUseError, StageError, too_many_bad
 from ..utils.files import PathLike, atomic_write, atomic_write_text
 from .found import Found
 
@@ -77,11 +77,13 @@ def find_objects(
         source: See :class:`Source`.
         ann_file: List of images, or json whose images to take; empty: all of the folder.
         workers: Processes; 0: none beside this one; None: one per core, and none for a source on a GPU.
-        max_bad_share: Share of the images that may be unreadable; they are left out and named in ``info``.
+        max_bad_share: Share of the images that may be unreadable, of three or more at least one, unless it is 0; they
+            are left out and named in ``info``.
         say: Gets a line of progress every few seconds; None: stderr.
 
     Returns:
-        ``info`` of the result: source, settings, numbers of images and objects, bad images.
+        ``info`` of the result: source, settings, numbers of images and objects, bad images, and ``images_at_top``, the
+        number of images with as many objects as a source's ``top`` keeps.
 
     Raises:
         BadImageError: more images are bad than allowed; what was found is kept.
@@ -233,7 +235,7 @@ def _readable(root: str, name: str, source: Source) -> bool:
 
 def _check_bad(bad: Dict[int, List[List[str]]], total: int, most: float, folder: Path) -> None:
     found = [entry for number in sorted(bad) for entry in bad[number]]
-    if len(found) > most * total:
+    if too_many_bad(len(found), total, most):
         more = f' and {len(found) - 10} more' if len(found) > 10 else ''
         raise BadImageError(
             f'{len(found)} of {total} images are bad, above --max-bad-share {most:g} (the first: {found[0][1]}; '
@@ -367,13 +369,17 @@ def _assemble(out: Path, folder: Path, count: int, settings: dict) -> dict:
                 )
             yield part
 
-    images = objects = 0
+    images = objects = full = 0
+    top = settings['settings'].get('top')
     bad: List[List[str]] = []
     for part in parts():
         images += len(part['images'])
         objects += sum(len(image['objects']) for image in part['images'])
+        full += sum(len(image['objects']) == top for image in part['images'])
         bad += part['bad']
     info = dict(description='objects found by odis-mm find-objects', **settings, objects=objects, bad_images=bad)
+    if top is not None:
+        info['images_at_top'] = full
 
     def write(file: BinaryIO) -> None:
         def put(text: str) -> None:

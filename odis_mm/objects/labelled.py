@@ -48,6 +48,7 @@ class ImageIndex:
     folder: Path
     by_name: Dict[str, List[str]] = field(default_factory=dict)
     by_stem: Dict[str, List[str]] = field(default_factory=dict)
+    missed: List[str] = field(default_factory=list)  # what was asked for, and is not there
 
     def __post_init__(self):
         if not self.folder.is_dir():
@@ -76,6 +77,7 @@ class ImageIndex:
             rank = [(_common_tail(name, reference), _shared(name, parts)) for name in found]
             found = [name for name, r in zip(found, rank) if r == max(rank)]
         if not found:
+            self.missed.append(reference)
             raise AnnotationError(f'{source}: its image {reference} is not below {self.folder}')
         if len(found) > 1:
             raise AnnotationError(f'{source}: its image {reference} may be {found[0]} or {found[1]}')

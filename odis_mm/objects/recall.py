@@ -67,7 +67,7 @@ def read_result(path: PathLike) -> dict:
     try:
         content = read_json(path)
     except OSError as error:
-        raise AnnotationError(f'{path} cannot be read as json: {error}.') from error
+        raise AnnotationError(f'{path} cannot be read ({error.strerror}): name a COCO-style json.') from error
     if not all(isinstance(content.get(key), list) for key in ('images', 'annotations')):
         raise AnnotationError(f'{path} is not of COCO style: it needs images and annotations.')
     return content
@@ -78,7 +78,7 @@ def read_truth(path: PathLike) -> dict:
     of all readers, boxes without a pixel left out.
 
     Raises:
-        AnnotationError: it is not of COCO style; names the first entry that cannot be used.
+        AnnotationError: it is not of COCO style, or has no box; names the first entry that cannot be used.
     """
     content, images, annotations = read_result(path), [], []
     for i, image in enumerate(content['images']):
@@ -103,6 +103,8 @@ def read_truth(path: PathLike) -> dict:
         if has_extent(box).all() and np.isfinite(box).all():
             area = area if math.isfinite(area) else 0.0
             annotations.append(dict(image_id=owner, bbox=[x, y, w, h], area=area, iscrowd=int(crowd)))
+    if not annotations:
+        raise AnnotationError(f'{path} has no box to compare with: name annotations that have, or leave them out.')
     return dict(images=images, annotations=annotations)
 
 

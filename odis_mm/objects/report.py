@@ -212,6 +212,7 @@ def _table(rows: Sequence[Sequence[object]], head: Sequence[str] = ()) -> str:
 def _page(content: dict, numbers: dict, measures: Optional[dict], pictures: Dict[str, bytes]) -> str:
     info = content.get('info') or {}
     bad, skipped = info.get('bad_images') or [], info.get('skipped') or []
+    top = (info.get('settings') or {}).get('top') if 'images_at_top' in info else None
     median = float(np.median(numbers['per_image'])) if numbers['images'] else 0
     groups = numbers['duplicate_images']
     empty = {image['id'] for image in content['images']} - {entry['image_id'] for entry in content['annotations']}
@@ -234,6 +235,7 @@ def _page(content: dict, numbers: dict, measures: Optional[dict], pictures: Dict
         ),
         ('images that cannot be read', len(bad)),
         *([('annotations left out', len(skipped))] if skipped else []),
+        *([(f'images at the limit of {top} objects (--top)', info['images_at_top'])] if top else []),
     ]
     parts = [f'<h1>Objects: {html.escape(str(info.get("source", "")))}</h1>', _table(rows)]
     if measures:

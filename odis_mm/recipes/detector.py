@@ -19,7 +19,7 @@ from ..transfer import VitShape, read_checkpoint, read_meta, read_vit, told_grid
 from ..utils.errors import ConfigError
 from ..utils.files import PathLike
 from ..utils.nested import dicts
-from ..utils.paths import DETECTOR_STEPS, check_steps, detector_name
+from ..utils.paths import DETECTOR_SIZE, DETECTOR_STEPS, check_steps, detector_name
 from .arguments import check_arguments
 
 ALLOWED = ('allow_missing', 'allow_unexpected')  # of ``VerifiedPretrained``
@@ -124,8 +124,8 @@ def detector_config(
     """
     content = read_content(train)
     check_arguments(batch, seed, options)
-    if size is not None and size < 16:
-        raise ConfigError(f'size must be 16 pixels or more, got {size}.')
+    if size is not None and size < DETECTOR_SIZE:
+        raise ConfigError(f'size must be {DETECTOR_SIZE} pixels or more, got {size}.')
     check_steps(iterations, DETECTOR_STEPS)
     name = detector_name(detector or ('mask-rcnn' if content.masks else 'faster-rcnn'))
     cfg = load_config(name)

@@ -63,6 +63,14 @@ class BadImageError(UserError, ValueError):
     """An image file gives no usable pixels. A data set of many images can do without it."""
 
 
+def too_many_bad(bad: int, total: int, most: float) -> bool:
+    """Return whether more images of a set are bad than the share ``most`` allows.
+
+    Unless that share is 0, one of three images or more may always be bad: it is no reason to end a run on a small set.
+    """
+    return bad > (max(most * total, 1) if most and total > 2 else most * total)
+
+
 class UnreadableImageError(BadImageError, OSError):
     """The same, because the file system refused."""
 

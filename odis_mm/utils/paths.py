@@ -29,6 +29,7 @@ OTHER_SUFFIXES = tuple(f'.{name}' for name in _KEPT.split())
 SMALL_JSON = 1 << 24  # bytes: parsed in a tenth of a second
 CHECKPOINT_SUFFIXES = ('.pth', '.pt', '.safetensors', '.ckpt')
 PRETRAINING_STEPS, DETECTOR_STEPS = 4, 2  # at least: warm-up and decay have some of each
+DETECTOR_SIZE = 16  # at least, pixels of the shortest side
 _OF_A_RUN = re.compile(r'(epoch|iter|epoch_\d+_iter)_\d+\.pth')  # checkpoints
 _PARTS = ('data', 'images', 'img', 'imgs', 'jpegimages', 'train', 'train2017', 'training')  # of a data set's folder
 
@@ -62,7 +63,7 @@ def check_data(data: PathLike, images: Optional[PathLike] = None, files: Sequenc
         check_folder(images)
     for file in files:
         if file is not None:
-            _check_json(find_file(file, data))
+            check_json(find_file(file, data))
     if any(file is not None for file in files):
         return  # they may name images anywhere
     places = [data] if images is None else [data, images]
@@ -73,7 +74,12 @@ def check_data(data: PathLike, images: Optional[PathLike] = None, files: Sequenc
         )
 
 
-def _check_json(path: Path) -> None:
+def check_json(path: Path) -> None:
+    """Refuse a small json that is none; other files are judged where they are read.
+
+    Raises:
+        AnnotationError: it is cut off, or of something else.
+    """
     if path.suffix.lower() == '.json' and path.stat().st_size <= SMALL_JSON:
         try:
             parse_json(path.read_bytes())
@@ -144,6 +150,23 @@ def left_out(folder: PathLike, skipped: Sequence[str], unread: Sequence[str], fo
         )
         lines.append((logging.WARNING, line))
     return lines
+
+
+def of_other_images(source: PathLike, names: Sequence[str], folder: PathLike) -> Optional[str]:
+    """Return the sentence for annotations of other images than those of a folder: no image in or below it has the name
+    (endings apart) of one that they list. None where that does not show: a name is there, or the folder has no image,
+    or a single image is listed, which may be lost.
+    """
+    own = walk_images(folder)[0]
+    there = {Path(path).stem for path in own}
+    if len(names) < 2 or not own or any(Path(name.replace('\\', '/')).stem in there for name in names):
+        return None
+    where, example = printable(os.path.normpath(folder)), printable(os.path.relpath(own[0], folder))
+    return (
+        f'none of the {len(names)} file names of {printable(os.fspath(source))} ({printable(names[0])}, ...) is in or '
+        f'below {where} ({example}, ...): these are probably annotations of other images; name those of these images, '
+        'or the folder of its images.'
+    )
 
 
 def find_images(sources: Sequence[PathLike], lines: Optional[List[Tuple[int, str]]] = None) -> List[Path]:

@@ -6,28 +6,28 @@ It types the commands ``odis-mm pretrain``, ``odis-mm find-objects --source atte
 --boxes``; started again with the same arguments it continues where it stopped.
 """
 
-import argparse
 import hashlib
 import os
 from pathlib import Path
 from typing import Dict, List, Optional
 
 from ..utils.errors import run_command
-from ..utils.paths import walk_images
+from ..utils.parser import Parser, at_least
+from ..utils.paths import PRETRAINING_STEPS, walk_images
 from .stages import Stage, Stages, Worker, exports
 
 
 def main(argv: Optional[List[str]] = None) -> None:
-    parser = argparse.ArgumentParser(prog='python -m odis_mm.workflows.bootstrap', description=__doc__)
+    parser = Parser(prog='python -m odis_mm.workflows.bootstrap', description=__doc__)
     parser.add_argument('images', metavar='DIR', help='folder of images')
     parser.add_argument('--work-dir', default='work_dirs/bootstrap')
     parser.add_argument(
         '--teacher', default='gtsa', choices=('gtsa', 'alfm', 'ibot'), help='method of the first pretraining'
     )
-    parser.add_argument('--steps', type=int, help='of each pretraining (default: by the data)')
-    parser.add_argument('--size', type=int, help='longer side of the images in the search, in pixels')
+    parser.add_argument('--steps', type=at_least(PRETRAINING_STEPS), help='of each pretraining (default: by the data)')
+    parser.add_argument('--size', type=at_least(1), help='longer side of the images in the search, in pixels')
     parser.add_argument(
-        '--rounds', type=int, default=1, help='2: the ODIS teacher searches again, and ODIS is trained anew'
+        '--rounds', type=at_least(1), default=1, help='2: the ODIS teacher searches again, and ODIS is trained anew'
     )
     args = parser.parse_args(argv)
     run_command(lambda: bootstrap(**vars(args)))

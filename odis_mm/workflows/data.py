@@ -29,7 +29,7 @@ from ..objects.annotations import imported_splits
 from ..objects.formats import UnrecognisedError
 from ..utils.errors import AnnotationError, ConfigError
 from ..utils.files import atomic_write_text
-from ..utils.paths import left_out, walk_images
+from ..utils.paths import left_out, of_other_images, walk_images
 from . import leaks
 from .plan import Plan, resolve
 
@@ -115,6 +115,10 @@ def prepare(plan: Plan, folder: Path, work_dir: Path, say: Callable[[str], None]
     prints = {name: leaks.fingerprints(files) for name, files in paths.items()}
     for name, found in prints.items():
         missing = [str(path) for path, digest in zip(found.paths, found.digests) if not digest]
+        if len(missing) == len(found.paths) and name in splits:
+            other = of_other_images(splits[name].ann_file, [Path(path).name for path in missing], splits[name].images)
+            if other:
+                raise AnnotationError(other)
         if missing:
             raise ConfigError(f'{len(missing)} images of the {name} split cannot be read, the first is {missing[0]}.')
     trained = [name for name in ('train', 'unlabelled') if name in prints]

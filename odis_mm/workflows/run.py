@@ -1,6 +1,7 @@
 """Carry a plan out, or make one for a user's data that fits the time."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import List, Optional, Sequence, Tuple
 
@@ -34,6 +35,7 @@ RANDOM = 'random weights'
 SMALL = {'ODIS': 'odis_small', 'ALFM': 'alfm_small', 'GTSA': 'gtsa_small', 'iBOT': 'ibot_small'}  # tried in this order
 LABELS = (1.0, 10.0, 100.0)
 FEWEST = 8  # labelled images below which a fraction is not tried
+MEASURES = 0.5  # minutes: frozen measures of a start
 SHORTEST = 1.5  # minutes: a pretraining below that is not worth a table
 RESERVE = 0.85  # share of the time that is planned with; the rest is for the report and for what was measured too well
 # how much of a comparison to give up for time, the dearest first: pretrainings, seeds of both kinds, amounts of labels,
@@ -144,6 +146,7 @@ def compare_data(
         extra = str(resolve(plan.data.unlabelled, Path()))
         plan = dataclasses.replace(plan, data=dataclasses.replace(plan.data, unlabelled=extra))
     stages = Stages(out, jobs, prefix)
+    check_minutes(plan, minutes, stages.jobs)
     prepared = prepare(plan, Path(), out, stages.say)
     labelled = len(read_coco(prepared.subsets[100.0, 0])['images'])  # a fraction is of those with objects
     labels = tuple(p for p in LABELS if p == 100 or labelled * p / 100 >= FEWEST)
@@ -197,6 +200,23 @@ def _labels(paths: Sequence[str]) -> List[str]:
     return labels
 
 
+def check_minutes(plan: Plan, minutes: float, jobs: int) -> None:
+    """Refuse a time that is too short whatever the speed of the machine, before that is measured: one pretraining of
+    ``SHORTEST``, if there are any, and ``MEASURES`` for each start do not fit.
+
+    Raises:
+        ConfigError: it is.
+    """
+    fixed = sum(not start.recipes for start in plan.starts)
+    pretrained = fixed < len(plan.starts)
+    least = (MEASURES * (fixed + pretrained) + SHORTEST * pretrained) / (RESERVE * jobs)
+    if minutes < least:
+        raise ConfigError(
+            f'{minutes:g} minutes are too short for any comparison of these starts on any machine, {jobs} stage(s) at '
+            f'a time: give it {math.ceil(least)} or more with --minutes, better an hour.'
+        )
+
+
 def fit(plan: Plan, comparison: Comparison, minutes: float) -> Tuple[Plan, List[str]]:
     """The richest design whose estimated time is within ``minutes``; what it is, in lines.
 
@@ -219,7 +239,7 @@ def fit(plan: Plan, comparison: Comparison, minutes: float) -> Tuple[Plan, List[
         seconds = (outside + detector['iteration'] * iterations) * detectors
         if longer:
             seconds += outside + detector['iteration'] * iterations * longer
-        overhead = 0.5 * (len(chosen) * seeds_p + len(fixed)) + seconds / 60  # frozen measures, detectors
+        overhead = MEASURES * (len(chosen) * seeds_p + len(fixed)) + seconds / 60  # and detectors
         left = budget - overhead
         each = 0.0
         if chosen:

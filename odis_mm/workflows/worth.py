@@ -11,7 +11,6 @@ detectors. Both continue where they were interrupted.
 With ``--data DIR`` (COCO style) it is the boxes of the user's training images, and ``worth.md`` tells their recall.
 """
 
-import argparse
 import hashlib
 import json
 from pathlib import Path
@@ -30,6 +29,7 @@ from ..objects import Attention, Classic, degrade, find_objects, recall_of
 from ..objects.recall import read_result
 from ..utils.errors import ConfigError, run_command
 from ..utils.files import atomic_write_text
+from ..utils.parser import Parser, at_least
 from .plan import Data, slug
 from .stages import Stage, Stages, Worker, exports
 
@@ -59,19 +59,23 @@ IMAGES = (200, 200)  # of train and val, by which the frozen backbones are measu
 
 
 def main(argv: Optional[List[str]] = None) -> None:
-    parser = argparse.ArgumentParser(prog='python -m odis_mm.workflows.worth', description=__doc__)
+    parser = Parser(prog='python -m odis_mm.workflows.worth', description=__doc__)
     parser.add_argument('--out', default='work_dirs/worth', help='boxes, runs, worth.md and plan.yaml go here')
     parser.add_argument('--data', metavar='DIR', help='own data, with annotations of COCO style')
     parser.add_argument('--data-root', default='data/odis_demo', help='without --data: of the demo set')
-    parser.add_argument('--train-images', type=int, default=1000, help='of the rendered demo set')
-    parser.add_argument('--iterations', type=int, default=62, help='of every pretraining, 32 images each (default: 62)')
-    parser.add_argument('--seeds', type=int, default=2, help='pretrainings of a row')
-    parser.add_argument('--finetune-iters', type=int, default=300)
+    parser.add_argument('--train-images', type=at_least(1), default=1000, help='of the rendered demo set')
+    parser.add_argument(
+        '--iterations', type=at_least(1), default=62, help='of every pretraining, 32 images each (default: 62)'
+    )
+    parser.add_argument('--seeds', type=at_least(1), default=2, help='pretrainings of a row')
+    parser.add_argument('--finetune-iters', type=at_least(1), default=300)
     parser.add_argument(
         '--teacher', nargs='*', default=[], metavar='NAME=FILE', help='ViTs whose attention finds objects'
     )
-    parser.add_argument('--size', type=int, default=128, help='longer side of the images for the teachers, in pixels')
-    parser.add_argument('--workers', type=int, help='processes that look for objects')
+    parser.add_argument(
+        '--size', type=at_least(1), default=128, help='longer side of the images for the teachers, in pixels'
+    )
+    parser.add_argument('--workers', type=at_least(0), help='processes that look for objects')
     args = parser.parse_args(argv)
     run_command(lambda: print(worth(**vars(args))))
 

@@ -87,7 +87,7 @@ def test_threads_that_wait_leave_the_cores_to_others(own, found):
 def test_the_usage_of_predict_names_the_checkpoint_as_optional(tmp_path):
     (_, code, out, _, _), (_, wrong, _, err, _) = call(tmp_path, [['predict', '--help'], ['predict', 'run']])
     assert code == 0 and 'CONFIG_OR_DIR [CHECKPOINT] IMAGES [IMAGES ...]' in ' '.join(out.split())
-    assert wrong == 2 and err.endswith('the following arguments are required: IMAGES, --out\n')
+    assert wrong == 2 and err.startswith('error: the following arguments are required: IMAGES, --out.\n')
 
 
 def test_wrong_commands_and_options_end_in_one_sentence(tmp_path):
@@ -99,9 +99,43 @@ def test_wrong_commands_and_options_end_in_one_sentence(tmp_path):
     assert typo[1] == other[1] == option[1] == bare[1] == 2
     assert typo[3] == "error: no command 'pretrai'; did you mean 'pretrain'? odis-mm --help lists the commands.\n"
     assert other[3] == "error: no command 'nothing'; odis-mm --help lists the commands.\n"
-    said = option[3].splitlines()
-    assert said[0].startswith('usage: odis-mm pretrain') and said[-1].startswith('odis-mm pretrain: error: ')
+    assert option[3].splitlines() == [
+        'error: the following arguments are required: --data.',
+        '`odis-mm pretrain --help` lists the options.',
+    ]
     assert bare[3].startswith('usage: odis-mm COMMAND')
+
+
+def test_numbers_that_an_option_does_not_take(tmp_path):
+    wrong = (
+        ('pretrain --data .', '--size 0', 'must be 1 or more, got 0'),
+        ('pretrain --data .', '--steps 3', 'must be 4 or more, got 3'),
+        ('finetune --data .', '--steps 0', 'must be 2 or more, got 0'),
+        ('finetune --data .', '--size -5', 'must be 16 or more, got -5'),
+        ('find-objects . --out a.json --source classic', '--top 0', 'must be 1 or more, got 0'),
+        (
+            'find-objects . --out a.json --source classic',
+            '--size many',
+            "must be a whole number of 1 or more, got 'many'",
+        ),
+        ('find-objects . --out a.json --source classic', '--max-bad-share 5', 'must be a number from 0 to 1, got 5'),
+        ('inspect odis_demo', '--images 0', 'must be 1 or more, got 0'),
+        ('views odis_demo', '--images -1', 'must be 1 or more, got -1'),
+        ('predict run images --out a', '--batch 0', 'must be 1 or more, got 0'),
+        ('knn a.pth --data .', '--workers -1', 'must be 0 or more, got -1'),
+        ('knn a.pth --data .', '--ks 0', 'must be 1 or more, got 0'),
+        ('stats', '--limit 0', 'must be 1 or more, got 0'),
+        ('verify', '--workers -1', 'must be 0 or more, got -1'),
+        ('compare quickstart', '--jobs 0', 'must be 1 or more, got 0'),
+        ('demo', '--num-train 0', 'must be 1 or more, got 0'),
+        ('benchmark odis_demo', '--repeats 0', 'must be 1 or more, got 0'),
+        ('rotation odis_demo a.pth --data-root .', '--size 0', 'must be 1 or more, got 0'),
+    )
+    found = call(tmp_path, [f'{line} {option}'.split() for line, option, _ in wrong])
+    for (line, option, sentence), (_, code, out, err, heavy) in zip(wrong, found):
+        name = option.split()[0]
+        hint = f'`odis-mm {line.split()[0]} --help` lists the options.'
+        assert err == f'error: {name}: {sentence}.\n{hint}\n' and code == 2 and not out and not heavy
 
 
 def test_wrong_paths_are_refused_before_anything_heavy_is_imported(tmp_path, coco_folder):
@@ -152,8 +186,6 @@ def test_wrong_paths_are_refused_before_anything_heavy_is_imported(tmp_path, coc
         ('finetune --data photos', 'work_dirs/finetune/photos holds checkpoints of a run'),
         (f'pretrain --data {photos} --init pretrain.py', 'checkpoint pretrain.py is a Python file: name the .pth'),
         (f'pretrain --data {photos} --init run', 'checkpoint run is a folder: name the file in it'),
-        (f'pretrain --data {photos} --steps 3', 'steps must be 4 or more, got 3.'),
-        (f'finetune --data {data} --steps 0', 'steps must be 2 or more, got 0.'),
         (f'pretrain --data {photos} --init a.pth --work-dir used --resume', 'in used started from first.pth and'),
         ('finetune --data photos --init a.pth --resume', 'photos started from first.pth and goes on'),
         (
@@ -208,6 +240,8 @@ def test_wrong_paths_are_refused_before_anything_heavy_is_imported(tmp_path, coc
         ('rotation gtsa_demo gone.pth --data-root photos', gone),
         ('find-objects gone --out a.json --source classic', 'data folder gone does not exist.'),
         ('find-objects photos --out a.json --source attention --checkpoint gone.pth', gone),
+        ('find-objects photos --out a.json --source import --annotations half.json', 'half.json is not valid JSON'),
+        ('find-objects photos --out a.json --source classic --truth half.json', 'half.json is not valid JSON'),
         ('inspect a.pth', config),
         ('replay odis_demo gone.pth', gone),
         ('benchmark a.pth', config),

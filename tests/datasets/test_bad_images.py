@@ -66,6 +66,23 @@ def test_too_many_end_the_run_with_the_list(folder):
         dataset(folder, share=0.99)[0]
 
 
+@pytest.mark.parametrize(
+    'bad, total, stops', [(1, 20, False), (2, 20, True), (1, 3, False), (1, 2, True), (1, 1, True)]
+)
+def test_one_bad_image_among_three_or_more_is_no_reason_to_stop(tmp_path, bad, total, stops):
+    (tmp_path / 'img').mkdir()
+    for i in range(total):
+        cv2.imwrite(str(tmp_path / f'img/{i:02}.png'), np.full((24, 32, 3), 9 * i, np.uint8))
+    for i in range(bad):
+        (tmp_path / f'img/{i:02}.png').write_bytes(b'')
+    data = dataset(tmp_path, share=0.01)
+    if stops:
+        with pytest.raises(BadImageError, match=f'{bad} of {total} images are bad'):
+            list(data)
+    else:
+        assert len([level(item) for item in data]) == total and len(data.bad_images()) == bad
+
+
 def test_none_is_allowed_by_default(folder):
     with pytest.raises(BadImageError, match='03.png cannot be decoded'):
         ObjectDataset(folder / 'img', pipeline=LOAD)[3]
@@ -98,6 +115,9 @@ def test_the_log_names_each_once(folder):
         r'bad image replaced by another one \(1 of 20 so far\): image .*03.png cannot be decoded', runner.lines[0]
     )
     assert 'is empty' in runner.lines[1]
+    short = Runner(data)
+    BadImageHook().after_train(short)  # ended before the first look
+    assert short.lines == runner.lines
     data.bad.fill_(1)  # what other ranks found
     with pytest.raises(BadImageError, match='20 of 20'):
         hook.look(runner)

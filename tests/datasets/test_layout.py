@@ -1,11 +1,13 @@
 """Annotations and images of a user's folder are found where exporting tools put them."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from odis_mm.cli import main
 from odis_mm.datasets.layout import annotated_parent, categories, find_splits, held_out, image_folder, split_coco
 from odis_mm.utils.errors import AnnotationError, ConfigError, MissingFileError
 
@@ -220,3 +222,33 @@ def test_images_of_other_splits_are_known_by_folders_and_annotations(tmp_path):
     (tmp_path / 'one' / 'val.json').write_text('{"images": [], "annotations": []}')
     (tmp_path / 'one' / 'test.json').write_text('{"images": [{"file_name": "gone.jpg"}], "annotations": [')
     assert told('one/images') == []
+
+
+def test_annotations_of_other_images_are_called_that(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, 'cells/train.json', 'cells', names=[f'blood_{i}.jpg' for i in range(4)])
+    write(tmp_path, 'chess/own.json', 'chess', names=[f'board_{i}.jpg' for i in range(3)])
+    (tmp_path / 'chess/own.json').unlink()
+    cells, chess = f'{tmp_path}/cells/train.json', f'{tmp_path}/chess'
+    lone = f'{tmp_path}/lone/train.json'
+    Path(lone).parent.mkdir()
+    Path(lone).write_bytes(Path(cells).read_bytes())
+    out = f'--out {tmp_path}/out.json'
+    for line in (
+        f'pretrain --data {chess} --boxes {lone}',
+        f'pretrain --data {chess} --boxes {lone} --images {chess}',
+        f'finetune --data {chess} --train {lone} --val {lone}',
+        f'finetune --data {chess} --images {chess} --train {lone} --val {lone}',
+        f'compare --data {chess} --set data.train={lone} data.val={lone}',
+        f'compare --data {chess} --set data.images={chess} data.train={lone} data.val={lone}',
+        f'find-objects {chess} {out} --source import --annotations {lone}',
+        f'find-objects {chess} {out} --source classic --workers 0 --truth {lone}',
+        f'find-objects {chess} {out} --source classic --workers 0 --ann-file {lone}',
+        f'verify --images {chess} --ann-file {lone}',
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(line.split())
+        said = capsys.readouterr().err
+        assert stop.value.code == 2, line
+        assert 'none of the ' in said and f'is in or below {chess} (board_0.jpg, ...)' in said, (line, said)
+        assert '(blood_0' in said and 'probably annotations of other images' in said and 'images/s' not in said, line

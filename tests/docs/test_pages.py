@@ -71,7 +71,7 @@ def test_commands_exist(page):
         assert checked >= 3
 
 
-STANDS_FOR = {'N': '1', 'H': '1', 'B': '1', 'METHOD': 'odis', 'NAME': 'odis', 'LAYOUT': 'timm', 'SOURCE': 'classic'}
+STANDS_FOR = {'N': '4', 'H': '1', 'B': '1', 'METHOD': 'odis', 'NAME': 'odis', 'LAYOUT': 'timm', 'SOURCE': 'classic'}
 SCRIPTS = {  # what starts a command line: the package of the module behind it, None for those of odis-mm
     r'(?:odis-mm|python -m odis_mm) ([a-z][\w-]*)': None,
     r'python tools/(train|test)\.py': None,
@@ -152,7 +152,7 @@ def test_command_lines_are_parsed(page, monkeypatch):
 
 def test_wrong_command_lines_are_refused(monkeypatch):
     assert 'unrecognized arguments: --stepz' in refusal('odis-mm pretrain --data DIR --stepz N', monkeypatch)
-    assert 'invalid int value' in refusal('odis-mm pretrain --data DIR --steps many   # a comment', monkeypatch)
+    assert 'must be a whole number' in refusal('odis-mm pretrain --data DIR --steps many   # a comment', monkeypatch)
     assert 'required' in refusal('odis-mm pretrain', monkeypatch)
     assert refusal('odis-mm pretrain', monkeypatch, whole=False) is None
     assert 'invalid choice' in refusal('COCO_ROOT=DIR python tools/train.py CONFIG --launcher no', monkeypatch)

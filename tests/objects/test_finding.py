@@ -140,12 +140,18 @@ def test_bad_images_are_counted_named_and_tried_again(folder):
     expected = _find(folder, 'expected.json')[1]
     path = folder / 'images/a/04.png'
     good = path.read_bytes()
-    path.write_bytes(good[:40])
+    other = next(p for p in sorted(folder.glob('images/*/*.png')) if p != path)
+    other_good = other.read_bytes()
+    for damaged in (path, other):
+        damaged.write_bytes(good[:40])
     with pytest.raises(
-        BadImageError, match=r'1 of 18 images are bad, above --max-bad-share 0.01 .*a/04.png.*keeps what was found'
+        BadImageError, match=r'2 of 18 images are bad, above --max-bad-share 0.01 .*a/04.png.*keeps what was found'
     ):
         _find(folder)
-    info, data, _ = _find(folder, 'without.json', max_bad_share=0.1)
+    other.write_bytes(other_good)
+    with pytest.raises(BadImageError, match='1 of 18 images are bad, above --max-bad-share 0 '):
+        _find(folder, 'none.json', max_bad_share=0)
+    info, data, _ = _find(folder, 'without.json')  # one is no reason to stop
     assert [name for name, _ in info['bad_images']] == ['a/04.png'] and str(folder) not in json.dumps(info)
     assert len(json.loads(data)['images']) == 17
     path.write_bytes(good)

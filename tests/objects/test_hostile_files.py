@@ -155,6 +155,14 @@ def test_annotations_to_compare_with_follow_the_rule_of_all_readers(tmp_path):
     ]
     (tmp_path / 'truth.json').write_text(json.dumps(coco(odd)))
     truth = read_truth(tmp_path / 'truth.json')
+    for name, content, told in (
+        ('none.json', None, 'none.json cannot be read .No such file or directory.: name a COCO-style json'),
+        ('bare.json', '{"images": [], "annotations": []}', 'bare.json has no box to compare with'),
+    ):
+        if content is not None:
+            (tmp_path / name).write_text(content)
+        with pytest.raises(AnnotationError, match=told):
+            read_truth(tmp_path / name)
     assert [(entry['image_id'], entry['bbox'], entry['iscrowd']) for entry in truth['annotations']] == [
         (2, [20, 10, 30, 20], 0),
         (2, [0, 0, 10, 10], 1),

@@ -2,6 +2,8 @@
 by hand."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from helpers import make_vit
+from helpers import environment, make_vit
+from odis_mm.cli.objects import find_objects_main
 from odis_mm.objects import Attention, Classic, Detector, Found, random_boxes, recall_of, summarise, write_report
 from odis_mm.objects.attention import second_eigenvectors, sharpen
 from odis_mm.objects.classic import group, region_masks
@@ -149,6 +152,48 @@ def test_a_detector_reads_images_as_its_config_does(tmp_path):
     step = "dict(type='mmdet.LoadDetectionImage', window=(900, 1400))"
     (tmp_path / 'scans.py').write_text(f'test_dataloader = dict(dataset=dict(pipeline=[{step}, dict(type="Resize")]))')
     assert Detector(str(tmp_path / 'scans.py'), 'none.pth').reading == dict(window=(900, 1400))
+
+
+def test_a_detector_is_read_without_lines_of_mmdet(tmp_path):
+    (tmp_path / 'own.py').write_text(
+        "custom_imports = dict(imports=['odis_mm.detection.metrics'])\n"
+        'test_dataloader = dict(dataset=dict(pipeline=[]))'
+    )
+    code = "from odis_mm.objects import Detector; print(Detector('own.py', 'none.pth').reading)"
+    run = subprocess.run(
+        [sys.executable, '-c', code], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True
+    )
+    assert run.stdout == '{}\n' and 'faster_coco_eval' not in run.stderr
+
+
+def test_a_config_of_a_pretraining_is_no_detector(tmp_path, capsys):
+    Image.new('RGB', (8, 8)).save(tmp_path / '0.png')
+    torch.save({}, tmp_path / 'a.pth')
+    words = [str(tmp_path), '--source', 'detector', '--config', 'gtsa_small', '--checkpoint', str(tmp_path / 'a.pth')]
+    with pytest.raises(SystemExit) as stop:
+        find_objects_main([*words, '--out', str(tmp_path / 'a.json')])
+    assert stop.value.code == 2 and 'gtsa_small.py is no config of a detector' in capsys.readouterr().err
+
+
+def test_limit_and_bad_images_are_told(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    (tmp_path / 'images').mkdir()
+    for i in range(3):
+        image = np.full((64, 64, 3), 40, np.uint8)
+        for x in (4, 26, 46):
+            image[8:24, x : x + 14] = rng.integers(120, 255, 3)
+        Image.fromarray(image).save(tmp_path / f'images/{i}.png')
+    (tmp_path / 'images/3.png').write_bytes(b'')
+    words = [str(tmp_path / 'images'), '--source', 'classic', '--workers', '0', '--size', '64']
+    find_objects_main([*words, '--top', '1', '--out', str(tmp_path / 'one.json')])
+    said = capsys.readouterr().out
+    assert '3 of 3 images have the 1 objects that --top keeps of an image at most: they may show more' in said
+    assert '1 images cannot be read and are left out: ' in said and '3.png' in said
+    assert 'limit of 1 objects (--top)</td><td>3<' in (tmp_path / 'one.html').read_text()
+    assert json.loads((tmp_path / 'one.json').read_text())['info']['images_at_top'] == 3
+    find_objects_main([*words, '--top', '999', '--out', str(tmp_path / 'all.json')])
+    assert '--top keeps' not in capsys.readouterr().out
+    assert 'limit of 999 objects (--top)</td><td>0<' in (tmp_path / 'all.html').read_text()
 
 
 def test_attention_messages(teacher):

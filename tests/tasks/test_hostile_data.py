@@ -99,15 +99,15 @@ def test_places_that_cannot_be_used_end_in_a_sentence(name):
 @pytest.mark.parametrize(
     'main, argv, sentence',
     [
-        (pretrain_main, ['--batch', '0'], 'batch must be 1 or more, got 0'),
-        (pretrain_main, ['--seed', '-1'], 'seed must be 0 or more and below 2**32, got -1'),
-        (pretrain_main, ['--size', '0'], '0 pixels cannot be cut into patches'),
+        (pretrain_main, ['--batch', '0'], '--batch: must be 1 or more, got 0'),
+        (pretrain_main, ['--seed', str(1 << 32)], 'seed must be 0 or more and below 2**32, got'),
+        (pretrain_main, ['--size', '1'], '1 pixels cannot be cut into patches'),
         (pretrain_main, ['--hours', 'nan'], 'hours must be above 0'),
         (pretrain_main, ['--images', 'gone'], 'gone does not exist'),
-        (finetune_main, ['--batch', '-3'], 'batch must be 1 or more, got -3'),
-        (finetune_main, ['--seed', '-1'], 'seed must be 0 or more and below 2**32, got -1'),
-        (finetune_main, ['--size', '7'], 'size must be 16 pixels or more, got 7'),
-        (finetune_main, ['--steps', '1'], 'steps must be 2 or more, got 1'),
+        (finetune_main, ['--batch', '-3'], '--batch: must be 1 or more, got -3'),
+        (finetune_main, ['--seed', '-1'], '--seed: must be 0 or more, got -1'),
+        (finetune_main, ['--size', '7'], '--size: must be 16 or more, got 7'),
+        (finetune_main, ['--steps', '1'], '--steps: must be 2 or more, got 1'),
     ],
 )
 def test_numbers_that_make_no_run(coco_folder, tmp_path, capsys, main, argv, sentence):

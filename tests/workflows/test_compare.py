@@ -709,8 +709,14 @@ def test_a_data_set_gets_a_plan_that_fits_the_time(tmp_path, training, monkeypat
     assert poor.pretraining.minutes < rich.pretraining.minutes
     with pytest.raises(ConfigError, match='minutes must be above 0, got -5'):
         compare_data(root, -5, work_dir=tmp_path / 'none')
-    with pytest.raises(ConfigError, match='0.5 minutes are too short .* give it about'):
-        compare_data(root, 0.5, work_dir=tmp_path / 'none', jobs=1)
+    for minutes, told in (
+        (2.9, '2.9 minutes are too short .* on any machine, .* give it 3 or more'),
+        (2.95, 'give it about'),
+    ):
+        before = len(training.calls)
+        with pytest.raises(ConfigError, match=told):
+            compare_data(root, minutes, work_dir=tmp_path / 'none', jobs=1)
+        assert (len(training.calls) > before) == (minutes == 2.95), 'measured only where it may be enough'
     with pytest.raises(ConfigError, match='was made by another command .*take another --work-dir'):
         compare_data(root, 30, work_dir=work, jobs=1)
     before = (work / 'plan.yaml').read_text()

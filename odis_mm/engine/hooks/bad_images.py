@@ -17,7 +17,7 @@ class BadImageHook(Hook):
     For an ``ObjectDataset`` with ``max_bad_share``; with other data sets there is nothing to tell.
 
     Args:
-        interval: Iterations between two looks; the end of an epoch is looked at, too.
+        interval: Iterations between two looks; the ends of an epoch and of the run are looked at, too.
 
     Raises:
         BadImageError: more images are bad than the data set's ``max_bad_share`` allows; the message lists them.
@@ -35,6 +35,9 @@ class BadImageHook(Hook):
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs: Optional[dict] = None) -> None:
         if (runner.iter + 1) % self.interval == 0 or self.end_of_epoch(runner.train_dataloader, batch_idx):
             self.look(runner)
+
+    def after_train(self, runner) -> None:
+        self.look(runner)  # a run counted in iterations may end inside an epoch
 
     def look(self, runner) -> None:
         """Share what the ranks found, and tell what is new."""
