@@ -188,4 +188,6 @@ class _ProgressHook(Hook):
         if runner._resume:
             self.loop.loaded = checkpoint.get(PROGRESS)
             if hasattr(runner.optim_wrapper, 'begin_epoch'):
-                runner.optim_wrapper.begin_epoch(checkpoint['meta']['iter'], self.loop.max_iters)
+                # a file without an iteration is refused by the hook that comes next
+                done = checkpoint.get('meta', {}).get('iter', 0)
+                runner.optim_wrapper.begin_epoch(done, self.loop.max_iters)
