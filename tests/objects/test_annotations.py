@@ -113,6 +113,27 @@ def test_yolo_polygons_and_empty_files(tmp_path, images):
     assert [image['file_name'] for image in content['images']] == ['a.jpg', 'b.png']
 
 
+@pytest.mark.parametrize('first, second', [('cam1', 'cam2'), ('cam2', 'cam1')])
+def test_an_image_is_that_of_the_entry_that_names_it_best(tmp_path, first, second):
+    """Of two folders whose images have the same names one is here."""
+    images = _images(tmp_path / 'images', {'cam2/1.png': (48, 64)})
+    content = dict(images=[], annotations=[], categories=[dict(id=1, name='cat')])
+    for number, folder in enumerate((first, second), 1):
+        box = [20, 20, 10, 10] if folder == 'cam2' else [1, 1, 10, 10]
+        content['images'].append(dict(id=number, file_name=f'{folder}/1.png', height=48, width=64))
+        content['annotations'].append(dict(id=number, image_id=number, category_id=1, bbox=box))
+    file = tmp_path / 'boxes.json'
+    file.write_text(json.dumps(content))
+    found = load_annotations(file, images)
+    assert _told(found) == {'cam2/1.png': [('cat', (20, 20, 30, 30))]}
+    assert 'its image cam1/1.png is not below' in found['info']['skipped'][0]
+    for folder, row in (('cam1', '0 0.1 0.1 0.1 0.1'), ('cam2', '0 0.5 0.5 0.5 0.5')):
+        place = tmp_path / 'labels' / folder / '1.txt'
+        place.parent.mkdir(parents=True)
+        place.write_text(row)
+    assert _told(load_annotations(tmp_path / 'labels', images, 'yolo')) == {'cam2/1.png': [('0', (16, 12, 48, 36))]}
+
+
 def test_a_negative_class_of_yolo_is_not_the_last_one(tmp_path, images):
     (tmp_path / 'classes.txt').write_text('cat\ndog\n')
     (tmp_path / 'a.txt').write_text('-1 0.5 0.5 0.5 0.5\n')
