@@ -61,7 +61,9 @@ def knn_accuracy(
     hits = torch.zeros(len(ks), dtype=torch.float64)
     for block, labels in zip(test[rank::world].split(chunk), test_labels[rank::world].split(chunk)):
         similarity, index = nearest(F.normalize(block.float(), dim=-1), train, max(ks), chunk)  # [c, k]
-        weight, voted = (similarity / temperature).exp().cpu(), train_labels[index.to(train_labels.device)].cpu()
+        # beside that of the nearest: of low temperatures exp(similarity / temperature) would be infinite
+        weight = ((similarity - similarity[:, :1]) / temperature).exp().cpu()
+        voted = train_labels[index.to(train_labels.device)].cpu()
         for i, k in enumerate(ks):
             votes = torch.zeros(len(block), num_classes).scatter_add_(1, voted[:, :k], weight[:, :k])
             hits[i] += int((votes.argmax(-1) == labels.cpu()).sum())

@@ -333,6 +333,20 @@ def test_knn_equals_scikit_learn(k):
     assert 20 < expected < 100 and got == pytest.approx(expected)
 
 
+@pytest.mark.parametrize('temperature', [0.07, 0.01, 0.001])
+def test_low_temperatures_equal_scikit_learn(temperature):
+    """Features that are much alike, of which exp(similarity / temperature) is beyond float32."""
+    g = torch.Generator().manual_seed(0)
+    centers = torch.randn(5, 16, generator=g)
+    labels, test_labels = torch.randint(0, 5, (300,), generator=g), torch.randint(0, 5, (90,), generator=g)
+    train = 5 + centers[labels] + 0.8 * torch.randn(300, 16, generator=g)
+    test = 5 + centers[test_labels] + 0.8 * torch.randn(90, 16, generator=g)
+    oracle = KNeighborsClassifier(10, metric='cosine', algorithm='brute', weights=lambda d: np.exp(-d / temperature))
+    expected = 100 * oracle.fit(train.double(), labels).score(test.double(), test_labels)
+    got = knn_accuracy(train, labels, test, test_labels, ks=(10,), temperature=temperature)[10]
+    assert got == pytest.approx(expected)
+
+
 def test_knn_without_features_says_so():
     with pytest.raises(ValueError, match='0 to vote'):
         knn_accuracy(
