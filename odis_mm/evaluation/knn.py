@@ -166,7 +166,7 @@ class LabelledImages(Dataset):
             area = np.any(
                 [segmentation_to_mask(segm, sample['height'], sample['width']) for segm in sample['masks']], axis=0
             )
-            area = F.interpolate(torch.from_numpy(area)[None, None].float(), new, mode='nearest-exact')[(..., *window)]
+            area = F.adaptive_max_pool2d(torch.from_numpy(area)[None, None].float(), new)[(..., *window)]
             mask = F.max_pool2d(area, self.patch)[0, 0] > 0
         else:
             touched = box_patch_mask(np.asarray(sample['bboxes'], np.float64), view, self.patch)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from mmpretrain.registry import MODELS
 from PIL import Image
+from pycocotools import mask as coco_mask
 from sklearn.neighbors import KNeighborsClassifier
 from torchvision import transforms
 
@@ -136,6 +137,12 @@ def test_boxes_and_masks_at_inference(objects, tmp_path):
     (tmp_path / 'masks.json').write_text(json.dumps(coco))
     mask = LabelledImages(str(objects), 28, 7, str(tmp_path / 'masks.json'))[0]['mask'].view(4, 4)
     assert mask.tolist() == [[True, True, True, False], [False] * 4, [False] * 4, [False] * 4]
+    line = np.zeros((40, 80), np.uint8)
+    line[7, 24:44] = 1  # a row that no pixel of the resized image lies in the middle of
+    rle = coco_mask.encode(np.asfortranarray(line))
+    coco['annotations'][0]['segmentation'] = dict(size=[40, 80], counts=rle['counts'].decode())
+    (tmp_path / 'thin.json').write_text(json.dumps(coco))
+    assert torch.equal(LabelledImages(str(objects), 28, 7, str(tmp_path / 'thin.json'))[0]['mask'].view(4, 4), mask)
 
     frozen = FrozenBackbone(make_vit(img_size=28, patch_size=7))
     features, labels = image_features(frozen, boxes)
