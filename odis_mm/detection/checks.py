@@ -393,9 +393,9 @@ def _check_classes(dataset: dict, found: Look, path: str, part: str) -> Tuple[st
     shared = [name for name in known if name in classes]
     if cls.load_data_list is CocoDataset.load_data_list and shared != list(classes[: len(shared)]):
         raise ConfigError(
-            f'annotation file {shown(path)} lists the classes {", ".join(map(repr, shared[:20]))}, by whose order mmdet '
-            f'numbers them, but the config {", ".join(map(repr, classes[:20]))}, so that objects would get names of '
-            f'others: set {option}="{tuple(shared)}" (and the same for the other splits), and num_classes of the heads '
+            f'annotation file {shown(path)} lists the classes {", ".join(map(repr, shared[:20]))}, by whose order '
+            f'mmdet numbers them, but the config {", ".join(map(repr, classes[:20]))}: objects would get the names of '
+            f'others; set {option}="{tuple(shared)}" (and the same for the other splits), and num_classes of the heads '
             'to their number.'
         )
     if part == 'train' and not any(found.objects.get(name) for name in classes):

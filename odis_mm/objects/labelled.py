@@ -84,7 +84,7 @@ class ImageIndex:
         return found[0]
 
     def fit(self, name: str, reference: str, source: Path) -> Tuple[int, int]:
-        """Return how many parts of an image's path the reference to it, and the annotation file's own path, end with."""
+        """Return how many last parts an image's path shares with the reference to it, and the annotation file's."""
         return _common_tail(name, reference.replace('\\', '/')), _common_tail(name, source.as_posix())
 
     def _folders(self, source: Path) -> Sequence[str]:

@@ -243,7 +243,8 @@ def test_boxes_alone_need_no_masks(tmp_path):
         (dict(classes='wheat head'), 'must be a list of names'),
         (
             dict(classes=('leaf', 'wheat head')),
-            r"lists the classes 'wheat head', 'leaf', .* but the config 'leaf', 'wheat head'.*=\"\('wheat head', 'leaf'\)\"",
+            r"lists the classes 'wheat head', 'leaf', .* but the config 'leaf', 'wheat head'.*"
+            r"=\"\('wheat head', 'leaf'\)\"",
         ),
         (dict(train=COCO_NAMES, classes=None, heads=80), r"lists the classes 'car', .* but the config 'person'"),
         (

@@ -136,7 +136,7 @@ def test_labels_are_those_of_the_objects_that_were_read(tmp_path):
     boxes = [(1, 1, [100, 100, 10, 10]), (1, 2, [20, 20, 10, 10]), (2, 3, [20, 20, 10, 10])]
     content = dict(
         images=[dict(id=1, file_name='a.png'), dict(id=2, file_name='b.png')],
-        annotations=[dict(id=i, image_id=image, category_id=kind, bbox=box) for i, (image, kind, box) in enumerate(boxes)],
+        annotations=[dict(id=i, image_id=n, category_id=kind, bbox=box) for i, (n, kind, box) in enumerate(boxes)],
         categories=[dict(id=i, name=f'class {i}') for i in (1, 2, 3)],
     )
     (tmp_path / 'boxes.json').write_text(json.dumps(content))
