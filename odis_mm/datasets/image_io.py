@@ -300,6 +300,8 @@ def size_of(path: PathLike) -> Tuple[int, int]:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # of large images
             with Image.open(path) as image:
+                if image.format == 'TIFF':  # Pillow tells the size after a turn by its orientation
+                    return image.tag_v2[257], image.tag_v2[256]
                 return image.height, image.width
     except Exception:  # of many classes, for what is damaged, and for scientific images
         height, width, _ = read_raw(path).shape

@@ -390,6 +390,14 @@ def _check_classes(dataset: dict, found: Look, path: str, part: str) -> Tuple[st
             f'annotation file {shown(path)} has the categories {names}, but the config asks for {asked}: set '
             f'{option}="{literal}" (and the same for the other splits), and num_classes of the heads to their number.'
         )
+    shared = [name for name in known if name in classes]
+    if cls.load_data_list is CocoDataset.load_data_list and shared != list(classes[: len(shared)]):
+        raise ConfigError(
+            f'annotation file {shown(path)} lists the classes {", ".join(map(repr, shared[:20]))}, by whose order '
+            f'mmdet numbers them, but the config {", ".join(map(repr, classes[:20]))}: objects would get the names of '
+            f'others; set {option}="{tuple(shared)}" (and the same for the other splits), and num_classes of the heads '
+            'to their number.'
+        )
     if part == 'train' and not any(found.objects.get(name) for name in classes):
         raise ConfigError(
             f'annotation file {shown(path)} has no object of the classes {", ".join(map(repr, classes[:20]))}.'

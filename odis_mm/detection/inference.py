@@ -8,6 +8,7 @@ from mmdet.apis import DetInferencer
 from mmdet.structures.mask import encode_mask_results
 from mmengine.config import Config
 from mmengine.registry import TRANSFORMS
+from pycocotools import mask as coco_mask
 
 from ..datasets.image_io import as_colours
 from ..utils.errors import BadImageError
@@ -100,5 +101,6 @@ def _annotations(instances: Any) -> List[dict]:
         )
         if masks is not None:
             entry['segmentation'] = {**masks[i], 'counts': masks[i]['counts'].decode()}
+            entry['area'] = float(coco_mask.area(masks[i]))
         found.append(entry)
     return found

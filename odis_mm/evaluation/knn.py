@@ -61,7 +61,9 @@ def knn_accuracy(
     hits = torch.zeros(len(ks), dtype=torch.float64)
     for block, labels in zip(test[rank::world].split(chunk), test_labels[rank::world].split(chunk)):
         similarity, index = nearest(F.normalize(block.float(), dim=-1), train, max(ks), chunk)  # [c, k]
-        weight, voted = (similarity / temperature).exp().cpu(), train_labels[index.to(train_labels.device)].cpu()
+        # beside that of the nearest: of low temperatures exp(similarity / temperature) would be infinite
+        weight = ((similarity - similarity[:, :1]) / temperature).exp().cpu()
+        voted = train_labels[index.to(train_labels.device)].cpu()
         for i, k in enumerate(ks):
             votes = torch.zeros(len(block), num_classes).scatter_add_(1, voted[:, :k], weight[:, :k])
             hits[i] += int((votes.argmax(-1) == labels.cpu()).sum())
@@ -164,7 +166,7 @@ class LabelledImages(Dataset):
             area = np.any(
                 [segmentation_to_mask(segm, sample['height'], sample['width']) for segm in sample['masks']], axis=0
             )
-            area = F.interpolate(torch.from_numpy(area)[None, None].float(), new, mode='nearest-exact')[(..., *window)]
+            area = F.adaptive_max_pool2d(torch.from_numpy(area)[None, None].float(), new)[(..., *window)]
             mask = F.max_pool2d(area, self.patch)[0, 0] > 0
         else:
             touched = box_patch_mask(np.asarray(sample['bboxes'], np.float64), view, self.patch)

@@ -34,12 +34,14 @@ class ObjectFeatures:
             cells weighted by how much it covers of each.
         image: Which image, int64 [n].
         boxes: In pixels of the image, float32 [n, 4]; of a mask the box around it.
+        labels: Of a data set's objects, int64 [n], -1: unknown; None for regions that were given.
     """
 
     token: Optional[Tensor]
     pooled: Tensor
     image: Tensor
     boxes: Tensor
+    labels: Optional[Tensor] = None
 
 
 @scope_of('mmpretrain')
@@ -136,7 +138,7 @@ class AnnotatedObjects(Dataset):
             ]
             # a polygon may enclose no pixel
             regions = np.stack(masks) if all(mask.any() for mask in masks) else regions
-        return dict(img=sample['img'], regions=np.asarray(regions))
+        return dict(img=sample['img'], regions=np.asarray(regions), labels=sample['labels'])
 
 
 def _checked(regions, size, name: str) -> np.ndarray:
@@ -193,6 +195,7 @@ class _Resized(Dataset):
             patches=patches,
             shares=torch.from_numpy(boxes_to_view(boxes, View((0, 0, width, height), (1, 1)))).float(),
             masks=None if masks is None else torch.from_numpy(masks),
+            labels=item.get('labels'),
         )
 
 
@@ -210,7 +213,7 @@ def object_features(
         ConfigError: there is no object.
     """
     frozen.check_size(size)
-    tokens, pooled, owners, boxes, done = [], [], [], [], 0
+    tokens, pooled, owners, boxes, labels, done = [], [], [], [], [], 0
     for batch in batches(_Resized(images, size, frozen.patch if frozen.can_mask else None), batch_size, num_workers):
         pixels, counts = torch.stack(batch['pixels']), [len(found) for found in batch['boxes']]
         if frozen.can_mask:
@@ -226,6 +229,7 @@ def object_features(
         ]
         owners.append(torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)) + done)
         boxes += batch['boxes']
+        labels += [found for found in batch['labels'] if found is not None]
         done += len(counts)
     if not sum(map(len, owners)):
         raise ConfigError('there is no object in these images: give boxes or masks.')
@@ -234,6 +238,7 @@ def object_features(
         torch.cat([row.cpu() for row in pooled]),
         torch.cat(owners),
         torch.cat(boxes),
+        torch.from_numpy(np.concatenate(labels)) if labels else None,
     )
 
 
@@ -338,7 +343,7 @@ def extract_dataset(
         raise ConfigError(f'{out} must end in .npz.')
     found = object_features(frozen, AnnotatedObjects(dataset), size, batch_size, num_workers)
     infos = [dataset.get_data_info(i) for i in range(len(dataset))]
-    labels = np.concatenate([info['labels'] for info in infos])
+    labels = found.labels.numpy()  # of the objects that were read: those outside of their image were left out
     classes = [str(name) for name in dataset.metainfo.get('classes') or ()]
     arrays = dict(
         pooled=found.pooled.numpy(),

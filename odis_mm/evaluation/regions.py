@@ -205,7 +205,7 @@ def _batch_records(frozen: FrozenBackbone, batch: Dict[str, list], patches_per_i
     pooled, background = (_side_by_side(parts).split(sizes) for parts, sizes in ((pooled, counts), (background, spare)))
     tokens = _side_by_side(tokens).split(counts) if tokens else [None] * len(counts)
     cells = out.map.flatten(2).mT.cpu()  # [B, rows * columns, D]
-    keep = subset(cells.shape[1], max(patches_per_image, 1))
+    keep = torch.tensor(subset(cells.shape[1], max(patches_per_image, 1)))
     inside = [F.adaptive_avg_pool2d(area[None].float(), out.map.shape[2:]).flatten() >= 0.5 for area in batch['area']]
     return [
         dict(
@@ -214,8 +214,9 @@ def _batch_records(frozen: FrozenBackbone, batch: Dict[str, list], patches_per_i
             pooled=pooled[i],
             labels=batch['labels'][i],
             background=background[i],
-            patches=cells[i][keep],
-            inside=inside[i][keep],
+            # of each image others: the same ones might all lie in one column
+            patches=cells[i][(keep + item) % cells.shape[1]],
+            inside=inside[i][(keep + item) % cells.shape[1]],
         )
         for i, item in enumerate(batch['item'])
     ]

@@ -70,11 +70,23 @@ def _as_coco(
     number = {label: i + 1 for i, label in enumerate(dict.fromkeys(labels))}
     images: List[dict] = []
     annotations: List[dict] = []
-    seen = set()
+    seen, found, best = set(), [], {}
     for file, record in records:
         try:
             name = index.find(record.image, file)
+        except AnnotationError as error:
+            faults.append(str(error))
+            continue
+        fit = index.fit(name, record.image, file)
+        found.append((file, record, name, fit))
+        best[name] = max(best.get(name, fit), fit)
+    for file, record, name, fit in found:
+        try:
             size = index.size(name)
+            if fit < best[name]:  # of a folder that is not here, while that of the image is annotated too
+                raise AnnotationError(
+                    f'{file}: its image {record.image} is not below {index.folder}: {name} is that of another entry'
+                )
             if name in seen:
                 raise AnnotationError(f'{file}: image {name} is annotated twice')
             if record.size is not None and tuple(record.size) != size:

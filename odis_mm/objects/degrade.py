@@ -6,6 +6,7 @@ from typing import Dict, List, Optional, Sequence
 import numpy as np
 from mmengine.logging import print_log
 
+from ..datasets.values import is_crowd
 from ..utils.errors import ConfigError
 
 _TRIES = 50  # places tried for a false box
@@ -34,7 +35,7 @@ def degrade(
             raise ConfigError(f'{name} must be a share from 0 to below 1, got {share}.')
     rng = [np.random.default_rng((seed, part)) for part in range(3)]
     sizes = {image['id']: (image['width'], image['height']) for image in content['images']}
-    whole = [entry for entry in content['annotations'] if not entry.get('iscrowd')]
+    whole = [entry for entry in content['annotations'] if not is_crowd(entry)]
     order = rng[0].permutation(len(whole))
     kept = [whole[i] for i in sorted(order[round(missing * len(whole)) :].tolist())]
     result = []

@@ -219,6 +219,8 @@ def _yolo(path: Path, index: ImageIndex, faults: List[str]):
                 segmentation = [points.reshape(-1).tolist()]
             else:
                 box = BoundingBox.from_yolo_v5(line, image_size=(width, height))
+            if int(box.label) < 0:
+                raise AnnotationError(f'{file}: the class {box.label} is no number from 0')
             objects.append(
                 Annotated(int(box.label), box.ltrb, segmentation, box.confidence if box.is_detection else None)
             )
@@ -402,6 +404,22 @@ def _is_task(task: dict) -> bool:
     )
 
 
+def _label_of(region: dict) -> str:
+    return next((str(v[0]) for k, v in region.items() if k.endswith('labels') and v), '')
+
+
+def _joined(regions: Sequence[dict]) -> List[dict]:
+    """One entry for each region: Label Studio repeats the shape with its label and with each answer to a question."""
+    found: Dict[str, dict] = {}
+    for i, region in enumerate(regions):
+        shape = [region.get(key) for key in ('x', 'y', 'width', 'height', 'points')]
+        key = json.dumps(shape) if any(value is not None for value in shape) else str(i)
+        if key in found and _label_of(found[key]) and _label_of(region):  # two objects of one shape
+            key = str(i)
+        found.setdefault(key, {}).update(region)
+    return list(found.values())
+
+
 def _labelstudio(path: Path, index: ImageIndex, faults: List[str]):
     def read(file: Path) -> Iterator[Labelled]:
         content = _json(file)
@@ -421,14 +439,12 @@ def _labelstudio(path: Path, index: ImageIndex, faults: List[str]):
                     for r in (done[0]['result'] if done else ())
                 ]
             else:  # JSON-MIN
-                image, regions = (
-                    task['image'],
-                    next((v for v in task.values() if isinstance(v, list) and v and isinstance(v[0], dict)), []),
-                )
+                lists = [v for v in task.values() if isinstance(v, list)]  # one for each tool that drew
+                image, regions = task['image'], [region for v in lists for region in v if isinstance(region, dict)]
             objects, size, skipped = [], None, 0
-            for region in regions:
+            for region in _joined(regions):
                 original = _size(region, 'original_height', 'original_width')
-                label = next((str(v[0]) for k, v in region.items() if k.endswith('labels') and v), 'object')
+                label = _label_of(region) or 'object'
                 if original is None:
                     skipped += 1
                     continue

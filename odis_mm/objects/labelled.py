@@ -83,6 +83,10 @@ class ImageIndex:
             raise AnnotationError(f'{source}: its image {reference} may be {found[0]} or {found[1]}')
         return found[0]
 
+    def fit(self, name: str, reference: str, source: Path) -> Tuple[int, int]:
+        """Return how many last parts an image's path shares with the reference to it, and the annotation file's."""
+        return _common_tail(name, reference.replace('\\', '/')), _common_tail(name, source.as_posix())
+
     def _folders(self, source: Path) -> Sequence[str]:
         """The folders of an annotation file inside the data set; none for a file that lies elsewhere."""
         source, folder = source.absolute(), self.folder.absolute()

@@ -39,7 +39,7 @@ def recall_of(found: dict, truth: dict) -> Dict[str, Optional[float]]:
     Raises:
         AnnotationError: no image in common.
     """
-    ids = _common_images(found, truth)
+    ids = common_images(found, truth)
     truth = _one_class(truth, {key: key for key in ids.values()}, False)
     found = _one_class(found, ids, True)
     return _measure(found, truth)
@@ -108,9 +108,13 @@ def read_truth(path: PathLike) -> dict:
     return dict(images=images, annotations=annotations)
 
 
-def _common_images(found: dict, truth: dict) -> Dict[object, object]:
-    """Image ids of ``found`` -> those of ``truth``: by the whole name below the folder, else by the file's own name
-    where it is unique in both."""
+def common_images(found: dict, truth: dict) -> Dict[object, object]:
+    """Return image ids of ``found`` -> those of ``truth``: by the whole name below the folder, else by the file's own
+    name where it is unique in both.
+
+    Raises:
+        AnnotationError: no image in common.
+    """
     whole = {image['file_name']: image['id'] for image in truth['images']}
     short: Dict[str, object] = {}
     for image in truth['images']:

@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import logging
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple
 
@@ -10,12 +11,13 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from mmengine.logging import print_log
 
 from ..datasets import read_image
 from ..datasets.image_io import as_colours
 from ..utils.errors import BadImageError
 from ..utils.files import PathLike, atomic_write, atomic_write_text
-from .recall import random_boxes, recall_of
+from .recall import common_images, random_boxes, recall_of
 
 SMALL, LARGE = 32**2, 96**2  # square pixels, COCO's bounds
 ALIKE_BOXES = 0.9  # IoU of near-duplicate boxes
@@ -126,6 +128,13 @@ def write_report(
     numbers = summarise(content)
     measures = None
     if truth is not None:
+        common, searched = len(common_images(content, truth)), len(content['images'])
+        if common < searched:
+            print_log(
+                f'the annotations to compare with have {common} of the {searched} images: the measures are of these',
+                logger='current',
+                level=logging.WARNING,
+            )
         measures = {
             'found': recall_of(content, truth),
             'random boxes of the same sizes': recall_of(random_boxes(content, seed), truth),

@@ -170,8 +170,8 @@ def of_other_images(source: PathLike, names: Sequence[str], folder: PathLike) ->
 
 
 def find_images(sources: Sequence[PathLike], lines: Optional[List[Tuple[int, str]]] = None) -> List[Path]:
-    """Return the image files that are named, and those in and below folders that are named; what :func:`left_out`
-    tells of these is appended to ``lines``.
+    """Return the image files that are named, and those in and below folders that are named, each once; what
+    :func:`left_out` tells of these is appended to ``lines``.
 
     Raises:
         MissingFileError: a source does not exist, or a folder holds no image.
@@ -192,7 +192,7 @@ def find_images(sources: Sequence[PathLike], lines: Optional[List[Tuple[int, str
             found.append(source)
         else:
             raise MissingFileError(f'there is no file or folder {source}.')
-    return found
+    return list(dict.fromkeys(found))
 
 
 def check_checkpoint(path: PathLike) -> Path:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from odis_mm.cli.verify import verify_main
 from odis_mm.datasets import ObjectDataset, objects
-from odis_mm.datasets.image_io import LoadObjectImage, image_kind, read_image, read_raw
+from odis_mm.datasets.image_io import LoadObjectImage, image_kind, read_image, read_raw, size_of
 from odis_mm.utils.errors import BadImageError, ConfigError
 
 RNG = np.random.default_rng(0)
@@ -87,6 +87,7 @@ def test_the_orientation_of_a_tiff_is_not_applied(tmp_path, orientation, kind, b
     tifffile.imwrite(tmp_path / 'x.tif', pixels, photometric=photometric, extratags=tags, byteorder=byteorder)
     right = RGB if kind == 'rgb' else repeat(GREY)
     np.testing.assert_array_equal(read_image(tmp_path / 'x.tif'), right)
+    assert size_of(tmp_path / 'x.tif') == right.shape[:2]
 
 
 def test_forms_of_tiff(tmp_path):

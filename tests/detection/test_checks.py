@@ -64,6 +64,9 @@ def changed(*path, value=None, remove=False) -> dict:
     return found
 
 
+COCO_NAMES = changed('categories', value=[dict(id=1, name='car'), dict(id=2, name='leaf')])  # one of COCO's 80
+
+
 def test_what_is_right_stays(tmp_path):
     cfg = config(tmp_path)
     before = copy.deepcopy(cfg._cfg_dict)
@@ -238,6 +241,12 @@ def test_boxes_alone_need_no_masks(tmp_path):
         ),
         (dict(classes=('wheathead', 'leaf')), "asks for 'wheathead': set train_dataloader.dataset.metainfo.classes"),
         (dict(classes='wheat head'), 'must be a list of names'),
+        (
+            dict(classes=('leaf', 'wheat head')),
+            r"lists the classes 'wheat head', 'leaf', .* but the config 'leaf', 'wheat head'.*"
+            r"=\"\('wheat head', 'leaf'\)\"",
+        ),
+        (dict(train=COCO_NAMES, classes=None, heads=80), r"lists the classes 'car', .* but the config 'person'"),
         (
             dict(heads=1),
             r'2 classes .*bbox_head.num_classes=1.*set --cfg-options model.roi_head.bbox_head.num_classes=2 '

@@ -1,6 +1,7 @@
 """Pictures of boxes: colours that tell classes apart, labels that can be read."""
 
 from itertools import combinations
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from mmengine.structures import InstanceData
 from PIL import Image
 
 from odis_mm.detection.drawing import LONG_SIDE, SHORT_SIDE, BoxVisualizer, class_colours
+from odis_mm.detection.inference import FileInferencer
 
 COCO = [(1, 2, 3)] * 80  # what a data set of a few classes inherits in mmdet
 
@@ -119,3 +121,17 @@ def test_pictures_are_turned_as_the_detector_saw_them(loading, size, tmp_path):
     assert (image['width'], image['height']) == size
     with Image.open(tmp_path / 'out' / 'vis' / 'photo.jpg') as picture:
         assert picture.size == (6 * size[0], 6 * size[1])
+
+
+def test_areas_of_predictions_are_those_of_their_masks():
+    mask = np.zeros((1, 20, 30), bool)
+    mask[0, 5:15, 10:14] = True
+    instances = dict(bboxes=torch.tensor([[10.0, 5, 20, 15]]), labels=torch.tensor([0]), scores=torch.tensor([0.9]))
+    reader = FileInferencer.__new__(FileInferencer)  # without a detector
+    reader.names, reader.found = {'x.png': 'x.png'}, []
+    reader.load = lambda results: dict(img=np.zeros((20, 30, 3), np.uint8))
+    reader.visualizer = SimpleNamespace(add_datasample=lambda *args, **options: None)
+    for further, area in (({}, 100.0), (dict(masks=torch.from_numpy(mask)), 40.0)):
+        sample = DetDataSample(pred_instances=InstanceData(**instances, **further), metainfo=dict(ori_shape=(20, 30)))
+        reader.visualize(['x.png'], [sample])
+        assert reader.found[-1][2][0]['area'] == area

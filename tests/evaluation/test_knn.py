@@ -9,6 +9,7 @@ import pytest
 import torch
 from mmpretrain.registry import MODELS
 from PIL import Image
+from pycocotools import mask as coco_mask
 from sklearn.neighbors import KNeighborsClassifier
 from torchvision import transforms
 
@@ -136,6 +137,12 @@ def test_boxes_and_masks_at_inference(objects, tmp_path):
     (tmp_path / 'masks.json').write_text(json.dumps(coco))
     mask = LabelledImages(str(objects), 28, 7, str(tmp_path / 'masks.json'))[0]['mask'].view(4, 4)
     assert mask.tolist() == [[True, True, True, False], [False] * 4, [False] * 4, [False] * 4]
+    line = np.zeros((40, 80), np.uint8)
+    line[7, 24:44] = 1  # a row that no pixel of the resized image lies in the middle of
+    rle = coco_mask.encode(np.asfortranarray(line))
+    coco['annotations'][0]['segmentation'] = dict(size=[40, 80], counts=rle['counts'].decode())
+    (tmp_path / 'thin.json').write_text(json.dumps(coco))
+    assert torch.equal(LabelledImages(str(objects), 28, 7, str(tmp_path / 'thin.json'))[0]['mask'].view(4, 4), mask)
 
     frozen = FrozenBackbone(make_vit(img_size=28, patch_size=7))
     features, labels = image_features(frozen, boxes)
@@ -331,6 +338,20 @@ def test_knn_equals_scikit_learn(k):
     expected = 100 * oracle.fit(train, labels).score(test, test_labels)
     got = knn_accuracy(train, labels, test, test_labels, ks=(k,), chunk=32)[k]
     assert 20 < expected < 100 and got == pytest.approx(expected)
+
+
+@pytest.mark.parametrize('temperature', [0.07, 0.01, 0.001])
+def test_low_temperatures_equal_scikit_learn(temperature):
+    """Features that are much alike, of which exp(similarity / temperature) is beyond float32."""
+    g = torch.Generator().manual_seed(0)
+    centers = torch.randn(5, 16, generator=g)
+    labels, test_labels = torch.randint(0, 5, (300,), generator=g), torch.randint(0, 5, (90,), generator=g)
+    train = 5 + centers[labels] + 0.8 * torch.randn(300, 16, generator=g)
+    test = 5 + centers[test_labels] + 0.8 * torch.randn(90, 16, generator=g)
+    oracle = KNeighborsClassifier(10, metric='cosine', algorithm='brute', weights=lambda d: np.exp(-d / temperature))
+    expected = 100 * oracle.fit(train.double(), labels).score(test.double(), test_labels)
+    got = knn_accuracy(train, labels, test, test_labels, ks=(10,), temperature=temperature)[10]
+    assert got == pytest.approx(expected)
 
 
 def test_knn_without_features_says_so():

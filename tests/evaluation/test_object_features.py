@@ -1,5 +1,7 @@
 """Features of objects that someone points at: as by hand, over a data set, and the sheet of neighbours."""
 
+import json
+
 import cv2
 import numpy as np
 import pytest
@@ -9,8 +11,9 @@ from mmpretrain.registry import MODELS
 import odis_mm
 from helpers import make_odis, make_vit
 from odis_mm.cli import checkpoints as commands
+from odis_mm.datasets import ObjectDataset
 from odis_mm.evaluation import FrozenBackbone
-from odis_mm.evaluation.object_features import neighbour_sheet
+from odis_mm.evaluation.object_features import extract_dataset, neighbour_sheet
 from odis_mm.transfer import save_backbone
 
 
@@ -124,6 +127,24 @@ def test_a_data_set_and_its_sheet(coco_folder, tmp_path, capsys):
     with pytest.raises(SystemExit):
         commands.features_main([*arguments, '--out', str(tmp_path / 'f.pkl')])
     assert 'must end in .npz' in capsys.readouterr().err
+
+
+def test_labels_are_those_of_the_objects_that_were_read(tmp_path):
+    """An annotation that tells no size leaves a box outside of its image to the reading, with its label."""
+    for name in ('a.png', 'b.png'):
+        cv2.imwrite(str(tmp_path / name), np.full((48, 64, 3), 90, np.uint8))
+    boxes = [(1, 1, [100, 100, 10, 10]), (1, 2, [20, 20, 10, 10]), (2, 3, [20, 20, 10, 10])]
+    content = dict(
+        images=[dict(id=1, file_name='a.png'), dict(id=2, file_name='b.png')],
+        annotations=[dict(id=i, image_id=n, category_id=kind, bbox=box) for i, (n, kind, box) in enumerate(boxes)],
+        categories=[dict(id=i, name=f'class {i}') for i in (1, 2, 3)],
+    )
+    (tmp_path / 'boxes.json').write_text(json.dumps(content))
+    images = ObjectDataset(str(tmp_path), 'boxes.json', pipeline=[dict(type='LoadObjectImage')])
+    extract_dataset(FrozenBackbone(make_vit()), images, tmp_path / 'out.npz', size=32)
+    found = np.load(tmp_path / 'out.npz')
+    assert [found['classes'][label] for label in found['label']] == ['class 2', 'class 3']
+    assert found['image'].tolist() == [0, 1] and len(found['pooled']) == 2
 
 
 def test_a_sheet_shows_neighbours_of_other_images_only(tmp_path):

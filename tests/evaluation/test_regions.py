@@ -230,3 +230,12 @@ def test_the_tool(coco_folder, tmp_path, capsys):
             [*arguments, '--ann-files', 'annotations/instances_train2017.json', str(tmp_path / 'more.json')]
         )
     assert 'name different classes (2 and 3)' in capsys.readouterr().err
+
+
+def test_few_cells_of_many_images_are_not_of_one_column():
+    image = np.zeros((32, 32, 3), np.uint8)
+    item = dict(img=image, bboxes=np.array([[16.0, 0, 32, 32]]), labels=np.array([0]))  # the right half
+    frozen = FrozenBackbone(make_vit())
+    for count, kept in ((16, 1), (8, 4)):
+        found = region_features(frozen, RegionImages([item] * count, (32,), frozen.patch), max_patches=count * kept)
+        assert len(found.inside) == count * kept and found.inside.float().mean() == 0.5

@@ -113,6 +113,36 @@ def test_yolo_polygons_and_empty_files(tmp_path, images):
     assert [image['file_name'] for image in content['images']] == ['a.jpg', 'b.png']
 
 
+@pytest.mark.parametrize('first, second', [('cam1', 'cam2'), ('cam2', 'cam1')])
+def test_an_image_is_that_of_the_entry_that_names_it_best(tmp_path, first, second):
+    """Of two folders whose images have the same names one is here."""
+    images = _images(tmp_path / 'images', {'cam2/1.png': (48, 64)})
+    content = dict(images=[], annotations=[], categories=[dict(id=1, name='cat')])
+    for number, folder in enumerate((first, second), 1):
+        box = [20, 20, 10, 10] if folder == 'cam2' else [1, 1, 10, 10]
+        content['images'].append(dict(id=number, file_name=f'{folder}/1.png', height=48, width=64))
+        content['annotations'].append(dict(id=number, image_id=number, category_id=1, bbox=box))
+    file = tmp_path / 'boxes.json'
+    file.write_text(json.dumps(content))
+    found = load_annotations(file, images)
+    assert _told(found) == {'cam2/1.png': [('cat', (20, 20, 30, 30))]}
+    assert 'its image cam1/1.png is not below' in found['info']['skipped'][0]
+    for folder, row in (('cam1', '0 0.1 0.1 0.1 0.1'), ('cam2', '0 0.5 0.5 0.5 0.5')):
+        place = tmp_path / 'labels' / folder / '1.txt'
+        place.parent.mkdir(parents=True)
+        place.write_text(row)
+    assert _told(load_annotations(tmp_path / 'labels', images, 'yolo')) == {'cam2/1.png': [('0', (16, 12, 48, 36))]}
+
+
+def test_a_negative_class_of_yolo_is_not_the_last_one(tmp_path, images):
+    (tmp_path / 'classes.txt').write_text('cat\ndog\n')
+    (tmp_path / 'a.txt').write_text('-1 0.5 0.5 0.5 0.5\n')
+    (tmp_path / 'b.txt').write_text('0 0.5 0.5 0.4 0.4\n')
+    content = load_annotations(tmp_path, images, 'yolo')
+    assert _told(content) == {'b.png': [('cat', (9, 15, 21, 35))]}
+    assert 'a.txt: the class -1 is no number from 0' in content['info']['skipped'][0]
+
+
 def test_yolo_names_are_those_of_the_nearest_file(tmp_path):
     labels = _images(tmp_path / 'data' / 'labels', {'a.jpg': (40, 60)})
     (labels / 'a.txt').write_text('1 0.5 0.5 0.5 0.25')
@@ -383,6 +413,29 @@ def test_labelstudio(tmp_path, images):
     assert told == {
         'c.jpg': [('cat', (24, 32, 32, 48)), ('dog', (0, 0, 32, 32))]
     }  # turned clockwise about its top left corner
+
+
+def test_labelstudio_regions_of_several_results_and_tools(tmp_path, images):
+    """A region's label, and each answer about it, is a result that repeats its shape; JSON-MIN has a list a tool."""
+    place = dict(x=25, y=50, width=25, height=25, rotation=0)
+    size = dict(original_width=64, original_height=64)
+    values = [
+        dict(place),  # of <Rectangle> with <Labels>
+        dict(place, labels=['cat']),
+        dict(place, choices=['occluded']),
+        dict(place, rectanglelabels=['dog']),  # another object at the same place
+    ]
+    task = dict(data=dict(image='c.jpg'), annotations=[dict(result=[dict(size, value=value) for value in values])])
+    file = tmp_path / 'export.json'
+    file.write_text(json.dumps([task]))
+    box = (16, 32, 32, 48)
+    assert _told(load_annotations(file, images)) == {'c.jpg': [('cat', box), ('dog', box)]}
+    drawn = dict(
+        box=[dict(size, **place, rectanglelabels=['cat'])],
+        outline=[dict(size, points=[[0, 0], [50, 0], [25, 50]], polygonlabels=['dog'])],
+    )
+    file.write_text(json.dumps([dict(image='c.jpg', annotator=1, **drawn)]))
+    assert _told(load_annotations(file, images)) == {'c.jpg': [('cat', box), ('dog', (0, 0, 32, 32))]}
 
 
 def test_openimages(tmp_path, images):

@@ -79,3 +79,10 @@ def test_a_lack_of_room_for_false_boxes_is_told(content, monkeypatch):
     (said,) = lines
     assert 0 < placed < 40 and f'there is room for {placed} of 40 only' in said
     assert f'{placed / len(found):.0%} of the boxes are false, not 50%' in said
+
+
+def test_crowds_are_those_of_all_readers(content):
+    for entry in content['annotations'][:200]:
+        entry['iscrowd'] = '0'  # text, as some tools write it
+    content['annotations'][-1].update(iscrowd=0, ignore=1)
+    assert len(degrade(content)['annotations']) == 200

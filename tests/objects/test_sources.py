@@ -419,3 +419,17 @@ def _import_again(tmp_path, folder, truth):
     main([*words, str(tmp_path / 'truth.json'), '--out', str(tmp_path / 'less.json')])
     text = (tmp_path / 'less.html').read_text()
     assert '<td>annotations left out</td><td>1</td>' in text and 'a box of a.png without extent' in text
+
+
+def test_a_comparison_on_a_part_of_the_images_says_so(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(sys.modules[write_report.__module__], 'print_log', lambda line, **_: said.append(line))
+    images = [dict(id=i, file_name=f'{i}.png', width=40, height=30) for i in (1, 2)]
+    for image in images:
+        Image.fromarray(np.full((30, 40, 3), 90, np.uint8)).save(tmp_path / image['file_name'])
+    found = [dict(id=i, image_id=i, category_id=1, bbox=[5, 5, 10, 10], score=0.5) for i in (1, 2)]
+    content = dict(images=images, annotations=found, categories=[dict(id=1, name='object')])
+    part = dict(content, images=images[:1], annotations=found[:1])
+    for truth, told in ((content, []), (part, ['have 1 of the 2 images'])):
+        write_report(content, tmp_path, tmp_path / 'objects.html', truth)
+        assert len(said) == len(told) and all(words in line for words, line in zip(told, said))

@@ -238,8 +238,8 @@ def test_pictures_of_one_name_are_all_kept(tmp_path):
         Image.new('L', (4, 4)).save(tmp_path / folder / '1.png')
     (tmp_path / 'a' / 'loop').symlink_to(tmp_path)
     found = find_images([tmp_path, tmp_path / 'a' / '1.png'])
-    assert [path.parent.name for path in found] == ['a', 'b', 'a']
-    assert list(picture_names(found[:2]).values()) == ['1.png', '1_2.png']
+    assert [path.parent.name for path in found] == ['a', 'b']  # each once
+    assert list(picture_names(found).values()) == ['1.png', '1_2.png']
     with pytest.raises(MissingFileError, match='looked for .jpg'):
         find_images([tmp_path / '.hidden' / '..' / 'empty'] if (tmp_path / 'empty').mkdir() is None else [])
 
