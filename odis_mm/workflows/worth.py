@@ -5,8 +5,8 @@
 
 The first command makes the boxes (annotated ones worsened by known amounts, those of ``classic``, and those of
 ``attention`` with each teacher) and ``plan.yaml``. On the demo set it then pretrains for a short while with each of
-them, measures the frozen backbones, and writes ``worth.md``. The second command pretrains with each of them, for longer,
-and trains detectors. Both continue where they were interrupted.
+them, measures the frozen backbones, and writes ``worth.md``. The second command pretrains with each of them, for
+longer, and trains detectors. Both continue where they were interrupted.
 
 With ``--data DIR`` (COCO style) it is the boxes of the user's training images, and ``worth.md`` tells their recall.
 """
@@ -34,7 +34,7 @@ from .plan import Data, slug
 from .stages import Stage, Stages, Worker, exports
 
 RECIPE, STEPS = 'odis_demo_short', 62  # of the short pretrainings
-# of the plan, on the demo set and on own data: as in docs/evidence; odis_demo_short leaves a detector below random weights
+# of the plan, on the demo set and on own data, as in docs/evidence: odis_demo_short leaves a detector below random ones
 PLAN, OWN_PLAN = ('odis_demo', 700), ('odis_small', 600)
 _DATA = 'train_dataloader.dataset.'
 _SAMPLE = _DATA + 'pipeline.1.'
@@ -129,9 +129,7 @@ def worth(
     rows.update(VARIANTS)
     recipe, steps = OWN_PLAN if data else PLAN
     starts = {
-        row: dict(recipe=recipe, options=options)
-        for row, options in rows.items()
-        if data or row not in SAME_ON_DEMO
+        row: dict(recipe=recipe, options=options) for row, options in rows.items() if data or row not in SAME_ON_DEMO
     }
     plan = dict(
         name='what objects are worth to ODIS',
