@@ -34,7 +34,7 @@ from .plan import Data, slug
 from .stages import Stage, Stages, Worker, exports
 
 RECIPE, STEPS = 'odis_demo_short', 62  # of the short pretrainings
-# of the plan, on the demo set and on own data, as in docs/evidence: odis_demo_short leaves a detector below random ones
+# of the plan, on the demo set and on own data; from odis_demo_short a detector ends below one from random weights
 PLAN, OWN_PLAN = ('odis_demo', 700), ('odis_small', 600)
 _DATA = 'train_dataloader.dataset.'
 _SAMPLE = _DATA + 'pipeline.1.'
