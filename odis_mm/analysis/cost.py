@@ -3,6 +3,7 @@ anywhere."""
 
 import contextlib
 import copy
+import math
 import weakref
 from dataclasses import dataclass, replace
 from typing import Callable, Dict, Iterator, Optional
@@ -20,6 +21,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from ..models.backbones import ObjectViT
 from ..models.backbones.attention import Form
 from ..models.backbones.stochastic_depth import Path, draw_path, keep_images
+from ..models.linear import onednn_is_faster
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,14 @@ def _attention_backward(_grad, query, key, *_, **__) -> int:
     return 2 * _attention(query, key)  # four products of the forward pass's size; the scores' recomputation is left out
 
 
-def _attention_flops() -> Dict[object, Callable]:
+def _product(x, weight, *_, **__) -> int:
+    return 2 * math.prod(x) * weight[0]
+
+
+def _own_flops() -> Dict[object, Callable]:
     """The fused kernels, none of which torch counts on CPUs, and whose backward pass it counts with the recomputation
-    elsewhere."""
-    found = {}
+    elsewhere; and the product of :mod:`~odis_mm.models.linear`."""
+    found = {torch.ops.mkldnn._linear_pointwise: _product} if onednn_is_faster() else {}
     for name in ('flash_attention_for_cpu', 'flash_attention', 'efficient_attention', 'cudnn_attention'):
         for suffix, count in (('', _attention), ('_backward', _attention_backward)):
             op = getattr(torch.ops.aten, f'_scaled_dot_product_{name}{suffix}', None)
@@ -62,7 +68,7 @@ def _attention_flops() -> Dict[object, Callable]:
 
 def count_flops(work: Callable[[], object]) -> int:
     """Floating-point operations of what ``work()`` calls, by the shapes that its operators see."""
-    with FlopCounterMode(display=False, custom_mapping=_attention_flops()) as counter:
+    with FlopCounterMode(display=False, custom_mapping=_own_flops()) as counter:
         work()
     return counter.get_total_flops()
 
@@ -187,7 +193,7 @@ def _simulate(
         everything_on(model)
         model.all_there = True  # of ODIS: how many pooled objects are there depends on values
         losses_of = model.loss if losses_of is None else losses_of(model)
-        counter = FlopCounterMode(display=False, custom_mapping=_attention_flops())
+        counter = FlopCounterMode(display=False, custom_mapping=_own_flops())
         if flops:  # it keeps tensors alive that activation checkpointing frees: never while those are weighed
             stack.enter_context(counter)
         tracker = stack.enter_context(Allocations())

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from mmcv.cnn.bricks.transformer import FFN
 from torch import Tensor, nn
 
+from ..linear import linear
 from .attention import Form, Window, attend, attend_in_windows
 from .recompute import recomputed
 from .rope import Rope, rotate
@@ -50,7 +51,7 @@ class QKVWithoutKeyBias(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """Return queries, keys and values side by side: [..., D] -> [..., 3 D]."""
         query, key, value = self.bias.chunk(3)
-        return F.linear(x, self.weight, torch.cat((query, torch.zeros_like(key), value)))
+        return linear(x, self.weight, torch.cat((query, torch.zeros_like(key), value)))
 
     @torch.no_grad()
     def clear(self) -> None:

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ...transfer.positions import resize_positions
 from ...utils.errors import ConfigError
+from ..linear import take_linears
 from ..weight_init import init_linears, trunc_normal
 from .attention import Form, mask_of
 from .block import Grid, QKVWithoutKeyBias, Sequences, run_block
@@ -127,6 +128,7 @@ class ObjectViT(VisionTransformer):
                     layer_scale_init_value=kwargs.get('layer_scale_init_value', 0.0),
                     dropout_layer=dict(type='DropPath', drop_prob=layer.attn.out_drop.drop_prob),
                 )
+        take_linears(self.layers)
         if frozen is not False:
             self.frozen_stages = self.num_layers if frozen is True else frozen
         if not -1 <= self.frozen_stages <= self.num_layers:

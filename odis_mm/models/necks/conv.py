@@ -7,6 +7,8 @@ from mmengine.model import BaseModule
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
+from ..linear import linear
+
 
 @MODELS.register_module()
 class ConvNeck(BaseModule):
@@ -47,4 +49,4 @@ class ConvNeck(BaseModule):
             y = F.gelu(F.layer_norm(y, y.shape[-1:]))
             x = x + y if self.residual and x.shape == y.shape else y
         # a convolution of 1 x 1, for which torch has no fast kernel in bf16 on CPUs
-        return F.linear(x, self.project.weight.flatten(1), self.project.bias).permute(0, 3, 1, 2)
+        return linear(x, self.project.weight.flatten(1), self.project.bias).permute(0, 3, 1, 2)

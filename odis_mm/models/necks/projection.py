@@ -10,6 +10,7 @@ from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..linear import linear, take_linears
 from ..weight_init import init_linears, trunc_normal
 
 
@@ -33,7 +34,7 @@ class PrototypeLayer(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Return the logits: [..., in_features] -> [..., K]."""
-        return F.linear(z, self.weight_g * F.normalize(self.weight_v, dim=-1))
+        return linear(z, self.weight_g * F.normalize(self.weight_v, dim=-1))
 
 
 @MODELS.register_module()
@@ -75,6 +76,7 @@ class ProjectionNeck(BaseModule):
                 layers.append(build_norm_layer(norm_cfg, out)[1])
             layers.append(nn.GELU())
         self.mlp = nn.Sequential(*layers[:-1])
+        take_linears(self.mlp)
         self.uses_batch_statistics = any(isinstance(module, _BatchNorm) for module in layers)
         if num_prototypes:
             self.prototypes = PrototypeLayer(bottleneck_channels, num_prototypes, norm_trainable)

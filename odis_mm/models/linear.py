@@ -1,0 +1,111 @@
+"""Linear layers that, in float32 on CPUs, take the faster of torch's two libraries for products.
+
+torch gives float32 products on CPUs to MKL, which on processors that are not Intel's keeps to AVX2. oneDNN, which torch
+has for convolutions and bf16, uses AVX-512 wherever there is any (docs/benchmarks/odis_step.md).
+"""
+
+import contextlib
+from functools import cache
+from pathlib import Path
+from typing import Iterator, Optional
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn import Linear as LinearOfMMCV
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+FEWEST_ROWS = 128  # of fewer the copies of the weights take longer than the product gains
+_PLAIN = (nn.Linear.forward, LinearOfMMCV.forward)
+_TENSORS = (Tensor, nn.Parameter)
+_plain_only = False
+
+
+class Linear(nn.Linear):
+    """``nn.Linear`` by :func:`linear`: same parameters, same names."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x W^T + b: [..., in_features] -> [..., out_features]."""
+        return linear(x, self.weight, self.bias)
+
+
+def take_linears(module: nn.Module) -> None:
+    """Turn the plain ``nn.Linear`` layers of ``module``, which other libraries built, into :class:`Linear` ones."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear) and type(layer).forward in _PLAIN:
+            layer.__class__ = Linear
+
+
+def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
+    """Do as ``F.linear`` ([..., n] by [m, n] to [..., m]), to rounding, by the library that is faster where it runs."""
+    if not _by_onednn(x, weight):
+        return F.linear(x, weight, bias)
+    return _OneDNN.apply(x.flatten(0, -2), weight, bias).unflatten(0, x.shape[:-1])
+
+
+@contextlib.contextmanager
+def plain_linears() -> Iterator[None]:
+    """Within, :func:`linear` is ``F.linear``: what other code, which it is measured beside, would do."""
+    global _plain_only
+    before, _plain_only = _plain_only, True
+    try:
+        yield
+    finally:
+        _plain_only = before
+
+
+@cache
+def onednn_is_faster() -> bool:
+    """Return whether this machine is one whose float32 products MKL makes at half of oneDNN's speed.
+
+    Told by the processor, not by timing: what runs twice on a machine must take the same way, and give the same bits.
+    """
+    has_both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+    if not has_both or torch.backends.cpu.get_cpu_capability() != 'AVX512':
+        return False
+    try:
+        makers = {line for line in Path('/proc/cpuinfo').read_text().splitlines() if line.startswith('vendor_id')}
+    except OSError:  # no Linux
+        return False
+    return bool(makers) and not any('Intel' in line for line in makers) and _product() is not None
+
+
+def _product():
+    return getattr(torch.ops.mkldnn, '_linear_pointwise', None)  # torch gives it no public name
+
+
+def _by_onednn(x: Tensor, weight: Tensor) -> bool:
+    return (
+        not torch.compiler.is_compiling()
+        and not _plain_only
+        and x.device.type == 'cpu'
+        and x.dtype == weight.dtype == torch.float32
+        and x.ndim > 1
+        and x.numel() >= FEWEST_ROWS * x.shape[-1]
+        and onednn_is_faster()
+        and not torch.is_autocast_enabled('cpu')
+        and type(x) in _TENSORS  # neither sharded nor without values
+        and type(weight) in _TENSORS
+    )
+
+
+class _OneDNN(torch.autograd.Function):
+    """Three products of rows [R, n], each in the only form that the operator has: a b^T."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        x = x.contiguous()
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        return _product()(x, weight, bias, 'none', [], '')
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        grad, needs, product = grad.contiguous(), ctx.needs_input_grad, _product()
+        return (
+            product(grad, weight.T, None, 'none', [], '') if needs[0] else None,
+            product(grad.T, x.T, None, 'none', [], '') if needs[1] else None,  # it takes transposed views as they are
+            grad.sum(0) if ctx.has_bias and needs[2] else None,
+        )

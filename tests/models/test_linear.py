@@ -1,0 +1,113 @@
+"""Float32 products on CPUs by oneDNN: the same numbers, where it is taken, and where not."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmcv.cnn import Linear as LinearOfMMCV
+from torch import nn
+
+from odis_mm.models import linear as module
+from odis_mm.models.linear import Linear, linear, onednn_is_faster, plain_linears, take_linears
+
+needs_operator = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available() or module._product() is None, reason='this torch has no oneDNN'
+)
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """The products that oneDNN makes, on a machine where it is the faster one."""
+    calls, product = [], module._product()
+    monkeypatch.setattr(module, 'onednn_is_faster', lambda: True)
+    monkeypatch.setattr(module, '_product', lambda: lambda x, *args: calls.append(tuple(x.shape)) or product(x, *args))
+    return calls
+
+
+@needs_operator
+@pytest.mark.parametrize('shape', [(128, 24), (3, 67, 24), (2, 8, 16, 24)])
+@pytest.mark.parametrize('bias', [True, False])
+def test_same_as_torch(taken, shape, bias):
+    torch.manual_seed(0)
+    leaves = [torch.randn(*shape), torch.randn(40, 24)] + [torch.randn(40)] * bias
+    grad = torch.randn(*shape[:-1], 40)
+
+    def run(form):
+        own = [leaf.clone().requires_grad_() for leaf in leaves]
+        out = form(*own)
+        return out, *torch.autograd.grad(out, own, grad)
+
+    ours = run(linear)
+    assert len(taken) == 3  # one forward, two backward
+    for a, b in zip(ours, run(F.linear), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-5)
+
+
+@needs_operator
+def test_rows_that_do_not_lie_together(taken):
+    x, weight = torch.randn(24, 300).T, torch.randn(24, 40).T
+    torch.testing.assert_close(linear(x, weight), F.linear(x, weight), atol=1e-4, rtol=1e-5)
+    assert taken
+
+
+@needs_operator
+def test_only_asked_gradients_are_computed(taken):
+    x, weight = torch.randn(200, 24), torch.randn(40, 24, requires_grad=True)
+    linear(x, weight).sum().backward()
+    assert len(taken) == 2 and weight.grad is not None
+    with torch.no_grad():
+        assert not linear(x, weight).requires_grad
+
+
+@needs_operator
+def test_half_precision_few_rows_and_other_dtypes_stay_with_torch(taken):
+    x, weight = torch.randn(200, 24), torch.randn(40, 24)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert linear(x, weight).dtype == torch.bfloat16
+    linear(x.double(), weight.double())
+    linear(x[: module.FEWEST_ROWS - 1], weight)
+    linear(x[0], weight)
+    linear(x[:0], weight)
+    linear(x.to('meta'), weight.to('meta'))
+    with plain_linears():
+        linear(x, weight)
+    assert not taken
+    linear(x, weight)
+    assert taken
+
+
+def test_layers_of_other_libraries_take_it_with_their_weights():
+    class Own(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + 1
+
+    net = nn.Sequential(nn.Linear(8, 8), LinearOfMMCV(8, 8), Own(8, 8), nn.LayerNorm(8))
+    before = copy.deepcopy(net)
+    take_linears(net)
+    assert [type(layer) for layer in net] == [Linear, Linear, Own, nn.LayerNorm]
+    assert net.state_dict().keys() == before.state_dict().keys()
+    x = torch.randn(5, 8)
+    assert torch.equal(net(x), before(x))
+    assert type(copy.deepcopy(net)[0]) is Linear
+
+
+@pytest.mark.parametrize(
+    ('maker', 'capability', 'expected'),
+    [
+        ('AuthenticAMD', 'AVX512', True),
+        ('GenuineIntel', 'AVX512', False),
+        ('AuthenticAMD', 'AVX2', False),
+        (None, 'AVX512', False),
+    ],
+)
+def test_told_by_the_processor(monkeypatch, tmp_path, maker, capability, expected):
+    info = tmp_path / 'cpuinfo'
+    if maker:
+        info.write_text(f'processor\t: 0\nvendor_id\t: {maker}\nflags\t: fpu\n')
+    monkeypatch.setattr(module, 'Path', lambda _: info)
+    monkeypatch.setattr(module, '_product', lambda: 'operator')
+    monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda: capability)
+    for library in (torch.backends.mkl, torch.backends.mkldnn):
+        monkeypatch.setattr(library, 'is_available', lambda: True)
+    assert onednn_is_faster.__wrapped__() is expected
