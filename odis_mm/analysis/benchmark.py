@@ -24,6 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..datasets.transforms import collate_views
 from ..models.backbones.attention import Form
+from ..models.linear import onednn_is_faster, plain_linears
 from ..models.selfsup.base import TeacherStudent
 from ..utils.environment import hardware
 from ..utils.errors import ConfigError
@@ -175,7 +176,8 @@ def model_benchmark(
 def options_benchmark(cfg: Config, device: torch.device, batch: int, repeats: int = 5, bf16: bool = False) -> dict:
     """Times the step with each of its speed options, in turn with the plain one: ``packed`` (ODIS), ``compiled`` blocks
     and ``subset``, of drop path (ObjectViT); on GPUs also with each of torch's attention kernels, and with ``one mask``
-    of T x T in place of masked rows apart.
+    of T x T in place of masked rows apart; in float32 on a CPU where :mod:`~odis_mm.models.linear` takes oneDNN, with
+    ``F.linear``, too.
 
     Returns:
         dict of an entry per form: ``seconds`` (median), ``ratio`` (median of the ratios to the plain step beside it),
@@ -193,6 +195,8 @@ def options_benchmark(cfg: Config, device: torch.device, batch: int, repeats: in
             forms.append('subset')
         if device.type == 'cuda':
             forms += [*KERNELS, 'one mask']
+        elif not bf16 and onednn_is_faster():
+            forms.append('F.linear')
     if len(forms) == 1:
         raise ConfigError(
             f'{cfg.filename}: --options times model.packed and model.backbone.compiled, of which this model has '
@@ -213,7 +217,7 @@ def options_benchmark(cfg: Config, device: torch.device, batch: int, repeats: in
                 model.backbone.drop_path_subset = name == 'subset'
             for backbone, block in zip(backbones, blocks.get(name, blocks['plain'])):
                 backbone.block = block
-            with _attention_by(name):
+            with _computing_by(name):
                 if repeat:
                     found[name]['all_seconds'].append(step()['step'])
                     continue
@@ -227,13 +231,16 @@ def options_benchmark(cfg: Config, device: torch.device, batch: int, repeats: in
 
 
 @contextlib.contextmanager
-def _attention_by(name: str) -> Iterator[None]:
-    """Within, attention is computed as a name of :data:`KERNELS` or 'one mask' says; of other names, as ever."""
+def _computing_by(name: str) -> Iterator[None]:
+    """Within, attention is computed as a name of :data:`KERNELS` or 'one mask' says, linear layers as 'F.linear' does;
+    of other names, as ever."""
     with contextlib.ExitStack() as stack:
         if name in KERNELS:  # rows with a mask, which not all of them take, by the next
             stack.enter_context(sdpa_kernel([KERNELS[name], SDPBackend.EFFICIENT_ATTENTION], set_priority=True))
         if name == 'one mask':
             stack.enter_context(mock.patch.object(Form, 'of', lambda x: Form.FUSED))
+        if name == 'F.linear':
+            stack.enter_context(plain_linears())
         yield
 
 

@@ -407,7 +407,8 @@ def test_options_are_timed_beside_the_plain_step(monkeypatch):
         self.block = lambda *args: (calls.append(self), run_block(*args))[1]
 
     monkeypatch.setattr(ObjectViT, 'compile_blocks', compile_blocks)
-    forms = {'plain', 'packed', 'compiled', 'subset'}
+    monkeypatch.setattr(benchmark, 'onednn_is_faster', lambda: True)
+    forms = {'plain', 'packed', 'compiled', 'subset', 'F.linear'}
     found = benchmark.options_benchmark(make_config(), torch.device('cpu'), 2, repeats=2)
     assert set(found) - {'batch'} == forms and found['plain']['ratio'] == 1
     for form in forms:
