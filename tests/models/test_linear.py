@@ -1,6 +1,7 @@
 """Float32 products on CPUs by oneDNN: the same numbers, where it is taken, and where not."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -8,6 +9,9 @@ import torch.nn.functional as F
 from mmcv.cnn import Linear as LinearOfMMCV
 from torch import nn
 
+from helpers import make_batch, make_odis
+from odis_mm.analysis import cost
+from odis_mm.analysis.cost import count_flops, total_loss
 from odis_mm.models import linear as module
 from odis_mm.models.linear import Linear, linear, onednn_is_faster, plain_linears, take_linears
 
@@ -74,6 +78,34 @@ def test_half_precision_few_rows_and_other_dtypes_stay_with_torch(taken):
         linear(x, weight)
     assert not taken
     linear(x, weight)
+    assert taken
+
+
+@needs_operator
+def test_a_step_has_the_losses_and_gradients_of_torch_s_own_products(taken):
+    torch.manual_seed(0)
+    model, found, used = make_odis(), [], []
+    model.train()
+    model.set_progress(500, 1000, 10)
+    batch = model.data_preprocessor(make_batch(32), True)
+    for mode in (nullcontext, plain_linears):
+        torch.manual_seed(1)
+        model.zero_grad()
+        with mode():
+            losses = model.loss(batch['inputs'], batch['data_samples'])
+            total_loss(losses).backward()
+        found.append([*losses.values(), *(p.grad for p in model.parameters() if p.grad is not None)])
+        used.append(len(taken))
+        taken.clear()
+    assert used[0] and not used[1]
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
+
+
+@needs_operator
+def test_its_operations_are_counted(taken, monkeypatch):
+    monkeypatch.setattr(cost, 'onednn_is_faster', lambda: True)
+    x, weight = torch.randn(200, 24, requires_grad=True), torch.randn(40, 24, requires_grad=True)
+    assert count_flops(lambda: linear(x, weight).sum().backward()) == 3 * 2 * 200 * 24 * 40
     assert taken
 
 
