@@ -6,6 +6,7 @@ import torch
 from mmdet.registry import HOOKS
 from mmengine.hooks import Hook
 
+from ..models.linear import take_linears
 from ..transfer import fingerprint, load_backbone
 from ..utils.distributed import unwrap
 from ..utils.errors import CheckpointError
@@ -20,6 +21,8 @@ class DetectorInit(Hook):
     its card; or that no file was named, with the fingerprint of the backbone. A resumed or finetuned detector
     (``--resume``, ``load_from``) has weights of its own and is not compared, nor is one whose weights mmengine fetches
     (``torchvision://``).
+
+    From then on the detector's linear layers take the faster library (:mod:`~odis_mm.models.linear`).
 
     Args:
         checkpoint: The file; None: ``model.backbone.init_cfg.checkpoint`` of the config.
@@ -40,6 +43,7 @@ class DetectorInit(Hook):
             checkpoint.setdefault('meta', {}).update(num_heads=arch['num_heads'])
 
     def before_train(self, runner) -> None:
+        take_linears(unwrap(runner.model))
         backbone = unwrap(runner.model).backbone
         init_cfg = runner.cfg.get('model', {}).get('backbone', {}).get('init_cfg') or {}
         path, started = self.checkpoint or init_cfg.get('checkpoint'), runner.iter or runner._load_from

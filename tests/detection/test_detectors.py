@@ -4,13 +4,16 @@ import copy
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from mmcv.cnn import build_norm_layer
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, DefaultScope, init_default_scope
+from torch import nn
 
 from helpers import ROOT
 
@@ -20,8 +23,9 @@ from mmdet.registry import MODELS, TRANSFORMS
 from mmengine.runner import Runner
 
 import odis_mm  # noqa: F401
-from odis_mm.detection import ViTFeaturePyramid, ViTSimplePyramid, pyramid_strides
+from odis_mm.detection import DetectorInit, ViTFeaturePyramid, ViTSimplePyramid, pyramid_strides
 from odis_mm.detection.pyramid import LAYER_NORM
+from odis_mm.models.linear import Linear
 from odis_mm.transfer import CheckpointError, read_checkpoint, save_backbone
 
 CONFIGS = ROOT / 'configs' / 'mask_rcnn'
@@ -163,6 +167,24 @@ def test_rois_are_read_where_they_are(name):
             aligned=True,
         )
         torch.testing.assert_close(layer(x, rois), wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize('part', ['bbox_roi_extractor', 'mask_roi_extractor'])
+def test_the_small_detectors_read_regions_as_mmcv_does_bit_for_bit(part):
+    from mmcv.ops import RoIAlign
+
+    torch.manual_seed(0)
+    layer = dict(config('mask-rcnn_demo').model.roi_head[part].roi_layer, spatial_scale=0.25)
+    assert layer.pop('type', 'RoIAlign') == 'RoIAlign' and layer.pop('use_torchvision')
+    corners = torch.rand(50, 2) * 100 - 10
+    rois = torch.cat((torch.randint(0, 2, (50, 1)), corners, corners + torch.rand(50, 2) * 80), dim=1)
+    found = []
+    for ours in (True, False):
+        maps = torch.randn(2, 8, 24, 24, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        out = RoIAlign(**layer, use_torchvision=ours)(maps, rois)
+        (out * torch.arange(out[0].numel()).view_as(out[0])).sum().backward()
+        found.append((out, maps.grad))
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
 
 
 def test_wrong_number_of_taps_and_unknown_scale():
@@ -369,6 +391,15 @@ def test_mask_rcnn_keeps_what_was_loaded(exported):
     with torch.no_grad():
         for a, b in zip(detector.backbone(images), source(images)):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+
+
+def test_linear_layers_take_the_faster_library(exported):
+    detector, cfg = demo_model(**{'model.backbone.init_cfg.checkpoint': str(exported[1])})
+    detector.init_weights()
+    logger = MMLogger.get_current_instance()
+    DetectorInit().before_train(SimpleNamespace(model=detector, cfg=cfg, iter=0, _load_from=None, logger=logger))
+    layers = [layer for layer in detector.modules() if isinstance(layer, nn.Linear)]
+    assert len(layers) > 4 and all(type(layer) is Linear for layer in layers)
 
 
 def test_initialisation_differs_without_a_checkpoint(exported):
