@@ -7,7 +7,7 @@ has for convolutions and bf16, uses AVX-512 wherever there is any (docs/benchmar
 import contextlib
 from functools import cache
 from pathlib import Path
-from typing import Iterator, Optional
+from typing import Callable, Iterator, Optional
 
 import torch
 import torch.nn.functional as F
@@ -30,10 +30,14 @@ class Linear(nn.Linear):
 
 
 def take_linears(module: nn.Module) -> None:
-    """Turn the plain ``nn.Linear`` layers of ``module``, which other libraries built, into :class:`Linear` ones."""
-    for layer in module.modules():
-        if isinstance(layer, nn.Linear) and type(layer).forward in _PLAIN:
-            layer.__class__ = Linear
+    """Replace the plain ``nn.Linear`` layers within ``module``, which other libraries built, by :class:`Linear` ones of
+    the same parameters."""
+    for parent in list(module.modules()):
+        for name, layer in parent.named_children():
+            if isinstance(layer, nn.Linear) and type(layer).forward in _PLAIN:
+                ours = Linear(layer.in_features, layer.out_features, layer.bias is not None, device='meta')
+                ours.weight, ours.bias = layer.weight, layer.bias
+                setattr(parent, name, ours.train(layer.training))
 
 
 def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
@@ -67,10 +71,11 @@ def onednn_is_faster() -> bool:
         makers = {line for line in Path('/proc/cpuinfo').read_text().splitlines() if line.startswith('vendor_id')}
     except OSError:  # no Linux
         return False
-    return bool(makers) and not any('Intel' in line for line in makers) and _product() is not None
+    return bool(makers) and not any('Intel' in line for line in makers) and onednn_product() is not None
 
 
-def _product():
+def onednn_product() -> Optional[Callable]:
+    """Return torch's operator, whose arguments are x, weight, bias, 'none', [], ''; None: this torch has none."""
     return getattr(torch.ops.mkldnn, '_linear_pointwise', None)  # torch gives it no public name
 
 
@@ -97,13 +102,13 @@ class _OneDNN(torch.autograd.Function):
         x = x.contiguous()
         ctx.save_for_backward(x, weight)
         ctx.has_bias = bias is not None
-        return _product()(x, weight, bias, 'none', [], '')
+        return onednn_product()(x, weight, bias, 'none', [], '')
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
-        grad, needs, product = grad.contiguous(), ctx.needs_input_grad, _product()
+        grad, needs, product = grad.contiguous(), ctx.needs_input_grad, onednn_product()
         return (
             product(grad, weight.T, None, 'none', [], '') if needs[0] else None,
             product(grad.T, x.T, None, 'none', [], '') if needs[1] else None,  # it takes transposed views as they are

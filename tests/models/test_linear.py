@@ -16,16 +16,21 @@ from odis_mm.models import linear as module
 from odis_mm.models.linear import Linear, linear, onednn_is_faster, plain_linears, take_linears
 
 needs_operator = pytest.mark.skipif(
-    not torch.backends.mkldnn.is_available() or module._product() is None, reason='this torch has no oneDNN'
+    not torch.backends.mkldnn.is_available() or module.onednn_product() is None, reason='this torch has no oneDNN'
 )
 
 
 @pytest.fixture
 def taken(monkeypatch):
     """The products that oneDNN makes, on a machine where it is the faster one."""
-    calls, product = [], module._product()
+    calls, product = [], module.onednn_product()
     monkeypatch.setattr(module, 'onednn_is_faster', lambda: True)
-    monkeypatch.setattr(module, '_product', lambda: lambda x, *args: calls.append(tuple(x.shape)) or product(x, *args))
+
+    def counted(x, *args):
+        calls.append(tuple(x.shape))
+        return product(x, *args)
+
+    monkeypatch.setattr(module, 'onednn_product', lambda: counted)
     return calls
 
 
@@ -138,7 +143,7 @@ def test_told_by_the_processor(monkeypatch, tmp_path, maker, capability, expecte
     if maker:
         info.write_text(f'processor\t: 0\nvendor_id\t: {maker}\nflags\t: fpu\n')
     monkeypatch.setattr(module, 'Path', lambda _: info)
-    monkeypatch.setattr(module, '_product', lambda: 'operator')
+    monkeypatch.setattr(module, 'onednn_product', lambda: 'operator')
     monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda: capability)
     for library in (torch.backends.mkl, torch.backends.mkldnn):
         monkeypatch.setattr(library, 'is_available', lambda: True)
