@@ -74,9 +74,17 @@ def onednn_is_faster() -> bool:
     return bool(makers) and not any('Intel' in line for line in makers) and onednn_product() is not None
 
 
+@cache
 def onednn_product() -> Optional[Callable]:
-    """Return torch's operator, whose arguments are x, weight, bias, 'none', [], ''; None: this torch has none."""
-    return getattr(torch.ops.mkldnn, '_linear_pointwise', None)  # torch gives it no public name
+    """Return torch's operator, whose arguments are x, weight, bias, 'none', [], ''; None: this torch has another or
+    none, as its name is not public."""
+    found = getattr(torch.ops.mkldnn, '_linear_pointwise', None)
+    x, weight, bias = torch.ones(3, 2), torch.arange(8.0).view(4, 2), torch.ones(4)
+    try:
+        same = torch.equal(found(x, weight, bias, 'none', [], ''), F.linear(x, weight, bias))
+    except (RuntimeError, TypeError):  # a missing operator is None, which cannot be called
+        return None
+    return found if same else None
 
 
 def _by_onednn(x: Tensor, weight: Tensor) -> bool:
@@ -87,10 +95,10 @@ def _by_onednn(x: Tensor, weight: Tensor) -> bool:
         and x.dtype == weight.dtype == torch.float32
         and x.ndim > 1
         and x.numel() >= FEWEST_ROWS * x.shape[-1]
-        and onednn_is_faster()
-        and not torch.is_autocast_enabled('cpu')
         and type(x) in _TENSORS  # neither sharded nor without values
         and type(weight) in _TENSORS
+        and not torch.is_autocast_enabled('cpu')
+        and onednn_is_faster()
     )
 
 

@@ -129,6 +129,13 @@ def test_layers_of_other_libraries_take_it_with_their_weights():
     assert type(copy.deepcopy(net)[0]) is Linear
 
 
+@pytest.mark.parametrize('other', [None, lambda x, weight: x, lambda *_: torch.zeros(3, 4)])
+def test_another_torch_s_operator_is_not_taken(monkeypatch, other):
+    assert module.onednn_product.__wrapped__() is not None or not torch.backends.mkldnn.is_available()
+    monkeypatch.setattr(torch.ops.mkldnn, '_linear_pointwise', other)
+    assert module.onednn_product.__wrapped__() is None
+
+
 @pytest.mark.parametrize(
     ('maker', 'capability', 'expected'),
     [
