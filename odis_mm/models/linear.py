@@ -89,8 +89,7 @@ def onednn_product() -> Optional[Callable]:
 
 def _by_onednn(x: Tensor, weight: Tensor) -> bool:
     return (
-        not torch.compiler.is_compiling()
-        and not _plain_only
+        not (_plain_only or torch.compiler.is_compiling() or torch.jit.is_tracing())
         and x.device.type == 'cpu'
         and x.dtype == weight.dtype == torch.float32
         and x.ndim > 1
