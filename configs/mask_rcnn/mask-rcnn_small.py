@@ -28,11 +28,12 @@ test_pipeline = [
 ]
 train_dataloader = dict(
     dataset=dict(
-        type='CocoDataset',
+        type='DetectionDataset',
         data_root=data_root,
         ann_file='annotations/train.json',
         data_prefix=dict(img='images/'),
         pipeline=train_pipeline,
+        max_bad_share=0.01,  # of the images may be unreadable, and of three or more at least one
     )
 )
 val_dataloader = dict(

@@ -11,10 +11,11 @@ from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 from mmpretrain.registry import DATASETS, TRANSFORMS
 
-from ..utils.errors import AnnotationError, BadImageError, ConfigError, MissingFileError, too_many_bad
+from ..utils.errors import AnnotationError, BadImageError, ConfigError, MissingFileError
 from ..utils.noise import import_quietly
 from ..utils.paths import of_other_images
 from .annotations import read_annotations, told
+from .bad_images import CountsBadImages, check_share
 from .columns import Columns
 from .draws import seed_of
 from .files import list_images, read_list, shown
@@ -27,7 +28,7 @@ REPLACEMENTS = 10  # tries to find another image for a bad one
 
 
 @DATASETS.register_module()
-class ObjectDataset(BaseDataset):
+class ObjectDataset(CountsBadImages, BaseDataset):
     """Images, each with its objects: boxes, masks if there are any, and labels (for frozen metrics only).
 
     What it reads follows from `ann_file`:
@@ -92,8 +93,6 @@ class ObjectDataset(BaseDataset):
             )
         if not 0 < data_fraction <= 1:
             raise ConfigError(f'data_fraction must be above 0 and at most 1, got {data_fraction}.')
-        if not 0 <= max_bad_share < 1:
-            raise ConfigError(f'max_bad_share must be 0 or more and below 1, got {max_bad_share}.')
         if not isinstance(seed, int) or seed < 0:
             raise ConfigError(f'seed must be an integer >= 0, got {seed!r}.')
         if not isinstance(data_prefix, dict):
@@ -104,13 +103,11 @@ class ObjectDataset(BaseDataset):
         self.with_masks, self.with_crowd, self.keep_empty = with_masks, with_crowd, keep_empty
         self.min_score = min_score
         self.counts = {}
-        self.max_bad_share = max_bad_share
+        self.max_bad_share = check_share(max_bad_share)
         self.columns: Optional[Columns] = None
         self.chosen = np.zeros(0, np.int64)  # images of the columns that are used
-        # memory that the loader's workers share: plain indices that were asked for, int32 [images]; 1 for bad images,
-        # uint8 [images]
+        # memory that the loader's workers share: plain indices that were asked for, int32 [images]
         self.draws: Optional[torch.Tensor] = None
-        self.bad: Optional[torch.Tensor] = None
         if pipeline:
             import_quietly('mmpretrain.datasets')  # as the registry of transforms does when it is first looked into
         super().__init__(
@@ -153,7 +150,7 @@ class ObjectDataset(BaseDataset):
 
     def _share_memory(self) -> None:
         self.draws = torch.zeros(len(self.chosen), dtype=torch.int32).share_memory_()
-        self.bad = torch.zeros(len(self.chosen), dtype=torch.uint8).share_memory_() if self.max_bad_share else None
+        self.start_counting()
 
     def get_data_info(self, idx: int) -> dict:
         """Return what the annotations tell of an image: img_path, img_id, height, width, bboxes, labels, scores, masks,
@@ -212,8 +209,7 @@ class ObjectDataset(BaseDataset):
         """The item of another image; which one depends on nothing but the draw and the files."""
         rng = np.random.default_rng((self.seed, epoch, idx, *more, 1))
         for other in rng.integers(len(self), size=REPLACEMENTS).tolist():
-            self.bad[idx] = 1
-            self.check_bad_share(f'; the last: {str(error).rstrip(".")}')
+            self.count_bad(idx, error)
             idx, results = other, self.get_data_info(other)
             results['epoch'], results['rng'] = epoch, np.random.default_rng((self.seed, epoch, idx, *more, 1))
             try:
@@ -227,23 +223,6 @@ class ObjectDataset(BaseDataset):
         own = np.asarray(self.columns.ids)[self.chosen]
         found = [np.flatnonzero(own == key) for key in ids]  # plain numbers, as batches carry them
         return [self.get_data_info(int(places[0]))['img_path'] if len(places) else '' for places in found]
-
-    def bad_images(self) -> List[str]:
-        """Return the paths of the bad images that were met so far, by the workers of this process."""
-        found = [] if self.bad is None else self.bad.nonzero().flatten().tolist()
-        return [self.get_data_info(index)['img_path'] for index in found]
-
-    def check_bad_share(self, why: str = '') -> None:
-        """Raise BadImageError with the list (its first 50) if more images are bad than `max_bad_share` allows."""
-        count = 0 if self.bad is None else int(self.bad.sum())
-        if too_many_bad(count, len(self), self.max_bad_share):
-            paths = list(map(shown, self.bad_images()))
-            more = f' and {count - 50} more' if count > 50 else ''
-            raise BadImageError(
-                f'{count} of {len(self)} images are bad, above max_bad_share={self.max_bad_share:g}: '
-                f'{", ".join(paths[:50])}{more}; fix or remove them (odis-mm verify checks a whole data '
-                f'set and writes a clean annotation file){why}.'
-            ) from None  # a worker's error reaches the user as one text
 
     def _load(self) -> Tuple[Columns, np.ndarray]:
         """The columns, and which of their images are used."""

@@ -9,13 +9,20 @@ from .pyramid import ViTFeaturePyramid, ViTSimplePyramid, pyramid_strides
 __all__ = ['DetectorInit', 'DetectorLayerDecay', 'ViTFeaturePyramid', 'ViTSimplePyramid', 'pyramid_strides']
 
 if find_spec('mmcv._ext') is not None:
-    from .data import ChannelsPreprocessor, DemoDetectionDataset, LoadBoxesAndMasks, LoadDetectionImage
+    from .data import (
+        ChannelsPreprocessor,
+        DemoDetectionDataset,
+        DetectionDataset,
+        LoadBoxesAndMasks,
+        LoadDetectionImage,
+    )
     from .drawing import BoxVisualizer
 
     __all__ += [
         'BoxVisualizer',
         'ChannelsPreprocessor',
         'DemoDetectionDataset',
+        'DetectionDataset',
         'LoadBoxesAndMasks',
         'LoadDetectionImage',
     ]

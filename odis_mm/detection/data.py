@@ -1,6 +1,6 @@
 """Data pieces of the detectors; they need mmdet's datasets, hence mmcv's compiled ops."""
 
-from typing import Sequence
+from typing import Optional, Sequence
 
 import numpy as np
 import torch
@@ -10,9 +10,10 @@ from mmdet.datasets.transforms import LoadAnnotations
 from mmdet.models import DetDataPreprocessor
 from mmdet.registry import DATASETS, MODELS, TRANSFORMS
 
+from ..datasets.bad_images import CountsBadImages, check_share
 from ..datasets.demo import CLASSES, render_if_asked
 from ..datasets.image_io import LoadObjectImage, Range, check_size, read_image
-from ..utils.errors import ConfigError
+from ..utils.errors import BadImageError, ConfigError
 
 
 @TRANSFORMS.register_module()
@@ -82,13 +83,44 @@ class LoadBoxesAndMasks(LoadAnnotations):
 
 
 @DATASETS.register_module()
-class DemoDetectionDataset(CocoDataset):
+class DetectionDataset(CountsBadImages, CocoDataset):
+    """mmdet's CocoDataset, in which another image takes the place of a bad one, as in pretraining.
+
+    Args:
+        max_bad_share: Share of the images that may be bad, and of three or more at least one. 0, or ``test_mode``: the
+            first one raises, as an evaluation without it would be of other images.
+        **kwargs: See ``mmdet.CocoDataset``.
+    """
+
+    def __init__(self, *args, max_bad_share: float = 0.0, test_mode: bool = False, **kwargs):
+        self.max_bad_share = 0.0 if test_mode else check_share(max_bad_share)
+        super().__init__(*args, test_mode=test_mode, **kwargs)
+
+    def full_init(self) -> None:
+        """Read the annotations, unless it is done."""
+        if not self._fully_initialized:
+            super().full_init()
+            self.start_counting()
+
+    def prepare_data(self, idx: int) -> Optional[dict]:
+        """Return what the pipeline makes of an image; None, for which mmengine draws another one, if it is bad."""
+        try:
+            return super().prepare_data(idx)
+        except BadImageError as error:
+            if self.bad is None:
+                raise
+            self.count_bad(idx, error)
+            return None
+
+
+@DATASETS.register_module()
+class DemoDetectionDataset(DetectionDataset):
     """The embedded demo set for detectors, rendered on first use.
 
     Args:
         data_root: Its folder; see :class:`~odis_mm.datasets.DemoObjectDataset` for where the set is rendered.
         ann_file: Below ``data_root``.
-        **kwargs: See ``mmdet.CocoDataset``.
+        **kwargs: See :class:`DetectionDataset`.
     """
 
     METAINFO = dict(

@@ -212,8 +212,12 @@ def _set_data(cfg: Config, train: Split, val: Split, test: Split, content: Conte
             data_prefix=dict(img=str(Path(split.images).resolve()) + '/'),
             metainfo=dict(classes=content.classes, category_ids=content.ids),  # the ids are for predictions
         )
-        if key != 'train':
+        if key == 'train':
+            dataset.type = 'DetectionDataset'
+            dataset.setdefault('max_bad_share', 0.01)
+        else:
             cfg[f'{key}_evaluator'].ann_file = dataset.ann_file
+    cfg.default_hooks.setdefault('bad_images', dict(type='mmpretrain.BadImageHook'))
     for head in dicts(cfg.model.roi_head) if 'roi_head' in cfg.model else [cfg.model.bbox_head]:
         if 'num_classes' in head:
             head['num_classes'] = len(content.classes)

@@ -7,6 +7,7 @@ default_hooks = dict(
     runtime_info=dict(type='mmpretrain.DeferredInfoHook'),
     progress=dict(type='mmpretrain.ProgressHook'),
     init=dict(type='DetectorInit'),  # the backbone equals its file before the first iteration
+    bad_images=dict(type='mmpretrain.BadImageHook'),  # names the images that were replaced
     preemption=dict(type='mmpretrain.PreemptionHook'),  # SIGTERM, SIGUSR1, Ctrl-C: a checkpoint, then exit
 )
 env_cfg = dict(dist_cfg=dict(timeout=1800))  # seconds; the backend is gloo where there is no GPU

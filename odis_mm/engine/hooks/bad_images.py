@@ -14,7 +14,8 @@ from ...utils.errors import BadImageError, ConfigError
 class BadImageHook(Hook):
     """Logs each bad image once, with its path and the reason, and stops the run when all ranks together met too many.
 
-    For an ``ObjectDataset`` with ``max_bad_share``; with other data sets there is nothing to tell.
+    For an ``ObjectDataset`` or ``DetectionDataset`` with ``max_bad_share``; with other data sets there is nothing to
+    tell.
 
     Args:
         interval: Iterations between two looks; the ends of an epoch and of the run are looked at, too.
