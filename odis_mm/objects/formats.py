@@ -188,8 +188,34 @@ def _voc(path: Path, index: ImageIndex, faults: List[str]):
 
 
 def _yolo_files(path: Path, index: Optional[ImageIndex]) -> List[Path]:
+    """Those of images that there are.
+
+    Raises:
+        AnnotationError: there are labels, and images, but of other ones.
+    """
     found = [file for file in _files(path, '.txt') if file.name not in _NO_LABELS]
-    return [file for file in found if index is None or file.stem in index.by_stem]
+    kept = [file for file in found if index is None or file.stem in index.by_stem]
+    labels = [] if kept or not index or not index.by_stem else [file for file in found[:50] if _is_yolo(file)]
+    if labels:
+        folders = list(dict.fromkeys(str(file.parent) for file in labels))
+        stem, (image, *_) = next(iter(index.by_stem.items()))
+        raise AnnotationError(
+            f'none of the YOLO label files in {", ".join(folders[:3])}{", ..." if len(folders) > 3 else ""} '
+            f'({labels[0].name}, ...) is of an image in or below {index.folder}: that of {image} would be {stem}.txt, '
+            'in any folder; these are probably labels of other images: name those of these images, or the folder of '
+            'their images.'
+        )
+    return kept
+
+
+def _is_yolo(file: Path) -> bool:
+    """Whether the first line is a class and shares of an image, as no other text is."""
+    try:
+        with open(file) as stream:
+            kind, *rest = stream.readline().split()
+        return kind.isdecimal() and len(rest) >= 4 and all(0 <= float(value) <= 1 for value in rest[:4])
+    except (ValueError, OSError):
+        return False
 
 
 def _yolo(path: Path, index: ImageIndex, faults: List[str]):
@@ -271,15 +297,13 @@ def _yolo_names(path: Path, files: Sequence[Path]) -> Tuple[List[str], Optional[
         for file in [path] if path.is_file() else sorted(place.glob('*.y*ml')):
             try:
                 content = yaml.safe_load(file.read_text())
-            except (yaml.YAMLError, UnicodeDecodeError) as error:
+            except (yaml.YAMLError, ValueError) as error:  # of a date that is none, too
                 raise AnnotationError(
                     f'{file} is not valid YAML ({type(error).__name__}); fix or remove it.'
                 ) from error
             found = content.get('names') if isinstance(content, dict) else None
-            if isinstance(found, dict) and found:
-                found = [found.get(i, i) for i in range(max(found) + 1)]
-            if isinstance(found, list):
-                return names or [str(name) for name in found], bool(content.get('kpt_shape'))
+            if found or isinstance(found, list):
+                return names or _class_names(found, file), bool(content.get('kpt_shape'))
         names = names or _listed(place)
         if place == folder and not names:
             lists = {tuple(told): inside for inside in below if (told := _listed(inside))}
@@ -291,6 +315,24 @@ def _yolo_names(path: Path, files: Sequence[Path]) -> Tuple[List[str], Optional[
                 )
             names = list(next(iter(lists), ()))
     return names, None
+
+
+def _class_names(found: Any, file: Path) -> List[str]:
+    """The names of a yaml: a list, or by their numbers, of which those left out are names themselves."""
+    names: Dict[int, str] = {}
+    entries = (
+        found.items() if isinstance(found, dict) else enumerate(found) if isinstance(found, list) else [('', found)]
+    )
+    for key, name in entries:
+        number = str(key).strip()  # quoted ones are meant, too
+        if not re.fullmatch('[0-9]{1,5}', number) or int(number) in names or not isinstance(name, (str, int, float)):
+            where = f'names[{key!r}]' if isinstance(found, (dict, list)) else 'names'
+            raise AnnotationError(
+                f'{file}: {where} is {name!r:.60}; names must be a list of the classes, or give each number, once, a name '
+                '(0: cat).'
+            )
+        names[int(number)] = str(name)
+    return [names.get(i, str(i)) for i in range(max(names, default=-1) + 1)]
 
 
 def _listed(place: Path) -> List[str]:

@@ -3,6 +3,8 @@ box."""
 
 import csv
 import json
+import re
+import shutil
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -15,6 +17,7 @@ from odis_mm.datasets import ObjectDataset
 from odis_mm.objects import load_annotations
 from odis_mm.objects.annotations import imported_splits
 from odis_mm.objects.formats import recognise
+from odis_mm.tasks.finetune import annotated_splits
 from odis_mm.utils.errors import AnnotationError, ConfigError, MissingFileError
 
 SIZES = {'a.jpg': (40, 60), 'b.png': (50, 30), 'c.jpg': (64, 64)}  # height, width
@@ -154,6 +157,56 @@ def test_yolo_names_are_those_of_the_nearest_file(tmp_path):
     (labels / 'data.yaml').write_text('names: {0: ox, 1: cow}')
     assert [c['name'] for c in load_annotations(labels, labels)['categories']] == ['ox', 'cow']
     assert [c['name'] for c in load_annotations(tmp_path / 'other.yaml', labels, 'yolo')['categories']][1] == 'others'
+
+
+@pytest.mark.parametrize(
+    'names, read', [("{'0': cat, '1': dog}", ['cat', 'dog']), ("{0: cat, '2': dog}", ['cat', '1', 'dog'])]
+)
+def test_yolo_names_by_quoted_numbers(tmp_path, images, names, read):
+    (tmp_path / 'data.yaml').write_text(f'names: {names}')
+    (tmp_path / 'a.txt').write_text('1 0.5 0.5 0.5 0.25')
+    assert [c['name'] for c in load_annotations(tmp_path / 'data.yaml', images)['categories']] == read
+
+
+@pytest.mark.parametrize(
+    'names, found',
+    [
+        ('{a: cat}', "names['a'] is 'cat'"),
+        ('{0.5: cat}', "names[0.5] is 'cat'"),
+        ('{-1: cat}', "names[-1] is 'cat'"),
+        ("{0: cat, '0': dog}", "names['0'] is 'dog'"),
+        ('{0: cat, 999999999: dog}', "names[999999999] is 'dog'"),
+        ('[[cat, dog]]', "names[0] is ['cat', 'dog']"),
+        ('[{0: cat}]', "names[0] is {0: 'cat'}"),
+        ('{0: null}', 'names[0] is None'),
+        ('cat', "names is 'cat'"),
+    ],
+)
+def test_yolo_names_that_are_not_clear_are_refused(tmp_path, images, names, found):
+    (tmp_path / 'data.yaml').write_text(f'names: {names}')
+    (tmp_path / 'a.txt').write_text('0 0.5 0.5 0.5 0.25')
+    with pytest.raises(AnnotationError, match=re.escape(f'{tmp_path}/data.yaml: {found}; names must be a list')):
+        load_annotations(tmp_path / 'data.yaml', images)
+
+
+@pytest.mark.parametrize('format', ['auto', 'yolo'])
+def test_yolo_labels_of_other_images_are_called_that(tmp_path, format):
+    root = _images(tmp_path / 'data', {f'images/{split}/{split}.jpg': (40, 60) for split in ('train', 'val')})
+    for split in ('train', 'val'):
+        (root / 'labels' / split).mkdir(parents=True)
+        (root / 'labels' / split / f'other_{split}.txt').write_text('0 0.5 0.5 0.5 0.25\n')
+    (root / 'README.txt').write_text('a text\n')
+    sentence = (
+        f'none of the YOLO label files in {root}/labels/train, {root}/labels/val (other_train.txt, ...) is of an image '
+        f'in or below {root}: that of images/train/train.jpg would be train.txt'
+    )
+    with pytest.raises(AnnotationError, match=re.escape(sentence)):
+        load_annotations(root, root, format)
+    with pytest.raises(MissingFileError, match='none of the YOLO label files'):
+        annotated_splits(root, None, None, None)
+    shutil.rmtree(root / 'labels')
+    with pytest.raises(AnnotationError, match='no annotations that are recognised'):  # other texts are no labels
+        load_annotations(root, root)
 
 
 def test_yolo_names_beside_the_labels_are_those_of_the_folder_above(tmp_path):
