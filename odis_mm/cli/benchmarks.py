@@ -80,7 +80,7 @@ def benchmark_main(argv: Optional[List[str]] = None) -> None:
         print(benchmark.table(result))
         _keep(args.out, result)
 
-    run(work, lambda: find_config(args.config))
+    run(work, lambda: find_config(args.config), args.out)
 
 
 def startup_main(argv: Optional[List[str]] = None, train: Sequence[str] = ()) -> None:
@@ -109,7 +109,7 @@ def startup_main(argv: Optional[List[str]] = None, train: Sequence[str] = ()) ->
         )
         _keep(args.out, result)
 
-    run(work)
+    run(work, out=args.out)
 
 
 def annotations_main(argv: Optional[List[str]] = None, train: Sequence[str] = ()) -> None:
@@ -142,7 +142,7 @@ def annotations_main(argv: Optional[List[str]] = None, train: Sequence[str] = ()
                 print(f'  first iteration after {statistics.median(seconds):.1f} s')
         _keep(args.out, result)
 
-    run(work)
+    run(work, out=args.out)
 
 
 def gtsa_main(argv: Optional[List[str]] = None) -> None:
@@ -268,7 +268,7 @@ def peer_main(argv: Optional[List[str]] = None) -> None:
         )
         _keep(args.out, result)
 
-    run(work)
+    run(work, out=args.out)
 
 
 def _where() -> Dict[str, str]:

@@ -140,7 +140,7 @@ def knn_main(argv: Optional[List[str]] = None) -> None:
         )
         _save(args, accuracy=found)
 
-    run(work, lambda: check_checkpoint(args.checkpoint))
+    run(work, lambda: check_checkpoint(args.checkpoint), args.out)
 
 
 def regions_main(argv: Optional[List[str]] = None) -> None:
@@ -196,7 +196,7 @@ def regions_main(argv: Optional[List[str]] = None) -> None:
         print('\n'.join([f'in percent; {len(split[0])} train and {len(split[1])} val images', *lines]))
         _save(args, metrics=rows['checkpoint'], random=rows['random weights'])
 
-    run(work, lambda: check_checkpoint(args.checkpoint))
+    run(work, lambda: check_checkpoint(args.checkpoint), args.out)
 
 
 def features_main(argv: Optional[List[str]] = None) -> None:
@@ -224,13 +224,14 @@ def features_main(argv: Optional[List[str]] = None) -> None:
             data_prefix=args.images,
             pipeline=[dict(type='LoadObjectImage', **frozen.reading)],
         )
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         found = extract_dataset(frozen, dataset, args.out, args.size, args.sheet, args.batch_size, args.workers)
         print(
             f'written: {args.out}, {len(found.image)} objects of {len(dataset)} images, {found.pooled.shape[1]} '
             'channels' + (f'; {args.sheet}' if args.sheet else '')
         )
 
-    run(work, lambda: check_checkpoint(args.checkpoint))
+    run(work, lambda: check_checkpoint(args.checkpoint), args.out)
 
 
 def _frozen_parser(command: str, description: str, out: str = '') -> argparse.ArgumentParser:
@@ -270,5 +271,6 @@ def _frozen(args: argparse.Namespace, random: bool = False) -> 'FrozenBackbone':
 def _save(args: argparse.Namespace, **result) -> None:
     if args.out:
         record = dict(checkpoint=args.checkpoint, size=args.size, **result)
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         Path(args.out).write_text(json.dumps(record, indent=1) + '\n')
         print(f'written: {args.out}')

@@ -8,7 +8,9 @@ import argparse
 from typing import Any, Callable, Optional
 
 from ..utils.errors import run_command
+from ..utils.files import PathLike
 from ..utils.parser import Parser
+from ..utils.paths import check_out
 
 # names that a help text lists and whose owners take seconds to import; a test compares them
 AMP = ('bf16', 'fp16')
@@ -31,15 +33,18 @@ DEMO = dict(num_train=2000, num_val=200, size=128, seed=0)
 DEMO_ROOT = 'data/odis_demo'
 
 
-def run(work: Callable[[], Any], check: Callable[[], Any] = lambda: None) -> Any:
+def run(work: Callable[[], Any], check: Callable[[], Any] = lambda: None, out: Optional[PathLike] = None) -> Any:
     """Return ``work()``, after ``check()`` and with everything registered; errors as :func:`run_command` has them.
 
     Args:
         check: Refuses paths that cannot be used.
+        out: The file that ``--out`` names, if one.
     """
 
     def call() -> Any:
         check()
+        if out is not None:
+            check_out(out)
         import odis_mm
 
         odis_mm.register()

@@ -9,7 +9,7 @@ from typing import List, Optional
 from ..utils.errors import AnnotationError, ConfigError, FolderInUseError
 from ..utils.files import atomic_write_text
 from ..utils.parser import Parser, at_least, share
-from ..utils.paths import check_checkpoint, check_folder, check_json, find_config, of_other_images
+from ..utils.paths import check_checkpoint, check_folder, check_json, check_out, find_config, of_other_images
 from .common import FORMATS, device_or_best, run
 
 _OF_SOURCE = {
@@ -80,7 +80,7 @@ def find_objects_main(argv: Optional[List[str]] = None) -> None:
             if file is not None and Path(file).is_file():
                 check_json(Path(file))
 
-    run(lambda: _find(args), check)
+    run(lambda: _find(args), check, args.out)
 
 
 def _find(args: argparse.Namespace) -> None:
@@ -195,7 +195,12 @@ def inspect_main(argv: Optional[List[str]] = None) -> None:
     parser.add_argument('--out', default='inspection', metavar='DIR', help='to write into (default: inspection)')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='as of odis-mm train')
     args = parser.parse_args(argv)
-    if run(lambda: _inspect(args), lambda: find_config(args.config)):
+
+    def check() -> None:
+        find_config(args.config)
+        check_out(args.out, folder=True)
+
+    if run(lambda: _inspect(args), check):
         sys.exit(1)
 
 

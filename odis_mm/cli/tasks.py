@@ -248,7 +248,7 @@ def views_main(argv: Optional[List[str]] = None) -> None:
             draw_views(sample, str(path))
             print(f'written: {path}')
 
-    run(work, lambda: find_config(args.config))
+    run(work, lambda: find_config(args.config), args.out)
 
 
 def _check(command: str, args: argparse.Namespace, *files: Optional[str]) -> None:

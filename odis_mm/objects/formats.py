@@ -328,8 +328,8 @@ def _class_names(found: Any, file: Path) -> List[str]:
         if not re.fullmatch('[0-9]{1,5}', number) or int(number) in names or not isinstance(name, (str, int, float)):
             where = f'names[{key!r}]' if isinstance(found, (dict, list)) else 'names'
             raise AnnotationError(
-                f'{file}: {where} is {name!r:.60}; names must be a list of the classes, or give each number, once, a name '
-                '(0: cat).'
+                f'{file}: {where} is {name!r:.60}; names must be a list of the classes, or give each number, once, '
+                'a name (0: cat).'
             )
         names[int(number)] = str(name)
     return [names.get(i, str(i)) for i in range(max(names, default=-1) + 1)]

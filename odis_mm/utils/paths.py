@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import shlex
+import tempfile
 import zipfile
 from itertools import count
 from pathlib import Path
@@ -297,8 +298,27 @@ def check_config_name(name: PathLike) -> None:
         )
 
 
+def check_out(out: PathLike, folder: bool = False) -> None:
+    """Refuse what ``--out`` names where it cannot be written; nothing is created.
+
+    Raises:
+        ConfigError: a folder is in the place of a file, or the other way round, or the folder above takes no files.
+    """
+    if os.path.exists(out) and os.path.isdir(out) != folder:
+        kinds = ('file', 'folder') if folder else ('folder', 'file')
+        raise ConfigError(f'--out {out} is a {kinds[0]}: name a {kinds[1]} to write.')
+    place = Path(os.path.abspath(out))
+    near = next(path for path in (place, *place.parents)[not folder :] if os.path.lexists(path))
+    try:
+        with tempfile.TemporaryFile(dir=near):
+            pass
+    except OSError as error:
+        why = error.strerror if near.is_dir() else 'it is no folder'
+        raise ConfigError(f'--out {out} cannot be written below {near} ({why}): name another place.') from error
+
+
 def check_output(out: PathLike, sources: Sequence[PathLike]) -> None:
-    """Refuse a folder of predictions that holds others, or that lies where the images are read from.
+    """Refuse a folder of predictions that holds others, lies where the images are read from, or cannot be written.
 
     Args:
         out: The folder; it need not exist.
@@ -306,7 +326,7 @@ def check_output(out: PathLike, sources: Sequence[PathLike]) -> None:
 
     Raises:
         FolderInUseError: it has a ``predictions.json``.
-        ConfigError: it is one of the folders of images, or lies in one.
+        ConfigError: it is one of the folders of images, or lies in one; and as :func:`check_out`.
     """
     if Path(out, 'predictions.json').exists():
         raise FolderInUseError(f'{out} holds the predictions of an earlier run: name another folder with --out.')
@@ -318,6 +338,7 @@ def check_output(out: PathLike, sources: Sequence[PathLike]) -> None:
                 f'the pictures of --out {out} would lie in {source}, and the next run would take them for images: name '
                 'a folder outside it.'
             )
+    check_out(out, folder=True)
 
 
 def check_threshold(score: float) -> None:

@@ -6,10 +6,12 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import zipfile
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from helpers import ROOT, environment
@@ -21,7 +23,8 @@ from odis_mm.evaluation import knn
 from odis_mm.objects import FORMATS
 from odis_mm.recipes import METHODS
 from odis_mm.transfer import LAYOUTS
-from odis_mm.utils.paths import default_work_dir
+from odis_mm.utils.errors import ConfigError
+from odis_mm.utils.paths import check_out, default_work_dir
 
 # calls each command line of argv[1], a json list, in one process that may not import what takes seconds
 CALLS = """
@@ -136,6 +139,43 @@ def test_numbers_that_an_option_does_not_take(tmp_path):
         name = option.split()[0]
         hint = f'`odis-mm {line.split()[0]} --help` lists the options.'
         assert err == f'error: {name}: {sentence}.\n{hint}\n' and code == 2 and not out and not heavy
+
+
+def test_places_where_out_cannot_be_written(tmp_path):
+    (tmp_path / 'file').touch()
+    (tmp_path / 'folder').mkdir()
+    Image.new('L', (4, 4)).save(tmp_path / 'folder' / '1.png')
+    torch.save({}, tmp_path / 'a.pth')
+    (tmp_path / 'detector.py').touch()
+    commands = (
+        'find-objects folder --source classic --out {}.json',
+        'views gtsa_demo --out {}.png',
+        'inspect gtsa_demo --out {}',
+        'predict detector.py a.pth folder --out {}',
+        'knn a.pth --data . --out {}.json',
+        'features a.pth --ann-file a.json --out {}.npz',
+        'benchmark gtsa_demo --out {}.json',
+    )
+    lines = [command.format('file/below/it').split() for command in commands]
+    for line, code, out, err, heavy in call(tmp_path, lines):
+        name, where = line[-1], tmp_path / 'file'
+        told = f'error: --out {name} cannot be written below {where} (it is no folder): name another place.\n'
+        assert (code, out, err, heavy) == (2, '', told, []), line
+    lines = ['views gtsa_demo --out folder'.split(), 'inspect gtsa_demo --out file'.split()]
+    file, folder = call(tmp_path, lines)
+    assert file[3] == 'error: --out folder is a folder: name a file to write.\n'
+    assert folder[3] == 'error: --out file is a file: name a folder to write.\n'
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['a.pth', 'detector.py', 'file', 'folder']
+
+
+def test_a_folder_that_takes_no_files_is_named(tmp_path, monkeypatch):
+    def closed(dir):
+        raise PermissionError(13, 'Permission denied')
+
+    monkeypatch.setattr(tempfile, 'TemporaryFile', closed)  # to root all folders are open
+    for folder in (False, True):
+        with pytest.raises(ConfigError, match=rf'--out \S*/a/b cannot be written below {tmp_path} \(Permission denied'):
+            check_out(tmp_path / 'a' / 'b', folder)
 
 
 def test_wrong_paths_are_refused_before_anything_heavy_is_imported(tmp_path, coco_folder):
