@@ -12,7 +12,7 @@ from ..utils.errors import AnnotationError, ConfigError, MissingFileError
 from ..utils.files import PathLike, atomic_write_text
 from ..utils.paths import of_other_images
 from .formats import FORMATS, recognise
-from .labelled import ImageIndex, Labelled
+from .labelled import ImageIndex, Labelled, told_of_other_folders
 
 
 def load_annotations(path: PathLike, images: PathLike, format: str = 'auto') -> dict:
@@ -70,7 +70,8 @@ def _as_coco(
     number = {label: i + 1 for i, label in enumerate(dict.fromkeys(labels))}
     images: List[dict] = []
     annotations: List[dict] = []
-    seen, found, best = set(), [], {}
+    seen: Dict[str, str] = {}  # by image: the reference to it
+    found, best = [], {}
     for file, record in records:
         try:
             name = index.find(record.image, file)
@@ -102,7 +103,7 @@ def _as_coco(
         except AnnotationError as error:
             faults.append(str(error))
             continue
-        seen.add(name)
+        seen[name] = record.image
         images.append(dict(id=len(images) + 1, file_name=name, height=size[0], width=size[1]))
         for entry in record.objects:
             number.setdefault(entry.label, len(number) + 1)
@@ -123,6 +124,8 @@ def _as_coco(
             if entry.score is not None:
                 annotation['score'] = entry.score
             annotations.append(annotation)
+    if line := told_of_other_folders(path, seen.items()):
+        print_log(line, logger='current', level=30)
     return dict(
         images=images, annotations=annotations, categories=[dict(id=i, name=str(label)) for label, i in number.items()]
     )

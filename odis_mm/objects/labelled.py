@@ -1,8 +1,9 @@
 """What a reader of another tool's annotations gives, and the search for the images that they mean."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple, Union
+from typing import Dict, Iterable, List, Optional, Sequence, Tuple, Union
 
 from PIL import ExifTags, Image
 
@@ -111,6 +112,31 @@ class ImageIndex:
         except Exception:  # of many classes; whether it can be read is told elsewhere
             return 1
         return found if found in range(2, 9) else 1
+
+
+def told_of_other_folders(source: object, pairs: Iterable[Tuple[str, str]]) -> Optional[str]:
+    """Return a line for the log about images that were found by their own names, in another folder than the reference
+    to them names; None if there are none. Absolute references are of the machine that they were written on.
+
+    Args:
+        source: Whose references they are.
+        pairs: Of each image its path below the folder of images, and the reference to it.
+    """
+    other = [
+        (name, reference)
+        for name, reference in ((name, reference.replace('\\', '/')) for name, reference in pairs)
+        if '/' in name
+        and '/' in reference
+        and not re.match('/|[^/]*:', reference)
+        and Path(name).parent.name != Path(reference).parent.name
+    ]
+    if not other:
+        return None
+    name, reference = other[0]
+    return (
+        f'{source}: {len(other)} images lie in another folder than is named there and are taken by their own names '
+        f'({name} for {reference}, ...): make sure that they are the same images'
+    )
 
 
 def _common_tail(name: str, reference: str) -> int:

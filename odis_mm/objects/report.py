@@ -17,6 +17,7 @@ from ..datasets import read_image
 from ..datasets.image_io import as_colours
 from ..utils.errors import BadImageError
 from ..utils.files import PathLike, atomic_write, atomic_write_text
+from .labelled import told_of_other_folders
 from .recall import common_images, random_boxes, recall_of
 
 SMALL, LARGE = 32**2, 96**2  # square pixels, COCO's bounds
@@ -128,7 +129,12 @@ def write_report(
     numbers = summarise(content)
     measures = None
     if truth is not None:
-        common, searched = len(common_images(content, truth)), len(content['images'])
+        ids = common_images(content, truth)
+        common, searched = len(ids), len(content['images'])
+        names = {image['id']: image['file_name'] for image in truth['images']}
+        pairs = [(image['file_name'], names[ids[image['id']]]) for image in content['images'] if image['id'] in ids]
+        if line := told_of_other_folders('the annotations to compare with', pairs):
+            print_log(line, logger='current', level=logging.WARNING)
         if common < searched:
             print_log(
                 f'the annotations to compare with have {common} of the {searched} images: the measures are of these',

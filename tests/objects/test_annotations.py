@@ -14,7 +14,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from odis_mm.datasets import ObjectDataset
-from odis_mm.objects import load_annotations
+from odis_mm.objects import annotations, load_annotations, report
 from odis_mm.objects.annotations import imported_splits
 from odis_mm.objects.formats import recognise
 from odis_mm.tasks.finetune import annotated_splits
@@ -135,6 +135,42 @@ def test_an_image_is_that_of_the_entry_that_names_it_best(tmp_path, first, secon
         place.parent.mkdir(parents=True)
         place.write_text(row)
     assert _told(load_annotations(tmp_path / 'labels', images, 'yolo')) == {'cam2/1.png': [('0', (16, 12, 48, 36))]}
+
+
+@pytest.mark.parametrize(
+    'reference, told',
+    [
+        ('cam1/{}.png', True),
+        (r'cam1\{}.png', True),
+        ('cam2/{}.png', False),
+        ('set/cam2/{}.png', False),
+        ('{}.png', False),
+        ('/home/me/{}.png', False),  # of another machine, as are the next two
+        (r'C:\me\{}.png', False),
+        ('https://host/{}.png', False),
+    ],
+)
+def test_images_in_another_folder_than_is_named_are_told_of(tmp_path, monkeypatch, reference, told):
+    images = _images(tmp_path / 'images', {f'cam2/{i}.png': (48, 64) for i in range(2)})
+    content = dict(
+        images=[dict(id=i, file_name=reference.format(i), height=48, width=64) for i in range(2)],
+        annotations=[dict(id=i + 1, image_id=i, category_id=1, bbox=[1, 1, 10, 10]) for i in range(2)],
+        categories=[dict(id=1, name='cat')],
+    )
+    (tmp_path / 'boxes.json').write_text(json.dumps(content))
+    said = []
+    for module in (annotations, report):
+        monkeypatch.setattr(module, 'print_log', lambda line, **kwargs: said.append(line))
+    found = load_annotations(tmp_path / 'boxes.json', images)
+    assert set(_told(found)) == {'cam2/0.png', 'cam2/1.png'}
+    found['annotations'] = [{**entry, 'score': 1.0} for entry in found['annotations']]
+    line = '2 images lie in another folder than is named there and are taken by their own names (cam2/0.png for cam1/0'
+    sources = [f'{tmp_path}/boxes.json']
+    if '\\' not in reference:  # the truth's names are not those of Windows
+        report.write_report(found, images, tmp_path / 'out.html', content)
+        sources.append('the annotations to compare with')
+    assert len(said) == told * len(sources)
+    assert all(text.startswith(f'{source}: {line}') for text, source in zip(said, sources))
 
 
 def test_a_negative_class_of_yolo_is_not_the_last_one(tmp_path, images):
