@@ -28,12 +28,11 @@ test_pipeline = [
 ]
 train_dataloader = dict(
     dataset=dict(
-        type='DetectionDataset',
+        type='DetectionDataset',  # up to 1 % of the images may be unreadable: max_bad_share
         data_root=data_root,
         ann_file='annotations/train.json',
         data_prefix=dict(img='images/'),
         pipeline=train_pipeline,
-        max_bad_share=0.01,  # of the images may be unreadable, and of three or more at least one
     )
 )
 val_dataloader = dict(

@@ -92,8 +92,8 @@ class DetectionDataset(CountsBadImages, CocoDataset):
         **kwargs: See ``mmdet.CocoDataset``.
     """
 
-    def __init__(self, *args, max_bad_share: float = 0.0, test_mode: bool = False, **kwargs):
-        self.max_bad_share = 0.0 if test_mode else check_share(max_bad_share)
+    def __init__(self, *args, max_bad_share: float = 0.01, test_mode: bool = False, **kwargs):
+        self.max_bad_share = 0 if test_mode else check_share(max_bad_share)
         super().__init__(*args, test_mode=test_mode, **kwargs)
 
     def full_init(self) -> None:

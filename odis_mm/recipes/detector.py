@@ -214,7 +214,6 @@ def _set_data(cfg: Config, train: Split, val: Split, test: Split, content: Conte
         )
         if key == 'train':
             dataset.type = 'DetectionDataset'
-            dataset.setdefault('max_bad_share', 0.01)
         else:
             cfg[f'{key}_evaluator'].ann_file = dataset.ann_file
     cfg.default_hooks.setdefault('bad_images', dict(type='mmpretrain.BadImageHook'))

@@ -62,6 +62,7 @@ def test_a_data_set_for_tests_replaces_nothing(tmp_path):
     )
     training = DetectionDataset(max_bad_share=0.2, **options)
     assert training[2]['img_id'] != 3 and training.bad_images() == [str(root / 'images/3.png')]
-    for dataset in (DetectionDataset(**options), DetectionDataset(max_bad_share=0.2, test_mode=True, **options)):
+    for other in (dict(max_bad_share=0), dict(test_mode=True)):
+        dataset = DetectionDataset(**options, **other)
         with pytest.raises(BadImageError, match='3.png cannot be decoded'):
             dataset[2]

@@ -35,13 +35,12 @@ train_dataloader = dict(
     sampler=dict(type='DefaultSampler', shuffle=True),
     batch_sampler=dict(type='AspectRatioBatchSampler'),
     dataset=dict(
-        type='DetectionDataset',
+        type='DetectionDataset',  # up to 1 % of the images may be unreadable: max_bad_share
         data_root=data_root,
         ann_file='annotations/instances_train2017.json',
         data_prefix=dict(img='train2017/'),
         filter_cfg=dict(filter_empty_gt=True, min_size=32),
         pipeline=train_pipeline,
-        max_bad_share=0.01,  # of the images may be unreadable, and of three or more at least one
     ),
 )
 val_dataloader = dict(
