@@ -1,11 +1,14 @@
 """The count of a data set's bad images, which other images replace."""
 
-from typing import Any, Callable, List, Optional
+from typing import Any, Callable, List, Optional, Sequence
 
 import torch
 
 from ..utils.errors import BadImageError, ConfigError, too_many_bad
 from .files import shown
+
+BAD_SHARE = 0.01
+"""Share of a detector's training images that may be bad."""
 
 
 def check_share(share: float) -> float:
@@ -17,6 +20,16 @@ def check_share(share: float) -> float:
     if not 0 <= share < 1:
         raise ConfigError(f'max_bad_share must be 0 or more and below 1, got {share}.')
     return share
+
+
+def too_many(bad: Sequence[str], total: int, most: float, why: str = '') -> BadImageError:
+    """Return the error that lists the bad images (the first 50) of a set with more of them than the share ``most``."""
+    more = f' and {len(bad) - 50} more' if len(bad) > 50 else ''
+    return BadImageError(
+        f'{len(bad)} of {total} images are bad, above max_bad_share={most:g}: {", ".join(map(shown, bad[:50]))}{more}; '
+        'fix or remove them (odis-mm verify checks a whole data set and writes a clean annotation file)'
+        f'{why}.'
+    )
 
 
 class CountsBadImages:
@@ -50,10 +63,5 @@ class CountsBadImages:
         """Raise BadImageError with the list (its first 50) if more images are bad than `max_bad_share` allows."""
         count = 0 if self.bad is None else int(self.bad.sum())
         if too_many_bad(count, len(self), self.max_bad_share):
-            paths = list(map(shown, self.bad_images()))
-            more = f' and {count - 50} more' if count > 50 else ''
-            raise BadImageError(
-                f'{count} of {len(self)} images are bad, above max_bad_share={self.max_bad_share:g}: '
-                f'{", ".join(paths[:50])}{more}; fix or remove them (odis-mm verify checks a whole data '
-                f'set and writes a clean annotation file){why}.'
-            ) from None  # a worker's error reaches the user as one text
+            # a worker's error reaches the user as one text
+            raise too_many(self.bad_images(), len(self), self.max_bad_share, why) from None

@@ -19,12 +19,14 @@ from mmengine.config import Config
 from pycocotools import mask as coco_mask
 
 from ..datasets.annotations import CACHE_FROM, cache_folder, coco_table, source_of
+from ..datasets.bad_images import BAD_SHARE, too_many
 from ..datasets.demo import render_if_asked
 from ..datasets.files import read_json, shown
 from ..datasets.image_io import size_of
+from ..datasets.layout import part_of
 from ..datasets.segmentation import usable
 from ..datasets.values import flag, identity, is_crowd, number, numbering, side
-from ..utils.errors import AnnotationError, ConfigError, FileWriteError, MissingFileError
+from ..utils.errors import AnnotationError, BadImageError, ConfigError, FileWriteError, MissingFileError, too_many_bad
 from ..utils.files import atomic_write_text
 from ..utils.nested import dicts, walk
 from ..utils.paths import of_other_images
@@ -65,7 +67,7 @@ def check_detection_data(cfg: Config, parts: Sequence[str] = _PARTS) -> List[str
                 )
             if part == 'test' and not read_json(path).get('annotations'):
                 continue  # a test split whose answers are kept elsewhere
-            found = look(path, _folder(dataset))
+            found = look(path, _folder(dataset), dataset.get('max_bad_share', BAD_SHARE) if part == 'train' else 0)
             _check_thinnest(dataset, found.thinnest, path)
             if _needs_masks(dataset, evaluators) and found.without_mask:
                 raise AnnotationError(
@@ -159,12 +161,12 @@ class Look:
     thinnest: Sequence[Any] = ('', 1, 1)
 
 
-def look(path: str, folder: str) -> Look:
+def look(path: str, folder: str, max_bad_share: float = 0) -> Look:
     """Do :func:`complete`; a large file that needs nothing completed is noted beside the caches of annotations and read
     once."""
     place = cache_folder()
     if place is None or os.path.getsize(path) < CACHE_FROM:
-        return complete(path, folder)
+        return complete(path, folder, max_bad_share)
     source = source_of(path)
     note = place / f'{source["content"]}.looked2'  # the rules' version
     try:
@@ -173,7 +175,7 @@ def look(path: str, folder: str) -> Look:
             return Look(**noted)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
-    found = complete(path, folder)
+    found = complete(path, folder, max_bad_share)
     if found.content is None:
         first = read_json(path)['images'][0]['file_name']
         with suppress(OSError, FileWriteError):
@@ -182,10 +184,17 @@ def look(path: str, folder: str) -> Look:
     return found
 
 
-def complete(path: str, folder: str) -> Look:
+def complete(path: str, folder: str, max_bad_share: float = 0) -> Look:
     """Read a COCO-style json and complete it.
 
+    Args:
+        path: Of the json.
+        folder: Of the images.
+        max_bad_share: Share of the images that are left out where the json lacks their size and the file does not tell
+            it; see :func:`~odis_mm.utils.errors.too_many_bad`.
+
     Raises:
+        BadImageError: more are.
         AnnotationError: it is not of COCO style; an image, annotation or category is not understood.
         MissingFileError: its first image does not exist.
     """
@@ -205,8 +214,20 @@ def complete(path: str, folder: str) -> Look:
             or f'image {shown(first)}, the first of {shown(path)}, does not exist; check data_root and data_prefix.'
         )
     done: Counter = Counter()
+    kept_images, bad = [], []
     for image in content['images']:
-        _complete_image(image, folder, done)
+        try:
+            _complete_image(image, folder, done)
+            kept_images.append(image)
+        except BadImageError:
+            if not max_bad_share:
+                raise
+            bad.append(os.path.join(folder, image['file_name']))
+    if too_many_bad(len(bad), len(content['images']), max_bad_share):
+        raise too_many(bad, len(content['images']), max_bad_share)
+    if bad:
+        content = part_of(content, kept_images)
+        done[f'unreadable images left out ({", ".join(map(shown, bad))})'] = len(bad)
     for category in content['categories']:
         _put(category, 'id', identity(category['id']), 'numbers that were text', done)
         if category.get('name') is not None:  # mmdet looks classes up by their names, which are text

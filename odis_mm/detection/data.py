@@ -10,7 +10,7 @@ from mmdet.datasets.transforms import LoadAnnotations
 from mmdet.models import DetDataPreprocessor
 from mmdet.registry import DATASETS, MODELS, TRANSFORMS
 
-from ..datasets.bad_images import CountsBadImages, check_share
+from ..datasets.bad_images import BAD_SHARE, CountsBadImages, check_share
 from ..datasets.demo import CLASSES, render_if_asked
 from ..datasets.image_io import LoadObjectImage, Range, check_size, read_image
 from ..utils.errors import BadImageError, ConfigError
@@ -92,7 +92,7 @@ class DetectionDataset(CountsBadImages, CocoDataset):
         **kwargs: See ``mmdet.CocoDataset``.
     """
 
-    def __init__(self, *args, max_bad_share: float = 0.01, test_mode: bool = False, **kwargs):
+    def __init__(self, *args, max_bad_share: float = BAD_SHARE, test_mode: bool = False, **kwargs):
         self.max_bad_share = 0 if test_mode else check_share(max_bad_share)
         super().__init__(*args, test_mode=test_mode, **kwargs)
 

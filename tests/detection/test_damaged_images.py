@@ -1,5 +1,6 @@
 """Damaged images under detectors: replaced and named in training, an error in validation."""
 
+import json
 import re
 
 import pytest
@@ -35,6 +36,27 @@ def test_training_replaces_a_damaged_image_and_names_it_once(tmp_path, workers, 
     assert re.findall(r'bad image replaced by another one \((.*)\): image (\S+) ', log) == [
         ('1 of 8 so far', str(root / 'images' / '3.png'))
     ]
+
+
+@pytest.mark.parametrize('bad, part', [([3], 'train'), ([3, 5], 'train'), ([10], 'val')])
+def test_images_whose_size_is_told_neither_by_the_json_nor_by_the_file(tmp_path, bad, part, capsys):
+    root = data(tmp_path)
+    path = root / f'annotations/{part}.json'
+    content = json.loads(path.read_text())
+    for image in content['images']:
+        del image['width'], image['height']
+    path.write_text(json.dumps(content))
+    for number in bad:
+        (root / 'images' / f'{number}.png').write_bytes(b'none')
+    if bad == [3]:
+        command(root, tmp_path)
+        log = next((tmp_path / 'run').rglob('*.log')).read_text()
+        assert f'1 unreadable images left out ({root}/images/3.png)' in log and 'bad image replaced' not in log
+    else:
+        with pytest.raises(SystemExit):
+            command(root, tmp_path)
+        said = capsys.readouterr().err
+        assert ('2 of 8 images are bad, above max_bad_share=0.01' if part == 'train' else '10.png cannot') in said
 
 
 @pytest.mark.parametrize(
