@@ -214,7 +214,9 @@ def object_features(
     """
     frozen.check_size(size)
     tokens, pooled, owners, boxes, labels, done = [], [], [], [], [], 0
-    for batch in batches(_Resized(images, size, frozen.patch if frozen.can_mask else None), batch_size, num_workers):
+    resized = _Resized(images, size, frozen.patch if frozen.can_mask else None)
+    # not shared among ranks: each may have been asked for images of its own
+    for batch in batches(resized, batch_size, num_workers, shared=False):
         pixels, counts = torch.stack(batch['pixels']), [len(found) for found in batch['boxes']]
         if frozen.can_mask:
             out, token = frozen.read_objects(pixels, batch['patches'])

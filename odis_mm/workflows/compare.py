@@ -5,12 +5,13 @@ import functools
 import hashlib
 import json
 import math
+import os
 import re
 import statistics
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from mmengine.config import Config
 
@@ -216,6 +217,7 @@ class Comparison:
             options={**step.options, **(options or {})},
             data=self.data.identity['pretraining'],
             boxes=step.boxes,
+            **_named_files(step.options),
         )
 
     def _detector_settings(self, start: Optional[Start], times: int = 1) -> dict:
@@ -224,7 +226,9 @@ class Comparison:
         del detector['longer']  # no result of another run depends on it
         detector['iterations'] *= times
         content = self._content(detector['config'] or 'mask-rcnn_small')
-        return {**detector, 'content': content, 'start_options': dict(start.detector) if start else {}}
+        options = dict(start.detector) if start else {}
+        named = _named_files({**self.plan.detector.options, **options})
+        return {**detector, 'content': content, 'start_options': options, **named}
 
     def probe(self, step: Step, start: Start) -> Stage:
         """The stage that measures the speed of a step."""
@@ -610,6 +614,12 @@ def ap_of(folder: Path) -> Dict[str, float]:
 def _file_settings(file: Optional[str]) -> dict:
     path = Path(file)
     return dict(file=path.name, sha256=hashlib.sha256(path.read_bytes()).hexdigest()[:16])
+
+
+def _named_files(options: Dict[str, Any]) -> dict:
+    """What is in the files that options name, such as boxes: written anew, they make other stages."""
+    found = {key: _file_settings(v) for key, v in options.items() if isinstance(v, str) and os.path.isfile(v)}
+    return dict(files=found) if found else {}
 
 
 def _own_data(step: Step) -> List[str]:

@@ -332,6 +332,12 @@ def test_vitl_preset_fits_24_gb():
     assert 'for batch 32 in bf16 autocast' in benchmark.table(found)  # as the config trains
 
 
+def test_memory_of_images_of_more_channels_is_counted():
+    cfg = make_config(**{'model.data_preprocessor': dict(mean=[1.0] * 5, std=[1.0] * 5)})
+    cfg.train_dataloader.dataset.pipeline[0].channels = 5
+    assert benchmark.run(cfg, ['memory'])['memory']['peak_bytes'] > 0
+
+
 def test_steps_with_pooled_objects_are_counted():
     """How many objects are there depends on the images: all of them are counted."""
     few, some = (load_config('odis_small') for _ in range(2))

@@ -474,6 +474,23 @@ def test_starts_of_other_boxes_are_not_said_to_use_the_annotated_ones():
     assert module.Comparison.own_data(comparison) == dict(found='/found.json')
 
 
+def test_files_that_options_name_are_read_anew_when_they_changed(tmp_path, training):
+    boxes, annotations = tmp_path / 'found.json', write_noise_coco(tmp_path / 'data') / 'annotations' / 'train.json'
+    content = json.loads(annotations.read_text())
+    boxes.write_text(json.dumps({**content, 'annotations': content['annotations'][1:]}))
+    own = {'ann_file': str(boxes), 'data_prefix': str(tmp_path / 'data' / 'images')}
+    found = dict(recipe='odis_demo', options={f'train_dataloader.dataset.{key}': own[key] for key in own})
+    starts = {'random weights': {}, 'good': dict(recipe='odis_demo'), 'found': found}
+    plan = plan_file(tmp_path, starts=starts, labels=[100], measures=False, pictures=0)
+    compare(plan, work_dir=tmp_path / 'w', jobs=1)
+    del training.calls[:]
+    compare(plan, work_dir=tmp_path / 'w', jobs=1)
+    assert not training.calls
+    boxes.write_text(json.dumps(content))
+    compare(plan, work_dir=tmp_path / 'w', jobs=1)
+    assert len(training.calls) == 2 + 2 * 2 and all('found' in name for name in training.calls)
+
+
 def test_a_mask_detector_that_finds_nothing_has_a_mask_ap(tmp_path):
     engine = sys.modules[module.Comparison.__module__]
     (tmp_path / 'predictions.bbox.json').write_text('[]')
