@@ -11,9 +11,9 @@ import os
 from pathlib import Path
 from typing import Dict, List, Optional
 
-from ..utils.errors import run_command
+from ..utils.errors import ConfigError, run_command
 from ..utils.parser import Parser, at_least
-from ..utils.paths import PRETRAINING_STEPS, walk_images
+from ..utils.paths import PRETRAINING_STEPS, WORK_DIRS, walk_images
 from .stages import Stage, Stages, Worker, exports
 
 
@@ -45,10 +45,19 @@ def bootstrap(
 
     Returns:
         The export of the last ODIS.
+
+    Raises:
+        ConfigError: the work dir lies among the images.
+        StageError: of a command that failed.
     """
     images = str(Path(images).resolve())
     own = Path(work_dir).resolve()
-    found = [name for name in walk_images(images)[0] if own not in Path(name).parents]
+    if own.is_relative_to(images) and WORK_DIRS not in own.relative_to(images).parts:
+        raise ConfigError(
+            f'{work_dir} lies among the images of {images}, and the pictures that runs draw would be trained on: take '
+            f'another --work-dir, or one below {Path(images, WORK_DIRS)}, which is not searched for images.'
+        )
+    found = walk_images(images)[0]
     # with other images all is done anew
     files = hashlib.sha256('\n'.join(f'{name} {os.path.getsize(name)}' for name in found).encode()).hexdigest()
     stages = Stages(work_dir, jobs=1)
