@@ -102,8 +102,8 @@ def find_file(file: PathLike, data: PathLike) -> Path:
 
 def walk_images(folder: PathLike, unread: Optional[List[str]] = None) -> Tuple[List[str], List[str]]:
     """Return the paths of all image files in and below a folder, sorted folder by folder, and the folders left out:
-    hidden ones, such as ``.ipynb_checkpoints``, those of runs (``work_dirs``), whose pictures nobody would train on, those
-    visited before under another name, and those that cannot be read.
+    hidden ones, such as ``.ipynb_checkpoints``, those of runs (``work_dirs``), whose pictures nobody would train on,
+    those visited before under another name, and those that cannot be read.
 
     Links to folders are followed, but each real folder is visited once, so that a link to a parent ends. The paths of
     images of kinds that are not read are appended to ``unread``.

@@ -267,8 +267,8 @@ def _splits(plan: Plan, folder: Path, out: Path) -> Tuple[Dict[str, Split], List
 
 
 def normalised(split: Split, notes: List[str]) -> dict:
-    """Return annotations as all readers take them: numbers for text, absolute file names, and no object without a box, a
-    class or an image, which ``notes`` tell of."""
+    """Return annotations as all readers take them: numbers for text, absolute file names, and no object without a box,
+    a class or an image, which ``notes`` tell of."""
     content = read_coco(split.ann_file)
     boxed = np.zeros(0, bool)
     if content.get('annotations'):
