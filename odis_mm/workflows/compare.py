@@ -25,7 +25,7 @@ from ..recipes import (
     pretraining_config,
     read_content,
 )
-from ..transfer import read_checkpoint
+from ..transfer import read_checkpoint, read_meta
 from ..transfer.resnet import find_resnet
 from ..utils.errors import ConfigError, StageError
 from ..utils.paths import detector_name
@@ -344,7 +344,8 @@ class Comparison:
                 export = found[-1]
                 iterations.append(length)
                 if last:
-                    marks = {min(1, _epoch(path) * per_epoch / length): path for path in found}
+                    at = {path: min(_iterations_of(path, per_epoch), length) for path in found}
+                    marks = {at[path] / length: path for path in found}
                     wanted = {
                         share: marks[min(marks, key=lambda m: abs(m - share))] for share in settings['checkpoints']
                     }
@@ -357,7 +358,7 @@ class Comparison:
             return dict(
                 export=str(export.relative_to(folder)),
                 checkpoints={f'{share:g}': str(path.relative_to(folder)) for share, path in wanted.items()},
-                reached={f'{share:g}': min(_epoch(path) * per_epoch, length) for share, path in wanted.items()},
+                reached={f'{share:g}': at[path] for share, path in wanted.items()},
                 iterations=iterations,
                 knobs=chosen,
                 seconds=seconds,
@@ -634,8 +635,9 @@ def _first_images(content: dict, count: int) -> dict:
     return {**content, 'images': images, 'annotations': [a for a in content['annotations'] if a['image_id'] in ids]}
 
 
-def _epoch(path: Path) -> int:
-    return int(re.sub(r'\D', '', path.stem))
+def _iterations_of(export: Path, per_epoch: int) -> int:
+    """After how many iterations it was written; by its name where it does not tell."""
+    return read_meta(export).get('iteration') or int(re.findall(r'\d+', export.stem)[0]) * per_epoch
 
 
 def _no_pictures(cfg) -> None:

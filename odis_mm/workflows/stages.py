@@ -364,12 +364,14 @@ def scalars(folder: Path) -> List[dict]:
 
 
 def exports(folder: Path) -> List[Path]:
-    """The ``*_backbone.pth`` of all checkpoints in ``folder``, oldest first.
+    """The ``*_backbone.pth`` of all checkpoints in ``folder``, oldest first; ``best_*_backbone.pth`` are left out.
 
     Raises:
         StageError: there is none.
     """
-    found = sorted(folder.glob('*_backbone.pth'), key=lambda p: int(re.sub(r'\D', '', p.stem)))
+    # epoch_1_iter_57, of an interruption, comes before epoch_2
+    numbers = {path: [int(n) for n in re.findall(r'\d+', path.stem)] for path in folder.glob('*_backbone.pth')}
+    found = sorted((path for path in numbers if not path.name.startswith('best_')), key=lambda path: numbers[path])
     if not found:
         raise StageError(f'no *_backbone.pth in {folder}: the pretraining wrote no checkpoint.')
     return found
