@@ -27,7 +27,7 @@ from ..datasets.transforms import collate_views
 from ..models.backbones.attention import Form
 from ..models.linear import onednn_is_faster, plain_linears
 from ..models.selfsup.base import TeacherStudent
-from ..utils.environment import hardware
+from ..utils.environment import cores, hardware
 from ..utils.errors import ConfigError
 from .cost import StepCost, count_step, everything_on
 from .textbook_ibot import TextbookIBOT
@@ -353,8 +353,8 @@ def loader_benchmark(cfg: Config, repeats: int = 5) -> dict:
     Raises:
         ConfigError: the config's images are not there, or too few.
     """
-    dataset, cores = _dataset(cfg), os.cpu_count() or 1
-    counts = [2**i for i in range(cores.bit_length())]
+    dataset = _dataset(cfg)
+    counts = [2**i for i in range(cores().bit_length())]
     batches = len(dataset) // cfg.train_dataloader.batch_size
     if batches < 2 * counts[-1]:
         raise ConfigError(
@@ -472,9 +472,7 @@ def run(
             print(f'measuring: {name}', file=sys.stderr, flush=True)
             result[name] = measure()
     if 'data' in result and 'model' in result:
-        result['advice'] = worker_advice(
-            result['data']['ms_per_image'], result['model']['images_per_s'], os.cpu_count() or 1
-        )
+        result['advice'] = worker_advice(result['data']['ms_per_image'], result['model']['images_per_s'], cores())
     return result
 
 

@@ -1,6 +1,5 @@
 """A pretraining config for a folder of images."""
 
-import os
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -13,6 +12,7 @@ from ..datasets import ObjectDataset
 from ..datasets.layout import annotated_parent, find_splits, held_out, image_folder
 from ..datasets.reading import MEASURED, find_reading
 from ..datasets.survey import Survey, spread, survey, visibility
+from ..utils.environment import cores
 from ..utils.errors import ConfigError
 from ..utils.files import PathLike
 from ..utils.noise import import_quietly
@@ -196,8 +196,7 @@ def _find_data(
 
 def _workers() -> int:
     """Processes that prepare images: on CPUs they would take the cores that train."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    return min(8, cores) if torch.cuda.is_available() else 0
+    return min(8, cores()) if torch.cuda.is_available() else 0
 
 
 def _set_reading(cfg: Config, dataset: ObjectDataset) -> List[str]:

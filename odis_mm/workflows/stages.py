@@ -22,7 +22,7 @@ from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 
-from ..utils.environment import MACHINE
+from ..utils.environment import MACHINE, cores
 from ..utils.errors import USER_ERROR, ConfigError, StageError
 from ..utils.files import PathLike, atomic_write_text, read_records
 
@@ -163,9 +163,8 @@ class Stages:
             raise ConfigError(f'jobs (--jobs) must be 1 or more, got {jobs}; left out, it follows from the machine.')
         self.folder = Path(work_dir) / 'stages'
         self.gpus = 0 if prefix else torch.cuda.device_count()
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-        self.jobs = jobs or (self.gpus or min(cores, 8))
-        self.threads = max(1, cores // self.jobs)
+        self.jobs = jobs or (self.gpus or min(cores(), 8))
+        self.threads = max(1, cores() // self.jobs)
         self.prefix, self._say, self.started = tuple(prefix), say, time.time()
         self._stop = threading.Event()
         self._running: Dict[Stage, Tuple[float, Worker]] = {}

@@ -299,7 +299,7 @@ def test_run_prints_and_keeps(shared_data):
 
 
 def test_the_loader_is_timed_by_1_2_and_more_workers(shared_data, monkeypatch):
-    monkeypatch.setattr(benchmark.os, 'cpu_count', lambda: 2)
+    monkeypatch.setattr(benchmark, 'cores', lambda: 2)
     cfg = make_config()
     cfg.train_dataloader.dataset.update(data_root=str(shared_data / 'coco_boxes_256' / 'images'), data_fraction=0.01)
     found = benchmark.run(cfg, ['loader'], batch=2, repeats=2)
