@@ -15,6 +15,7 @@ from ..datasets.survey import Survey, spread, survey, visibility
 from ..utils.environment import cores
 from ..utils.errors import ConfigError
 from ..utils.files import PathLike
+from ..utils.nested import dicts
 from ..utils.noise import import_quietly
 from ..utils.paths import PRETRAINING_STEPS, check_folder, check_steps, find_file
 from ..utils.words import count
@@ -135,7 +136,8 @@ def pretraining_config(
     iterations = max(1, found.images // loader.batch_size)
     notes.append(_set_length(cfg, steps, iterations))
     arch = cfg.model.backbone.get('arch')
-    if init is not None and isinstance(arch, dict) and arch['embed_dims'] >= LARGE_WIDTH:
+    decay = (cfg.optim_wrapper.get('paramwise_cfg') or {}).get('layer_decay_rate')  # of a recipe that keeps them itself
+    if init is not None and decay is None and isinstance(arch, dict) and arch['embed_dims'] >= LARGE_WIDTH:
         notes.append(keep_weights(cfg, cfg.train_cfg.max_iters))
     cfg.notes = notes
     apply_options(cfg, options or {})
@@ -274,10 +276,11 @@ def _set_length(cfg: Config, steps: Optional[int], iterations: int) -> str:
     cfg.train_cfg = dict(type='ResumableEpochLoop', max_iters=total)
     _scale_epochs(cfg, total / iterations)
     warmup = max(2, round(total / 10))  # mmengine's LinearLR of one step never leaves its start
-    peak_end = [dict(scheduler) for scheduler in cfg.param_scheduler]
-    peak_end[0] = dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=warmup)
-    peak_end[1] = dict(type='CosineAnnealingLR', eta_min=1e-6, by_epoch=False, begin=warmup, end=total)
-    cfg.param_scheduler = peak_end[:2]
+    ends = [part['eta_min'] for part in dicts(cfg.get('param_scheduler')) if 'eta_min' in part]
+    cfg.param_scheduler = [
+        dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=warmup),
+        dict(type='CosineAnnealingLR', eta_min=min(ends, default=1e-6), by_epoch=False, begin=warmup, end=total),
+    ]
     epochs = -(-total // iterations)
     interval = max(1, epochs // 4)
     cfg.default_hooks.checkpoint.update(interval=interval, max_keep_ckpts=2)
