@@ -92,7 +92,8 @@ def as_frozen(model_or_checkpoint: Union[nn.Module, str, Path], heads: Optional[
         return frozen_from(model_or_checkpoint, heads)
     if hasattr(model_or_checkpoint, 'branch'):  # TeacherStudent
         preprocessor = model_or_checkpoint.data_preprocessor
-        return FrozenBackbone(model_or_checkpoint.branch('teacher'), preprocessor.mean, preprocessor.std)
+        reading = dict(channels=preprocessor.mean.numel())
+        return FrozenBackbone(model_or_checkpoint.branch('teacher'), preprocessor.mean, preprocessor.std, reading)
     return FrozenBackbone(model_or_checkpoint)
 
 

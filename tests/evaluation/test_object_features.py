@@ -82,6 +82,10 @@ def test_models_checkpoints_and_convnets(tmp_path):
     )
     torch.testing.assert_close(first.token, second.token)
     assert (first.token - third.token).abs().max() > 0.1
+    five = dict(type='ViewPreprocessor', mean=[1.0] * 5, std=[2.0] * 5)
+    model = make_odis(backbone=dict(in_channels=5), data_preprocessor=five)
+    pixels = np.concatenate([image(0), image(1)[..., :2]], 2)
+    assert odis_mm.extract_object_features(model, [pixels], boxes, size=32).token.shape == (1, 32)
     resnet = odis_mm.extract_object_features(
         MODELS.build(dict(type='mmpretrain.ResNet', depth=18)), [image(0)], boxes, size=64
     )
