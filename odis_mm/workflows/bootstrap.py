@@ -57,9 +57,9 @@ def bootstrap(
             f'{work_dir} lies among the images of {images}, and the pictures that runs draw would be trained on: take '
             f'another --work-dir, or one below {Path(images, WORK_DIRS)}, which is not searched for images.'
         )
-    found = walk_images(images)[0]
-    # with other images all is done anew
-    files = hashlib.sha256('\n'.join(f'{name} {os.path.getsize(name)}' for name in found).encode()).hexdigest()
+    files = hashlib.sha256()  # with other images all is done anew
+    for name in walk_images(images)[0]:
+        files.update(os.fsencode(name) + hashlib.sha256(Path(name).read_bytes()).digest())
     stages = Stages(work_dir, jobs=1)
 
     def training(name: str, method: str, objects: Optional[Stage] = None) -> Stage:
@@ -72,7 +72,7 @@ def bootstrap(
             worker.command(command, folder)
             return dict(export=str(exports(run)[-1]))
 
-        settings = dict(images=images, files=files, method=method, steps=steps)
+        settings = dict(images=images, files=files.hexdigest(), method=method, steps=steps)
         return Stage(name, settings, work, (objects,) if objects else ())
 
     def searching(name: str, trained: Stage) -> Stage:

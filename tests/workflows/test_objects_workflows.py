@@ -1,6 +1,7 @@
 """The chain that finds its own objects, and the plan that compares boxes: the commands typed, the files written."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,11 @@ def test_chain_types_the_documented_commands(tmp_path, monkeypatch):
     (tmp_path / 'new.jpg').touch()
     assert bootstrap(images, str(work), **settings) != export
     assert len(typed) == 5, 'with another image all of it is done anew'
+    for text in (b'1 2', b'2 1'):  # of one size
+        typed.clear()
+        (tmp_path / os.fsdecode(b'gr\xfcn.bmp')).write_bytes(text)
+        bootstrap(images, str(work), **settings)
+        assert len(typed) == 5, text
     with pytest.raises(ConfigError, match='lies among the images'):
         bootstrap(images, str(tmp_path / 'work'), **settings)
 
