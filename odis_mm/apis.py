@@ -21,6 +21,7 @@ from torch import distributed
 
 from .config import (
     beyond_the_end,
+    check_classifier,
     check_init,
     check_schedule,
     explain_build_error,
@@ -102,6 +103,7 @@ def train(
         lines = follow_named(cfg)
     notes = [(logging.INFO, line) for line in lines]
     check_init(cfg)
+    notes += [(logging.WARNING, line) for line in check_classifier(cfg)]
     notes += resuming + _check_detection(cfg, ('train', 'val'))
     with _session(cfg):
         runner = build_runner(cfg)

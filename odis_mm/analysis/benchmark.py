@@ -22,11 +22,12 @@ from mmengine.runner import Runner
 from mmpretrain.registry import DATASETS, MODELS, TRANSFORMS
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..config import follow_channels
 from ..datasets.transforms import collate_views
 from ..models.backbones.attention import Form
 from ..models.linear import onednn_is_faster, plain_linears
 from ..models.selfsup.base import TeacherStudent
-from ..utils.environment import hardware
+from ..utils.environment import cores, hardware
 from ..utils.errors import ConfigError
 from .cost import StepCost, count_step, everything_on
 from .textbook_ibot import TextbookIBOT
@@ -46,13 +47,13 @@ def noise_batch(cfg: Config, batch: int, height: int = 480, width: int = 640) ->
     steps = [
         TRANSFORMS.build(step) for step in cfg.train_dataloader.dataset.pipeline if step['type'] != 'LoadObjectImage'
     ]
-    items = []
+    channels, items = cfg.model.backbone.get('in_channels', 3), []
     for i in range(batch):
         rng = np.random.default_rng(i)
         corner, side = rng.random((3, 2)) * 0.5, 0.2 + 0.3 * rng.random((3, 2))
         boxes = (np.concatenate([corner, corner + side], 1) * [width, height, width, height]).astype(np.float32)
         item = dict(
-            img=rng.integers(0, 256, (height, width, 3), dtype=np.uint8),
+            img=rng.integers(0, 256, (height, width, channels), dtype=np.uint8),
             height=height,
             width=width,
             img_id=i,
@@ -352,8 +353,8 @@ def loader_benchmark(cfg: Config, repeats: int = 5) -> dict:
     Raises:
         ConfigError: the config's images are not there, or too few.
     """
-    dataset, cores = _dataset(cfg), os.cpu_count() or 1
-    counts = [2**i for i in range(cores.bit_length())]
+    dataset = _dataset(cfg)
+    counts = [2**i for i in range(cores().bit_length())]
     batches = len(dataset) // cfg.train_dataloader.batch_size
     if batches < 2 * counts[-1]:
         raise ConfigError(
@@ -434,6 +435,7 @@ def run(
         batch: Images a step; None: the config's.
     """
     init_default_scope('mmpretrain')
+    follow_channels(cfg)
     if batch:
         cfg.train_dataloader.batch_size = batch
     batch, target = cfg.train_dataloader.batch_size, torch.device(device)
@@ -470,9 +472,7 @@ def run(
             print(f'measuring: {name}', file=sys.stderr, flush=True)
             result[name] = measure()
     if 'data' in result and 'model' in result:
-        result['advice'] = worker_advice(
-            result['data']['ms_per_image'], result['model']['images_per_s'], os.cpu_count() or 1
-        )
+        result['advice'] = worker_advice(result['data']['ms_per_image'], result['model']['images_per_s'], cores())
     return result
 
 

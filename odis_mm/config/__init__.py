@@ -2,7 +2,7 @@
 
 from ..utils.errors import nearest
 from ..utils.paths import config_root, shipped_configs
-from .checks import check_init, explain_build_error, follow_channels
+from .checks import check_classifier, check_init, explain_build_error, follow_channels
 from .classes import arguments_of, find_class
 from .options import RUNNER_KEYS, apply_options, check_top_level, drop_variables, parse_options
 from .reading import load_config
@@ -14,6 +14,7 @@ __all__ = [
     'apply_options',
     'arguments_of',
     'beyond_the_end',
+    'check_classifier',
     'check_init',
     'check_schedule',
     'check_top_level',

@@ -2,9 +2,11 @@
 
 import inspect
 import re
-from typing import Optional
+from pathlib import Path
+from typing import List, Optional
 
 from mmengine.config import Config
+from mmpretrain.models import VisionTransformer
 
 from ..models.selfsup.base import TeacherStudent
 from ..utils.errors import ConfigError, nearest
@@ -79,6 +81,45 @@ def check_init(cfg: Config) -> None:
                 'a pretraining '
                 'starts from weights by --init FILE.'
             )
+
+
+def check_classifier(cfg: Config) -> List[str]:
+    """Look at a classifier on class folders, such as a linear probe, before mmpretrain does; return warnings.
+
+    Raises:
+        ConfigError: the training and the validation folder have different classes, which mmpretrain numbers in each by
+            itself, or more blocks are frozen than there are.
+    """
+    model = cfg.get('model') or {}
+    if not str(model.get('type')).endswith('ImageClassifier'):
+        return []
+    train, val = (_class_folders(cfg.get(f'{part}_dataloader')) for part in ('train', 'val'))
+    if train and val and train != val:
+        only = sorted(set(train) ^ set(val))
+        raise ConfigError(
+            f'the training and the validation folder have different classes ({", ".join(only[:4])} in one of them '
+            'only), so that labels of one would be of other classes in the other: give both the same class folders.'
+        )
+    backbone = model.get('backbone') or {}
+    arch, frozen = backbone.get('arch', 'base'), backbone.get('frozen_stages', -1)
+    arch = arch if isinstance(arch, dict) else VisionTransformer.arch_zoo.get(arch, {})
+    depth = arch.get('num_layers', frozen)
+    if not str(backbone.get('type')).endswith('VisionTransformer') or frozen < 1 or frozen == depth:
+        return []
+    text = f'model.backbone.frozen_stages={frozen}, and the backbone has {depth} blocks'
+    if frozen > depth:
+        raise ConfigError(f'{text}: set it to {depth}.')
+    return [f'{text}, of which the others are trained: for a linear probe set it to {depth}']
+
+
+def _class_folders(loader: Optional[dict]) -> List[str]:
+    """Names of the class folders of a ``CustomDataset``; none for another data set."""
+    dataset = (loader or {}).get('dataset') or {}
+    if not str(dataset.get('type')).endswith('CustomDataset') or dataset.get('ann_file'):
+        return []
+    prefix = dataset.get('data_prefix') or ''
+    folder = Path(dataset.get('data_root') or '', prefix.get('img_path', '') if isinstance(prefix, dict) else prefix)
+    return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 
 def explain_build_error(error: Exception, cfg: Config) -> Optional[str]:

@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from ..utils.errors import AnnotationError, ConfigError, MissingFileError
 from ..utils.files import PathLike
-from ..utils.paths import check_folder, of_other_images, walk_images
+from ..utils.paths import WORK_DIRS, check_folder, of_other_images, walk_images
 from .values import identity, is_crowd
 
 SPLITS = {'train': ('train', 'training'), 'val': ('val', 'valid', 'validation'), 'test': ('test', 'testing')}
@@ -179,7 +179,8 @@ def _jsons(root: Path) -> List[Path]:
     found = []
     for folder, folders, files in os.walk(root):
         depth = len(Path(folder).relative_to(root).parts)
-        folders[:] = sorted(name for name in folders if not name.startswith('.')) if depth < 2 else []
+        kept = sorted(name for name in folders if not name.startswith('.') and name != WORK_DIRS)
+        folders[:] = kept if depth < 2 else []
         found += [Path(folder, name) for name in sorted(files) if name.lower().endswith('.json')]
     return found
 

@@ -87,7 +87,7 @@ class FrozenBackbone:
             ConfigError: a mask for a backbone that has no [OBJ] token.
         """
         if object_mask is not None:
-            self._check_can_mask()
+            self.check_can_mask()
         inputs = self._normalised(images)
         with evaluating(self.backbone):
             out = self.backbone(inputs) if object_mask is None else self.backbone(inputs, object_mask.to(self.device))
@@ -106,7 +106,7 @@ class FrozenBackbone:
         Raises:
             ConfigError: a backbone that has no [OBJ] token.
         """
-        self._check_can_mask()
+        self.check_can_mask()
         padded = pad_sequence(list(object_masks), batch_first=True)  # [B, most, N]; what is added sees nothing
         if not padded.shape[1]:
             whole = self(images)
@@ -117,7 +117,12 @@ class FrozenBackbone:
         there = torch.arange(padded.shape[1]) < counts[:, None]
         return self._features(out, images), objects[there.to(self.device)].float()
 
-    def _check_can_mask(self) -> None:
+    def check_can_mask(self) -> None:
+        """Refuse a backbone that has no [OBJ] token.
+
+        Raises:
+            ConfigError: it has none.
+        """
         if not self.can_mask:
             raise ConfigError(
                 f'{type(self.backbone).__name__} has no [OBJ] token that could be told its object: evaluate it without '
@@ -172,10 +177,10 @@ def subset(length: int, most: Optional[int]) -> List[int]:
     return [i * length // count for i in range(count)]
 
 
-def batches(dataset: Dataset, batch_size: int, num_workers: int = 0) -> Iterator[Dict[str, list]]:
-    """Yield this rank's share (every world-size-th item) of a data set in batches; the global random numbers are left
-    alone. What takes longer is reported."""
-    rank, world = get_dist_info()
+def batches(dataset: Dataset, batch_size: int, num_workers: int = 0, shared: bool = True) -> Iterator[Dict[str, list]]:
+    """Yield this rank's share (every world-size-th item) of a data set in batches, or all of it if not ``shared``; the
+    global random numbers are left alone. What takes longer is reported."""
+    rank, world = get_dist_info() if shared else (0, 1)
     share = Subset(dataset, range(rank, len(dataset), world))
     loader = DataLoader(
         share,

@@ -240,7 +240,13 @@ def labelled_split(
     boxes: Sequence[str] = ('', ''),
     most: Sequence[Optional[int]] = (None, None),
 ) -> List[LabelledImages]:
-    """Return ``root/train`` and ``root/val``, with a json of objects and a largest number of images for each."""
+    """Return ``root/train`` and ``root/val``, with a json of objects and a largest number of images for each.
+
+    Raises:
+        ConfigError: objects for a backbone that has no [OBJ] token, and what :class:`LabelledImages` raises.
+    """
+    if any(boxes):
+        frozen.check_can_mask()
     return [
         LabelledImages(os.path.join(root, part), size, frozen.patch, ann_file, count, frozen.reading)
         for part, ann_file, count in zip(('train', 'val'), boxes, most)

@@ -92,7 +92,8 @@ def as_frozen(model_or_checkpoint: Union[nn.Module, str, Path], heads: Optional[
         return frozen_from(model_or_checkpoint, heads)
     if hasattr(model_or_checkpoint, 'branch'):  # TeacherStudent
         preprocessor = model_or_checkpoint.data_preprocessor
-        return FrozenBackbone(model_or_checkpoint.branch('teacher'), preprocessor.mean, preprocessor.std)
+        reading = dict(channels=preprocessor.mean.numel())
+        return FrozenBackbone(model_or_checkpoint.branch('teacher'), preprocessor.mean, preprocessor.std, reading)
     return FrozenBackbone(model_or_checkpoint)
 
 
@@ -214,7 +215,9 @@ def object_features(
     """
     frozen.check_size(size)
     tokens, pooled, owners, boxes, labels, done = [], [], [], [], [], 0
-    for batch in batches(_Resized(images, size, frozen.patch if frozen.can_mask else None), batch_size, num_workers):
+    resized = _Resized(images, size, frozen.patch if frozen.can_mask else None)
+    # not shared among ranks: each may have been asked for images of its own
+    for batch in batches(resized, batch_size, num_workers, shared=False):
         pixels, counts = torch.stack(batch['pixels']), [len(found) for found in batch['boxes']]
         if frozen.can_mask:
             out, token = frozen.read_objects(pixels, batch['patches'])

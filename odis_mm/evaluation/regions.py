@@ -261,7 +261,8 @@ def mean_iou(predicted: Tensor, inside: Tensor) -> float:
 
 def region_metrics(train: Regions, val: Regions, k: int = 20) -> Dict[str, float]:
     """Return the proxy, in percent: ``object_token`` (if there is one) and ``box_pool`` (class accuracy),
-    ``object_auc``, ``mask_miou``."""
+    ``object_auc``, ``mask_miou``; the last two only where both sides have background, and cells within and outside of
+    objects."""
     metrics = {}
     for name, ours, theirs in (('object_token', train.token, val.token), ('box_pool', train.pooled, val.pooled)):
         if ours is not None:
@@ -273,7 +274,7 @@ def region_metrics(train: Regions, val: Regions, k: int = 20) -> Dict[str, float
         positive = [torch.arange(len(x)) < len(part.pooled) for x, part in zip(both, (train, val))]
         scores = _scores(fit_linear(both[0], positive[0]), both[1])
         metrics['object_auc'] = 100 * float(roc_auc_score(positive[1].numpy(), scores.numpy()))
-    if 0 < int(train.inside.sum()) < len(train.inside):
+    if all(0 < int(part.inside.sum()) < len(part.inside) for part in (train, val)):
         classifier = fit_linear(train.patches, train.inside)
         ours, theirs = (_scores(classifier, part.patches) for part in (train, val))
         cuts = ours.sort().values[[i * (len(ours) - 1) // 100 for i in range(1, 100)]]  # the best of 99 quantiles

@@ -6,6 +6,7 @@ import torch
 from ..datasets.transforms import render_view
 from ..structures import View
 from ..utils.progress import reported
+from .frozen import FrozenBackbone
 
 
 @torch.no_grad()
@@ -22,7 +23,11 @@ def rotation_accuracy(model: torch.nn.Module, dataset, size: int, batch_size: in
     Returns:
         ``accuracy`` in percent (25: chance), ``standard_error`` of it over the images, whose four answers belong
         together, and ``images``, their number.
+
+    Raises:
+        ConfigError: patches do not divide the size.
     """
+    FrozenBackbone(model.backbone).check_size(size)  # else the border would be padded, which no view in training was
     model.eval()
     device, right = next(model.parameters()).device, []
     for start in reported(range(0, len(dataset), batch_size), len(dataset), batch_size):

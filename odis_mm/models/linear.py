@@ -34,10 +34,15 @@ def take_linears(module: nn.Module) -> None:
     the same parameters."""
     for parent in list(module.modules()):
         for name, layer in parent.named_children():
-            if isinstance(layer, nn.Linear) and type(layer).forward in _PLAIN:
+            if isinstance(layer, nn.Linear) and type(layer).forward in _PLAIN and _is_bare(layer):
                 ours = Linear(layer.in_features, layer.out_features, layer.bias is not None, device='meta')
                 ours.weight, ours.bias = layer.weight, layer.bias
                 setattr(parent, name, ours.train(layer.training))
+
+
+def _is_bare(layer: nn.Linear) -> bool:
+    """Whether a layer is nothing but its parameters: normed weights are computed anew from others, by hooks or not."""
+    return set(layer._parameters) == {'weight', 'bias'} and not (layer._forward_hooks or layer._forward_pre_hooks)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:

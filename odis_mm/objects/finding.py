@@ -27,6 +27,7 @@ import torch
 
 from ..datasets import ObjectDataset, read_image
 from ..datasets.image_io import as_colours
+from ..utils.environment import cores
 from ..utils.errors import BadImageError, FolderInUseError, StageError, too_many_bad
 from ..utils.files import PathLike, atomic_write, atomic_write_text
 from .found import Found
@@ -93,7 +94,7 @@ def find_objects(
     out, say = Path(out), say or (lambda line: print(line, file=sys.stderr, flush=True))
     names = image_names(images, ann_file)
     if workers is None:
-        workers = 0 if source.on_gpu else os.cpu_count() or 1
+        workers = 0 if source.on_gpu else cores()
     settings = dict(
         source=source.name,
         format=FORMAT,

@@ -1,6 +1,5 @@
 """A pretraining config for a folder of images."""
 
-import os
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -13,8 +12,10 @@ from ..datasets import ObjectDataset
 from ..datasets.layout import annotated_parent, find_splits, held_out, image_folder
 from ..datasets.reading import MEASURED, find_reading
 from ..datasets.survey import Survey, spread, survey, visibility
+from ..utils.environment import cores
 from ..utils.errors import ConfigError
 from ..utils.files import PathLike
+from ..utils.nested import dicts
 from ..utils.noise import import_quietly
 from ..utils.paths import PRETRAINING_STEPS, check_folder, check_steps, find_file
 from ..utils.words import count
@@ -135,7 +136,8 @@ def pretraining_config(
     iterations = max(1, found.images // loader.batch_size)
     notes.append(_set_length(cfg, steps, iterations))
     arch = cfg.model.backbone.get('arch')
-    if init is not None and isinstance(arch, dict) and arch['embed_dims'] >= LARGE_WIDTH:
+    decay = (cfg.optim_wrapper.get('paramwise_cfg') or {}).get('layer_decay_rate')  # of a recipe that keeps them itself
+    if init is not None and decay is None and isinstance(arch, dict) and arch['embed_dims'] >= LARGE_WIDTH:
         notes.append(keep_weights(cfg, cfg.train_cfg.max_iters))
     cfg.notes = notes
     apply_options(cfg, options or {})
@@ -196,8 +198,7 @@ def _find_data(
 
 def _workers() -> int:
     """Processes that prepare images: on CPUs they would take the cores that train."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    return min(8, cores) if torch.cuda.is_available() else 0
+    return min(8, cores()) if torch.cuda.is_available() else 0
 
 
 def _set_reading(cfg: Config, dataset: ObjectDataset) -> List[str]:
@@ -275,10 +276,11 @@ def _set_length(cfg: Config, steps: Optional[int], iterations: int) -> str:
     cfg.train_cfg = dict(type='ResumableEpochLoop', max_iters=total)
     _scale_epochs(cfg, total / iterations)
     warmup = max(2, round(total / 10))  # mmengine's LinearLR of one step never leaves its start
-    peak_end = [dict(scheduler) for scheduler in cfg.param_scheduler]
-    peak_end[0] = dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=warmup)
-    peak_end[1] = dict(type='CosineAnnealingLR', eta_min=1e-6, by_epoch=False, begin=warmup, end=total)
-    cfg.param_scheduler = peak_end[:2]
+    ends = [part['eta_min'] for part in dicts(cfg.get('param_scheduler')) if 'eta_min' in part]
+    cfg.param_scheduler = [
+        dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=warmup),
+        dict(type='CosineAnnealingLR', eta_min=min(ends, default=1e-6), by_epoch=False, begin=warmup, end=total),
+    ]
     epochs = -(-total // iterations)
     interval = max(1, epochs // 4)
     cfg.default_hooks.checkpoint.update(interval=interval, max_keep_ckpts=2)

@@ -190,6 +190,11 @@ def follow_named(cfg: Config) -> List[str]:
         if cfg.get('train_dataloader'):  # a config may hold what is tested alone
             follow_channels(cfg)
         lines.append(f'{key}: {_told(reading)}')
+    if not detector and meta.get('reading'):
+        lines.append(
+            f'mind: the pretraining of {file} read its images by {meta["reading"]}, and mmpretrain reads those of a '
+            'probe as photographs of 8 bits: on other pixels than it was trained on, a backbone does worse'
+        )
     return lines
 
 

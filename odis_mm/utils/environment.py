@@ -20,6 +20,11 @@ def command_line() -> str:
     return shlex.join([Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]])
 
 
+def cores() -> int:
+    """Return the number of cores that this process may use, of which a cluster may give it a few."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
 def hardware() -> str:
     """Return one line: processor or GPU, cores, versions."""
     import torch

@@ -27,6 +27,7 @@ IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 # images that people keep and that are not read
 _KEPT = 'jfif jpe ppm pgm pbm pnm heic heif avif gif jp2 j2k jxl dcm dng cr2 nef arw exr tga psd'
 OTHER_SUFFIXES = tuple(f'.{name}' for name in _KEPT.split())
+WORK_DIRS = 'work_dirs'  # folder of all runs for which no other one is named
 SMALL_JSON = 1 << 24  # bytes: parsed in a tenth of a second
 CHECKPOINT_SUFFIXES = ('.pth', '.pt', '.safetensors', '.ckpt')
 PRETRAINING_STEPS, DETECTOR_STEPS = 4, 2  # at least: warm-up and decay have some of each
@@ -102,7 +103,8 @@ def find_file(file: PathLike, data: PathLike) -> Path:
 
 def walk_images(folder: PathLike, unread: Optional[List[str]] = None) -> Tuple[List[str], List[str]]:
     """Return the paths of all image files in and below a folder, sorted folder by folder, and the folders left out:
-    hidden ones, such as ``.ipynb_checkpoints``, those visited before under another name, and those that cannot be read.
+    hidden ones, such as ``.ipynb_checkpoints``, those of runs (``work_dirs``), whose pictures nobody would train on,
+    those visited before under another name, and those that cannot be read.
 
     Links to folders are followed, but each real folder is visited once, so that a link to a parent ends. The paths of
     images of kinds that are not read are appended to ``unread``.
@@ -127,7 +129,7 @@ def _files(folder: PathLike, skipped: List[str]) -> Iterator[str]:
         for name in sorted(folders):
             path = os.path.join(place, name)
             real = os.path.realpath(path)
-            if name.startswith('.') or real in visited:
+            if name.startswith('.') or name == WORK_DIRS or real in visited:
                 skipped.append(path)
             else:
                 visited.add(real)
@@ -141,7 +143,7 @@ def left_out(folder: PathLike, skipped: Sequence[str], unread: Sequence[str], fo
     lines, name = [], printable(os.fspath(folder))
     if skipped:
         first = ', '.join(printable(path) for path in skipped[:3]) + (', ...' if len(skipped) > 3 else '')
-        why = 'hidden, visited before under another name, or not readable'
+        why = f'hidden, of runs ({WORK_DIRS}), visited before under another name, or not readable'
         lines.append((logging.INFO, f'{name}: {len(skipped)} folders left out ({first}): {why}'))
     if unread:
         kinds = ', '.join(sorted({os.path.splitext(path)[1].lower() for path in unread}))
@@ -407,7 +409,7 @@ def default_work_dir(command: str, data: PathLike) -> Path:
     name = folder.name or 'data'
     if name.lower() in _PARTS and folder.parent.name:
         name = f'{folder.parent.name}_{name}'
-    return Path('work_dirs', command, name)
+    return Path(WORK_DIRS, command, name)
 
 
 def check_steps(steps: Optional[int], least: int) -> None:

@@ -11,9 +11,9 @@ import os
 from pathlib import Path
 from typing import Dict, List, Optional
 
-from ..utils.errors import run_command
+from ..utils.errors import ConfigError, run_command
 from ..utils.parser import Parser, at_least
-from ..utils.paths import PRETRAINING_STEPS, walk_images
+from ..utils.paths import PRETRAINING_STEPS, WORK_DIRS, walk_images
 from .stages import Stage, Stages, Worker, exports
 
 
@@ -45,12 +45,21 @@ def bootstrap(
 
     Returns:
         The export of the last ODIS.
+
+    Raises:
+        ConfigError: the work dir lies among the images.
+        StageError: of a command that failed.
     """
     images = str(Path(images).resolve())
     own = Path(work_dir).resolve()
-    found = [name for name in walk_images(images)[0] if own not in Path(name).parents]
-    # with other images all is done anew
-    files = hashlib.sha256('\n'.join(f'{name} {os.path.getsize(name)}' for name in found).encode()).hexdigest()
+    if own.is_relative_to(images) and WORK_DIRS not in own.relative_to(images).parts:
+        raise ConfigError(
+            f'{work_dir} lies among the images of {images}, and the pictures that runs draw would be trained on: take '
+            f'another --work-dir, or one below {Path(images, WORK_DIRS)}, which is not searched for images.'
+        )
+    files = hashlib.sha256()  # with other images all is done anew
+    for name in walk_images(images)[0]:
+        files.update(os.fsencode(name) + hashlib.sha256(Path(name).read_bytes()).digest())
     stages = Stages(work_dir, jobs=1)
 
     def training(name: str, method: str, objects: Optional[Stage] = None) -> Stage:
@@ -63,7 +72,7 @@ def bootstrap(
             worker.command(command, folder)
             return dict(export=str(exports(run)[-1]))
 
-        settings = dict(images=images, files=files, method=method, steps=steps)
+        settings = dict(images=images, files=files.hexdigest(), method=method, steps=steps)
         return Stage(name, settings, work, (objects,) if objects else ())
 
     def searching(name: str, trained: Stage) -> Stage:

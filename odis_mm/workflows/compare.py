@@ -5,12 +5,13 @@ import functools
 import hashlib
 import json
 import math
+import os
 import re
 import statistics
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from mmengine.config import Config
 
@@ -24,7 +25,7 @@ from ..recipes import (
     pretraining_config,
     read_content,
 )
-from ..transfer import read_checkpoint
+from ..transfer import read_checkpoint, read_meta
 from ..transfer.resnet import find_resnet
 from ..utils.errors import ConfigError, StageError
 from ..utils.paths import detector_name
@@ -216,6 +217,7 @@ class Comparison:
             options={**step.options, **(options or {})},
             data=self.data.identity['pretraining'],
             boxes=step.boxes,
+            **_named_files(step.options),
         )
 
     def _detector_settings(self, start: Optional[Start], times: int = 1) -> dict:
@@ -224,7 +226,9 @@ class Comparison:
         del detector['longer']  # no result of another run depends on it
         detector['iterations'] *= times
         content = self._content(detector['config'] or 'mask-rcnn_small')
-        return {**detector, 'content': content, 'start_options': dict(start.detector) if start else {}}
+        options = dict(start.detector) if start else {}
+        named = _named_files({**self.plan.detector.options, **options})
+        return {**detector, 'content': content, 'start_options': options, **named}
 
     def probe(self, step: Step, start: Start) -> Stage:
         """The stage that measures the speed of a step."""
@@ -340,7 +344,8 @@ class Comparison:
                 export = found[-1]
                 iterations.append(length)
                 if last:
-                    marks = {min(1, _epoch(path) * per_epoch / length): path for path in found}
+                    at = {path: min(_iterations_of(path, per_epoch), length) for path in found}
+                    marks = {at[path] / length: path for path in found}
                     wanted = {
                         share: marks[min(marks, key=lambda m: abs(m - share))] for share in settings['checkpoints']
                     }
@@ -353,7 +358,7 @@ class Comparison:
             return dict(
                 export=str(export.relative_to(folder)),
                 checkpoints={f'{share:g}': str(path.relative_to(folder)) for share, path in wanted.items()},
-                reached={f'{share:g}': min(_epoch(path) * per_epoch, length) for share, path in wanted.items()},
+                reached={f'{share:g}': at[path] for share, path in wanted.items()},
                 iterations=iterations,
                 knobs=chosen,
                 seconds=seconds,
@@ -612,6 +617,12 @@ def _file_settings(file: Optional[str]) -> dict:
     return dict(file=path.name, sha256=hashlib.sha256(path.read_bytes()).hexdigest()[:16])
 
 
+def _named_files(options: Dict[str, Any]) -> dict:
+    """What is in the files that options name, such as boxes: written anew, they make other stages."""
+    found = {key: _file_settings(v) for key, v in options.items() if isinstance(v, str) and os.path.isfile(v)}
+    return dict(files=found) if found else {}
+
+
 def _own_data(step: Step) -> List[str]:
     """Paths that the options of a step put in the place of the comparison's data."""
     keys = [f'train_dataloader.dataset.{name}' for name in ('ann_file', 'data_prefix')]
@@ -624,8 +635,9 @@ def _first_images(content: dict, count: int) -> dict:
     return {**content, 'images': images, 'annotations': [a for a in content['annotations'] if a['image_id'] in ids]}
 
 
-def _epoch(path: Path) -> int:
-    return int(re.sub(r'\D', '', path.stem))
+def _iterations_of(export: Path, per_epoch: int) -> int:
+    """After how many iterations it was written; by its name where it does not tell."""
+    return read_meta(export).get('iteration') or int(re.findall(r'\d+', export.stem)[0]) * per_epoch
 
 
 def _no_pictures(cfg) -> None:

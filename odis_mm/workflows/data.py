@@ -73,7 +73,7 @@ def prepare(plan: Plan, folder: Path, work_dir: Path, say: Callable[[str], None]
     out = work_dir / 'data'
     out.mkdir(parents=True, exist_ok=True)
     splits, notes = _splits(plan, folder, out)
-    contents = {name: _normalised(split, notes) for name, split in splits.items()}
+    contents = {name: normalised(split, notes) for name, split in splits.items()}
     known = {c['name'] for c in contents['train']['categories']}
     named = {c['id']: c['name'] for c in contents['train']['categories']}
     for name, content in contents.items():
@@ -266,7 +266,9 @@ def _splits(plan: Plan, folder: Path, out: Path) -> Tuple[Dict[str, Split], List
     return found, notes
 
 
-def _normalised(split: Split, notes: List[str]) -> dict:
+def normalised(split: Split, notes: List[str]) -> dict:
+    """Return annotations as all readers take them: numbers for text, absolute file names, and no object without a box,
+    a class or an image, which ``notes`` tell of."""
     content = read_coco(split.ann_file)
     boxed = np.zeros(0, bool)
     if content.get('annotations'):

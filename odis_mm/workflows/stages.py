@@ -22,7 +22,7 @@ from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 
-from ..utils.environment import MACHINE
+from ..utils.environment import MACHINE, cores
 from ..utils.errors import USER_ERROR, ConfigError, StageError
 from ..utils.files import PathLike, atomic_write_text, read_records
 
@@ -163,9 +163,8 @@ class Stages:
             raise ConfigError(f'jobs (--jobs) must be 1 or more, got {jobs}; left out, it follows from the machine.')
         self.folder = Path(work_dir) / 'stages'
         self.gpus = 0 if prefix else torch.cuda.device_count()
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-        self.jobs = jobs or (self.gpus or min(cores, 8))
-        self.threads = max(1, cores // self.jobs)
+        self.jobs = jobs or (self.gpus or min(cores(), 8))
+        self.threads = max(1, cores() // self.jobs)
         self.prefix, self._say, self.started = tuple(prefix), say, time.time()
         self._stop = threading.Event()
         self._running: Dict[Stage, Tuple[float, Worker]] = {}
@@ -364,12 +363,14 @@ def scalars(folder: Path) -> List[dict]:
 
 
 def exports(folder: Path) -> List[Path]:
-    """The ``*_backbone.pth`` of all checkpoints in ``folder``, oldest first.
+    """The ``*_backbone.pth`` of all checkpoints in ``folder``, oldest first; ``best_*_backbone.pth`` are left out.
 
     Raises:
         StageError: there is none.
     """
-    found = sorted(folder.glob('*_backbone.pth'), key=lambda p: int(re.sub(r'\D', '', p.stem)))
+    # epoch_1_iter_57, of an interruption, comes before epoch_2
+    numbers = {path: [int(n) for n in re.findall(r'\d+', path.stem)] for path in folder.glob('*_backbone.pth')}
+    found = sorted((path for path in numbers if not path.name.startswith('best_')), key=lambda path: numbers[path])
     if not found:
         raise StageError(f'no *_backbone.pth in {folder}: the pretraining wrote no checkpoint.')
     return found

@@ -13,15 +13,19 @@ With ``--data DIR`` (COCO style) it is the boxes of the user's training images, 
 
 import hashlib
 import json
+import logging
+import os
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence
 
 import yaml
+from mmengine.logging import print_log
 from mmengine.registry import init_default_scope
 
 from ..config import load_config
 from ..datasets.annotations import coco_table
 from ..datasets.demo import ensure_demo
+from ..datasets.image_io import size_of
 from ..datasets.layout import Split, find_splits, read_coco, split_coco
 from ..evaluation.frozen import frozen_from
 from ..evaluation.regions import region_proxy, region_split
@@ -30,6 +34,7 @@ from ..objects.recall import read_result
 from ..utils.errors import ConfigError, run_command
 from ..utils.files import atomic_write_text
 from ..utils.parser import Parser, at_least
+from .data import normalised
 from .plan import Data, slug
 from .stages import Stage, Stages, Worker, exports
 
@@ -170,7 +175,7 @@ def worth(
 
 def _boxes(split: Split, folder: Path, teacher: Sequence[str], size: int, workers: Optional[int]):
     """Files of worsened and of found boxes by row, and their recall and precision."""
-    truth = read_result(split.ann_file)
+    truth = _truth(split)
     files: Dict[str, Path] = {}
     for row, how in DEGRADED.items():
         files[row] = folder / f'{slug(row)}.json'
@@ -185,6 +190,19 @@ def _boxes(split: Split, folder: Path, teacher: Sequence[str], size: int, worker
         files[row] = folder / f'{slug(row)}.json'
         find_objects(split.images, files[row], source, ann_file=split.ann_file, workers=workers)
     return files, {row: recall_of(_scored(read_result(path)), truth) for row, path in files.items()}
+
+
+def _truth(split: Split) -> dict:
+    notes: List[str] = []
+    content = normalised(split, notes)
+    for note in notes:
+        print_log(note, logger='current', level=logging.WARNING)
+    folder = split.images.resolve()
+    for image in content['images']:
+        if not (image.get('width') and image.get('height')):
+            image['height'], image['width'] = size_of(image['file_name'])
+        image['file_name'] = Path(os.path.relpath(image['file_name'], folder)).as_posix()  # as those of found boxes
+    return content
 
 
 def _run(root: Path, row: str, options: dict, boxes: Optional[Path], iterations: int, seed: int) -> Stage:

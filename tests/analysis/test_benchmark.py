@@ -299,7 +299,7 @@ def test_run_prints_and_keeps(shared_data):
 
 
 def test_the_loader_is_timed_by_1_2_and_more_workers(shared_data, monkeypatch):
-    monkeypatch.setattr(benchmark.os, 'cpu_count', lambda: 2)
+    monkeypatch.setattr(benchmark, 'cores', lambda: 2)
     cfg = make_config()
     cfg.train_dataloader.dataset.update(data_root=str(shared_data / 'coco_boxes_256' / 'images'), data_fraction=0.01)
     found = benchmark.run(cfg, ['loader'], batch=2, repeats=2)
@@ -330,6 +330,12 @@ def test_vitl_preset_fits_24_gb():
     assert found['memory']['resting_bytes'] > 304e6 * 16  # ViT-L's parameters, twice, and AdamW's moments
     assert found['memory']['fits']['24 GB']
     assert 'for batch 32 in bf16 autocast' in benchmark.table(found)  # as the config trains
+
+
+def test_memory_of_images_of_more_channels_is_counted():
+    cfg = make_config(**{'model.data_preprocessor': dict(mean=[1.0] * 5, std=[1.0] * 5)})
+    cfg.train_dataloader.dataset.pipeline[0].channels = 5
+    assert benchmark.run(cfg, ['memory'])['memory']['peak_bytes'] > 0
 
 
 def test_steps_with_pooled_objects_are_counted():

@@ -10,6 +10,7 @@ from helpers import arrow, make_gtsa
 from odis_mm.cli.rotation import rotation_main
 from odis_mm.config import load_config
 from odis_mm.evaluation.rotation import rotation_accuracy
+from odis_mm.utils.errors import ConfigError
 
 
 def brightest_side(images):
@@ -32,6 +33,8 @@ def test_accuracy_is_that_of_the_answers(monkeypatch):
     assert result['standard_error'] == pytest.approx(np.std([100, 100, 0], ddof=1) / 3**0.5, rel=1e-4)
     monkeypatch.setattr(model, 'predict_rotation', lambda x: torch.eye(4)[torch.ones(len(x), dtype=torch.int64)])
     assert rotation_accuracy(model, images, 40)['accuracy'] == 25
+    with pytest.raises(ConfigError, match='60 pixels cannot be cut into patches of 8'):
+        rotation_accuracy(model, images, 60)
 
 
 def test_command(tmp_path, capsys, monkeypatch):

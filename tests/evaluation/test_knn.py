@@ -171,6 +171,8 @@ def test_convnets_and_plain_vits_are_measured_too(labelled_images):
     assert torch.equal(resnet.bn1.running_mean, before)
     with pytest.raises(ValueError, match='no .OBJ. token'):
         FrozenBackbone(resnet)(pixels, torch.ones(4, 1, dtype=torch.bool))
+    with pytest.raises(ConfigError, match='no .OBJ. token'):
+        labelled_split(str(labelled_images), FrozenBackbone(resnet), 32, ('train.json', 'val.json'))
 
 
 @pytest.mark.parametrize(

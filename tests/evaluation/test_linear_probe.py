@@ -4,10 +4,14 @@ import json
 
 import pytest
 import torch
+from mmpretrain.registry import MODELS
 
 from helpers import ARCH, make_vit, noisy_vit
 from odis_mm import apis
+from odis_mm.config import check_classifier
+from odis_mm.recipes.starting import follow_named
 from odis_mm.transfer import CheckpointError, read_checkpoint, save_backbone
+from odis_mm.utils.errors import ConfigError
 
 OPTIONS = {
     'model.backbone.img_size': 32,
@@ -56,10 +60,6 @@ def test_only_the_head_learns(labelled_images, tmp_path, monkeypatch):
 
 
 def test_images_are_normalised_as_the_file_tells(tmp_path):
-    from mmpretrain.registry import MODELS
-
-    from odis_mm.recipes.starting import follow_named
-
     save_backbone(tmp_path / 'a.pth', make_vit().state_dict(), dict(mean=[10.0, 20.0, 30.0], std=[40.0, 50.0, 60.0]))
     cfg = apis.load_config('linear_probe/vits_in1k', OPTIONS)
     cfg.model.backbone.init_cfg.checkpoint = str(tmp_path / 'a.pth')
@@ -68,6 +68,37 @@ def test_images_are_normalised_as_the_file_tells(tmp_path):
     image = torch.tensor([30, 20, 10], dtype=torch.uint8)[:, None, None].expand(3, 32, 32)  # BGR, as it is read
     preprocess = MODELS.build(cfg.model.data_preprocessor)
     assert preprocess(dict(inputs=[image], data_samples=None))['inputs'].abs().max() == 0
+
+
+def test_folders_that_hold_other_classes_are_refused(tmp_path):
+    cfg = apis.load_config('linear_probe/vits_in1k', OPTIONS)
+    for part, classes in (('train', 'abc'), ('val', 'ac')):
+        cfg[f'{part}_dataloader'].dataset.data_root = str(tmp_path)
+        for name in classes:
+            (tmp_path / part / name).mkdir(parents=True)
+    with pytest.raises(ConfigError, match='different classes .b in one of them'):
+        apis.train(cfg, work_dir=str(tmp_path / 'probe'))
+
+
+@pytest.mark.parametrize('arch, depth', [('large', 24), (ARCH, 3)])
+def test_blocks_that_would_be_trained_are_told(arch, depth):
+    cfg = apis.load_config('linear_probe/vits_in1k', {'model.backbone.frozen_stages': 2})
+    cfg.model.backbone.arch = arch
+    (line,) = check_classifier(cfg)
+    assert line.endswith(f'for a linear probe set it to {depth}')
+    cfg.model.backbone.frozen_stages = depth
+    assert not check_classifier(cfg)
+    cfg.model.backbone.frozen_stages = depth + 1
+    with pytest.raises(ConfigError, match=f'set it to {depth}'):
+        check_classifier(cfg)
+
+
+def test_images_that_the_probe_reads_otherwise_are_told(tmp_path):
+    save_backbone(tmp_path / 'a.pth', make_vit().state_dict(), dict(reading=dict(channels=3, window=[0, 4095])))
+    cfg = apis.load_config('linear_probe/vits_in1k', OPTIONS)
+    cfg.model.backbone.init_cfg.checkpoint = str(tmp_path / 'a.pth')
+    (line,) = follow_named(cfg)
+    assert line.startswith('mind: ') and '4095' in line
 
 
 def test_a_backbone_of_another_shape_is_refused(labelled_images, tmp_path, monkeypatch):

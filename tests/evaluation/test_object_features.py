@@ -45,6 +45,15 @@ def test_boxes_by_hand(tmp_path):
     torch.testing.assert_close(together.token, found.token, atol=1e-5, rtol=0)
 
 
+def test_each_rank_gets_what_it_asked_for(monkeypatch):
+    asked = [image(0), image(1), image(2)], [[[0, 0, side, 16]] for side in (8, 16, 24)]
+    alone = odis_mm.extract_object_features(make_vit(), *asked, size=32)
+    monkeypatch.setattr('odis_mm.evaluation.frozen.get_dist_info', lambda: (1, 2))
+    found = odis_mm.extract_object_features(make_vit(), *asked, size=32)
+    assert found.image.tolist() == [0, 1, 2] and torch.equal(found.boxes, alone.boxes)
+    torch.testing.assert_close(found.token, alone.token)
+
+
 def test_masks_by_hand():
     vit = make_vit()
     mask = np.zeros((2, 32, 32), bool)
@@ -73,6 +82,10 @@ def test_models_checkpoints_and_convnets(tmp_path):
     )
     torch.testing.assert_close(first.token, second.token)
     assert (first.token - third.token).abs().max() > 0.1
+    five = dict(type='ViewPreprocessor', mean=[1.0] * 5, std=[2.0] * 5)
+    model = make_odis(backbone=dict(in_channels=5), data_preprocessor=five)
+    pixels = np.concatenate([image(0), image(1)[..., :2]], 2)
+    assert odis_mm.extract_object_features(model, [pixels], boxes, size=32).token.shape == (1, 32)
     resnet = odis_mm.extract_object_features(
         MODELS.build(dict(type='mmpretrain.ResNet', depth=18)), [image(0)], boxes, size=64
     )

@@ -137,6 +137,16 @@ def test_auc_counts_pairs():
     assert region_metrics(train, val, k=1)['object_auc'] == pytest.approx(expected)
 
 
+def test_no_mask_is_judged_where_no_cell_lies_within_an_object():
+    """Objects smaller than half a cell: an empty side would count as one that was missed."""
+    g = torch.Generator().manual_seed(0)
+    features, inside = torch.randn(20, 3, generator=g), torch.arange(20) < 10
+    train = Regions(None, features, torch.arange(20) % 2, features, features, inside)
+    small = Regions(None, features, torch.arange(20) % 2, features, features, torch.zeros(20, dtype=torch.bool))
+    assert 'mask_miou' in region_metrics(train, train, k=1)
+    assert 'mask_miou' not in {**region_metrics(train, small, k=1), **region_metrics(small, train, k=1)}
+
+
 def test_repeated_objects_find_each_other():
     train = [sample([[0, 0, 16, 32]], [i], seed=i) for i in range(4)]
     found = region_knn(make_vit(), train, train, ViewPreprocessor(), 32, k=1)

@@ -129,6 +129,16 @@ def test_layers_of_other_libraries_take_it_with_their_weights():
     assert type(copy.deepcopy(net)[0]) is Linear
 
 
+@pytest.mark.parametrize('norm', [nn.utils.spectral_norm, nn.utils.parametrizations.weight_norm])
+def test_layers_whose_weights_are_computed_anew_stay(norm):
+    net = nn.Sequential(norm(nn.Linear(8, 8)), nn.Linear(8, 8))
+    before = copy.deepcopy(net)
+    take_linears(net)
+    assert type(net[0]) is type(before[0]) and type(net[1]) is Linear
+    x = torch.randn(5, 8)
+    assert torch.equal(net(x), before(x))
+
+
 @pytest.mark.parametrize('other', [None, lambda x, weight: x, lambda *_: torch.zeros(3, 4)])
 def test_another_torch_s_operator_is_not_taken(monkeypatch, other):
     assert module.onednn_product.__wrapped__() is not None or not torch.backends.mkldnn.is_available()

@@ -218,6 +218,20 @@ def test_wide_weights_are_kept(method, width, coco_folder, tmp_path):
     assert views(pretraining_config(coco_folder, **known, size=56)[0])[0] == 4
 
 
+def test_a_recipe_that_keeps_weights_is_not_slowed_once_more(coco_folder, tmp_path):
+    arch = dict(embed_dims=384, num_layers=1, num_heads=6, feedforward_channels=64)
+    state = ObjectViT(arch=arch, patch_size=16, img_size=32).state_dict()
+    torch.save(dict(state_dict={f'backbone.{key}': value for key, value in state.items()}), tmp_path / 'a.pth')
+    known = dict(init=tmp_path / 'a.pth', recipe='odis_vits_continue_coco', steps=100, batch=5)
+    cfg, _ = pretraining_config(coco_folder, **known)
+    assert cfg.optim_wrapper.optimizer.lr == 5e-5 and cfg.model.momentum.start == 0.9995
+    assert cfg.param_scheduler[1].eta_min == 1e-7
+    own = tmp_path / 'own.py'
+    own.write_text(cfg.pretty_text + "\nparam_scheduler = [dict(type='ConstantLR', factor=1.0)]\n")
+    cfg, _ = pretraining_config(coco_folder, **{**known, 'recipe': str(own)})
+    assert [part.end for part in cfg.param_scheduler] == [10, 100] and cfg.param_scheduler[1].eta_min == 1e-6
+
+
 def test_wide_weights_start_a_run(coco_folder, tmp_path):
     """The weights of the export are those of the file, moved by a few slow steps."""
     arch = dict(embed_dims=384, num_layers=1, num_heads=6, feedforward_channels=64)

@@ -40,8 +40,9 @@ class FakeTraining:
     """In place of ``Worker.command``: detectors whose boxes are as far off as their start says, and pretrainings of no
     time."""
 
-    def __init__(self, export):
-        self.export, self.calls, self.fail_at, self.machine = export, [], None, 'a machine'
+    def __init__(self, export, weights):
+        self.export, self.weights = export, weights
+        self.calls, self.fail_at, self.machine = [], None, 'a machine'
 
     def __call__(self, worker, arguments, folder):
         words = [str(word) for word in arguments]
@@ -70,9 +71,11 @@ class FakeTraining:
         interval = cfg.default_hooks.checkpoint.interval
         loader = cfg.train_dataloader
         images = len(json.loads(Path(loader.dataset.ann_file).read_text())['images'])
-        last = -(-cfg.train_cfg.max_iters // (images // loader.batch_size))
+        per_epoch = int(images * loader.dataset.get('data_fraction', 1)) // loader.batch_size
+        last = -(-cfg.train_cfg.max_iters // per_epoch)
         for epoch in {*range(interval, last + 1, interval), last}:
-            shutil.copy(self.export, run / f'epoch_{epoch}_backbone.pth')
+            told = dict(num_heads=2, iteration=min(epoch * per_epoch, cfg.train_cfg.max_iters))
+            save_backbone(run / f'epoch_{epoch}_backbone.pth', self.weights, told)
 
     def detector(self, cfg, run):
         name = str((cfg.model.backbone.get('init_cfg') or {}).get('checkpoint'))
@@ -111,7 +114,7 @@ def training(tmp_path, monkeypatch):
     vit = MODELS.build(dict(type='VisionTransformer', arch=arch, img_size=32, patch_size=8))
     export = tmp_path / 'export.pth'
     save_backbone(export, vit.state_dict(), dict(num_heads=2))
-    fake = FakeTraining(export)
+    fake = FakeTraining(export, vit.state_dict())
     monkeypatch.setattr(Worker, 'command', lambda worker, arguments, folder: fake(worker, arguments, folder))
     return fake
 
@@ -177,6 +180,18 @@ def test_a_checkpoint_on_the_way_stands_where_it_was_written(tmp_path, training)
     plan = plan_file(tmp_path, starts=starts, seeds=seeds, pretraining=budget, labels=[100], measures=False, pictures=0)
     points = compare(plan, work_dir=tmp_path / 'w', jobs=1).lengths['good']
     assert [point[1:3] for point in points] == [(6, points[1][2])] * 2
+
+
+def test_a_checkpoint_on_the_way_is_found_where_options_make_epochs_shorter(tmp_path, training):
+    write_noise_coco(tmp_path / 'data')
+    options = {'train_dataloader.batch_size': 4, 'train_dataloader.dataset.data_fraction': 0.5}
+    few = dict(seeds=dict(pretraining=1, detector=1), labels=[100], measures=False, pictures=0)
+    starts = {'random weights': {}, 'good': dict(recipe='alfm_demo', options=options)}
+    plan = plan_file(tmp_path, starts=starts, pretraining=dict(iterations=13, lengths=[0.5]), **few)
+    compare(plan, work_dir=tmp_path / 'w', jobs=1)
+    (result,) = (tmp_path / 'w' / 'stages').glob('pretraining_good_p0-*/result.json')
+    found = json.loads(result.read_text())
+    assert found['checkpoints'] == {'0.5': 'run/epoch_2_backbone.pth'} and found['reached'] == {'0.5': 6}
 
 
 def test_lengths_may_be_less_than_a_hundredth_apart(tmp_path, training):
@@ -472,6 +487,23 @@ def test_starts_of_other_boxes_are_not_said_to_use_the_annotated_ones():
     comparison = SimpleNamespace(plan=plan)
     assert module.Comparison.told_boxes(comparison) == ['ODIS']
     assert module.Comparison.own_data(comparison) == dict(found='/found.json')
+
+
+def test_files_that_options_name_are_read_anew_when_they_changed(tmp_path, training):
+    boxes, annotations = tmp_path / 'found.json', write_noise_coco(tmp_path / 'data') / 'annotations' / 'train.json'
+    content = json.loads(annotations.read_text())
+    boxes.write_text(json.dumps({**content, 'annotations': content['annotations'][1:]}))
+    own = {'ann_file': str(boxes), 'data_prefix': str(tmp_path / 'data' / 'images')}
+    found = dict(recipe='odis_demo', options={f'train_dataloader.dataset.{key}': own[key] for key in own})
+    starts = {'random weights': {}, 'good': dict(recipe='odis_demo'), 'found': found}
+    plan = plan_file(tmp_path, starts=starts, labels=[100], measures=False, pictures=0)
+    compare(plan, work_dir=tmp_path / 'w', jobs=1)
+    del training.calls[:]
+    compare(plan, work_dir=tmp_path / 'w', jobs=1)
+    assert not training.calls
+    boxes.write_text(json.dumps(content))
+    compare(plan, work_dir=tmp_path / 'w', jobs=1)
+    assert len(training.calls) == 2 + 2 * 2 and all('found' in name for name in training.calls)
 
 
 def test_a_mask_detector_that_finds_nothing_has_a_mask_ap(tmp_path):

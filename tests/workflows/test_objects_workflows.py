@@ -1,11 +1,13 @@
 """The chain that finds its own objects, and the plan that compares boxes: the commands typed, the files written."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 from mmpretrain.registry import DATASETS
 
+from helpers import write_noise_coco
 from odis_mm import apis
 from odis_mm.config import load_config, parse_options
 from odis_mm.objects import recall_of
@@ -33,7 +35,9 @@ def test_chain_types_the_documented_commands(tmp_path, monkeypatch):
         return {}
 
     monkeypatch.setattr(stages.Worker, 'command', command)
-    export = bootstrap(str(tmp_path), str(tmp_path / 'work'), teacher='alfm', steps=5, rounds=2)
+    images, settings = str(tmp_path), dict(teacher='alfm', steps=5, rounds=2)
+    work = tmp_path / 'work_dirs' / 'bootstrap'
+    export = bootstrap(images, str(work), **settings)
     assert [words[0] for words in typed] == ['pretrain', 'find-objects', 'pretrain', 'find-objects', 'pretrain']
     first, search, second, again, last = typed
     assert first[first.index('--boxes') + 1] == 'none' and first[first.index('--method') + 1] == 'alfm'
@@ -42,12 +46,19 @@ def test_chain_types_the_documented_commands(tmp_path, monkeypatch):
     assert again[again.index('--checkpoint') + 1].startswith(second[second.index('--work-dir') + 1])
     assert str(export).startswith(last[last.index('--work-dir') + 1])
     typed.clear()
-    assert bootstrap(str(tmp_path), str(tmp_path / 'work'), teacher='alfm', steps=5, rounds=2) == export and not typed
-    (tmp_path / 'work' / 'views_1.png').touch()
-    assert bootstrap(str(tmp_path), str(tmp_path / 'work'), teacher='alfm', steps=5, rounds=2) == export and not typed
+    assert bootstrap(images, str(work), **settings) == export and not typed
+    (work / 'views_1.png').touch()
+    assert bootstrap(images, str(work), **settings) == export and not typed
     (tmp_path / 'new.jpg').touch()
-    assert bootstrap(str(tmp_path), str(tmp_path / 'work'), teacher='alfm', steps=5, rounds=2) != export
+    assert bootstrap(images, str(work), **settings) != export
     assert len(typed) == 5, 'with another image all of it is done anew'
+    for text in (b'1 2', b'2 1'):  # of one size
+        typed.clear()
+        (tmp_path / os.fsdecode(b'gr\xfcn.bmp')).write_bytes(text)
+        bootstrap(images, str(work), **settings)
+        assert len(typed) == 5, text
+    with pytest.raises(ConfigError, match='lies among the images'):
+        bootstrap(images, str(tmp_path / 'work'), **settings)
 
 
 def test_rows_differ_in_boxes_alone(tmp_path, monkeypatch):
@@ -136,6 +147,24 @@ def test_own_data_give_boxes_and_a_plan(tmp_path, coco_folder):
         assert names <= {image['file_name'] for image in truth['images']} and len(names) > 4
     with pytest.raises(ConfigError, match='no COCO-style json'):
         worth(str(tmp_path / 'other'), data=str(images), **settings)
+
+
+def test_own_data_are_understood_as_by_the_comparison(tmp_path):
+    """Numbers that are text, images without sizes, an object of no image."""
+    settings = dict(data_root='', train_images=0, iterations=4, seeds=1, finetune_iters=2, teacher=[], workers=0)
+    tables = []
+    for name in ('plain', 'odd'):
+        path = write_noise_coco(tmp_path / name) / 'annotations' / 'train.json'
+        if name == 'odd':
+            content = json.loads(path.read_text())
+            content['images'] = [dict(id=image['id'], file_name=image['file_name']) for image in content['images']]
+            for a in content['annotations']:
+                a.update(image_id=str(a['image_id']), bbox=[str(value) for value in a['bbox']])
+            content['annotations'].append(dict(id=999, image_id=999, category_id=1, bbox=[1, 1, 9, 9]))
+            path.write_text(json.dumps(content))
+        text = worth(str(tmp_path / f'worth_{name}'), data=str(tmp_path / name), **settings)
+        tables.append(text.partition('\n\n')[0])
+    assert tables[0] == tables[1] and len(tables[0].splitlines()) == 2 + len(DEGRADED) + 1
 
 
 def test_boxes_of_own_data_are_of_no_image_that_is_held_out(tmp_path, coco_folder):

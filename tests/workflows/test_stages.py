@@ -190,6 +190,8 @@ def test_scalars_and_exports(tmp_path):
     assert [record['ap'] for record in scalars(tmp_path)] == [0.1, 0.234]
     for n in (9, 10):
         (tmp_path / f'epoch_{n}_backbone.pth').touch()
+    (tmp_path / 'epoch_1_iter_57_backbone.pth').touch()  # left by an interruption
+    (tmp_path / 'best_knn_backbone.pth').touch()
     assert exports(tmp_path)[-1].name == 'epoch_10_backbone.pth'
     with pytest.raises(StageError, match='wrote no checkpoint'):
         exports(tmp_path / 'none')
