@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.logging import MMLogger
+from torch import nn
 
 from helpers import make_vit, odis_runner
 from odis_mm.transfer import CheckpointError, fingerprint, read_meta, save_backbone
@@ -69,7 +70,7 @@ def detector(backbone, init_cfg=None, **kwargs):
     return SimpleNamespace(
         **{
             **dict(
-                model=SimpleNamespace(backbone=backbone),
+                model=nn.ModuleDict(dict(backbone=backbone)),
                 cfg=dict(model=dict(backbone=dict(init_cfg=init_cfg))),
                 logger=MMLogger.get_current_instance(),
                 iter=0,
