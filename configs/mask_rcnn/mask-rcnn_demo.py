@@ -34,7 +34,7 @@ model = dict(
     ),
     roi_head=dict(
         bbox_roi_extractor=dict(
-            # torchvision's: the same numbers as mmcv's bit for bit, in a third of the time on CPUs
+            # torchvision's: the same numbers as mmcv's bit for bit, and faster on CPUs
             roi_layer=dict(output_size=7, sampling_ratio=1, use_torchvision=True),
             out_channels=channels,
             featmap_strides=strides,
