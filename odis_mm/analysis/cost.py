@@ -21,7 +21,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from ..models.backbones import ObjectViT
 from ..models.backbones.attention import Form
 from ..models.backbones.stochastic_depth import Path, draw_path, keep_images
-from ..models.linear import onednn_is_faster
+from ..models.linear import onednn_is_faster, onednn_product
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def _product(x, weight, *_, **__) -> int:
 def _own_flops() -> Dict[object, Callable]:
     """The fused kernels, none of which torch counts on CPUs, and whose backward pass it counts with the recomputation
     elsewhere; and the product of :mod:`~odis_mm.models.linear`."""
-    found = {torch.ops.mkldnn._linear_pointwise: _product} if onednn_is_faster() else {}
+    found = {onednn_product(): _product} if onednn_is_faster() else {}
     for name in ('flash_attention_for_cpu', 'flash_attention', 'efficient_attention', 'cudnn_attention'):
         for suffix, count in (('', _attention), ('_backward', _attention_backward)):
             op = getattr(torch.ops.aten, f'_scaled_dot_product_{name}{suffix}', None)

@@ -15,7 +15,7 @@ from mmcv.cnn import Linear as LinearOfMMCV
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-FEWEST_ROWS = 128  # of fewer the copies of the weights take longer than the product gains
+FEWEST_ROWS = 128  # oneDNN brings weights into an order of its own, which fewer rows would not repay
 _PLAIN = (nn.Linear.forward, LinearOfMMCV.forward)
 _TENSORS = (Tensor, nn.Parameter)
 _plain_only = False
