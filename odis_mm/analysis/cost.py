@@ -87,6 +87,8 @@ class Allocations(TorchDispatchMode):
 
     def add(self, tensor: Tensor) -> None:
         """Counts the tensor's storage until it is freed; a view of a counted one adds nothing."""
+        if tensor.is_mkldnn:  # without a storage, and gone with the operator that needs it
+            return
         storage = tensor.untyped_storage()
         if storage in self._seen:
             return

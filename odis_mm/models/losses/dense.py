@@ -7,27 +7,11 @@ import torch
 import torch.nn.functional as F
 from mmengine.dist import all_reduce, get_world_size
 from torch import Tensor
-from torchvision.ops import roi_align
 
 from ...structures import ViewPairs, turn_squares
+from .align import align_boxes, sampling_weights
 
 MAX_SIMILARITIES = 1 << 26  # numbers in one block of similarities between cells: 256 MB in float32
-
-
-def align_boxes(maps: Tensor, boxes: Tensor, index: Tensor, size: int, patch: int) -> Tensor:
-    """Cut all boxes out of maps by RoIAlign in one call (``aligned=True``, as many samples as a cell needs).
-
-    Args:
-        maps: [M, C, h, w], one cell per ``patch`` pixels.
-        boxes: [K, 4] in pixels of their view.
-        index: int64 [K], which of the maps each box lies on.
-        size: Cells per side of the result.
-
-    Returns:
-        float32 [K, C, size, size].
-    """
-    rois = torch.cat((index[:, None].to(boxes.dtype), boxes), 1)
-    return roi_align(maps.float(), rois, size, spatial_scale=1 / patch, aligned=True)
 
 
 def crop_similarity(teacher: Tensor, student: Tensor, pairs: ViewPairs, size: int, patch: int) -> Tensor:
@@ -47,12 +31,16 @@ def crop_similarity(teacher: Tensor, student: Tensor, pairs: ViewPairs, size: in
     batch = pairs.turns.shape[1]
     image = torch.arange(batch, device=pairs.turns.device)
 
-    def crops(maps: Tensor, view: Tensor, boxes: Tensor) -> Tensor:
-        return align_boxes(maps, boxes.flatten(0, 1), (view[:, None] * batch + image).flatten(), size, patch)
+    def crops(maps: Tensor, view: Tensor, weights: Tensor) -> Tensor:
+        return align_boxes(maps, weights, (view[:, None] * batch + image).flatten())  # [P*B, S*S, C]
 
-    target = turn_squares(crops(teacher, pairs.teacher, pairs.teacher_box), pairs.turns.flatten())  # [P*B, C, S, S]
-    cosine = F.cosine_similarity(crops(student, pairs.student, pairs.student_box), target, dim=1)  # [P*B, S, S]
-    return cosine.mean((1, 2)).unflatten(0, (-1, batch))
+    def weights(boxes: Tensor, maps: Tensor) -> Tensor:
+        return sampling_weights(boxes.flatten(0, 1), size, maps.shape[-2:], patch)
+
+    turned = turn_squares(weights(pairs.teacher_box, teacher), pairs.turns.flatten())
+    target = crops(teacher, pairs.teacher, turned)
+    cosine = F.cosine_similarity(crops(student, pairs.student, weights(pairs.student_box, student)), target, dim=-1)
+    return cosine.mean(1).unflatten(0, (-1, batch))
 
 
 def correspondence_similarity(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...structures import turn_squares
 from ...utils.errors import ConfigError
-from .dense import align_boxes
+from .align import align_boxes, sampling_weights
 
 
 def aligned_cells(
@@ -39,9 +39,8 @@ def aligned_cells(
             'are not '
             "square: make the size in SampleViews' views a multiple of the backbone's stride."
         )
-    index = torch.arange(len(maps), device=maps.device)
-    cells = turn_squares(align_boxes(maps, boxes, index, num_cells, stride), -rot90)  # [n, C, S, S]
-    return torch.where(flip[:, None, None, None], cells.flip(-1), cells).flatten(2).mT
+    weights = turn_squares(sampling_weights(boxes, num_cells, maps.shape[-2:], stride), -rot90)  # [n, H*W, S, S]
+    return align_boxes(maps, torch.where(flip[:, None, None, None], weights.flip(-1), weights))
 
 
 def with_context(cells: Tensor, temperature: float) -> Tensor:
