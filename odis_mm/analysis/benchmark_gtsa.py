@@ -7,7 +7,6 @@ import torch
 
 from ..structures import ViewBatch
 from . import textbook_gtsa
-from .cost import total_loss
 
 
 def slow_losses(model, inputs: List[torch.Tensor], samples: dict, heads_once: bool) -> Dict[str, torch.Tensor]:
@@ -20,21 +19,22 @@ def slow_losses(model, inputs: List[torch.Tensor], samples: dict, heads_once: bo
     )
 
 
-def heads_alone(model, inputs: List[torch.Tensor], samples: dict) -> Callable[[], None]:
-    """Necks, predictor, classifier, losses and their backward pass, on features that are there."""
+def heads_alone(model, inputs: List[torch.Tensor], samples: dict) -> Callable[..., Dict[str, torch.Tensor]]:
+    """Necks, predictor, classifier and losses, on features that are there: a function of the arguments of
+    ``compute_losses``, which does not read the images."""
     with torch.no_grad():
         tokens = [model.backbone(x)[-1] for x in inputs]
         teacher_map = model.extract_feat(inputs[0])
     views = ViewBatch(*(samples[key] for key in ('crop', 'view_size', 'flip', 'rot90')))
 
-    def step() -> None:
+    def losses(*_) -> Dict[str, torch.Tensor]:
         features = [t.detach().requires_grad_() for t in tokens]
         student = [model.neck(model.backbone.to_map(t, x.shape[-2:])) for t, x in zip(features, inputs)]
         with torch.no_grad():
             teacher = model.teacher['neck'](teacher_map)
-        losses = model.head.map_losses(teacher, student, views, model.patch_size)
+        found = model.head.map_losses(teacher, student, views, model.patch_size)
         pooled = torch.cat([t[:, model.backbone.num_leading_tokens :].mean(1) for t in features])
-        losses.update(model.head.rotation_loss(pooled, views.rot90.T.flatten()))
-        total_loss(losses).backward()
+        found.update(model.head.rotation_loss(pooled, views.rot90.T.flatten()))
+        return found
 
-    return step
+    return losses

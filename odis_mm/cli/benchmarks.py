@@ -157,8 +157,9 @@ def gtsa_main(argv: Optional[List[str]] = None) -> None:
         '--repeats',
         type=at_least(1),
         default=3,
-        help='of each form, after one that is not counted; the median is reported',
+        help='of each form, after one whose FLOPs are counted; the median is reported',
     )
+    parser.add_argument('--amp', action='store_true', help='bf16 autocast')
     args = parser.parse_args(argv)
     run(lambda: _compare_gtsa(args), lambda: find_config(args.config))
 
@@ -169,7 +170,7 @@ def _compare_gtsa(args: argparse.Namespace) -> None:
     from mmpretrain.registry import MODELS
 
     from ..analysis import benchmark, benchmark_gtsa
-    from ..analysis.cost import total_loss
+    from ..analysis.cost import count_flops, total_loss
     from ..config import load_config
 
     torch.set_num_threads(args.threads)
@@ -183,9 +184,19 @@ def _compare_gtsa(args: argparse.Namespace) -> None:
     data = model.data_preprocessor(benchmark.noise_batch(cfg, args.batch), True)
     inputs, samples = data['inputs'], data['data_samples']
 
+    def both_directions(losses: Callable) -> Callable[[], None]:
+        def work() -> None:
+            with torch.autocast('cpu', torch.bfloat16, enabled=args.amp):
+                loss = total_loss(losses(inputs, samples))
+            loss.backward()
+
+        return work
+
     def training_step(losses: Callable) -> Callable[[], None]:
+        gradients = both_directions(losses)
+
         def step() -> None:
-            total_loss(losses(inputs, samples)).backward()
+            gradients()
             optimizer.step()
             optimizer.zero_grad()
             model.after_optimizer_step()
@@ -194,20 +205,21 @@ def _compare_gtsa(args: argparse.Namespace) -> None:
 
     forms = dict(
         step=training_step(model.compute_losses),
-        heads=benchmark_gtsa.heads_alone(model, inputs, samples),
+        heads=both_directions(benchmark_gtsa.heads_alone(model, inputs, samples)),
         slow=training_step(lambda *batch: benchmark_gtsa.slow_losses(model, *batch, heads_once=False)),
         once=training_step(lambda *batch: benchmark_gtsa.slow_losses(model, *batch, heads_once=True)),
     )
     times: Dict[str, List[float]] = {name: [] for name in forms}
-    for repeat in range(args.repeats + 1):  # in turn, so that a busy machine is busy for all of them
+    gflop = {name: count_flops(form) / args.batch / 1e9 for name, form in forms.items()}
+    for _ in range(args.repeats):  # in turn, so that a busy machine is busy for all of them
         for name, form in forms.items():
             start = time.perf_counter()
             form()
-            if repeat:
-                times[name].append(time.perf_counter() - start)
+            times[name].append(time.perf_counter() - start)
     median = {name: statistics.median(values) for name, values in times.items()}
     print(
-        f'{args.config}, batch {args.batch}, {len(samples["rot90"][0])} views, float32, {args.threads} threads; '
+        f'{args.config}, batch {args.batch}, {len(samples["rot90"][0])} views, '
+        f'{"bf16 autocast" if args.amp else "float32"}, {args.threads} threads; '
         f'{datetime.date.today().isoformat()}; {hardware()}'
     )
     words = dict(
@@ -217,7 +229,8 @@ def _compare_gtsa(args: argparse.Namespace) -> None:
         once='step, heads view by view, losses pair by pair',
     )
     for name, values in times.items():
-        print(f'{words[name]:46s} {median[name]:7.2f} s   ({", ".join(f"{t:.2f}" for t in values)})')
+        listed = ', '.join(f'{t:.2f}' for t in values)
+        print(f'{words[name]:46s} {median[name]:7.2f} s   ({listed})   {gflop[name]:.2f} GFLOP per image')
     slow, once, heads = (median[name] / median['step'] for name in ('slow', 'once', 'heads'))
     print(
         f'the slow forms take {slow:.2f} and {once:.2f} times as long; heads and losses are {heads:.0%} of a training '

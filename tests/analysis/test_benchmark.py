@@ -433,10 +433,12 @@ def test_options_of_a_model_without_any_end_in_a_sentence():
 
 
 def test_the_gtsa_step_is_timed_beside_its_slow_forms(capsys):
-    gtsa_main(['--config', 'gtsa_demo', '--batch', '1', '--threads', '1', '--repeats', '1'])
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith('gtsa_demo, batch 1, ') and len(lines) == 6
+    gtsa_main(['--config', 'gtsa_demo', '--batch', '1', '--threads', '1', '--repeats', '1', '--amp'])
+    lines = capsys.readouterr().out.splitlines()[-6:]
+    assert lines[0].startswith('gtsa_demo, batch 1, ') and ' bf16 autocast, ' in lines[0]
     assert all(float(line.split(' s ')[0].split()[-1]) > 0 for line in lines[1:5])
+    step, heads, slow, _ = (float(line.split()[-4]) for line in lines[1:5])  # GFLOP per image
+    assert 0 < heads < step < slow
 
 
 def test_start_up_is_the_time_to_the_first_iteration(tmp_path, capsys):
