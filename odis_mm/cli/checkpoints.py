@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, List, Optional, Tuple
 
 from ..utils.parser import Parser, at_least
-from ..utils.paths import check_checkpoint
+from ..utils.paths import check_checkpoint, check_out
 from .common import KS, LAYOUTS, device_or_best, run
 
 if TYPE_CHECKING:
@@ -64,7 +64,13 @@ def transfer_main(argv: Optional[List[str]] = None) -> None:
             print(part)
         print(f'written: {args.out}')
 
-    run(work, lambda: check_checkpoint(args.source))
+    def check() -> None:
+        check_checkpoint(args.source)
+        if args.out is not None:
+            ends = args.out.endswith(('.pth', '.safetensors'))
+            check_out(args.out, folder=args.to.startswith('huggingface') and not ends, argument='OUT')
+
+    run(work, check)
 
 
 def _describe(args: argparse.Namespace) -> str:

@@ -161,8 +161,14 @@ def test_places_where_out_cannot_be_written(tmp_path):
         name, where = line[-1], tmp_path / 'file'
         told = f'error: --out {name} cannot be written below {where} (it is no folder): name another place.\n'
         assert (code, out, err, heavy) == (2, '', told, []), line
-    lines = ['views gtsa_demo --out folder'.split(), 'inspect gtsa_demo --out file'.split()]
-    file, folder = call(tmp_path, lines)
+    lines = ['views gtsa_demo --out folder', 'inspect gtsa_demo --out file']
+    lines += ['transfer a.pth file/b.pth', 'transfer a.pth folder', 'transfer a.pth file --to huggingface']
+    file, folder, *transfers = call(tmp_path, [line.split() for line in lines])
+    assert [(err, heavy) for *_, err, heavy in transfers] == [
+        (f'error: OUT file/b.pth cannot be written below {tmp_path}/file (it is no folder): name another place.\n', []),
+        ('error: OUT folder is a folder: name a file to write.\n', []),
+        ('error: OUT file is a file: name a folder to write.\n', []),
+    ]
     assert file[3] == 'error: --out folder is a folder: name a file to write.\n'
     assert folder[3] == 'error: --out file is a file: name a folder to write.\n'
     assert sorted(path.name for path in tmp_path.iterdir()) == ['a.pth', 'detector.py', 'file', 'folder']

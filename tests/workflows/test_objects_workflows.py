@@ -119,6 +119,9 @@ def test_rows_differ_in_boxes_alone(tmp_path, monkeypatch):
     assert worth(str(tmp_path / 'worth'), **settings) == text and len(typed) == done
     with pytest.raises(ConfigError, match='--teacher takes NAME=FILE'):
         worth(str(tmp_path / 'other'), **{**settings, 'teacher': ['x.pth']})
+    with pytest.raises(ConfigError, match='worth.md is a file: name a folder to write'):
+        worth(str(tmp_path / 'worth' / 'worth.md'), **{**settings, 'data_root': str(tmp_path / 'none')})
+    assert not (tmp_path / 'none').exists(), 'before the demo set is rendered'
 
 
 def test_own_data_give_boxes_and_a_plan(tmp_path, coco_folder):
