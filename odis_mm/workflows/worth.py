@@ -107,7 +107,8 @@ def worth(
     """Make the boxes, ``plan.yaml`` and the table ``worth.md``, which is returned; see :func:`main`.
 
     Raises:
-        ConfigError: ``out`` cannot be written, a teacher that is not written as NAME=FILE, or data without annotations of COCO style.
+        ConfigError: ``out`` cannot be written, a teacher that is not written as NAME=FILE, or data without annotations
+            of COCO style.
         StageError: of a training that failed.
     """
     check_out(out, folder=True)
