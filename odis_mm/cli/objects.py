@@ -30,7 +30,10 @@ def find_objects_main(argv: Optional[List[str]] = None) -> None:
     )
     parser.add_argument('images', help='folder of images, nested as you like')
     parser.add_argument(
-        '--out', required=True, metavar='JSON', help='to write; the report (.html, two .png) comes beside it'
+        '--out',
+        required=True,
+        metavar='JSON',
+        help='to write; the report (.html and, outside the folder of images, two .png) comes beside it',
     )
     parser.add_argument('--source', required=True, choices=list(_OF_SOURCE))
     parser.add_argument(
