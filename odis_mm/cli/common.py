@@ -7,6 +7,7 @@ be done imports torch and OpenMMLab, which takes seconds.
 import argparse
 from typing import Any, Callable, Optional
 
+from ..utils.environment import check_device
 from ..utils.errors import run_command
 from ..utils.files import PathLike
 from ..utils.parser import Parser
@@ -54,9 +55,11 @@ def run(work: Callable[[], Any], check: Callable[[], Any] = lambda: None, out: O
 
 
 def device_or_best(name: Optional[str]) -> str:
-    """Return the device that ``--device`` names, or the GPU if there is one."""
+    """Return the device that ``--device`` names, which must be here, or the GPU if there is one."""
     import torch
 
+    if name:
+        check_device(name)
     return name or ('cuda' if torch.cuda.is_available() else 'cpu')
 
 

@@ -192,7 +192,7 @@ def predict_main(argv: Optional[List[str]] = None) -> None:
         '--threshold', type=float, default=0.3, help='least score of a box that is drawn (default: 0.3)'
     )
     parser.add_argument('--batch', type=at_least(1), default=8)
-    parser.add_argument('--device')
+    parser.add_argument('--device', help='default: the GPU, if there is one')
     args = parser.parse_args(argv)
     images = [*([args.checkpoint] if args.checkpoint else []), *args.images]
     checkpoint = images.pop(0) if images[0].endswith('.pth') else None

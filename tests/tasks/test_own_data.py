@@ -344,6 +344,8 @@ def test_wrong_weights_are_refused(chain, coco_folder, tmp_path):
     (tmp_path / 'bad.png').write_text('no image')
     with pytest.raises(BadImageError, match='none of 1 images can be read'):
         predict(work / 'detector', None, tmp_path / 'bad.png', out)
+    with pytest.raises(ConfigError, match="there is no device 'gpu' here"):
+        predict(work / 'detector', None, coco_folder / 'val2017', out, device='gpu')
     assert not out.exists()
 
 
