@@ -203,6 +203,11 @@ def complete(path: str, folder: str, max_bad_share: float = 0) -> Look:
             f'annotation file {shown(path)} is not of COCO style, which detectors need: it has no images and '
             'annotations.'
         )
+    if not content.get('annotations'):
+        raise AnnotationError(
+            f'annotation file {shown(path)} has no annotations, by which a detector is trained and evaluated: name '
+            'one with objects.'
+        )
     coco_table(content, path)  # says in one sentence what is not understood
     if not content.get('categories'):
         raise AnnotationError(f'annotation file {shown(path)} has no categories: name the classes of its objects.')

@@ -74,7 +74,10 @@ def read_content(split: Split) -> Content:
         raise ConfigError(f'{split.ann_file}: two categories are named {twice!r}: merge or rename them.')
     good = ~table['crowd'] & (table['owner'] >= 0) & has_extent(table['boxes'])
     if not good.any():
-        raise ConfigError(f'{split.ann_file} has no object with a box, which a detector needs: name other annotations.')
+        raise ConfigError(
+            f'{split.ann_file} has no object with a box of a pixel or more in an image that it lists: boxes are '
+            '[x, y, width, height] in pixels, not shares of the image; fix them, or name other annotations.'
+        )
     images = len(np.unique(table['owner'][(table['owner'] >= 0) & (table['labels'] >= 0)]))
     boxes, sides = table['boxes'][good], table['sizes'][table['owner'][good]]
     return Content(

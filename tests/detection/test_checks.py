@@ -140,7 +140,7 @@ def test_what_can_be_computed_is(tmp_path, given, line):
         (changed('images', 1, 'id', remove=True), AnnotationError, r'images\[1\] is not a dict'),
         (changed('categories', remove=True), AnnotationError, 'has no categories'),
         (changed('categories', value=[]), AnnotationError, 'has no categories'),
-        (changed('annotations', value=[]), AnnotationError, 'has no annotations'),
+        (changed('annotations', value=[]), AnnotationError, 'has no annotations, by which .* name one with objects'),
         ({'1.png': [[1, 2, 3, 4]]}, AnnotationError, 'not of COCO style'),
         (
             changed('categories', 1, 'name', value='wheat head'),

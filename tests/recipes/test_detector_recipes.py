@@ -76,6 +76,8 @@ def test_classes_must_be_numbered_alike(tmp_path):
         detector_config(train, write_split(tmp_path, 'other', categories=('bird', 'fish')))
     with pytest.raises(ConfigError, match="two categories are named 'cat'"):
         read_content(write_split(tmp_path, 'twice', categories=('cat', 'cat')))
+    with pytest.raises(ConfigError, match='shares.json has no object with a box of a pixel .* not shares of the image'):
+        read_content(write_split(tmp_path, 'shares', boxes=[[0.1, 0.2, 0.5, 0.5]]))
 
 
 def test_the_backbone_takes_the_shape_of_the_file(tmp_path):
