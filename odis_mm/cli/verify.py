@@ -51,7 +51,11 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
 
 def reading_of(args: argparse.Namespace) -> Dict[str, Any]:
     """The options of :func:`add_reading` as arguments of ``read_image``."""
-    return dict(channels=args.channels, window=args.window, percentiles=args.percentiles)
+    from ..datasets import LoadObjectImage
+
+    found = dict(channels=args.channels, window=args.window, percentiles=args.percentiles)
+    LoadObjectImage(**found)  # says what is wrong with them
+    return found
 
 
 def _verify(args: argparse.Namespace) -> int:
