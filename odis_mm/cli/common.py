@@ -5,10 +5,10 @@ be done imports torch and OpenMMLab, which takes seconds.
 """
 
 import argparse
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Sequence
 
 from ..utils.environment import check_device
-from ..utils.errors import run_command
+from ..utils.errors import ConfigError, run_command
 from ..utils.files import PathLike
 from ..utils.parser import Parser
 from ..utils.paths import check_out
@@ -61,6 +61,30 @@ def device_or_best(name: Optional[str]) -> str:
     if name:
         check_device(name)
     return name or ('cuda' if torch.cuda.is_available() else 'cpu')
+
+
+def views_dataset(config: str, options: Sequence[str]) -> Any:
+    """Return the training images of the config of a pretraining; of several data sets the first.
+
+    Raises:
+        ConfigError: it is that of something else.
+    """
+    from mmengine.registry import init_default_scope
+    from mmpretrain.registry import DATASETS
+
+    from ..config import load_config, parse_options
+    from ..datasets import object_datasets
+    from ..utils.noise import import_quietly
+
+    init_default_scope('mmpretrain')
+    cfg = load_config(config, parse_options(options))
+    import_quietly('mmpretrain.datasets')
+    found = []
+    if 'train_dataloader' in cfg and cfg.get('default_scope') != 'mmdet':
+        found = object_datasets(DATASETS.build(cfg.train_dataloader.dataset))
+    if not found:
+        raise ConfigError(f'{config} makes no views of its images: name the config of a pretraining.')
+    return found[0]
 
 
 def config_parser(command: str, description: str) -> argparse.ArgumentParser:

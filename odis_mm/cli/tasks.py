@@ -5,7 +5,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, Dict, List, Optional
 
-from ..utils.errors import ConfigError, UserError
+from ..utils.errors import BadImageError, ConfigError, UserError
 from ..utils.files import PathLike
 from ..utils.origin import CONFIGS, resumed_start
 from ..utils.parser import Parser, at_least
@@ -15,6 +15,7 @@ from ..utils.paths import (
     PRETRAINING_STEPS,
     check_checkpoint,
     check_data,
+    check_out,
     check_output,
     check_resumable,
     check_threshold,
@@ -25,7 +26,9 @@ from ..utils.paths import (
     find_detector,
     find_images,
 )
-from .common import AMP, METHODS, run
+from .common import AMP, METHODS, run, views_dataset
+
+PICTURES = ('.png', '.jpg', '.jpeg', '.pdf', '.svg', '.webp', '.tif')  # that matplotlib writes
 
 
 def pretrain_main(argv: Optional[List[str]] = None) -> None:
@@ -231,24 +234,28 @@ def views_main(argv: Optional[List[str]] = None) -> None:
     args = parser.parse_args(argv)
 
     def work() -> None:
-        from mmpretrain.registry import DATASETS
-
-        from ..config import load_config, parse_options
         from ..engine.hooks.views import samples_of
-        from ..utils.noise import import_quietly
         from ..visualization import draw_views
 
-        cfg = load_config(args.config, parse_options(args.cfg_options))
-        import_quietly('mmpretrain.datasets')
-        dataset = DATASETS.build(cfg.train_dataloader.dataset)
-        out = Path(args.out)
+        dataset = views_dataset(args.config, args.cfg_options)
+        out, path = Path(args.out), None
         out.parent.mkdir(parents=True, exist_ok=True)
         for i, sample in enumerate(samples_of(dataset, args.images, args.epoch)):
             path = out if args.images == 1 else out.with_name(f'{out.stem}_{i + 1}{out.suffix}')
             draw_views(sample, str(path))
             print(f'written: {path}')
+        if path is None:
+            raise BadImageError(
+                f'none of the images of {args.config} that were looked at can be read: see odis-mm verify.'
+            )
 
-    run(work, lambda: find_config(args.config), args.out)
+    def check() -> None:
+        find_config(args.config)
+        check_out(args.out)
+        if Path(args.out).suffix.lower() not in PICTURES:
+            raise ConfigError(f'--out {args.out}: let its name end in one of {", ".join(PICTURES)}.')
+
+    run(work, check)
 
 
 def _check(command: str, args: argparse.Namespace, *files: Optional[str]) -> None:

@@ -276,6 +276,9 @@ def find_config(name: PathLike) -> Path:
     shipped = shipped_configs()
     wanted = Path(os.fspath(name).removesuffix('.py')).as_posix()
     found = [path for key, path in shipped.items() if wanted in (key, key.rpartition('/')[2])]
+    if not found and Path(name).is_dir():
+        inside = ''.join(f', such as {path}' for path in sorted(Path(name).glob('*.py'))[:1])
+        raise ConfigError(f'{os.fspath(name)} is a folder where a config is expected: name the file in it{inside}.')
     if not found:
         hint = nearest(wanted, [*shipped, *(key.rpartition('/')[2] for key in shipped)]) or f' ({", ".join(shipped)})'
         raise ConfigError(f'no config {os.fspath(name)!r}: it is neither a file nor a shipped recipe{hint}')

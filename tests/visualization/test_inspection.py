@@ -145,6 +145,13 @@ def test_command(synthetic_sample, tmp_path, capsys):
     (tmp_path / 'other' / '001_views.png').touch()  # of a folder without a page
     main(['inspect', 'dino_demo', '--images', '1', '--out', str(tmp_path / 'other'), '--cfg-options', *options])
     assert (tmp_path / 'other' / '001_views.png').exists()
-    with pytest.raises(SystemExit) as stopped:
-        main(['inspect', 'mask_rcnn/mask-rcnn_demo', '--out', str(tmp_path / 'page')])
-    assert stopped.value.code == 2
+    capsys.readouterr()
+    for command, place in (('inspect', 'page'), ('views', 'page.png')):
+        with pytest.raises(SystemExit) as stopped:
+            main([command, 'mask_rcnn/mask-rcnn_demo', '--out', str(tmp_path / place)])
+        assert stopped.value.code == 2 and 'mask-rcnn_demo makes no views of its images' in capsys.readouterr().err
+    for file in tmp_path.glob('?.png'):
+        file.write_bytes(b'')
+    with pytest.raises(SystemExit):
+        main(['views', 'gtsa_demo', '--out', str(tmp_path / 'views.png'), '--cfg-options', *options])
+    assert 'none of the images of gtsa_demo that were looked at can be read' in capsys.readouterr().err
