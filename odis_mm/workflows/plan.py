@@ -194,6 +194,8 @@ def load_plan(name: PathLike, changes: Sequence[str] = ()) -> Tuple[Plan, Path]:
         ConfigError: no such plan, no YAML, an unknown key or a value of the wrong kind; the message names it.
     """
     path, folder = Path(name), Path(name).parent
+    if path.is_dir() and str(name) not in shipped_plans():
+        raise ConfigError(f'{name} is a folder and no plan: to compare on the images in it, name it by --data.')
     if not path.is_file():
         plans = shipped_plans()
         if str(name) not in plans:

@@ -286,6 +286,7 @@ def test_wrong_paths_are_refused_before_anything_heavy_is_imported(tmp_path, coc
         ('test mask-rcnn_demo gone.pth', gone),
         ('compare --data gone', 'data folder gone does not exist.'),
         ('compare a.pth', config),
+        (f'compare --data {data} --work-dir half.json', '--work-dir half.json is a file: name a folder to write.'),
         (f'compare --data {data} --init gone.pth', gone),
         ('transfer gone.pth', gone),
         ('knn gone.pth --data photos', gone),

@@ -59,6 +59,8 @@ def test_chain_types_the_documented_commands(tmp_path, monkeypatch):
         assert len(typed) == 5, text
     with pytest.raises(ConfigError, match='lies among the images'):
         bootstrap(images, str(tmp_path / 'work'), **settings)
+    with pytest.raises(ConfigError, match='--work-dir /dev/null is a file: name a folder'):
+        bootstrap(images, '/dev/null', **settings)
 
 
 def test_rows_differ_in_boxes_alone(tmp_path, monkeypatch):

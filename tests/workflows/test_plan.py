@@ -96,6 +96,8 @@ def test_a_plan_is_changed_by_options(tmp_path):
         load_plan(path, ['seeds'])
     with pytest.raises(ConfigError, match="no plan 'quikstart'.*did you mean 'quickstart'"):
         load_plan('quikstart')
+    with pytest.raises(ConfigError, match='is a folder and no plan: .* name it by --data'):
+        load_plan(tmp_path)
     path.write_text('data: {root: x}\nstarts:\n  ALFM: {recipe: a}\n  ALFM: {recipe: b}\n')
     with pytest.raises(ConfigError, match="has the key 'ALFM' twice: give each start"):
         load_plan(path)
