@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, List, Optional, Tuple
 
 from ..utils.parser import Parser, at_least
 from ..utils.paths import check_checkpoint, check_out
-from .common import KS, LAYOUTS, device_or_best, run
+from .common import KS, LAYOUTS, check_picture, device_or_best, run
 
 if TYPE_CHECKING:
     from ..evaluation import FrozenBackbone
@@ -237,7 +237,12 @@ def features_main(argv: Optional[List[str]] = None) -> None:
             'channels' + (f'; {args.sheet}' if args.sheet else '')
         )
 
-    run(work, lambda: check_checkpoint(args.checkpoint), args.out)
+    def check() -> None:
+        check_checkpoint(args.checkpoint)
+        if args.sheet is not None:
+            check_picture(args.sheet, '--sheet')
+
+    run(work, check, args.out)
 
 
 def _frozen_parser(command: str, description: str, out: str = '') -> argparse.ArgumentParser:

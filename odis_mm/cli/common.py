@@ -5,6 +5,7 @@ be done imports torch and OpenMMLab, which takes seconds.
 """
 
 import argparse
+from pathlib import Path
 from typing import Any, Callable, Optional, Sequence
 
 from ..utils.environment import check_device
@@ -29,6 +30,7 @@ LAYOUTS = (
     'mmseg',
 )
 FORMATS = ('coco', 'voc', 'yolo', 'labelme', 'cvat', 'labelstudio', 'openimages', 'sa1b')
+PICTURES = ('.png', '.jpg', '.jpeg', '.pdf', '.svg', '.webp', '.tif')  # that matplotlib writes
 KS = (10, 20, 100, 200)
 DEMO = dict(num_train=2000, num_val=200, size=128, seed=0)
 DEMO_ROOT = 'data/odis_demo'
@@ -52,6 +54,17 @@ def run(work: Callable[[], Any], check: Callable[[], Any] = lambda: None, out: O
         return work()
 
     return run_command(call)
+
+
+def check_picture(path: PathLike, argument: str) -> None:
+    """Refuse a picture to write whose place takes no files, or whose name has another ending.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    check_out(path, argument=argument)
+    if Path(path).suffix.lower() not in PICTURES:
+        raise ConfigError(f'{argument} {path}: let its name end in one of {", ".join(PICTURES)}.')
 
 
 def device_or_best(name: Optional[str]) -> str:

@@ -15,7 +15,6 @@ from ..utils.paths import (
     PRETRAINING_STEPS,
     check_checkpoint,
     check_data,
-    check_out,
     check_output,
     check_resumable,
     check_threshold,
@@ -26,9 +25,7 @@ from ..utils.paths import (
     find_detector,
     find_images,
 )
-from .common import AMP, METHODS, run, views_dataset
-
-PICTURES = ('.png', '.jpg', '.jpeg', '.pdf', '.svg', '.webp', '.tif')  # that matplotlib writes
+from .common import AMP, METHODS, check_picture, run, views_dataset
 
 
 def pretrain_main(argv: Optional[List[str]] = None) -> None:
@@ -251,9 +248,7 @@ def views_main(argv: Optional[List[str]] = None) -> None:
 
     def check() -> None:
         find_config(args.config)
-        check_out(args.out)
-        if Path(args.out).suffix.lower() not in PICTURES:
-            raise ConfigError(f'--out {args.out}: let its name end in one of {", ".join(PICTURES)}.')
+        check_picture(args.out, '--out')
 
     run(work, check)
 

@@ -291,6 +291,10 @@ def test_wrong_paths_are_refused_before_anything_heavy_is_imported(tmp_path, coc
         ('transfer gone.pth', gone),
         ('knn gone.pth --data photos', gone),
         ('regions gone.pth --data photos', gone),
+        (
+            'features a.pth --ann-file a.json --out a.npz --sheet a.xyz',
+            '--sheet a.xyz: let its name end in one of .png',
+        ),
         ('features gone.pth --ann-file a.json --out a.npz', gone),
         ('rotation gtsa_demo gone.pth --data-root photos', gone),
         ('find-objects gone --out a.json --source classic', 'data folder gone does not exist.'),
