@@ -237,6 +237,10 @@ def _yolo(path: Path, index: ImageIndex, faults: List[str]):
             values = line.split()
             if not values:
                 continue
+            if len(values) < 5:
+                raise AnnotationError(
+                    f'{file}: line {n} has {len(values)} values, a box has five (class, x, y, width, height): fix it'
+                )
             if len(rows) < 2 or len(rows[-1]) == len(rows[-2]):
                 rows.append(values)
             segmentation = None

@@ -187,6 +187,14 @@ def test_a_class_of_yolo_that_is_none(tmp_path, images, label):
     assert [category['name'] for category in content['categories']] == ['cat', 'dog']
 
 
+def test_a_row_of_yolo_that_is_cut_off_is_named(tmp_path, images):
+    (tmp_path / 'a.txt').write_text('0 0.5 0.5 0.1 0.1\n\n0 0.5 0.5\n')
+    (tmp_path / 'b.txt').write_text('0 0.5 0.5 0.4 0.4\n')
+    assert load_annotations(tmp_path, images, 'yolo')['info']['skipped'] == [
+        f'{tmp_path}/a.txt: line 3 has 3 values, a box has five (class, x, y, width, height): fix it'
+    ]
+
+
 def test_yolo_names_are_those_of_the_nearest_file(tmp_path):
     labels = _images(tmp_path / 'data' / 'labels', {'a.jpg': (40, 60)})
     (labels / 'a.txt').write_text('1 0.5 0.5 0.5 0.25')
