@@ -454,6 +454,9 @@ def test_recipe_and_length_follow_from_the_data(coco_folder):
     assert any(note.startswith('length: 5 iterations, 1 epoch of 5;') for note in cfg.notes)
     cfg, _ = pretraining_config(coco_folder, boxes='none', steps=30, batch=5)
     assert cfg.param_scheduler[1].end == 30 and cfg.param_scheduler[1].begin == 3
+    for size, matches in ((16, (2, 1)), (32, (8, 4)), (48, (18, 4)), (96, (18, 4))):
+        cfg, _ = pretraining_config(coco_folder / 'train2017', method='gtsa', size=size)
+        assert cfg.model.head.num_matches == matches
     cfg, found = pretraining_config(coco_folder / 'train2017', method='gtsa', size=96)
     assert cfg.model.type == 'GTSA' and found.objects == 0
     views = next(s for s in cfg.train_dataloader.dataset.pipeline if s.type == 'SamplePairViews').views
