@@ -31,7 +31,7 @@ from .config import (
     load_config,
 )
 from .datasets import EpochSampler, number_draws
-from .engine.hooks import LoadingHook, PreemptionHook
+from .engine.hooks import BadImageHook, LoadingHook, PreemptionHook
 from .engine.log import QuietRunner
 from .engine.resume import damage, find_checkpoint
 from .recipes.starting import follow_named, named_start, start_from
@@ -349,6 +349,8 @@ def build_runner(cfg: Config, training: bool = True) -> Runner:
         cfg.visualizer.pop('name', None)  # mmengine takes the run's
     with _explained(cfg):
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else QuietRunner.from_cfg(cfg)
+    if training and not any(isinstance(hook, BadImageHook) for hook in runner.hooks):  # of a config of mmdet's
+        runner.register_hook(BadImageHook())
     runner.register_hook(LoadingHook(training=training, allow=cfg.get('load_from_allow') or ()))
     return runner
 

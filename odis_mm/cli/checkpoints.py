@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, List, Optional, Tuple
 
 from ..utils.parser import Parser, at_least
-from ..utils.paths import check_checkpoint
-from .common import KS, LAYOUTS, device_or_best, run
+from ..utils.paths import check_checkpoint, check_out
+from .common import KS, LAYOUTS, check_picture, device_or_best, run
 
 if TYPE_CHECKING:
     from ..evaluation import FrozenBackbone
@@ -64,7 +64,13 @@ def transfer_main(argv: Optional[List[str]] = None) -> None:
             print(part)
         print(f'written: {args.out}')
 
-    run(work, lambda: check_checkpoint(args.source))
+    def check() -> None:
+        check_checkpoint(args.source)
+        if args.out is not None:
+            ends = args.out.endswith(('.pth', '.safetensors'))
+            check_out(args.out, folder=args.to.startswith('huggingface') and not ends, argument='OUT')
+
+    run(work, check)
 
 
 def _describe(args: argparse.Namespace) -> str:
@@ -231,7 +237,12 @@ def features_main(argv: Optional[List[str]] = None) -> None:
             'channels' + (f'; {args.sheet}' if args.sheet else '')
         )
 
-    run(work, lambda: check_checkpoint(args.checkpoint), args.out)
+    def check() -> None:
+        check_checkpoint(args.checkpoint)
+        if args.sheet is not None:
+            check_picture(args.sheet, '--sheet')
+
+    run(work, check, args.out)
 
 
 def _frozen_parser(command: str, description: str, out: str = '') -> argparse.ArgumentParser:

@@ -5,9 +5,11 @@ be done imports torch and OpenMMLab, which takes seconds.
 """
 
 import argparse
-from typing import Any, Callable, Optional
+from pathlib import Path
+from typing import Any, Callable, Optional, Sequence
 
-from ..utils.errors import run_command
+from ..utils.environment import check_device
+from ..utils.errors import ConfigError, run_command
 from ..utils.files import PathLike
 from ..utils.parser import Parser
 from ..utils.paths import check_out
@@ -28,6 +30,7 @@ LAYOUTS = (
     'mmseg',
 )
 FORMATS = ('coco', 'voc', 'yolo', 'labelme', 'cvat', 'labelstudio', 'openimages', 'sa1b')
+PICTURES = ('.png', '.jpg', '.jpeg', '.pdf', '.svg', '.webp', '.tif')  # that matplotlib writes
 KS = (10, 20, 100, 200)
 DEMO = dict(num_train=2000, num_val=200, size=128, seed=0)
 DEMO_ROOT = 'data/odis_demo'
@@ -53,11 +56,48 @@ def run(work: Callable[[], Any], check: Callable[[], Any] = lambda: None, out: O
     return run_command(call)
 
 
+def check_picture(path: PathLike, argument: str) -> None:
+    """Refuse a picture to write whose place takes no files, or whose name has another ending.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    check_out(path, argument=argument)
+    if Path(path).suffix.lower() not in PICTURES:
+        raise ConfigError(f'{argument} {path}: let its name end in one of {", ".join(PICTURES)}.')
+
+
 def device_or_best(name: Optional[str]) -> str:
-    """Return the device that ``--device`` names, or the GPU if there is one."""
+    """Return the device that ``--device`` names, which must be here, or the GPU if there is one."""
     import torch
 
+    if name:
+        check_device(name)
     return name or ('cuda' if torch.cuda.is_available() else 'cpu')
+
+
+def views_dataset(config: str, options: Sequence[str]) -> Any:
+    """Return the training images of the config of a pretraining; of several data sets the first.
+
+    Raises:
+        ConfigError: it is that of something else.
+    """
+    from mmengine.registry import init_default_scope
+    from mmpretrain.registry import DATASETS
+
+    from ..config import load_config, parse_options
+    from ..datasets import object_datasets
+    from ..utils.noise import import_quietly
+
+    init_default_scope('mmpretrain')
+    cfg = load_config(config, parse_options(options))
+    import_quietly('mmpretrain.datasets')
+    found = []
+    if 'train_dataloader' in cfg and cfg.get('default_scope') != 'mmdet':
+        found = object_datasets(DATASETS.build(cfg.train_dataloader.dataset))
+    if not found:
+        raise ConfigError(f'{config} makes no views of its images: name the config of a pretraining.')
+    return found[0]
 
 
 def config_parser(command: str, description: str) -> argparse.ArgumentParser:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import List, Optional
 
 from ..utils.parser import Parser, at_least
-from ..utils.paths import check_checkpoint, check_config_name, check_data
+from ..utils.paths import check_checkpoint, check_config_name, check_data, check_out
 from .common import run
 
 
@@ -75,6 +75,8 @@ def main(argv: Optional[List[str]] = None) -> None:
             check_config_name(args.plan)
         for file in args.init:
             check_checkpoint(file)
+        if args.work_dir is not None:
+            check_out(args.work_dir, folder=True, argument='--work-dir')
 
     def work() -> None:
         from ..workflows.run import compare, compare_data

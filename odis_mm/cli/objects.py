@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 from typing import List, Optional
 
-from ..utils.errors import AnnotationError, ConfigError, FolderInUseError
+from ..utils.errors import AnnotationError, BadImageError, ConfigError, FolderInUseError
 from ..utils.files import atomic_write_text
 from ..utils.parser import Parser, at_least, share
 from ..utils.paths import check_checkpoint, check_folder, check_json, check_out, find_config, of_other_images
-from .common import FORMATS, device_or_best, run
+from .common import FORMATS, device_or_best, run, views_dataset
 
 _OF_SOURCE = {
     'attention': ('checkpoint', 'size', 'features', 'cut', 'heads', 'device', 'seed'),
@@ -30,7 +30,10 @@ def find_objects_main(argv: Optional[List[str]] = None) -> None:
     )
     parser.add_argument('images', help='folder of images, nested as you like')
     parser.add_argument(
-        '--out', required=True, metavar='JSON', help='to write; the report (.html, two .png) comes beside it'
+        '--out',
+        required=True,
+        metavar='JSON',
+        help='to write; the report (.html and, outside the folder of images, two .png) comes beside it',
     )
     parser.add_argument('--source', required=True, choices=list(_OF_SOURCE))
     parser.add_argument(
@@ -205,24 +208,14 @@ def inspect_main(argv: Optional[List[str]] = None) -> None:
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    from mmengine.registry import init_default_scope
-    from mmpretrain.registry import DATASETS
-
-    from ..config import load_config, parse_options
     from ..datasets.transforms import SampleViews
     from ..engine.hooks.views import samples_of
-    from ..utils.noise import import_quietly
     from ..visualization import write_inspection
 
-    init_default_scope('mmpretrain')
-    cfg = load_config(args.config, parse_options(args.cfg_options))
-    if 'train_dataloader' not in cfg or cfg.get('default_scope') == 'mmdet':
-        raise ConfigError(f'{args.config} makes no views of its images: inspect looks at pretraining recipes.')
-    import_quietly('mmpretrain.datasets')
-    dataset = DATASETS.build(cfg.train_dataloader.dataset)
-    samples = list(samples_of(dataset, args.images)) if hasattr(dataset, 'pipeline') else []
+    dataset = views_dataset(args.config, args.cfg_options)
+    samples = list(samples_of(dataset, args.images))
     if not samples:
-        raise ConfigError(f'{args.config} makes no views of its images, or none of those looked at can be read.')
+        raise BadImageError(f'none of the images of {args.config} that were looked at can be read: see odis-mm verify.')
     sampler = next((step for step in dataset.pipeline.transforms if isinstance(step, SampleViews)), None)
     aware = sampler is not None and sampler.object_aware
     differ, total, faults = write_inspection(

@@ -42,8 +42,10 @@ def _stats(args: argparse.Namespace) -> None:
     step = 'train_dataloader.dataset.pipeline.0'  # LoadObjectImage
     if found.window is not None:
         lines.append(f'{step}.window=[{found.window[0]:g},{found.window[1]:g}]')
-    if args.percentiles is not None:
-        lines.append(f'{step}.percentiles=[{args.percentiles[0]:g},{args.percentiles[1]:g}]')
+    if found.percentiles is not None:
+        lines.append(f'{step}.percentiles=[{found.percentiles[0]:g},{found.percentiles[1]:g}]')
+        if args.percentiles is None:
+            print('some images have 8 bits, others more: the range of each becomes 0 to 255')
     if args.channels != 3:
         lines.append(f'{step}.channels={args.channels}')
     print('--cfg-options ' + ' '.join(lines))

@@ -5,7 +5,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, Dict, List, Optional
 
-from ..utils.errors import ConfigError, UserError
+from ..utils.errors import BadImageError, ConfigError, UserError
 from ..utils.files import PathLike
 from ..utils.origin import CONFIGS, resumed_start
 from ..utils.parser import Parser, at_least
@@ -25,7 +25,7 @@ from ..utils.paths import (
     find_detector,
     find_images,
 )
-from .common import AMP, METHODS, run
+from .common import AMP, METHODS, check_picture, run, views_dataset
 
 
 def pretrain_main(argv: Optional[List[str]] = None) -> None:
@@ -192,7 +192,7 @@ def predict_main(argv: Optional[List[str]] = None) -> None:
         '--threshold', type=float, default=0.3, help='least score of a box that is drawn (default: 0.3)'
     )
     parser.add_argument('--batch', type=at_least(1), default=8)
-    parser.add_argument('--device')
+    parser.add_argument('--device', help='default: the GPU, if there is one')
     args = parser.parse_args(argv)
     images = [*([args.checkpoint] if args.checkpoint else []), *args.images]
     checkpoint = images.pop(0) if images[0].endswith('.pth') else None
@@ -231,24 +231,26 @@ def views_main(argv: Optional[List[str]] = None) -> None:
     args = parser.parse_args(argv)
 
     def work() -> None:
-        from mmpretrain.registry import DATASETS
-
-        from ..config import load_config, parse_options
         from ..engine.hooks.views import samples_of
-        from ..utils.noise import import_quietly
         from ..visualization import draw_views
 
-        cfg = load_config(args.config, parse_options(args.cfg_options))
-        import_quietly('mmpretrain.datasets')
-        dataset = DATASETS.build(cfg.train_dataloader.dataset)
-        out = Path(args.out)
+        dataset = views_dataset(args.config, args.cfg_options)
+        out, path = Path(args.out), None
         out.parent.mkdir(parents=True, exist_ok=True)
         for i, sample in enumerate(samples_of(dataset, args.images, args.epoch)):
             path = out if args.images == 1 else out.with_name(f'{out.stem}_{i + 1}{out.suffix}')
             draw_views(sample, str(path))
             print(f'written: {path}')
+        if path is None:
+            raise BadImageError(
+                f'none of the images of {args.config} that were looked at can be read: see odis-mm verify.'
+            )
 
-    run(work, lambda: find_config(args.config), args.out)
+    def check() -> None:
+        find_config(args.config)
+        check_picture(args.out, '--out')
+
+    run(work, check)
 
 
 def _check(command: str, args: argparse.Namespace, *files: Optional[str]) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from ..utils.files import atomic_write_text
 from ..utils.parser import Parser, at_least
+from ..utils.paths import check_out
 from .common import run
 
 
@@ -35,7 +36,13 @@ def verify_main(argv: Optional[List[str]] = None) -> None:
         '--clean', metavar='FILE', help='write the annotations (or the list of images) without what is bad'
     )
     args = parser.parse_args(argv)
-    if run(lambda: _verify(args)):
+
+    def check() -> None:
+        for argument in ('report', 'clean'):
+            if getattr(args, argument) is not None:
+                check_out(getattr(args, argument), argument=f'--{argument}')
+
+    if run(lambda: _verify(args), check):
         sys.exit(1)
 
 
@@ -51,7 +58,11 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
 
 def reading_of(args: argparse.Namespace) -> Dict[str, Any]:
     """The options of :func:`add_reading` as arguments of ``read_image``."""
-    return dict(channels=args.channels, window=args.window, percentiles=args.percentiles)
+    from ..datasets import LoadObjectImage
+
+    found = dict(channels=args.channels, window=args.window, percentiles=args.percentiles)
+    LoadObjectImage(**found)  # says what is wrong with them
+    return found
 
 
 def _verify(args: argparse.Namespace) -> int:

@@ -16,6 +16,11 @@ from ..utils.errors import ConfigError, nearest
 from ..utils.nested import walk
 from .classes import arguments_of, find_class
 
+_NUMBERS = [  # key, whether it is a whole number, the least one; torch refuses others by a traceback
+    *((f'{part}_dataloader.batch_size', True, 1) for part in ('train', 'val', 'test')),
+    *((f'{part}_dataloader.num_workers', True, 0) for part in ('train', 'val', 'test')),
+    ('optim_wrapper.optimizer.lr', False, 0),
+]
 # what mmengine reads from a config beside the arguments of the Runner
 _OTHER_KEYS = {
     'activation_checkpointing',
@@ -128,7 +133,7 @@ def apply_options(cfg: Config, options: Dict[str, Any]) -> None:
         options: {'train_dataloader.batch_size': 8, '+notes.by': 'me', ...}
 
     Raises:
-        ConfigError: for a key that nothing would read.
+        ConfigError: for a key that nothing would read, and for sizes of batches and the like that are none.
     """
     for key, value in options.items():
         if not key.startswith('+'):
@@ -138,6 +143,13 @@ def apply_options(cfg: Config, options: Dict[str, Any]) -> None:
             cfg.merge_from_dict({key.lstrip('+'): value})
         except (AttributeError, KeyError, TypeError) as error:
             raise ConfigError(f'--cfg-options {key} does not fit the config: {error}') from error
+    for key, whole, least in _NUMBERS:
+        value: Any = cfg._cfg_dict
+        for part in key.split('.'):
+            value = value.get(part) if isinstance(value, dict) else None
+        kinds = int if whole else (int, float)
+        if value is not None and (not isinstance(value, kinds) or isinstance(value, bool) or not value >= least):
+            raise ConfigError(f'{key} must be {"a whole number" if whole else "a number"} from {least}, not {value!r}.')
 
 
 def drop_variables(cfg: Config, options: Iterable[str] = ()) -> None:

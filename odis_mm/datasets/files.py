@@ -3,13 +3,13 @@ mark."""
 
 import os
 from pathlib import Path
-from typing import List
+from typing import List, Sequence
 
 from mmengine.logging import print_log
 
-from ..utils.errors import AnnotationError, ConfigError, printable
+from ..utils.errors import AnnotationError, ConfigError, MissingFileError, printable
 from ..utils.files import PathLike, parse_json
-from ..utils.paths import IMAGE_SUFFIXES, left_out, walk_images
+from ..utils.paths import IMAGE_SUFFIXES, left_out, of_other_images, walk_images
 
 _NOT_LISTS = {
     '.xml': 'it describes one image (Pascal VOC, CVAT)',
@@ -45,6 +45,23 @@ def list_images(folder: PathLike) -> List[str]:
             'that holds your images (in a config: data_root and data_prefix).'
         )
     return names
+
+
+def first_present(names: Sequence[str], folder: PathLike, source: str) -> str:
+    """Return the first image that is there, of at most 50 that are spread over those of an annotation file or a list;
+    the missing ones are for who reads them.
+
+    Raises:
+        MissingFileError: none is there.
+    """
+    for i in range(0, len(names), max(len(names) // 50, 1)):
+        if os.path.isfile(os.path.join(folder, names[i])):
+            return names[i]
+    first = shown(os.path.join(folder, names[0]))
+    raise MissingFileError(
+        of_other_images(source, names, folder)
+        or f'image {first}, the first of {source}, does not exist; check data_root and data_prefix.'
+    )
 
 
 def read_text(path: PathLike) -> str:

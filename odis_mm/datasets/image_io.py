@@ -8,7 +8,7 @@ from typing import Any, Dict, Optional, Sequence, Tuple, Union
 
 import cv2
 import numpy as np
-from mmcv.transforms import BaseTransform
+from mmcv.transforms import BaseTransform, LoadImageFromFile
 from mmpretrain.registry import TRANSFORMS
 from PIL import Image
 
@@ -515,3 +515,24 @@ class LoadObjectImage(BaseTransform):
             if size is not None:
                 return PostponedJPEG(path, data, size)
         return read_image(path, self.channels, self.window, self.percentiles)
+
+
+class LoadNamedImage(LoadImageFromFile):
+    """mmcv's ``LoadImageFromFile``, whose error says which file it is and what is wrong with it. In our runs it takes
+    the place of that one (:class:`~odis_mm.engine.log.QuietRunner`).
+
+    Raises:
+        BadImageError: the file cannot be read.
+    """
+
+    def transform(self, results: dict) -> Optional[dict]:
+        try:
+            return super().transform(results)
+        except Exception as error:  # of many classes; not all of them name the file
+            path = results['img_path']
+            if self.backend_args is None and self.file_client_args is None:  # a file of this machine
+                read_raw(path)
+            raise BadImageError(
+                f'image {shown(path)} cannot be read by LoadImageFromFile ({type(error).__name__}: {error}); fetch it '
+                'again or remove it from the data.'
+            ) from error

@@ -13,12 +13,11 @@ from mmpretrain.registry import DATASETS, TRANSFORMS
 
 from ..utils.errors import AnnotationError, BadImageError, ConfigError, MissingFileError
 from ..utils.noise import import_quietly
-from ..utils.paths import of_other_images
 from .annotations import read_annotations, told
 from .bad_images import CountsBadImages, check_share
 from .columns import Columns
 from .draws import seed_of
-from .files import list_images, read_list, shown
+from .files import first_present, list_images, read_list, shown
 from .image_io import LoadObjectImage, UnsuitedImageError, image_kind, read_image, read_raw
 from .segmentation import segmentation_to_mask
 
@@ -266,13 +265,8 @@ class ObjectDataset(CountsBadImages, BaseDataset):
                 )
         else:
             print_log(f'{source}: {len(chosen)} images without objects', logger='current')
-        first = os.path.join(self.folder, columns.names[chosen[0].item()])
-        if not os.path.isfile(first):
-            raise MissingFileError(
-                of_other_images(source, list(columns.names), self.folder)
-                or f'image {shown(first)}, the first of {source}, does not exist; check data_root and data_prefix.'
-            )
-        self._look_at(first)
+        first = first_present(columns.names, self.folder, source)
+        self._look_at(os.path.join(self.folder, first))
         if self.data_fraction < 1:
             order = np.random.default_rng(self.seed).permutation(len(chosen))
             chosen = chosen[np.sort(order[: max(1, round(self.data_fraction * len(chosen)))])]

@@ -8,7 +8,7 @@ import numpy as np
 from ..utils.errors import BadImageError
 from ..utils.files import PathLike
 from .image_io import image_kind, read_raw
-from .statistics import ENDS, statistics
+from .statistics import statistics
 from .survey import spread
 
 LOOKED_AT = 20  # images, for their kind
@@ -63,11 +63,9 @@ def find_reading(paths: Sequence[PathLike]) -> Reading:
     if channels == 3 and all(raw.dtype == np.uint8 for raw in kinds):
         return Reading()
     chosen = [str(paths[i]) for i in spread(len(paths), MEASURED).tolist()]
-    mixed = len({raw.dtype == np.uint8 for raw in kinds}) == 2
-    percentiles = ENDS if mixed else None
-    measured = statistics(chosen, channels, percentiles=percentiles)
+    measured = statistics(chosen, channels)
     told = f'images: {image_kind(next(raw for raw in kinds if raw.shape[2] == found))}'
-    if mixed:
+    if measured.percentiles is not None:
         eight = sum(raw.dtype == np.uint8 for raw in kinds)
         told += (
             f'; {eight} of {len(kinds)} that were looked at have 8 bits, the others more: the range of each image '
@@ -76,6 +74,6 @@ def find_reading(paths: Sequence[PathLike]) -> Reading:
     if measured.window is not None:
         told += '; values of {:g} to {:g} become 0 to 255'.format(*measured.window)
     if channels == 3:
-        return Reading(window=measured.window, percentiles=percentiles, told=told)
+        return Reading(window=measured.window, percentiles=measured.percentiles, told=told)
     told += f'; mean and deviation of {measured.images} images'
-    return Reading(channels, measured.window, percentiles, measured.mean, measured.std, told)
+    return Reading(channels, measured.window, measured.percentiles, measured.mean, measured.std, told)

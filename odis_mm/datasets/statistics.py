@@ -22,14 +22,16 @@ class Statistics:
         bad: How many could not be.
         mean: Per channel, in 0..255.
         std: Per channel, in 0..255.
-        window: Values that were taken as black and white; None: 8 bits, as they are.
+        window: Values that were taken as black and white; None: 8 bits, as they are, or see ``percentiles``.
+        percentiles: Of each image, that were taken so.
     """
 
     images: int
     bad: int
     mean: List[float]
     std: List[float]
-    window: Optional[Tuple[float, float]]
+    window: Optional[Sequence[float]]
+    percentiles: Optional[Sequence[float]]
 
 
 def statistics(
@@ -44,14 +46,15 @@ def statistics(
     Args:
         paths: Of the images.
         channels, window, percentiles: See ``read_image``. If an image has more than 8 bits and neither a window nor
-            percentiles are given, one window for all is found first, and used: the range between ``ends``.
-        ends: Percentiles, over all images, that become black and white.
+            percentiles are given, one window for all is found first, and used: the range between ``ends``; where others
+            have 8 bits, which would become black, the percentiles ``ends`` of each image are used.
+        ends: Percentiles, over all images or of each, that become black and white.
 
     Raises:
         BadImageError: no image can be read.
     """
     if window is None and percentiles is None:
-        window = _window(paths, channels, ends)
+        window, percentiles = _range(paths, channels, ends)
     reading: Dict[str, Any] = dict(window=window, percentiles=percentiles)
     first, second, count, bad, fault = np.zeros(channels), np.zeros(channels), 0, 0, None
     for path in reported(paths, len(paths)):
@@ -69,21 +72,26 @@ def statistics(
     if not count:
         raise BadImageError(f'none of {len(paths)} images can be read; the last one: {fault}')
     mean = first / count
-    return Statistics(count, bad, mean.tolist(), np.sqrt(np.maximum(second / count - mean**2, 0)).tolist(), window)
+    std = np.sqrt(np.maximum(second / count - mean**2, 0)).tolist()
+    return Statistics(count, bad, mean.tolist(), std, window, percentiles)
 
 
-def _window(paths: Sequence[str], channels: int, ends: Tuple[float, float]) -> Optional[Tuple[float, float]]:
-    """One window for all images, None if all have 8 bits."""
-    rng, values, deep = np.random.default_rng(0), [], False
+def _range(
+    paths: Sequence[str], channels: int, ends: Tuple[float, float]
+) -> Tuple[Optional[Tuple[float, float]], Optional[Tuple[float, float]]]:
+    """One window for all images, or percentiles of each if some have 8 bits; neither if all have."""
+    rng, values, deep = np.random.default_rng(0), [], set()
     for path in reported(paths, len(paths), what='images, their range'):
         try:
             raw = read_raw(path, channels)
         except BadImageError:
             continue
-        deep |= raw.dtype != np.uint8
+        deep.add(raw.dtype != np.uint8)
         sample = raw.reshape(-1)[rng.integers(raw.size, size=SAMPLE)].astype(np.float64)
         values.append(sample[np.isfinite(sample)])
-    if not deep:
-        return None
+    if True not in deep:
+        return None, None
+    if False in deep:
+        return None, ends
     low, high = np.percentile(np.concatenate(values), ends)
-    return float(low), float(max(high, low + 1e-6 * max(abs(low), 1)))
+    return (float(low), float(max(high, low + 1e-6 * max(abs(low), 1)))), None

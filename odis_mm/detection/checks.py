@@ -21,7 +21,7 @@ from pycocotools import mask as coco_mask
 from ..datasets.annotations import CACHE_FROM, cache_folder, coco_table, source_of
 from ..datasets.bad_images import BAD_SHARE, too_many
 from ..datasets.demo import render_if_asked
-from ..datasets.files import read_json, shown
+from ..datasets.files import first_present, read_json, shown
 from ..datasets.image_io import size_of
 from ..datasets.layout import part_of
 from ..datasets.segmentation import usable
@@ -29,7 +29,6 @@ from ..datasets.values import flag, identity, is_crowd, number, numbering, side
 from ..utils.errors import AnnotationError, BadImageError, ConfigError, FileWriteError, MissingFileError, too_many_bad
 from ..utils.files import atomic_write_text
 from ..utils.nested import dicts, walk
-from ..utils.paths import of_other_images
 
 _PARTS = ('train', 'val', 'test')
 
@@ -177,7 +176,7 @@ def look(path: str, folder: str, max_bad_share: float = 0) -> Look:
         pass
     found = complete(path, folder, max_bad_share)
     if found.content is None:
-        first = read_json(path)['images'][0]['file_name']
+        first = first_present([image['file_name'] for image in read_json(path)['images']], folder, shown(path))
         with suppress(OSError, FileWriteError):
             place.mkdir(parents=True, exist_ok=True)
             atomic_write_text(note, json.dumps({**vars(found), 'source': source, 'first': first}))
@@ -196,7 +195,7 @@ def complete(path: str, folder: str, max_bad_share: float = 0) -> Look:
     Raises:
         BadImageError: more are.
         AnnotationError: it is not of COCO style; an image, annotation or category is not understood.
-        MissingFileError: its first image does not exist.
+        MissingFileError: none of its images is found, or, where none may be bad, not every one.
     """
     content = read_json(path)
     if 'images' not in content and 'annotations' not in content:
@@ -204,14 +203,21 @@ def complete(path: str, folder: str, max_bad_share: float = 0) -> Look:
             f'annotation file {shown(path)} is not of COCO style, which detectors need: it has no images and '
             'annotations.'
         )
+    if not content.get('annotations'):
+        raise AnnotationError(
+            f'annotation file {shown(path)} has no annotations, by which a detector is trained and evaluated: name '
+            'one with objects.'
+        )
     coco_table(content, path)  # says in one sentence what is not understood
     if not content.get('categories'):
         raise AnnotationError(f'annotation file {shown(path)} has no categories: name the classes of its objects.')
-    first = os.path.join(folder, content['images'][0]['file_name'])
-    if not os.path.isfile(first):
+    names = [image['file_name'] for image in content['images']]
+    first_present(names, folder, shown(path))
+    missing = [] if max_bad_share else [name for name in names if not os.path.isfile(os.path.join(folder, name))]
+    if missing:  # else the first evaluation would end the run
         raise MissingFileError(
-            of_other_images(path, [image['file_name'] for image in content['images']], folder)
-            or f'image {shown(first)}, the first of {shown(path)}, does not exist; check data_root and data_prefix.'
+            f'{len(missing)} of {len(names)} images of {shown(path)} do not exist, and here none may be missing '
+            f'({shown(os.path.join(folder, missing[0]))}, ...): fetch them, or remove them from the annotations.'
         )
     done: Counter = Counter()
     kept_images, bad = [], []

@@ -7,8 +7,9 @@ import os.path as osp
 import re
 import sys
 from datetime import timedelta
-from typing import Tuple
+from typing import Tuple, Union
 
+from mmcv.transforms import LoadImageFromFile
 from mmengine.dist import master_only
 from mmengine.logging import MMLogger
 from mmengine.registry import RUNNERS
@@ -16,19 +17,28 @@ from mmengine.runner import LogProcessor, Runner
 from mmpretrain.registry import LOG_PROCESSORS
 from torch.utils.data import DataLoader
 
+from ..datasets.image_io import LoadNamedImage
 from ..datasets.workers import leave_signals_to_the_run
 from ..utils.files import atomic_write_text
+from ..utils.nested import dicts
 from ..utils.noise import quiet_console
 
 
 @RUNNERS.register_module()
 class QuietRunner(Runner):
-    """mmengine's ``Runner``, whose reports of environment, config and hooks go to the log file alone, and whose loader
-    workers leave signals to the run, whatever starts them."""
+    """mmengine's ``Runner``, whose reports of environment, config and hooks go to the log file alone, whose loader
+    workers leave signals to the run, whatever starts them, and whose ``LoadImageFromFile`` names a file that it cannot
+    read."""
 
     @staticmethod
-    def build_dataloader(*args, **kwargs) -> DataLoader:
-        return leave_signals_to_the_run(Runner.build_dataloader(*args, **kwargs))
+    def build_dataloader(dataloader: Union[DataLoader, dict], *args, **kwargs) -> DataLoader:
+        if isinstance(dataloader, dict):
+            dataloader = copy.deepcopy(dataloader)  # the config that is written keeps what other tools know
+            for step in dicts(dataloader):
+                kind = step.get('type')
+                if kind is LoadImageFromFile or str(kind).rpartition('.')[2] == LoadImageFromFile.__name__:
+                    step['type'] = LoadNamedImage
+        return leave_signals_to_the_run(Runner.build_dataloader(dataloader, *args, **kwargs))
 
     def build_logger(self, *args, **kwargs) -> MMLogger:
         logger = super().build_logger(*args, **kwargs)

@@ -25,6 +25,9 @@ _NAME_FILES = ('classes.txt', 'obj.names', '_darknet.labels', 'labels.txt')
 _WRONG = (AssertionError, KeyError, TypeError, ValueError, AttributeError, IndexError, OSError)  # of a reader
 
 
+_MOST_CLASSES = 100_000  # of YOLO; each number below the highest one gets a name
+
+
 class UnrecognisedError(AnnotationError):
     """There are no annotations, or none of a format that is known."""
 
@@ -230,10 +233,14 @@ def _yolo(path: Path, index: ImageIndex, faults: List[str]):
         name = index.find(file.stem, file)
         height, width = index.size(name)
         objects = []
-        for line in file.read_text().splitlines():
+        for n, line in enumerate(file.read_text().splitlines(), 1):
             values = line.split()
             if not values:
                 continue
+            if len(values) < 5:
+                raise AnnotationError(
+                    f'{file}: line {n} has {len(values)} values, a box has five (class, x, y, width, height): fix it'
+                )
             if len(rows) < 2 or len(rows[-1]) == len(rows[-2]):
                 rows.append(values)
             segmentation = None
@@ -245,8 +252,10 @@ def _yolo(path: Path, index: ImageIndex, faults: List[str]):
                 segmentation = [points.reshape(-1).tolist()]
             else:
                 box = BoundingBox.from_yolo_v5(line, image_size=(width, height))
-            if int(box.label) < 0:
-                raise AnnotationError(f'{file}: the class {box.label} is no number from 0')
+            if not 0 <= int(box.label) < _MOST_CLASSES:
+                raise AnnotationError(
+                    f'{file}: the class {box.label} is no number from 0 to {_MOST_CLASSES - 1} (line {n}): correct it'
+                )
             objects.append(
                 Annotated(int(box.label), box.ltrb, segmentation, box.confidence if box.is_detection else None)
             )

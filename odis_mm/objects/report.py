@@ -114,7 +114,8 @@ def near_duplicates(images: Sequence[dict]) -> List[List[str]]:
 def write_report(
     content: dict, images: PathLike, out: PathLike, truth: Optional[dict] = None, seed: int = 0
 ) -> Tuple[dict, Optional[dict]]:
-    """Write ``out`` (one html that needs nothing else) and beside it ``*_numbers.png`` and ``*_sheet.png``.
+    """Write ``out`` (one html that needs nothing else) and beside it ``*_numbers.png`` and ``*_sheet.png``,
+    unless that is among the images, which they would be taken for.
 
     Args:
         content: COCO-style, as ``find-objects`` writes it.
@@ -145,10 +146,11 @@ def write_report(
             'found': recall_of(content, truth),
             'random boxes of the same sizes': recall_of(random_boxes(content, seed), truth),
         }
-    pictures = {}
+    pictures, among = {}, out.resolve().is_relative_to(Path(images).resolve())
     for name, figure in (('numbers', _charts(numbers)), ('sheet', _sheet(content, Path(images)))):
         pictures[name] = _png(figure)
-        atomic_write(out.with_name(f'{out.stem}_{name}.png'), lambda file, name=name: file.write(pictures[name]))
+        if not among:
+            atomic_write(out.with_name(f'{out.stem}_{name}.png'), lambda file, name=name: file.write(pictures[name]))
     atomic_write_text(out, _page(content, numbers, measures, pictures))
     return numbers, measures
 

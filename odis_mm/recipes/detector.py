@@ -1,9 +1,10 @@
 """Configs made for a data set: what a person would write by hand after looking at the annotations."""
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, FrozenSet, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -44,6 +45,7 @@ class Content:
         bare: Number of images without one, which it leaves out.
         boxes: float [n, 4], x, y, width, height in pixels, crowd regions left out.
         sides: float [n, 2], the short and the long side of each box's image in pixels; 0: not told.
+        paths: Of all images.
     """
 
     classes: Tuple[str, ...]
@@ -53,6 +55,7 @@ class Content:
     bare: int
     boxes: np.ndarray
     sides: np.ndarray
+    paths: FrozenSet[str]
 
 
 def read_content(split: Split) -> Content:
@@ -74,7 +77,10 @@ def read_content(split: Split) -> Content:
         raise ConfigError(f'{split.ann_file}: two categories are named {twice!r}: merge or rename them.')
     good = ~table['crowd'] & (table['owner'] >= 0) & has_extent(table['boxes'])
     if not good.any():
-        raise ConfigError(f'{split.ann_file} has no object with a box, which a detector needs: name other annotations.')
+        raise ConfigError(
+            f'{split.ann_file} has no object with a box of a pixel or more in an image that it lists: boxes are '
+            '[x, y, width, height] in pixels, not shares of the image; fix them, or name other annotations.'
+        )
     images = len(np.unique(table['owner'][(table['owner'] >= 0) & (table['labels'] >= 0)]))
     boxes, sides = table['boxes'][good], table['sizes'][table['owner'][good]]
     return Content(
@@ -85,7 +91,25 @@ def read_content(split: Split) -> Content:
         len(content['images']) - images,
         np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1),
         np.sort(np.where(np.isfinite(sides).all(1, keepdims=True), sides, 0), 1),
+        frozenset(_paths(content, split)),
     )
+
+
+def _paths(content: dict, split: Split) -> List[str]:
+    names = [image.get('file_name') for image in content['images'] if isinstance(image, dict)]
+    return [os.path.abspath(Path(split.images, name)) for name in names if isinstance(name, str)]
+
+
+def _learned(content: Content, val: Split) -> List[str]:
+    """A line if images of the validation split are trained on."""
+    paths = _paths(read_coco(val.ann_file), val)
+    both = sum(path in content.paths for path in paths)
+    if not both:
+        return []
+    return [
+        f'mind: {both} of the {len(paths)} validation images are among the training images: AP is higher than '
+        'on images that no training has seen'
+    ]
 
 
 def detector_config(
@@ -129,10 +153,13 @@ def detector_config(
     check_steps(iterations, DETECTOR_STEPS)
     name = detector_name(detector or ('mask-rcnn' if content.masks else 'faster-rcnn'))
     cfg = load_config(name)
+    if cfg.get('default_scope') != 'mmdet' or 'val_dataloader' not in cfg:
+        raise ConfigError(f'{name} is not the config of a detector: take mask-rcnn, faster-rcnn, or one of mmdet.')
     for split in (val, test):
         if split is not None:
             _check_classes(content.classes, split, train)
     _set_data(cfg, train, val, test or val, content)
+    cfg.notes = [*cfg.get('notes', []), *_learned(content, val)]
     meta = {} if init is None else read_meta(init)
     set_reading(cfg, _reading(meta, train))
     _set_length(cfg, iterations, batch, evaluations)

@@ -128,6 +128,7 @@ def pretraining_config(
     loader.persistent_workers = loader.num_workers > 0
     cfg.setdefault('randomness', {}).update(seed=seed)
     _set_views(cfg, size)
+    _fit_matches(cfg)
     notes += _set_reading(cfg, dataset)
     if not with_boxes and _view_step(cfg)['type'] == 'SampleViews':  # the file that lists the images may have boxes
         _view_step(cfg)['target_rule'] = 'whole_image'
@@ -235,6 +236,16 @@ def _set_views(cfg: Config, size: Optional[int]) -> None:
         group['size'] = max(patch, round(group['size'] * size / old / patch) * patch)
     if 'img_size' in cfg.model.backbone:
         cfg.model.backbone.img_size = size
+
+
+def _fit_matches(cfg: Config) -> None:
+    """Half the cells of a view, as in GTSA's paper, where the recipe asks for more matches than the view has cells."""
+    head = cfg.model.get('head') or {}
+    if 'num_matches' in head:
+        patch, asked = int(cfg.model.backbone.get('patch_size', 16)), tuple(head['num_matches'])
+        cells = [(group['size'] // patch) ** 2 for group in _view_step(cfg)['views']]
+        fitting = tuple(k if k <= n else max(n // 2, 1) for k, n in zip(asked, cells))
+        head['num_matches'] = fitting + asked[len(fitting) :]
 
 
 def _fit_views(cfg: Config, dataset: ObjectDataset) -> List[str]:

@@ -11,6 +11,7 @@ from mmengine.logging import print_log
 from ..config import load_config
 from ..engine.fit import check_fit, state_of
 from ..transfer import load_local
+from ..utils.environment import check_device
 from ..utils.errors import BadImageError, CheckpointError, ConfigError
 from ..utils.files import PathLike, atomic_write_text
 from ..utils.noise import quiet_imports
@@ -50,6 +51,7 @@ def predict(
             annotations if :func:`finetune` made the detector, else its labels' numbers.
         threshold: Least score of a box that is drawn, in 0..1.
         batch: Images at a time.
+        device: As torch names it; None: the GPU, if there is one.
         quiet: No progress bar.
 
     Returns:
@@ -57,7 +59,7 @@ def predict(
 
     Raises:
         ConfigError: ``run`` is no detector's config, or holds none; ``out`` lies in a folder of ``images``; or
-            ``threshold`` is none.
+            ``threshold`` or ``device`` is none.
         FolderInUseError: ``out`` holds predictions.
         CheckpointError: the weights are those of another model.
         MissingFileError: no such file or folder, or no image in it.
@@ -69,6 +71,8 @@ def predict(
     paths = find_images(sources, left)
     check_output(out, sources)
     check_threshold(threshold)
+    if device is not None:
+        check_device(device)
     cfg = load_config(config)
     if 'test_dataloader' not in cfg or cfg.get('default_scope') != 'mmdet':
         raise ConfigError(f'{config} is not the config of a detector: take the one in the work dir of its training.')

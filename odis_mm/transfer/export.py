@@ -67,8 +67,7 @@ def transfer(
         meta['patch_grid'] = list(shape.grid(grid or source_grid))
     folder = out.suffix not in ('.pth', '.safetensors')
     file = out / 'model.safetensors' if folder else out
-    if folder:
-        out.mkdir(parents=True, exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f'.unproved_{file.name}')
     try:
         write_file(partial, conversion, {**meta, 'transferred_from': Path(source).name})

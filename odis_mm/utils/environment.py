@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from ..version import __version__
+from .errors import ConfigError
 
 MACHINE = 'machine: '  # with which the line of a training's log begins that tells what it ran on
 
@@ -23,6 +24,21 @@ def command_line() -> str:
 def cores() -> int:
     """Return the number of cores that this process may use, of which a cluster may give it a few."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def check_device(name: str) -> None:
+    """Refuse a device, as torch names it, that is not here.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # the second one of a torch without CUDA
+        here = ', '.join(['cpu', *(f'cuda:{i}' for i in range(torch.cuda.device_count()))])
+        raise ConfigError(f'there is no device {name!r} here: take one of {here}.') from error
 
 
 def hardware() -> str:

@@ -276,6 +276,9 @@ def find_config(name: PathLike) -> Path:
     shipped = shipped_configs()
     wanted = Path(os.fspath(name).removesuffix('.py')).as_posix()
     found = [path for key, path in shipped.items() if wanted in (key, key.rpartition('/')[2])]
+    if not found and Path(name).is_dir():
+        inside = ''.join(f', such as {path}' for path in sorted(Path(name).glob('*.py'))[:1])
+        raise ConfigError(f'{os.fspath(name)} is a folder where a config is expected: name the file in it{inside}.')
     if not found:
         hint = nearest(wanted, [*shipped, *(key.rpartition('/')[2] for key in shipped)]) or f' ({", ".join(shipped)})'
         raise ConfigError(f'no config {os.fspath(name)!r}: it is neither a file nor a shipped recipe{hint}')
@@ -300,15 +303,15 @@ def check_config_name(name: PathLike) -> None:
         )
 
 
-def check_out(out: PathLike, folder: bool = False) -> None:
-    """Refuse what ``--out`` names where it cannot be written; nothing is created.
+def check_out(out: PathLike, folder: bool = False, argument: str = '--out') -> None:
+    """Refuse what ``--out`` or another ``argument`` names where it cannot be written; nothing is created.
 
     Raises:
         ConfigError: a folder is in the place of a file, or the other way round, or the folder above takes no files.
     """
     if os.path.exists(out) and os.path.isdir(out) != folder:
         kinds = ('file', 'folder') if folder else ('folder', 'file')
-        raise ConfigError(f'--out {out} is a {kinds[0]}: name a {kinds[1]} to write.')
+        raise ConfigError(f'{argument} {out} is a {kinds[0]}: name a {kinds[1]} to write.')
     place = Path(os.path.abspath(out))
     near = next(path for path in (place, *place.parents)[not folder :] if os.path.lexists(path))
     try:
@@ -316,7 +319,7 @@ def check_out(out: PathLike, folder: bool = False) -> None:
             pass
     except OSError as error:
         why = error.strerror if near.is_dir() else 'it is no folder'
-        raise ConfigError(f'--out {out} cannot be written below {near} ({why}): name another place.') from error
+        raise ConfigError(f'{argument} {out} cannot be written below {near} ({why}): name another place.') from error
 
 
 def check_output(out: PathLike, sources: Sequence[PathLike]) -> None:

@@ -7,6 +7,7 @@ where the paint is.
 
 import base64
 import html
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple
@@ -26,6 +27,7 @@ from ..utils.files import PathLike, atomic_write_text
 from ..utils.progress import reported
 from .views import draw_views, shade_view
 
+_PICTURE = re.compile(r'\d{3,}_(views|pairs)\.png')  # how the pictures of a page are named
 CELLS = 7  # a side of what two views share, as the losses compare it
 _SIDES = ('left edge', 'top edge', 'right edge', 'bottom edge')
 
@@ -280,6 +282,8 @@ def write_inspection(
 ) -> Tuple[int, int, List[str]]:
     """Write ``inspection.html`` (one file that needs nothing else) and its pictures as PNG.
 
+    Beside a page of an earlier call, pictures of that call which this one does not write are removed.
+
     Args:
         samples: As of :func:`check_sample`.
         folder: To write into.
@@ -291,6 +295,8 @@ def write_inspection(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    page_file = folder / 'inspection.html'
+    earlier = {path for path in folder.iterdir() if _PICTURE.fullmatch(path.name)} if page_file.is_file() else set()
     parts, faults, total, kinds = [], [], 0, {}
     for n, sample in enumerate(reported(samples, len(samples))):
         name = Path(sample['img_path']).name
@@ -305,6 +311,7 @@ def write_inspection(
         if shared_pairs(sample):
             pictures.append(folder / f'{n:03d}_pairs.png')
             draw_pairs(sample, str(pictures[1]))
+        earlier.difference_update(pictures)
         parts.append(
             f'<h2>{html.escape(name)}</h2><p>{len(wrong)} of {len(checks)} drawn numbers differ from the pixels.</p>'
         )
@@ -324,7 +331,9 @@ def write_inspection(
         'and cells are drawn from the geometry that training uses; the pixels are painted, cut, resized, flipped and '
         f'turned without it.</p><table><tr><th>number<th>differ{rows}</table>{"".join(parts)}</html>\n'
     )
-    atomic_write_text(folder / 'inspection.html', page)
+    atomic_write_text(page_file, page)
+    for path in earlier:
+        path.unlink()
     return len(faults), total, faults
 
 

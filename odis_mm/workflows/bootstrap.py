@@ -13,7 +13,7 @@ from typing import Dict, List, Optional
 
 from ..utils.errors import ConfigError, run_command
 from ..utils.parser import Parser, at_least
-from ..utils.paths import PRETRAINING_STEPS, WORK_DIRS, walk_images
+from ..utils.paths import PRETRAINING_STEPS, WORK_DIRS, check_out, walk_images
 from .stages import Stage, Stages, Worker, exports
 
 
@@ -47,7 +47,7 @@ def bootstrap(
         The export of the last ODIS.
 
     Raises:
-        ConfigError: the work dir lies among the images.
+        ConfigError: the work dir lies among the images, or cannot be written.
         StageError: of a command that failed.
     """
     images = str(Path(images).resolve())
@@ -57,6 +57,7 @@ def bootstrap(
             f'{work_dir} lies among the images of {images}, and the pictures that runs draw would be trained on: take '
             f'another --work-dir, or one below {Path(images, WORK_DIRS)}, which is not searched for images.'
         )
+    check_out(work_dir, folder=True, argument='--work-dir')
     files = hashlib.sha256()  # with other images all is done anew
     for name in walk_images(images)[0]:
         files.update(os.fsencode(name) + hashlib.sha256(Path(name).read_bytes()).digest())

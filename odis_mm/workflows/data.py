@@ -120,7 +120,10 @@ def prepare(plan: Plan, folder: Path, work_dir: Path, say: Callable[[str], None]
             if other:
                 raise AnnotationError(other)
         if missing:
-            raise ConfigError(f'{len(missing)} images of the {name} split cannot be read, the first is {missing[0]}.')
+            raise ConfigError(
+                f'{len(missing)} images of the {name} split cannot be read, the first is {missing[0]}: fetch them '
+                'again, or remove them from the data (odis-mm verify --clean writes such annotations).'
+            )
     trained = [name for name in ('train', 'unlabelled') if name in prints]
     evaluated = [name for name in ('val', 'test') if name in prints]
 

@@ -194,6 +194,8 @@ def load_plan(name: PathLike, changes: Sequence[str] = ()) -> Tuple[Plan, Path]:
         ConfigError: no such plan, no YAML, an unknown key or a value of the wrong kind; the message names it.
     """
     path, folder = Path(name), Path(name).parent
+    if path.is_dir() and str(name) not in shipped_plans():
+        raise ConfigError(f'{name} is a folder and no plan: to compare on the images in it, name it by --data.')
     if not path.is_file():
         plans = shipped_plans()
         if str(name) not in plans:
@@ -409,6 +411,15 @@ def _check(plan: Plan, where: str) -> None:
         f'the names of the starts must differ in letters (a to z) and digits: rename {" or ".join(map(repr, alike))} '
         '(of --init and --recipes: the files).',
     )
+    alike = [
+        name
+        for first in plan.starts
+        for seed in range(plan.seeds.pretraining if first.recipes else 0)
+        for second in plan.starts
+        if not second.recipes and slug(second.name) == f'{slug(first.name)}_p{seed}'
+        for name in (first.name, second.name)
+    ]
+    refuse(bool(alike), f'runs of the starts {" and ".join(map(repr, alike[:2]))} have one name: rename one of them.')
     refuse(
         plan.baseline is not None and plan.baseline not in [start.name for start in plan.starts],
         f'baseline {plan.baseline!r} is no start.',

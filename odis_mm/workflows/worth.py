@@ -34,6 +34,7 @@ from ..objects.recall import read_result
 from ..utils.errors import ConfigError, run_command
 from ..utils.files import atomic_write_text
 from ..utils.parser import Parser, at_least
+from ..utils.paths import check_out
 from .data import normalised
 from .plan import Data, slug
 from .stages import Stage, Stages, Worker, exports
@@ -106,9 +107,11 @@ def worth(
     """Make the boxes, ``plan.yaml`` and the table ``worth.md``, which is returned; see :func:`main`.
 
     Raises:
-        ConfigError: a teacher that is not written as NAME=FILE, or data without annotations of COCO style.
+        ConfigError: ``out`` cannot be written, a teacher that is not written as NAME=FILE, or data without annotations
+            of COCO style.
         StageError: of a training that failed.
     """
+    check_out(out, folder=True)
     root = Path(data or ensure_demo(data_root, num_train=train_images)).resolve()
     found_splits = find_splits(root, ('train', 'val'))
     split = found_splits.get('train')

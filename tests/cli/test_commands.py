@@ -161,8 +161,20 @@ def test_places_where_out_cannot_be_written(tmp_path):
         name, where = line[-1], tmp_path / 'file'
         told = f'error: --out {name} cannot be written below {where} (it is no folder): name another place.\n'
         assert (code, out, err, heavy) == (2, '', told, []), line
-    lines = ['views gtsa_demo --out folder'.split(), 'inspect gtsa_demo --out file'.split()]
-    file, folder = call(tmp_path, lines)
+    lines = ['views gtsa_demo --out folder', 'inspect gtsa_demo --out file']
+    lines += [
+        'verify --data folder --report folder',
+        'transfer a.pth file/b.pth',
+        'transfer a.pth folder',
+        'transfer a.pth file --to huggingface',
+    ]
+    file, folder, *others = call(tmp_path, [line.split() for line in lines])
+    assert [(err, heavy) for *_, err, heavy in others] == [
+        ('error: --report folder is a folder: name a file to write.\n', []),
+        (f'error: OUT file/b.pth cannot be written below {tmp_path}/file (it is no folder): name another place.\n', []),
+        ('error: OUT folder is a folder: name a file to write.\n', []),
+        ('error: OUT file is a file: name a folder to write.\n', []),
+    ]
     assert file[3] == 'error: --out folder is a folder: name a file to write.\n'
     assert folder[3] == 'error: --out file is a file: name a folder to write.\n'
     assert sorted(path.name for path in tmp_path.iterdir()) == ['a.pth', 'detector.py', 'file', 'folder']
@@ -260,6 +272,8 @@ def test_wrong_paths_are_refused_before_anything_heavy_is_imported(tmp_path, coc
         ('predict detector/detector.py a.pth photos --out photos', 'the pictures of --out photos would lie in photos,'),
         ('predict detector/detector.py a.pth photos --out linked/out', 'of --out linked/out would lie in photos,'),
         ('views a.pth', config),
+        ('views used', 'used is a folder where a config is expected: name the file in it, such as used/pretrain.py.'),
+        ('views pretrain.py --out a.txt', '--out a.txt: let its name end in one of .png, .jpg,'),
         ('train a.pth', config),
         (
             'train odis_demoo',
@@ -272,10 +286,15 @@ def test_wrong_paths_are_refused_before_anything_heavy_is_imported(tmp_path, coc
         ('test mask-rcnn_demo gone.pth', gone),
         ('compare --data gone', 'data folder gone does not exist.'),
         ('compare a.pth', config),
+        (f'compare --data {data} --work-dir half.json', '--work-dir half.json is a file: name a folder to write.'),
         (f'compare --data {data} --init gone.pth', gone),
         ('transfer gone.pth', gone),
         ('knn gone.pth --data photos', gone),
         ('regions gone.pth --data photos', gone),
+        (
+            'features a.pth --ann-file a.json --out a.npz --sheet a.xyz',
+            '--sheet a.xyz: let its name end in one of .png',
+        ),
         ('features gone.pth --ann-file a.json --out a.npz', gone),
         ('rotation gtsa_demo gone.pth --data-root photos', gone),
         ('find-objects gone --out a.json --source classic', 'data folder gone does not exist.'),

@@ -50,6 +50,22 @@ def test_values_are_python_literals_or_text(text, value):
     assert parsed == value and type(parsed) is type(value)
 
 
+@pytest.mark.parametrize(
+    'option, told',
+    [
+        ('train_dataloader.batch_size=abc', "a whole number from 1, not 'abc'"),
+        ('train_dataloader.batch_size=0', 'a whole number from 1, not 0'),
+        ('train_dataloader.num_workers=-1', 'a whole number from 0, not -1'),
+        ('optim_wrapper.optimizer.lr=-1', 'a number from 0, not -1'),
+        ('optim_wrapper.optimizer.lr=nan', 'a number from 0, not nan'),
+        ('optim_wrapper.optimizer.lr=1e-3x', "a number from 0, not '1e-3x'"),
+    ],
+)
+def test_numbers_that_are_none_are_refused_by_key(option, told):
+    with pytest.raises(ConfigError, match=f'^{option.partition("=")[0]} must be {told}'):
+        load_config('odis_demo', parse_options([option]))
+
+
 def test_infinity_is_a_number():
     assert parse_options(['a=inf', 'b=-inf', 'c=nan'])['b'] == -math.inf
 

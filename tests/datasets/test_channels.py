@@ -13,6 +13,7 @@ from helpers import make_vit
 from odis_mm.cli.stats import stats_main
 from odis_mm.config import follow_channels, load_config
 from odis_mm.datasets import ObjectDataset
+from odis_mm.datasets.reading import find_reading
 from odis_mm.datasets.transforms import PhotometricViews, collate_views
 from odis_mm.datasets.transforms.photometric import COLUMNS, WIDTH
 from odis_mm.models.device_photometric import apply_photometrics
@@ -143,3 +144,20 @@ def test_a_window_for_the_whole_data_set(tmp_path, capsys):
     assert -20 <= low < -19.5 and 44.5 < high <= 45
     (mean,) = eval(options['model.data_preprocessor.mean'])
     assert abs(mean - 255 * (10 - low) / (high - low)) < 3
+
+
+def test_images_of_8_bits_among_others_are_not_made_black(tmp_path, capsys):
+    for i, kind in enumerate((np.uint8, np.uint8, np.uint16)):
+        values = RNG.integers(0, np.iinfo(kind).max, (40, 50, 3), kind)
+        tifffile.imwrite(tmp_path / f'{i}.tif', values, photometric='rgb')
+    stats_main(['--data', str(tmp_path)])
+    *_, told, line = capsys.readouterr().out.splitlines()
+    assert told == 'some images have 8 bits, others more: the range of each becomes 0 to 255'
+    assert line.endswith('pipeline.0.percentiles=[0.1,99.9]') and 'window' not in line
+    mean = eval(line.split()[1].partition('=')[2])
+    assert max(abs(value - 127.5) for value in mean) < 5, 'uniform noise in all three'
+    reading = find_reading(sorted(tmp_path.glob('*.tif')))
+    assert reading.window is None and reading.percentiles == (0.1, 99.9) and reading.told.startswith('images: ')
+    with pytest.raises(SystemExit):
+        stats_main(['--data', str(tmp_path), '--window', '5', '2'])
+    assert 'window=[5.0, 2.0] of LoadObjectImage must be two numbers, the lower one first' in capsys.readouterr().err

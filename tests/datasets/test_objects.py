@@ -446,6 +446,16 @@ def test_bad_annotations(folder, annotations, changes, message):
         assert told == f'annotation file {folder}/ann.json{"" if message[0] in " :" else " "}{message}'
 
 
+@pytest.mark.parametrize('gone', [0, 1])
+def test_a_missing_image_is_one_bad_image_wherever_it_is_listed(folder, gone):
+    images = [dict(id=1, file_name='a/1.jpg'), dict(id=2, file_name='b/2.JPEG')]
+    images[gone]['file_name'] = 'gone.jpg'
+    options = _coco(folder, [_ann([1, 1, 5, 5], image_id=1), _ann([1, 1, 5, 5], image_id=2)], images=images)
+    dataset = ObjectDataset(**options, max_bad_share=0.5, pipeline=[dict(type='LoadObjectImage')])
+    assert dataset[gone]['img_id'] == images[1 - gone]['id']
+    assert dataset.bad_images() == [str(folder / 'img/gone.jpg')]
+
+
 @pytest.mark.parametrize(
     'text, message',
     [

@@ -140,12 +140,7 @@ def test_what_can_be_computed_is(tmp_path, given, line):
         (changed('images', 1, 'id', remove=True), AnnotationError, r'images\[1\] is not a dict'),
         (changed('categories', remove=True), AnnotationError, 'has no categories'),
         (changed('categories', value=[]), AnnotationError, 'has no categories'),
-        (changed('annotations', value=[]), AnnotationError, 'has no annotations'),
-        (
-            changed('images', 0, 'file_name', value='gone.png'),
-            MissingFileError,
-            'gone.png, the first of .* does not exist',
-        ),
+        (changed('annotations', value=[]), AnnotationError, 'has no annotations, by which .* name one with objects'),
         ({'1.png': [[1, 2, 3, 4]]}, AnnotationError, 'not of COCO style'),
         (
             changed('categories', 1, 'name', value='wheat head'),
@@ -159,6 +154,23 @@ def test_what_can_not_is_refused(tmp_path, part, given, error, needle):
     with pytest.raises(error, match=needle) as caught:
         checks.check_detection_data(config(tmp_path, **{part: given}), ('train', 'val'))
     assert f'{part}.json' in str(caught.value)
+
+
+@pytest.mark.parametrize('gone', [[0], [1], [0, 1]])
+def test_missing_images_whatever_their_places_in_the_list(tmp_path, gone):
+    """In training other images take their place, as long as there are some; in validation none may be missing."""
+    given = content()
+    for i in gone:
+        given['images'][i]['file_name'] = f'gone{i}.png'
+    if len(gone) == 1:
+        checks.check_detection_data(config(tmp_path, train=given), ('train', 'val'))
+        told = rf'1 of 2 images of \S*val.json do not exist, .*/gone{gone[0]}.png'
+    else:
+        with pytest.raises(MissingFileError, match='none of the 2 file names of .*train.json'):
+            checks.check_detection_data(config(tmp_path, train=given), ('train', 'val'))
+        told = 'none of the 2 file names of .*val.json'
+    with pytest.raises(MissingFileError, match=told):
+        checks.check_detection_data(config(tmp_path, val=given), ('train', 'val'))
 
 
 @pytest.mark.parametrize(

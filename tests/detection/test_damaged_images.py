@@ -88,3 +88,35 @@ def test_a_data_set_for_tests_replaces_nothing(tmp_path):
         dataset = DetectionDataset(**options, **other)
         with pytest.raises(BadImageError, match='3.png cannot be decoded'):
             dataset[2]
+
+
+MMDET = [f'{part}_dataloader.dataset.pipeline.0.type=LoadImageFromFile' for part in ('train', 'val', 'test')]
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+@pytest.mark.parametrize(
+    'content, sentence', [(b'', 'is empty'), (b'none', 'cannot be decoded'), (None, 'does not exist')]
+)
+def test_a_data_set_and_a_loading_step_of_mmdet(tmp_path, content, sentence, workers, capsys):
+    root = data(tmp_path)
+    path = root / 'images/3.png'
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(SystemExit) as stop:
+        command(
+            root,
+            tmp_path,
+            *MMDET,
+            'train_dataloader.dataset.type=CocoDataset',
+            f'train_dataloader.num_workers={workers}',
+        )
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error')]
+    assert stop.value.code == 2 and len(errors) == 1 and errors[0].startswith(f'error: image {path} {sentence}')
+
+
+def test_a_loading_step_of_mmdet_in_our_data_set(tmp_path, capsys):
+    root = data(tmp_path, bad=[3])
+    command(root, tmp_path, *MMDET, 'default_hooks.bad_images=None')
+    log = next((tmp_path / 'run').rglob('*.log')).read_text()
+    assert f'bad image replaced by another one (1 of 8 so far): image {root}/images/3.png' in log
+    written = next((tmp_path / 'run').glob('*.py')).read_text()
+    assert 'LoadImageFromFile' in written and 'LoadNamedImage' not in written, 'mmdet alone can read the config'

@@ -164,6 +164,20 @@ def test_other_settings_of_the_optimizer_are_followed_too(first, demo, tmp_path,
     assert float(runner.optim_wrapper.optimizer.state[decayed['params'][0]]['step']) == 8, 'its state goes on'
 
 
+def test_views_of_another_size_leave_the_state_of_the_positions(first, demo, tmp_path, monkeypatch):
+    """That is of another shape than the resampled positions, and torch writes past its end."""
+    monkeypatch.setenv('ODIS_DEMO_ROOT', demo)
+    shutil.copytree(first, tmp_path / 'run')
+    options = ['model.backbone.img_size=48', 'train_dataloader.dataset.pipeline.1.views.0.size=48']
+    runner, log, rows = run(tmp_path / 'run', options, resume='latest')
+    assert '--resume: backbone.pos_embed of another shape in the checkpoint is resampled, and the opt' in log
+    assert [row['step'] for row in rows] == [5, 6, 7, 8] and all(math.isfinite(row['loss']) for row in rows)
+    states = runner.optim_wrapper.optimizer.state
+    assert all(state['exp_avg'].shape == parameter.shape for parameter, state in states.items())
+    backbone = runner.model.backbone
+    assert [float(states[p]['step']) for p in (backbone.pos_embed, backbone.patch_embed.projection.bias)] == [4, 8]
+
+
 def test_a_copied_work_dir_goes_on_from_its_own_files(first, demo, tmp_path, monkeypatch):
     monkeypatch.setenv('ODIS_DEMO_ROOT', demo)
     copied = tmp_path / 'copy'

@@ -173,13 +173,26 @@ def test_images_in_another_folder_than_is_named_are_told_of(tmp_path, monkeypatc
     assert all(text.startswith(f'{source}: {line}') for text, source in zip(said, sources))
 
 
-def test_a_negative_class_of_yolo_is_not_the_last_one(tmp_path, images):
+@pytest.mark.parametrize('label', ['-1', '100000', '2000000000'])
+def test_a_class_of_yolo_that_is_none(tmp_path, images, label):
+    """The negative one is not the last of the names, and the large ones make no names up to their own."""
     (tmp_path / 'classes.txt').write_text('cat\ndog\n')
-    (tmp_path / 'a.txt').write_text('-1 0.5 0.5 0.5 0.5\n')
+    (tmp_path / 'a.txt').write_text(f'0 0.5 0.5 0.1 0.1\n{label} 0.5 0.5 0.5 0.5\n')
     (tmp_path / 'b.txt').write_text('0 0.5 0.5 0.4 0.4\n')
     content = load_annotations(tmp_path, images, 'yolo')
     assert _told(content) == {'b.png': [('cat', (9, 15, 21, 35))]}
-    assert 'a.txt: the class -1 is no number from 0' in content['info']['skipped'][0]
+    assert content['info']['skipped'] == [
+        f'{tmp_path}/a.txt: the class {label} is no number from 0 to 99999 (line 2): correct it'
+    ]
+    assert [category['name'] for category in content['categories']] == ['cat', 'dog']
+
+
+def test_a_row_of_yolo_that_is_cut_off_is_named(tmp_path, images):
+    (tmp_path / 'a.txt').write_text('0 0.5 0.5 0.1 0.1\n\n0 0.5 0.5\n')
+    (tmp_path / 'b.txt').write_text('0 0.5 0.5 0.4 0.4\n')
+    assert load_annotations(tmp_path, images, 'yolo')['info']['skipped'] == [
+        f'{tmp_path}/a.txt: line 3 has 3 values, a box has five (class, x, y, width, height): fix it'
+    ]
 
 
 def test_yolo_names_are_those_of_the_nearest_file(tmp_path):

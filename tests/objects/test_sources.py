@@ -196,6 +196,15 @@ def test_limit_and_bad_images_are_told(tmp_path, capsys):
     assert 'limit of 999 objects (--top)</td><td>0<' in (tmp_path / 'all.html').read_text()
 
 
+def test_a_report_among_the_images_leaves_no_pictures_there(tmp_path, capsys):
+    """The next command would search them, and find another number of images than the file was made of."""
+    Image.new('RGB', (64, 64)).save(tmp_path / '0.jpg')
+    words = [str(tmp_path), '--source', 'classic', '--workers', '0', '--out', str(tmp_path / 'objects.json')]
+    for _ in range(2):
+        find_objects_main(words)
+        assert {path.name for path in tmp_path.iterdir()} == {'0.jpg', 'objects.json', 'objects.html'}
+
+
 def test_attention_messages(teacher):
     with pytest.raises(ConfigError, match="features='query' is unknown"):
         Attention(str(teacher), features='query')
@@ -296,10 +305,11 @@ def test_report_agrees_with_independent_counts(tmp_path):
     rng = np.random.default_rng(0)
     boxes = [[(x, y, x + w, y + h) for x, y, w, h in rng.integers(1, 40, (n, 4)).tolist()] for n in (0, 5, 3)]
     content = _content(boxes, [rng.random(len(group_)).tolist() for group_ in boxes])
+    (tmp_path / 'images').mkdir()
     for image, bits in zip(content['images'], (0x00FF, 0x00FE, 0xFFFFFFFFFFFFFFFF)):
-        Image.fromarray(np.full((80, 100, 3), 99, np.uint8)).save(tmp_path / image['file_name'])
+        Image.fromarray(np.full((80, 100, 3), 99, np.uint8)).save(tmp_path / 'images' / image['file_name'])
         image['dhash'] = f'{bits:016x}'
-    numbers, measures = write_report(content, tmp_path, tmp_path / 'objects.html', content)
+    numbers, measures = write_report(content, tmp_path / 'images', tmp_path / 'objects.html', content)
     assert (numbers['images'], numbers['objects'], numbers['empty'], numbers['small']) == (
         3,
         8,

@@ -76,6 +76,22 @@ def test_classes_must_be_numbered_alike(tmp_path):
         detector_config(train, write_split(tmp_path, 'other', categories=('bird', 'fish')))
     with pytest.raises(ConfigError, match="two categories are named 'cat'"):
         read_content(write_split(tmp_path, 'twice', categories=('cat', 'cat')))
+    with pytest.raises(ConfigError, match='shares.json has no object with a box of a pixel .* not shares of the image'):
+        read_content(write_split(tmp_path, 'shares', boxes=[[0.1, 0.2, 0.5, 0.5]]))
+
+
+def test_validation_on_training_images_is_told(tmp_path):
+    train, val = write_split(tmp_path, 'train'), write_split(tmp_path, 'val')
+    told = 'mind: 3 of the 3 validation images are among the training images'
+    assert any(note.startswith(told) for note in detector_config(train, val).notes)
+    elsewhere = Split(val.ann_file, tmp_path / 'val')
+    assert not any(note.startswith('mind') for note in detector_config(train, elsewhere).notes)
+
+
+def test_the_config_of_a_pretraining_is_no_detector(tmp_path):
+    split = write_split(tmp_path, 'train')
+    with pytest.raises(ConfigError, match='^gtsa_small is not the config of a detector: take mask-rcnn'):
+        detector_config(split, split, detector='gtsa_small')
 
 
 def test_the_backbone_takes_the_shape_of_the_file(tmp_path):

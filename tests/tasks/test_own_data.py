@@ -344,6 +344,8 @@ def test_wrong_weights_are_refused(chain, coco_folder, tmp_path):
     (tmp_path / 'bad.png').write_text('no image')
     with pytest.raises(BadImageError, match='none of 1 images can be read'):
         predict(work / 'detector', None, tmp_path / 'bad.png', out)
+    with pytest.raises(ConfigError, match="there is no device 'gpu' here"):
+        predict(work / 'detector', None, coco_folder / 'val2017', out, device='gpu')
     assert not out.exists()
 
 
@@ -452,6 +454,9 @@ def test_recipe_and_length_follow_from_the_data(coco_folder):
     assert any(note.startswith('length: 5 iterations, 1 epoch of 5;') for note in cfg.notes)
     cfg, _ = pretraining_config(coco_folder, boxes='none', steps=30, batch=5)
     assert cfg.param_scheduler[1].end == 30 and cfg.param_scheduler[1].begin == 3
+    for size, matches in ((16, (2, 1)), (32, (8, 4)), (48, (18, 4)), (96, (18, 4))):
+        cfg, _ = pretraining_config(coco_folder / 'train2017', method='gtsa', size=size)
+        assert cfg.model.head.num_matches == matches
     cfg, found = pretraining_config(coco_folder / 'train2017', method='gtsa', size=96)
     assert cfg.model.type == 'GTSA' and found.objects == 0
     views = next(s for s in cfg.train_dataloader.dataset.pipeline if s.type == 'SamplePairViews').views

@@ -301,8 +301,9 @@ def export(tmp_path):
     ],
 )
 def test_written_files_hold_tensors_only_and_are_proved(export, tmp_path, target, name):
-    conversion, proof = transfer(export, tmp_path / name, target)
-    file = tmp_path / name / 'model.safetensors' if target == 'huggingface' else tmp_path / name
+    out = tmp_path / 'new' / name
+    conversion, proof = transfer(export, out, target)
+    file = out / 'model.safetensors' if target == 'huggingface' else out
     assert same(read_checkpoint(file), conversion.tensors) and str(proof).startswith(
         f'proof: {len(conversion.tensors)} tensors read back'
     )

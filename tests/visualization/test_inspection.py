@@ -136,6 +136,22 @@ def test_command(synthetic_sample, tmp_path, capsys):
     assert '0 of ' in capsys.readouterr().out
     names = {path.name for path in (tmp_path / 'page').iterdir()}
     assert names == {'inspection.html', '000_views.png', '000_pairs.png', '001_views.png', '001_pairs.png'}
-    with pytest.raises(SystemExit) as stopped:
-        main(['inspect', 'mask_rcnn/mask-rcnn_demo', '--out', str(tmp_path / 'page')])
-    assert stopped.value.code == 2
+    for name in ('1_views.png', '001_views.jpg', 'my_001_views.png'):  # others' files
+        (tmp_path / 'page' / name).touch()
+    main(['inspect', 'dino_demo', '--images', '1', '--out', str(tmp_path / 'page'), '--cfg-options', *options])
+    left = {path.name for path in (tmp_path / 'page').iterdir()}
+    assert left == {'inspection.html', '000_views.png', '1_views.png', '001_views.jpg', 'my_001_views.png'}
+    (tmp_path / 'other').mkdir()
+    (tmp_path / 'other' / '001_views.png').touch()  # of a folder without a page
+    main(['inspect', 'dino_demo', '--images', '1', '--out', str(tmp_path / 'other'), '--cfg-options', *options])
+    assert (tmp_path / 'other' / '001_views.png').exists()
+    capsys.readouterr()
+    for command, place in (('inspect', 'page'), ('views', 'page.png')):
+        with pytest.raises(SystemExit) as stopped:
+            main([command, 'mask_rcnn/mask-rcnn_demo', '--out', str(tmp_path / place)])
+        assert stopped.value.code == 2 and 'mask-rcnn_demo makes no views of its images' in capsys.readouterr().err
+    for file in tmp_path.glob('?.png'):
+        file.write_bytes(b'')
+    with pytest.raises(SystemExit):
+        main(['views', 'gtsa_demo', '--out', str(tmp_path / 'views.png'), '--cfg-options', *options])
+    assert 'none of the images of gtsa_demo that were looked at can be read' in capsys.readouterr().err

@@ -198,6 +198,14 @@ def test_objects_of_no_class_or_image_are_told(change, tmp_path):
     assert len(json.loads(found.train.read_text())['annotations']) == 17
 
 
+def test_a_missing_image_is_named_with_what_to_do(tmp_path):
+    def changed(content):
+        content['images'][1]['file_name'] = 'gone.png'
+
+    with pytest.raises(ConfigError, match='1 images of the train split .*/gone.png: fetch them again, or remove them'):
+        prepared(tmp_path, changed)
+
+
 def test_unlabelled_files_that_cannot_be_read_are_named(tmp_path):
     more = tmp_path / 'more'
     (more / '.hidden').mkdir(parents=True)

@@ -59,6 +59,8 @@ def test_chain_types_the_documented_commands(tmp_path, monkeypatch):
         assert len(typed) == 5, text
     with pytest.raises(ConfigError, match='lies among the images'):
         bootstrap(images, str(tmp_path / 'work'), **settings)
+    with pytest.raises(ConfigError, match='--work-dir /dev/null is a file: name a folder'):
+        bootstrap(images, '/dev/null', **settings)
 
 
 def test_rows_differ_in_boxes_alone(tmp_path, monkeypatch):
@@ -119,6 +121,9 @@ def test_rows_differ_in_boxes_alone(tmp_path, monkeypatch):
     assert worth(str(tmp_path / 'worth'), **settings) == text and len(typed) == done
     with pytest.raises(ConfigError, match='--teacher takes NAME=FILE'):
         worth(str(tmp_path / 'other'), **{**settings, 'teacher': ['x.pth']})
+    with pytest.raises(ConfigError, match='worth.md is a file: name a folder to write'):
+        worth(str(tmp_path / 'worth' / 'worth.md'), **{**settings, 'data_root': str(tmp_path / 'none')})
+    assert not (tmp_path / 'none').exists(), 'before the demo set is rendered'
 
 
 def test_own_data_give_boxes_and_a_plan(tmp_path, coco_folder):

@@ -52,6 +52,10 @@ def test_shipped_plans_name_configs_that_exist(name):
         (dict(starts=dict(a=dict(recipe='x', file='y'))), 'starts.a: each step has either a recipe or a file'),
         (dict(starts=dict(a=dict(chain=[dict(recipe='x'), dict(file='y')]))), 'a file can only be the first step'),
         (dict(starts={'a b': {}, 'a-b': {}, 'c': {}}), "must differ in .*: rename 'a b' or 'a-b'"),
+        (
+            dict(starts={'a': dict(recipe='x'), 'a p1': {}}, pretraining=dict(iterations=9)),
+            "runs of the starts 'a' and 'a p1' have one name: rename one",
+        ),
         (dict(starts={'星': {}}), "must differ in letters .a to z. and digits: rename '星'"),
         (dict(starts=dict(a=dict(recipe='x', detector='faster-rcnn_small'))), 'starts.a.detector must be a mapping'),
         (dict(starts=dict(a=dict(chain=[]))), 'starts.a: a chain is a list of steps'),
@@ -92,6 +96,8 @@ def test_a_plan_is_changed_by_options(tmp_path):
         load_plan(path, ['seeds'])
     with pytest.raises(ConfigError, match="no plan 'quikstart'.*did you mean 'quickstart'"):
         load_plan('quikstart')
+    with pytest.raises(ConfigError, match='is a folder and no plan: .* name it by --data'):
+        load_plan(tmp_path)
     path.write_text('data: {root: x}\nstarts:\n  ALFM: {recipe: a}\n  ALFM: {recipe: b}\n')
     with pytest.raises(ConfigError, match="has the key 'ALFM' twice: give each start"):
         load_plan(path)

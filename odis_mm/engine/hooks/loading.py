@@ -11,7 +11,7 @@ from mmpretrain.registry import HOOKS
 
 from ...utils.distributed import unwrap
 from ...utils.errors import CheckpointError
-from ..fit import check_fit, check_pretrained, kind_of
+from ..fit import check_fit, check_pretrained, kind_of, state_of
 from ..loops import PROGRESS
 from ..settings import Change, changes, fast_forward, same_schedule, settings
 from .export import backbone_meta
@@ -63,6 +63,7 @@ class LoadingHook(Hook):
             meta.pop('config', None)  # a text that mmengine would execute, of versions before 0.2
         if runner._resume:
             self._check_resumable(runner, checkpoint)
+            self._drop_resampled(runner, checkpoint)
             self._follow(runner, checkpoint)
             return
         remedy = _REMEDIES['load_from' if self.training else 'test']
@@ -86,6 +87,23 @@ class LoadingHook(Hook):
                 f'this one {len(own)} of {sum(len(g["params"]) for g in own)} (another optim_wrapper.constructor, '
                 'paramwise_cfg or frozen part): set these as they were, or start a new run from its weights '
                 '(load_from=FILE).'
+            )
+
+    def _drop_resampled(self, runner, checkpoint: dict) -> None:
+        """Leave out the optimizer's state of parameters that the model resamples as it loads them, of positions at
+        another size of the views: torch would write past the ends of the smaller tensors."""
+        state, optimizer = state_of(checkpoint), checkpoint['optimizer']
+        names = {parameter: name for name, parameter in unwrap(runner.model).named_parameters()}
+        dropped = []
+        for group, saved in zip(runner.optim_wrapper.optimizer.param_groups, optimizer['param_groups']):
+            for parameter, key in zip(group['params'], saved['params']):
+                name = names.get(parameter)
+                if name in state and state[name].shape != parameter.shape and optimizer['state'].pop(key, None):
+                    dropped.append(name)
+        if dropped:
+            runner.logger.warning(
+                f'--resume: {", ".join(dropped)} of another shape in the checkpoint is resampled, and the optimizer '
+                'starts without its state of it'
             )
 
     def _follow(self, runner, checkpoint: dict) -> None:
