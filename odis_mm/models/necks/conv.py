@@ -48,5 +48,5 @@ class ConvNeck(BaseModule):
             y = conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
             y = F.gelu(F.layer_norm(y, y.shape[-1:]))
             x = x + y if self.residual and x.shape == y.shape else y
-        # a convolution of 1 x 1, for which torch has no fast kernel in bf16 on CPUs
+        # as a convolution of 1 x 1 on one thread of a CPU, fewer than 16 maps would get torch's slow kernel in float32
         return linear(x, self.project.weight.flatten(1), self.project.bias).permute(0, 3, 1, 2)
