@@ -54,7 +54,7 @@ class ImageIndex:
     def __post_init__(self):
         if not self.folder.is_dir():
             raise MissingFileError(f'image folder {self.folder} does not exist.')
-        for path in list_images(str(self.folder)):
+        for path in list_images(str(self.folder), tell=False):  # a run on the images does
             name = Path(path).relative_to(self.folder).as_posix()
             self.by_name.setdefault(Path(name).name, []).append(name)
             self.by_stem.setdefault(Path(name).stem, []).append(name)

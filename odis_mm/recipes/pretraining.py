@@ -16,7 +16,7 @@ from ..utils.environment import cores
 from ..utils.errors import ConfigError
 from ..utils.files import PathLike
 from ..utils.nested import dicts
-from ..utils.noise import import_quietly
+from ..utils.noise import import_quietly, quiet_log
 from ..utils.paths import PRETRAINING_STEPS, check_folder, check_steps, find_file
 from ..utils.words import count
 from .arguments import check_arguments
@@ -78,9 +78,10 @@ def pretraining_config(
     check_arguments(batch, seed, options)
     import_quietly('mmpretrain.datasets')
     ann_file, folder, with_boxes, notes = _find_data(Path(data), boxes, images)
-    dataset = ObjectDataset(
-        data_root='', ann_file=str(ann_file or ''), data_prefix=str(folder), with_masks=False, pipeline=[]
-    )
+    with quiet_log():  # the run says it
+        dataset = ObjectDataset(
+            data_root='', ann_file=str(ann_file or ''), data_prefix=str(folder), with_masks=False, pipeline=[]
+        )
     found = survey(dataset)
     with_boxes = with_boxes and found.objects > 0
     notes.append(f'data: {found.words()}')

@@ -1,7 +1,9 @@
 """Files and habits that people have: each is read, or refused in one sentence that names the file and what to do."""
 
 import errno
+import io
 import json
+import logging
 import os
 import shlex
 import sys
@@ -9,12 +11,14 @@ import sys
 import numpy as np
 import pytest
 import torch
+from mmengine.logging import MMLogger
 from PIL import Image
 from pycocotools.coco import COCO
 
 from helpers import write_noise_coco
 from odis_mm.cli.tasks import finetune_main, pretrain_main
 from odis_mm.config import load_config
+from odis_mm.datasets import ObjectDataset
 from odis_mm.datasets.image_io import read_image, size_of
 from odis_mm.datasets.survey import image_size
 from odis_mm.objects.annotations import imported_splits
@@ -261,6 +265,22 @@ def test_images_of_kinds_that_are_not_read_are_told(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules[predict.__module__], 'print_log', said)
     with pytest.raises(Told, match='photos: 1 images found, 1 files of kinds that are not read left out'):
         predict(tmp_path / 'detector.py', tmp_path / 'iter_1.pth', tmp_path / 'photos', tmp_path / 'out')
+
+
+def test_what_a_run_tells_of_its_folder_is_not_told_before(tmp_path):
+    for name in ('1.png', '2.png'):
+        Image.new('L', (64, 64)).save(tmp_path / name)
+    (tmp_path / '3.gif').write_bytes(b'')
+    logger, handler = MMLogger.get_current_instance(), logging.StreamHandler(io.StringIO())
+    logger.addHandler(handler)
+    try:
+        assert imported_boxes(tmp_path, None, tmp_path / 'annotations') is None
+        pretraining_config(tmp_path)
+        assert not handler.stream.getvalue()
+        ObjectDataset(data_prefix=tmp_path)
+        assert handler.stream.getvalue().count('1 files of kinds that are not read left out (.gif)') == 1
+    finally:
+        logger.removeHandler(handler)
 
 
 def test_the_next_command_can_be_pasted(tmp_path, monkeypatch, capsys):
