@@ -9,8 +9,16 @@ from typing import List, Optional
 from ..utils.errors import AnnotationError, BadImageError, ConfigError, FolderInUseError
 from ..utils.files import atomic_write_text
 from ..utils.parser import Parser, at_least, share
-from ..utils.paths import check_checkpoint, check_folder, check_json, check_out, find_config, of_other_images
-from .common import FORMATS, device_or_best, run, views_dataset
+from ..utils.paths import (
+    WORK_DIRS,
+    check_checkpoint,
+    check_folder,
+    check_json,
+    check_out,
+    find_config,
+    of_other_images,
+)
+from .common import FORMATS, device_or_best, run, views_datasets
 
 _OF_SOURCE = {
     'attention': ('checkpoint', 'size', 'features', 'cut', 'heads', 'device', 'seed'),
@@ -194,8 +202,13 @@ def inspect_main(argv: Optional[List[str]] = None) -> None:
         'drawn number against pixels.',
     )
     parser.add_argument('config', help='path, or the name of a shipped recipe')
-    parser.add_argument('--images', type=at_least(1), default=6, help='how many, evenly spread (default: 6)')
-    parser.add_argument('--out', default='inspection', metavar='DIR', help='to write into (default: inspection)')
+    parser.add_argument('--images', type=at_least(1), default=6, help='how many of each data set, evenly spread (default: 6)')
+    parser.add_argument(
+        '--out',
+        default=f'{WORK_DIRS}/inspection',
+        metavar='DIR',
+        help=f'to write into (default: {WORK_DIRS}/inspection)',
+    )
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='as of odis-mm train')
     args = parser.parse_args(argv)
 
@@ -212,19 +225,17 @@ def _inspect(args: argparse.Namespace) -> int:
     from ..engine.hooks.views import samples_of
     from ..visualization import write_inspection
 
-    dataset = views_dataset(args.config, args.cfg_options)
-    samples = list(samples_of(dataset, args.images))
+    samples, rules = [], []
+    for dataset in views_datasets(args.config, args.cfg_options, args.out):
+        sampler = next((step for step in dataset.pipeline.transforms if isinstance(step, SampleViews)), None)
+        cover = sampler.min_cover.tolist() if sampler is not None and sampler.object_aware else []
+        for sample in samples_of(dataset, args.images):
+            samples.append(sample)
+            rules.append((sampler.region if sampler else 'box', cover))
     if not samples:
         raise BadImageError(f'none of the images of {args.config} that were looked at can be read: see odis-mm verify.')
-    sampler = next((step for step in dataset.pipeline.transforms if isinstance(step, SampleViews)), None)
-    aware = sampler is not None and sampler.object_aware
-    differ, total, faults = write_inspection(
-        samples,
-        args.out,
-        f'What {Path(args.config).stem} makes of images',
-        sampler.region if sampler else 'box',
-        sampler.min_cover.tolist() if aware else (),
-    )
+    title = f'What {Path(args.config).stem} makes of images'
+    differ, total, faults = write_inspection(samples, args.out, title, rules)
     for line in faults[:10]:
         print(line)
     print(f'{differ} of {total} drawn numbers differ from the pixels; written: {Path(args.out) / "inspection.html"}')
