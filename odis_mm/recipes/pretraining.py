@@ -1,6 +1,7 @@
 """A pretraining config for a folder of images."""
 
 from pathlib import Path
+from shlex import quote
 from typing import Any, Dict, List, Optional, Tuple
 
 import torch
@@ -184,7 +185,7 @@ def _find_data(
                 f'images of {" and ".join(judged)} are among them: a detector that is judged on these images has seen '
                 'them in pretraining; to avoid that, '
                 + (
-                    f'take the training images alone, by --data {parent} --boxes none'
+                    f'take the training images alone, by --data {quote(str(parent))} --boxes none'
                     if parent
                     else 'name a folder that holds the training images alone'
                 )

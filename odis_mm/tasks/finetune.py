@@ -4,6 +4,7 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any, Dict, Optional, Tuple
 
 from mmengine.config import Config
@@ -194,7 +195,7 @@ def annotated_splits(
                 f'{data} holds no annotations to train a detector on (looked for COCO-style json, YOLO, Pascal VOC and '
                 'others, in it and in its folders): '
                 + (
-                    f'those of its images lie in {parent}, so take --data {parent}.'
+                    f'those of its images lie in {parent}, so take --data {quote(str(parent))}.'
                     if parent
                     else 'put them there, or name a COCO-style json with --train FILE. To pretrain, images alone are '
                     'enough.'

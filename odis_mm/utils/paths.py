@@ -393,7 +393,7 @@ def find_detector(run: PathLike, checkpoint: Optional[PathLike]) -> Tuple[Path, 
     if run.suffix in CHECKPOINT_SUFFIXES:
         raise ConfigError(
             f'{run} is a checkpoint: name the config of a detector first, or the work dir of its training. A '
-            f'pretrained backbone is no detector yet: odis-mm finetune --data ANNOTATED --init {run}.'
+            f'pretrained backbone is no detector yet: odis-mm finetune --data ANNOTATED --init {shlex.quote(str(run))}.'
         )
     config = run
     if run.is_dir():
@@ -404,7 +404,7 @@ def find_detector(run: PathLike, checkpoint: Optional[PathLike]) -> Tuple[Path, 
     if config.name == 'pretrain.py':  # as odis-mm pretrain names it
         raise ConfigError(
             f'{config} is the config of a pretraining, whose backbone is no detector yet: odis-mm finetune --data '
-            f'ANNOTATED --init {config.parent}/epoch_N_backbone.pth.'
+            f'ANNOTATED --init {shlex.quote(str(config.parent / "epoch_N_backbone.pth"))}.'
         )
     if checkpoint is not None and str(checkpoint).endswith('_backbone.pth'):  # as pretrainings name their exports
         raise CheckpointError(

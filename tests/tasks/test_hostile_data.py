@@ -7,6 +7,7 @@ import logging
 import os
 import shlex
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from odis_mm.tasks.finetune import Finetuned, annotated_splits, default_steps, d
 from odis_mm.tasks.predict import drawn_boxes, picture_names
 from odis_mm.tasks.pretrain import imported_boxes
 from odis_mm.utils.errors import AnnotationError, BadImageError, ConfigError, MissingFileError, UserError, explain
-from odis_mm.utils.paths import find_images
+from odis_mm.utils.paths import find_detector, find_images
 
 
 @pytest.mark.parametrize(
@@ -294,6 +295,21 @@ def test_the_next_command_can_be_pasted(tmp_path, monkeypatch, capsys):
     line = capsys.readouterr().out.splitlines()[-1].removeprefix('next: ')
     words = ['odis-mm', 'finetune', '--data', "my photos/Anna's", '--init', 'my runs/epoch_1_backbone.pth']
     assert shlex.split(line) == words
+
+
+def test_commands_in_messages_can_be_pasted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_noise_coco(tmp_path / 'my photos')
+    with pytest.raises(MissingFileError, match=f"so take --data '{tmp_path}/my photos'"):
+        annotated_splits(Path('my photos/images'), None, None, None)
+    notes = ' '.join(pretraining_config(Path('my photos/images'))[0].notes)
+    assert f"--data '{tmp_path}/my photos' --boxes none" in notes
+    Path('my photos/pretrain.py').touch()
+    for run, file in (('my photos/a.pth', 'a.pth'), ('my photos/pretrain.py', 'epoch_N_backbone.pth')):
+        with pytest.raises(ConfigError, match='is no detector yet: ') as caught:
+            find_detector(run, None)
+        words = shlex.split(str(caught.value).partition(' yet: ')[2].removesuffix('.'))
+        assert words == ['odis-mm', 'finetune', '--data', 'ANNOTATED', '--init', f'my photos/{file}']
 
 
 def test_the_last_lines_of_finetune_say_what_the_pictures_show(coco_folder, tmp_path, monkeypatch, capsys):
