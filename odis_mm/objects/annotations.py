@@ -135,8 +135,9 @@ def imported_splits(data: PathLike, images: Optional[PathLike], folder: PathLike
     """Return annotations of other tools (YOLO, Pascal VOC, ...) by split, as COCO-style files that are written to
     ``folder``.
 
-    The split of an image is that of the list in ``ImageSets/Main`` that names it, else that of a folder on its path
-    (``val``, ``val2017``, ``val_set``); else it is 'train'.
+    The split of an image is that of the list in ``ImageSets/Main`` that names it (where one of them is of 'train', the
+    images that none names are left out), else that of a folder on its path (``val``, ``val2017``, ``val_set``); else it
+    is 'train'.
 
     Raises:
         AnnotationError: no annotation is recognised, or none can be used.
@@ -144,16 +145,26 @@ def imported_splits(data: PathLike, images: Optional[PathLike], folder: PathLike
     data, folder = Path(data), Path(folder)
     root = Path(images) if images else data
     content = load_annotations(data, root)
-    listed = {}
+    paths = [Path(image['file_name']) for image in content['images']]
+    listed, stems = {}, {path.stem for path in paths}
     for file in sorted(data.glob('ImageSets/Main/*.txt')):
-        if file.stem in SPLITS:
-            listed.update(
-                {line.split()[0]: file.stem for line in file.read_text('utf-8-sig').splitlines() if line.strip()}
-            )
+        split = next((name for name, words in SPLITS.items() if file.stem.lower() in words), None)
+        for line in file.read_text('utf-8-sig').splitlines() if split else ():
+            words = [line.strip(), *line.split()[:1]]  # a name may have spaces; a number may follow it
+            known = [stem for word in words for stem in (word, Path(word).stem) if stem in stems]
+            listed.update({stem: split for stem in known[:1]})
     of: Dict[str, List[dict]] = {}
-    for image in content['images']:
-        path = Path(image['file_name'])
-        of.setdefault(listed.get(path.stem) or split_of_folders(path.parent.parts) or 'train', []).append(image)
+    unlisted = {path for path in paths if path.stem not in listed} if 'train' in listed.values() else set()
+    if unlisted:
+        print_log(
+            f'{data}: {len(unlisted)} annotated images are in none of the lists in ImageSets/Main and are left out '
+            f'({min(unlisted)}, ...)',
+            logger='current',
+            level=30,
+        )
+    for path, image in zip(paths, content['images']):
+        if path not in unlisted:
+            of.setdefault(listed.get(path.stem) or split_of_folders(path.parent.parts) or 'train', []).append(image)
     folder.mkdir(parents=True, exist_ok=True)
     splits = {}
     for name, chosen in of.items():
