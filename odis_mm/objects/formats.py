@@ -214,7 +214,7 @@ def _yolo_files(path: Path, index: Optional[ImageIndex]) -> List[Path]:
 def _is_yolo(file: Path) -> bool:
     """Whether the first line is a class and shares of an image, as no other text is."""
     try:
-        with open(file) as stream:
+        with open(file, encoding='utf-8-sig') as stream:
             kind, *rest = stream.readline().split()
         return kind.isdecimal() and len(rest) >= 4 and all(0 <= float(value) <= 1 for value in rest[:4])
     except (ValueError, OSError):
@@ -233,7 +233,7 @@ def _yolo(path: Path, index: ImageIndex, faults: List[str]):
         name = index.find(file.stem, file)
         height, width = index.size(name)
         objects = []
-        for n, line in enumerate(file.read_text().splitlines(), 1):
+        for n, line in enumerate(file.read_text('utf-8-sig').splitlines(), 1):
             values = line.split()
             if not values:
                 continue

@@ -7,6 +7,7 @@ import logging
 import os
 import shlex
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from odis_mm.cli.tasks import finetune_main, pretrain_main
 from odis_mm.config import load_config
 from odis_mm.datasets import ObjectDataset
 from odis_mm.datasets.image_io import read_image, size_of
+from odis_mm.datasets.layout import read_coco
 from odis_mm.datasets.survey import image_size
 from odis_mm.objects.annotations import imported_splits
 from odis_mm.recipes import detector_config, pretraining_config
@@ -30,6 +32,17 @@ from odis_mm.tasks.predict import drawn_boxes, picture_names
 from odis_mm.tasks.pretrain import imported_boxes
 from odis_mm.utils.errors import AnnotationError, BadImageError, ConfigError, MissingFileError, UserError, explain
 from odis_mm.utils.paths import find_detector, find_images
+
+
+@contextmanager
+def logged():
+    """What is logged meanwhile."""
+    logger, handler = MMLogger.get_current_instance(), logging.StreamHandler(io.StringIO())
+    logger.addHandler(handler)
+    try:
+        yield handler.stream
+    finally:
+        logger.removeHandler(handler)
 
 
 @pytest.mark.parametrize(
@@ -272,16 +285,12 @@ def test_what_a_run_tells_of_its_folder_is_not_told_before(tmp_path):
     for name in ('1.png', '2.png'):
         Image.new('L', (64, 64)).save(tmp_path / name)
     (tmp_path / '3.gif').write_bytes(b'')
-    logger, handler = MMLogger.get_current_instance(), logging.StreamHandler(io.StringIO())
-    logger.addHandler(handler)
-    try:
+    with logged() as said:
         assert imported_boxes(tmp_path, None, tmp_path / 'annotations') is None
         pretraining_config(tmp_path)
-        assert not handler.stream.getvalue()
+        assert not said.getvalue()
         ObjectDataset(data_prefix=tmp_path)
-        assert handler.stream.getvalue().count('1 files of kinds that are not read left out (.gif)') == 1
-    finally:
-        logger.removeHandler(handler)
+        assert said.getvalue().count('1 files of kinds that are not read left out (.gif)') == 1
 
 
 def test_the_next_command_can_be_pasted(tmp_path, monkeypatch, capsys):
@@ -341,3 +350,34 @@ def test_what_is_wrong_with_the_data_is_said_before_a_work_dir_in_use(coco_folde
         with pytest.raises(UserError, match=told):
             call(data, work_dir=run, steps=4)
     assert [path.name for path in run.iterdir()] == ['epoch_1.pth'], 'nothing was written'
+
+
+def test_images_in_no_list_of_voc_are_in_no_split(tmp_path):
+    root = voc(tmp_path / 'voc')
+    lists = root / 'ImageSets' / 'Main'
+    lists.mkdir(parents=True)
+    (lists / 'train.txt').write_text('0.jpg\n1 -1\n')
+    (lists / 'valid.txt').write_text('2\n')
+    with logged() as said:
+        splits = imported_splits(root, None, tmp_path / 'out')
+    names = {name: [image['file_name'] for image in read_coco(s.ann_file)['images']] for name, s in splits.items()}
+    assert names == {'train': ['JPEGImages/0.jpg', 'JPEGImages/1.jpg'], 'val': ['JPEGImages/2.jpg']}
+    told = '1 annotated images are in none of the lists in ImageSets/Main and are left out (JPEGImages/3.jpg, ...)'
+    assert told in said.getvalue()
+
+
+def test_images_without_a_label_file_are_told_of_by_finetune(tmp_path):
+    data = tmp_path / 'photos'
+    data.mkdir()
+    for i in range(4):
+        Image.new('L', (64, 64)).save(data / f'{i}.png')
+        if i < 3:
+            (data / f'{i}.txt').write_text('0 .5 .5 .5 .5\r\n', 'utf-8-sig')
+    with logged() as said:
+        splits = detector_splits(data, {}, None, tmp_path / 'run', seed=0)
+    assert sum(len(read_coco(split.ann_file)['annotations']) for split in splits[:2]) == 3
+    assert '1 of 4 images in' in said.getvalue() and 'left out' not in said.getvalue()
+    (data / '3.txt').touch()
+    with logged() as said:
+        detector_splits(data, {}, None, tmp_path / 'run', seed=0)
+    assert 'have no annotation' not in said.getvalue()
