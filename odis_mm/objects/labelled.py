@@ -5,9 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Dict, Iterable, List, Optional, Sequence, Tuple, Union
 
-from PIL import ExifTags, Image
-
-from ..datasets.image_io import size_of
+from ..datasets.image_io import orientation_of, size_of
 from ..datasets.layout import split_of_folders
 from ..datasets.objects import list_images
 from ..utils.errors import AnnotationError, BadImageError, MissingFileError
@@ -104,14 +102,8 @@ class ImageIndex:
             raise AnnotationError(str(error)) from error
 
     def orientation(self, name: str) -> int:
-        """Return the EXIF orientation, 1 if there is none: from 2 on, what tools draw on is turned or mirrored, from 5
-        on with the sides swapped."""
-        try:
-            with Image.open(self.folder / name) as image:
-                found = image.getexif().get(ExifTags.Base.Orientation, 1)
-        except Exception:  # of many classes; whether it can be read is told elsewhere
-            return 1
-        return found if found in range(2, 9) else 1
+        """See :func:`~odis_mm.datasets.image_io.orientation_of`."""
+        return orientation_of(self.folder / name)
 
 
 def told_of_other_folders(source: object, pairs: Iterable[Tuple[str, str]]) -> Optional[str]:

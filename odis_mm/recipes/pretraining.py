@@ -12,7 +12,7 @@ from ..config import apply_options, drop_variables, load_config
 from ..datasets import ObjectDataset
 from ..datasets.layout import annotated_parent, find_splits, held_out, image_folder
 from ..datasets.reading import MEASURED, find_reading
-from ..datasets.survey import Survey, spread, survey, visibility
+from ..datasets.survey import HEADERS, Survey, spread, survey, turned, visibility
 from ..utils.environment import cores
 from ..utils.errors import ConfigError
 from ..utils.files import PathLike
@@ -95,6 +95,8 @@ def pretraining_config(
     with_boxes = with_boxes and (method == 'odis' or recipe is not None)
     if ann_file is not None:
         notes[0] += ' with their boxes, not their classes' if with_boxes else ' without their boxes'
+    if with_boxes:
+        notes += turned([dataset.get_data_info(i) for i in spread(len(dataset), HEADERS).tolist()])
     small = found.images <= TRIED[1] or not torch.cuda.is_available()
     given = recipe
     if recipe is None:

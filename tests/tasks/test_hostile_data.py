@@ -22,7 +22,7 @@ from odis_mm.cli.tasks import finetune_main, pretrain_main
 from odis_mm.config import load_config
 from odis_mm.datasets import ObjectDataset
 from odis_mm.datasets.image_io import read_image, size_of
-from odis_mm.datasets.layout import read_coco
+from odis_mm.datasets.layout import Split, read_coco
 from odis_mm.datasets.survey import image_size
 from odis_mm.objects.annotations import imported_splits
 from odis_mm.recipes import detector_config, pretraining_config
@@ -381,3 +381,24 @@ def test_images_without_a_label_file_are_told_of_by_finetune(tmp_path):
     with logged() as said:
         detector_splits(data, {}, None, tmp_path / 'run', seed=0)
     assert 'have no annotation' not in said.getvalue()
+
+
+@pytest.mark.parametrize(
+    'orientation, size, told',
+    [(1, (64, 48), False), (3, (64, 48), True), (2, (64, 48), True), (6, (64, 48), False), (6, (64, 64), True)],
+)
+def test_photographs_whose_boxes_may_be_of_the_turned_picture_are_told_of(tmp_path, orientation, size, told):
+    exif = Image.Exif()
+    exif[274] = orientation
+    for i in range(3):
+        Image.new('RGB', size).save(tmp_path / f'{i}.jpg', exif=exif if i == 1 else b'')
+    content = dict(
+        images=[dict(id=i, file_name=f'{i}.jpg', width=size[0], height=size[1]) for i in range(3)],
+        annotations=[dict(id=i + 1, image_id=i, category_id=1, bbox=[5, 5, 30, 30]) for i in range(3)],
+        categories=[dict(id=1, name='cat')],
+    )
+    (tmp_path / 'train.json').write_text(json.dumps(content))
+    split = Split(tmp_path / 'train.json', tmp_path)
+    for cfg in (pretraining_config(tmp_path)[0], detector_config(split, split)):
+        found = [note for note in cfg.notes if 'EXIF' in note]
+        assert bool(found) == told and all('1 of 3 images' in note and '/1.jpg, ...' in note for note in found)
