@@ -10,7 +10,7 @@ from mmpretrain.registry import TRANSFORMS
 
 from ..config import apply_options, drop_variables, load_config
 from ..datasets import ObjectDataset
-from ..datasets.layout import annotated_parent, find_splits, held_out, image_folder
+from ..datasets.layout import annotated_parent, count_images, find_splits, held_out, image_folder
 from ..datasets.reading import MEASURED, find_reading
 from ..datasets.survey import HEADERS, Survey, spread, survey, turned, visibility
 from ..utils.environment import cores
@@ -94,6 +94,8 @@ def pretraining_config(
     method = method or ('odis' if with_boxes else 'gtsa')
     with_boxes = with_boxes and (method == 'odis' or recipe is not None)
     if ann_file is not None:
+        there = count_images(folder)
+        notes[0] += f', {found.images} of {there} in the folder,' if found.images < there else ''
         notes[0] += ' with their boxes, not their classes' if with_boxes else ' without their boxes'
     if with_boxes:
         notes += turned([dataset.get_data_info(i) for i in spread(len(dataset), HEADERS).tolist()])
@@ -176,7 +178,7 @@ def _find_data(
         path = find_file(boxes, data).resolve()
         coco = '"images"' in path.read_text('utf-8-sig', errors='replace')
         found = folder or (image_folder(path, data, 'train') if coco else data)
-        return path, found, True, [f'boxes: {path}']
+        return path, found, True, [f'boxes: {path}; the images that it lists are used']
     split = find_splits(data, ('train',), folder).get('train')
     if split is None:
         notes = ['annotations: none used; all images of the folder are used, without objects']

@@ -402,3 +402,13 @@ def test_photographs_whose_boxes_may_be_of_the_turned_picture_are_told_of(tmp_pa
     for cfg in (pretraining_config(tmp_path)[0], detector_config(split, split)):
         found = [note for note in cfg.notes if 'EXIF' in note]
         assert bool(found) == told and all('1 of 3 images' in note and '/1.jpg, ...' in note for note in found)
+
+
+def test_images_that_the_boxes_do_not_list_are_told_of(tmp_path):
+    for i in range(3):
+        Image.new('RGB', (64, 64)).save(tmp_path / f'{i}.png')
+    boxes = {f'{i}.png': [[5, 5, 40, 40]] for i in range(3)}
+    for count, told in ((3, 'are used with their'), (2, 'are used, 2 of 3 in the folder, with their')):
+        (tmp_path / 'boxes.json').write_text(json.dumps(dict(list(boxes.items())[:count])))
+        notes = pretraining_config(tmp_path, boxes='boxes.json')[0].notes
+        assert f'boxes: {tmp_path}/boxes.json; the images that it lists {told} boxes, not their classes' in notes
