@@ -1,12 +1,15 @@
 """What a data set holds, found before training: from annotations and image headers, no image is decoded."""
 
+import os
 from dataclasses import dataclass
 from typing import List, Optional, Sequence
 
 import numpy as np
 
 from ..utils.errors import BadImageError, printable
+from ..utils.files import PathLike
 from .image_io import orientation_of, size_of
+from .values import side
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,19 @@ def turned(infos: Sequence[dict]) -> List[str]:
         f'({printable(str(found[0]))}, ...), which is not applied: if their boxes were drawn on the upright pictures, '
         'store these upright'
     ]
+
+
+def turned_of(images: Sequence[dict], folder: PathLike = '') -> List[str]:
+    """Do :func:`turned` for some images of a COCO-style file, whose names are relative to ``folder``."""
+    return turned(
+        [
+            dict(
+                img_path=os.path.join(folder, image['file_name']),
+                **{name: side(image.get(name)) for name in ('height', 'width')},
+            )
+            for image in (images[i] for i in spread(len(images), HEADERS).tolist())
+        ]
+    )
 
 
 def image_size(info: dict) -> Optional[Sequence[int]]:

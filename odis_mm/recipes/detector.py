@@ -15,8 +15,8 @@ from ..datasets.annotations import coco_table
 from ..datasets.image_io import has_extent
 from ..datasets.layout import Split, categories, read_coco
 from ..datasets.reading import Reading, find_reading
-from ..datasets.survey import HEADERS, spread, turned
-from ..datasets.values import identity, side
+from ..datasets.survey import turned_of
+from ..datasets.values import identity
 from ..transfer import VitShape, read_checkpoint, read_meta, read_vit, told_grid
 from ..utils.errors import ConfigError
 from ..utils.files import PathLike
@@ -113,19 +113,6 @@ def _learned(content: Content, val: Split) -> List[str]:
     ]
 
 
-def _turned(split: Split) -> List[str]:
-    images = read_coco(split.ann_file)['images']
-    return turned(
-        [
-            dict(
-                img_path=Path(split.images, image['file_name']),
-                **{name: side(image.get(name)) for name in ('height', 'width')},
-            )
-            for image in (images[i] for i in spread(len(images), HEADERS).tolist())
-        ]
-    )
-
-
 def detector_config(
     train: Split,
     val: Split,
@@ -173,7 +160,7 @@ def detector_config(
         if split is not None:
             _check_classes(content.classes, split, train)
     _set_data(cfg, train, val, test or val, content)
-    cfg.notes = [*cfg.get('notes', []), *_learned(content, val), *_turned(train)]
+    cfg.notes = [*cfg.get('notes', []), *_learned(content, val), *turned_of(read_coco(train.ann_file)['images'], train.images)]
     meta = {} if init is None else read_meta(init)
     set_reading(cfg, _reading(meta, train))
     _set_length(cfg, iterations, batch, evaluations)
