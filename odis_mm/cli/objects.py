@@ -54,7 +54,6 @@ def find_objects_main(argv: Optional[List[str]] = None) -> None:
     parser.add_argument(
         '--max-bad-share',
         type=share,
-        default=0.01,
         help='share of images that may be unreadable; of three or more one always may (default: 0.01; 0: none)',
     )
     group = parser.add_argument_group('source attention')
@@ -102,19 +101,21 @@ def _find(args: argparse.Namespace) -> None:
     from ..objects.recall import read_result, read_truth
     from ..objects.report import write_report
 
-    args.device = device_or_best(args.device)
+    searched = ('max_bad_share', 'workers')
     given = {
         name: getattr(args, name)
-        for name in sorted(set(sum(_OF_SOURCE.values(), ())))
+        for name in sorted({*searched, *sum(_OF_SOURCE.values(), ())})
         if getattr(args, name) is not None
     }
     known = _OF_SOURCE[args.source]
-    foreign = [name for name in given if name not in known and name != 'device']
+    foreign = [name for name in given if name not in (known if args.source == 'import' else (*known, *searched))]
     if foreign:
         raise ConfigError(
             f'--source {args.source} has no option {", ".join("--" + name.replace("_", "-") for name in foreign)}.'
         )
     options = {name: value for name, value in given.items() if name in known}
+    if 'device' in known:
+        options['device'] = device_or_best(args.device)
     needed = {'attention': ['checkpoint'], 'detector': ['config', 'checkpoint'], 'import': ['annotations']}.get(
         args.source, []
     )
@@ -139,7 +140,7 @@ def _find(args: argparse.Namespace) -> None:
             source,
             ann_file=args.ann_file,
             workers=args.workers,
-            max_bad_share=args.max_bad_share,
+            max_bad_share=0.01 if args.max_bad_share is None else args.max_bad_share,
         )
     content = read_result(args.out)
     page = Path(args.out).with_suffix('.html')
