@@ -2,9 +2,10 @@
 
 import json
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
+import yaml
 from mmengine.logging import print_log
 
 from ..datasets.layout import SPLITS, Split, part_of, split_of_folders
@@ -135,9 +136,9 @@ def imported_splits(data: PathLike, images: Optional[PathLike], folder: PathLike
     """Return annotations of other tools (YOLO, Pascal VOC, ...) by split, as COCO-style files that are written to
     ``folder``.
 
-    The split of an image is that of the list in ``ImageSets/Main`` that names it (where one of them is of 'train', the
-    images that none names are left out), else that of a folder on its path (``val``, ``val2017``, ``val_set``); else it
-    is 'train'.
+    The split of an image is that of the list in ``ImageSets/Main`` that names it, or of the folder or list that YOLO's
+    yaml names; else that of a folder on its path (``val``, ``val2017``, ``val_set``); else it is 'train', or, where
+    lists tell the training images, left out.
 
     Raises:
         AnnotationError: no annotation is recognised, or none can be used.
@@ -146,6 +147,32 @@ def imported_splits(data: PathLike, images: Optional[PathLike], folder: PathLike
     root = Path(images) if images else data
     content = load_annotations(data, root)
     paths = [Path(image['file_name']) for image in content['images']]
+    listed = _lists_of_voc(data, paths)
+    if content['info']['description'].startswith('yolo'):
+        listed = _lists_of_yolo(data, root, paths)
+    told = [listed.get(path) or split_of_folders(path.parent.parts) for path in paths]
+    unlisted = [path for path, split in zip(paths, told) if split is None] if 'train' in listed.values() else []
+    if unlisted:
+        print_log(
+            f'{data}: {len(unlisted)} annotated images are in none of its lists of a split and are left out '
+            f'({unlisted[0]}, ...)',
+            logger='current',
+            level=30,
+        )
+    of: Dict[str, List[dict]] = {}
+    for split, image in zip(told, content['images']):
+        if split or not unlisted:
+            of.setdefault(split or 'train', []).append(image)
+    folder.mkdir(parents=True, exist_ok=True)
+    splits = {}
+    for name, chosen in of.items():
+        atomic_write_text(folder / f'{name}.json', json.dumps(part_of(content, chosen)))
+        splits[name] = Split(folder / f'{name}.json', root)
+    return splits
+
+
+def _lists_of_voc(data: Path, paths: Sequence[Path]) -> Dict[Path, str]:
+    """The splits of images by the lists in ``ImageSets/Main``."""
     listed, stems = {}, {path.stem for path in paths}
     for file in sorted(data.glob('ImageSets/Main/*.txt')):
         split = next((name for name, words in SPLITS.items() if file.stem.lower() in words), None)
@@ -153,21 +180,29 @@ def imported_splits(data: PathLike, images: Optional[PathLike], folder: PathLike
             words = [line.strip(), *line.split()[:1]]  # a name may have spaces; a number may follow it
             known = [stem for word in words for stem in (word, Path(word).stem) if stem in stems]
             listed.update({stem: split for stem in known[:1]})
-    of: Dict[str, List[dict]] = {}
-    unlisted = {path for path in paths if path.stem not in listed} if 'train' in listed.values() else set()
-    if unlisted:
-        print_log(
-            f'{data}: {len(unlisted)} annotated images are in none of the lists in ImageSets/Main and are left out '
-            f'({min(unlisted)}, ...)',
-            logger='current',
-            level=30,
-        )
-    for path, image in zip(paths, content['images']):
-        if path not in unlisted:
-            of.setdefault(listed.get(path.stem) or split_of_folders(path.parent.parts) or 'train', []).append(image)
-    folder.mkdir(parents=True, exist_ok=True)
-    splits = {}
-    for name, chosen in of.items():
-        atomic_write_text(folder / f'{name}.json', json.dumps(part_of(content, chosen)))
-        splits[name] = Split(folder / f'{name}.json', root)
-    return splits
+    return {path: listed[path.stem] for path in paths if path.stem in listed}
+
+
+def _lists_of_yolo(data: Path, root: Path, paths: Sequence[Path]) -> Dict[Path, str]:
+    """The splits of images by what the yaml in a folder names for each: folders, or lists of images."""
+    found: Dict[Path, str] = {}
+    real = {path: (root / path).resolve() for path in paths}
+    for file in sorted(data.glob('*.y*ml')):
+        content = yaml.safe_load(file.read_text('utf-8-sig'))
+        if not isinstance(content, dict) or 'names' not in content:
+            continue
+        roots = [data / str(content.get('path') or ''), data]
+        for split, words in SPLITS.items():
+            named = [content.get(word) for word in words]
+            for entry in (each for entry in named for each in (entry if isinstance(entry, list) else [entry]) if each):
+                near = [*(place / str(entry) for place in roots), data / str(entry).lstrip('./')]  # of Roboflow: ../train
+                place = next((place.resolve() for place in near if place.exists()), None)
+                if place is None:
+                    continue  # folders of that name tell it
+                lines = place.read_text('utf-8-sig').split('\n') if place.is_file() else []
+                inside = {(base / line.strip()).resolve() for line in lines for base in (place.parent, data)}
+                for path, at in real.items():
+                    if at in inside or (not lines and at.is_relative_to(place)):
+                        found.setdefault(path, split)
+        break
+    return found

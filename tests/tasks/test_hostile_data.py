@@ -362,7 +362,7 @@ def test_images_in_no_list_of_voc_are_in_no_split(tmp_path):
         splits = imported_splits(root, None, tmp_path / 'out')
     names = {name: [image['file_name'] for image in read_coco(s.ann_file)['images']] for name, s in splits.items()}
     assert names == {'train': ['JPEGImages/0.jpg', 'JPEGImages/1.jpg'], 'val': ['JPEGImages/2.jpg']}
-    told = '1 annotated images are in none of the lists in ImageSets/Main and are left out (JPEGImages/3.jpg, ...)'
+    told = '1 annotated images are in none of its lists of a split and are left out (JPEGImages/3.jpg, ...)'
     assert told in said.getvalue()
 
 
@@ -412,3 +412,36 @@ def test_images_that_the_boxes_do_not_list_are_told_of(tmp_path):
         (tmp_path / 'boxes.json').write_text(json.dumps(dict(list(boxes.items())[:count])))
         notes = pretraining_config(tmp_path, boxes='boxes.json')[0].notes
         assert f'boxes: {tmp_path}/boxes.json; the images that it lists {told} boxes, not their classes' in notes
+
+
+@pytest.mark.parametrize(
+    'named, expected',
+    [
+        ('train: images/one\nval: images/two', dict(train='a/1 a/2', val='b/1')),
+        ('path: .\ntrain: ../images/one\nvalid: [images/two]\ntest: ../nowhere', dict(train='a/1 a/2', val='b/1')),
+        ('train: lists/t.txt\nval: images/two\ntest: images/three', dict(train='a/2', val='b/1', test='c/1')),
+        ('train: images/two\nval: images/two', dict(train='b/1')),
+        ('', dict(train='a/1 a/2 c/1 b/1')),
+    ],
+)
+def test_splits_of_yolo_are_those_of_its_yaml(tmp_path, named, expected):
+    names = {'a': 'one', 'b': 'two', 'c': 'three'}
+    for name in ('a/1', 'a/2', 'b/1', 'c/1'):
+        image = tmp_path / 'images' / names[name[0]] / f'{name[2]}.png'
+        label = tmp_path / 'labels' / names[name[0]] / f'{name[2]}.txt'
+        image.parent.mkdir(parents=True, exist_ok=True)
+        label.parent.mkdir(parents=True, exist_ok=True)
+        Image.new('L', (64, 64)).save(image)
+        label.write_text('0 .5 .5 .5 .5')
+    (tmp_path / 'lists').mkdir()
+    (tmp_path / 'lists' / 't.txt').write_text('../images/one/2.png\r\n', newline='')
+    (tmp_path / 'data.yaml').write_text(f'names: [x]\n{named}\n')
+    with logged() as said:
+        splits = imported_splits(tmp_path, None, tmp_path / 'out')
+    short, found = {name: key for key, name in names.items()}, {}
+    for name, split in splits.items():
+        parts = [Path(image['file_name']).parts[-2:] for image in read_coco(split.ann_file)['images']]
+        found[name] = ' '.join(f'{short[folder]}/{file[0]}' for folder, file in parts)
+    assert found == expected
+    listed = ' '.join(expected.values()).split()
+    assert (f'{4 - len(listed)} annotated images are in none of its lists' in said.getvalue()) == (len(listed) < 4)
