@@ -79,6 +79,13 @@ def check_detection_data(cfg: Config, parts: Sequence[str] = _PARTS) -> List[str
             lines += _left_out(told, found, path)
             if part == 'train' and found.thin:
                 lines.append(f'{shown(path)}: {found.thin} objects less than a pixel wide or high are not learned')
+            least = (dataset.get('filter_cfg') or {}).get('min_size', 0) if part == 'train' else 0
+            short = sum(count for side, count in found.sides.items() if int(side) < least)
+            if short:
+                lines.append(
+                    f'{shown(path)}: {short} images with a side below {least} px are not trained on '
+                    '(train_dataloader.dataset.filter_cfg.min_size)'
+                )
             if found.content is not None:
                 fresh = Path(cfg.work_dir, 'annotations', f'{part}_{Path(path).name}').absolute()
                 fresh.parent.mkdir(parents=True, exist_ok=True)
@@ -148,6 +155,7 @@ class Look:
         content: The completed content; None if nothing was missing.
         thin: Objects less than a pixel wide or high.
         thinnest: File name, height and width of the image with the least ratio of its sides.
+        sides: Number of images by their short side in pixels, as text.
     """
 
     categories: List[str]
@@ -158,6 +166,7 @@ class Look:
     content: Optional[dict] = None
     thin: int = 0
     thinnest: Sequence[Any] = ('', 1, 1)
+    sides: Dict[str, int] = field(default_factory=dict)
 
 
 def look(path: str, folder: str, max_bad_share: float = 0) -> Look:
@@ -167,7 +176,7 @@ def look(path: str, folder: str, max_bad_share: float = 0) -> Look:
     if place is None or os.path.getsize(path) < CACHE_FROM:
         return complete(path, folder, max_bad_share)
     source = source_of(path)
-    note = place / f'{source["content"]}.looked2'  # the rules' version
+    note = place / f'{source["content"]}.looked3'  # the rules' version
     try:
         noted = json.loads(note.read_text('utf-8'))
         if noted.pop('source') == source and os.path.isfile(os.path.join(folder, noted.pop('first'))):
@@ -271,6 +280,7 @@ def complete(path: str, folder: str, max_bad_share: float = 0) -> Look:
         ([image['file_name'], image['height'], image['width']] for image in content['images']),
         key=lambda image: min(image[1:]) / max(image[1:]),
     )
+    found.sides = Counter(str(min(image['height'], image['width'])) for image in content['images'])
     ids = [annotation.get('id') for annotation in content['annotations']]
     # pycocotools marks a detection as right by the id of its object: 0 would be a miss, and text is no number
     if any(not isinstance(key, int) or key < 1 for key in ids) or len(set(ids)) < len(ids):
