@@ -9,15 +9,7 @@ from typing import List, Optional
 from ..utils.errors import AnnotationError, BadImageError, ConfigError, FolderInUseError
 from ..utils.files import atomic_write_text
 from ..utils.parser import Parser, at_least, share
-from ..utils.paths import (
-    WORK_DIRS,
-    check_checkpoint,
-    check_folder,
-    check_json,
-    check_out,
-    find_config,
-    of_other_images,
-)
+from ..utils.paths import WORK_DIRS, check_checkpoint, check_folder, check_json, check_out, find_config, of_other_images
 from .common import FORMATS, device_or_best, run, views_datasets
 
 _OF_SOURCE = {
@@ -203,7 +195,9 @@ def inspect_main(argv: Optional[List[str]] = None) -> None:
         'drawn number against pixels.',
     )
     parser.add_argument('config', help='path, or the name of a shipped recipe')
-    parser.add_argument('--images', type=at_least(1), default=6, help='how many of each data set, evenly spread (default: 6)')
+    parser.add_argument(
+        '--images', type=at_least(1), default=6, help='how many of each data set, evenly spread (default: 6)'
+    )
     parser.add_argument(
         '--out',
         default=f'{WORK_DIRS}/inspection',

@@ -227,9 +227,7 @@ def views_main(argv: Optional[List[str]] = None) -> None:
         default=f'{WORK_DIRS}/views.png',
         help=f'several images: views_1.png, views_2.png, ... (default: {WORK_DIRS}/views.png)',
     )
-    parser.add_argument(
-        '--images', type=at_least(1), default=1, help='how many images of each data set, evenly spread'
-    )
+    parser.add_argument('--images', type=at_least(1), default=1, help='how many images of each data set, evenly spread')
     parser.add_argument('--epoch', type=at_least(0), default=0, help='each epoch draws other views')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', action='extend')
     args = parser.parse_args(argv)

@@ -179,30 +179,28 @@ def _lists_of_voc(data: Path, paths: Sequence[Path]) -> Dict[Path, str]:
         for line in file.read_text('utf-8-sig').splitlines() if split else ():
             words = [line.strip(), *line.split()[:1]]  # a name may have spaces; a number may follow it
             known = [stem for word in words for stem in (word, Path(word).stem) if stem in stems]
-            listed.update({stem: split for stem in known[:1]})
+            listed.update(dict.fromkeys(known[:1], split))
     return {path: listed[path.stem] for path in paths if path.stem in listed}
 
 
 def _lists_of_yolo(data: Path, root: Path, paths: Sequence[Path]) -> Dict[Path, str]:
     """The splits of images by what the yaml in a folder names for each: folders, or lists of images."""
     found: Dict[Path, str] = {}
+    contents = (yaml.safe_load(file.read_text('utf-8-sig')) for file in sorted(data.glob('*.y*ml')))
+    told = next((content for content in contents if isinstance(content, dict) and 'names' in content), {})
     real = {path: (root / path).resolve() for path in paths}
-    for file in sorted(data.glob('*.y*ml')):
-        content = yaml.safe_load(file.read_text('utf-8-sig'))
-        if not isinstance(content, dict) or 'names' not in content:
-            continue
-        roots = [data / str(content.get('path') or ''), data]
-        for split, words in SPLITS.items():
-            named = [content.get(word) for word in words]
-            for entry in (each for entry in named for each in (entry if isinstance(entry, list) else [entry]) if each):
-                near = [*(place / str(entry) for place in roots), data / str(entry).lstrip('./')]  # of Roboflow: ../train
-                place = next((place.resolve() for place in near if place.exists()), None)
-                if place is None:
-                    continue  # folders of that name tell it
-                lines = place.read_text('utf-8-sig').split('\n') if place.is_file() else []
-                inside = {(base / line.strip()).resolve() for line in lines for base in (place.parent, data)}
-                for path, at in real.items():
-                    if at in inside or (not lines and at.is_relative_to(place)):
-                        found.setdefault(path, split)
-        break
+    for split, words in SPLITS.items():
+        named = [told[word] for word in words if told.get(word)]
+        for entry in (str(each) for entries in named for each in (entries if isinstance(entries, list) else [entries])):
+            # Roboflow writes ../train/images of a folder beside the yaml
+            near = (data / str(told.get('path') or '') / entry, data / entry, data / entry.lstrip('./'))
+            place = next((place.resolve() for place in near if place.exists()), data / 'nowhere')
+            if place.is_file():
+                lines = place.read_text('utf-8-sig').splitlines()
+                listed = {(base / line.strip()).resolve() for line in lines for base in (place.parent, data)}
+                inside = [path for path in paths if real[path] in listed]
+            else:
+                inside = [path for path in paths if real[path].is_relative_to(place)]
+            for path in inside:
+                found.setdefault(path, split)
     return found

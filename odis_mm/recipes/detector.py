@@ -160,7 +160,8 @@ def detector_config(
         if split is not None:
             _check_classes(content.classes, split, train)
     _set_data(cfg, train, val, test or val, content)
-    cfg.notes = [*cfg.get('notes', []), *_learned(content, val), *turned_of(read_coco(train.ann_file)['images'], train.images)]
+    listed = read_coco(train.ann_file)['images']
+    cfg.notes = [*cfg.get('notes', []), *_learned(content, val), *turned_of(listed, train.images)]
     meta = {} if init is None else read_meta(init)
     set_reading(cfg, _reading(meta, train))
     _set_length(cfg, iterations, batch, evaluations)

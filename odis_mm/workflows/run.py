@@ -135,7 +135,8 @@ def compare_data(
         if path.read_text().splitlines()[0] != mark:
             raise ConfigError(
                 f'{path} was made by another command ({path.read_text().splitlines()[0].lstrip("# ")}): continue it '
-                f'with `{shlex.join(["odis-mm", "compare", str(path), "--work-dir", str(out)])}`, or take another --work-dir.'
+                f'with `odis-mm compare {shlex.quote(str(path))} --work-dir {shlex.quote(str(out))}`, or take another '
+                '--work-dir.'
             )
         found, folder = load_plan(path)
         return _carry_out(found, folder, out, jobs, prefix, dry_run, duplicates, command)

@@ -133,7 +133,7 @@ def test_ctrl_c_is_one_sentence(capsys, monkeypatch):
 
 
 def no_memory_on_the_device():
-    raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 298.02 GiB. GPU 0 has a total capacity of 78 GiB')
+    raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 298.02 GiB. GPU 0 has a capacity of 78 GiB')
 
 
 @pytest.mark.parametrize(
