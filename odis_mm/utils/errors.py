@@ -20,8 +20,11 @@ _PLACES = {
 }
 # a full disk, a full quota, a limit on the size of files: writing fails, and names no file
 _FULL = {getattr(errno, name) for name in ('ENOSPC', 'EDQUOT', 'EFBIG') if hasattr(errno, name)}
-# torch's, on GPUs and CPUs, and of a size that no machine has
-_NO_MEMORY = re.compile(r"CUDA out of memory|DefaultCPUAllocator: can't allocate|Storage size calculation overflowed")
+# torch's, on GPUs and CPUs, of a size that no machine has, and of loader workers that the system ended
+_NO_MEMORY = re.compile(
+    r"CUDA(?: error:)? out of memory|DefaultCPUAllocator: can't allocate|Storage size calculation overflowed|"
+    r'DataLoader worker .*is killed by signal: (?:Killed|Bus error)'
+)
 
 
 def printable(text: str) -> str:
@@ -142,7 +145,8 @@ def explain(error: BaseException) -> Optional[str]:
         asked = re.search(r'(?i)to allocate ([\d.]+ \w+)', str(error))
         return (
             f'out of memory{f" ({asked[1]} more were needed)" if asked else ""}: take fewer images at once (--batch, '
-            'train_dataloader.batch_size) or smaller ones (--size), or add --amp or model.backbone.with_cp=True.'
+            'train_dataloader.batch_size) or smaller ones (--size), fewer train_dataloader.num_workers, or add --amp or '
+            'model.backbone.with_cp=True.'
         )
     if isinstance(error, OSError) and error.errno in _PLACES and error.filename:
         hint = ''

@@ -136,6 +136,10 @@ def no_memory_on_the_device():
     raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 298.02 GiB. GPU 0 has a capacity of 78 GiB')
 
 
+def a_worker_is_ended():
+    raise RuntimeError('DataLoader worker (pid 123) is killed by signal: Killed. ')
+
+
 @pytest.mark.parametrize(
     'call, asked',
     [
@@ -143,6 +147,7 @@ def no_memory_on_the_device():
         (lambda: torch.empty(2**62), ''),
         (lambda: np.empty(2**59), '4.00 EiB'),
         (no_memory_on_the_device, '298.02 GiB'),
+        (a_worker_is_ended, ''),
     ],
 )
 def test_too_little_memory_ends_in_one_sentence(call, asked):
