@@ -145,8 +145,8 @@ def explain(error: BaseException) -> Optional[str]:
         asked = re.search(r'(?i)to allocate ([\d.]+ \w+)', str(error))
         return (
             f'out of memory{f" ({asked[1]} more were needed)" if asked else ""}: take fewer images at once (--batch, '
-            'train_dataloader.batch_size) or smaller ones (--size), fewer train_dataloader.num_workers, or add --amp or '
-            'model.backbone.with_cp=True.'
+            'train_dataloader.batch_size) or smaller ones (--size), fewer train_dataloader.num_workers, or add --amp '
+            'or model.backbone.with_cp=True.'
         )
     if isinstance(error, OSError) and error.errno in _PLACES and error.filename:
         hint = ''

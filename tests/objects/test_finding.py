@@ -115,7 +115,9 @@ def test_images_that_changed_since_are_not_those_that_were_searched(folder):
     _find(folder)
     image = sorted(folder.rglob('*.png'))[3]
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)).save(image)
-    with pytest.raises(FolderInUseError, match='have changed since .*objects.json was made of them: remove it, or name'):
+    with pytest.raises(
+        FolderInUseError, match='have changed since .*objects.json was made of them: remove it, or name'
+    ):
         _find(folder)
 
 
