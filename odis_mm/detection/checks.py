@@ -74,6 +74,11 @@ def check_detection_data(cfg: Config, parts: Sequence[str] = _PARTS) -> List[str
                     f'(the first: annotations[{found.first_without_mask}]) have no mask of three points or more, which '
                     'Mask R-CNN needs; for boxes alone take the faster-rcnn_* config of the same name.'
                 )
+            if _needs_masks(dataset, evaluators) and found.misfit:  # no detection would meet it
+                raise AnnotationError(
+                    f'annotation file {shown(path)}: {found.misfit} (height, width): use the images that the masks were '
+                    'made on, or fix it.'
+                )
             told = _check_classes(dataset, found, path, part)
             classes = classes or told
             lines += _left_out(told, found, path)
@@ -156,6 +161,7 @@ class Look:
         thin: Objects less than a pixel wide or high.
         thinnest: File name, height and width of the image with the least ratio of its sides.
         sides: Number of images by their short side in pixels, as text.
+        misfit: What is wrong with the first RLE mask of another size than its image; '' if none is.
     """
 
     categories: List[str]
@@ -167,6 +173,7 @@ class Look:
     thin: int = 0
     thinnest: Sequence[Any] = ('', 1, 1)
     sides: Dict[str, int] = field(default_factory=dict)
+    misfit: str = ''
 
 
 def look(path: str, folder: str, max_bad_share: float = 0) -> Look:
@@ -261,6 +268,9 @@ def complete(path: str, folder: str, max_bad_share: float = 0) -> Look:
     found, kept = Look(list(names.values()), Counter()), []
     for i, annotation in enumerate(content['annotations']):
         _complete_annotation(annotation, sizes, done)
+        mask, size = annotation.get('segmentation'), sizes.get(annotation['image_id'])
+        if not found.misfit and size and isinstance(mask, dict) and np.ravel(mask['size']).tolist() != list(size):
+            found.misfit = f'the RLE mask of annotations[{i}] has the size {mask["size"]} and its image {list(size)}'
         if not _is_box(annotation, sizes):
             done['objects left out whose box is no box, or outside of its image'] += 1
             continue

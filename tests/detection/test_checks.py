@@ -294,6 +294,19 @@ def test_boxes_of_less_than_a_pixel_are_told_of(tmp_path):
         checks.check_detection_data(config(tmp_path, train=given), ('train', 'val'))
 
 
+def test_masks_of_another_size_than_their_image_are_refused(tmp_path):
+    """pycocotools meets them by no detection, and says nothing."""
+    masks = {size: dict(size=list(size), counts=[0, 48 * 64]) for size in ((48, 64), (64, 48))}
+    checks.check_detection_data(
+        config(tmp_path, val=changed('annotations', 1, 'segmentation', value=masks[48, 64])), ('train', 'val')
+    )
+    wrong = changed('annotations', 1, 'segmentation', value=masks[64, 48])
+    with pytest.raises(AnnotationError, match=r'annotations\[1\] has the size \[64, 48\] and its image \[48, 64\] \('):
+        checks.check_detection_data(config(tmp_path, val=wrong), ('train', 'val'))
+    boxes_alone = config(tmp_path, train=wrong, val=wrong, name='faster-rcnn_vits_fpn_1x_coco')
+    checks.check_detection_data(boxes_alone, ('train', 'val'))
+
+
 def test_images_that_are_too_small_for_a_recipe_are_told_of(tmp_path):
     """mmdet leaves them out of the training."""
     from mmdet.datasets import CocoDataset
