@@ -76,8 +76,8 @@ def check_detection_data(cfg: Config, parts: Sequence[str] = _PARTS) -> List[str
                 )
             if _needs_masks(dataset, evaluators) and found.misfit:  # no detection would meet it
                 raise AnnotationError(
-                    f'annotation file {shown(path)}: {found.misfit} (height, width): use the images that the masks were '
-                    'made on, or fix it.'
+                    f'annotation file {shown(path)}: {found.misfit} (height, width): use the images that the masks '
+                    'were made on, or fix it.'
                 )
             told = _check_classes(dataset, found, path, part)
             classes = classes or told
