@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, List, Optional, Tuple
 
+from ..utils.errors import ConfigError
 from ..utils.parser import Parser, at_least
 from ..utils.paths import check_checkpoint, check_out
 from .common import KS, LAYOUTS, check_picture, device_or_best, run
@@ -24,7 +25,7 @@ def transfer_main(argv: Optional[List[str]] = None) -> None:
     )
     parser.add_argument('source', help='.pth of tensors, or .safetensors')
     parser.add_argument('out', nargs='?', help='.pth, .safetensors, or a folder for huggingface')
-    parser.add_argument('--to', choices=LAYOUTS, default='odis_mm', help='layout of OUT (default: odis_mm)')
+    parser.add_argument('--to', choices=LAYOUTS, help='layout of OUT (default: odis_mm)')
     parser.add_argument(
         '--grid',
         type=_grid,
@@ -55,7 +56,7 @@ def transfer_main(argv: Optional[List[str]] = None) -> None:
         for part in transfer(
             args.source,
             args.out,
-            args.to,
+            args.to or 'odis_mm',
             grid=args.grid,
             source_grid=args.source_grid,
             heads=args.heads,
@@ -68,7 +69,14 @@ def transfer_main(argv: Optional[List[str]] = None) -> None:
         check_checkpoint(args.source)
         if args.out is not None:
             ends = args.out.endswith(('.pth', '.safetensors'))
-            check_out(args.out, folder=args.to.startswith('huggingface') and not ends, argument='OUT')
+            check_out(args.out, folder='huggingface' in (args.to or '') and not ends, argument='OUT')
+            return
+        given = [f'--{name}' for name in ('to', 'grid', 'heads') if getattr(args, name) is not None]
+        if given:
+            verb = 'are' if len(given) > 1 else 'is'
+            raise ConfigError(
+                f'{" and ".join(given)} {verb} about the file to write: name it as OUT, behind {args.source}.'
+            )
 
     run(work, check)
 

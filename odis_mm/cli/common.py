@@ -6,13 +6,13 @@ be done imports torch and OpenMMLab, which takes seconds.
 
 import argparse
 from pathlib import Path
-from typing import Any, Callable, Optional, Sequence
+from typing import Any, Callable, List, Optional, Sequence
 
 from ..utils.environment import check_device
 from ..utils.errors import ConfigError, run_command
 from ..utils.files import PathLike
 from ..utils.parser import Parser
-from ..utils.paths import check_out
+from ..utils.paths import check_out, check_outside
 
 # names that a help text lists and whose owners take seconds to import; a test compares them
 AMP = ('bf16', 'fp16')
@@ -76,17 +76,17 @@ def device_or_best(name: Optional[str]) -> str:
     return name or ('cuda' if torch.cuda.is_available() else 'cpu')
 
 
-def views_dataset(config: str, options: Sequence[str]) -> Any:
-    """Return the training images of the config of a pretraining; of several data sets the first.
+def views_datasets(config: str, options: Sequence[str], out: PathLike) -> List[Any]:
+    """Return the training data sets of the config of a pretraining, whose views are drawn at ``out``.
 
     Raises:
-        ConfigError: it is that of something else.
+        ConfigError: it is that of something else, or the pictures would lie among its images.
     """
     from mmengine.registry import init_default_scope
     from mmpretrain.registry import DATASETS
 
     from ..config import load_config, parse_options
-    from ..datasets import object_datasets
+    from ..datasets import number_draws, object_datasets
     from ..utils.noise import import_quietly
 
     init_default_scope('mmpretrain')
@@ -94,10 +94,12 @@ def views_dataset(config: str, options: Sequence[str]) -> Any:
     import_quietly('mmpretrain.datasets')
     found = []
     if 'train_dataloader' in cfg and cfg.get('default_scope') != 'mmdet':
+        number_draws(cfg.train_dataloader, by_epoch=False)  # as a run does
         found = object_datasets(DATASETS.build(cfg.train_dataloader.dataset))
     if not found:
         raise ConfigError(f'{config} makes no views of its images: name the config of a pretraining.')
-    return found[0]
+    check_outside(out, [dataset.folder for dataset in found if not dataset.ann_file])
+    return found
 
 
 def config_parser(command: str, description: str) -> argparse.ArgumentParser:

@@ -9,8 +9,8 @@ from typing import List, Optional
 from ..utils.errors import AnnotationError, BadImageError, ConfigError, FolderInUseError
 from ..utils.files import atomic_write_text
 from ..utils.parser import Parser, at_least, share
-from ..utils.paths import check_checkpoint, check_folder, check_json, check_out, find_config, of_other_images
-from .common import FORMATS, device_or_best, run, views_dataset
+from ..utils.paths import WORK_DIRS, check_checkpoint, check_folder, check_json, check_out, find_config, of_other_images
+from .common import FORMATS, device_or_best, run, views_datasets
 
 _OF_SOURCE = {
     'attention': ('checkpoint', 'size', 'features', 'cut', 'heads', 'device', 'seed'),
@@ -46,7 +46,6 @@ def find_objects_main(argv: Optional[List[str]] = None) -> None:
     parser.add_argument(
         '--max-bad-share',
         type=share,
-        default=0.01,
         help='share of images that may be unreadable; of three or more one always may (default: 0.01; 0: none)',
     )
     group = parser.add_argument_group('source attention')
@@ -94,19 +93,21 @@ def _find(args: argparse.Namespace) -> None:
     from ..objects.recall import read_result, read_truth
     from ..objects.report import write_report
 
-    args.device = device_or_best(args.device)
+    searched = ('max_bad_share', 'workers')
     given = {
         name: getattr(args, name)
-        for name in sorted(set(sum(_OF_SOURCE.values(), ())))
+        for name in sorted({*searched, *sum(_OF_SOURCE.values(), ())})
         if getattr(args, name) is not None
     }
     known = _OF_SOURCE[args.source]
-    foreign = [name for name in given if name not in known and name != 'device']
+    foreign = [name for name in given if name not in (known if args.source == 'import' else (*known, *searched))]
     if foreign:
         raise ConfigError(
             f'--source {args.source} has no option {", ".join("--" + name.replace("_", "-") for name in foreign)}.'
         )
     options = {name: value for name, value in given.items() if name in known}
+    if 'device' in known:
+        options['device'] = device_or_best(args.device)
     needed = {'attention': ['checkpoint'], 'detector': ['config', 'checkpoint'], 'import': ['annotations']}.get(
         args.source, []
     )
@@ -131,7 +132,7 @@ def _find(args: argparse.Namespace) -> None:
             source,
             ann_file=args.ann_file,
             workers=args.workers,
-            max_bad_share=args.max_bad_share,
+            max_bad_share=0.01 if args.max_bad_share is None else args.max_bad_share,
         )
     content = read_result(args.out)
     page = Path(args.out).with_suffix('.html')
@@ -194,8 +195,15 @@ def inspect_main(argv: Optional[List[str]] = None) -> None:
         'drawn number against pixels.',
     )
     parser.add_argument('config', help='path, or the name of a shipped recipe')
-    parser.add_argument('--images', type=at_least(1), default=6, help='how many, evenly spread (default: 6)')
-    parser.add_argument('--out', default='inspection', metavar='DIR', help='to write into (default: inspection)')
+    parser.add_argument(
+        '--images', type=at_least(1), default=6, help='how many of each data set, evenly spread (default: 6)'
+    )
+    parser.add_argument(
+        '--out',
+        default=f'{WORK_DIRS}/inspection',
+        metavar='DIR',
+        help=f'to write into (default: {WORK_DIRS}/inspection)',
+    )
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='as of odis-mm train')
     args = parser.parse_args(argv)
 
@@ -212,19 +220,17 @@ def _inspect(args: argparse.Namespace) -> int:
     from ..engine.hooks.views import samples_of
     from ..visualization import write_inspection
 
-    dataset = views_dataset(args.config, args.cfg_options)
-    samples = list(samples_of(dataset, args.images))
+    samples, rules = [], []
+    for dataset in views_datasets(args.config, args.cfg_options, args.out):
+        sampler = next((step for step in dataset.pipeline.transforms if isinstance(step, SampleViews)), None)
+        cover = sampler.min_cover.tolist() if sampler is not None and sampler.object_aware else []
+        for sample in samples_of(dataset, args.images):
+            samples.append(sample)
+            rules.append((sampler.region if sampler else 'box', cover))
     if not samples:
         raise BadImageError(f'none of the images of {args.config} that were looked at can be read: see odis-mm verify.')
-    sampler = next((step for step in dataset.pipeline.transforms if isinstance(step, SampleViews)), None)
-    aware = sampler is not None and sampler.object_aware
-    differ, total, faults = write_inspection(
-        samples,
-        args.out,
-        f'What {Path(args.config).stem} makes of images',
-        sampler.region if sampler else 'box',
-        sampler.min_cover.tolist() if aware else (),
-    )
+    title = f'What {Path(args.config).stem} makes of images'
+    differ, total, faults = write_inspection(samples, args.out, title, rules)
     for line in faults[:10]:
         print(line)
     print(f'{differ} of {total} drawn numbers differ from the pixels; written: {Path(args.out) / "inspection.html"}')

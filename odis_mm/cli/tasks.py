@@ -1,6 +1,7 @@
 """``odis-mm pretrain | finetune | predict | views``: whole jobs on a user's own data."""
 
 import argparse
+from itertools import count, takewhile
 from pathlib import Path
 from shlex import quote
 from typing import Any, Dict, List, Optional
@@ -13,6 +14,7 @@ from ..utils.paths import (
     DETECTOR_SIZE,
     DETECTOR_STEPS,
     PRETRAINING_STEPS,
+    WORK_DIRS,
     check_checkpoint,
     check_data,
     check_output,
@@ -25,7 +27,7 @@ from ..utils.paths import (
     find_detector,
     find_images,
 )
-from .common import AMP, METHODS, check_picture, run, views_dataset
+from .common import AMP, METHODS, check_picture, run, views_datasets
 
 
 def pretrain_main(argv: Optional[List[str]] = None) -> None:
@@ -221,11 +223,11 @@ def views_main(argv: Optional[List[str]] = None) -> None:
     parser = Parser(prog='odis-mm views', description='Draw the views that a pretraining config makes of some images.')
     parser.add_argument('config', help='path of a config, or name of a shipped one')
     parser.add_argument(
-        '--out', default='views.png', help='several images: views_1.png, views_2.png, ... (default: views.png)'
+        '--out',
+        default=f'{WORK_DIRS}/views.png',
+        help=f'several images: views_1.png, views_2.png, ... (default: {WORK_DIRS}/views.png)',
     )
-    parser.add_argument(
-        '--images', type=at_least(1), default=1, help='how many images, evenly spread over the data set'
-    )
+    parser.add_argument('--images', type=at_least(1), default=1, help='how many images of each data set, evenly spread')
     parser.add_argument('--epoch', type=at_least(0), default=0, help='each epoch draws other views')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', action='extend')
     args = parser.parse_args(argv)
@@ -234,13 +236,18 @@ def views_main(argv: Optional[List[str]] = None) -> None:
         from ..engine.hooks.views import samples_of
         from ..visualization import draw_views
 
-        dataset = views_dataset(args.config, args.cfg_options)
+        datasets = views_datasets(args.config, args.cfg_options, args.out)
         out, path = Path(args.out), None
         out.parent.mkdir(parents=True, exist_ok=True)
-        for i, sample in enumerate(samples_of(dataset, args.images, args.epoch)):
-            path = out if args.images == 1 else out.with_name(f'{out.stem}_{i + 1}{out.suffix}')
+        samples = (sample for dataset in datasets for sample in samples_of(dataset, args.images, args.epoch))
+        numbered = (out.with_name(f'{out.stem}_{i}{out.suffix}') for i in count(1))
+        for sample, number in zip(samples, numbered):
+            path = out if args.images * len(datasets) == 1 else number
             draw_views(sample, str(path))
             print(f'written: {path}')
+        earlier = [str(number) for number in takewhile(Path.exists, numbered)]
+        if path not in (None, out) and earlier:
+            print(f'there before, of an earlier call: {", ".join(earlier)}')
         if path is None:
             raise BadImageError(
                 f'none of the images of {args.config} that were looked at can be read: see odis-mm verify.'

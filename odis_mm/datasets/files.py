@@ -28,16 +28,16 @@ def shown(path: PathLike) -> str:
     return printable(os.fspath(path))
 
 
-def list_images(folder: PathLike) -> List[str]:
+def list_images(folder: PathLike, tell: bool = True) -> List[str]:
     """Return the paths of all image files in and below a folder, found by :func:`~odis_mm.utils.paths.walk_images`; the
-    log says how many folders were left out, and how many images of kinds that are not read.
+    log says, unless ``tell`` is off, how many folders were left out, and how many images of kinds that are not read.
 
     Raises:
         ConfigError: there is no image.
     """
     unread: List[str] = []
     names, skipped = walk_images(folder, unread)
-    for level, line in left_out(folder, skipped, unread, len(names)):
+    for level, line in left_out(folder, skipped, unread, len(names)) if tell else ():
         print_log(line, logger='current', level=level)
     if not names:
         raise ConfigError(

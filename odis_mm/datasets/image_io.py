@@ -308,6 +308,17 @@ def size_of(path: PathLike) -> Tuple[int, int]:
         return height, width
 
 
+def orientation_of(path: PathLike) -> int:
+    """Return the EXIF orientation of an image, 1 if there is none: from 2 on, what tools draw on is turned or mirrored,
+    from 5 on with the sides swapped."""
+    try:
+        with Image.open(path) as image:
+            found = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # of many classes; whether it can be read is told elsewhere
+        return 1
+    return found if found in range(2, 9) else 1
+
+
 def read_image(path: PathLike, channels: int = 3, window: Range = None, percentiles: Range = None) -> np.ndarray:
     """Decode an image file once, as uint8 [H, W, channels], RGB if it is a colour image.
 

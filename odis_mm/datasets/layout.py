@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from ..utils.errors import AnnotationError, ConfigError, MissingFileError
 from ..utils.files import PathLike
-from ..utils.paths import WORK_DIRS, check_folder, of_other_images, walk_images
+from ..utils.paths import IMAGE_SUFFIXES, WORK_DIRS, check_folder, of_other_images, walk_images
 from .values import identity, is_crowd
 
 SPLITS = {'train': ('train', 'training'), 'val': ('val', 'valid', 'validation'), 'test': ('test', 'testing')}
@@ -103,12 +103,26 @@ def _first_image(ann_file: Path, root: Path, split: str) -> Tuple[Path, str]:
         hint = 'its file names are addresses: fetch the images and write their file names there'
     elif '\\' in names[0]:
         hint = 'its file names are paths of Windows: write them with / in place of \\'
+    elif alike := next((path for place in places for path in _same_stem(place / names[0])), None):
+        hint = f'there is {alike}, whose ending differs: write the names in the json as those of the files'
     elif other := of_other_images(ann_file, [name for name in listed if isinstance(name, str)], root):
         raise MissingFileError(other)
     raise MissingFileError(
         f'{names[0]}, an image of {ann_file}, is in none of the folders near it '
         f'({", ".join(str(p) for p in near[:3])}, ...): {hint}.'
     )
+
+
+def _same_stem(path: Path) -> List[Path]:
+    """Images whose names differ from that of ``path`` in nothing but the ending."""
+    try:
+        return [
+            other
+            for other in path.parent.iterdir()
+            if other.stem == path.stem and other.suffix.lower() in IMAGE_SUFFIXES
+        ]
+    except (OSError, ValueError):  # no folder, or no name
+        return []
 
 
 def _is_file(path: Path) -> bool:

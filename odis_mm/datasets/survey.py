@@ -1,12 +1,15 @@
 """What a data set holds, found before training: from annotations and image headers, no image is decoded."""
 
+import os
 from dataclasses import dataclass
-from typing import Optional, Sequence
+from typing import List, Optional, Sequence
 
 import numpy as np
 
-from ..utils.errors import BadImageError
-from .image_io import size_of
+from ..utils.errors import BadImageError, printable
+from ..utils.files import PathLike
+from .image_io import orientation_of, size_of
+from .values import side
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ def survey(dataset, limit: int = 2000) -> Survey:
 
 
 FEW = 2  # patches
+HEADERS = 1000  # images whose EXIF orientation is looked at
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,40 @@ def visibility(dataset, sampler, limit: int = 1000) -> Visibility:
     if not covered:
         return Visibility(float(not shown), 0.0, 0.0)
     return Visibility(float(np.mean(shown)), float(np.mean(np.array(covered) <= FEW)), float(np.median(covered)))
+
+
+def turned(infos: Sequence[dict]) -> List[str]:
+    """Return a line if images with objects are turned by an EXIF orientation, and their sizes do not tell whether what
+    the boxes were drawn on was: those of 180 degrees and of mirrors, and of square or unknown sizes.
+
+    Args:
+        infos: Of each image ``img_path``, ``height`` and ``width`` (None: not told).
+    """
+    found = []
+    for info in infos:
+        swapped = info['height'] and info['width'] and info['height'] != info['width']
+        if orientation_of(info['img_path']) in (range(2, 5) if swapped else range(2, 9)):
+            found.append(info['img_path'])
+    if not found:
+        return []
+    return [
+        f'mind: {len(found)} of {len(infos)} images that were looked at have an EXIF orientation '
+        f'({printable(str(found[0]))}, ...), which is not applied: if their boxes were drawn on the upright pictures, '
+        'store these upright'
+    ]
+
+
+def turned_of(images: Sequence[dict], folder: PathLike = '') -> List[str]:
+    """Do :func:`turned` for some images of a COCO-style file, whose names are relative to ``folder``."""
+    return turned(
+        [
+            dict(
+                img_path=os.path.join(folder, image['file_name']),
+                **{name: side(image.get(name)) for name in ('height', 'width')},
+            )
+            for image in (images[i] for i in spread(len(images), HEADERS).tolist())
+        ]
+    )
 
 
 def image_size(info: dict) -> Optional[Sequence[int]]:

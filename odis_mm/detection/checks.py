@@ -74,11 +74,23 @@ def check_detection_data(cfg: Config, parts: Sequence[str] = _PARTS) -> List[str
                     f'(the first: annotations[{found.first_without_mask}]) have no mask of three points or more, which '
                     'Mask R-CNN needs; for boxes alone take the faster-rcnn_* config of the same name.'
                 )
+            if _needs_masks(dataset, evaluators) and found.misfit:  # no detection would meet it
+                raise AnnotationError(
+                    f'annotation file {shown(path)}: {found.misfit} (height, width): use the images that the masks '
+                    'were made on, or fix it.'
+                )
             told = _check_classes(dataset, found, path, part)
             classes = classes or told
             lines += _left_out(told, found, path)
             if part == 'train' and found.thin:
                 lines.append(f'{shown(path)}: {found.thin} objects less than a pixel wide or high are not learned')
+            least = (dataset.get('filter_cfg') or {}).get('min_size', 0) if part == 'train' else 0
+            short = sum(count for side, count in found.sides.items() if int(side) < least)
+            if short:
+                lines.append(
+                    f'{shown(path)}: {short} images with a side below {least} px are not trained on '
+                    '(train_dataloader.dataset.filter_cfg.min_size)'
+                )
             if found.content is not None:
                 fresh = Path(cfg.work_dir, 'annotations', f'{part}_{Path(path).name}').absolute()
                 fresh.parent.mkdir(parents=True, exist_ok=True)
@@ -148,6 +160,8 @@ class Look:
         content: The completed content; None if nothing was missing.
         thin: Objects less than a pixel wide or high.
         thinnest: File name, height and width of the image with the least ratio of its sides.
+        sides: Number of images by their short side in pixels, as text.
+        misfit: What is wrong with the first RLE mask of another size than its image; '' if none is.
     """
 
     categories: List[str]
@@ -158,6 +172,8 @@ class Look:
     content: Optional[dict] = None
     thin: int = 0
     thinnest: Sequence[Any] = ('', 1, 1)
+    sides: Dict[str, int] = field(default_factory=dict)
+    misfit: str = ''
 
 
 def look(path: str, folder: str, max_bad_share: float = 0) -> Look:
@@ -167,7 +183,7 @@ def look(path: str, folder: str, max_bad_share: float = 0) -> Look:
     if place is None or os.path.getsize(path) < CACHE_FROM:
         return complete(path, folder, max_bad_share)
     source = source_of(path)
-    note = place / f'{source["content"]}.looked2'  # the rules' version
+    note = place / f'{source["content"]}.looked3'  # the rules' version
     try:
         noted = json.loads(note.read_text('utf-8'))
         if noted.pop('source') == source and os.path.isfile(os.path.join(folder, noted.pop('first'))):
@@ -252,6 +268,9 @@ def complete(path: str, folder: str, max_bad_share: float = 0) -> Look:
     found, kept = Look(list(names.values()), Counter()), []
     for i, annotation in enumerate(content['annotations']):
         _complete_annotation(annotation, sizes, done)
+        mask, size = annotation.get('segmentation'), sizes.get(annotation['image_id'])
+        if not found.misfit and size and isinstance(mask, dict) and np.ravel(mask['size']).tolist() != list(size):
+            found.misfit = f'the RLE mask of annotations[{i}] has the size {mask["size"]} and its image {list(size)}'
         if not _is_box(annotation, sizes):
             done['objects left out whose box is no box, or outside of its image'] += 1
             continue
@@ -271,6 +290,7 @@ def complete(path: str, folder: str, max_bad_share: float = 0) -> Look:
         ([image['file_name'], image['height'], image['width']] for image in content['images']),
         key=lambda image: min(image[1:]) / max(image[1:]),
     )
+    found.sides = Counter(str(min(image['height'], image['width'])) for image in content['images'])
     ids = [annotation.get('id') for annotation in content['annotations']]
     # pycocotools marks a detection as right by the id of its object: 0 would be a miss, and text is no number
     if any(not isinstance(key, int) or key < 1 for key in ids) or len(set(ids)) < len(ids):

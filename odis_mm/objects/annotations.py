@@ -2,9 +2,10 @@
 
 import json
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
+import yaml
 from mmengine.logging import print_log
 
 from ..datasets.layout import SPLITS, Split, part_of, split_of_folders
@@ -135,8 +136,9 @@ def imported_splits(data: PathLike, images: Optional[PathLike], folder: PathLike
     """Return annotations of other tools (YOLO, Pascal VOC, ...) by split, as COCO-style files that are written to
     ``folder``.
 
-    The split of an image is that of the list in ``ImageSets/Main`` that names it, else that of a folder on its path
-    (``val``, ``val2017``, ``val_set``); else it is 'train'.
+    The split of an image is that of the list in ``ImageSets/Main`` that names it, or of the folder or list that YOLO's
+    yaml names; else that of a folder on its path (``val``, ``val2017``, ``val_set``); else it is 'train', or, where
+    lists tell the training images, left out.
 
     Raises:
         AnnotationError: no annotation is recognised, or none can be used.
@@ -144,19 +146,61 @@ def imported_splits(data: PathLike, images: Optional[PathLike], folder: PathLike
     data, folder = Path(data), Path(folder)
     root = Path(images) if images else data
     content = load_annotations(data, root)
-    listed = {}
-    for file in sorted(data.glob('ImageSets/Main/*.txt')):
-        if file.stem in SPLITS:
-            listed.update(
-                {line.split()[0]: file.stem for line in file.read_text('utf-8-sig').splitlines() if line.strip()}
-            )
+    paths = [Path(image['file_name']) for image in content['images']]
+    listed = _lists_of_voc(data, paths)
+    if content['info']['description'].startswith('yolo'):
+        listed = _lists_of_yolo(data, root, paths)
+    told = [listed.get(path) or split_of_folders(path.parent.parts) for path in paths]
+    unlisted = [path for path, split in zip(paths, told) if split is None] if 'train' in listed.values() else []
+    if unlisted:
+        print_log(
+            f'{data}: {len(unlisted)} annotated images are in none of its lists of a split and are left out '
+            f'({unlisted[0]}, ...)',
+            logger='current',
+            level=30,
+        )
     of: Dict[str, List[dict]] = {}
-    for image in content['images']:
-        path = Path(image['file_name'])
-        of.setdefault(listed.get(path.stem) or split_of_folders(path.parent.parts) or 'train', []).append(image)
+    for split, image in zip(told, content['images']):
+        if split or not unlisted:
+            of.setdefault(split or 'train', []).append(image)
     folder.mkdir(parents=True, exist_ok=True)
     splits = {}
     for name, chosen in of.items():
         atomic_write_text(folder / f'{name}.json', json.dumps(part_of(content, chosen)))
         splits[name] = Split(folder / f'{name}.json', root)
     return splits
+
+
+def _lists_of_voc(data: Path, paths: Sequence[Path]) -> Dict[Path, str]:
+    """The splits of images by the lists in ``ImageSets/Main``."""
+    listed, stems = {}, {path.stem for path in paths}
+    for file in sorted(data.glob('ImageSets/Main/*.txt')):
+        split = next((name for name, words in SPLITS.items() if file.stem.lower() in words), None)
+        for line in file.read_text('utf-8-sig').splitlines() if split else ():
+            words = [line.strip(), *line.split()[:1]]  # a name may have spaces; a number may follow it
+            known = [stem for word in words for stem in (word, Path(word).stem) if stem in stems]
+            listed.update(dict.fromkeys(known[:1], split))
+    return {path: listed[path.stem] for path in paths if path.stem in listed}
+
+
+def _lists_of_yolo(data: Path, root: Path, paths: Sequence[Path]) -> Dict[Path, str]:
+    """The splits of images by what the yaml in a folder names for each: folders, or lists of images."""
+    found: Dict[Path, str] = {}
+    contents = (yaml.safe_load(file.read_text('utf-8-sig')) for file in sorted(data.glob('*.y*ml')))
+    told = next((content for content in contents if isinstance(content, dict) and 'names' in content), {})
+    real = {path: (root / path).resolve() for path in paths}
+    for split, words in SPLITS.items():
+        named = [told[word] for word in words if told.get(word)]
+        for entry in (str(each) for entries in named for each in (entries if isinstance(entries, list) else [entries])):
+            # Roboflow writes ../train/images of a folder beside the yaml
+            near = (data / str(told.get('path') or '') / entry, data / entry, data / entry.lstrip('./'))
+            place = next((place.resolve() for place in near if place.exists()), data / 'nowhere')
+            if place.is_file():
+                lines = place.read_text('utf-8-sig').splitlines()
+                listed = {(base / line.strip()).resolve() for line in lines for base in (place.parent, data)}
+                inside = [path for path in paths if real[path] in listed]
+            else:
+                inside = [path for path in paths if real[path].is_relative_to(place)]
+            for path in inside:
+                found.setdefault(path, split)
+    return found

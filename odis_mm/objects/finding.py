@@ -19,7 +19,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import BinaryIO, Callable, Dict, Iterator, List, Optional, Protocol, Sequence, Tuple
+from typing import BinaryIO, Callable, Dict, Iterator, List, Optional, Protocol, Sequence, Set, Tuple
 
 import cv2
 import numpy as np
@@ -88,7 +88,7 @@ def find_objects(
 
     Raises:
         BadImageError: more images are bad than allowed; what was found is kept.
-        FolderInUseError: ``out`` or its parts belong to another call.
+        FolderInUseError: ``out`` or its parts belong to another call, or its images have other sizes in bytes now.
         FileWriteError: the disk is full; what was found is kept.
     """
     out, say = Path(out), say or (lambda line: print(line, file=sys.stderr, flush=True))
@@ -111,6 +111,11 @@ def find_objects(
             raise FolderInUseError(
                 f'{out} exists and was not made by this command with these settings: name another --out.'
             )
+        bad = {name for name, _ in done['bad_images']}
+        if done.get('files', files := _files(str(images), names, bad)) != files:
+            raise FolderInUseError(
+                f'images in {images} have changed since {out} was made of them: remove it, or name another --out.'
+            )
         shutil.rmtree(folder, ignore_errors=True)
         say(f'{out}: done before, {done["objects"]} objects in {done["images"]} images')
         return done
@@ -118,7 +123,7 @@ def find_objects(
     chunks = [names[i : i + CHUNK] for i in range(0, len(names), CHUNK)]
     root = str(images)
     _search(root, chunks, folder, source, workers, max_bad_share, say)
-    info = _assemble(out, folder, len(chunks), settings)
+    info = _assemble(out, folder, len(chunks), settings, root, names)
     shutil.rmtree(folder, ignore_errors=True)
     return info
 
@@ -136,6 +141,12 @@ def described(source: Source) -> dict:
 
 def _digest(path: PathLike) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+
+
+def _files(root: str, names: Sequence[str], bad: Set[str]) -> str:
+    """A hash of the sizes in bytes of all images but the bad ones: of others, the objects are others."""
+    sizes = [os.path.getsize(os.path.join(root, name)) for name in names if name not in bad]
+    return hashlib.sha256(json.dumps(sizes).encode()).hexdigest()[:16]
 
 
 def _info(path: Path) -> Optional[dict]:
@@ -357,7 +368,7 @@ def difference_hash(image: np.ndarray) -> str:
     return np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes().hex()
 
 
-def _assemble(out: Path, folder: Path, count: int, settings: dict) -> dict:
+def _assemble(out: Path, folder: Path, count: int, settings: dict, root: str, names: Sequence[str]) -> dict:
     """Join the parts, one at a time in memory, to the result."""
     from pycocotools import mask as coco_mask
 
@@ -379,6 +390,7 @@ def _assemble(out: Path, folder: Path, count: int, settings: dict) -> dict:
         full += sum(len(image['objects']) == top for image in part['images'])
         bad += part['bad']
     info = dict(description='objects found by odis-mm find-objects', **settings, objects=objects, bad_images=bad)
+    info['files'] = _files(root, names, {name for name, _ in bad})
     if top is not None:
         info['images_at_top'] = full
 

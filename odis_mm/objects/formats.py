@@ -181,7 +181,8 @@ def _voc(path: Path, index: ImageIndex, faults: List[str]):
         objects = []
         for node in root.iter('object'):
             box = BoundingBox.from_xml(node)
-            objects.append(Annotated(box.label, box.ltrb))
+            difficult = (node.findtext('difficult') or '').strip() == '1'  # neither learned nor asked for
+            objects.append(Annotated(box.label, box.ltrb, crowd=difficult))
         name = root.findtext('filename') or file.stem
         # renamed copies keep the old name inside: the file's own name is the better witness where there is an image of
         # it
@@ -214,7 +215,7 @@ def _yolo_files(path: Path, index: Optional[ImageIndex]) -> List[Path]:
 def _is_yolo(file: Path) -> bool:
     """Whether the first line is a class and shares of an image, as no other text is."""
     try:
-        with open(file) as stream:
+        with open(file, encoding='utf-8-sig') as stream:
             kind, *rest = stream.readline().split()
         return kind.isdecimal() and len(rest) >= 4 and all(0 <= float(value) <= 1 for value in rest[:4])
     except (ValueError, OSError):
@@ -233,7 +234,7 @@ def _yolo(path: Path, index: ImageIndex, faults: List[str]):
         name = index.find(file.stem, file)
         height, width = index.size(name)
         objects = []
-        for n, line in enumerate(file.read_text().splitlines(), 1):
+        for n, line in enumerate(file.read_text('utf-8-sig').splitlines(), 1):
             values = line.split()
             if not values:
                 continue

@@ -5,9 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Dict, Iterable, List, Optional, Sequence, Tuple, Union
 
-from PIL import ExifTags, Image
-
-from ..datasets.image_io import size_of
+from ..datasets.image_io import orientation_of, size_of
 from ..datasets.layout import split_of_folders
 from ..datasets.objects import list_images
 from ..utils.errors import AnnotationError, BadImageError, MissingFileError
@@ -54,7 +52,7 @@ class ImageIndex:
     def __post_init__(self):
         if not self.folder.is_dir():
             raise MissingFileError(f'image folder {self.folder} does not exist.')
-        for path in list_images(str(self.folder)):
+        for path in list_images(str(self.folder), tell=False):  # a run on the images does
             name = Path(path).relative_to(self.folder).as_posix()
             self.by_name.setdefault(Path(name).name, []).append(name)
             self.by_stem.setdefault(Path(name).stem, []).append(name)
@@ -104,14 +102,8 @@ class ImageIndex:
             raise AnnotationError(str(error)) from error
 
     def orientation(self, name: str) -> int:
-        """Return the EXIF orientation, 1 if there is none: from 2 on, what tools draw on is turned or mirrored, from 5
-        on with the sides swapped."""
-        try:
-            with Image.open(self.folder / name) as image:
-                found = image.getexif().get(ExifTags.Base.Orientation, 1)
-        except Exception:  # of many classes; whether it can be read is told elsewhere
-            return 1
-        return found if found in range(2, 9) else 1
+        """See :func:`~odis_mm.datasets.image_io.orientation_of`."""
+        return orientation_of(self.folder / name)
 
 
 def told_of_other_folders(source: object, pairs: Iterable[Tuple[str, str]]) -> Optional[str]:

@@ -15,6 +15,7 @@ from ..datasets.annotations import coco_table
 from ..datasets.image_io import has_extent
 from ..datasets.layout import Split, categories, read_coco
 from ..datasets.reading import Reading, find_reading
+from ..datasets.survey import turned_of
 from ..datasets.values import identity
 from ..transfer import VitShape, read_checkpoint, read_meta, read_vit, told_grid
 from ..utils.errors import ConfigError
@@ -159,7 +160,8 @@ def detector_config(
         if split is not None:
             _check_classes(content.classes, split, train)
     _set_data(cfg, train, val, test or val, content)
-    cfg.notes = [*cfg.get('notes', []), *_learned(content, val)]
+    listed = read_coco(train.ann_file)['images']
+    cfg.notes = [*cfg.get('notes', []), *_learned(content, val), *turned_of(listed, train.images)]
     meta = {} if init is None else read_meta(init)
     set_reading(cfg, _reading(meta, train))
     _set_length(cfg, iterations, batch, evaluations)

@@ -1,6 +1,7 @@
 """A pretraining config for a folder of images."""
 
 from pathlib import Path
+from shlex import quote
 from typing import Any, Dict, List, Optional, Tuple
 
 import torch
@@ -9,14 +10,14 @@ from mmpretrain.registry import TRANSFORMS
 
 from ..config import apply_options, drop_variables, load_config
 from ..datasets import ObjectDataset
-from ..datasets.layout import annotated_parent, find_splits, held_out, image_folder
+from ..datasets.layout import annotated_parent, count_images, find_splits, held_out, image_folder
 from ..datasets.reading import MEASURED, find_reading
-from ..datasets.survey import Survey, spread, survey, visibility
+from ..datasets.survey import HEADERS, Survey, spread, survey, turned, visibility
 from ..utils.environment import cores
 from ..utils.errors import ConfigError
 from ..utils.files import PathLike
 from ..utils.nested import dicts
-from ..utils.noise import import_quietly
+from ..utils.noise import import_quietly, quiet_log
 from ..utils.paths import PRETRAINING_STEPS, check_folder, check_steps, find_file
 from ..utils.words import count
 from .arguments import check_arguments
@@ -78,9 +79,10 @@ def pretraining_config(
     check_arguments(batch, seed, options)
     import_quietly('mmpretrain.datasets')
     ann_file, folder, with_boxes, notes = _find_data(Path(data), boxes, images)
-    dataset = ObjectDataset(
-        data_root='', ann_file=str(ann_file or ''), data_prefix=str(folder), with_masks=False, pipeline=[]
-    )
+    with quiet_log():  # the run says it
+        dataset = ObjectDataset(
+            data_root='', ann_file=str(ann_file or ''), data_prefix=str(folder), with_masks=False, pipeline=[]
+        )
     found = survey(dataset)
     with_boxes = with_boxes and found.objects > 0
     notes.append(f'data: {found.words()}')
@@ -92,7 +94,11 @@ def pretraining_config(
     method = method or ('odis' if with_boxes else 'gtsa')
     with_boxes = with_boxes and (method == 'odis' or recipe is not None)
     if ann_file is not None:
+        there = count_images(folder)
+        notes[0] += f', {found.images} of {there} in the folder,' if found.images < there else ''
         notes[0] += ' with their boxes, not their classes' if with_boxes else ' without their boxes'
+    if with_boxes:
+        notes += turned([dataset.get_data_info(i) for i in spread(len(dataset), HEADERS).tolist()])
     small = found.images <= TRIED[1] or not torch.cuda.is_available()
     given = recipe
     if recipe is None:
@@ -172,7 +178,7 @@ def _find_data(
         path = find_file(boxes, data).resolve()
         coco = '"images"' in path.read_text('utf-8-sig', errors='replace')
         found = folder or (image_folder(path, data, 'train') if coco else data)
-        return path, found, True, [f'boxes: {path}']
+        return path, found, True, [f'boxes: {path}; the images that it lists are used']
     split = find_splits(data, ('train',), folder).get('train')
     if split is None:
         notes = ['annotations: none used; all images of the folder are used, without objects']
@@ -183,7 +189,7 @@ def _find_data(
                 f'images of {" and ".join(judged)} are among them: a detector that is judged on these images has seen '
                 'them in pretraining; to avoid that, '
                 + (
-                    f'take the training images alone, by --data {parent} --boxes none'
+                    f'take the training images alone, by --data {quote(str(parent))} --boxes none'
                     if parent
                     else 'name a folder that holds the training images alone'
                 )

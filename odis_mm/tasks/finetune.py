@@ -4,6 +4,7 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any, Dict, Optional, Tuple
 
 from mmengine.config import Config
@@ -16,6 +17,7 @@ from ..datasets.layout import (
     Split,
     annotated_parent,
     categories,
+    count_images,
     find_splits,
     image_folder,
     read_coco,
@@ -194,7 +196,7 @@ def annotated_splits(
                 f'{data} holds no annotations to train a detector on (looked for COCO-style json, YOLO, Pascal VOC and '
                 'others, in it and in its folders): '
                 + (
-                    f'those of its images lie in {parent}, so take --data {parent}.'
+                    f'those of its images lie in {parent}, so take --data {quote(str(parent))}.'
                     if parent
                     else 'put them there, or name a COCO-style json with --train FILE. To pretrain, images alone are '
                     'enough.'
@@ -233,9 +235,20 @@ def detector_splits(
             return kept['train'], kept['val'], kept.get('test') or found.get('test')
     if 'train' not in found:
         try:
-            found = {**imported_splits(data, images, folder), **found}
+            imported = imported_splits(data, images, folder)
         except AnnotationError as error:
             raise _unusable(data, error) from error
+        listed = sum(len(read_coco(split.ann_file)['images']) for split in imported.values())
+        there = count_images(images or data)
+        if listed < there:
+            print_log(
+                f'{there - listed} of {there} images in {images or data} have no annotation that is used, so the '
+                'detector is neither trained nor evaluated on them (YOLO: give those without objects an empty label '
+                'file)',
+                logger='current',
+                level=logging.WARNING,
+            )
+        found = {**imported, **found}
     if 'val' not in found:
         content = read_coco(found['train'].ann_file)
         if content.get('annotations'):

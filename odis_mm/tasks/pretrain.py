@@ -121,7 +121,7 @@ def steps_in(hours: float, data: PathLike, amp: Optional[str], known: Dict[str, 
     """Return how many steps fit, and the seconds of one, from a few steps on this machine."""
     cfg, _ = pretraining_config(data, **{**known, 'steps': PROBE_STEPS})
     cfg.default_hooks.checkpoint.update(interval=10**6, save_last=False)
-    cfg.log_level = 'WARNING'
+    cfg.log_level = 'ERROR'  # the run says it
     cfg.default_hooks.views = None
     with tempfile.TemporaryDirectory() as folder:
         cfg = Config(cfg.to_dict(), cfg_text=MADE, filename=str(Path(folder, 'probe.py')))

@@ -7,7 +7,7 @@ from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
 
-from ..utils.errors import CheckpointError
+from ..utils.errors import CheckpointError, nearest
 from .layouts import BESIDE, DIALECTS, LAYOUTS, OUR_PARTS, Layout, recognise, some, unwrap
 from .positions import Grid, rope_periods, square_grid
 from .shape import HEADS, HEADS_OF, State
@@ -64,15 +64,15 @@ def read_vit(
         state: Tensors by name, as :func:`read_checkpoint` gives them.
         name: For messages.
         source_grid: (rows, columns) of the position embedding; None: a square is deduced.
-        drop: Names or beginnings of names, under the backbone's prefix, that are knowingly left out.
+        drop: Names or beginnings of names, with or without the backbone's prefix, that are knowingly left out.
         heads: Attention heads, for rotary positions that the file leaves to the model; None: those of the published
             models.
         allow_unexpected: Names (shell patterns), under the backbone's prefix, that no plain ViT has and that may be
             there.
 
     Raises:
-        CheckpointError: no known layout; a tensor that no plain ViT has; incomplete or contradictory blocks; NaN; a
-            patch grid that cannot be told.
+        CheckpointError: no known layout; a tensor that no plain ViT has; a name in ``drop`` that no tensor has;
+            incomplete or contradictory blocks; NaN; a patch grid that cannot be told.
     """
     state = unwrap(state)
     found = recognise(list(state))
@@ -128,6 +128,14 @@ def _rename(
     dropped: Dict[str, str] = {}
     outside: Dict[str, int] = {}
     unknown: List[str] = []
+    inside = [key for key in state if key.startswith(prefix)]
+    shorts = [key[len(prefix) :] for key in inside]
+    for start in drop:
+        if not start or not any(key.startswith(start) for key in (*inside, *shorts)):
+            raise CheckpointError(
+                f'{name} has no tensor of the ViT whose name begins with {start!r}, which --drop (drop=) asks to leave '
+                f'out{nearest(start, shorts) or f"; the names are {some(shorts)}"}.'
+            )
     for key, tensor in state.items():
         if not key.startswith(prefix):
             part = _part(key)
@@ -135,7 +143,7 @@ def _rename(
             continue
         short = key[len(prefix) :]
         mine = layout.ours(short)
-        if short.startswith(tuple(drop)):
+        if key.startswith(tuple(drop)) or short.startswith(tuple(drop)):
             dropped[key] = 'as asked'
         elif mine is not None:
             if mine in ours:
@@ -256,11 +264,15 @@ def check_vit(state: State, name: str, layout: Optional[Layout] = None) -> None:
 
 def _check_blocks(state: State, name: str) -> Dict[str, tuple]:
     """The shapes of a block's tensors, which all blocks share."""
+    if 'patch_embed.projection.weight' not in state:
+        raise CheckpointError(f'{name} is incomplete: it has no patch_embed.projection.weight.')
     blocks: Dict[int, Dict[str, tuple]] = {}
     for key, tensor in state.items():
         match = re.fullmatch(r'layers\.(\d+)\.(.+)', key)
         if match:
             blocks.setdefault(int(match[1]), {})[match[2]] = tuple(tensor.shape)
+    if not blocks:
+        raise CheckpointError(f'{name} is incomplete: it has no blocks.')
     missing = sorted(set(range(max(blocks) + 1)) - set(blocks))
     if missing:
         raise CheckpointError(

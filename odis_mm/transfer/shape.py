@@ -140,7 +140,8 @@ class VitShape:
         if heads is None:
             raise CheckpointError(
                 f'{name} is {self.width} wide, which is none of the usual ViTs ({", ".join(map(str, HEADS))}), and its '
-                'tensors do not tell how many attention heads it has: say it (heads=, --heads).'
+                'tensors do not tell how many attention heads it has: say it (heads=, --heads); odis-mm transfer FILE '
+                'OUT --to odis_mm --heads N writes a file that tells it.'
             )
         if heads < 1 or self.width % heads:
             raise CheckpointError(f'{name} is {self.width} wide, which {heads} attention heads do not divide.')

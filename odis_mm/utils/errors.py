@@ -20,6 +20,11 @@ _PLACES = {
 }
 # a full disk, a full quota, a limit on the size of files: writing fails, and names no file
 _FULL = {getattr(errno, name) for name in ('ENOSPC', 'EDQUOT', 'EFBIG') if hasattr(errno, name)}
+# torch's, on GPUs and CPUs, of a size that no machine has, and of loader workers that the system ended
+_NO_MEMORY = re.compile(
+    r"CUDA(?: error:)? out of memory|DefaultCPUAllocator: can't allocate|Storage size calculation overflowed|"
+    r'DataLoader worker .*is killed by signal: (?:Killed|Bus error)'
+)
 
 
 def printable(text: str) -> str:
@@ -126,9 +131,9 @@ def run_command(call: Callable[[], Any]) -> Any:
 def explain(error: BaseException) -> Optional[str]:
     """Return one sentence for an error that a user can act on, None for any other.
 
-    Besides :class:`UserError` these are a full disk, a path that the user named and that is missing or closed, and what
-    a data loading worker raised: torch hands that over as an exception of the same class whose text holds the worker's
-    traceback.
+    Besides :class:`UserError` these are a full disk, too little memory (of the machine or a GPU), a path that the user
+    named and that is missing or closed, and what a data loading worker raised: torch hands that over as an exception of
+    the same class whose text holds the worker's traceback.
     """
     if isinstance(error, UserError):
         return _from_worker(error) or ' '.join(str(error).split())
@@ -136,6 +141,13 @@ def explain(error: BaseException) -> Optional[str]:
         what = 'no space left on the device' if error.errno == errno.ENOSPC else error.strerror
         where = f' for {error.filename}' if error.filename else ''
         return f'{what}{where}: make room and continue with --resume.'
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))):
+        asked = re.search(r'(?i)to allocate ([\d.]+ \w+)', str(error))
+        return (
+            f'out of memory{f" ({asked[1]} more were needed)" if asked else ""}: take fewer images at once (--batch, '
+            'train_dataloader.batch_size) or smaller ones (--size), fewer train_dataloader.num_workers, or add --amp '
+            'or model.backbone.with_cp=True.'
+        )
     if isinstance(error, OSError) and error.errno in _PLACES and error.filename:
         hint = ''
         if isinstance(error, FileNotFoundError):

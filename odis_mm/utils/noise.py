@@ -64,6 +64,20 @@ def quiet_console(logger: logging.Logger) -> None:
 
 
 @contextmanager
+def quiet_log() -> Iterator[None]:
+    """Log errors alone while the block runs."""
+    from mmengine.logging import MMLogger
+
+    logger = MMLogger.get_current_instance()
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+@contextmanager
 def quiet_warnings() -> Iterator[None]:
     """Ignore ``WARNED`` while the block runs."""
     with warnings.catch_warnings():

@@ -129,7 +129,7 @@ def _files(folder: PathLike, skipped: List[str]) -> Iterator[str]:
         for name in sorted(folders):
             path = os.path.join(place, name)
             real = os.path.realpath(path)
-            if name.startswith('.') or name == WORK_DIRS or real in visited:
+            if _left_out(name) or real in visited:
                 skipped.append(path)
             else:
                 visited.add(real)
@@ -331,19 +331,39 @@ def check_output(out: PathLike, sources: Sequence[PathLike]) -> None:
 
     Raises:
         FolderInUseError: it has a ``predictions.json``.
-        ConfigError: it is one of the folders of images, or lies in one; and as :func:`check_out`.
+        ConfigError: as :func:`check_outside` and :func:`check_out`.
     """
     if Path(out, 'predictions.json').exists():
         raise FolderInUseError(f'{out} holds the predictions of an earlier run: name another folder with --out.')
+    check_outside(out, sources)
+    check_out(out, folder=True)
+
+
+def check_outside(out: PathLike, sources: Sequence[PathLike]) -> None:
+    """Refuse a place for pictures where :func:`walk_images` would find them.
+
+    Args:
+        out: Their folder, or one of them.
+        sources: Files and folders of images.
+
+    Raises:
+        ConfigError: it is one of the folders, or lies in one and not in one that is left out there.
+    """
     place = Path(os.path.realpath(out))
     for source in map(Path, sources):
         folder = Path(os.path.realpath(source))
-        if source.is_dir() and (folder == place or folder in place.parents):
+        if not source.is_dir() or folder not in (place, *place.parents):
+            continue
+        if not any(_left_out(part) for part in place.relative_to(folder).parts):
             raise ConfigError(
                 f'the pictures of --out {out} would lie in {source}, and the next run would take them for images: name '
-                'a folder outside it.'
+                f'a place outside it, or below a folder {WORK_DIRS}.'
             )
-    check_out(out, folder=True)
+
+
+def _left_out(name: str) -> bool:
+    """Whether folders of a name are not searched for images."""
+    return name.startswith('.') or name == WORK_DIRS
 
 
 def check_threshold(score: float) -> None:
@@ -373,7 +393,7 @@ def find_detector(run: PathLike, checkpoint: Optional[PathLike]) -> Tuple[Path, 
     if run.suffix in CHECKPOINT_SUFFIXES:
         raise ConfigError(
             f'{run} is a checkpoint: name the config of a detector first, or the work dir of its training. A '
-            f'pretrained backbone is no detector yet: odis-mm finetune --data ANNOTATED --init {run}.'
+            f'pretrained backbone is no detector yet: odis-mm finetune --data ANNOTATED --init {shlex.quote(str(run))}.'
         )
     config = run
     if run.is_dir():
@@ -384,7 +404,7 @@ def find_detector(run: PathLike, checkpoint: Optional[PathLike]) -> Tuple[Path, 
     if config.name == 'pretrain.py':  # as odis-mm pretrain names it
         raise ConfigError(
             f'{config} is the config of a pretraining, whose backbone is no detector yet: odis-mm finetune --data '
-            f'ANNOTATED --init {config.parent}/epoch_N_backbone.pth.'
+            f'ANNOTATED --init {shlex.quote(str(config.parent / "epoch_N_backbone.pth"))}.'
         )
     if checkpoint is not None and str(checkpoint).endswith('_backbone.pth'):  # as pretrainings name their exports
         raise CheckpointError(

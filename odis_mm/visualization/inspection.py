@@ -278,7 +278,7 @@ def draw_pairs(sample: dict, out_png: str, most: int = 6) -> None:
 
 
 def write_inspection(
-    samples: Sequence[dict], folder: PathLike, title: str, region: str = 'box', min_cover: Sequence[float] = ()
+    samples: Sequence[dict], folder: PathLike, title: str, rules: Sequence[Tuple[str, Sequence[float]]] = ()
 ) -> Tuple[int, int, List[str]]:
     """Write ``inspection.html`` (one file that needs nothing else) and its pictures as PNG.
 
@@ -288,7 +288,7 @@ def write_inspection(
         samples: As of :func:`check_sample`.
         folder: To write into.
         title: Of the page.
-        region, min_cover: See :func:`check_sample`.
+        rules: Of each sample, ``region`` and ``min_cover`` of :func:`check_sample`; none: its defaults.
 
     Returns:
         How many drawn numbers differ from the pixels, how many were checked, and a sentence for each that differs.
@@ -300,7 +300,7 @@ def write_inspection(
     parts, faults, total, kinds = [], [], 0, {}
     for n, sample in enumerate(reported(samples, len(samples))):
         name = Path(sample['img_path']).name
-        checks = check_sample(sample, region, min_cover)
+        checks = check_sample(sample, *(rules[n] if rules else ()))
         wrong = [f'{name}, {check}' for check in checks if check.differs]
         total += len(checks)
         faults += wrong

@@ -24,6 +24,7 @@ from ..datasets.layout import (
     split_coco,
     without_objects,
 )
+from ..datasets.survey import turned_of
 from ..datasets.values import identity, is_crowd, number, numbering
 from ..objects.annotations import imported_splits
 from ..objects.formats import UnrecognisedError
@@ -74,6 +75,8 @@ def prepare(plan: Plan, folder: Path, work_dir: Path, say: Callable[[str], None]
     out.mkdir(parents=True, exist_ok=True)
     splits, notes = _splits(plan, folder, out)
     contents = {name: normalised(split, notes) for name, split in splits.items()}
+    for content in contents.values():
+        notes += turned_of(content['images'])
     known = {c['name'] for c in contents['train']['categories']}
     named = {c['id']: c['name'] for c in contents['train']['categories']}
     for name, content in contents.items():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shlex
 from pathlib import Path
 from typing import List, Optional, Sequence, Tuple
 
@@ -134,7 +135,8 @@ def compare_data(
         if path.read_text().splitlines()[0] != mark:
             raise ConfigError(
                 f'{path} was made by another command ({path.read_text().splitlines()[0].lstrip("# ")}): continue it '
-                f'with `odis-mm compare {path} --work-dir {out}`, or take another --work-dir.'
+                f'with `odis-mm compare {shlex.quote(str(path))} --work-dir {shlex.quote(str(out))}`, or take another '
+                '--work-dir.'
             )
         found, folder = load_plan(path)
         return _carry_out(found, folder, out, jobs, prefix, dry_run, duplicates, command)

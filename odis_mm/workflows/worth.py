@@ -16,6 +16,7 @@ import json
 import logging
 import os
 from pathlib import Path
+from shlex import quote
 from typing import Dict, List, Optional, Sequence
 
 import yaml
@@ -149,7 +150,7 @@ def worth(
         seeds=dict(pretraining=seeds, detector=2),
     )
     atomic_write_text(folder / 'plan.yaml', yaml.safe_dump(plan, sort_keys=False))
-    then = f'Detectors: odis-mm compare {folder / "plan.yaml"}'
+    then = f'Detectors: odis-mm compare {quote(str(folder / "plan.yaml"))}'
     if data:
         text = _markdown(['boxes', *BOXES], [[row, *_percent(found)] for row, found in recall.items()])
         atomic_write_text(folder / 'worth.md', text + '\n')

@@ -167,6 +167,7 @@ def test_places_where_out_cannot_be_written(tmp_path):
         'transfer a.pth file/b.pth',
         'transfer a.pth folder',
         'transfer a.pth file --to huggingface',
+        'transfer a.pth --grid 4x4 --to timm',
     ]
     file, folder, *others = call(tmp_path, [line.split() for line in lines])
     assert [(err, heavy) for *_, err, heavy in others] == [
@@ -174,6 +175,7 @@ def test_places_where_out_cannot_be_written(tmp_path):
         (f'error: OUT file/b.pth cannot be written below {tmp_path}/file (it is no folder): name another place.\n', []),
         ('error: OUT folder is a folder: name a file to write.\n', []),
         ('error: OUT file is a file: name a folder to write.\n', []),
+        ('error: --to and --grid are about the file to write: name it as OUT, behind a.pth.\n', []),
     ]
     assert file[3] == 'error: --out folder is a folder: name a file to write.\n'
     assert folder[3] == 'error: --out file is a file: name a folder to write.\n'

@@ -252,3 +252,14 @@ def test_annotations_of_other_images_are_called_that(tmp_path, capsys, monkeypat
         assert stop.value.code == 2, line
         assert 'none of the ' in said and f'is in or below {chess} (board_0.jpg, ...)' in said, (line, said)
         assert '(blood_0' in said and 'probably annotations of other images' in said and 'images/s' not in said, line
+
+
+@pytest.mark.parametrize('there', ['0.JPG', '0.png'])
+def test_images_of_another_ending_than_the_json_says_are_named(tmp_path, there):
+    write(tmp_path, 'annotations/train.json', 'images')
+    for i in range(2):
+        (tmp_path / 'images' / f'{i}.jpg').rename(tmp_path / 'images' / there.replace('0', str(i)))
+    with pytest.raises(
+        MissingFileError, match=f'0.jpg, an image of .*: there is .*images/{there}, whose ending differs'
+    ):
+        find_splits(tmp_path)

@@ -294,6 +294,30 @@ def test_boxes_of_less_than_a_pixel_are_told_of(tmp_path):
         checks.check_detection_data(config(tmp_path, train=given), ('train', 'val'))
 
 
+def test_masks_of_another_size_than_their_image_are_refused(tmp_path):
+    """pycocotools meets them by no detection, and says nothing."""
+    masks = {size: dict(size=list(size), counts=[0, 48 * 64]) for size in ((48, 64), (64, 48))}
+    checks.check_detection_data(
+        config(tmp_path, val=changed('annotations', 1, 'segmentation', value=masks[48, 64])), ('train', 'val')
+    )
+    wrong = changed('annotations', 1, 'segmentation', value=masks[64, 48])
+    with pytest.raises(AnnotationError, match=r'annotations\[1\] has the size \[64, 48\] and its image \[48, 64\] \('):
+        checks.check_detection_data(config(tmp_path, val=wrong), ('train', 'val'))
+    boxes_alone = config(tmp_path, train=wrong, val=wrong, name='faster-rcnn_vits_fpn_1x_coco')
+    checks.check_detection_data(boxes_alone, ('train', 'val'))
+
+
+def test_images_that_are_too_small_for_a_recipe_are_told_of(tmp_path):
+    """mmdet leaves them out of the training."""
+    from mmdet.datasets import CocoDataset
+
+    cfg = config(tmp_path, train=changed('images', 1, 'height', value=31))
+    (line,) = checks.check_detection_data(cfg, ('train', 'val'))
+    assert 'train.json: 1 images with a side below 32 px are not trained on (train_dataloader.dataset.filter' in line
+    options = {key: value for key, value in cfg.train_dataloader.dataset.items() if key not in ('type', 'pipeline')}
+    assert len(CocoDataset(**options, pipeline=[])) == 1
+
+
 def test_a_part_of_the_images_is_not_evaluated_by_the_objects_of_all(tmp_path):
     cfg = config(tmp_path)
     cfg.train_dataloader.dataset.indices = cfg.val_dataloader.dataset.indices = 1

@@ -72,6 +72,17 @@ def test_voc(tmp_path, images):
     _globox().save_pascal_voc(tmp_path / 'Annotations')
     assert recognise(tmp_path / 'Annotations') == 'voc'
     _check(load_annotations(tmp_path / 'Annotations', images))
+    for name, text in (('a.xml', '1'), ('b.xml', '0')):  # as Pascal's evaluation takes difficult objects
+        file = tmp_path / 'Annotations' / name
+        tree = ElementTree.parse(file)
+        for node in [*tree.getroot().iter('object')][:1]:
+            for old in node.findall('difficult'):
+                node.remove(old)
+            ElementTree.SubElement(node, 'difficult').text = text
+        tree.write(file)
+    content = load_annotations(tmp_path / 'Annotations', images)
+    _check(content)
+    assert [entry['iscrowd'] for entry in content['annotations']] == [1, 0, 0, 0, 0]
 
 
 def test_yolo_with_names_and_nested_splits(tmp_path):

@@ -111,6 +111,16 @@ def test_done_before_and_other_settings(folder):
     assert (folder / 'mine.json').read_text() == '{"precious": 1}'
 
 
+def test_images_that_changed_since_are_not_those_that_were_searched(folder):
+    _find(folder)
+    image = sorted(folder.rglob('*.png'))[3]
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)).save(image)
+    with pytest.raises(
+        FolderInUseError, match='have changed since .*objects.json was made of them: remove it, or name'
+    ):
+        _find(folder)
+
+
 def test_full_disk_loses_nothing(folder, monkeypatch):
     expected = _find(folder, 'expected.json')[1]
     write, room = finding.atomic_write_text, [3]  # settings and two parts

@@ -404,6 +404,8 @@ def test_command(tmp_path, scene, capsys):
     capsys.readouterr()
     for options, sentence in (
         (['--source', 'classic', '--rpn'], '--source classic has no option --rpn'),
+        (['--source', 'classic', '--device', 'cpu'], '--source classic has no option --device'),
+        (['--source', 'import', '--workers', '2', '--max-bad-share', '0'], 'no option --max-bad-share, --workers.'),
         (['--source', 'attention'], '--source attention needs --checkpoint'),
         (['--source', 'import', '--annotations', str(tmp_path / 'none')], 'do not exist'),
     ):

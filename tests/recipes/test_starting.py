@@ -379,6 +379,23 @@ def test_a_recipe_of_another_size_adapts_if_it_may(demo, tmp_path):
     MODELS.build(cfg.model)
 
 
+@pytest.mark.parametrize('width, heads', [(192, 3), (384, 6), (768, 12), (96, None)])
+def test_heads_are_those_of_the_file_not_of_a_recipe_of_another_width(demo, tmp_path, width, heads):
+    """Its tensors do not tell them, and with others its attention is another."""
+    path = file_of('deit', tmp_path, embed_dim=width, depth=1, num_heads=heads or 3)
+    torch.save(torch.load(path)['state_dict'], path)
+    cfg = pretraining('gtsa', demo)
+    assert cfg.model.backbone.arch.num_heads not in (3, 6, 12)
+    if heads is None:
+        with pytest.raises(
+            CheckpointError, match='96 wide, which is none of the usual ViTs .* --heads N writes a file'
+        ):
+            start_from(cfg, path, adapt=True)
+        return
+    start_from(cfg, path, adapt=True)
+    assert cfg.model.backbone.arch.num_heads == heads
+
+
 def test_checkpoints_of_a_run_tell_their_heads(demo, tmp_path):
     """A training checkpoint of an unusual width is evaluated without being told its heads."""
     apis.train(pretraining('odis', demo), work_dir=str(tmp_path))

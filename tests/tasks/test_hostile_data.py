@@ -1,21 +1,28 @@
 """Files and habits that people have: each is read, or refused in one sentence that names the file and what to do."""
 
 import errno
+import io
 import json
+import logging
 import os
 import shlex
 import sys
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from mmengine.logging import MMLogger
 from PIL import Image
 from pycocotools.coco import COCO
 
 from helpers import write_noise_coco
 from odis_mm.cli.tasks import finetune_main, pretrain_main
 from odis_mm.config import load_config
+from odis_mm.datasets import ObjectDataset
 from odis_mm.datasets.image_io import read_image, size_of
+from odis_mm.datasets.layout import Split, read_coco
 from odis_mm.datasets.survey import image_size
 from odis_mm.objects.annotations import imported_splits
 from odis_mm.recipes import detector_config, pretraining_config
@@ -24,7 +31,18 @@ from odis_mm.tasks.finetune import Finetuned, annotated_splits, default_steps, d
 from odis_mm.tasks.predict import drawn_boxes, picture_names
 from odis_mm.tasks.pretrain import imported_boxes
 from odis_mm.utils.errors import AnnotationError, BadImageError, ConfigError, MissingFileError, UserError, explain
-from odis_mm.utils.paths import find_images
+from odis_mm.utils.paths import find_detector, find_images
+
+
+@contextmanager
+def logged():
+    """What is logged meanwhile."""
+    logger, handler = MMLogger.get_current_instance(), logging.StreamHandler(io.StringIO())
+    logger.addHandler(handler)
+    try:
+        yield handler.stream
+    finally:
+        logger.removeHandler(handler)
 
 
 @pytest.mark.parametrize(
@@ -263,6 +281,18 @@ def test_images_of_kinds_that_are_not_read_are_told(tmp_path, monkeypatch):
         predict(tmp_path / 'detector.py', tmp_path / 'iter_1.pth', tmp_path / 'photos', tmp_path / 'out')
 
 
+def test_what_a_run_tells_of_its_folder_is_not_told_before(tmp_path):
+    for name in ('1.png', '2.png'):
+        Image.new('L', (64, 64)).save(tmp_path / name)
+    (tmp_path / '3.gif').write_bytes(b'')
+    with logged() as said:
+        assert imported_boxes(tmp_path, None, tmp_path / 'annotations') is None
+        pretraining_config(tmp_path)
+        assert not said.getvalue()
+        ObjectDataset(data_prefix=tmp_path)
+        assert said.getvalue().count('1 files of kinds that are not read left out (.gif)') == 1
+
+
 def test_the_next_command_can_be_pasted(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'my photos' / "Anna's").mkdir(parents=True)
@@ -274,6 +304,21 @@ def test_the_next_command_can_be_pasted(tmp_path, monkeypatch, capsys):
     line = capsys.readouterr().out.splitlines()[-1].removeprefix('next: ')
     words = ['odis-mm', 'finetune', '--data', "my photos/Anna's", '--init', 'my runs/epoch_1_backbone.pth']
     assert shlex.split(line) == words
+
+
+def test_commands_in_messages_can_be_pasted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_noise_coco(tmp_path / 'my photos')
+    with pytest.raises(MissingFileError, match=f"so take --data '{tmp_path}/my photos'"):
+        annotated_splits(Path('my photos/images'), None, None, None)
+    notes = ' '.join(pretraining_config(Path('my photos/images'))[0].notes)
+    assert f"--data '{tmp_path}/my photos' --boxes none" in notes
+    Path('my photos/pretrain.py').touch()
+    for run, file in (('my photos/a.pth', 'a.pth'), ('my photos/pretrain.py', 'epoch_N_backbone.pth')):
+        with pytest.raises(ConfigError, match='is no detector yet: ') as caught:
+            find_detector(run, None)
+        words = shlex.split(str(caught.value).partition(' yet: ')[2].removesuffix('.'))
+        assert words == ['odis-mm', 'finetune', '--data', 'ANNOTATED', '--init', f'my photos/{file}']
 
 
 def test_the_last_lines_of_finetune_say_what_the_pictures_show(coco_folder, tmp_path, monkeypatch, capsys):
@@ -305,3 +350,98 @@ def test_what_is_wrong_with_the_data_is_said_before_a_work_dir_in_use(coco_folde
         with pytest.raises(UserError, match=told):
             call(data, work_dir=run, steps=4)
     assert [path.name for path in run.iterdir()] == ['epoch_1.pth'], 'nothing was written'
+
+
+def test_images_in_no_list_of_voc_are_in_no_split(tmp_path):
+    root = voc(tmp_path / 'voc')
+    lists = root / 'ImageSets' / 'Main'
+    lists.mkdir(parents=True)
+    (lists / 'train.txt').write_text('0.jpg\n1 -1\n')
+    (lists / 'valid.txt').write_text('2\n')
+    with logged() as said:
+        splits = imported_splits(root, None, tmp_path / 'out')
+    names = {name: [image['file_name'] for image in read_coco(s.ann_file)['images']] for name, s in splits.items()}
+    assert names == {'train': ['JPEGImages/0.jpg', 'JPEGImages/1.jpg'], 'val': ['JPEGImages/2.jpg']}
+    told = '1 annotated images are in none of its lists of a split and are left out (JPEGImages/3.jpg, ...)'
+    assert told in said.getvalue()
+
+
+def test_images_without_a_label_file_are_told_of_by_finetune(tmp_path):
+    data = tmp_path / 'photos'
+    data.mkdir()
+    for i in range(4):
+        Image.new('L', (64, 64)).save(data / f'{i}.png')
+        if i < 3:
+            (data / f'{i}.txt').write_text('0 .5 .5 .5 .5\r\n', 'utf-8-sig')
+    with logged() as said:
+        splits = detector_splits(data, {}, None, tmp_path / 'run', seed=0)
+    assert sum(len(read_coco(split.ann_file)['annotations']) for split in splits[:2]) == 3
+    assert '1 of 4 images in' in said.getvalue() and 'left out' not in said.getvalue()
+    (data / '3.txt').touch()
+    with logged() as said:
+        detector_splits(data, {}, None, tmp_path / 'run', seed=0)
+    assert 'have no annotation' not in said.getvalue()
+
+
+@pytest.mark.parametrize(
+    'orientation, size, told',
+    [(1, (64, 48), False), (3, (64, 48), True), (2, (64, 48), True), (6, (64, 48), False), (6, (64, 64), True)],
+)
+def test_photographs_whose_boxes_may_be_of_the_turned_picture_are_told_of(tmp_path, orientation, size, told):
+    exif = Image.Exif()
+    exif[274] = orientation
+    for i in range(3):
+        Image.new('RGB', size).save(tmp_path / f'{i}.jpg', exif=exif if i == 1 else b'')
+    content = dict(
+        images=[dict(id=i, file_name=f'{i}.jpg', width=size[0], height=size[1]) for i in range(3)],
+        annotations=[dict(id=i + 1, image_id=i, category_id=1, bbox=[5, 5, 30, 30]) for i in range(3)],
+        categories=[dict(id=1, name='cat')],
+    )
+    (tmp_path / 'train.json').write_text(json.dumps(content))
+    split = Split(tmp_path / 'train.json', tmp_path)
+    for cfg in (pretraining_config(tmp_path)[0], detector_config(split, split)):
+        found = [note for note in cfg.notes if 'EXIF' in note]
+        assert bool(found) == told and all('1 of 3 images' in note and '/1.jpg, ...' in note for note in found)
+
+
+def test_images_that_the_boxes_do_not_list_are_told_of(tmp_path):
+    for i in range(3):
+        Image.new('RGB', (64, 64)).save(tmp_path / f'{i}.png')
+    boxes = {f'{i}.png': [[5, 5, 40, 40]] for i in range(3)}
+    for count, told in ((3, 'are used with their'), (2, 'are used, 2 of 3 in the folder, with their')):
+        (tmp_path / 'boxes.json').write_text(json.dumps(dict(list(boxes.items())[:count])))
+        notes = pretraining_config(tmp_path, boxes='boxes.json')[0].notes
+        assert f'boxes: {tmp_path}/boxes.json; the images that it lists {told} boxes, not their classes' in notes
+
+
+@pytest.mark.parametrize(
+    'named, expected',
+    [
+        ('train: images/one\nval: images/two', dict(train='a/1 a/2', val='b/1')),
+        ('path: .\ntrain: ../images/one\nvalid: [images/two]\ntest: ../nowhere', dict(train='a/1 a/2', val='b/1')),
+        ('train: lists/t.txt\nval: images/two\ntest: images/three', dict(train='a/2', val='b/1', test='c/1')),
+        ('train: images/two\nval: images/two', dict(train='b/1')),
+        ('', dict(train='a/1 a/2 c/1 b/1')),
+    ],
+)
+def test_splits_of_yolo_are_those_of_its_yaml(tmp_path, named, expected):
+    names = {'a': 'one', 'b': 'two', 'c': 'three'}
+    for name in ('a/1', 'a/2', 'b/1', 'c/1'):
+        image = tmp_path / 'images' / names[name[0]] / f'{name[2]}.png'
+        label = tmp_path / 'labels' / names[name[0]] / f'{name[2]}.txt'
+        image.parent.mkdir(parents=True, exist_ok=True)
+        label.parent.mkdir(parents=True, exist_ok=True)
+        Image.new('L', (64, 64)).save(image)
+        label.write_text('0 .5 .5 .5 .5')
+    (tmp_path / 'lists').mkdir()
+    (tmp_path / 'lists' / 't.txt').write_text('../images/one/2.png\r\n', newline='')
+    (tmp_path / 'data.yaml').write_text(f'names: [x]\n{named}\n')
+    with logged() as said:
+        splits = imported_splits(tmp_path, None, tmp_path / 'out')
+    short, found = {name: key for key, name in names.items()}, {}
+    for name, split in splits.items():
+        parts = [Path(image['file_name']).parts[-2:] for image in read_coco(split.ann_file)['images']]
+        found[name] = ' '.join(f'{short[folder]}/{file[0]}' for folder, file in parts)
+    assert found == expected
+    listed = ' '.join(expected.values()).split()
+    assert (f'{4 - len(listed)} annotated images are in none of its lists' in said.getvalue()) == (len(listed) < 4)

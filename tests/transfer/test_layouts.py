@@ -714,3 +714,16 @@ def test_a_vit_without_cls_keeps_all_its_positions(tmp_path):
     for target in ('huggingface', 'mmseg'):
         with pytest.raises(CheckpointError, match=r'has no \[CLS\] token, which .* needs'):
             transfer(tmp_path / 'gap.pth', tmp_path / f'{target}.pth', target, heads=2)
+
+
+def test_a_name_to_leave_out_that_no_tensor_has_is_refused():
+    state = {f'backbone.{key}': value for key, value in ours(registers=2).items()}
+    with pytest.raises(CheckpointError, match="begins with 'register_token_'.*did you mean 'register_tokens'"):
+        read_vit(state, drop=['register_token_'])
+    with pytest.raises(CheckpointError, match="begins with '', "):
+        read_vit(state, drop=[''])
+    for name in ('register_tokens', 'backbone.register'):
+        assert set(read_vit(state, drop=[name]).dropped) == {'backbone.register_tokens'}
+    for name, lacking in (('layers', 'no blocks'), ('patch_embed', 'no patch_embed.projection.weight')):
+        with pytest.raises(CheckpointError, match=f'is incomplete: it has {lacking}'):
+            read_vit(state, drop=[name])

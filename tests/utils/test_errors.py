@@ -4,7 +4,9 @@ import errno
 import os
 import pickle
 
+import numpy as np
 import pytest
+import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from torch.utils.data import DataLoader, Dataset
@@ -128,3 +130,29 @@ def test_ctrl_c_is_one_sentence(capsys, monkeypatch):
     monkeypatch.setenv('ODIS_MM_DEBUG', '1')
     with pytest.raises(KeyboardInterrupt):
         run_command(interrupted)
+
+
+def no_memory_on_the_device():
+    raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 298.02 GiB. GPU 0 has a capacity of 78 GiB')
+
+
+def a_worker_is_ended():
+    raise RuntimeError('DataLoader worker (pid 123) is killed by signal: Killed. ')
+
+
+@pytest.mark.parametrize(
+    'call, asked',
+    [
+        (lambda: torch.empty(2**60), '4611686018427387904 bytes'),
+        (lambda: torch.empty(2**62), ''),
+        (lambda: np.empty(2**59), '4.00 EiB'),
+        (no_memory_on_the_device, '298.02 GiB'),
+        (a_worker_is_ended, ''),
+    ],
+)
+def test_too_little_memory_ends_in_one_sentence(call, asked):
+    with pytest.raises((MemoryError, RuntimeError)) as caught:
+        call()
+    sentence = explain(caught.value)
+    assert sentence.startswith(f'out of memory{f" ({asked} more were needed)" if asked else ""}: ')
+    assert '--size' in sentence and '--batch' in sentence

@@ -1,15 +1,21 @@
 """The inspector: silent where the geometry is right, and by name where an error is planted."""
 
+import copy
+from pathlib import Path
+
 import numpy as np
 import pytest
 from matplotlib.patches import Polygon, Rectangle
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from odis_mm.config import load_config
 from odis_mm.datasets import segmentation_to_mask
 from odis_mm.datasets.transforms import BlockMasks, RenderViews, SamplePairViews, SampleViews
 from odis_mm.datasets.transforms import views as view_transforms
+from odis_mm.recipes import pretraining_config
 from odis_mm.structures import geometry
+from odis_mm.utils.paths import walk_images
 from odis_mm.visualization import views
 from odis_mm.visualization.inspection import check_sample, through_pixels, write_inspection
 
@@ -124,11 +130,12 @@ def test_all_objects_are_drawn_and_masks_as_well_as_polygons(synthetic_sample, t
 def test_command(synthetic_sample, tmp_path, capsys):
     from odis_mm.cli import main
 
+    (tmp_path / 'photos').mkdir()
     for seed in range(2):
-        Image.fromarray(synthetic_sample(seed=seed)['img']).save(tmp_path / f'{seed}.png')
+        Image.fromarray(synthetic_sample(seed=seed)['img']).save(tmp_path / 'photos' / f'{seed}.png')
     options = [
         'train_dataloader.dataset.type=ObjectDataset',
-        f'train_dataloader.dataset.data_root={tmp_path}',
+        f'train_dataloader.dataset.data_root={tmp_path}/photos',
         'train_dataloader.dataset.ann_file=',
         'train_dataloader.dataset.data_prefix=',
     ]
@@ -150,8 +157,49 @@ def test_command(synthetic_sample, tmp_path, capsys):
         with pytest.raises(SystemExit) as stopped:
             main([command, 'mask_rcnn/mask-rcnn_demo', '--out', str(tmp_path / place)])
         assert stopped.value.code == 2 and 'mask-rcnn_demo makes no views of its images' in capsys.readouterr().err
-    for file in tmp_path.glob('?.png'):
+    for file in tmp_path.glob('photos/?.png'):
         file.write_bytes(b'')
     with pytest.raises(SystemExit):
         main(['views', 'gtsa_demo', '--out', str(tmp_path / 'views.png'), '--cfg-options', *options])
     assert 'none of the images of gtsa_demo that were looked at can be read' in capsys.readouterr().err
+
+
+def test_all_data_sets_of_a_config_are_shown(demo, tmp_path, capsys):
+    from odis_mm.cli import main
+
+    cfg = load_config('odis_demo', {'train_dataloader.dataset.data_root': demo})
+    one = cfg.train_dataloader.dataset
+    plain = {**copy.deepcopy(one), 'ann_file': '', 'data_prefix': 'val2017'}
+    cfg.train_dataloader.dataset = dict(type='ConcatDataset', datasets=[one, plain])
+    cfg.dump(tmp_path / 'both.py')
+    main(['inspect', str(tmp_path / 'both.py'), '--images', '2', '--out', str(tmp_path / 'page')])
+    assert len(list((tmp_path / 'page').glob('*_views.png'))) == 4
+    main(['views', str(tmp_path / 'both.py'), '--out', str(tmp_path / 'v.png')])
+    assert sorted(path.name for path in tmp_path.glob('*.png')) == ['v_1.png', 'v_2.png']
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(['views', str(tmp_path / 'both.py'), '--out', f'{demo}/val2017/v.png'])
+    assert f'would lie in {demo}/val2017, and' in capsys.readouterr().err
+
+
+def test_pictures_do_not_become_images(synthetic_sample, tmp_path, monkeypatch, capsys):
+    from odis_mm.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    for seed in range(2):
+        Image.fromarray(synthetic_sample(seed=seed)['img']).save(f'{seed}.png')
+    cfg, _ = pretraining_config('.', method='gtsa', size=32)
+    cfg.dump('own.py')
+    main(['inspect', 'own.py', '--images', '1'])
+    main(['views', 'own.py'])
+    assert len(walk_images('.')[0]) == 2 and len(walk_images('work_dirs')[0]) == 3
+    for command in ('inspect', 'views'):
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            main([command, 'own.py', '--out', 'new.png'])
+        assert f'--out new.png would lie in {tmp_path}' in capsys.readouterr().err
+    main(['views', 'own.py', '--images', '2'])
+    assert 'earlier' not in capsys.readouterr().out
+    Path('work_dirs/views_3.png').touch()
+    main(['views', 'own.py', '--images', '2'])
+    assert 'there before, of an earlier call: work_dirs/views_3.png\n' in capsys.readouterr().out

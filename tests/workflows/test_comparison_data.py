@@ -328,3 +328,12 @@ def test_test_images_by_which_trials_are_chosen_are_told(tmp_path):
         plan = Plan(Data(root=str(root)), (Start('random'),), tuning=Tuning(trials=trials))
         notes = prepare(plan, tmp_path, tmp_path / f'w{trials}').notes
         assert any('4 test images are among the val images' in note for note in notes) == bool(trials)
+
+
+def test_orientations_that_sizes_do_not_tell_are_noted(tmp_path):
+    root, exif = write_noise_coco(tmp_path / 'data', (('train', 6), ('val', 4))), Image.Exif()
+    exif[274] = 3
+    with Image.open(root / 'images' / '8.png') as image:
+        image.save(root / 'images' / '8.png', exif=exif)
+    found = [note for note in prepared(tmp_path).notes if 'EXIF' in note]
+    assert len(found) == 1 and '1 of 4 images' in found[0]

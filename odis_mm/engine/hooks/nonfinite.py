@@ -3,6 +3,7 @@
 import glob
 import io
 import os.path as osp
+from shlex import quote
 from typing import Any, Dict, List, NamedTuple, Optional
 
 import torch
@@ -142,7 +143,7 @@ class NonFiniteLossHook(Hook):
             AtomicLocalBackend().put(content.getvalue(), path)
         except OSError as error:
             return f'; the batch could not be saved: {error.strerror or error}'
-        return f'; the batch is saved: odis-mm replay CONFIG {path}'
+        return f'; the batch is saved: odis-mm replay CONFIG {quote(str(path))}'
 
 
 def _copy(to: List[Tensor], of: List[Tensor]) -> None:
