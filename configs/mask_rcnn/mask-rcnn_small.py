@@ -22,8 +22,8 @@ train_pipeline = [
 ]
 test_pipeline = [
     load,
-    dict(type='LoadBoxesAndMasks'),
     dict(type='Resize', scale=scale, keep_ratio=True),
+    dict(type='LoadBoxesAndMasks'),  # after it: they are drawn on the image as it is, see --show-dir
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
 train_dataloader = dict(
