@@ -113,6 +113,7 @@ def test_yolo_polygons_and_empty_files(tmp_path, images):
     (annotation,) = content['annotations']
     np.testing.assert_allclose(annotation['segmentation'], [[6, 4, 30, 4, 30, 20, 6, 10]], atol=1e-6)
     np.testing.assert_allclose(annotation['bbox'], [6, 4, 24, 16])
+    assert annotation['area'] == coco_mask.area(coco_mask.frPyObjects(annotation['segmentation'], 40, 60))[0] < 24 * 16
     assert [image['file_name'] for image in content['images']] == ['a.jpg', 'b.png']
 
 
@@ -443,6 +444,7 @@ def test_cvat(tmp_path, images):
     number = next(image['id'] for image in content['images'] if image['file_name'] == 'b.png')
     _, masked, polygon, turned = [ann for ann in content['annotations'] if ann['image_id'] == number]
     assert (coco_mask.decode(masked['segmentation']) == mask).all() and masked['bbox'] == [4, 5, 3, 4]
+    assert masked['area'] == mask.sum() == 8
     assert polygon['segmentation'] == [[1, 1, 9, 2, 5, 12]]
     np.testing.assert_allclose(turned['bbox'], [13, 7, 4, 10])
 
