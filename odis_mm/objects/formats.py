@@ -181,7 +181,8 @@ def _voc(path: Path, index: ImageIndex, faults: List[str]):
         objects = []
         for node in root.iter('object'):
             box = BoundingBox.from_xml(node)
-            objects.append(Annotated(box.label, box.ltrb))
+            hard = flag(node.findtext('difficult') or 0)  # VOC's evaluation leaves these out
+            objects.append(Annotated(box.label, box.ltrb, crowd=hard))
         name = root.findtext('filename') or file.stem
         # renamed copies keep the old name inside: the file's own name is the better witness where there is an image of
         # it

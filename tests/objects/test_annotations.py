@@ -74,6 +74,21 @@ def test_voc(tmp_path, images):
     _check(load_annotations(tmp_path / 'Annotations', images))
 
 
+def test_difficult_objects_of_voc_are_not_judged(tmp_path, images):
+    """VOC's evaluation and mmdet's reader leave them out; here that is a crowd region."""
+    folder = tmp_path / 'Annotations'
+    _globox().save_pascal_voc(folder)
+    root = ElementTree.parse(folder / 'a.xml').getroot()
+    for node, told in zip(root.iter('object'), ('0', '1')):
+        for old in node.findall('difficult'):
+            node.remove(old)
+        ElementTree.SubElement(node, 'difficult').text = told
+    ElementTree.ElementTree(root).write(folder / 'a.xml')
+    content = load_annotations(folder, images)
+    _check(content)
+    assert [annotation['iscrowd'] for annotation in content['annotations']] == [0, 1, 0, 0, 0]
+
+
 def test_yolo_with_names_and_nested_splits(tmp_path):
     sizes = {f'{split}/images/{name}': size for split in ('train', 'valid') for name, size in SIZES.items()}
     root = _images(tmp_path / 'data', sizes)  # the same stems in both splits, as Roboflow's YOLO exports have them
