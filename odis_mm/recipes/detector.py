@@ -431,7 +431,10 @@ def set_backbone(cfg: Config, init: PathLike) -> None:
         return
     init_cfg = verified(backbone, init)
     settings = backbone_settings(init, init_cfg.get('allow_unexpected', ()))
-    settings.pop('img_size')  # positions are resampled to the config's own grid
+    # positions are resampled to the config's own grid, but for a finer one, which larger images have use for
+    rows, columns = settings.pop('img_size')
+    if 'rope' not in settings and rows == columns > np.max(backbone.get('img_size', 224)):
+        backbone.img_size = rows
     depth, width = settings['arch']['num_layers'], settings['arch']['embed_dims']
     backbone.pop('arch')
     _scale_strides(cfg, settings['patch_size'] / backbone.get('patch_size', 16))

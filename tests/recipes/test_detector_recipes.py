@@ -123,6 +123,35 @@ def test_the_backbone_takes_the_shape_of_the_file(tmp_path):
     assert [m.shape[-1] for m in maps] == [56, 28, 14, 7]
 
 
+@torch.no_grad()
+@pytest.mark.parametrize('side, kept', [(37, True), (8, False)])
+def test_positions_finer_than_the_config_s_reach_large_images(side, kept, tmp_path):
+    """DINOv2's 37 x 37 are brought to the image at once, as timm does it, and not to 16 x 16 before."""
+    import timm
+    from mmpretrain.registry import MODELS
+
+    from odis_mm.config import load_config
+    from odis_mm.recipes.starting import start_from
+
+    shape = dict(embed_dim=128, depth=4, num_heads=2, num_classes=0, dynamic_img_size=True)
+    model = timm.create_model('vit_small_patch14_reg4_dinov2', img_size=14 * side, **shape).eval()
+    model.pos_embed.normal_()
+    file = tmp_path / 'dinov2.pth'
+    torch.save(dict(state_dict=model.state_dict(), meta=dict(num_heads=2)), file)
+    cfg = load_config('faster-rcnn_vits_fpn_1x_coco')
+    start_from(cfg, file)
+    assert cfg.model.backbone.img_size == (14 * side if kept else 224)
+    init_default_scope('mmdet')
+    backbone = MODELS.build(cfg.model.backbone)
+    backbone.init_weights()
+    backbone.eval()
+    images = torch.randn(1, 3, 14 * 40, 14 * 30)
+    tokens = model.forward_features(images)[:, 5:]
+    expected = tokens.mT.unflatten(2, (40, 30))
+    difference = (backbone(images)[-1] - expected).abs().max()
+    assert not kept or difference <= 1e-4 * expected.abs().max()
+
+
 @pytest.mark.parametrize(
     'side, size, told',
     [(30, 128, None), (4, 224, 'so images have 224 px'), (3, 256, '100% at 256 px: a larger --size')],
