@@ -27,6 +27,7 @@ test_pipeline = [
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
 train_dataloader = dict(
+    batch_sampler=dict(type='AspectRatioBatchSampler'),  # a ViT sees what pads images of a batch to one size
     dataset=dict(
         type='DetectionDataset',  # up to 1 % of the images may be unreadable: max_bad_share
         data_root=data_root,
@@ -36,6 +37,7 @@ train_dataloader = dict(
     )
 )
 val_dataloader = dict(
+    batch_size=1,  # else what is found in an image would depend on the others of its batch
     dataset=dict(
         type='CocoDataset',
         data_root=data_root,

@@ -305,7 +305,6 @@ def _set_length(cfg: Config, iterations: int, batch: Optional[int], evaluations:
     cfg.default_hooks.logger.interval = min(cfg.default_hooks.logger.get('interval', 20), max(iterations // 10, 1))
     loader = cfg.train_dataloader
     loader.sampler = dict(type='InfiniteSampler', shuffle=True)
-    loader.pop('batch_sampler', None)
     if batch is not None:
         loader.batch_size = batch
 

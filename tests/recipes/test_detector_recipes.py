@@ -123,6 +123,31 @@ def test_the_backbone_takes_the_shape_of_the_file(tmp_path):
     assert [m.shape[-1] for m in maps] == [56, 28, 14, 7]
 
 
+@pytest.mark.parametrize('name', ['faster-rcnn_small', 'mask-rcnn_small', 'faster-rcnn_vits_fpn_1x_coco'])
+def test_a_detector_sees_little_padding(name, tmp_path):
+    """A ViT attends to it, and its positions are those of the padded image."""
+    from mmengine.runner import Runner
+
+    class Images(torch.utils.data.Dataset):
+        def __len__(self):
+            return 40
+
+        def __getitem__(self, index):
+            return index
+
+        def get_data_info(self, index):
+            return dict(width=60 + 40 * (index % 2), height=80)
+
+    split = write_split(tmp_path, 'train', segmentation=[[0, 0, 10, 0, 10, 10]])
+    cfg = detector_config(split, split, detector=name)
+    assert cfg.val_dataloader.batch_size == cfg.test_dataloader.batch_size == 1
+    init_default_scope('mmdet')
+    told = dict(dataset=Images(), num_workers=0, persistent_workers=False)
+    batches = iter(Runner.build_dataloader({**cfg.train_dataloader, **told}))
+    for batch in (next(batches) for _ in range(10)):
+        assert len(batch) == cfg.train_dataloader.batch_size and len({index % 2 for index in batch}) == 1
+
+
 @torch.no_grad()
 @pytest.mark.parametrize('side, kept', [(37, True), (8, False)])
 def test_positions_finer_than_the_config_s_reach_large_images(side, kept, tmp_path):
