@@ -34,7 +34,7 @@ train_dataloader = dict(
         ann_file='annotations/train.json',
         data_prefix=dict(img='images/'),
         pipeline=train_pipeline,
-    )
+    ),
 )
 val_dataloader = dict(
     batch_size=1,  # else what is found in an image would depend on the others of its batch
@@ -44,7 +44,7 @@ val_dataloader = dict(
         ann_file='annotations/val.json',
         data_prefix=dict(img='images/'),
         pipeline=test_pipeline,
-    )
+    ),
 )
 test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + 'annotations/val.json')

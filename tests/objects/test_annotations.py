@@ -458,12 +458,7 @@ def test_parts_of_an_object_in_labelme_are_one(tmp_path, images):
     (tmp_path / 'a.json').write_text(json.dumps(dict(imagePath='a.jpg', shapes=shapes)))
     content = load_annotations(tmp_path / 'a.json', images)
     assert _told(content) == {
-        'a.jpg': [
-            ('cat', (1, 1, 29, 30)),
-            ('dog', (30, 1, 50, 9)),
-            ('cat', (1, 1, 9, 12)),
-            ('cat', (20, 20, 29, 30)),
-        ]
+        'a.jpg': [('cat', (1, 1, 29, 30)), ('dog', (30, 1, 50, 9)), ('cat', (1, 1, 9, 12)), ('cat', (20, 20, 29, 30))]
     }
     cat, dog, *_ = content['annotations']
     assert cat['segmentation'] == [np.ravel(part).tolist() for part in parts[:2]] and 'segmentation' not in dog
