@@ -392,9 +392,9 @@ def backbone_settings(init: PathLike, allow_unexpected: Sequence[str] = ()) -> D
         norm_cfg=dict(type='LN', eps=meta.get('norm_eps', vit.norm_eps)),
         **options,
     )
-    if {'num_registers', 'rope', 'swiglu', 'window_size'} & set(options):
-        if shape.patches is not None and meta.get('antialias', vit.antialias):
-            settings['antialias'] = True
+    if shape.patches is not None and shape.cls_token and meta.get('antialias', vit.antialias):
+        settings['antialias'] = True
+    if {'num_registers', 'rope', 'swiglu', 'window_size', 'antialias'} & set(settings):
         return dict(type='mmpretrain.ObjectViT', **settings)
     return dict(settings, with_cls_token=shape.cls_token)
 

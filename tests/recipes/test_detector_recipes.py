@@ -149,6 +149,29 @@ def test_a_detector_sees_little_padding(name, tmp_path):
 
 
 @torch.no_grad()
+def test_positions_are_resampled_as_in_the_pretraining(tmp_path):
+    from mmpretrain.registry import MODELS
+
+    from odis_mm.config import load_config
+    from odis_mm.models import ObjectViT
+    from odis_mm.recipes.starting import start_from
+
+    arch = dict(embed_dims=96, num_layers=4, num_heads=3, feedforward_channels=192)
+    vit = ObjectViT(arch=arch, img_size=224, antialias=True).eval()
+    vit.pos_embed.normal_()
+    save_backbone(tmp_path / 'x_backbone.pth', vit.state_dict(), vit.settings())
+    cfg = load_config('faster-rcnn_vits_fpn_1x_coco')
+    start_from(cfg, tmp_path / 'x_backbone.pth')
+    init_default_scope('mmdet')
+    backbone = MODELS.build(cfg.model.backbone)
+    backbone.init_weights()
+    backbone.eval()
+    images = torch.randn(1, 3, 96, 320)
+    expected = vit.to_map(vit(images)[-1], (96, 320))
+    torch.testing.assert_close(backbone(images)[-1], expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize('side, kept', [(37, True), (8, False)])
 def test_positions_finer_than_the_config_s_reach_large_images(side, kept, tmp_path):
     """DINOv2's 37 x 37 are brought to the image at once, as timm does it, and not to 16 x 16 before."""
