@@ -22,27 +22,29 @@ train_pipeline = [
 ]
 test_pipeline = [
     load,
-    dict(type='LoadBoxesAndMasks'),
     dict(type='Resize', scale=scale, keep_ratio=True),
+    dict(type='LoadBoxesAndMasks'),  # after it: they are drawn on the image as it is, see --show-dir
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
 train_dataloader = dict(
+    batch_sampler=dict(type='AspectRatioBatchSampler'),  # a ViT sees what pads images of a batch to one size
     dataset=dict(
         type='DetectionDataset',  # up to 1 % of the images may be unreadable: max_bad_share
         data_root=data_root,
         ann_file='annotations/train.json',
         data_prefix=dict(img='images/'),
         pipeline=train_pipeline,
-    )
+    ),
 )
 val_dataloader = dict(
+    batch_size=1,  # else what is found in an image would depend on the others of its batch
     dataset=dict(
         type='CocoDataset',
         data_root=data_root,
         ann_file='annotations/val.json',
         data_prefix=dict(img='images/'),
         pipeline=test_pipeline,
-    )
+    ),
 )
 test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + 'annotations/val.json')

@@ -21,18 +21,30 @@ def segmentation_to_mask(segm: Any, height: int, width: int) -> np.ndarray:
     """
     from pycocotools import mask as coco_mask
 
+    rle = _as_rle(segm, height, width)
+    try:
+        return coco_mask.decode(rle).astype(bool)
+    except ValueError as error:
+        raise AnnotationError(f'an RLE mask cannot be decoded ({error}); fix or remove it.') from None
+
+
+def segmentation_area(segm: Any, height: int, width: int) -> float:
+    """Return the number of pixels of :func:`segmentation_to_mask`, which is not made."""
+    from pycocotools import mask as coco_mask
+
+    return float(coco_mask.area(_as_rle(segm, height, width)))
+
+
+def _as_rle(segm: Any, height: int, width: int) -> dict:
+    from pycocotools import mask as coco_mask
+
     # pycocotools checks nothing of what it is given, and reads or fills memory accordingly
     fault, polygons = _checked(segm, height, width)
     if fault:
         raise AnnotationError(fault)
     if isinstance(segm, dict):
-        rle = coco_mask.frPyObjects(segm, height, width) if isinstance(segm['counts'], list) else segm
-    else:
-        rle = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
-    try:
-        return coco_mask.decode(rle).astype(bool)
-    except ValueError as error:
-        raise AnnotationError(f'an RLE mask cannot be decoded ({error}); fix or remove it.') from None
+        return coco_mask.frPyObjects(segm, height, width) if isinstance(segm['counts'], list) else segm
+    return coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
 
 
 def usable(segm: Any) -> Any:

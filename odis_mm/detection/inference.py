@@ -56,13 +56,15 @@ class FileInferencer(DetInferencer):
         chunk: List[tuple] = []
         for path in inputs:
             try:
-                chunk.append((path, self.pipeline(path)))
+                item = self.pipeline(path)
             except BadImageError as error:
                 self.bad.append(str(error))
                 continue
-            if len(chunk) == chunk_size:
+            # a ViT sees what pads an image to the size of another one: what is found in it would depend on the others
+            if chunk and (len(chunk) == chunk_size or item['inputs'].shape != chunk[0][1]['inputs'].shape):
                 yield chunk
                 chunk = []
+            chunk.append((path, item))
         if chunk:
             yield chunk
 

@@ -9,11 +9,12 @@ import yaml
 from mmengine.logging import print_log
 
 from ..datasets.layout import SPLITS, Split, part_of, split_of_folders
+from ..datasets.segmentation import segmentation_area
 from ..utils.errors import AnnotationError, ConfigError, MissingFileError
 from ..utils.files import PathLike, atomic_write_text
 from ..utils.paths import of_other_images
 from .formats import FORMATS, recognise
-from .labelled import ImageIndex, Labelled, told_of_other_folders
+from .labelled import Annotated, ImageIndex, Labelled, Size, told_of_other_folders
 
 
 def load_annotations(path: PathLike, images: PathLike, format: str = 'auto') -> dict:
@@ -117,7 +118,7 @@ def _as_coco(
                 image_id=len(images),
                 category_id=number[entry.label],
                 bbox=[x1, y1, round(x2 - x1, 3), round(y2 - y1, 3)],
-                area=round((x2 - x1) * (y2 - y1), 3) if entry.area is None else entry.area,
+                area=_area(entry, size) or round((x2 - x1) * (y2 - y1), 3),
                 iscrowd=int(entry.crowd),
             )
             if entry.segmentation is not None:
@@ -130,6 +131,16 @@ def _as_coco(
     return dict(
         images=images, annotations=annotations, categories=[dict(id=i, name=str(label)) for label, i in number.items()]
     )
+
+
+def _area(entry: Annotated, size: Size) -> Optional[float]:
+    """Of the mask, by which COCO's metrics sort by size; None: there is none."""
+    if entry.area is not None or entry.segmentation is None:
+        return entry.area
+    try:
+        return segmentation_area(entry.segmentation, *size)
+    except AnnotationError:  # who reads the masks says so
+        return None
 
 
 def imported_splits(data: PathLike, images: Optional[PathLike], folder: PathLike) -> Dict[str, Split]:

@@ -1,6 +1,7 @@
 """Objects from a detector of mmdet: what it calls them does not matter, only that it found them."""
 
 from dataclasses import dataclass
+from itertools import groupby
 from typing import List, Optional, Sequence
 
 import numpy as np
@@ -120,16 +121,22 @@ class Detector:
                     )
                 )
             )
-        batch = {key: [item[key] for item in items] for key in items[0]}
+        results = []
         with torch.no_grad():
-            if self.rpn:
-                data = self._model.data_preprocessor(batch, False)
-                results = self._model.rpn_head.predict(
-                    self._model.extract_feat(data['inputs']), data['data_samples'], rescale=True
-                )
-            else:
-                results = [sample.pred_instances for sample in self._model.test_step(batch)]
+            # a ViT sees what pads an image to the size of another one: what is found in it would depend on the others
+            for _, alike in groupby(items, lambda item: item['inputs'].shape):
+                results += self._results(list(alike))
         return [self._found(image, result.cpu()) for image, result in zip(images, results)]
+
+    def _results(self, items: Sequence[dict]) -> list:
+        """What mmdet finds in images of one size."""
+        batch = {key: [item[key] for item in items] for key in items[0]}
+        if not self.rpn:
+            return [sample.pred_instances for sample in self._model.test_step(batch)]
+        data = self._model.data_preprocessor(batch, False)
+        return self._model.rpn_head.predict(
+            self._model.extract_feat(data['inputs']), data['data_samples'], rescale=True
+        )
 
     def _found(self, image: np.ndarray, result) -> Found:
         height, width = image.shape[:2]

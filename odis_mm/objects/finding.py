@@ -34,7 +34,7 @@ from .found import Found
 
 CHUNK = 32  # images of a part
 PIXELS = 1 << 25  # in memory at once, by which a part of large images is searched in pieces
-FORMAT = 3  # raise it with every change of what a source finds: parts of another one are not continued
+FORMAT = 4  # raise it with every change of what a source finds: parts of another one are not continued
 
 
 class Source(Protocol):

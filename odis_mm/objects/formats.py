@@ -181,8 +181,8 @@ def _voc(path: Path, index: ImageIndex, faults: List[str]):
         objects = []
         for node in root.iter('object'):
             box = BoundingBox.from_xml(node)
-            difficult = (node.findtext('difficult') or '').strip() == '1'  # neither learned nor asked for
-            objects.append(Annotated(box.label, box.ltrb, crowd=difficult))
+            hard = flag(node.findtext('difficult') or 0)  # VOC's evaluation leaves these out
+            objects.append(Annotated(box.label, box.ltrb, crowd=hard))
         name = root.findtext('filename') or file.stem
         # renamed copies keep the old name inside: the file's own name is the better witness where there is an image of
         # it
@@ -360,6 +360,13 @@ def _polygon(points) -> Tuple[Tuple[float, ...], list]:
     return (*points.min(0), *points.max(0)), [points.reshape(-1).tolist()] if len(points) > 2 else None
 
 
+def _both(first: Annotated, second: Annotated) -> Annotated:
+    """Two parts of one object; without a mask if one of them has none."""
+    box = *np.minimum(first.box[:2], second.box[:2]), *np.maximum(first.box[2:], second.box[2:])
+    masks = [part.segmentation for part in (first, second)]
+    return Annotated(first.label, box, sum(masks, []) if all(masks) else None)
+
+
 def _labelme(path: Path, index: ImageIndex, faults: List[str]):
     from globox import BoundingBox
 
@@ -367,26 +374,32 @@ def _labelme(path: Path, index: ImageIndex, faults: List[str]):
         content = _json(file)
         if 'shapes' not in content:
             return
-        objects, skipped = [], 0
-        for shape in content['shapes']:
+        objects: Dict[object, Annotated] = {}
+        skipped = 0
+        for i, shape in enumerate(content['shapes']):
             kind = shape.get('shape_type', 'polygon')
             if kind == 'circle':  # its middle and a point on it
                 (cx, cy), (x, y) = numbers(shape['points'], 2).tolist()
                 radius, turn = math.hypot(x - cx, y - cy), np.linspace(0, 2 * math.pi, 64, endpoint=False)
                 box, segmentation = _polygon(np.stack([cx + radius * np.cos(turn), cy + radius * np.sin(turn)], 1))
-                objects.append(
-                    Annotated(str(shape['label']), (cx - radius, cy - radius, cx + radius, cy + radius), segmentation)
+                entry = Annotated(
+                    str(shape['label']), (cx - radius, cy - radius, cx + radius, cy + radius), segmentation
                 )
             elif kind in ('rectangle', 'polygon'):
                 points = numbers(shape['points'], 2).tolist()
                 segmentation = _polygon(points)[1] if kind == 'polygon' else None
                 box = BoundingBox.from_labelme({**shape, 'points': points})
-                objects.append(Annotated(box.label, box.ltrb, segmentation))
+                entry = Annotated(box.label, box.ltrb, segmentation)
             else:
                 skipped += 1
+                continue
+            group = shape.get('group_id')  # of the parts of one object, as LabelMe's own converters have it
+            key = i if group is None else (entry.label, group)
+            objects[key] = _both(objects[key], entry) if key in objects else entry
         if skipped:
             faults.append(f'{file}: {skipped} shapes that are no rectangle, polygon or circle')
-        yield Labelled(content.get('imagePath') or file.stem, objects, _size(content, 'imageHeight', 'imageWidth'))
+        size = _size(content, 'imageHeight', 'imageWidth')
+        yield Labelled(content.get('imagePath') or file.stem, list(objects.values()), size)
 
     return _each(_files(path, '.json'), read, faults), []
 

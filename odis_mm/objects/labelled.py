@@ -20,7 +20,7 @@ class Annotated:
     Attributes:
         box: x1, y1, x2, y2.
         segmentation: COCO polygons or RLE.
-        area: Of the mask, where the file says it; else that of the box.
+        area: Of the mask, where the file says it.
     """
 
     label: Union[str, int]

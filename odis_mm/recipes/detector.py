@@ -307,7 +307,6 @@ def _set_length(cfg: Config, iterations: int, batch: Optional[int], evaluations:
     cfg.default_hooks.logger.interval = min(cfg.default_hooks.logger.get('interval', 20), max(iterations // 10, 1))
     loader = cfg.train_dataloader
     loader.sampler = dict(type='InfiniteSampler', shuffle=True)
-    loader.pop('batch_sampler', None)
     if batch is not None:
         loader.batch_size = batch
 
@@ -395,9 +394,9 @@ def backbone_settings(init: PathLike, allow_unexpected: Sequence[str] = ()) -> D
         norm_cfg=dict(type='LN', eps=meta.get('norm_eps', vit.norm_eps)),
         **options,
     )
-    if {'num_registers', 'rope', 'swiglu', 'window_size'} & set(options):
-        if shape.patches is not None and meta.get('antialias', vit.antialias):
-            settings['antialias'] = True
+    if shape.patches is not None and shape.cls_token and meta.get('antialias', vit.antialias):
+        settings['antialias'] = True
+    if {'num_registers', 'rope', 'swiglu', 'window_size', 'antialias'} & set(settings):
         return dict(type='mmpretrain.ObjectViT', **settings)
     return dict(settings, with_cls_token=shape.cls_token)
 
@@ -433,7 +432,10 @@ def set_backbone(cfg: Config, init: PathLike) -> None:
         return
     init_cfg = verified(backbone, init)
     settings = backbone_settings(init, init_cfg.get('allow_unexpected', ()))
-    settings.pop('img_size')  # positions are resampled to the config's own grid
+    # positions are resampled to the config's own grid, but for a finer one, which larger images have use for
+    rows, columns = settings.pop('img_size')
+    if 'rope' not in settings and rows == columns > np.max(backbone.get('img_size', 224)):
+        backbone.img_size = rows
     depth, width = settings['arch']['num_layers'], settings['arch']['embed_dims']
     backbone.pop('arch')
     _scale_strides(cfg, settings['patch_size'] / backbone.get('patch_size', 16))

@@ -10,7 +10,7 @@ import torch
 from ..utils.errors import CheckpointError, nearest
 from .layouts import BESIDE, DIALECTS, LAYOUTS, OUR_PARTS, Layout, recognise, some, unwrap
 from .positions import Grid, rope_periods, square_grid
-from .shape import HEADS, HEADS_OF, State
+from .shape import HEADS_OF, ROTARY_HEADS, State
 
 
 @dataclass(frozen=True)
@@ -302,7 +302,7 @@ def _add_periods(state: State, layout: Layout, heads: Optional[int], changed: Di
         state['rope.periods'] = state['rope.periods'].float()
         return
     width = state['patch_embed.projection.weight'].shape[0]
-    head_width = width // heads if heads else width // HEADS.get(width, max(width // 64, 1))
+    head_width = width // heads if heads else width // ROTARY_HEADS.get(width, max(width // 64, 1))
     state['rope.periods'] = rope_periods(head_width)
     changed['rope.periods'] = f'computed, heads of {head_width} channels and base 100, as {layout.model} does itself'
 

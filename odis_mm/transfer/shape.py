@@ -15,6 +15,8 @@ State = Dict[str, Tensor]
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
 # by the dialect of the file, where its authors differ: github.com/facebookresearch/moco-v3, vits.py
 HEADS_OF = {'MoCo v3': {384: 12}, 'MAE': {384: 6}}
+# of those with rotary positions, where they differ: github.com/facebookresearch/dinov3, models/vision_transformer.py
+ROTARY_HEADS = {**HEADS, 1280: 20, 4096: 32}
 
 
 @dataclass(frozen=True)

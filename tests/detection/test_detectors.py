@@ -6,10 +6,12 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
+import mmcv
 import numpy as np
 import pytest
 import torch
 from mmcv.cnn import build_norm_layer
+from mmcv.transforms import Compose
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, DefaultScope, init_default_scope
@@ -230,6 +232,18 @@ def test_config(name, monkeypatch, tmp_path):
         assert num_classes == {len(CLASSES)}
     else:
         assert num_classes == {80}
+
+
+@pytest.mark.parametrize('name', ALL)
+def test_annotations_are_drawn_where_they_are(name, tmp_path):
+    """mmdet draws them on the image as it is on disk, and resizes predictions back, but not these."""
+    mmcv.imwrite(np.zeros((64, 96, 3), np.uint8), str(tmp_path / 'a.png'))
+    box = dict(bbox=[8, 4, 40, 60], bbox_label=0, ignore_flag=0, mask=[[8, 4, 40, 4, 40, 60, 8, 60]])
+    pipeline = config(name).test_dataloader.dataset.pipeline
+    image = dict(img_id=1, img_path=str(tmp_path / 'a.png'), height=64, width=96, instances=[box])
+    found = Compose(pipeline)(image)['data_samples']
+    assert found.gt_instances.bboxes.numpy().tolist() == [[8, 4, 40, 60]]
+    assert found.ori_shape == (64, 96) != found.img_shape
 
 
 def test_recipe_of_the_paper():

@@ -123,6 +123,38 @@ def test_pictures_are_turned_as_the_detector_saw_them(loading, size, tmp_path):
         assert picture.size == (6 * size[0], 6 * size[1])
 
 
+def test_what_is_found_in_an_image_does_not_depend_on_the_others(tmp_path):
+    """Images of one batch are padded to one size, and a ViT sees the padding."""
+    import json
+
+    from mmdet.registry import MODELS
+    from mmengine.registry import init_default_scope
+
+    from odis_mm.config import load_config
+    from odis_mm.tasks import predict
+
+    cfg = load_config('faster-rcnn_small')
+    cfg.model.test_cfg.rcnn.score_thr = 0.0
+    cfg.dump(str(tmp_path / 'detector.py'))
+    init_default_scope('mmdet')
+    torch.manual_seed(0)
+    meta = dict(dataset_meta=dict(classes=tuple(map(str, range(80)))))
+    torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict(), meta=meta), tmp_path / 'iter_1.pth')
+    generator = np.random.default_rng(0)
+    for name, size in (('0.png', (60, 90, 3)), ('1.png', (60, 90, 3)), ('2.png', (90, 60, 3))):
+        Image.fromarray(generator.integers(0, 255, size, dtype=np.uint8)).save(tmp_path / name)
+
+    def found_in(names, **options):
+        images = [tmp_path / name for name in names]
+        run = dict(out=tmp_path / f'out{len(names)}', quiet=True, **options)
+        content = json.loads(predict(tmp_path / 'detector.py', tmp_path / 'iter_1.pth', images, **run).read_text())
+        return [a['bbox'] for a in content['annotations'] if a['image_id'] == content['images'][-1]['id']]
+
+    among, alone = found_in(['0.png', '1.png', '2.png'], batch=8), found_in(['2.png'])
+    assert len(among) == len(alone) > 1
+    np.testing.assert_allclose(among, alone, atol=0.05)
+
+
 def test_areas_of_predictions_are_those_of_their_masks():
     mask = np.zeros((1, 20, 30), bool)
     mask[0, 5:15, 10:14] = True

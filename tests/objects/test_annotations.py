@@ -124,6 +124,7 @@ def test_yolo_polygons_and_empty_files(tmp_path, images):
     (annotation,) = content['annotations']
     np.testing.assert_allclose(annotation['segmentation'], [[6, 4, 30, 4, 30, 20, 6, 10]], atol=1e-6)
     np.testing.assert_allclose(annotation['bbox'], [6, 4, 24, 16])
+    assert annotation['area'] == coco_mask.area(coco_mask.frPyObjects(annotation['segmentation'], 40, 60))[0] < 24 * 16
     assert [image['file_name'] for image in content['images']] == ['a.jpg', 'b.png']
 
 
@@ -436,6 +437,29 @@ def test_labelme(tmp_path, images):
     assert len(content['info']['skipped']) == 1 and '1 shapes' in content['info']['skipped'][0]
 
 
+def test_parts_of_an_object_in_labelme_are_one(tmp_path, images):
+    """Those of one label and group: an object that something in front of it cuts in two."""
+    parts = [[[1, 1], [9, 2], [5, 12]], [[20, 20], [29, 20], [29, 30]], [[40, 1], [50, 1], [50, 9]]]
+    shapes = [
+        dict(label=label, group_id=group, shape_type='polygon', points=points)
+        for label, group, points in (
+            ('cat', 1, parts[0]),
+            ('dog', 1, parts[2]),
+            ('cat', 1, parts[1]),
+            ('cat', None, parts[0]),
+            ('cat', None, parts[1]),
+        )
+    ]
+    shapes.append(dict(label='dog', group_id=1, shape_type='rectangle', points=[[30, 1], [35, 5]]))
+    (tmp_path / 'a.json').write_text(json.dumps(dict(imagePath='a.jpg', shapes=shapes)))
+    content = load_annotations(tmp_path / 'a.json', images)
+    assert _told(content) == {
+        'a.jpg': [('cat', (1, 1, 29, 30)), ('dog', (30, 1, 50, 9)), ('cat', (1, 1, 9, 12)), ('cat', (20, 20, 29, 30))]
+    }
+    cat, dog, *_ = content['annotations']
+    assert cat['segmentation'] == [np.ravel(part).tolist() for part in parts[:2]] and 'segmentation' not in dog
+
+
 def test_cvat(tmp_path, images):
     file = tmp_path / 'annotations.xml'
     _globox().save_cvat(file)
@@ -454,6 +478,7 @@ def test_cvat(tmp_path, images):
     number = next(image['id'] for image in content['images'] if image['file_name'] == 'b.png')
     _, masked, polygon, turned = [ann for ann in content['annotations'] if ann['image_id'] == number]
     assert (coco_mask.decode(masked['segmentation']) == mask).all() and masked['bbox'] == [4, 5, 3, 4]
+    assert masked['area'] == mask.sum() == 8
     assert polygon['segmentation'] == [[1, 1, 9, 2, 5, 12]]
     np.testing.assert_allclose(turned['bbox'], [13, 7, 4, 10])
 

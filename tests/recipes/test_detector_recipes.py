@@ -123,6 +123,83 @@ def test_the_backbone_takes_the_shape_of_the_file(tmp_path):
     assert [m.shape[-1] for m in maps] == [56, 28, 14, 7]
 
 
+@pytest.mark.parametrize('name', ['faster-rcnn_small', 'mask-rcnn_small', 'faster-rcnn_vits_fpn_1x_coco'])
+def test_a_detector_sees_little_padding(name, tmp_path):
+    """A ViT attends to it, and its positions are those of the padded image."""
+    from mmengine.runner import Runner
+
+    class Images(torch.utils.data.Dataset):
+        def __len__(self):
+            return 40
+
+        def __getitem__(self, index):
+            return index
+
+        def get_data_info(self, index):
+            return dict(width=60 + 40 * (index % 2), height=80)
+
+    split = write_split(tmp_path, 'train', segmentation=[[0, 0, 10, 0, 10, 10]])
+    cfg = detector_config(split, split, detector=name)
+    assert cfg.val_dataloader.batch_size == cfg.test_dataloader.batch_size == 1
+    init_default_scope('mmdet')
+    told = dict(dataset=Images(), num_workers=0, persistent_workers=False)
+    batches = iter(Runner.build_dataloader({**cfg.train_dataloader, **told}))
+    for batch in (next(batches) for _ in range(10)):
+        assert len(batch) == cfg.train_dataloader.batch_size and len({index % 2 for index in batch}) == 1
+
+
+@torch.no_grad()
+def test_positions_are_resampled_as_in_the_pretraining(tmp_path):
+    from mmpretrain.registry import MODELS
+
+    from odis_mm.config import load_config
+    from odis_mm.models import ObjectViT
+    from odis_mm.recipes.starting import start_from
+
+    arch = dict(embed_dims=96, num_layers=4, num_heads=3, feedforward_channels=192)
+    vit = ObjectViT(arch=arch, img_size=224, antialias=True).eval()
+    vit.pos_embed.normal_()
+    save_backbone(tmp_path / 'x_backbone.pth', vit.state_dict(), vit.settings())
+    cfg = load_config('faster-rcnn_vits_fpn_1x_coco')
+    start_from(cfg, tmp_path / 'x_backbone.pth')
+    init_default_scope('mmdet')
+    backbone = MODELS.build(cfg.model.backbone)
+    backbone.init_weights()
+    backbone.eval()
+    images = torch.randn(1, 3, 96, 320)
+    expected = vit.to_map(vit(images)[-1], (96, 320))
+    torch.testing.assert_close(backbone(images)[-1], expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('side, kept', [(37, True), (8, False)])
+def test_positions_finer_than_the_config_s_reach_large_images(side, kept, tmp_path):
+    """DINOv2's 37 x 37 are brought to the image at once, as timm does it, and not to 16 x 16 before."""
+    import timm
+    from mmpretrain.registry import MODELS
+
+    from odis_mm.config import load_config
+    from odis_mm.recipes.starting import start_from
+
+    shape = dict(embed_dim=128, depth=4, num_heads=2, num_classes=0, dynamic_img_size=True)
+    model = timm.create_model('vit_small_patch14_reg4_dinov2', img_size=14 * side, **shape).eval()
+    model.pos_embed.normal_()
+    file = tmp_path / 'dinov2.pth'
+    torch.save(dict(state_dict=model.state_dict(), meta=dict(num_heads=2)), file)
+    cfg = load_config('faster-rcnn_vits_fpn_1x_coco')
+    start_from(cfg, file)
+    assert cfg.model.backbone.img_size == (14 * side if kept else 224)
+    init_default_scope('mmdet')
+    backbone = MODELS.build(cfg.model.backbone)
+    backbone.init_weights()
+    backbone.eval()
+    images = torch.randn(1, 3, 14 * 40, 14 * 30)
+    tokens = model.forward_features(images)[:, 5:]
+    expected = tokens.mT.unflatten(2, (40, 30))
+    difference = (backbone(images)[-1] - expected).abs().max()
+    assert not kept or difference <= 1e-4 * expected.abs().max()
+
+
 @pytest.mark.parametrize(
     'side, size, told',
     [(30, 128, None), (4, 224, 'so images have 224 px'), (3, 256, '100% at 256 px: a larger --size')],

@@ -78,6 +78,19 @@ def test_timm_computes_the_same_and_takes_it_back(name, tmp_path):
     assert read_meta(tmp_path / 'again.pth')['num_heads'] == 2
 
 
+@torch.no_grad()
+def test_the_widest_rotary_vits_have_their_own_heads(tmp_path):
+    """20 of DINOv3's ViT-H+, where learned positions of this width have 16."""
+    init_default_scope('mmpretrain')
+    model = filled(timm.create_model('vit_huge_plus_patch16_dinov3', num_classes=0, depth=1, dynamic_img_size=True))
+    torch.save(model.state_dict(), tmp_path / 'timm.pth')
+    images = torch.randn(1, 3, 48, 64)
+    expected = model.forward_features(images)
+    del model
+    difference = build_backbone(tmp_path / 'timm.pth')(images)[-1] - expected
+    assert difference.abs().max() <= 1e-5 * expected.abs().max()
+
+
 def own_names(model):
     """A DINOv3 of timm under the names of DINOv3's own release, biases masked."""
     state = {'rope_embed.periods': rope_periods(64).bfloat16(), 'mask_token': torch.zeros(1, 128)}
