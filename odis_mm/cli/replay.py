@@ -34,7 +34,7 @@ def _replay(args: argparse.Namespace) -> None:
     from mmpretrain.registry import MODELS
 
     from ..config import load_config
-    from ..engine.fit import check_fit, kind_of, state_of
+    from ..engine.fit import kind_of, load_fitting
     from ..engine.replay import replay
     from ..transfer import load_local
 
@@ -49,9 +49,8 @@ def _replay(args: argparse.Namespace) -> None:
     model.init_weights()
     if args.checkpoint:
         content = load_local(args.checkpoint, 'cpu')
-        for note in check_fit(model, content, args.checkpoint, 'take an epoch_N.pth of the run.'):
+        for note in load_fitting(model, content, args.checkpoint, 'take an epoch_N.pth of the run.'):
             print(note)
-        model.load_state_dict(state_of(content), strict=False)  # judged above: refused, or told
     terms, module = replay(model.to(device_or_best(None)), saved, args.amp)
     print(f'iteration {saved["iteration"] + 1}, images {", ".join(map(str, saved["images"]))}')
     for name, value in terms.items():

@@ -97,6 +97,13 @@ def check_fit(model: nn.Module, content: Any, name: str, remedy: str, allow: Seq
     return left + [f'{key}: in the file, not in the model' for key in state if key not in own]
 
 
+def load_fitting(model: nn.Module, content: Any, name: str, remedy: str) -> List[str]:
+    """Load the tensors of a file after :func:`check_fit`, whose lines are returned."""
+    left = check_fit(model, content, name, remedy)
+    model.load_state_dict(state_of(content), strict=False)  # what does not fit was refused, or is in these lines
+    return left
+
+
 def check_pretrained(model: nn.Module, config: Mapping) -> None:
     """Refuse mmengine's ``init_cfg=dict(type='Pretrained', checkpoint=FILE)`` where the file lacks tensors of the
     module.

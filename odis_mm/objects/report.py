@@ -17,6 +17,7 @@ from ..datasets import read_image
 from ..datasets.image_io import as_colours
 from ..utils.errors import BadImageError
 from ..utils.files import PathLike, atomic_write, atomic_write_text
+from ..utils.paths import is_searched
 from .labelled import told_of_other_folders
 from .recall import common_images, random_boxes, recall_of
 
@@ -146,7 +147,7 @@ def write_report(
             'found': recall_of(content, truth),
             'random boxes of the same sizes': recall_of(random_boxes(content, seed), truth),
         }
-    pictures, among = {}, out.resolve().is_relative_to(Path(images).resolve())
+    pictures, among = {}, is_searched(out, images)
     for name, figure in (('numbers', _charts(numbers)), ('sheet', _sheet(content, Path(images)))):
         pictures[name] = _png(figure)
         if not among:

@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Optional, Sequence, Set, Tuple, Union
 from mmengine.logging import print_log
 
 from ..config import load_config
-from ..engine.fit import check_fit, state_of
+from ..engine.fit import load_fitting
 from ..transfer import load_local
 from ..utils.environment import check_device
 from ..utils.errors import BadImageError, CheckpointError, ConfigError
@@ -155,9 +155,8 @@ def _load(model, weights: Path, cfg) -> List[str]:
     """Every tensor of the detector from its checkpoint; returns the names of the classes."""
     content = load_local(str(weights))
     remedy = f'take the iter_N.pth or epoch_N.pth of the training of {cfg.filename}.'
-    for note in check_fit(model, content, str(weights), remedy):
+    for note in load_fitting(model, content, str(weights), remedy):
         print_log(note, logger='current', level=logging.WARNING)
-    model.load_state_dict(state_of(content), strict=False)  # judged above: refused, or told
     meta = (content.get('meta') or {}).get('dataset_meta') or {}
     classes = list(meta.get('classes') or cfg.test_dataloader.dataset.get('metainfo', {}).get('classes') or [])
     if not classes:

@@ -180,6 +180,7 @@ def restore(source, name: str, map_location='cpu'):
         wanted = match.group(1).rstrip('.')
         if os.environ.get(TRUST) == '1' and not callable(source):
             warnings.warn(f'{name}: code from the file is run ({wanted}), as {TRUST}=1 asks for.')
+            # the user trusts who wrote it, and was told what is run
             return torch.load(source, map_location=map_location, weights_only=False)
         raise CheckpointError(
             f'{name} is refused: restoring it would run code from the file ({wanted}); save its state_dict alone, '

@@ -349,16 +349,18 @@ def check_outside(out: PathLike, sources: Sequence[PathLike]) -> None:
     Raises:
         ConfigError: it is one of the folders, or lies in one and not in one that is left out there.
     """
-    place = Path(os.path.realpath(out))
-    for source in map(Path, sources):
-        folder = Path(os.path.realpath(source))
-        if not source.is_dir() or folder not in (place, *place.parents):
-            continue
-        if not any(_left_out(part) for part in place.relative_to(folder).parts):
+    for source in sources:
+        if is_searched(out, source):
             raise ConfigError(
                 f'the pictures of --out {out} would lie in {source}, and the next run would take them for images: name '
                 f'a place outside it, or below a folder {WORK_DIRS}.'
             )
+
+
+def is_searched(place: PathLike, folder: PathLike) -> bool:
+    """Return whether :func:`walk_images` of a folder of images looks at a place, which need not exist."""
+    inner, outer = Path(os.path.realpath(place)), Path(os.path.realpath(folder))
+    return outer.is_dir() and inner.is_relative_to(outer) and not any(map(_left_out, inner.relative_to(outer).parts))
 
 
 def _left_out(name: str) -> bool:

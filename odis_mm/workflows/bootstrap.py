@@ -13,7 +13,7 @@ from typing import Dict, List, Optional
 
 from ..utils.errors import ConfigError, run_command
 from ..utils.parser import Parser, at_least
-from ..utils.paths import PRETRAINING_STEPS, WORK_DIRS, check_out, walk_images
+from ..utils.paths import PRETRAINING_STEPS, WORK_DIRS, check_out, is_searched, walk_images
 from .stages import Stage, Stages, Worker, exports
 
 
@@ -51,8 +51,7 @@ def bootstrap(
         StageError: of a command that failed.
     """
     images = str(Path(images).resolve())
-    own = Path(work_dir).resolve()
-    if own.is_relative_to(images) and WORK_DIRS not in own.relative_to(images).parts:
+    if is_searched(work_dir, images):
         raise ConfigError(
             f'{work_dir} lies among the images of {images}, and the pictures that runs draw would be trained on: take '
             f'another --work-dir, or one below {Path(images, WORK_DIRS)}, which is not searched for images.'

@@ -139,7 +139,7 @@ def _plain(q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor], objects: sli
 
 
 def softmax(scores: Tensor) -> Tensor:
-    """Return the softmax over the last dimension; in bf16 on CPUs it is oneDNN's, which takes about half of the time
+    """Return the softmax of scores [..., T] over T; in bf16 on CPUs it is oneDNN's, which takes about half of the time
     even with the copies to its tensors and back."""
     own = (
         type(scores) is Tensor  # not without values
