@@ -15,7 +15,7 @@ from mmcv.cnn import Linear as LinearOfMMCV
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-FEWEST_ROWS = 128  # oneDNN brings weights into an order of its own, which fewer rows would not repay
+FEWEST_ROWS = 32  # oneDNN brings weights into an order of its own, which fewer rows would not repay
 _PLAIN = (nn.Linear.forward, LinearOfMMCV.forward)
 _TENSORS = (Tensor, nn.Parameter)
 _plain_only = False
@@ -50,6 +50,14 @@ def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
     if not _by_onednn(x, weight):
         return F.linear(x, weight, bias)
     return _OneDNN.apply(x.flatten(0, -2), weight, bias).unflatten(0, x.shape[:-1])
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """Return a @ b of pairs of matrices, [B, n, c] by [B, c, m] to [B, n, m], by the library that :func:`linear`
+    takes."""
+    if not (len(a) and _by_onednn(a[0], b[0])):
+        return a @ b
+    return torch.stack([linear(x, y.T) for x, y in zip(a.unbind(), b.unbind())])
 
 
 @contextlib.contextmanager
@@ -123,6 +131,13 @@ class _OneDNN(torch.autograd.Function):
         grad, needs, product = grad.contiguous(), ctx.needs_input_grad, onednn_product()
         return (
             product(grad, weight.T, None, 'none', [], '') if needs[0] else None,
-            product(grad.T, x.T, None, 'none', [], '') if needs[1] else None,  # it takes transposed views as they are
+            _in_layout_of(weight, grad, x) if needs[1] else None,
             grad.sum(0) if ctx.has_bias and needs[2] else None,
         )
+
+
+def _in_layout_of(weight: Tensor, grad: Tensor, x: Tensor) -> Tensor:
+    """The gradient of a weight, which may be a transposed view; the operator takes such as they are."""
+    a, b = (grad.T, x.T) if weight.is_contiguous() else (x.T, grad.T)
+    out = onednn_product()(a, b, None, 'none', [], '')
+    return out if weight.is_contiguous() else out.T

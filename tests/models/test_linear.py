@@ -13,7 +13,7 @@ from helpers import make_batch, make_odis
 from odis_mm.analysis import cost
 from odis_mm.analysis.cost import count_flops, total_loss
 from odis_mm.models import linear as module
-from odis_mm.models.linear import Linear, linear, onednn_is_faster, plain_linears, take_linears
+from odis_mm.models.linear import Linear, linear, onednn_is_faster, plain_linears, product, take_linears
 
 needs_operator = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available() or module.onednn_product() is None, reason='this torch has no oneDNN'
@@ -51,6 +51,26 @@ def test_same_as_torch(taken, shape, bias):
     assert len(taken) == 3  # one forward, two backward
     for a, b in zip(ours, run(F.linear), strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-5)
+
+
+@needs_operator
+@pytest.mark.parametrize('transposed', [False, True])
+def test_pairs_of_matrices(taken, transposed):
+    torch.manual_seed(0)
+    a, b = torch.randn(3, 40, 24), torch.randn(3, 50, 24).mT if transposed else torch.randn(3, 24, 50)
+    grad = torch.randn(3, 40, 50)
+
+    def run(form):
+        own = [leaf.detach().requires_grad_() for leaf in (a, b)]
+        out = form(*own)
+        return out, *torch.autograd.grad(out, own, grad)
+
+    ours = run(product)
+    assert len(taken) == 9
+    for x, y in zip(ours, run(torch.matmul), strict=True):
+        torch.testing.assert_close(x, y, atol=1e-4, rtol=1e-5)
+    assert product(a[:0], b[:0]).shape == (0, 40, 50)
+    assert product(a[:, : module.FEWEST_ROWS - 1], b).shape == (3, module.FEWEST_ROWS - 1, 50) and len(taken) == 9
 
 
 @needs_operator

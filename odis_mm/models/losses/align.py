@@ -6,6 +6,8 @@ from typing import Optional, Tuple
 import torch
 from torch import Tensor
 
+from ..linear import product
+
 
 def sampling_weights(boxes: Tensor, size: int, grid: Tuple[int, int], patch: float) -> Tensor:
     """Return what the cells of boxes take from each cell of a map, by RoIAlign's rule (He et al., arXiv 1703.06870):
@@ -57,5 +59,5 @@ def align_boxes(maps: Tensor, weights: Tensor, index: Optional[Tensor] = None) -
         order = index.argsort(stable=True)
         rows = rows.index_select(0, order).unflatten(0, (len(maps), len(rows) // len(maps))).flatten(1, 2)
     with torch.autocast(maps.device.type, enabled=False):
-        out = (rows @ cells).view(shape)
+        out = product(rows, cells).view(shape)
     return out if order is None else out.index_select(0, order.argsort())

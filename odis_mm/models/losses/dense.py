@@ -4,11 +4,11 @@
 from typing import Tuple
 
 import torch
-import torch.nn.functional as F
 from mmengine.dist import all_reduce, get_world_size
 from torch import Tensor
 
 from ...structures import ViewPairs, turn_squares
+from ..linear import product
 from .align import align_boxes, sampling_weights
 
 MAX_SIMILARITIES = 1 << 26  # numbers in one block of similarities between cells: 256 MB in float32
@@ -39,8 +39,10 @@ def crop_similarity(teacher: Tensor, student: Tensor, pairs: ViewPairs, size: in
 
     turned = turn_squares(weights(pairs.teacher_box, teacher), pairs.turns.flatten())
     target = crops(teacher, pairs.teacher, turned)
-    cosine = F.cosine_similarity(crops(student, pairs.student, weights(pairs.student_box, student)), target, dim=-1)
-    return cosine.mean(1).unflatten(0, (-1, batch))
+    cells = crops(student, pairs.student, weights(pairs.student_box, student))
+    # with fewer passes over the cells, forward and backward, than F.cosine_similarity, which divides all of them
+    lengths = cells.norm(dim=-1).clamp(min=1e-8) * target.norm(dim=-1).clamp(min=1e-8)
+    return ((cells * target).sum(-1) / lengths).mean(1).unflatten(0, (-1, batch))
 
 
 def correspondence_similarity(
@@ -59,28 +61,42 @@ def correspondence_similarity(
     Returns:
         [P, B] in [-1, 1].
     """
-    teacher, student = F.normalize(teacher.float(), dim=-1), F.normalize(student.float(), dim=-1)
     step = max(1, max_similarities // (student[:, 0, :, 0].numel() * teacher[:, 0, :, 0].numel()))
-    found = [best_matches(*block, pairs, keep) for block in zip(teacher.split(step, 1), student.split(step, 1))]
-    teacher_cell, student_cell = (torch.cat(cells, 1) for cells in zip(*found))  # [P, B, 2 * keep]
+    blocks = zip(teacher.split(step, 1), student.split(step, 1))
+    return torch.cat([_matched_similarity(*block, pairs, keep) for block in blocks], 1)
 
-    def rows(cells: Tensor, view: Tensor, index: Tensor) -> Tensor:
-        image = torch.arange(cells.shape[1], device=cells.device)
-        at = ((view[:, None] * cells.shape[1] + image)[..., None] * cells.shape[2] + index).flatten()
-        return F.embedding(at, cells.flatten(0, 2))  # a gather of rows whose backward pass is fast on CPUs, too
 
-    cosine = (rows(student, pairs.student, student_cell) * rows(teacher, pairs.teacher, teacher_cell)).sum(-1)
-    return cosine.view(student_cell.shape).mean(-1)
+def _matched_similarity(teacher: Tensor, student: Tensor, pairs: ViewPairs, keep: int) -> Tensor:
+    """Cells are divided by their lengths after the products: these are far fewer numbers than the cells have."""
+    cells = [x.shape[2] for x in (student, teacher)]
+    student, teacher = (
+        x.transpose(0, 1).to(torch.float32, memory_format=torch.contiguous_format).flatten(1, 2)
+        for x in (student, teacher)
+    )
+    with torch.autocast(teacher.device.type, enabled=False):
+        products = product(student, teacher.mT)  # [b, V * N, G * M]
+    scales = [1 / x.norm(dim=-1).clamp(min=1e-12) for x in (student, teacher)]  # [b, V * N], [b, G * M]
+    with torch.no_grad():
+        cosine = products * scales[0][:, :, None] * scales[1][:, None]
+        found = best_matches(cosine.unflatten(2, (-1, cells[1])).unflatten(1, (-1, cells[0])), pairs, keep)
+    views = (pairs.student, pairs.teacher)
+    rows, columns = (view[:, None, None] * n + cell for view, n, cell in zip(views, cells, found))  # [P, b, 2 * keep]
+
+    def pick(values: Tensor, at: Tensor) -> Tensor:  # of each image's values, flat
+        first = torch.arange(len(values), device=values.device)[:, None] * values[0].numel()
+        return values.flatten().index_select(0, (at + first).flatten()).view(at.shape)
+
+    similarity = pick(products, rows * products.shape[2] + columns) * pick(scales[0], rows) * pick(scales[1], columns)
+    return similarity.mean(-1)
 
 
 @torch.no_grad()
-def best_matches(teacher: Tensor, student: Tensor, pairs: ViewPairs, keep: int) -> Tuple[Tensor, Tensor]:
-    """Return for cells of unit length the matched cells of teacher and student: int64 [P, b, 2 * keep] each.
+def best_matches(cosine: Tensor, pairs: ViewPairs, keep: int) -> Tuple[Tensor, Tensor]:
+    """Return the matched cells of student and teacher, int64 [P, b, 2 * keep] each, by the similarities [b, V, N, G, M]
+    of all cells.
 
     Of equally similar cells the first is taken, and of equal matches those of the first cells.
     """
-    with torch.autocast(teacher.device.type, enabled=False):
-        cosine = torch.einsum('vbnc,gbmc->bvngm', student, teacher)
     to_teacher, to_student = cosine.max(-1), cosine.max(2)  # [b, V, N, G], [b, V, G, M]
     values, partner = (x[:, pairs.student, :, pairs.teacher] for x in to_teacher)  # [P, b, N]
     student_cell = values.sort(dim=-1, descending=True, stable=True).indices[..., :keep]
@@ -88,7 +104,7 @@ def best_matches(teacher: Tensor, student: Tensor, pairs: ViewPairs, keep: int) 
     values, partner = (x[:, pairs.student, pairs.teacher].transpose(0, 1) for x in to_student)  # [P, b, M]
     teacher_cell = values.sort(dim=-1, descending=True, stable=True).indices[..., :keep]
     student_match = partner.gather(-1, teacher_cell)
-    return torch.cat((teacher_match, teacher_cell), -1), torch.cat((student_cell, student_match), -1)
+    return torch.cat((student_cell, student_match), -1), torch.cat((teacher_match, teacher_cell), -1)
 
 
 def overlap_weight(overlap: Tensor) -> Tensor:
