@@ -190,11 +190,17 @@ def _lists(path: Path, near: Path, root: Path) -> bool:
 
 
 def _jsons(root: Path) -> List[Path]:
-    found = []
-    for folder, folders, files in os.walk(root):
+    found: List[Path] = []
+    visited = {os.path.realpath(root)}
+    for folder, folders, files in os.walk(root, followlinks=True):
         depth = len(Path(folder).relative_to(root).parts)
-        kept = sorted(name for name in folders if not name.startswith('.') and name != WORK_DIRS)
-        folders[:] = kept if depth < 2 else []
+        kept = sorted(name for name in folders if not name.startswith('.') and name != WORK_DIRS) if depth < 2 else []
+        folders.clear()
+        for name in kept:
+            real = os.path.realpath(os.path.join(folder, name))
+            if real not in visited:
+                visited.add(real)
+                folders.append(name)
         found += [Path(folder, name) for name in sorted(files) if name.lower().endswith('.json')]
     return found
 

@@ -7,6 +7,7 @@ what it has no reader for (polygons and masks beside the boxes, Label Studio, SA
 import csv
 import json
 import math
+import os
 import re
 import urllib.parse
 import xml.etree.ElementTree as ElementTree
@@ -18,6 +19,7 @@ import yaml
 
 from ..datasets.values import flag, identity, is_crowd, number, numbers, side
 from ..utils.errors import AnnotationError
+from ..utils.paths import walk_files
 from .labelled import Annotated, ImageIndex, Labelled, Size
 
 _NO_LABELS = {'classes.txt', 'labels.txt', 'train.txt', 'val.txt', 'valid.txt', 'test.txt', 'notes.txt'}
@@ -42,9 +44,8 @@ def recognise(path: Path, index: Optional[ImageIndex] = None) -> str:
         kinds = {_kind_of(path)} - {None}
     else:
         kinds = set()
-        for suffixes in (('.json',), ('.xml',), ('.csv',)):
-            files = [file for file in sorted(path.rglob('*')) if file.suffix.lower() in suffixes and _visible(file)]
-            kinds |= {_kind_of(file) for file in files[:50]} - {None}
+        for suffix in ('.json', '.xml', '.csv'):
+            kinds |= {_kind_of(file) for file in _files(path, suffix)[:50]} - {None}
         if not kinds and _yolo_files(path, index):
             kinds = {'yolo'}
     if len(kinds) == 1:
@@ -53,10 +54,6 @@ def recognise(path: Path, index: Optional[ImageIndex] = None) -> str:
     if not kinds:
         raise UnrecognisedError(f'{path} holds no annotations that are recognised: {formats}')
     raise AnnotationError(f'{path} holds {" and ".join(sorted(kinds))} annotations: {formats}')
-
-
-def _visible(path: Path) -> bool:
-    return path.is_file() and not path.name.startswith('.')
 
 
 def _kind_of(path: Path) -> Optional[str]:
@@ -103,9 +100,10 @@ def _xml(path: Path) -> ElementTree.Element:
 
 
 def _files(path: Path, suffix: str) -> List[Path]:
-    return (
-        [path] if path.is_file() else [p for p in sorted(path.rglob('*')) if p.suffix.lower() == suffix and _visible(p)]
-    )
+    """The file itself, or those below a folder where images are looked for, too: not what runs wrote there."""
+    if path.is_file():
+        return [path]
+    return sorted(Path(name) for name in walk_files(path, []) if name.lower().endswith(suffix) and os.path.isfile(name))
 
 
 def _each(

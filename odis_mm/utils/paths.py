@@ -69,7 +69,7 @@ def check_data(data: PathLike, images: Optional[PathLike] = None, files: Sequenc
     if any(file is not None for file in files):
         return  # they may name images anywhere
     places = [data] if images is None else [data, images]
-    if not any(name.lower().endswith((*IMAGE_SUFFIXES, '.json')) for root in places for name in _files(root, [])):
+    if not any(name.lower().endswith((*IMAGE_SUFFIXES, '.json')) for root in places for name in walk_files(root, [])):
         raise MissingFileError(
             f'no image in or below {printable(os.fspath(places[-1]))} (looked for {", ".join(IMAGE_SUFFIXES)}): name '
             'the folder that holds your images.'
@@ -111,7 +111,7 @@ def walk_images(folder: PathLike, unread: Optional[List[str]] = None) -> Tuple[L
     """
     skipped: List[str] = []
     found: List[str] = []
-    for name in _files(folder, skipped):
+    for name in walk_files(folder, skipped):
         if name.lower().endswith(IMAGE_SUFFIXES):
             found.append(name)
         elif unread is not None and name.lower().endswith(OTHER_SUFFIXES):
@@ -119,8 +119,9 @@ def walk_images(folder: PathLike, unread: Optional[List[str]] = None) -> Tuple[L
     return found, skipped
 
 
-def _files(folder: PathLike, skipped: List[str]) -> Iterator[str]:
-    """Paths of the files that are not hidden; folders that are left out are appended to ``skipped``."""
+def walk_files(folder: PathLike, skipped: List[str]) -> Iterator[str]:
+    """Yield the paths of all files in and below a folder that are not hidden, as :func:`walk_images` looks for images;
+    folders that are left out are appended to ``skipped``."""
     visited = {os.path.realpath(folder)}
     for place, folders, files in os.walk(
         os.fspath(folder), followlinks=True, onerror=lambda error: skipped.append(error.filename)

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shlex
+import shutil
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -445,3 +446,37 @@ def test_splits_of_yolo_are_those_of_its_yaml(tmp_path, named, expected):
     assert found == expected
     listed = ' '.join(expected.values()).split()
     assert (f'{4 - len(listed)} annotated images are in none of its lists' in said.getvalue()) == (len(listed) < 4)
+
+
+def _yolo(root, folders):
+    for folder in folders:
+        for kind in ('images', 'labels'):
+            (root / kind / folder).mkdir(parents=True)
+        Image.new('L', (64, 64)).save(root / 'images' / folder / f'of_{folder}.png')
+        (root / 'labels' / folder / f'of_{folder}.txt').write_text('0 .5 .5 .5 .5')
+
+
+def test_annotations_that_runs_wrote_are_not_those_of_the_data(tmp_path, monkeypatch):
+    """They were read in place of YOLO's, so that later changes of these had no effect."""
+    monkeypatch.chdir(tmp_path)
+    _yolo(tmp_path, ['train', 'val'])
+    for _ in range(2):
+        splits = imported_splits('.', None, 'work_dirs/finetune/x/annotations')
+    assert read_coco(splits['train'].ann_file)['info']['description'] == 'yolo annotations'
+
+
+@pytest.mark.parametrize('linked', ['labels', 'annotations'])
+def test_annotations_in_a_linked_folder_are_found(tmp_path, linked):
+    data = tmp_path / 'data'
+    _yolo(data, ['train', 'val'])
+    if linked == 'annotations':
+        splits = imported_splits(data, None, data / 'annotations')
+        shutil.rmtree(data / 'labels')
+        assert {name: splits[name].ann_file.name for name in splits} == dict(train='train.json', val='val.json')
+    (data / linked).rename(tmp_path / 'elsewhere')
+    (data / linked).symlink_to('../elsewhere')
+    (data / 'z').symlink_to('.')
+    (data / 'zz').symlink_to('../elsewhere')
+    found = annotated_splits(data, None, None, None)
+    train, val, _ = detector_splits(data, found, None, tmp_path / 'out', 0)
+    assert [len(read_coco(split.ann_file)['images']) for split in (train, val)] == [1, 1]
