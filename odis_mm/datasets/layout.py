@@ -13,7 +13,11 @@ from ..utils.files import PathLike
 from ..utils.paths import IMAGE_SUFFIXES, WORK_DIRS, check_folder, of_other_images, walk_images
 from .values import identity, is_crowd
 
-SPLITS = {'train': ('train', 'training'), 'val': ('val', 'valid', 'validation'), 'test': ('test', 'testing')}
+SPLITS = {
+    'train': ('train', 'training'),
+    'val': ('val', 'valid', 'validation', 'validate', 'eval', 'evaluation', 'dev'),
+    'test': ('test', 'testing'),
+}
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
-import yaml
 from mmengine.logging import print_log
 
 from ..datasets.layout import SPLITS, Split, part_of, split_of_folders
@@ -13,7 +12,7 @@ from ..datasets.segmentation import segmentation_area
 from ..utils.errors import AnnotationError, ConfigError, MissingFileError
 from ..utils.files import PathLike, atomic_write_text
 from ..utils.paths import of_other_images
-from .formats import FORMATS, recognise
+from .formats import FORMATS, recognise, yolo_yamls
 from .labelled import Annotated, ImageIndex, Labelled, Size, told_of_other_folders
 
 
@@ -195,23 +194,29 @@ def _lists_of_voc(data: Path, paths: Sequence[Path]) -> Dict[Path, str]:
 
 
 def _lists_of_yolo(data: Path, root: Path, paths: Sequence[Path]) -> Dict[Path, str]:
-    """The splits of images by what the yaml in a folder names for each: folders, or lists of images."""
+    """The splits of images by what the yaml of a data set names for each: folders, or lists of images."""
     found: Dict[Path, str] = {}
-    contents = (yaml.safe_load(file.read_text('utf-8-sig')) for file in sorted(data.glob('*.y*ml')))
-    told = next((content for content in contents if isinstance(content, dict) and 'names' in content), {})
+    file, told = next(iter(yolo_yamls(data, [root / path for path in paths])), (data / 'none', {}))
+    base = file.parent
     real = {path: (root / path).resolve() for path in paths}
     for split, words in SPLITS.items():
         named = [told[word] for word in words if told.get(word)]
         for entry in (str(each) for entries in named for each in (entries if isinstance(entries, list) else [entries])):
             # Roboflow writes ../train/images of a folder beside the yaml
-            near = (data / str(told.get('path') or '') / entry, data / entry, data / entry.lstrip('./'))
+            near = (base / str(told.get('path') or '') / entry, base / entry, base / entry.lstrip('./'), data / entry)
             place = next((place.resolve() for place in near if place.exists()), data / 'nowhere')
             if place.is_file():
                 lines = place.read_text('utf-8-sig').splitlines()
-                listed = {(base / line.strip()).resolve() for line in lines for base in (place.parent, data)}
+                listed = {(folder / line.strip()).resolve() for line in lines for folder in (place.parent, base, data)}
                 inside = [path for path in paths if real[path] in listed]
             else:
                 inside = [path for path in paths if real[path].is_relative_to(place)]
+            if not inside and split != 'test' and base.is_relative_to(data):  # exports name a test split unasked
+                print_log(
+                    f'{file}: {entry}, its {split} split, is not there or holds no annotated image: correct it',
+                    logger='current',
+                    level=30,
+                )
             for path in inside:
                 found.setdefault(path, split)
     return found

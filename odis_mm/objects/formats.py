@@ -300,29 +300,52 @@ def _yolo_names(path: Path, files: Sequence[Path]) -> Tuple[List[str], Optional[
     objects have key points; None: there is none. ``files``: those of the labels."""
     folder = path.parent if path.is_file() else path
     names: List[str] = []
-    below = sorted({place for file in files for place in file.parents if folder in place.parents})
-    for place in (folder, folder.parent, folder.parent.parent):
-        for file in [path] if path.is_file() else sorted(place.glob('*.y*ml')):
+    yamls = yolo_yamls(path, files)
+    for places in _near(folder, files):
+        if yamls and (path.is_file() or yamls[0][0].parent in places):
+            file, content = yamls[0]
+            other = next((other for other, told in yamls if told['names'] != content['names']), None)
+            if other and not names:
+                raise AnnotationError(
+                    f'{file} and {other} name other classes each: put the one of these labels into {folder}, and no '
+                    'other.'
+                )
+            return names or _class_names(content['names'], file), bool(content.get('kpt_shape'))
+        lists = {} if names else {tuple(told): place for place in places if (told := _listed(place))}
+        if len(lists) > 1:
+            first, second, *_ = lists.values()
+            raise AnnotationError(
+                f'{first} and {second} list other classes each ({", ".join(_NAME_FILES)}): put one list for all into '
+                f'{folder}.'
+            )
+        names = names or list(next(iter(lists), ()))
+    return names, None
+
+
+def yolo_yamls(path: Path, files: Sequence[Path]) -> List[Tuple[Path, dict]]:
+    """Return the nearest yamls of YOLO that name classes, with their contents: ``path`` itself, or those of one place,
+    mostly one. ``files``: labels or images, which may lie in folders of ``path``."""
+    for places in [[path]] if path.is_file() else _near(path, files):
+        found = []
+        for file in [path] if path.is_file() else [file for place in places for file in sorted(place.glob('*.y*ml'))]:
             try:
-                content = yaml.safe_load(file.read_text())
+                content = yaml.safe_load(file.read_text('utf-8-sig'))
             except (yaml.YAMLError, ValueError) as error:  # of a date that is none, too
                 raise AnnotationError(
                     f'{file} is not valid YAML ({type(error).__name__}); fix or remove it.'
                 ) from error
-            found = content.get('names') if isinstance(content, dict) else None
-            if found or isinstance(found, list):
-                return names or _class_names(found, file), bool(content.get('kpt_shape'))
-        names = names or _listed(place)
-        if place == folder and not names:
-            lists = {tuple(told): inside for inside in below if (told := _listed(inside))}
-            if len(lists) > 1:
-                first, second, *_ = lists.values()
-                raise AnnotationError(
-                    f'{first} and {second} list other classes each ({", ".join(_NAME_FILES)}): put one list for all '
-                    f'into {folder}.'
-                )
-            names = list(next(iter(lists), ()))
-    return names, None
+            names = content.get('names') if isinstance(content, dict) else None
+            if names or isinstance(names, list):
+                found.append((file, content))
+        if found:
+            return found
+    return []
+
+
+def _near(folder: Path, files: Sequence[Path]) -> List[List[Path]]:
+    """A data set's folder, those in it above the files, and the two above it, in groups that are equally near."""
+    below = sorted({place for file in files for place in file.parents if folder in place.parents})
+    return [[folder], below, [folder.parent], [folder.parent.parent]]
 
 
 def _class_names(found: Any, file: Path) -> List[str]:

@@ -456,6 +456,34 @@ def _yolo(root, folders):
         (root / 'labels' / folder / f'of_{folder}.txt').write_text('0 .5 .5 .5 .5')
 
 
+@pytest.mark.parametrize('folder', ['eval', 'dev', 'validate', 'Evaluation', 'val'])
+def test_folders_of_yolo_that_mean_validation_are_not_trained_on(tmp_path, folder):
+    _yolo(tmp_path, ['train', folder])
+    assert set(imported_splits(tmp_path, None, tmp_path / 'out')) == {'train', 'val'}
+
+
+@pytest.mark.parametrize('place, data', [('.', 'set'), ('set', '.'), ('set', 'set')])
+def test_the_nearest_yaml_of_yolo_names_classes_and_splits(tmp_path, place, data):
+    _yolo(tmp_path / 'set', ['one', 'two'])
+    places = 'train: set/images/one\nval: set/images/two' if place == '.' else 'train: images/one\nval: images/two'
+    (tmp_path / place / 'data.yaml').write_text(f'{places}\nnames: [x]\n')
+    splits = imported_splits(tmp_path / data, None, tmp_path / 'work_dirs')
+    assert set(splits) == {'train', 'val'}
+    assert read_coco(splits['train'].ann_file)['categories'] == [dict(id=1, name='x')]
+    (tmp_path / place / 'other.yaml').write_text('names: [y]\n')
+    with pytest.raises(AnnotationError, match='data.yaml and .*other.yaml name other classes each: put the one'):
+        imported_splits(tmp_path / data, None, tmp_path / 'work_dirs')
+
+
+def test_places_of_a_yaml_of_yolo_that_are_not_here_are_told(tmp_path):
+    _yolo(tmp_path, ['one', 'two'])
+    (tmp_path / 'data.yaml').write_text('train: images/one\nval: /elsewhere/two\ntest: none\nnames: [x]\n')
+    with logged() as said:
+        imported_splits(tmp_path, None, tmp_path / 'out')
+    assert 'data.yaml: /elsewhere/two, its val split, is not there' in said.getvalue()
+    assert 'its train' not in said.getvalue() and 'its test' not in said.getvalue()
+
+
 def test_annotations_that_runs_wrote_are_not_those_of_the_data(tmp_path, monkeypatch):
     """They were read in place of YOLO's, so that later changes of these had no effect."""
     monkeypatch.chdir(tmp_path)
