@@ -157,7 +157,7 @@ def imported_splits(data: PathLike, images: Optional[PathLike], folder: PathLike
     root = Path(images) if images else data
     content = load_annotations(data, root)
     paths = [Path(image['file_name']) for image in content['images']]
-    listed = _lists_of_voc(data, paths)
+    listed = _lists_of_voc(data, root, paths)
     if content['info']['description'].startswith('yolo'):
         listed = _lists_of_yolo(data, root, paths)
     told = [listed.get(path) or split_of_folders(path.parent.parts) for path in paths]
@@ -181,16 +181,20 @@ def imported_splits(data: PathLike, images: Optional[PathLike], folder: PathLike
     return splits
 
 
-def _lists_of_voc(data: Path, paths: Sequence[Path]) -> Dict[Path, str]:
-    """The splits of images by the lists in ``ImageSets/Main``."""
-    listed, stems = {}, {path.stem for path in paths}
-    for file in sorted(data.glob('ImageSets/Main/*.txt')):
+def _lists_of_voc(data: Path, root: Path, paths: Sequence[Path]) -> Dict[Path, str]:
+    """The splits of images by the lists in ``ImageSets/Main`` of a folder or, as in VOCdevkit, of folders in it."""
+    found: Dict[Path, str] = {}
+    for file in sorted(file for place in ('', '*/', '*/*/') for file in data.glob(f'{place}ImageSets/Main/*.txt')):
         split = next((name for name, words in SPLITS.items() if file.stem.lower() in words), None)
+        near = [path for path in paths if file.parents[2] in (root / path).parents] or paths  # images elsewhere
+        stems: Dict[str, List[Path]] = {}
+        for path in near if split else ():
+            stems.setdefault(path.stem, []).append(path)
         for line in file.read_text('utf-8-sig').splitlines() if split else ():
             words = [line.strip(), *line.split()[:1]]  # a name may have spaces; a number may follow it
             known = [stem for word in words for stem in (word, Path(word).stem) if stem in stems]
-            listed.update(dict.fromkeys(known[:1], split))
-    return {path: listed[path.stem] for path in paths if path.stem in listed}
+            found.update(dict.fromkeys(stems[known[0]] if known else (), split))
+    return found
 
 
 def _lists_of_yolo(data: Path, root: Path, paths: Sequence[Path]) -> Dict[Path, str]:

@@ -367,6 +367,21 @@ def test_images_in_no_list_of_voc_are_in_no_split(tmp_path):
     assert told in said.getvalue()
 
 
+def test_lists_of_voc_in_a_folder_below_name_its_splits(tmp_path):
+    for year, name in (('VOC2007', 'train'), ('VOC2012', 'val')):  # of the same names of images
+        voc(tmp_path / 'VOCdevkit' / year)
+        lists = tmp_path / 'VOCdevkit' / year / 'ImageSets' / 'Main'
+        lists.mkdir(parents=True)
+        (lists / f'{name}.txt').write_text('0\n1\n2\n3\n')
+    for data in ('.', 'VOCdevkit'):
+        found = imported_splits(tmp_path / data, None, tmp_path / 'work_dirs')
+        folders = {
+            name: {Path(image['file_name']).parts[-3] for image in read_coco(split.ann_file)['images']}
+            for name, split in found.items()
+        }
+        assert folders == {'train': {'VOC2007'}, 'val': {'VOC2012'}}
+
+
 def test_images_without_a_label_file_are_told_of_by_finetune(tmp_path):
     data = tmp_path / 'photos'
     data.mkdir()
