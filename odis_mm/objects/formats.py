@@ -240,6 +240,11 @@ def _yolo(path: Path, index: ImageIndex, faults: List[str]):
                 raise AnnotationError(
                     f'{file}: line {n} has {len(values)} values, a box has five (class, x, y, width, height): fix it'
                 )
+            if max(abs(float(value)) for value in values[1:5]) > 2:
+                raise AnnotationError(
+                    f'{file}: line {n} has numbers of pixels, where YOLO has shares of the image (0 to 1): divide x '
+                    'and width by its width, y and height by its height'
+                )
             if len(rows) < 2 or len(rows[-1]) == len(rows[-2]):
                 rows.append(values)
             segmentation = None

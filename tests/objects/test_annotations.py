@@ -207,6 +207,12 @@ def test_a_row_of_yolo_that_is_cut_off_is_named(tmp_path, images):
     ]
 
 
+def test_yolo_rows_in_pixels_are_called_that(tmp_path, images):
+    (tmp_path / 'a.txt').write_text('0 30 20 10 10\n')
+    with pytest.raises(AnnotationError, match='a.txt: line 1 has numbers of pixels, where YOLO has shares'):
+        load_annotations(tmp_path, images, 'yolo')
+
+
 def test_yolo_names_are_those_of_the_nearest_file(tmp_path):
     labels = _images(tmp_path / 'data' / 'labels', {'a.jpg': (40, 60)})
     (labels / 'a.txt').write_text('1 0.5 0.5 0.5 0.25')
