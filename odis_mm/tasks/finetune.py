@@ -116,7 +116,7 @@ def finetune(
     with logging_at('WARNING' if quiet else 'INFO'):
         found = annotated_splits(Path(data), train, val, images)
         if not resume:
-            check_unused(work_dir)
+            check_unused(work_dir, data)
         splits = detector_splits(Path(data), found, images, work_dir, seed, resume)
         content = read_content(splits[0])
         if steps is None:

@@ -358,6 +358,20 @@ def check_outside(out: PathLike, sources: Sequence[PathLike]) -> None:
             )
 
 
+def check_work_dir(work_dir: PathLike, data: PathLike, argument: str = '--work-dir') -> None:
+    """Refuse a folder of runs where a data set's images and annotations are looked for: a later command would take the
+    pictures and annotations that runs leave for those of the data.
+
+    Raises:
+        ConfigError: it is one, or lies in one and not in one that is left out there.
+    """
+    if is_searched(work_dir, data):
+        raise ConfigError(
+            f'{work_dir} lies in {data}, and what runs write there would be taken for images and annotations of the '
+            f'data: take another {argument}, or one below {Path(data, WORK_DIRS)}, which is not searched.'
+        )
+
+
 def is_searched(place: PathLike, folder: PathLike) -> bool:
     """Return whether :func:`walk_images` of a folder of images looks at a place, which need not exist."""
     inner, outer = Path(os.path.realpath(place)), Path(os.path.realpath(folder))
@@ -466,12 +480,13 @@ def check_resumable(work_dir: Path) -> None:
         )
 
 
-def check_unused(work_dir: Path) -> None:
-    """Refuse to begin a run in the folder of another one.
+def check_unused(work_dir: Path, data: PathLike) -> None:
+    """Refuse to begin a run in the folder of another one, or among the data.
 
     Raises:
-        ConfigError: there are checkpoints in it.
+        ConfigError: there are checkpoints in it; see also :func:`check_work_dir`.
     """
+    check_work_dir(work_dir, data)
     if holds_run(work_dir):
         free = next(path for n in count(2) if not holds_run(path := work_dir.with_name(f'{work_dir.name}_{n}')))
         raise ConfigError(

@@ -523,3 +523,15 @@ def test_annotations_in_a_linked_folder_are_found(tmp_path, linked):
     found = annotated_splits(data, None, None, None)
     train, val, _ = detector_splits(data, found, None, tmp_path / 'out', 0)
     assert [len(read_coco(split.ann_file)['images']) for split in (train, val)] == [1, 1]
+
+
+@pytest.mark.parametrize('command', [pretrain_main, finetune_main])
+def test_a_work_dir_among_the_data_is_refused(tmp_path, command, capsys):
+    """Its pictures and annotations were taken for those of the data by the next command."""
+    _yolo(tmp_path, ['train', 'val'])
+    with pytest.raises(SystemExit):
+        command(['--data', str(tmp_path), '--work-dir', str(tmp_path / 'run'), '--steps', '4'])
+    assert f'{tmp_path}/run lies in {tmp_path}, and what runs write there' in capsys.readouterr().err
+    with pytest.raises(ConfigError, match='would be taken for images and annotations'):
+        (pretrain if command is pretrain_main else finetune)(tmp_path, work_dir=tmp_path / 'run', steps=4)
+    assert not (tmp_path / 'run').exists()
