@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from ..utils.errors import AnnotationError, ConfigError, MissingFileError
 from ..utils.files import PathLike
-from ..utils.paths import IMAGE_SUFFIXES, WORK_DIRS, check_folder, of_other_images, walk_images
+from ..utils.paths import IMAGE_SUFFIXES, WORK_DIRS, check_folder, of_other_images, walk_files, walk_images
 from .values import identity, is_crowd
 
 SPLITS = {
@@ -168,6 +168,12 @@ def held_out(root: PathLike) -> List[str]:
     return named or [
         str(path) for base, path in near if _split_of(path.relative_to(base)) != 'train' and _lists(path, base, root)
     ]
+
+
+def of_other_splits(root: PathLike) -> List[Path]:
+    """Return the COCO-style jsons anywhere below a folder whose names are those of a validation or test split."""
+    found = [Path(name) for name in walk_files(root, []) if name.lower().endswith('.json')]
+    return [path for path in found if _split_of(path.relative_to(root)) != 'train' and _is_coco(path)]
 
 
 def annotated_parent(folder: PathLike) -> Optional[Path]:

@@ -7,7 +7,7 @@ from typing import Dict, List, Optional, Sequence, Tuple
 import numpy as np
 from mmengine.logging import print_log
 
-from ..datasets.layout import SPLITS, Split, part_of, split_of_folders
+from ..datasets.layout import SPLITS, Split, of_other_splits, part_of, split_of_folders
 from ..datasets.segmentation import segmentation_area
 from ..utils.errors import AnnotationError, ConfigError, MissingFileError
 from ..utils.files import PathLike, atomic_write_text
@@ -151,7 +151,7 @@ def imported_splits(data: PathLike, images: Optional[PathLike], folder: PathLike
     lists tell the training images, left out.
 
     Raises:
-        AnnotationError: no annotation is recognised, or none can be used.
+        AnnotationError: no annotation is recognised, none can be used, or none is of training images.
     """
     data, folder = Path(data), Path(folder)
     root = Path(images) if images else data
@@ -169,10 +169,20 @@ def imported_splits(data: PathLike, images: Optional[PathLike], folder: PathLike
             logger='current',
             level=30,
         )
+    if None in told and content['info']['description'].startswith('coco') and (other := of_other_splits(data)):
+        raise AnnotationError(
+            f'{other[0]} is of a validation or test split by its name, and no json of training images lies near it: '
+            'name that with --train FILE (pretrain: --boxes FILE; odis-mm compare: --set data.train=FILE).'
+        )
     of: Dict[str, List[dict]] = {}
     for split, image in zip(told, content['images']):
         if split or not unlisted:
             of.setdefault(split or 'train', []).append(image)
+    if 'train' not in of:
+        raise AnnotationError(
+            f'{data} holds annotations of {" and ".join(sorted(of))} images alone ({paths[0]}, ...): name the folder '
+            'that holds those of training images, too.'
+        )
     folder.mkdir(parents=True, exist_ok=True)
     splits = {}
     for name, chosen in of.items():

@@ -535,3 +535,21 @@ def test_a_work_dir_among_the_data_is_refused(tmp_path, command, capsys):
     with pytest.raises(ConfigError, match='would be taken for images and annotations'):
         (pretrain if command is pretrain_main else finetune)(tmp_path, work_dir=tmp_path / 'run', steps=4)
     assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('folder, name', [('val', None), ('images', 'val'), ('images', 'instances_test2017')])
+def test_data_without_training_annotations_is_refused(tmp_path, folder, name):
+    """Of COCO style the detector was trained on the images that judge it; of YOLO the run ended in a KeyError."""
+    data = tmp_path / 'data'
+    _yolo(data, [folder])
+    if name:
+        (split,) = imported_splits(data, None, tmp_path / 'work_dirs').values()
+        shutil.rmtree(data / 'labels')
+        (data / 'annotations').mkdir()
+        split.ann_file.rename(data / 'annotations' / f'{name}.json')
+    told = f'{name}.json is of a validation or test split' if name else 'holds annotations of val images alone'
+    with pytest.raises(MissingFileError, match=told):
+        finetune(data, work_dir=tmp_path / 'run', steps=4)
+    with logged() as said:
+        assert imported_boxes(data, None, tmp_path / 'run') is None
+    assert told in said.getvalue()
