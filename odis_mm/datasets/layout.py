@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from ..utils.errors import AnnotationError, ConfigError, MissingFileError
 from ..utils.files import PathLike
-from ..utils.paths import IMAGE_SUFFIXES, WORK_DIRS, check_folder, of_other_images, walk_files, walk_images
+from ..utils.paths import IMAGE_SUFFIXES, PREDICTIONS, WORK_DIRS, check_folder, of_other_images, walk_files, walk_images
 from .values import identity, is_crowd
 
 SPLITS = {
@@ -211,7 +211,8 @@ def _jsons(root: Path) -> List[Path]:
             if real not in visited:
                 visited.add(real)
                 folders.append(name)
-        found += [Path(folder, name) for name in sorted(files) if name.lower().endswith('.json')]
+        names = [name for name in sorted(files) if name.lower().endswith('.json') and name != PREDICTIONS]
+        found += [Path(folder, name) for name in names]
     return found
 
 

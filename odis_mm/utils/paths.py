@@ -28,6 +28,7 @@ IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 _KEPT = 'jfif jpe ppm pgm pbm pnm heic heif avif gif jp2 j2k jxl dcm dng cr2 nef arw exr tga psd'
 OTHER_SUFFIXES = tuple(f'.{name}' for name in _KEPT.split())
 WORK_DIRS = 'work_dirs'  # folder of all runs for which no other one is named
+PREDICTIONS, PICTURES = 'predictions.json', 'vis'  # that odis-mm predict writes: no annotations, and no images
 SMALL_JSON = 1 << 24  # bytes: parsed in a tenth of a second
 CHECKPOINT_SUFFIXES = ('.pth', '.pt', '.safetensors', '.ckpt')
 PRETRAINING_STEPS, DETECTOR_STEPS = 4, 2  # at least: warm-up and decay have some of each
@@ -103,8 +104,8 @@ def find_file(file: PathLike, data: PathLike) -> Path:
 
 def walk_images(folder: PathLike, unread: Optional[List[str]] = None) -> Tuple[List[str], List[str]]:
     """Return the paths of all image files in and below a folder, sorted folder by folder, and the folders left out:
-    hidden ones, such as ``.ipynb_checkpoints``, those of runs (``work_dirs``), whose pictures nobody would train on,
-    those visited before under another name, and those that cannot be read.
+    hidden ones, such as ``.ipynb_checkpoints``, those of runs (``work_dirs``) and predictions, whose pictures nobody
+    would train on, those visited before under another name, and those that cannot be read.
 
     Links to folders are followed, but each real folder is visited once, so that a link to a parent ends. The paths of
     images of kinds that are not read are appended to ``unread``.
@@ -120,8 +121,8 @@ def walk_images(folder: PathLike, unread: Optional[List[str]] = None) -> Tuple[L
 
 
 def walk_files(folder: PathLike, skipped: List[str]) -> Iterator[str]:
-    """Yield the paths of all files in and below a folder that are not hidden, as :func:`walk_images` looks for images;
-    folders that are left out are appended to ``skipped``."""
+    """Yield the paths of all files in and below a folder that are neither hidden nor predictions, as
+    :func:`walk_images` looks for images; folders that are left out are appended to ``skipped``."""
     visited = {os.path.realpath(folder)}
     for place, folders, files in os.walk(
         os.fspath(folder), followlinks=True, onerror=lambda error: skipped.append(error.filename)
@@ -130,13 +131,13 @@ def walk_files(folder: PathLike, skipped: List[str]) -> Iterator[str]:
         for name in sorted(folders):
             path = os.path.join(place, name)
             real = os.path.realpath(path)
-            if _left_out(name) or real in visited:
+            if _left_out(name) or real in visited or (name == PICTURES and PREDICTIONS in files):
                 skipped.append(path)
             else:
                 visited.add(real)
                 kept.append(name)
         folders[:] = kept
-        yield from (os.path.join(place, name) for name in sorted(files) if not name.startswith('.'))
+        yield from (os.path.join(place, name) for name in sorted(files) if name[0] != '.' and name != PREDICTIONS)
 
 
 def left_out(folder: PathLike, skipped: Sequence[str], unread: Sequence[str], found: int) -> List[Tuple[int, str]]:
@@ -144,7 +145,7 @@ def left_out(folder: PathLike, skipped: Sequence[str], unread: Sequence[str], fo
     lines, name = [], printable(os.fspath(folder))
     if skipped:
         first = ', '.join(printable(path) for path in skipped[:3]) + (', ...' if len(skipped) > 3 else '')
-        why = f'hidden, of runs ({WORK_DIRS}), visited before under another name, or not readable'
+        why = f'hidden, of runs ({WORK_DIRS}), of predictions, visited before under another name, or not readable'
         lines.append((logging.INFO, f'{name}: {len(skipped)} folders left out ({first}): {why}'))
     if unread:
         kinds = ', '.join(sorted({os.path.splitext(path)[1].lower() for path in unread}))
@@ -334,7 +335,7 @@ def check_output(out: PathLike, sources: Sequence[PathLike]) -> None:
         FolderInUseError: it has a ``predictions.json``.
         ConfigError: as :func:`check_outside` and :func:`check_out`.
     """
-    if Path(out, 'predictions.json').exists():
+    if Path(out, PREDICTIONS).exists():
         raise FolderInUseError(f'{out} holds the predictions of an earlier run: name another folder with --out.')
     check_outside(out, sources)
     check_out(out, folder=True)

@@ -553,3 +553,17 @@ def test_data_without_training_annotations_is_refused(tmp_path, folder, name):
     with logged() as said:
         assert imported_boxes(data, None, tmp_path / 'run') is None
     assert told in said.getvalue()
+
+
+def test_predictions_in_the_folder_of_the_data_are_no_annotations(tmp_path):
+    """A detector was trained on them, of YOLO in place of the labels."""
+    _yolo(tmp_path, ['train', 'val'])
+    (tmp_path / 'found' / 'vis').mkdir(parents=True)
+    Image.new('L', (64, 64)).save(tmp_path / 'found' / 'vis' / 'of_val.png')
+    kept = imported_splits(tmp_path, None, tmp_path / 'work_dirs')['val'].ann_file.read_text()
+    (tmp_path / 'found' / 'predictions.json').write_text(kept)
+    assert [path.parent.name for path in find_images([tmp_path])] == ['train', 'val']
+    found = annotated_splits(tmp_path, None, None, None)
+    train, val, _ = detector_splits(tmp_path, found, None, tmp_path / 'work_dirs' / 'run', 0)
+    names = [image['file_name'] for split in (train, val) for image in read_coco(split.ann_file)['images']]
+    assert names == ['images/train/of_train.png', 'images/val/of_val.png']
