@@ -18,6 +18,7 @@ SPLITS = {
     'val': ('val', 'valid', 'validation', 'validate', 'eval', 'evaluation', 'dev'),
     'test': ('test', 'testing'),
 }
+FOUND = 'objects found by odis-mm find-objects'
 
 
 @dataclass(frozen=True)
@@ -307,6 +308,17 @@ def _with_all_classes(rest: List[str], held: List[str], kinds: Dict[str, set]) -
                         counts[side].subtract(kinds[gone])
                     break
     return set(held)
+
+
+def told_of_found(path: Path) -> List[str]:
+    """Return a line if a COCO-style json is what ``find-objects`` wrote to where annotations are looked for."""
+    with open(path, 'rb') as file:
+        if FOUND.encode() not in file.read(100):
+            return []
+    return [
+        f'{path} holds {FOUND}, which are no annotations, and no others are looked for beside it: if there are some, '
+        'move it elsewhere'
+    ]
 
 
 def without_objects(part: dict, names: Sequence[dict]) -> str:

@@ -27,6 +27,7 @@ import torch
 
 from ..datasets import ObjectDataset, read_image
 from ..datasets.image_io import as_colours
+from ..datasets.layout import FOUND
 from ..utils.environment import cores
 from ..utils.errors import BadImageError, FolderInUseError, StageError, too_many_bad
 from ..utils.files import PathLike, atomic_write, atomic_write_text
@@ -389,7 +390,7 @@ def _assemble(out: Path, folder: Path, count: int, settings: dict, root: str, na
         objects += sum(len(image['objects']) for image in part['images'])
         full += sum(len(image['objects']) == top for image in part['images'])
         bad += part['bad']
-    info = dict(description='objects found by odis-mm find-objects', **settings, objects=objects, bad_images=bad)
+    info = dict(description=FOUND, **settings, objects=objects, bad_images=bad)
     info['files'] = _files(root, names, {name for name, _ in bad})
     if top is not None:
         info['images_at_top'] = full

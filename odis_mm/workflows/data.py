@@ -22,6 +22,7 @@ from ..datasets.layout import (
     image_folder,
     read_coco,
     split_coco,
+    told_of_found,
     without_objects,
 )
 from ..datasets.survey import turned_of
@@ -245,6 +246,7 @@ def _splits(plan: Plan, folder: Path, out: Path) -> Tuple[Dict[str, Split], List
     if not {'train', 'val'} <= set(named):
         check_work_dir(out.parent, root)
         found = find_splits(root, set(SPLITS) - set(named), images)
+        notes += told_of_found(found['train'].ann_file) if 'train' in found else []
     for name, file in named.items():
         path = resolve(file, root)
         found[name] = Split(path, images or image_folder(path, root, name))

@@ -25,6 +25,7 @@ from odis_mm.datasets import ObjectDataset
 from odis_mm.datasets.image_io import read_image, size_of
 from odis_mm.datasets.layout import Split, read_coco
 from odis_mm.datasets.survey import image_size
+from odis_mm.objects import Classic, find_objects
 from odis_mm.objects.annotations import imported_splits
 from odis_mm.recipes import detector_config, pretraining_config
 from odis_mm.tasks import finetune, predict, pretrain
@@ -567,3 +568,11 @@ def test_predictions_in_the_folder_of_the_data_are_no_annotations(tmp_path):
     train, val, _ = detector_splits(tmp_path, found, None, tmp_path / 'work_dirs' / 'run', 0)
     names = [image['file_name'] for split in (train, val) for image in read_coco(split.ann_file)['images']]
     assert names == ['images/train/of_train.png', 'images/val/of_val.png']
+
+
+def test_found_objects_in_the_place_of_annotations_are_told_of(tmp_path):
+    _yolo(tmp_path, ['train', 'val'])
+    find_objects(tmp_path / 'images', tmp_path / 'objects.json', Classic(), workers=0, say=lambda line: None)
+    with logged() as said:
+        annotated_splits(tmp_path, None, None, None)
+    assert 'objects.json holds objects found by odis-mm find-objects, which are no annotations' in said.getvalue()
