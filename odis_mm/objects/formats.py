@@ -511,6 +511,24 @@ def _joined(regions: Sequence[dict]) -> List[dict]:
     return list(found.values())
 
 
+def _image_of(address: str, index: ImageIndex) -> str:
+    """The image that an address means: an uploaded file, whose prefix is Label Studio's own, one of a local folder, or
+    one of a store, whose names are not quoted."""
+    try:
+        parts = urllib.parse.urlparse(address)
+    except ValueError:  # another text
+        return address
+    query = urllib.parse.parse_qs(parts.query)
+    path = query['d'][0] if 'd' in query else urllib.parse.unquote(parts.path)
+    plain = re.sub(r'^[0-9a-f]{8}-', '', _name(path))
+    known = (name for name in (path, address.partition('://')[2]) if _name(name) in index.by_name)
+    return next(known, plain)
+
+
+def _name(path: str) -> str:
+    return path.rsplit('/', 1)[-1]
+
+
 def _labelstudio(path: Path, index: ImageIndex, faults: List[str]):
     def read(file: Path) -> Iterator[Labelled]:
         content = _json(file)
@@ -518,7 +536,8 @@ def _labelstudio(path: Path, index: ImageIndex, faults: List[str]):
             if not isinstance(task, dict):
                 continue
             if 'data' in task:  # the full export
-                image = next((v for v in task['data'].values() if isinstance(v, str)), '')
+                told = [_image_of(v, index) for v in task['data'].values() if isinstance(v, str)]  # texts and ids, too
+                image = next((name for name in told if _name(name) in index.by_name), told[0] if told else '')
                 done = [
                     a for a in task.get('annotations') or task.get('completions') or () if not a.get('was_cancelled')
                 ]
@@ -531,7 +550,8 @@ def _labelstudio(path: Path, index: ImageIndex, faults: List[str]):
                 ]
             else:  # JSON-MIN
                 lists = [v for v in task.values() if isinstance(v, list)]  # one for each tool that drew
-                image, regions = task['image'], [region for v in lists for region in v if isinstance(region, dict)]
+                regions = [region for v in lists for region in v if isinstance(region, dict)]
+                image = _image_of(task['image'], index)
             objects, size, skipped = [], None, 0
             for region in _joined(regions):
                 original = _size(region, 'original_height', 'original_width')
@@ -555,11 +575,7 @@ def _labelstudio(path: Path, index: ImageIndex, faults: List[str]):
                     skipped += 1
             if skipped:
                 faults.append(f'{file}: {skipped} regions of {image} that are no rectangle or polygon')
-            query = urllib.parse.parse_qs(urllib.parse.urlparse(image).query)
-            image = query['d'][0] if 'd' in query else urllib.parse.unquote(urllib.parse.urlparse(image).path)
-            plain = re.sub(r'^[0-9a-f]{8}-', '', image.rsplit('/', 1)[-1])  # an upload's own prefix
-            known = image.rsplit('/', 1)[-1] in index.by_name
-            yield Labelled(image if known else plain, objects, size)
+            yield Labelled(image, objects, size)
 
     return _each(_files(path, '.json'), read, faults), []
 

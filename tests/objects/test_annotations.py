@@ -559,6 +559,18 @@ def test_labelstudio(tmp_path, images):
     }  # turned clockwise about its top left corner
 
 
+@pytest.mark.parametrize('name', ['50%20.jpg', '#1.jpg', 'é.jpg'])
+def test_labelstudio_images_beside_other_texts_and_of_stores(tmp_path, name):
+    """A task may hold texts before its image; names in a store are not quoted."""
+    root = _images(tmp_path / 'images', {name: (40, 60)})
+    value = dict(x=10, y=10, width=50, height=50, rectanglelabels=['cat'])
+    result = [dict(original_width=60, original_height=40, value=value)]
+    data = dict(id='7', note='see //[x', image=f's3://bucket/{name}')
+    (tmp_path / 'export.json').write_text(json.dumps([dict(data=data, annotations=[dict(result=result)])]))
+    content = load_annotations(tmp_path / 'export.json', root)
+    assert [image['file_name'] for image in content['images']] == [name]
+
+
 def test_labelstudio_regions_of_several_results_and_tools(tmp_path, images):
     """A region's label, and each answer about it, is a result that repeats its shape; JSON-MIN has a list a tool."""
     place = dict(x=25, y=50, width=25, height=25, rotation=0)
