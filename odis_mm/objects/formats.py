@@ -531,7 +531,7 @@ def _name(path: str) -> str:
 
 def _labelstudio(path: Path, index: ImageIndex, faults: List[str]):
     def read(file: Path) -> Iterator[Labelled]:
-        content = _json(file)
+        content, unfinished = _json(file), 0
         for task in content if isinstance(content, list) else [content]:
             if not isinstance(task, dict):
                 continue
@@ -544,9 +544,12 @@ def _labelstudio(path: Path, index: ImageIndex, faults: List[str]):
                 done.sort(
                     key=lambda a: not a.get('ground_truth')
                 )  # several annotators: the ground truth, else the first
+                if not done:  # skipped, or not looked at yet: it is not known to show no object
+                    unfinished += 1
+                    continue
                 regions = [
                     dict(r.get('value', {}), **{k: r.get(k) for k in ('original_width', 'original_height')})
-                    for r in (done[0]['result'] if done else ())
+                    for r in done[0]['result']
                 ]
             else:  # JSON-MIN
                 lists = [v for v in task.values() if isinstance(v, list)]  # one for each tool that drew
@@ -576,6 +579,8 @@ def _labelstudio(path: Path, index: ImageIndex, faults: List[str]):
             if skipped:
                 faults.append(f'{file}: {skipped} regions of {image} that are no rectangle or polygon')
             yield Labelled(image, objects, size)
+        if unfinished:
+            faults.append(f'{file}: {unfinished} tasks without an annotation, or with cancelled ones alone')
 
     return _each(_files(path, '.json'), read, faults), []
 

@@ -571,6 +571,22 @@ def test_labelstudio_images_beside_other_texts_and_of_stores(tmp_path, name):
     assert [image['file_name'] for image in content['images']] == [name]
 
 
+def test_labelstudio_tasks_that_nobody_annotated_are_not_listed(tmp_path, images):
+    """They were images without objects, on which all that a detector finds is wrong."""
+    value = dict(x=10, y=10, width=50, height=50, rectanglelabels=['cat'])
+    result = [dict(original_width=60, original_height=40, value=value)]
+    found = [[dict(result=result)], [dict(was_cancelled=True, result=[])], []]
+    tasks = [dict(data=dict(image=name), annotations=a) for name, a in zip(('a.jpg', 'b.png', 'b.png'), found)]
+    (tmp_path / 'export.json').write_text(json.dumps(tasks))
+    content = load_annotations(tmp_path / 'export.json', images)
+    assert [image['file_name'] for image in content['images']] == ['a.jpg']
+    told = f'{tmp_path}/export.json: 2 tasks without an annotation, or with cancelled ones alone'
+    assert content['info']['skipped'] == [told]
+    tasks[1]['annotations'] = [dict(result=[])]  # looked at: no object
+    (tmp_path / 'export.json').write_text(json.dumps(tasks))
+    assert len(load_annotations(tmp_path / 'export.json', images)['images']) == 2
+
+
 def test_labelstudio_regions_of_several_results_and_tools(tmp_path, images):
     """A region's label, and each answer about it, is a result that repeats its shape; JSON-MIN has a list a tool."""
     place = dict(x=25, y=50, width=25, height=25, rotation=0)
