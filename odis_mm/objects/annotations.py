@@ -12,7 +12,7 @@ from ..datasets.segmentation import segmentation_area
 from ..utils.errors import AnnotationError, ConfigError, MissingFileError
 from ..utils.files import PathLike, atomic_write_text
 from ..utils.paths import of_other_images
-from .formats import FORMATS, recognise, yolo_yamls
+from .formats import FORMATS, read_lines, recognise, yolo_yamls
 from .labelled import Annotated, ImageIndex, Labelled, Size, told_of_other_folders
 
 
@@ -200,7 +200,7 @@ def _lists_of_voc(data: Path, root: Path, paths: Sequence[Path]) -> Dict[Path, s
         stems: Dict[str, List[Path]] = {}
         for path in near if split else ():
             stems.setdefault(path.stem, []).append(path)
-        for line in file.read_text('utf-8-sig').splitlines() if split else ():
+        for line in read_lines(file) if split else ():
             words = [line.strip(), *line.split()[:1]]  # a name may have spaces; a number may follow it
             known = [stem for word in words for stem in (word, Path(word).stem) if stem in stems]
             found.update(dict.fromkeys(stems[known[0]] if known else (), split))
@@ -220,7 +220,7 @@ def _lists_of_yolo(data: Path, root: Path, paths: Sequence[Path]) -> Dict[Path, 
             near = (base / str(told.get('path') or '') / entry, base / entry, base / entry.lstrip('./'), data / entry)
             place = next((place.resolve() for place in near if place.exists()), data / 'nowhere')
             if place.is_file():
-                lines = place.read_text('utf-8-sig').splitlines()
+                lines = read_lines(place)
                 listed = {(folder / line.strip()).resolve() for line in lines for folder in (place.parent, base, data)}
                 inside = [path for path in paths if real[path] in listed]
             else:

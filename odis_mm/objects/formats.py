@@ -24,7 +24,7 @@ from .labelled import Annotated, ImageIndex, Labelled, Size
 
 _NO_LABELS = {'classes.txt', 'labels.txt', 'train.txt', 'val.txt', 'valid.txt', 'test.txt', 'notes.txt'}
 _NAME_FILES = ('classes.txt', 'obj.names', '_darknet.labels', 'labels.txt')
-_WRONG = (AssertionError, KeyError, TypeError, ValueError, AttributeError, IndexError, OSError)  # of a reader
+_WRONG = (AssertionError, ArithmeticError, KeyError, TypeError, ValueError, AttributeError, IndexError, OSError)
 
 
 _MOST_CLASSES = 100_000  # of YOLO; each number below the highest one gets a name
@@ -371,10 +371,22 @@ def _class_names(found: Any, file: Path) -> List[str]:
     return [names.get(i, str(i)) for i in range(max(names, default=-1) + 1)]
 
 
+def read_lines(file: Path) -> List[str]:
+    """Return the lines of a list of names.
+
+    Raises:
+        AnnotationError: it is no text in UTF-8.
+    """
+    try:
+        return file.read_text('utf-8-sig').splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise AnnotationError(f'{file} cannot be read as text in UTF-8 ({error}): save it as that.') from error
+
+
 def _listed(place: Path) -> List[str]:
     """The names in the first file of a folder that lists some."""
     for file in (place / name for name in _NAME_FILES):
-        lines = file.read_text('utf-8-sig').splitlines() if file.is_file() else []
+        lines = read_lines(file) if file.is_file() else []
         if names := [line.strip() for line in lines if line.strip()]:
             return names
     return []

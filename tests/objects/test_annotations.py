@@ -207,6 +207,25 @@ def test_a_row_of_yolo_that_is_cut_off_is_named(tmp_path, images):
     ]
 
 
+@pytest.mark.parametrize('list_of', ['classes', 'images'])
+def test_lists_that_are_no_text_in_utf8_are_named(tmp_path, images, list_of):
+    """As some editors of Windows write them."""
+    (images / 'a.txt').write_text('0 .5 .5 .5 .25\n')
+    file = images / ('classes.txt' if list_of == 'classes' else 'train.txt')
+    file.write_bytes('./a.jpg\nKäse\n'.encode('cp1252' if list_of == 'classes' else 'utf-16'))
+    if list_of == 'images':
+        (images / 'data.yaml').write_text('names: [cat]\ntrain: train.txt\n')
+    with pytest.raises(AnnotationError, match=f'{file.name} cannot be read as text in UTF-8'):
+        imported_splits(images, None, tmp_path / 'out')
+
+
+def test_a_name_of_an_image_may_be_a_number(tmp_path):
+    root = _images(tmp_path / 'images', {'7.jpg': (40, 60)})
+    box = dict(label='cat', shape_type='rectangle', points=[[1, 1], [20, 20]])
+    (root / '7.json').write_text(json.dumps(dict(imagePath=7, imageHeight=40, imageWidth=60, shapes=[box])))
+    assert load_annotations(root, root)['images'][0]['file_name'] == '7.jpg'
+
+
 def test_yolo_rows_in_pixels_are_called_that(tmp_path, images):
     (tmp_path / 'a.txt').write_text('0 30 20 10 10\n')
     with pytest.raises(AnnotationError, match='a.txt: line 1 has numbers of pixels, where YOLO has shares'):
