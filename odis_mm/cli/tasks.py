@@ -269,7 +269,7 @@ def _check(command: str, args: argparse.Namespace, *files: Optional[str]) -> Non
         check_resumable(work_dir)
         resumed_start(work_dir / CONFIGS[command], args.init, args.cfg_options)
     else:
-        check_unused(work_dir)
+        check_unused(work_dir, args.data)
 
 
 def _common(parser: argparse.ArgumentParser, command: str) -> None:

@@ -10,10 +10,15 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from ..utils.errors import AnnotationError, ConfigError, MissingFileError
 from ..utils.files import PathLike
-from ..utils.paths import IMAGE_SUFFIXES, WORK_DIRS, check_folder, of_other_images, walk_images
+from ..utils.paths import IMAGE_SUFFIXES, PREDICTIONS, WORK_DIRS, check_folder, of_other_images, walk_files, walk_images
 from .values import identity, is_crowd
 
-SPLITS = {'train': ('train', 'training'), 'val': ('val', 'valid', 'validation'), 'test': ('test', 'testing')}
+SPLITS = {
+    'train': ('train', 'training'),
+    'val': ('val', 'valid', 'validation', 'validate', 'eval', 'evaluation', 'dev'),
+    'test': ('test', 'testing'),
+}
+FOUND = 'objects found by odis-mm find-objects'
 
 
 @dataclass(frozen=True)
@@ -166,6 +171,12 @@ def held_out(root: PathLike) -> List[str]:
     ]
 
 
+def of_other_splits(root: PathLike) -> List[Path]:
+    """Return the COCO-style jsons anywhere below a folder whose names are those of a validation or test split."""
+    found = [Path(name) for name in walk_files(root, []) if name.lower().endswith('.json')]
+    return [path for path in found if _split_of(path.relative_to(root)) != 'train' and _is_coco(path)]
+
+
 def annotated_parent(folder: PathLike) -> Optional[Path]:
     """Return the folder above one of images, if COCO-style training annotations lie there that list images in it, as
     in ``annotations/train.json`` beside ``images/``."""
@@ -190,12 +201,19 @@ def _lists(path: Path, near: Path, root: Path) -> bool:
 
 
 def _jsons(root: Path) -> List[Path]:
-    found = []
-    for folder, folders, files in os.walk(root):
+    found: List[Path] = []
+    visited = {os.path.realpath(root)}
+    for folder, folders, files in os.walk(root, followlinks=True):
         depth = len(Path(folder).relative_to(root).parts)
-        kept = sorted(name for name in folders if not name.startswith('.') and name != WORK_DIRS)
-        folders[:] = kept if depth < 2 else []
-        found += [Path(folder, name) for name in sorted(files) if name.lower().endswith('.json')]
+        kept = sorted(name for name in folders if not name.startswith('.') and name != WORK_DIRS) if depth < 2 else []
+        folders.clear()
+        for name in kept:
+            real = os.path.realpath(os.path.join(folder, name))
+            if real not in visited:
+                visited.add(real)
+                folders.append(name)
+        names = [name for name in sorted(files) if name.lower().endswith('.json') and name != PREDICTIONS]
+        found += [Path(folder, name) for name in names]
     return found
 
 
@@ -290,6 +308,17 @@ def _with_all_classes(rest: List[str], held: List[str], kinds: Dict[str, set]) -
                         counts[side].subtract(kinds[gone])
                     break
     return set(held)
+
+
+def told_of_found(path: Path) -> List[str]:
+    """Return a line if a COCO-style json is what ``find-objects`` wrote to where annotations are looked for."""
+    with open(path, 'rb') as file:
+        if FOUND.encode() not in file.read(100):
+            return []
+    return [
+        f'{path} holds {FOUND}, which are no annotations, and no others are looked for beside it: if there are some, '
+        'move it elsewhere'
+    ]
 
 
 def without_objects(part: dict, names: Sequence[dict]) -> str:

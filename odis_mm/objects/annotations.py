@@ -5,15 +5,14 @@ from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
-import yaml
 from mmengine.logging import print_log
 
-from ..datasets.layout import SPLITS, Split, part_of, split_of_folders
+from ..datasets.layout import SPLITS, Split, of_other_splits, part_of, split_of_folders
 from ..datasets.segmentation import segmentation_area
 from ..utils.errors import AnnotationError, ConfigError, MissingFileError
 from ..utils.files import PathLike, atomic_write_text
 from ..utils.paths import of_other_images
-from .formats import FORMATS, recognise
+from .formats import FORMATS, read_lines, recognise, yolo_yamls
 from .labelled import Annotated, ImageIndex, Labelled, Size, told_of_other_folders
 
 
@@ -152,13 +151,13 @@ def imported_splits(data: PathLike, images: Optional[PathLike], folder: PathLike
     lists tell the training images, left out.
 
     Raises:
-        AnnotationError: no annotation is recognised, or none can be used.
+        AnnotationError: no annotation is recognised, none can be used, or none is of training images.
     """
     data, folder = Path(data), Path(folder)
     root = Path(images) if images else data
     content = load_annotations(data, root)
     paths = [Path(image['file_name']) for image in content['images']]
-    listed = _lists_of_voc(data, paths)
+    listed = _lists_of_voc(data, root, paths)
     if content['info']['description'].startswith('yolo'):
         listed = _lists_of_yolo(data, root, paths)
     told = [listed.get(path) or split_of_folders(path.parent.parts) for path in paths]
@@ -170,10 +169,20 @@ def imported_splits(data: PathLike, images: Optional[PathLike], folder: PathLike
             logger='current',
             level=30,
         )
+    if None in told and content['info']['description'].startswith('coco') and (other := of_other_splits(data)):
+        raise AnnotationError(
+            f'{other[0]} is of a validation or test split by its name, and no json of training images lies near it: '
+            'name that with --train FILE (pretrain: --boxes FILE; odis-mm compare: --set data.train=FILE).'
+        )
     of: Dict[str, List[dict]] = {}
     for split, image in zip(told, content['images']):
         if split or not unlisted:
             of.setdefault(split or 'train', []).append(image)
+    if 'train' not in of:
+        raise AnnotationError(
+            f'{data} holds annotations of {" and ".join(sorted(of))} images alone ({paths[0]}, ...): name the folder '
+            'that holds those of training images, too.'
+        )
     folder.mkdir(parents=True, exist_ok=True)
     splits = {}
     for name, chosen in of.items():
@@ -182,36 +191,46 @@ def imported_splits(data: PathLike, images: Optional[PathLike], folder: PathLike
     return splits
 
 
-def _lists_of_voc(data: Path, paths: Sequence[Path]) -> Dict[Path, str]:
-    """The splits of images by the lists in ``ImageSets/Main``."""
-    listed, stems = {}, {path.stem for path in paths}
-    for file in sorted(data.glob('ImageSets/Main/*.txt')):
+def _lists_of_voc(data: Path, root: Path, paths: Sequence[Path]) -> Dict[Path, str]:
+    """The splits of images by the lists in ``ImageSets/Main`` of a folder or, as in VOCdevkit, of folders in it."""
+    found: Dict[Path, str] = {}
+    for file in sorted(file for place in ('', '*/', '*/*/') for file in data.glob(f'{place}ImageSets/Main/*.txt')):
         split = next((name for name, words in SPLITS.items() if file.stem.lower() in words), None)
-        for line in file.read_text('utf-8-sig').splitlines() if split else ():
+        near = [path for path in paths if file.parents[2] in (root / path).parents] or paths  # images elsewhere
+        stems: Dict[str, List[Path]] = {}
+        for path in near if split else ():
+            stems.setdefault(path.stem, []).append(path)
+        for line in read_lines(file) if split else ():
             words = [line.strip(), *line.split()[:1]]  # a name may have spaces; a number may follow it
             known = [stem for word in words for stem in (word, Path(word).stem) if stem in stems]
-            listed.update(dict.fromkeys(known[:1], split))
-    return {path: listed[path.stem] for path in paths if path.stem in listed}
+            found.update(dict.fromkeys(stems[known[0]] if known else (), split))
+    return found
 
 
 def _lists_of_yolo(data: Path, root: Path, paths: Sequence[Path]) -> Dict[Path, str]:
-    """The splits of images by what the yaml in a folder names for each: folders, or lists of images."""
+    """The splits of images by what the yaml of a data set names for each: folders, or lists of images."""
     found: Dict[Path, str] = {}
-    contents = (yaml.safe_load(file.read_text('utf-8-sig')) for file in sorted(data.glob('*.y*ml')))
-    told = next((content for content in contents if isinstance(content, dict) and 'names' in content), {})
+    file, told = next(iter(yolo_yamls(data, [root / path for path in paths])), (data / 'none', {}))
+    base = file.parent
     real = {path: (root / path).resolve() for path in paths}
     for split, words in SPLITS.items():
         named = [told[word] for word in words if told.get(word)]
         for entry in (str(each) for entries in named for each in (entries if isinstance(entries, list) else [entries])):
             # Roboflow writes ../train/images of a folder beside the yaml
-            near = (data / str(told.get('path') or '') / entry, data / entry, data / entry.lstrip('./'))
+            near = (base / str(told.get('path') or '') / entry, base / entry, base / entry.lstrip('./'), data / entry)
             place = next((place.resolve() for place in near if place.exists()), data / 'nowhere')
             if place.is_file():
-                lines = place.read_text('utf-8-sig').splitlines()
-                listed = {(base / line.strip()).resolve() for line in lines for base in (place.parent, data)}
+                lines = read_lines(place)
+                listed = {(folder / line.strip()).resolve() for line in lines for folder in (place.parent, base, data)}
                 inside = [path for path in paths if real[path] in listed]
             else:
                 inside = [path for path in paths if real[path].is_relative_to(place)]
+            if not inside and split != 'test' and base.is_relative_to(data):  # exports name a test split unasked
+                print_log(
+                    f'{file}: {entry}, its {split} split, is not there or holds no annotated image: correct it',
+                    logger='current',
+                    level=30,
+                )
             for path in inside:
                 found.setdefault(path, split)
     return found

@@ -27,6 +27,7 @@ import torch
 
 from ..datasets import ObjectDataset, read_image
 from ..datasets.image_io import as_colours
+from ..datasets.layout import FOUND
 from ..utils.environment import cores
 from ..utils.errors import BadImageError, FolderInUseError, StageError, too_many_bad
 from ..utils.files import PathLike, atomic_write, atomic_write_text
@@ -145,8 +146,13 @@ def _digest(path: PathLike) -> str:
 
 def _files(root: str, names: Sequence[str], bad: Set[str]) -> str:
     """A hash of the sizes in bytes of all images but the bad ones: of others, the objects are others."""
-    sizes = [os.path.getsize(os.path.join(root, name)) for name in names if name not in bad]
+    sizes = _sizes(root, [name for name in names if name not in bad])
     return hashlib.sha256(json.dumps(sizes).encode()).hexdigest()[:16]
+
+
+def _sizes(root: str, names: Sequence[str]) -> List[Optional[int]]:
+    paths = (os.path.join(root, name) for name in names)
+    return [os.path.getsize(path) if os.path.exists(path) else None for path in paths]
 
 
 def _info(path: Path) -> Optional[dict]:
@@ -201,7 +207,12 @@ def _search(
     todo = []
     for number in range(len(chunks)):
         part = _read_part(_part(folder, number))
-        if part is None or any(_readable(root, name, source) for name, _ in part['bad']):  # readable since
+        sizes = _sizes(root, chunks[number])
+        if (
+            part is None
+            or part.get('sizes', sizes) != sizes  # of other images
+            or any(_readable(root, name, source) for name, _ in part['bad'])  # readable since
+        ):
             todo.append(number)
         else:
             bad[number] = part['bad']
@@ -211,7 +222,7 @@ def _search(
     start = last = time.monotonic()
     done = objects = 0
     for number, part in _parts(root, chunks, todo, source, workers):
-        atomic_write_text(_part(folder, number), json.dumps(part))
+        atomic_write_text(_part(folder, number), json.dumps(dict(part, sizes=_sizes(root, chunks[number]))))
         bad[number] = part['bad']
         done += len(chunks[number])
         objects += sum(len(image['objects']) for image in part['images'])
@@ -389,7 +400,7 @@ def _assemble(out: Path, folder: Path, count: int, settings: dict, root: str, na
         objects += sum(len(image['objects']) for image in part['images'])
         full += sum(len(image['objects']) == top for image in part['images'])
         bad += part['bad']
-    info = dict(description='objects found by odis-mm find-objects', **settings, objects=objects, bad_images=bad)
+    info = dict(description=FOUND, **settings, objects=objects, bad_images=bad)
     info['files'] = _files(root, names, {name for name, _ in bad})
     if top is not None:
         info['images_at_top'] = full

@@ -7,6 +7,7 @@ what it has no reader for (polygons and masks beside the boxes, Label Studio, SA
 import csv
 import json
 import math
+import os
 import re
 import urllib.parse
 import xml.etree.ElementTree as ElementTree
@@ -18,11 +19,12 @@ import yaml
 
 from ..datasets.values import flag, identity, is_crowd, number, numbers, side
 from ..utils.errors import AnnotationError
+from ..utils.paths import walk_files
 from .labelled import Annotated, ImageIndex, Labelled, Size
 
 _NO_LABELS = {'classes.txt', 'labels.txt', 'train.txt', 'val.txt', 'valid.txt', 'test.txt', 'notes.txt'}
 _NAME_FILES = ('classes.txt', 'obj.names', '_darknet.labels', 'labels.txt')
-_WRONG = (AssertionError, KeyError, TypeError, ValueError, AttributeError, IndexError, OSError)  # of a reader
+_WRONG = (AssertionError, ArithmeticError, KeyError, TypeError, ValueError, AttributeError, IndexError, OSError)
 
 
 _MOST_CLASSES = 100_000  # of YOLO; each number below the highest one gets a name
@@ -42,9 +44,8 @@ def recognise(path: Path, index: Optional[ImageIndex] = None) -> str:
         kinds = {_kind_of(path)} - {None}
     else:
         kinds = set()
-        for suffixes in (('.json',), ('.xml',), ('.csv',)):
-            files = [file for file in sorted(path.rglob('*')) if file.suffix.lower() in suffixes and _visible(file)]
-            kinds |= {_kind_of(file) for file in files[:50]} - {None}
+        for suffix in ('.json', '.xml', '.csv'):
+            kinds |= {_kind_of(file) for file in _files(path, suffix)[:50]} - {None}
         if not kinds and _yolo_files(path, index):
             kinds = {'yolo'}
     if len(kinds) == 1:
@@ -53,10 +54,6 @@ def recognise(path: Path, index: Optional[ImageIndex] = None) -> str:
     if not kinds:
         raise UnrecognisedError(f'{path} holds no annotations that are recognised: {formats}')
     raise AnnotationError(f'{path} holds {" and ".join(sorted(kinds))} annotations: {formats}')
-
-
-def _visible(path: Path) -> bool:
-    return path.is_file() and not path.name.startswith('.')
 
 
 def _kind_of(path: Path) -> Optional[str]:
@@ -103,9 +100,10 @@ def _xml(path: Path) -> ElementTree.Element:
 
 
 def _files(path: Path, suffix: str) -> List[Path]:
-    return (
-        [path] if path.is_file() else [p for p in sorted(path.rglob('*')) if p.suffix.lower() == suffix and _visible(p)]
-    )
+    """The file itself, or those below a folder where images are looked for, too: not what runs wrote there."""
+    if path.is_file():
+        return [path]
+    return sorted(Path(name) for name in walk_files(path, []) if name.lower().endswith(suffix) and os.path.isfile(name))
 
 
 def _each(
@@ -242,6 +240,11 @@ def _yolo(path: Path, index: ImageIndex, faults: List[str]):
                 raise AnnotationError(
                     f'{file}: line {n} has {len(values)} values, a box has five (class, x, y, width, height): fix it'
                 )
+            if max(abs(float(value)) for value in values[1:5]) > 2:
+                raise AnnotationError(
+                    f'{file}: line {n} has numbers of pixels, where YOLO has shares of the image (0 to 1): divide x '
+                    'and width by its width, y and height by its height'
+                )
             if len(rows) < 2 or len(rows[-1]) == len(rows[-2]):
                 rows.append(values)
             segmentation = None
@@ -302,29 +305,52 @@ def _yolo_names(path: Path, files: Sequence[Path]) -> Tuple[List[str], Optional[
     objects have key points; None: there is none. ``files``: those of the labels."""
     folder = path.parent if path.is_file() else path
     names: List[str] = []
-    below = sorted({place for file in files for place in file.parents if folder in place.parents})
-    for place in (folder, folder.parent, folder.parent.parent):
-        for file in [path] if path.is_file() else sorted(place.glob('*.y*ml')):
+    yamls = yolo_yamls(path, files)
+    for places in _near(folder, files):
+        if yamls and (path.is_file() or yamls[0][0].parent in places):
+            file, content = yamls[0]
+            other = next((other for other, told in yamls if told['names'] != content['names']), None)
+            if other and not names:
+                raise AnnotationError(
+                    f'{file} and {other} name other classes each: put the one of these labels into {folder}, and no '
+                    'other.'
+                )
+            return names or _class_names(content['names'], file), bool(content.get('kpt_shape'))
+        lists = {} if names else {tuple(told): place for place in places if (told := _listed(place))}
+        if len(lists) > 1:
+            first, second, *_ = lists.values()
+            raise AnnotationError(
+                f'{first} and {second} list other classes each ({", ".join(_NAME_FILES)}): put one list for all into '
+                f'{folder}.'
+            )
+        names = names or list(next(iter(lists), ()))
+    return names, None
+
+
+def yolo_yamls(path: Path, files: Sequence[Path]) -> List[Tuple[Path, dict]]:
+    """Return the nearest yamls of YOLO that name classes, with their contents: ``path`` itself, or those of one place,
+    mostly one. ``files``: labels or images, which may lie in folders of ``path``."""
+    for places in [[path]] if path.is_file() else _near(path, files):
+        found = []
+        for file in [path] if path.is_file() else [file for place in places for file in sorted(place.glob('*.y*ml'))]:
             try:
-                content = yaml.safe_load(file.read_text())
+                content = yaml.safe_load(file.read_text('utf-8-sig'))
             except (yaml.YAMLError, ValueError) as error:  # of a date that is none, too
                 raise AnnotationError(
                     f'{file} is not valid YAML ({type(error).__name__}); fix or remove it.'
                 ) from error
-            found = content.get('names') if isinstance(content, dict) else None
-            if found or isinstance(found, list):
-                return names or _class_names(found, file), bool(content.get('kpt_shape'))
-        names = names or _listed(place)
-        if place == folder and not names:
-            lists = {tuple(told): inside for inside in below if (told := _listed(inside))}
-            if len(lists) > 1:
-                first, second, *_ = lists.values()
-                raise AnnotationError(
-                    f'{first} and {second} list other classes each ({", ".join(_NAME_FILES)}): put one list for all '
-                    f'into {folder}.'
-                )
-            names = list(next(iter(lists), ()))
-    return names, None
+            names = content.get('names') if isinstance(content, dict) else None
+            if names or isinstance(names, list):
+                found.append((file, content))
+        if found:
+            return found
+    return []
+
+
+def _near(folder: Path, files: Sequence[Path]) -> List[List[Path]]:
+    """A data set's folder, those in it above the files, and the two above it, in groups that are equally near."""
+    below = sorted({place for file in files for place in file.parents if folder in place.parents})
+    return [[folder], below, [folder.parent], [folder.parent.parent]]
 
 
 def _class_names(found: Any, file: Path) -> List[str]:
@@ -345,10 +371,22 @@ def _class_names(found: Any, file: Path) -> List[str]:
     return [names.get(i, str(i)) for i in range(max(names, default=-1) + 1)]
 
 
+def read_lines(file: Path) -> List[str]:
+    """Return the lines of a list of names.
+
+    Raises:
+        AnnotationError: it is no text in UTF-8.
+    """
+    try:
+        return file.read_text('utf-8-sig').splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise AnnotationError(f'{file} cannot be read as text in UTF-8 ({error}): save it as that.') from error
+
+
 def _listed(place: Path) -> List[str]:
     """The names in the first file of a folder that lists some."""
     for file in (place / name for name in _NAME_FILES):
-        lines = file.read_text('utf-8-sig').splitlines() if file.is_file() else []
+        lines = read_lines(file) if file.is_file() else []
         if names := [line.strip() for line in lines if line.strip()]:
             return names
     return []
@@ -485,27 +523,50 @@ def _joined(regions: Sequence[dict]) -> List[dict]:
     return list(found.values())
 
 
+def _image_of(address: str, index: ImageIndex) -> str:
+    """The image that an address means: an uploaded file, whose prefix is Label Studio's own, one of a local folder, or
+    one of a store, whose names are not quoted."""
+    try:
+        parts = urllib.parse.urlparse(address)
+    except ValueError:  # another text
+        return address
+    query = urllib.parse.parse_qs(parts.query)
+    path = query['d'][0] if 'd' in query else urllib.parse.unquote(parts.path)
+    plain = re.sub(r'^[0-9a-f]{8}-', '', _name(path))
+    known = (name for name in (path, address.partition('://')[2]) if _name(name) in index.by_name)
+    return next(known, plain)
+
+
+def _name(path: str) -> str:
+    return path.rsplit('/', 1)[-1]
+
+
 def _labelstudio(path: Path, index: ImageIndex, faults: List[str]):
     def read(file: Path) -> Iterator[Labelled]:
-        content = _json(file)
+        content, unfinished = _json(file), 0
         for task in content if isinstance(content, list) else [content]:
             if not isinstance(task, dict):
                 continue
             if 'data' in task:  # the full export
-                image = next((v for v in task['data'].values() if isinstance(v, str)), '')
+                told = [_image_of(v, index) for v in task['data'].values() if isinstance(v, str)]  # texts and ids, too
+                image = next((name for name in told if _name(name) in index.by_name), told[0] if told else '')
                 done = [
                     a for a in task.get('annotations') or task.get('completions') or () if not a.get('was_cancelled')
                 ]
                 done.sort(
                     key=lambda a: not a.get('ground_truth')
                 )  # several annotators: the ground truth, else the first
+                if not done:  # skipped, or not looked at yet: it is not known to show no object
+                    unfinished += 1
+                    continue
                 regions = [
                     dict(r.get('value', {}), **{k: r.get(k) for k in ('original_width', 'original_height')})
-                    for r in (done[0]['result'] if done else ())
+                    for r in done[0]['result']
                 ]
             else:  # JSON-MIN
                 lists = [v for v in task.values() if isinstance(v, list)]  # one for each tool that drew
-                image, regions = task['image'], [region for v in lists for region in v if isinstance(region, dict)]
+                regions = [region for v in lists for region in v if isinstance(region, dict)]
+                image = _image_of(task['image'], index)
             objects, size, skipped = [], None, 0
             for region in _joined(regions):
                 original = _size(region, 'original_height', 'original_width')
@@ -529,11 +590,9 @@ def _labelstudio(path: Path, index: ImageIndex, faults: List[str]):
                     skipped += 1
             if skipped:
                 faults.append(f'{file}: {skipped} regions of {image} that are no rectangle or polygon')
-            query = urllib.parse.parse_qs(urllib.parse.urlparse(image).query)
-            image = query['d'][0] if 'd' in query else urllib.parse.unquote(urllib.parse.urlparse(image).path)
-            plain = re.sub(r'^[0-9a-f]{8}-', '', image.rsplit('/', 1)[-1])  # an upload's own prefix
-            known = image.rsplit('/', 1)[-1] in index.by_name
-            yield Labelled(image if known else plain, objects, size)
+            yield Labelled(image, objects, size)
+        if unfinished:
+            faults.append(f'{file}: {unfinished} tasks without an annotation, or with cancelled ones alone')
 
     return _each(_files(path, '.json'), read, faults), []
 

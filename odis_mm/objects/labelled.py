@@ -39,6 +39,9 @@ class Labelled:
     objects: List[Annotated]
     size: Optional[Size] = None
 
+    def __post_init__(self):
+        self.image = str(self.image)  # a json may hold a number
+
 
 @dataclass
 class ImageIndex:

@@ -216,7 +216,8 @@ def _sheet(content: dict, folder: Path) -> Figure:
             colour = '#ffd000' if rank < 3 else '#00d0a0' if rank < 8 else '#1e90ff'
             axes.add_patch(Rectangle((x - 0.5, y - 0.5), w, h, fill=False, ec=colour, lw=2 if rank < 3 else 1))
         shown = f', best {len(best)} drawn' if len(entries) > len(best) else ''
-        axes.set_title(f'{Path(image["file_name"]).name[:20]}: {len(entries)}{shown}', fontsize=7)
+        # in a name, $ begins no formula
+        axes.set_title(f'{Path(image["file_name"]).name[:20]}: {len(entries)}{shown}', fontsize=7, parse_math=False)
     return figure
 
 

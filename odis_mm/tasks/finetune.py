@@ -22,6 +22,7 @@ from ..datasets.layout import (
     image_folder,
     read_coco,
     split_coco,
+    told_of_found,
     without_objects,
 )
 from ..datasets.values import identity
@@ -116,7 +117,7 @@ def finetune(
     with logging_at('WARNING' if quiet else 'INFO'):
         found = annotated_splits(Path(data), train, val, images)
         if not resume:
-            check_unused(work_dir)
+            check_unused(work_dir, data)
         splits = detector_splits(Path(data), found, images, work_dir, seed, resume)
         content = read_content(splits[0])
         if steps is None:
@@ -184,6 +185,8 @@ def annotated_splits(
     """
     named = {name: path for name, path in (('train', train), ('val', val)) if path is not None}
     found = {} if len(named) == 2 else find_splits(data, {'train', 'val', 'test'} - set(named), images)
+    for line in told_of_found(found['train'].ann_file) if 'train' in found else ():
+        print_log(line, logger='current', level=logging.WARNING)
     for name, path in named.items():
         file = find_file(path, data)
         found[name] = Split(file, Path(images) if images else image_folder(file, data, name))

@@ -15,7 +15,7 @@ from ..utils.environment import check_device
 from ..utils.errors import BadImageError, CheckpointError, ConfigError
 from ..utils.files import PathLike, atomic_write_text
 from ..utils.noise import quiet_imports
-from ..utils.paths import check_output, check_threshold, find_detector, find_images
+from ..utils.paths import PREDICTIONS, check_output, check_threshold, find_detector, find_images
 from ..utils.scopes import scope_of
 from ..utils.words import count
 from .logs import tell
@@ -90,7 +90,7 @@ def predict(
             # the visualizer was made without weights, so it names COCO's classes
             inferencer.visualizer.dataset_meta = inferencer.model.dataset_meta
             ids = inferencer.model.dataset_meta.get('category_ids') or range(len(classes))
-            target = Path(out) / 'predictions.json'
+            target = Path(out) / PREDICTIONS
             try:
                 inferencer([str(p) for p in paths], batch_size=batch, out_dir=str(out), pred_score_thr=threshold)
             except BaseException:  # Ctrl-C after an hour as well

@@ -75,7 +75,7 @@ def pretrain(
         check_resumable(work_dir)
         init = resumed_start(config, init, options or ())
     else:
-        check_unused(work_dir)
+        check_unused(work_dir, data)
     with logging_at('WARNING' if quiet else 'INFO'):
         if boxes is None:
             boxes = imported_boxes(Path(data), images, work_dir / 'annotations')

@@ -28,6 +28,7 @@ IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 _KEPT = 'jfif jpe ppm pgm pbm pnm heic heif avif gif jp2 j2k jxl dcm dng cr2 nef arw exr tga psd'
 OTHER_SUFFIXES = tuple(f'.{name}' for name in _KEPT.split())
 WORK_DIRS = 'work_dirs'  # folder of all runs for which no other one is named
+PREDICTIONS, PICTURES = 'predictions.json', 'vis'  # that odis-mm predict writes: no annotations, and no images
 SMALL_JSON = 1 << 24  # bytes: parsed in a tenth of a second
 CHECKPOINT_SUFFIXES = ('.pth', '.pt', '.safetensors', '.ckpt')
 PRETRAINING_STEPS, DETECTOR_STEPS = 4, 2  # at least: warm-up and decay have some of each
@@ -69,7 +70,7 @@ def check_data(data: PathLike, images: Optional[PathLike] = None, files: Sequenc
     if any(file is not None for file in files):
         return  # they may name images anywhere
     places = [data] if images is None else [data, images]
-    if not any(name.lower().endswith((*IMAGE_SUFFIXES, '.json')) for root in places for name in _files(root, [])):
+    if not any(name.lower().endswith((*IMAGE_SUFFIXES, '.json')) for root in places for name in walk_files(root, [])):
         raise MissingFileError(
             f'no image in or below {printable(os.fspath(places[-1]))} (looked for {", ".join(IMAGE_SUFFIXES)}): name '
             'the folder that holds your images.'
@@ -103,15 +104,15 @@ def find_file(file: PathLike, data: PathLike) -> Path:
 
 def walk_images(folder: PathLike, unread: Optional[List[str]] = None) -> Tuple[List[str], List[str]]:
     """Return the paths of all image files in and below a folder, sorted folder by folder, and the folders left out:
-    hidden ones, such as ``.ipynb_checkpoints``, those of runs (``work_dirs``), whose pictures nobody would train on,
-    those visited before under another name, and those that cannot be read.
+    hidden ones, such as ``.ipynb_checkpoints``, those of runs (``work_dirs``) and predictions, whose pictures nobody
+    would train on, those visited before under another name, and those that cannot be read.
 
     Links to folders are followed, but each real folder is visited once, so that a link to a parent ends. The paths of
     images of kinds that are not read are appended to ``unread``.
     """
     skipped: List[str] = []
     found: List[str] = []
-    for name in _files(folder, skipped):
+    for name in walk_files(folder, skipped):
         if name.lower().endswith(IMAGE_SUFFIXES):
             found.append(name)
         elif unread is not None and name.lower().endswith(OTHER_SUFFIXES):
@@ -119,8 +120,9 @@ def walk_images(folder: PathLike, unread: Optional[List[str]] = None) -> Tuple[L
     return found, skipped
 
 
-def _files(folder: PathLike, skipped: List[str]) -> Iterator[str]:
-    """Paths of the files that are not hidden; folders that are left out are appended to ``skipped``."""
+def walk_files(folder: PathLike, skipped: List[str]) -> Iterator[str]:
+    """Yield the paths of all files in and below a folder that are neither hidden nor predictions, as
+    :func:`walk_images` looks for images; folders that are left out are appended to ``skipped``."""
     visited = {os.path.realpath(folder)}
     for place, folders, files in os.walk(
         os.fspath(folder), followlinks=True, onerror=lambda error: skipped.append(error.filename)
@@ -129,13 +131,13 @@ def _files(folder: PathLike, skipped: List[str]) -> Iterator[str]:
         for name in sorted(folders):
             path = os.path.join(place, name)
             real = os.path.realpath(path)
-            if _left_out(name) or real in visited:
+            if _left_out(name) or real in visited or (name == PICTURES and PREDICTIONS in files):
                 skipped.append(path)
             else:
                 visited.add(real)
                 kept.append(name)
         folders[:] = kept
-        yield from (os.path.join(place, name) for name in sorted(files) if not name.startswith('.'))
+        yield from (os.path.join(place, name) for name in sorted(files) if name[0] != '.' and name != PREDICTIONS)
 
 
 def left_out(folder: PathLike, skipped: Sequence[str], unread: Sequence[str], found: int) -> List[Tuple[int, str]]:
@@ -143,7 +145,7 @@ def left_out(folder: PathLike, skipped: Sequence[str], unread: Sequence[str], fo
     lines, name = [], printable(os.fspath(folder))
     if skipped:
         first = ', '.join(printable(path) for path in skipped[:3]) + (', ...' if len(skipped) > 3 else '')
-        why = f'hidden, of runs ({WORK_DIRS}), visited before under another name, or not readable'
+        why = f'hidden, of runs ({WORK_DIRS}), of predictions, visited before under another name, or not readable'
         lines.append((logging.INFO, f'{name}: {len(skipped)} folders left out ({first}): {why}'))
     if unread:
         kinds = ', '.join(sorted({os.path.splitext(path)[1].lower() for path in unread}))
@@ -333,7 +335,7 @@ def check_output(out: PathLike, sources: Sequence[PathLike]) -> None:
         FolderInUseError: it has a ``predictions.json``.
         ConfigError: as :func:`check_outside` and :func:`check_out`.
     """
-    if Path(out, 'predictions.json').exists():
+    if Path(out, PREDICTIONS).exists():
         raise FolderInUseError(f'{out} holds the predictions of an earlier run: name another folder with --out.')
     check_outside(out, sources)
     check_out(out, folder=True)
@@ -355,6 +357,20 @@ def check_outside(out: PathLike, sources: Sequence[PathLike]) -> None:
                 f'the pictures of --out {out} would lie in {source}, and the next run would take them for images: name '
                 f'a place outside it, or below a folder {WORK_DIRS}.'
             )
+
+
+def check_work_dir(work_dir: PathLike, data: PathLike, argument: str = '--work-dir') -> None:
+    """Refuse a folder of runs where a data set's images and annotations are looked for: a later command would take the
+    pictures and annotations that runs leave for those of the data.
+
+    Raises:
+        ConfigError: it is one, or lies in one and not in one that is left out there.
+    """
+    if is_searched(work_dir, data):
+        raise ConfigError(
+            f'{work_dir} lies in {data}, and what runs write there would be taken for images and annotations of the '
+            f'data: take another {argument}, or one below {Path(data, WORK_DIRS)}, which is not searched.'
+        )
 
 
 def is_searched(place: PathLike, folder: PathLike) -> bool:
@@ -465,12 +481,13 @@ def check_resumable(work_dir: Path) -> None:
         )
 
 
-def check_unused(work_dir: Path) -> None:
-    """Refuse to begin a run in the folder of another one.
+def check_unused(work_dir: Path, data: PathLike) -> None:
+    """Refuse to begin a run in the folder of another one, or among the data.
 
     Raises:
-        ConfigError: there are checkpoints in it.
+        ConfigError: there are checkpoints in it; see also :func:`check_work_dir`.
     """
+    check_work_dir(work_dir, data)
     if holds_run(work_dir):
         free = next(path for n in count(2) if not holds_run(path := work_dir.with_name(f'{work_dir.name}_{n}')))
         raise ConfigError(

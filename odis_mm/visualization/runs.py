@@ -90,7 +90,7 @@ def draw_curves(records: Sequence[dict], out_png: str, title: str, good: Optiona
         ax.grid(alpha=0.3)
     for ax in list(panels):
         ax.set_axis_off()
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=10, parse_math=False)  # of a folder, in whose name $ begins no formula
     return _written(figure, canvas, out_png)
 
 

@@ -11,9 +11,9 @@ import os
 from pathlib import Path
 from typing import Dict, List, Optional
 
-from ..utils.errors import ConfigError, run_command
+from ..utils.errors import run_command
 from ..utils.parser import Parser, at_least
-from ..utils.paths import PRETRAINING_STEPS, WORK_DIRS, check_out, is_searched, walk_images
+from ..utils.paths import PRETRAINING_STEPS, check_out, check_work_dir, walk_images
 from .stages import Stage, Stages, Worker, exports
 
 
@@ -51,11 +51,7 @@ def bootstrap(
         StageError: of a command that failed.
     """
     images = str(Path(images).resolve())
-    if is_searched(work_dir, images):
-        raise ConfigError(
-            f'{work_dir} lies among the images of {images}, and the pictures that runs draw would be trained on: take '
-            f'another --work-dir, or one below {Path(images, WORK_DIRS)}, which is not searched for images.'
-        )
+    check_work_dir(work_dir, images)
     check_out(work_dir, folder=True, argument='--work-dir')
     files = hashlib.sha256()  # with other images all is done anew
     for name in walk_images(images)[0]:

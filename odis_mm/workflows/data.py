@@ -22,6 +22,7 @@ from ..datasets.layout import (
     image_folder,
     read_coco,
     split_coco,
+    told_of_found,
     without_objects,
 )
 from ..datasets.survey import turned_of
@@ -30,7 +31,7 @@ from ..objects.annotations import imported_splits
 from ..objects.formats import UnrecognisedError
 from ..utils.errors import AnnotationError, ConfigError
 from ..utils.files import atomic_write_text
-from ..utils.paths import left_out, of_other_images, walk_images
+from ..utils.paths import check_work_dir, left_out, of_other_images, walk_images
 from . import leaks
 from .plan import Plan, resolve
 
@@ -241,7 +242,11 @@ def _splits(plan: Plan, folder: Path, out: Path) -> Tuple[Dict[str, Split], List
         root = resolve(data.root, folder)
     named = {name: getattr(data, name) for name in ('train', 'val', 'test') if getattr(data, name)}
     images = resolve(data.images, root) if data.images else None
-    found = {} if {'train', 'val'} <= set(named) else find_splits(root, set(SPLITS) - set(named), images)
+    found = {}
+    if not {'train', 'val'} <= set(named):
+        check_work_dir(out.parent, root)
+        found = find_splits(root, set(SPLITS) - set(named), images)
+        notes += told_of_found(found['train'].ann_file) if 'train' in found else []
     for name, file in named.items():
         path = resolve(file, root)
         found[name] = Split(path, images or image_folder(path, root, name))

@@ -70,7 +70,8 @@ def write_report(comparison: Comparison, results: Dict[str, dict], work_dir: Pat
     A report of another plan that is there is kept under another name.
     """
     outcome = collect(comparison, results)
-    sections = build(outcome, comparison, command)
+    with matplotlib.rc_context({'text.parse_math': False}):  # in the name of a start, $ begins no formula
+        sections = build(outcome, comparison, command)
     _keep_former(work_dir, dump_plan(comparison.plan))
     (work_dir / 'figures').mkdir(exist_ok=True)
     for section in sections:

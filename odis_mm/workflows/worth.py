@@ -35,7 +35,7 @@ from ..objects.recall import read_result
 from ..utils.errors import ConfigError, run_command
 from ..utils.files import atomic_write_text
 from ..utils.parser import Parser, at_least
-from ..utils.paths import check_out
+from ..utils.paths import check_out, check_work_dir
 from .data import normalised
 from .plan import Data, slug
 from .stages import Stage, Stages, Worker, exports
@@ -114,6 +114,7 @@ def worth(
     """
     check_out(out, folder=True)
     root = Path(data or ensure_demo(data_root, num_train=train_images)).resolve()
+    check_work_dir(out, root, '--out')
     found_splits = find_splits(root, ('train', 'val'))
     split = found_splits.get('train')
     if split is None:

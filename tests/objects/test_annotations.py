@@ -207,6 +207,31 @@ def test_a_row_of_yolo_that_is_cut_off_is_named(tmp_path, images):
     ]
 
 
+@pytest.mark.parametrize('list_of', ['classes', 'images'])
+def test_lists_that_are_no_text_in_utf8_are_named(tmp_path, images, list_of):
+    """As some editors of Windows write them."""
+    (images / 'a.txt').write_text('0 .5 .5 .5 .25\n')
+    file = images / ('classes.txt' if list_of == 'classes' else 'train.txt')
+    file.write_bytes('./a.jpg\nKäse\n'.encode('cp1252' if list_of == 'classes' else 'utf-16'))
+    if list_of == 'images':
+        (images / 'data.yaml').write_text('names: [cat]\ntrain: train.txt\n')
+    with pytest.raises(AnnotationError, match=f'{file.name} cannot be read as text in UTF-8'):
+        imported_splits(images, None, tmp_path / 'out')
+
+
+def test_a_name_of_an_image_may_be_a_number(tmp_path):
+    root = _images(tmp_path / 'images', {'7.jpg': (40, 60)})
+    box = dict(label='cat', shape_type='rectangle', points=[[1, 1], [20, 20]])
+    (root / '7.json').write_text(json.dumps(dict(imagePath=7, imageHeight=40, imageWidth=60, shapes=[box])))
+    assert load_annotations(root, root)['images'][0]['file_name'] == '7.jpg'
+
+
+def test_yolo_rows_in_pixels_are_called_that(tmp_path, images):
+    (tmp_path / 'a.txt').write_text('0 30 20 10 10\n')
+    with pytest.raises(AnnotationError, match='a.txt: line 1 has numbers of pixels, where YOLO has shares'):
+        load_annotations(tmp_path, images, 'yolo')
+
+
 def test_yolo_names_are_those_of_the_nearest_file(tmp_path):
     labels = _images(tmp_path / 'data' / 'labels', {'a.jpg': (40, 60)})
     (labels / 'a.txt').write_text('1 0.5 0.5 0.5 0.25')
@@ -551,6 +576,34 @@ def test_labelstudio(tmp_path, images):
     assert told == {
         'c.jpg': [('cat', (24, 32, 32, 48)), ('dog', (0, 0, 32, 32))]
     }  # turned clockwise about its top left corner
+
+
+@pytest.mark.parametrize('name', ['50%20.jpg', '#1.jpg', 'é.jpg'])
+def test_labelstudio_images_beside_other_texts_and_of_stores(tmp_path, name):
+    """A task may hold texts before its image; names in a store are not quoted."""
+    root = _images(tmp_path / 'images', {name: (40, 60)})
+    value = dict(x=10, y=10, width=50, height=50, rectanglelabels=['cat'])
+    result = [dict(original_width=60, original_height=40, value=value)]
+    data = dict(id='7', note='see //[x', image=f's3://bucket/{name}')
+    (tmp_path / 'export.json').write_text(json.dumps([dict(data=data, annotations=[dict(result=result)])]))
+    content = load_annotations(tmp_path / 'export.json', root)
+    assert [image['file_name'] for image in content['images']] == [name]
+
+
+def test_labelstudio_tasks_that_nobody_annotated_are_not_listed(tmp_path, images):
+    """They were images without objects, on which all that a detector finds is wrong."""
+    value = dict(x=10, y=10, width=50, height=50, rectanglelabels=['cat'])
+    result = [dict(original_width=60, original_height=40, value=value)]
+    found = [[dict(result=result)], [dict(was_cancelled=True, result=[])], []]
+    tasks = [dict(data=dict(image=name), annotations=a) for name, a in zip(('a.jpg', 'b.png', 'b.png'), found)]
+    (tmp_path / 'export.json').write_text(json.dumps(tasks))
+    content = load_annotations(tmp_path / 'export.json', images)
+    assert [image['file_name'] for image in content['images']] == ['a.jpg']
+    told = f'{tmp_path}/export.json: 2 tasks without an annotation, or with cancelled ones alone'
+    assert content['info']['skipped'] == [told]
+    tasks[1]['annotations'] = [dict(result=[])]  # looked at: no object
+    (tmp_path / 'export.json').write_text(json.dumps(tasks))
+    assert len(load_annotations(tmp_path / 'export.json', images)['images']) == 2
 
 
 def test_labelstudio_regions_of_several_results_and_tools(tmp_path, images):

@@ -99,6 +99,24 @@ def test_few_large_images_are_in_memory_at_once(folder, monkeypatch):
     assert json.loads(_find(folder)[1]) == expected and sum(held) == 18 and max(held) == 2
 
 
+def test_images_that_changed_while_it_was_interrupted_are_searched_anew(folder, monkeypatch):
+    search, calls = Bright.__call__, []
+
+    def interrupted(self, images):
+        calls.append(len(images))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return search(self, images)
+
+    monkeypatch.setattr(Bright, '__call__', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _find(folder)
+    Image.fromarray(np.full((30, 40, 3), 255, np.uint8)).save(folder / 'images' / 'a' / '00.png')
+    data, searched = _find(folder)[1], calls[3:]
+    assert data == _find(folder, 'anew.json')[1]
+    assert sum(searched) == 18 - 4, 'parts of images that are as they were are kept'
+
+
 def test_done_before_and_other_settings(folder):
     _, data, _ = _find(folder)
     _, again, lines = _find(folder, source=Bright())

@@ -306,6 +306,7 @@ def test_report_agrees_with_independent_counts(tmp_path):
     boxes = [[(x, y, x + w, y + h) for x, y, w, h in rng.integers(1, 40, (n, 4)).tolist()] for n in (0, 5, 3)]
     content = _content(boxes, [rng.random(len(group_)).tolist() for group_ in boxes])
     (tmp_path / 'images').mkdir()
+    content['images'][1]['file_name'] = '$^$.jpg'  # no formula
     for image, bits in zip(content['images'], (0x00FF, 0x00FE, 0xFFFFFFFFFFFFFFFF)):
         Image.fromarray(np.full((80, 100, 3), 99, np.uint8)).save(tmp_path / 'images' / image['file_name'])
         image['dhash'] = f'{bits:016x}'
@@ -321,7 +322,7 @@ def test_report_agrees_with_independent_counts(tmp_path):
         for x1, y1, x2, y2 in group_:
             painted[y1:y2, x1:x2] = True
         assert share == pytest.approx(painted.mean())
-    assert numbers['duplicate_images'] == [['0.png', '1.png']]
+    assert numbers['duplicate_images'] == [['0.png', '$^$.jpg']]
     assert measures['found']['AR@100'] == 100
     page = (tmp_path / 'objects.html').read_text()
     assert 'src="data:image/png' in page and 'http' not in page.replace('http-equiv', '') and '<td>8</td>' in page

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shlex
+import shutil
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ from odis_mm.datasets import ObjectDataset
 from odis_mm.datasets.image_io import read_image, size_of
 from odis_mm.datasets.layout import Split, read_coco
 from odis_mm.datasets.survey import image_size
+from odis_mm.objects import Classic, find_objects
 from odis_mm.objects.annotations import imported_splits
 from odis_mm.recipes import detector_config, pretraining_config
 from odis_mm.tasks import finetune, predict, pretrain
@@ -366,6 +368,21 @@ def test_images_in_no_list_of_voc_are_in_no_split(tmp_path):
     assert told in said.getvalue()
 
 
+def test_lists_of_voc_in_a_folder_below_name_its_splits(tmp_path):
+    for year, name in (('VOC2007', 'train'), ('VOC2012', 'val')):  # of the same names of images
+        voc(tmp_path / 'VOCdevkit' / year)
+        lists = tmp_path / 'VOCdevkit' / year / 'ImageSets' / 'Main'
+        lists.mkdir(parents=True)
+        (lists / f'{name}.txt').write_text('0\n1\n2\n3\n')
+    for data in ('.', 'VOCdevkit'):
+        found = imported_splits(tmp_path / data, None, tmp_path / 'work_dirs')
+        folders = {
+            name: {Path(image['file_name']).parts[-3] for image in read_coco(split.ann_file)['images']}
+            for name, split in found.items()
+        }
+        assert folders == {'train': {'VOC2007'}, 'val': {'VOC2012'}}
+
+
 def test_images_without_a_label_file_are_told_of_by_finetune(tmp_path):
     data = tmp_path / 'photos'
     data.mkdir()
@@ -445,3 +462,117 @@ def test_splits_of_yolo_are_those_of_its_yaml(tmp_path, named, expected):
     assert found == expected
     listed = ' '.join(expected.values()).split()
     assert (f'{4 - len(listed)} annotated images are in none of its lists' in said.getvalue()) == (len(listed) < 4)
+
+
+def _yolo(root, folders):
+    for folder in folders:
+        for kind in ('images', 'labels'):
+            (root / kind / folder).mkdir(parents=True)
+        Image.new('L', (64, 64)).save(root / 'images' / folder / f'of_{folder}.png')
+        (root / 'labels' / folder / f'of_{folder}.txt').write_text('0 .5 .5 .5 .5')
+
+
+@pytest.mark.parametrize('folder', ['eval', 'dev', 'validate', 'Evaluation', 'val'])
+def test_folders_of_yolo_that_mean_validation_are_not_trained_on(tmp_path, folder):
+    _yolo(tmp_path, ['train', folder])
+    assert set(imported_splits(tmp_path, None, tmp_path / 'out')) == {'train', 'val'}
+
+
+@pytest.mark.parametrize('place, data', [('.', 'set'), ('set', '.'), ('set', 'set')])
+def test_the_nearest_yaml_of_yolo_names_classes_and_splits(tmp_path, place, data):
+    _yolo(tmp_path / 'set', ['one', 'two'])
+    places = 'train: set/images/one\nval: set/images/two' if place == '.' else 'train: images/one\nval: images/two'
+    (tmp_path / place / 'data.yaml').write_text(f'{places}\nnames: [x]\n')
+    splits = imported_splits(tmp_path / data, None, tmp_path / 'work_dirs')
+    assert set(splits) == {'train', 'val'}
+    assert read_coco(splits['train'].ann_file)['categories'] == [dict(id=1, name='x')]
+    (tmp_path / place / 'other.yaml').write_text('names: [y]\n')
+    with pytest.raises(AnnotationError, match='data.yaml and .*other.yaml name other classes each: put the one'):
+        imported_splits(tmp_path / data, None, tmp_path / 'work_dirs')
+
+
+def test_places_of_a_yaml_of_yolo_that_are_not_here_are_told(tmp_path):
+    _yolo(tmp_path, ['one', 'two'])
+    (tmp_path / 'data.yaml').write_text('train: images/one\nval: /elsewhere/two\ntest: none\nnames: [x]\n')
+    with logged() as said:
+        imported_splits(tmp_path, None, tmp_path / 'out')
+    assert 'data.yaml: /elsewhere/two, its val split, is not there' in said.getvalue()
+    assert 'its train' not in said.getvalue() and 'its test' not in said.getvalue()
+
+
+def test_annotations_that_runs_wrote_are_not_those_of_the_data(tmp_path, monkeypatch):
+    """They were read in place of YOLO's, so that later changes of these had no effect."""
+    monkeypatch.chdir(tmp_path)
+    _yolo(tmp_path, ['train', 'val'])
+    for _ in range(2):
+        splits = imported_splits('.', None, 'work_dirs/finetune/x/annotations')
+    assert read_coco(splits['train'].ann_file)['info']['description'] == 'yolo annotations'
+
+
+@pytest.mark.parametrize('linked', ['labels', 'annotations'])
+def test_annotations_in_a_linked_folder_are_found(tmp_path, linked):
+    data = tmp_path / 'data'
+    _yolo(data, ['train', 'val'])
+    if linked == 'annotations':
+        splits = imported_splits(data, None, data / 'annotations')
+        shutil.rmtree(data / 'labels')
+        assert {name: splits[name].ann_file.name for name in splits} == dict(train='train.json', val='val.json')
+    (data / linked).rename(tmp_path / 'elsewhere')
+    (data / linked).symlink_to('../elsewhere')
+    (data / 'z').symlink_to('.')
+    (data / 'zz').symlink_to('../elsewhere')
+    found = annotated_splits(data, None, None, None)
+    train, val, _ = detector_splits(data, found, None, tmp_path / 'out', 0)
+    assert [len(read_coco(split.ann_file)['images']) for split in (train, val)] == [1, 1]
+
+
+@pytest.mark.parametrize('command', [pretrain_main, finetune_main])
+def test_a_work_dir_among_the_data_is_refused(tmp_path, command, capsys):
+    """Its pictures and annotations were taken for those of the data by the next command."""
+    _yolo(tmp_path, ['train', 'val'])
+    with pytest.raises(SystemExit):
+        command(['--data', str(tmp_path), '--work-dir', str(tmp_path / 'run'), '--steps', '4'])
+    assert f'{tmp_path}/run lies in {tmp_path}, and what runs write there' in capsys.readouterr().err
+    with pytest.raises(ConfigError, match='would be taken for images and annotations'):
+        (pretrain if command is pretrain_main else finetune)(tmp_path, work_dir=tmp_path / 'run', steps=4)
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('folder, name', [('val', None), ('images', 'val'), ('images', 'instances_test2017')])
+def test_data_without_training_annotations_is_refused(tmp_path, folder, name):
+    """Of COCO style the detector was trained on the images that judge it; of YOLO the run ended in a KeyError."""
+    data = tmp_path / 'data'
+    _yolo(data, [folder])
+    if name:
+        (split,) = imported_splits(data, None, tmp_path / 'work_dirs').values()
+        shutil.rmtree(data / 'labels')
+        (data / 'annotations').mkdir()
+        split.ann_file.rename(data / 'annotations' / f'{name}.json')
+    told = f'{name}.json is of a validation or test split' if name else 'holds annotations of val images alone'
+    with pytest.raises(MissingFileError, match=told):
+        finetune(data, work_dir=tmp_path / 'run', steps=4)
+    with logged() as said:
+        assert imported_boxes(data, None, tmp_path / 'run') is None
+    assert told in said.getvalue()
+
+
+def test_predictions_in_the_folder_of_the_data_are_no_annotations(tmp_path):
+    """A detector was trained on them, of YOLO in place of the labels."""
+    _yolo(tmp_path, ['train', 'val'])
+    (tmp_path / 'found' / 'vis').mkdir(parents=True)
+    Image.new('L', (64, 64)).save(tmp_path / 'found' / 'vis' / 'of_val.png')
+    kept = imported_splits(tmp_path, None, tmp_path / 'work_dirs')['val'].ann_file.read_text()
+    (tmp_path / 'found' / 'predictions.json').write_text(kept)
+    assert [path.parent.name for path in find_images([tmp_path])] == ['train', 'val']
+    found = annotated_splits(tmp_path, None, None, None)
+    train, val, _ = detector_splits(tmp_path, found, None, tmp_path / 'work_dirs' / 'run', 0)
+    names = [image['file_name'] for split in (train, val) for image in read_coco(split.ann_file)['images']]
+    assert names == ['images/train/of_train.png', 'images/val/of_val.png']
+
+
+def test_found_objects_in_the_place_of_annotations_are_told_of(tmp_path):
+    _yolo(tmp_path, ['train', 'val'])
+    find_objects(tmp_path / 'images', tmp_path / 'objects.json', Classic(), workers=0, say=lambda line: None)
+    with logged() as said:
+        annotated_splits(tmp_path, None, None, None)
+    assert 'objects.json holds objects found by odis-mm find-objects, which are no annotations' in said.getvalue()

@@ -590,6 +590,15 @@ def test_names_are_no_marks_of_markdown():
     assert r'- \<x>' in text and not re.search(r'(?<!\\)[<*]', text)
 
 
+def test_a_dollar_in_a_name_begins_no_formula(tmp_path, training):
+    write_noise_coco(tmp_path / 'data')
+    starts = {'random weights': {}, 'good $^$': dict(recipe='alfm_demo')}
+    plan = plan_file(tmp_path, starts=starts, pretraining=dict(iterations=20, lengths=[0.5]))
+    compare(plan, work_dir=tmp_path / 'w', jobs=2)
+    for name in ('labels', 'lengths', 'differences'):
+        assert 'good $^$' in (tmp_path / 'w' / 'figures' / f'{name}.svg').read_text()
+
+
 def test_exports_of_one_name_are_starts_of_their_own():
     files = ['/runs/odis/a/epoch_9_backbone.pth', '/runs/gtsa/a/epoch_9_backbone.pth', '/runs/vit.pth', '/runs/vit.pth']
     plan = module.draft(Path('/data'), [], files, None)

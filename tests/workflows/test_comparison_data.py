@@ -337,3 +337,13 @@ def test_orientations_that_sizes_do_not_tell_are_noted(tmp_path):
         image.save(root / 'images' / '8.png', exif=exif)
     found = [note for note in prepared(tmp_path).notes if 'EXIF' in note]
     assert len(found) == 1 and '1 of 4 images' in found[0]
+
+
+def test_a_work_dir_among_the_data_is_refused(tmp_path):
+    """Its annotations were found beside those of the data, so that nothing could be continued."""
+    with pytest.raises(ConfigError, match='data/cmp lies in .*data, and what runs write there would be taken'):
+        prepared(tmp_path, name='data/cmp')
+    assert prepared(tmp_path, name='data/work_dirs/cmp').images['train'] == 6
+    named = dict(train='annotations/train.json', val='annotations/val.json')
+    for _ in range(2):
+        assert prepared(tmp_path, name='data/cmp', **named).images['train'] == 6

@@ -57,7 +57,7 @@ def test_chain_types_the_documented_commands(tmp_path, monkeypatch):
         (tmp_path / os.fsdecode(b'gr\xfcn.bmp')).write_bytes(text)
         bootstrap(images, str(work), **settings)
         assert len(typed) == 5, text
-    with pytest.raises(ConfigError, match='lies among the images'):
+    with pytest.raises(ConfigError, match='would be taken for images'):
         bootstrap(images, str(tmp_path / 'work'), **settings)
     with pytest.raises(ConfigError, match='--work-dir /dev/null is a file: name a folder'):
         bootstrap(images, '/dev/null', **settings)
