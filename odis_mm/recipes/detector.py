@@ -15,6 +15,7 @@ from ..datasets.annotations import coco_table
 from ..datasets.image_io import has_extent
 from ..datasets.layout import Split, categories, read_coco
 from ..datasets.reading import Reading, find_reading
+from ..datasets.segmentation import usable
 from ..datasets.survey import turned_of
 from ..datasets.values import identity
 from ..transfer import VitShape, read_checkpoint, read_meta, read_vit, told_grid
@@ -41,7 +42,7 @@ class Content:
     Attributes:
         classes: Names of the categories that have an object, in the file's order, which is that of mmdet's labels.
         ids: Of these categories in the file.
-        masks: Whether every object has a segmentation.
+        masks: Whether every annotation, crowd regions among them, has a mask that Mask R-CNN takes.
         images: Number of images with an object, on which a detector trains.
         bare: Number of images without one, which it leaves out.
         boxes: float [n, 4], x, y, width, height in pixels, crowd regions left out.
@@ -87,7 +88,7 @@ def read_content(split: Split) -> Content:
     return Content(
         tuple(classes),
         tuple(category['id'] for category in kept),
-        all(a.get('segmentation') for a, usable in zip(content['annotations'], good) if usable),
+        all(usable(annotation.get('segmentation')) for annotation in content['annotations']),
         images,
         len(content['images']) - images,
         np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1),

@@ -45,6 +45,17 @@ def test_boxes_give_faster_rcnn_and_masks_give_mask_rcnn(tmp_path):
     assert cfg.train_dataloader.dataset.metainfo.classes == ('cat', 'dog')
 
 
+@pytest.mark.parametrize('nothing', [[[]], [[10, 10, 40, 10]]])
+def test_masks_that_mask_rcnn_would_be_refused_for_are_none(nothing, tmp_path):
+    empty = write_split(tmp_path, 'empty', segmentation=nothing)
+    assert detector_config(empty, empty).model.type == 'FasterRCNN'
+    crowd = write_split(tmp_path, 'crowd', segmentation=[[0, 0, 10, 0, 10, 10]])
+    content = json.loads(crowd.ann_file.read_text())
+    content['annotations'][0].update(iscrowd=1, segmentation=nothing)
+    crowd.ann_file.write_text(json.dumps(content))
+    assert detector_config(crowd, crowd).model.type == 'FasterRCNN'
+
+
 @pytest.mark.parametrize('iterations', [2, 20, 300, 5000])
 def test_the_schedule_ends_with_the_run(tmp_path, iterations):
     split = write_split(tmp_path, 'train')
