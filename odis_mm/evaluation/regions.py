@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.ops import roi_align
 
-from ..datasets.objects import ObjectDataset, segmentation_to_mask
+from ..datasets.objects import ObjectDataset
+from ..datasets.segmentation import mask_of
 from ..structures import View, box_patch_mask, boxes_to_view, mask_area_in_crops, summed_area
 from ..utils.errors import ConfigError
 from .frozen import FrozenBackbone, batches, resize, subset
@@ -68,7 +69,7 @@ class RegionImages(Dataset):
         every = np.asarray(sample['bboxes'], np.float64).reshape(-1, 4)
         keep = subset(len(every), self.per_image)
         boxes = every[keep]
-        area = object_area(every, sample.get('masks'), height, width)
+        area = object_area({**sample, 'height': height, 'width': width})
         pixels = torch.from_numpy(np.ascontiguousarray(sample['img'])).permute(2, 0, 1)
         masks = []
         for size in self.sizes if self.patch else ():
@@ -86,15 +87,15 @@ class RegionImages(Dataset):
         )
 
 
-def object_area(boxes: np.ndarray, masks: Optional[list], height: int, width: int) -> np.ndarray:
+def object_area(sample: dict) -> np.ndarray:
     """Return the pixels that belong to any object, bool [height, width]: of its mask if there is one, else of its
     box."""
-    area = np.zeros((height, width), bool)
-    if masks:
-        for segmentation in masks:
-            area |= segmentation_to_mask(segmentation, height, width)
+    area = np.zeros((sample['height'], sample['width']), bool)
+    if sample.get('masks'):
+        for i in range(len(sample['masks'])):
+            area |= mask_of(sample, i)
     else:
-        for x1, y1, x2, y2 in np.rint(boxes).astype(int).tolist():
+        for x1, y1, x2, y2 in np.rint(sample['bboxes']).astype(int).tolist():
             area[y1:y2, x1:x2] = True
     return area
 
