@@ -13,7 +13,7 @@ from mmengine.config import Config
 from ..config import apply_options, drop_variables, load_config
 from ..datasets.annotations import coco_table
 from ..datasets.image_io import has_extent
-from ..datasets.layout import Split, categories, read_coco
+from ..datasets.layout import Split, categories, check_names, read_coco
 from ..datasets.reading import Reading, find_reading
 from ..datasets.segmentation import usable
 from ..datasets.survey import turned_of
@@ -71,6 +71,7 @@ def read_content(split: Split) -> Content:
     if not content.get('annotations'):
         raise ConfigError(f'{split.ann_file} has no object with a box, which a detector needs: name other annotations.')
     table = coco_table(content, split.ann_file)
+    check_names(content, split.ann_file)
     used = {identity(category['id']) for category in categories(content)}
     kept = [category for category in content.get('categories') or () if identity(category['id']) in used]
     classes = [str(category['name']) for category in kept]

@@ -79,6 +79,7 @@ def test_what_is_right_stays(tmp_path):
     [
         (changed('annotations', 0, 'area', remove=True), '1 areas computed'),
         (changed('annotations', 0, 'area', value=0), '1 areas computed'),
+        (changed('annotations', 0, 'area', value='?'), '1 areas computed'),
         (changed('annotations', 0, 'area', value='200'), '1 numbers that were text'),
         (changed('annotations', 0, 'iscrowd', remove=True), '1 annotations given iscrowd=0'),
         (changed('annotations', 0, 'iscrowd', value='0'), '1 numbers that were text'),
@@ -131,6 +132,8 @@ def test_what_can_be_computed_is(tmp_path, given, line):
             r'1 of 2 objects .the first: annotations\[1\]',
         ),
         (changed('annotations', 1, 'segmentation', remove=True), AnnotationError, 'have no mask .*faster-rcnn'),
+        (changed('annotations', 1, 'segmentation', value={}), AnnotationError, 'have no mask .*faster-rcnn'),
+        (changed('categories', 1, 'name', remove=True), AnnotationError, r'categories\[1\] has no name'),
         (
             changed('annotations', 1, 'category_id', remove=True),
             AnnotationError,

@@ -12,7 +12,7 @@ from odis_mm.config import check_schedule
 from odis_mm.datasets.layout import Split
 from odis_mm.recipes import anchors, backbone_settings, detector_config, fitting_size, pretraining_config, read_content
 from odis_mm.transfer import save_backbone
-from odis_mm.utils.errors import ConfigError
+from odis_mm.utils.errors import AnnotationError, ConfigError
 
 
 def write_split(
@@ -89,6 +89,12 @@ def test_classes_must_be_numbered_alike(tmp_path):
         read_content(write_split(tmp_path, 'twice', categories=('cat', 'cat')))
     with pytest.raises(ConfigError, match='shares.json has no object with a box of a pixel .* not shares of the image'):
         read_content(write_split(tmp_path, 'shares', boxes=[[0.1, 0.2, 0.5, 0.5]]))
+
+
+def test_classes_need_names(tmp_path):
+    split = write_split(tmp_path, 'train', categories=('cat', None))
+    with pytest.raises(AnnotationError, match=r'train.json: categories\[1\] has no name'):
+        detector_config(split, split)
 
 
 def test_validation_on_training_images_is_told(tmp_path):
