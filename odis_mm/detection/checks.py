@@ -183,10 +183,13 @@ def look(path: str, folder: str, max_bad_share: float = 0) -> Look:
     if place is None or os.path.getsize(path) < CACHE_FROM:
         return complete(path, folder, max_bad_share)
     source = source_of(path)
-    note = place / f'{source["content"]}.looked3'  # the rules' version
+    note = place / f'{source["content"]}.looked4'  # the rules' version
     try:
         noted = json.loads(note.read_text('utf-8'))
-        if noted.pop('source') == source and os.path.isfile(os.path.join(folder, noted.pop('first'))):
+        # images come and go without the file: where none may be missing, each is looked for
+        names = [] if max_bad_share else [image['file_name'] for image in read_json(path)['images']]
+        there = all(os.path.isfile(os.path.join(folder, name)) for name in (noted.pop('first'), *names))
+        if noted.pop('source') == source and there:
             return Look(**noted)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass

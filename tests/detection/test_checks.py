@@ -159,6 +159,20 @@ def test_what_can_not_is_refused(tmp_path, part, given, error, needle):
     assert f'{part}.json' in str(caught.value)
 
 
+def test_images_are_missed_although_the_file_was_looked_at_before(tmp_path, monkeypatch):
+    monkeypatch.setattr(checks, 'CACHE_FROM', 1)
+    monkeypatch.setenv('ODIS_MM_CACHE', str(tmp_path / 'cache'))
+    cfg = config(tmp_path, val={**content(), 'info': 'another file'})
+    checks.check_detection_data(cfg, ('train', 'val'))
+    with monkeypatch.context() as patch:
+        patch.setattr(checks, 'complete', lambda *args: pytest.fail('the note was not taken'))
+        checks.check_detection_data(cfg, ('train', 'val'))
+    (tmp_path / '2.png').unlink()
+    checks.check_detection_data(cfg, ('train',))
+    with pytest.raises(MissingFileError, match='1 of 2 images of .*val.json do not exist, .*2.png'):
+        checks.check_detection_data(cfg, ('train', 'val'))
+
+
 @pytest.mark.parametrize('gone', [[0], [1], [0, 1]])
 def test_missing_images_whatever_their_places_in_the_list(tmp_path, gone):
     """In training other images take their place, as long as there are some; in validation none may be missing."""
