@@ -501,6 +501,16 @@ def test_moco_v3_has_heads_of_its_own(tmp_path):
         load_backbone(six, tmp_path / 'moco.pth')
 
 
+@torch.no_grad()
+def test_the_small_vit_of_mmpretrain_has_heads_of_its_own(tmp_path):
+    model = stock_vit('small', patch_size=16)
+    torch.save({f'backbone.{key}': value for key, value in model.state_dict().items()}, tmp_path / 'small.pth')
+    images = torch.randn(1, 3, 32, 32)
+    built = build_backbone(tmp_path / 'small.pth')
+    torch.testing.assert_close(built(images)[-1], model(images)[-1], atol=1e-4, rtol=1e-4)
+    assert backbone_settings(tmp_path / 'small.pth')['arch']['num_heads'] == 8
+
+
 def test_heads_are_asked_for_where_releases_differ(tmp_path):
     """A ViT-S with fixed positions, under names that do not tell MoCo v3 from others."""
 
