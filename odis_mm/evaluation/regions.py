@@ -184,8 +184,14 @@ def region_features(
     def together(key: str) -> Tensor:
         return torch.cat([record[key] for record in records])
 
-    if not records or not len(together('labels')) or together('labels').min() < 0:
+    labels = together('labels') if records else torch.zeros(0)
+    bare = int((labels < 0).sum())
+    if bare == len(labels):
         raise ConfigError('no labelled object in the dataset: region features need boxes and category ids.')
+    if bare:
+        raise ConfigError(
+            f'{bare} of {len(labels)} objects have no category that the annotations list: list it, or remove them.'
+        )
     token = together('token') if records[0]['token'] is not None else None
     return Regions(token, *(together(key) for key in ('pooled', 'labels', 'background', 'patches', 'inside')))
 

@@ -28,7 +28,7 @@ from odis_mm.evaluation.regions import (
 )
 from odis_mm.models import ViewPreprocessor
 from odis_mm.transfer import save_backbone
-from odis_mm.utils.errors import BadImageError
+from odis_mm.utils.errors import BadImageError, ConfigError
 
 
 def sample(boxes, labels, seed=0, size=32, **kwargs):
@@ -65,6 +65,9 @@ def test_features_see_their_box():
         and not regions.inside[16:32].any()
         and regions.inside[32:].all()
     )
+    some = sample([[0, 0, 9, 8], [8, 16, 16, 32]], [3, -1])
+    with pytest.raises(ConfigError, match='^1 of 2 objects have no category'):
+        region_features(frozen, RegionImages([some], (32,), 8))
     with pytest.raises(ValueError, match='no labelled object'):
         region_features(frozen, RegionImages(images[1:2], (32,), 8))
     with pytest.raises(ValueError, match='no labelled object'):
