@@ -509,6 +509,9 @@ def test_the_small_vit_of_mmpretrain_has_heads_of_its_own(tmp_path):
     built = build_backbone(tmp_path / 'small.pth')
     torch.testing.assert_close(built(images)[-1], model(images)[-1], atol=1e-4, rtol=1e-4)
     assert backbone_settings(tmp_path / 'small.pth')['arch']['num_heads'] == 8
+    cfg = load_config('odis_vitb_coco')
+    start_from(cfg, tmp_path / 'small.pth', adapt=True)
+    assert cfg.model.backbone.arch.num_heads == 8
 
 
 def test_heads_are_asked_for_where_releases_differ(tmp_path):
