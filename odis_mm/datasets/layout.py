@@ -352,6 +352,17 @@ def categories(content: dict) -> List[dict]:
     return [category for category in listed if identity(category['id']) in used] or listed
 
 
+def check_names(content: dict, path: PathLike) -> None:
+    """Refuse a category without a name, by which detectors know classes.
+
+    Raises:
+        AnnotationError: there is one; the message names the first.
+    """
+    for i, category in enumerate(content.get('categories') or ()):
+        if category.get('name') is None:
+            raise AnnotationError(f'annotation file {path}: categories[{i}] has no name; give it one.')
+
+
 def find_boxes(data: PathLike) -> Optional[Split]:
     """Return the training annotations of a folder, if :func:`find_splits` finds any."""
     return find_splits(data, ('train',)).get('train')

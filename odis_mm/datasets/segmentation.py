@@ -5,7 +5,7 @@ from typing import Any, List, Optional, Tuple
 
 import numpy as np
 
-from ..utils.errors import AnnotationError
+from ..utils.errors import AnnotationError, BadImageError, printable
 from .values import numbers
 
 _RLE_TEXT = re.compile('[0-o]+')  # COCO's code: 48 + 6 bits
@@ -26,6 +26,18 @@ def segmentation_to_mask(segm: Any, height: int, width: int) -> np.ndarray:
         return coco_mask.decode(rle).astype(bool)
     except ValueError as error:
         raise AnnotationError(f'an RLE mask cannot be decoded ({error}); fix or remove it.') from None
+
+
+def mask_of(sample: dict, index: int) -> np.ndarray:
+    """Return :func:`segmentation_to_mask` of an object of an image, by its ``masks``, ``height`` and ``width``.
+
+    Raises:
+        BadImageError: it is none; the message names image and object.
+    """
+    try:
+        return segmentation_to_mask(sample['masks'][index], sample['height'], sample['width'])
+    except AnnotationError as error:
+        raise BadImageError(f'image {printable(str(sample.get("img_path")))}, object {index}: {error}') from error
 
 
 def segmentation_area(segm: Any, height: int, width: int) -> float:

@@ -23,7 +23,7 @@ from ..datasets.bad_images import BAD_SHARE, too_many
 from ..datasets.demo import render_if_asked
 from ..datasets.files import first_present, read_json, shown
 from ..datasets.image_io import size_of
-from ..datasets.layout import part_of
+from ..datasets.layout import check_names, part_of
 from ..datasets.segmentation import usable
 from ..datasets.values import flag, identity, is_crowd, number, numbering, side
 from ..utils.errors import AnnotationError, BadImageError, ConfigError, FileWriteError, MissingFileError, too_many_bad
@@ -183,10 +183,13 @@ def look(path: str, folder: str, max_bad_share: float = 0) -> Look:
     if place is None or os.path.getsize(path) < CACHE_FROM:
         return complete(path, folder, max_bad_share)
     source = source_of(path)
-    note = place / f'{source["content"]}.looked3'  # the rules' version
+    note = place / f'{source["content"]}.looked4'  # the rules' version
     try:
         noted = json.loads(note.read_text('utf-8'))
-        if noted.pop('source') == source and os.path.isfile(os.path.join(folder, noted.pop('first'))):
+        # images come and go without the file: where none may be missing, each is looked for
+        names = [] if max_bad_share else [image['file_name'] for image in read_json(path)['images']]
+        there = all(os.path.isfile(os.path.join(folder, name)) for name in (noted.pop('first'), *names))
+        if noted.pop('source') == source and there:
             return Look(**noted)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
@@ -227,6 +230,7 @@ def complete(path: str, folder: str, max_bad_share: float = 0) -> Look:
     coco_table(content, path)  # says in one sentence what is not understood
     if not content.get('categories'):
         raise AnnotationError(f'annotation file {shown(path)} has no categories: name the classes of its objects.')
+    check_names(content, path)
     names = [image['file_name'] for image in content['images']]
     first_present(names, folder, shown(path))
     missing = [] if max_bad_share else [name for name in names if not os.path.isfile(os.path.join(folder, name))]
@@ -252,8 +256,8 @@ def complete(path: str, folder: str, max_bad_share: float = 0) -> Look:
         done[f'unreadable images left out ({", ".join(map(shown, bad))})'] = len(bad)
     for category in content['categories']:
         _put(category, 'id', identity(category['id']), 'numbers that were text', done)
-        if category.get('name') is not None:  # mmdet looks classes up by their names, which are text
-            _put(category, 'name', str(category['name']), 'names of classes that were numbers', done)
+        # mmdet looks classes up by their names, which are text
+        _put(category, 'name', str(category['name']), 'names of classes that were numbers', done)
     for i, annotation in enumerate(content['annotations']):
         if annotation.get('category_id') is None:
             raise AnnotationError(
@@ -264,12 +268,18 @@ def complete(path: str, folder: str, max_bad_share: float = 0) -> Look:
     for what, key in (('images', 'image_id'), ('categories', 'category_id')):
         _number_mixed(content, what, key, done)
     sizes = {image['id']: (image['height'], image['width']) for image in content['images']}
-    names = {category['id']: str(category.get('name')) for category in content['categories']}
+    names = {category['id']: category['name'] for category in content['categories']}
     found, kept = Look(list(names.values()), Counter()), []
     for i, annotation in enumerate(content['annotations']):
         _complete_annotation(annotation, sizes, done)
         mask, size = annotation.get('segmentation'), sizes.get(annotation['image_id'])
-        if not found.misfit and size and isinstance(mask, dict) and np.ravel(mask['size']).tolist() != list(size):
+        if (
+            not found.misfit
+            and size
+            and mask
+            and isinstance(mask, dict)
+            and np.ravel(mask['size']).tolist() != list(size)
+        ):
             found.misfit = f'the RLE mask of annotations[{i}] has the size {mask["size"]} and its image {list(size)}'
         if not _is_box(annotation, sizes):
             done['objects left out whose box is no box, or outside of its image'] += 1
@@ -357,8 +367,9 @@ def _complete_annotation(annotation: dict, sizes: Dict[Any, Tuple[int, int]], do
     if segmentation and kept != segmentation:
         done['masks without their polygons of fewer than three points'] += 1
         annotation['segmentation'] = kept
-    area = annotation.get('area')
-    told = None if area is None or (isinstance(area, str) and not area.strip()) else number(area)
+    area, told = annotation.get('area'), None
+    with suppress(ValueError):  # what is no number tells nothing
+        told = number(area)
     # mmdet leaves objects of area 0 out of the training, without a word
     if told is None or not np.isfinite(told) or (told <= 0 < min(box[2:])):
         annotation['area'] = _area(kept, box, sizes.get(annotation['image_id'])) or float(box[2] * box[3])

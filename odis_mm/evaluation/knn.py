@@ -12,7 +12,8 @@ from mmengine.dist import all_reduce, get_dist_info
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..datasets.objects import ObjectDataset, segmentation_to_mask
+from ..datasets.objects import ObjectDataset
+from ..datasets.segmentation import mask_of
 from ..structures import View, box_patch_mask
 from ..utils.errors import ConfigError
 from .frozen import FrozenBackbone, batches, gather_rows, resize, subset
@@ -163,9 +164,7 @@ class LabelledImages(Dataset):
 
     def _object_mask(self, sample: dict, view: View, new: Tuple[int, int], window: Tuple[slice, slice]) -> Tensor:
         if sample['masks']:
-            area = np.any(
-                [segmentation_to_mask(segm, sample['height'], sample['width']) for segm in sample['masks']], axis=0
-            )
+            area = np.any([mask_of(sample, i) for i in range(len(sample['masks']))], axis=0)
             area = F.adaptive_max_pool2d(torch.from_numpy(area)[None, None].float(), new)[(..., *window)]
             mask = F.max_pool2d(area, self.patch)[0, 0] > 0
         else:

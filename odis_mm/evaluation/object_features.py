@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ..datasets.image_io import read_image
-from ..datasets.objects import ObjectDataset, segmentation_to_mask
+from ..datasets.objects import ObjectDataset
+from ..datasets.segmentation import mask_of
 from ..structures import View, box_patch_mask, boxes_to_view, mask_patch_mask, summed_area
 from ..utils.errors import ConfigError
 from ..utils.files import atomic_write
@@ -133,10 +134,7 @@ class AnnotatedObjects(Dataset):
         sample = self.images[index]
         regions = sample['bboxes']
         if sample['masks']:
-            masks = [
-                segmentation_to_mask(segmentation, sample['height'], sample['width'])
-                for segmentation in sample['masks']
-            ]
+            masks = [mask_of(sample, i) for i in range(len(sample['masks']))]
             # a polygon may enclose no pixel
             regions = np.stack(masks) if all(mask.any() for mask in masks) else regions
         return dict(img=sample['img'], regions=np.asarray(regions), labels=sample['labels'])

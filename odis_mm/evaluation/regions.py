@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.ops import roi_align
 
-from ..datasets.objects import ObjectDataset, segmentation_to_mask
+from ..datasets.objects import ObjectDataset
+from ..datasets.segmentation import mask_of
 from ..structures import View, box_patch_mask, boxes_to_view, mask_area_in_crops, summed_area
 from ..utils.errors import ConfigError
 from .frozen import FrozenBackbone, batches, resize, subset
@@ -68,7 +69,7 @@ class RegionImages(Dataset):
         every = np.asarray(sample['bboxes'], np.float64).reshape(-1, 4)
         keep = subset(len(every), self.per_image)
         boxes = every[keep]
-        area = object_area(every, sample.get('masks'), height, width)
+        area = object_area({**sample, 'height': height, 'width': width})
         pixels = torch.from_numpy(np.ascontiguousarray(sample['img'])).permute(2, 0, 1)
         masks = []
         for size in self.sizes if self.patch else ():
@@ -86,15 +87,15 @@ class RegionImages(Dataset):
         )
 
 
-def object_area(boxes: np.ndarray, masks: Optional[list], height: int, width: int) -> np.ndarray:
+def object_area(sample: dict) -> np.ndarray:
     """Return the pixels that belong to any object, bool [height, width]: of its mask if there is one, else of its
     box."""
-    area = np.zeros((height, width), bool)
-    if masks:
-        for segmentation in masks:
-            area |= segmentation_to_mask(segmentation, height, width)
+    area = np.zeros((sample['height'], sample['width']), bool)
+    if sample.get('masks'):
+        for i in range(len(sample['masks'])):
+            area |= mask_of(sample, i)
     else:
-        for x1, y1, x2, y2 in np.rint(boxes).astype(int).tolist():
+        for x1, y1, x2, y2 in np.rint(sample['bboxes']).astype(int).tolist():
             area[y1:y2, x1:x2] = True
     return area
 
@@ -183,8 +184,14 @@ def region_features(
     def together(key: str) -> Tensor:
         return torch.cat([record[key] for record in records])
 
-    if not records or not len(together('labels')) or together('labels').min() < 0:
+    labels = together('labels') if records else torch.zeros(0)
+    bare = int((labels < 0).sum())
+    if bare == len(labels):
         raise ConfigError('no labelled object in the dataset: region features need boxes and category ids.')
+    if bare:
+        raise ConfigError(
+            f'{bare} of {len(labels)} objects have no category that the annotations list: list it, or remove them.'
+        )
     token = together('token') if records[0]['token'] is not None else None
     return Regions(token, *(together(key) for key in ('pooled', 'labels', 'background', 'patches', 'inside')))
 

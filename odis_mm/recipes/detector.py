@@ -13,8 +13,9 @@ from mmengine.config import Config
 from ..config import apply_options, drop_variables, load_config
 from ..datasets.annotations import coco_table
 from ..datasets.image_io import has_extent
-from ..datasets.layout import Split, categories, read_coco
+from ..datasets.layout import Split, categories, check_names, read_coco
 from ..datasets.reading import Reading, find_reading
+from ..datasets.segmentation import usable
 from ..datasets.survey import turned_of
 from ..datasets.values import identity
 from ..transfer import VitShape, read_checkpoint, read_meta, read_vit, told_grid
@@ -41,7 +42,7 @@ class Content:
     Attributes:
         classes: Names of the categories that have an object, in the file's order, which is that of mmdet's labels.
         ids: Of these categories in the file.
-        masks: Whether every object has a segmentation.
+        masks: Whether every annotation, crowd regions among them, has a mask that Mask R-CNN takes.
         images: Number of images with an object, on which a detector trains.
         bare: Number of images without one, which it leaves out.
         boxes: float [n, 4], x, y, width, height in pixels, crowd regions left out.
@@ -70,6 +71,7 @@ def read_content(split: Split) -> Content:
     if not content.get('annotations'):
         raise ConfigError(f'{split.ann_file} has no object with a box, which a detector needs: name other annotations.')
     table = coco_table(content, split.ann_file)
+    check_names(content, split.ann_file)
     used = {identity(category['id']) for category in categories(content)}
     kept = [category for category in content.get('categories') or () if identity(category['id']) in used]
     classes = [str(category['name']) for category in kept]
@@ -87,7 +89,7 @@ def read_content(split: Split) -> Content:
     return Content(
         tuple(classes),
         tuple(category['id'] for category in kept),
-        all(a.get('segmentation') for a, usable in zip(content['annotations'], good) if usable),
+        all(usable(annotation.get('segmentation')) for annotation in content['annotations']),
         images,
         len(content['images']) - images,
         np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1),

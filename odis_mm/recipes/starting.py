@@ -74,8 +74,9 @@ def start_from(cfg: Config, init: PathLike, adapt: bool = False) -> List[str]:
         _check_size(shape, own, str(init))
         lines += _set_patch(cfg, shape, init)
     told = meta.get('num_heads') or vit.heads
-    if not (told or shape.head_width or shape.heads_differ) and shape.width == own['embed_dims']:
-        told = own['num_heads']  # of a recipe of this width; those of another one say nothing of the file
+    same = (shape.width, shape.depth) == (own['embed_dims'], own['num_layers'])
+    if same and not (told or shape.head_width or shape.heads_differ):
+        told = own['num_heads']  # of a recipe of this size; those of another one say nothing of the file
     backbone.arch = dict(
         embed_dims=shape.width,
         num_layers=shape.depth,

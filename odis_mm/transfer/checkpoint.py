@@ -20,7 +20,8 @@ from .safe_globals import UnsafeCheckpoint, allow_mmengine_histories
 # where libraries keep the weights in a file, best first: DINO, iBOT and DINOv2 keep the teacher beside the student
 CONTAINERS = ('teacher', 'state_dict', 'model')
 TRUST = 'ODIS_MM_TRUST_CHECKPOINTS'
-# models of timm whose tensors are named as a plain ViT's and which compute something else of them: name, what they have
+# models of timm whose tensors are named as a plain ViT's, or ResNet's, and which compute something else of them: name,
+# what they have
 OTHER_MODELS = (
     (r'vit_\w+_rpn_\d+', 'norms after attention and MLPs'),
     (r'vit_\w+_rope_\w+', 'rotary positions other than those of DINOv3'),
@@ -29,6 +30,7 @@ OTHER_MODELS = (
         r'(_gap)?_\d+',
         'MLPs with a tanh GELU',
     ),
+    (r'resnet(aa|blur)\d+', 'filters before its strides'),
 )
 
 
@@ -67,7 +69,7 @@ def read_meta(path: PathLike) -> dict:
 
     Raises:
         CheckpointError: the file is missing, empty or cannot be read, or its name, its ``arch`` or ``config.json`` tell
-            that it is of a model that computes something else of its tensors than a plain ViT.
+            that it is of a model that computes something else of its tensors than a plain ViT or ResNet.
     """
     path = check_checkpoint(path)
     _refuse_others(path, path.stem)

@@ -186,12 +186,11 @@ def build_backbone(
     Raises:
         CheckpointError: the file cannot be read, or holds neither.
     """
-    state, name = read_checkpoint(source), str(source)
+    state, name, meta = read_checkpoint(source), str(source), read_meta(source)
     if student:
         state = {key: value for key, value in state.items() if not key.startswith('teacher.')}
     if find_resnet(state) is not None:
         return build_resnet(read_resnet(state, name)[0], name, random)
-    meta = read_meta(source)
     told, source_grid = heads or meta.get('num_heads'), source_grid or told_grid(meta)
     vit = _as_told(read_vit(state, name, source_grid=source_grid, heads=told), meta)
     return build_vit(

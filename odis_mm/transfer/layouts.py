@@ -309,7 +309,7 @@ DIALECTS = (
 
 def unwrap(state: State) -> State:
     """Return the names without what DistributedDataParallel or torch.compile put before all of them."""
-    for wrapper in ('module.', '_orig_mod.'):
+    for wrapper in ('module.', '_orig_mod.', 'module.'):  # either may be around the other
         if state and all(key.startswith(wrapper) for key in state):
             state = {key[len(wrapper) :]: value for key, value in state.items()}
     return state

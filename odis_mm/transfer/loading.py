@@ -17,7 +17,7 @@ from .checkpoint import read_checkpoint, read_meta
 from .conversion import grouped
 from .layouts import recognise, some, unwrap
 from .positions import Grid, resize_positions, told_grid
-from .reading import read_vit
+from .reading import check_values, read_vit
 from .shape import VitShape
 
 # where a backbone stands in a file, best first: the teacher is what gets evaluated, so it is preferred to the student
@@ -138,11 +138,7 @@ def load_backbone(
         raise CheckpointError(
             f'{name} does not fit {type(module).__name__}: {some(wrong)}; use the settings it was trained with.'
         )
-    bad = [k for k, v in found.items() if v.is_floating_point() and not torch.isfinite(v).all()]
-    if bad:
-        raise CheckpointError(
-            f'{name} holds NaN or Inf in {some(bad)}: that training diverged; take an earlier checkpoint.'
-        )
+    check_values(found, name)
 
     matched = [k for k in found if k in own]
     homeless, unfilled = [k for k in found if k not in own], [k for k in own if k not in found]

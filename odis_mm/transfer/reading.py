@@ -255,6 +255,21 @@ def check_vit(state: State, name: str, layout: Optional[Layout] = None) -> None:
             f'{name} has no position embedding: it is no plain ViT (of rotary positions only those of DINOv3 are known '
             'here).'
         )
+    check_values(state, name)
+
+
+def check_values(state: State, name: str) -> None:
+    """Refuse tensors of 8 bits, which are values only together with scales that no layout has, and NaN.
+
+    Raises:
+        CheckpointError: naming the tensors.
+    """
+    coded = [key for key, value in state.items() if value.element_size() == 1 and value.dtype != torch.bool]
+    if coded:
+        raise CheckpointError(
+            f'{name} holds values of 8 bits ({state[coded[0]].dtype}) in {some(coded)}: it is quantised; take the '
+            'file that it was made from.'
+        )
     bad = [key for key, value in state.items() if value.is_floating_point() and not torch.isfinite(value).all()]
     if bad:
         raise CheckpointError(

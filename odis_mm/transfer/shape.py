@@ -13,6 +13,7 @@ State = Dict[str, Tensor]
 
 # heads of the ViTs that the papers train (T, S, B, L, H); the tensors do not tell
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
+MMPRETRAIN_SMALL = (768, 8, 2304), 8  # width, depth and MLP of its arch 'small', which is another ViT-S, and its heads
 # by the dialect of the file, where its authors differ: github.com/facebookresearch/moco-v3, vits.py
 HEADS_OF = {'MoCo v3': {384: 12}, 'MAE': {384: 6}}
 # of those with rotary positions, where they differ: github.com/facebookresearch/dinov3, models/vision_transformer.py
@@ -137,6 +138,8 @@ class VitShape:
                 'tensors do not tell: say it (heads=, --heads); odis-mm transfer FILE OUT --to odis_mm --heads N '
                 'writes a file that tells it.'
             )
+        if heads is None and (self.width, self.depth, self.mlp) == MMPRETRAIN_SMALL[0]:
+            heads = MMPRETRAIN_SMALL[1]
         if heads is None:
             heads = self.width // self.head_width if self.head_width else HEADS.get(self.width)
         if heads is None:

@@ -50,12 +50,12 @@ def _frame(panel, patch_mask: np.ndarray, size) -> None:
 
 def _outline(segmentation, height: int, width: int) -> list:
     """Rings [n, 2] around a segmentation, in pixels of the image; none of one that cannot be read."""
-    if not isinstance(segmentation, dict):
-        return [np.reshape(ring, (-1, 2)) for ring in segmentation or ()]
     try:
         mask = segmentation_to_mask(segmentation, height, width)
     except AnnotationError:
         return []
+    if not isinstance(segmentation, dict):
+        return [np.reshape(ring, (-1, 2)).astype(float) for ring in segmentation]
     # OpenCV follows the middles of the outermost pixels: half pixels, so that they lie near the border
     large = mask.astype(np.uint8).repeat(2, 0).repeat(2, 1)
     rings, _ = cv2.findContours(large, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)

@@ -79,6 +79,7 @@ def test_what_is_right_stays(tmp_path):
     [
         (changed('annotations', 0, 'area', remove=True), '1 areas computed'),
         (changed('annotations', 0, 'area', value=0), '1 areas computed'),
+        (changed('annotations', 0, 'area', value='?'), '1 areas computed'),
         (changed('annotations', 0, 'area', value='200'), '1 numbers that were text'),
         (changed('annotations', 0, 'iscrowd', remove=True), '1 annotations given iscrowd=0'),
         (changed('annotations', 0, 'iscrowd', value='0'), '1 numbers that were text'),
@@ -131,6 +132,8 @@ def test_what_can_be_computed_is(tmp_path, given, line):
             r'1 of 2 objects .the first: annotations\[1\]',
         ),
         (changed('annotations', 1, 'segmentation', remove=True), AnnotationError, 'have no mask .*faster-rcnn'),
+        (changed('annotations', 1, 'segmentation', value={}), AnnotationError, 'have no mask .*faster-rcnn'),
+        (changed('categories', 1, 'name', remove=True), AnnotationError, r'categories\[1\] has no name'),
         (
             changed('annotations', 1, 'category_id', remove=True),
             AnnotationError,
@@ -154,6 +157,20 @@ def test_what_can_not_is_refused(tmp_path, part, given, error, needle):
     with pytest.raises(error, match=needle) as caught:
         checks.check_detection_data(config(tmp_path, **{part: given}), ('train', 'val'))
     assert f'{part}.json' in str(caught.value)
+
+
+def test_images_are_missed_although_the_file_was_looked_at_before(tmp_path, monkeypatch):
+    monkeypatch.setattr(checks, 'CACHE_FROM', 1)
+    monkeypatch.setenv('ODIS_MM_CACHE', str(tmp_path / 'cache'))
+    cfg = config(tmp_path, val={**content(), 'info': 'another file'})
+    checks.check_detection_data(cfg, ('train', 'val'))
+    with monkeypatch.context() as patch:
+        patch.setattr(checks, 'complete', lambda *args: pytest.fail('the note was not taken'))
+        checks.check_detection_data(cfg, ('train', 'val'))
+    (tmp_path / '2.png').unlink()
+    checks.check_detection_data(cfg, ('train',))
+    with pytest.raises(MissingFileError, match='1 of 2 images of .*val.json do not exist, .*2.png'):
+        checks.check_detection_data(cfg, ('train', 'val'))
 
 
 @pytest.mark.parametrize('gone', [[0], [1], [0, 1]])

@@ -16,6 +16,7 @@ from odis_mm.cli import checkpoints as commands
 from odis_mm.engine.hooks import RegionProxyHook
 from odis_mm.engine.hooks.frozen import plot_history
 from odis_mm.evaluation import FrozenBackbone, RegionImages, region_features, region_knn
+from odis_mm.evaluation.object_features import AnnotatedObjects
 from odis_mm.evaluation.regions import (
     Regions,
     background_boxes,
@@ -27,6 +28,7 @@ from odis_mm.evaluation.regions import (
 )
 from odis_mm.models import ViewPreprocessor
 from odis_mm.transfer import save_backbone
+from odis_mm.utils.errors import BadImageError, ConfigError
 
 
 def sample(boxes, labels, seed=0, size=32, **kwargs):
@@ -63,6 +65,9 @@ def test_features_see_their_box():
         and not regions.inside[16:32].any()
         and regions.inside[32:].all()
     )
+    some = sample([[0, 0, 9, 8], [8, 16, 16, 32]], [3, -1])
+    with pytest.raises(ConfigError, match='^1 of 2 objects have no category'):
+        region_features(frozen, RegionImages([some], (32,), 8))
     with pytest.raises(ValueError, match='no labelled object'):
         region_features(frozen, RegionImages(images[1:2], (32,), 8))
     with pytest.raises(ValueError, match='no labelled object'):
@@ -82,7 +87,7 @@ def test_pooling_a_ramp_gives_its_value_at_the_middle():
 
 def test_background_has_the_sizes_of_the_objects_and_none_of_them():
     boxes = np.array([[0.0, 0.0, 30.0, 20.0], [50.0, 30.0, 60.0, 40.0]])
-    area = object_area(boxes, None, 60, 80)
+    area = object_area(dict(bboxes=boxes, height=60, width=80))
     found = background_boxes(boxes, area)
     assert found.shape == (2, 4) and np.array_equal(found[:, 2:] - found[:, :2], [[30, 20], [10, 10]])
     assert all(area[int(y1) : int(y2), int(x1) : int(x2)].mean() <= 0.1 for x1, y1, x2, y2 in found)
@@ -91,9 +96,19 @@ def test_background_has_the_sizes_of_the_objects_and_none_of_them():
 
 def test_masks_count_where_there_are_any():
     item = make_sample(seed=3)
-    area = object_area(item['bboxes'], item['masks'], item['height'], item['width'])
-    boxes = object_area(item['bboxes'], None, item['height'], item['width'])
+    area = object_area(item)
+    boxes = object_area({**item, 'masks': None})
     assert 0 < area.sum() < boxes.sum() and boxes[area].mean() > 0.95
+
+
+def test_a_mask_that_is_none_is_named_by_image_and_object():
+    item = {**make_sample(seed=3), 'img_path': 'street.jpg'}
+    item['masks'] = [*item['masks'][:-1], [[1, 2, 3, 4, 5, 6, 7]]]
+    for measure in (RegionImages([item], (64,)), AnnotatedObjects([item])):
+        with pytest.raises(
+            BadImageError, match=f'^image street.jpg, object {len(item["masks"]) - 1}: a polygon is not'
+        ):
+            measure[0]
 
 
 @pytest.mark.parametrize('ridge', [1e-2, 1.0])

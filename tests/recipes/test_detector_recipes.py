@@ -12,7 +12,7 @@ from odis_mm.config import check_schedule
 from odis_mm.datasets.layout import Split
 from odis_mm.recipes import anchors, backbone_settings, detector_config, fitting_size, pretraining_config, read_content
 from odis_mm.transfer import save_backbone
-from odis_mm.utils.errors import ConfigError
+from odis_mm.utils.errors import AnnotationError, ConfigError
 
 
 def write_split(
@@ -43,6 +43,17 @@ def test_boxes_give_faster_rcnn_and_masks_give_mask_rcnn(tmp_path):
     assert detector_config(masks, masks, detector='faster-rcnn').model.type == 'FasterRCNN'
     assert cfg.model.roi_head.mask_head.num_classes == cfg.model.roi_head.bbox_head.num_classes == 2
     assert cfg.train_dataloader.dataset.metainfo.classes == ('cat', 'dog')
+
+
+@pytest.mark.parametrize('nothing', [[[]], [[10, 10, 40, 10]]])
+def test_masks_that_mask_rcnn_would_be_refused_for_are_none(nothing, tmp_path):
+    empty = write_split(tmp_path, 'empty', segmentation=nothing)
+    assert detector_config(empty, empty).model.type == 'FasterRCNN'
+    crowd = write_split(tmp_path, 'crowd', segmentation=[[0, 0, 10, 0, 10, 10]])
+    content = json.loads(crowd.ann_file.read_text())
+    content['annotations'][0].update(iscrowd=1, segmentation=nothing)
+    crowd.ann_file.write_text(json.dumps(content))
+    assert detector_config(crowd, crowd).model.type == 'FasterRCNN'
 
 
 @pytest.mark.parametrize('iterations', [2, 20, 300, 5000])
@@ -78,6 +89,12 @@ def test_classes_must_be_numbered_alike(tmp_path):
         read_content(write_split(tmp_path, 'twice', categories=('cat', 'cat')))
     with pytest.raises(ConfigError, match='shares.json has no object with a box of a pixel .* not shares of the image'):
         read_content(write_split(tmp_path, 'shares', boxes=[[0.1, 0.2, 0.5, 0.5]]))
+
+
+def test_classes_need_names(tmp_path):
+    split = write_split(tmp_path, 'train', categories=('cat', None))
+    with pytest.raises(AnnotationError, match=r'train.json: categories\[1\] has no name'):
+        detector_config(split, split)
 
 
 def test_validation_on_training_images_is_told(tmp_path):

@@ -501,6 +501,19 @@ def test_moco_v3_has_heads_of_its_own(tmp_path):
         load_backbone(six, tmp_path / 'moco.pth')
 
 
+@torch.no_grad()
+def test_the_small_vit_of_mmpretrain_has_heads_of_its_own(tmp_path):
+    model = stock_vit('small', patch_size=16)
+    torch.save({f'backbone.{key}': value for key, value in model.state_dict().items()}, tmp_path / 'small.pth')
+    images = torch.randn(1, 3, 32, 32)
+    built = build_backbone(tmp_path / 'small.pth')
+    torch.testing.assert_close(built(images)[-1], model(images)[-1], atol=1e-4, rtol=1e-4)
+    assert backbone_settings(tmp_path / 'small.pth')['arch']['num_heads'] == 8
+    cfg = load_config('odis_vitb_coco')
+    start_from(cfg, tmp_path / 'small.pth', adapt=True)
+    assert cfg.model.backbone.arch.num_heads == 8
+
+
 def test_heads_are_asked_for_where_releases_differ(tmp_path):
     """A ViT-S with fixed positions, under names that do not tell MoCo v3 from others."""
 
@@ -592,8 +605,29 @@ def test_the_models_of_siglip_that_are_refused_are_those_with_another_activation
     assert kinds == {True, False}
 
 
+@pytest.mark.parametrize('name', ['resnetaa50', 'resnetblur18'])
+def test_resnets_with_filters_are_refused_by_their_name(name, tmp_path):
+    torch.manual_seed(0)
+    model, images = timm.create_model(name, num_classes=0).eval(), torch.randn(1, 3, 64, 64)
+    torch.save(model.state_dict(), tmp_path / 'unnamed.pth')
+    with torch.no_grad():  # why: in silence, other features
+        assert (build_backbone(tmp_path / 'unnamed.pth')(images)[-1] - model.forward_features(images)).abs().max() > 0.1
+    file = tmp_path / f'{name}.in1k.pth'
+    torch.save(model.state_dict(), file)
+    for call in (build_backbone, lambda path: commands.transfer_main([str(path)])):
+        with pytest.raises((CheckpointError, SystemExit)) as stop:
+            call(file)
+        assert stop.type is SystemExit or f'{name}, which has filters before its strides' in str(stop.value)
+
+
 def test_plain_models_of_timm_are_not_refused_by_their_name(tmp_path):
-    for name in ('vit_small_patch16_dinov3', 'vit_base_patch16_siglip_gap_224', 'vit_base_patch16_224', 'our_rope_run'):
+    for name in (
+        'resnet50',
+        'vit_small_patch16_dinov3',
+        'vit_base_patch16_siglip_gap_224',
+        'vit_base_patch16_224',
+        'our_rope_run',
+    ):
         torch.save(dict(arch=name, state_dict=timm_vit().state_dict()), tmp_path / f'{name}.pth')
         assert read_meta(tmp_path / f'{name}.pth') == {}
 

@@ -23,6 +23,7 @@ from odis_mm.transfer import (
     load_backbone,
     read_checkpoint,
     read_meta,
+    read_vit,
     resize_positions,
     save_backbone,
     to_timm,
@@ -244,6 +245,23 @@ def test_nan_is_refused():
     state['layers.1.attn.qkv.bias'][3] = float('nan')
     with pytest.raises(CheckpointError, match='NaN or Inf in layers.1.attn.qkv.bias'):
         load_backbone(stock_vit(), state)
+
+
+@pytest.mark.parametrize('dtype', ['int8', 'float8_e4m3fn'])
+def test_quantised_weights_are_refused(dtype):
+    if not hasattr(torch, dtype):
+        pytest.skip('a type of later versions of torch')
+    state = {key: value.to(getattr(torch, dtype)) for key, value in stock_vit().state_dict().items()}
+    with pytest.raises(CheckpointError, match=f'8 bits .torch.{dtype}. in .*: it is quantised'):
+        load_backbone(stock_vit(), state)
+    with pytest.raises(CheckpointError, match='it is quantised'):
+        read_vit(state)
+
+
+@pytest.mark.parametrize('wrappers', ['module.', '_orig_mod.', 'module._orig_mod.', '_orig_mod.module.'])
+def test_wrappers_of_the_whole_model_are_taken_off(wrappers):
+    state = {f'{wrappers}{key}': value for key, value in stock_vit().state_dict().items()}
+    assert not load_backbone(stock_vit(), state).expected_missing
 
 
 def test_allowed_exceptions_and_lenient_loading():

@@ -127,6 +127,15 @@ def test_all_objects_are_drawn_and_masks_as_well_as_polygons(synthetic_sample, t
     np.testing.assert_allclose([*ring.min(0), *ring.max(0)], extent, atol=0.3)
 
 
+@pytest.mark.parametrize('ring', [[1, 2, 3, 4, 5, 6, 7], ['a', 'b', 1, 2, 3, 4]])
+def test_a_polygon_that_is_none_is_not_drawn(ring, synthetic_sample, tmp_path, monkeypatch):
+    sample = _objects(synthetic_sample(seed=3))
+    sample['masks'] = [[ring]] * len(sample['bboxes'])
+    monkeypatch.setattr(views, 'Polygon', lambda *args, **kw: pytest.fail('drawn'))
+    views.draw_views(sample, str(tmp_path / 'views.png'))
+    assert (tmp_path / 'views.png').exists()
+
+
 def test_command(synthetic_sample, tmp_path, capsys):
     from odis_mm.cli import main
 

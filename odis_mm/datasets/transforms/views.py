@@ -14,9 +14,9 @@ from mmpretrain.registry import TRANSFORMS
 from PIL import Image
 
 from ...structures import View, box_patch_mask, mask_area_in_crops, mask_patch_mask, stack_views, summed_area
-from ...utils.errors import AnnotationError, BadImageError, ConfigError
+from ...utils.errors import ConfigError
 from ..image_io import PostponedJPEG
-from ..objects import segmentation_to_mask
+from ..segmentation import mask_of
 
 ATTEMPTS = 10  # draws of a crop's shape until one fits into the image (torchvision's RandomResizedCrop)
 _PIL = dict(bicubic=Image.Resampling.BICUBIC, bilinear=Image.Resampling.BILINEAR)
@@ -175,10 +175,7 @@ class SampleViews(BaseTransform):
 
     def _region(self, results: dict, target: int) -> Union[BoxRegion, MaskRegion]:
         if self.region == 'mask' and results.get('masks') is not None and results['masks'][target]:
-            try:
-                mask = segmentation_to_mask(results['masks'][target], results['height'], results['width'])
-            except AnnotationError as error:
-                raise BadImageError(f'image {results.get("img_path")}, object {target}: {error}') from error
+            mask = mask_of(results, target)
             if mask.any():
                 return MaskRegion(mask)
         return BoxRegion(results['bboxes'][target])
