@@ -12,8 +12,10 @@ from ..datasets.segmentation import segmentation_area
 from ..utils.errors import AnnotationError, ConfigError, MissingFileError
 from ..utils.files import PathLike, atomic_write_text
 from ..utils.paths import of_other_images
-from .formats import FORMATS, read_lines, recognise, yolo_yamls
+from .formats import FORMATS, recognise
 from .labelled import Annotated, ImageIndex, Labelled, Size, told_of_other_folders
+from .parsing import read_lines
+from .yolo import splits_of_yolo
 
 
 def load_annotations(path: PathLike, images: PathLike, format: str = 'auto') -> dict:
@@ -159,7 +161,7 @@ def imported_splits(data: PathLike, images: Optional[PathLike], folder: PathLike
     paths = [Path(image['file_name']) for image in content['images']]
     listed = _lists_of_voc(data, root, paths)
     if content['info']['description'].startswith('yolo'):
-        listed = _lists_of_yolo(data, root, paths)
+        listed = splits_of_yolo(data, root, paths)
     told = [listed.get(path) or split_of_folders(path.parent.parts) for path in paths]
     unlisted = [path for path, split in zip(paths, told) if split is None] if 'train' in listed.values() else []
     if unlisted:
@@ -204,33 +206,4 @@ def _lists_of_voc(data: Path, root: Path, paths: Sequence[Path]) -> Dict[Path, s
             words = [line.strip(), *line.split()[:1]]  # a name may have spaces; a number may follow it
             known = [stem for word in words for stem in (word, Path(word).stem) if stem in stems]
             found.update(dict.fromkeys(stems[known[0]] if known else (), split))
-    return found
-
-
-def _lists_of_yolo(data: Path, root: Path, paths: Sequence[Path]) -> Dict[Path, str]:
-    """The splits of images by what the yaml of a data set names for each: folders, or lists of images."""
-    found: Dict[Path, str] = {}
-    file, told = next(iter(yolo_yamls(data, [root / path for path in paths])), (data / 'none', {}))
-    base = file.parent
-    real = {path: (root / path).resolve() for path in paths}
-    for split, words in SPLITS.items():
-        named = [told[word] for word in words if told.get(word)]
-        for entry in (str(each) for entries in named for each in (entries if isinstance(entries, list) else [entries])):
-            # Roboflow writes ../train/images of a folder beside the yaml
-            near = (base / str(told.get('path') or '') / entry, base / entry, base / entry.lstrip('./'), data / entry)
-            place = next((place.resolve() for place in near if place.exists()), data / 'nowhere')
-            if place.is_file():
-                lines = read_lines(place)
-                listed = {(folder / line.strip()).resolve() for line in lines for folder in (place.parent, base, data)}
-                inside = [path for path in paths if real[path] in listed]
-            else:
-                inside = [path for path in paths if real[path].is_relative_to(place)]
-            if not inside and split != 'test' and base.is_relative_to(data):  # exports name a test split unasked
-                print_log(
-                    f'{file}: {entry}, its {split} split, is not there or holds no annotated image: correct it',
-                    logger='current',
-                    level=30,
-                )
-            for path in inside:
-                found.setdefault(path, split)
     return found
