@@ -35,16 +35,23 @@ def sinkhorn_knopp(logits: Tensor, temperature: float, iterations: int = 3, coun
     rows = logits.float().flatten(0, -2)
     if counted is not None:
         rows = rows.masked_fill(~counted.flatten()[:, None], -torch.inf)
-    top = rows.max() if rows.numel() else rows.new_full((), -torch.inf)
+    # learned norms bring rows, or prototypes, far below others: the largest logit of each prototype is taken off, which
+    # changes no balance, and the first one is made in logarithms, or all of a row could vanish
+    top = rows.amax(0) if len(rows) else rows.new_full(rows.shape[1:], -torch.inf)  # [K]
     all_reduce(top, 'max')
     # -inf where no row counts: exp(-inf) is 0
-    weight = torch.exp((rows - top.clamp(min=torch.finfo(top.dtype).min)) / temperature)
-    for _ in range(iterations):
-        used = weight.sum(0)  # [K]
+    rows = (rows - top.clamp(min=torch.finfo(top.dtype).min)) / temperature
+    used = rows.exp().sum(0)  # [K], at least 1
+    all_reduce(used)
+    least = torch.finfo(used.dtype).tiny  # for rows that do not count, and prototypes if none does
+    weight = (rows - used.clamp(min=least).log()).softmax(1)
+    if counted is not None:
+        weight = weight.masked_fill(~counted.flatten()[:, None], 0.0)
+    for _ in range(iterations - 1):
+        used = weight.sum(0)
         all_reduce(used)
-        # a prototype that underflowed for all rows is left unused rather than made NaN; so is a row, below
-        weight = weight / used.clamp(min=torch.finfo(used.dtype).tiny)
-        weight = weight / weight.sum(1, keepdim=True).clamp(min=torch.finfo(used.dtype).tiny)
+        weight = weight / used.clamp(min=least)
+        weight = weight / weight.sum(1, keepdim=True).clamp(min=least)
     return weight.view(logits.shape)
 
 

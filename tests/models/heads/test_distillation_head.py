@@ -54,11 +54,25 @@ def test_sinkhorn_equals_loops_and_converges_to_equal_use(shape):
     torch.testing.assert_close(even.sum(1), torch.ones(len(even)))
 
 
+@pytest.mark.parametrize('norms', ['of prototypes', 'of rows'])
+def test_sinkhorn_balances_logits_whose_exponentials_vanish(norms):
+    """Norms of prototypes, where they are learned, may grow: rows and prototypes far below the largest logit count as
+    all others do."""
+    logits = torch.randn(9, K, generator=torch.Generator().manual_seed(0))
+    scale = 10 * torch.arange(1.0, (K if norms == 'of prototypes' else 9) + 1)
+    logits = logits * scale if norms == 'of prototypes' else logits - scale[:, None]
+    rows = logits.double() / 0.04
+    for _ in range(3):
+        rows = (rows - rows.logsumexp(0)).log_softmax(1)
+    out = sinkhorn_knopp(logits, 0.04)
+    torch.testing.assert_close(out, rows.exp().float(), atol=1e-3, rtol=0)
+    torch.testing.assert_close(out.sum(1), torch.ones(9))
+
+
 def test_sinkhorn_survives_far_logits_and_no_rows():
     far = torch.zeros(3, K)
-    far[:, 0] = 1000.0  # all others underflow
-    out = sinkhorn_knopp(far, 0.04)
-    assert out.isfinite().all() and torch.equal(out.argmax(1), torch.zeros(3, dtype=torch.int64))
+    far[:, 0] = 1000.0  # alike in all rows: no reason to use it more than the others
+    torch.testing.assert_close(sinkhorn_knopp(far, 0.04), torch.full((3, K), 1 / K))
     assert sinkhorn_knopp(torch.zeros(0, K), 0.04).shape == (0, K)
 
 
