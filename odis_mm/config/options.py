@@ -16,10 +16,18 @@ from ..utils.errors import ConfigError, nearest
 from ..utils.nested import walk
 from .classes import arguments_of, find_class
 
-_NUMBERS = [  # key, whether it is a whole number, the least one; torch refuses others by a traceback
+_NUMBERS = [  # key, whether it is a whole number, the least one; others end in a traceback, or train otherwise
     *((f'{part}_dataloader.batch_size', True, 1) for part in ('train', 'val', 'test')),
     *((f'{part}_dataloader.num_workers', True, 0) for part in ('train', 'val', 'test')),
     ('optim_wrapper.optimizer.lr', False, 0),
+    ('optim_wrapper.optimizer.weight_decay', False, 0),
+    ('optim_wrapper.accumulative_counts', True, 1),
+    ('optim_wrapper.clip_grad.max_norm', False, 0),
+    ('auto_scale_lr.base_batch_size', True, 1),
+    ('train_cfg.max_epochs', False, 0),
+    ('train_cfg.max_iters', False, 0),
+    ('default_hooks.logger.interval', True, 1),
+    ('randomness.seed', True, 0),
 ]
 # what mmengine reads from a config beside the arguments of the Runner
 _OTHER_KEYS = {

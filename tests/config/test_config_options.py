@@ -59,10 +59,19 @@ def test_values_are_python_literals_or_text(text, value):
         ('optim_wrapper.optimizer.lr=-1', 'a number from 0, not -1'),
         ('optim_wrapper.optimizer.lr=nan', 'a number from 0, not nan'),
         ('optim_wrapper.optimizer.lr=1e-3x', "a number from 0, not '1e-3x'"),
+        ('optim_wrapper.optimizer.weight_decay=-1', 'a number from 0, not -1'),
+        ('optim_wrapper.accumulative_counts=0', 'a whole number from 1, not 0'),
+        ('optim_wrapper.accumulative_counts=1.5', 'a whole number from 1, not 1.5'),
+        ('optim_wrapper.clip_grad.max_norm=x', "a number from 0, not 'x'"),
+        ('auto_scale_lr.base_batch_size=0', 'a whole number from 1, not 0'),
+        ('train_cfg.max_epochs=-1', 'a number from 0, not -1'),
+        ('+train_cfg.max_iters=x', "a number from 0, not 'x'"),
+        ('default_hooks.logger.interval=0', 'a whole number from 1, not 0'),
+        ('randomness.seed=-1', 'a whole number from 0, not -1'),
     ],
 )
 def test_numbers_that_are_none_are_refused_by_key(option, told):
-    with pytest.raises(ConfigError, match=f'^{option.partition("=")[0]} must be {told}'):
+    with pytest.raises(ConfigError, match=f'^{option.partition("=")[0].lstrip("+")} must be {told}'):
         load_config('odis_demo', parse_options([option]))
 
 

@@ -227,6 +227,8 @@ def test_one_length_is_asked_for(tmp_path, length):
 def test_a_part_of_an_epoch_is_told_in_iterations(tmp_path):
     with pytest.raises(ConfigError, match='max_epochs=0.5 is no whole number: set train_cfg.max_iters'):
         train(tmp_path, length=dict(max_epochs=0.5))
+    with pytest.raises(ConfigError, match='max_iters=2.5 is no whole number'):
+        train(tmp_path, length=dict(max_iters=2.5))
 
 
 def test_twice_with_workers(undisturbed, tmp_path):
