@@ -121,3 +121,10 @@ def test_init_cfg_without_a_type_in_a_detector():
     cfg = Config(dict(model=dict(type='MaskRCNN', backbone=dict(init_cfg=dict(checkpoint='F')))))
     with pytest.raises(ConfigError, match="add model.backbone.init_cfg.type='VerifiedPretrained'"):
         check_init(cfg)
+
+
+def test_a_folder_named_by_a_number_is_put_in_quotes():
+    key = 'train_dataloader.dataset.data_prefix'
+    with pytest.raises(ConfigError, match=f'2017 was read as a number; write "{key}=\'NAME\'"'):
+        load_config('odis_demo', parse_options([f'{key}=2017']))
+    assert load_config('odis_demo', parse_options([f"{key}='2017'"])).train_dataloader.dataset.data_prefix == '2017'
