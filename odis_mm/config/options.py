@@ -27,6 +27,7 @@ _NUMBERS = [  # key, whether it is a whole number, the least one; others end in 
     ('train_cfg.max_epochs', False, 0),
     ('train_cfg.max_iters', False, 0),
     ('default_hooks.logger.interval', True, 1),
+    ('default_hooks.checkpoint.count', True, 1),
     ('randomness.seed', True, 0),
 ]
 _PATHS = {'ann_file', 'checkpoint', 'data_prefix', 'data_root', 'img', 'img_path', 'load_from', 'work_dir'}

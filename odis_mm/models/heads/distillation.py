@@ -64,6 +64,8 @@ class Center(BaseModule):
 
     def __init__(self, num_prototypes: int, momentum: float):
         super().__init__()
+        if not 0 <= momentum <= 1:
+            raise ConfigError(f'model.head.center_momentum must lie within [0, 1], got {momentum}.')
         self.momentum = momentum
         self.register_buffer('value', torch.zeros(num_prototypes))
         # the last entry counts the rows; not part of a checkpoint: steps and checkpoints coincide
@@ -107,7 +109,7 @@ class SoftTargetHead(BaseModule):
             answer that small models drift to.
 
     Raises:
-        ConfigError: an unknown ``balance``.
+        ConfigError: an unknown ``balance``, or a temperature that is not positive.
     """
 
     def __init__(self, student_temp: float, teacher_temp: Union[float, dict], balance: str = 'center', init_cfg=None):
@@ -121,6 +123,11 @@ class SoftTargetHead(BaseModule):
             if isinstance(teacher_temp, dict)
             else dict(start=teacher_temp, end=teacher_temp, warmup_epochs=0)
         )
+        temps = dict(student_temp=student_temp)
+        temps.update({f'teacher_temp.{key}': self.teacher_temp_cfg.get(key) for key in ('start', 'end')})
+        for name, value in temps.items():
+            if not isinstance(value, (int, float)) or value <= 0:
+                raise ConfigError(f'model.head.{name} must be a positive number, got {value!r}.')
         self.teacher_temp = self.teacher_temp_cfg['start']
         self.watched: Optional[List[Tensor]] = None
 

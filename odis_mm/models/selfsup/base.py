@@ -70,12 +70,11 @@ class TeacherStudent(BaseSelfSupervisor):
         self.momentum = momentum['start']
         self.teacher = ModuleDict(dict(backbone=copy.deepcopy(self.backbone), neck=copy.deepcopy(self.neck)))
         self.teacher.requires_grad_(False)
+        known = isinstance(anchor, dict) and not set(anchor) - {'kind', 'weight'} and anchor.get('kind') in ANCHORS
+        if anchor is not None and not known:
+            raise ConfigError(f'model.anchor is dict(kind={" or ".join(map(repr, ANCHORS))}, weight), got {anchor}.')
         self.anchor_cfg = None if anchor is None else {'weight': 1.0, **anchor}
         if anchor is not None:
-            if set(anchor) - {'kind', 'weight'} or anchor.get('kind') not in ANCHORS:
-                raise ConfigError(
-                    f'model.anchor is dict(kind={" or ".join(map(repr, ANCHORS))}, weight), got {anchor}.'
-                )
             self.start = copy.deepcopy(self.backbone).requires_grad_(False)
         for backbone_of in (self.teacher['backbone'], getattr(self, 'start', None)):
             if backbone_of is not None and isinstance(backbone_of, BaseModule):

@@ -8,6 +8,7 @@ import odis_mm  # noqa: F401
 from helpers import K, losses_of, make_batch, make_odis
 from odis_mm import apis
 from odis_mm.models.heads import Center, DistillationHead, sinkhorn_knopp
+from odis_mm.utils.errors import ConfigError
 
 
 def test_center_is_a_running_mean_and_moves_once_per_step():
@@ -122,3 +123,18 @@ def test_the_teacher_temperature_moves_per_iteration_over_thirty_epochs(recipe):
     # as the comment beside the number tells
     apart = max(abs(ours(iteration) - release(iteration)) for iteration in range(7000))
     assert apart == pytest.approx(0.001, abs=1e-9) and ours(6699) == pytest.approx(release(6699) - 0.001)
+
+
+@pytest.mark.parametrize(
+    'options, told',
+    [
+        (dict(student_temp=-0.1), 'model.head.student_temp must be a positive number, got -0.1'),
+        (dict(teacher_temp=0), 'model.head.teacher_temp.start must be a positive number, got 0'),
+        (dict(teacher_temp=dict(start=0.04, warmup_epochs=30)), 'model.head.teacher_temp.end .* got None'),
+        (dict(teacher_temp=[0.04, 0.07]), 'model.head.teacher_temp.start'),
+        (dict(center_momentum=2), r'model.head.center_momentum must lie within \[0, 1\], got 2'),
+    ],
+)
+def test_temperatures_and_momenta_that_are_none_are_told(options, told):
+    with pytest.raises(ConfigError, match=told):
+        DistillationHead(K, **options)
