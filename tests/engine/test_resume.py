@@ -302,6 +302,16 @@ def test_preempted_at_the_end_of_an_epoch_with_checkpoints_by_iterations(undistu
     assert not list((tmp_path / 'seldom').glob('epoch_*_iter_*'))
 
 
+def test_exports_from_before_a_resume_go_with_their_checkpoints(tmp_path):
+    options = dict(checkpoint=dict(interval=1, max_keep_ckpts=1), custom=[dict(type='ExportTeacherHook')])
+    assert stopped(train, tmp_path, 10, **options) == 75
+    assert (tmp_path / 'epoch_1_backbone.pth').is_file()
+    (tmp_path / 'epoch_9_backbone.pth').write_bytes(b'without a checkpoint')
+    resumed(tmp_path, **options)
+    left = {path.name for path in tmp_path.iterdir() if path.suffix in ('.pth', '.md')}
+    assert left == {'epoch_2.pth', 'epoch_2_backbone.pth', 'epoch_2_backbone.md', 'epoch_9_backbone.pth'}
+
+
 def test_the_last_step_of_an_epoch_is_the_mean_of_what_is_left():
     weight = torch.nn.Parameter(torch.zeros(1))
     optim = SafeOptimWrapper(torch.optim.SGD([weight], lr=1.0), accumulative_counts=3)
