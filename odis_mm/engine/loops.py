@@ -98,6 +98,8 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
 
     def run_epoch(self) -> None:
         self.runner.call_hook('before_train_epoch')
+        if hasattr(self.dataloader.sampler, 'set_epoch'):  # DistSamplerSeedHook may have been removed
+            self.dataloader.sampler.set_epoch(self._epoch)
         self.runner.model.train()
         first, loaded = 0, self.loaded
         self.loaded = None

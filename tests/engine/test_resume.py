@@ -70,7 +70,17 @@ def first(items):
 
 
 def train(
-    work_dir, at=0, name='SIGTERM', accumulate=1, workers=0, awaits=0, custom=(), length=None, checkpoint=None, **kwargs
+    work_dir,
+    at=0,
+    name='SIGTERM',
+    accumulate=1,
+    workers=0,
+    awaits=0,
+    custom=(),
+    length=None,
+    checkpoint=None,
+    hooks=None,
+    **kwargs,
 ):
     """Two epochs of eight iterations, with random numbers in the model."""
     init_default_scope('mmpretrain')
@@ -105,6 +115,7 @@ def train(
         default_hooks=dict(
             checkpoint=dict(type='SafeCheckpointHook', **(checkpoint or dict(interval=1))),
             logger=dict(type='LoggerHook', interval=50),
+            **(hooks or {}),
         ),
         custom_hooks=[
             dict(type='SelfSupScheduleHook', weight_decay_end=0.4, freeze_prototypes_epochs=1),
@@ -310,6 +321,11 @@ def test_exports_from_before_a_resume_go_with_their_checkpoints(tmp_path):
     resumed(tmp_path, **options)
     left = {path.name for path in tmp_path.iterdir() if path.suffix in ('.pth', '.md')}
     assert left == {'epoch_2.pth', 'epoch_2_backbone.pth', 'epoch_2_backbone.md', 'epoch_9_backbone.pth'}
+
+
+def test_epochs_differ_whatever_hooks_there_are(undisturbed, tmp_path):
+    train(tmp_path, hooks=dict(sampler_seed=None))
+    assert_same(content(tmp_path)['state_dict'], undisturbed['state_dict'])
 
 
 def test_the_last_step_of_an_epoch_is_the_mean_of_what_is_left():
