@@ -3,6 +3,10 @@
 # node and PORT is not set), ODIS_MM_PEER_TIMEOUT (600: seconds to wait for the other nodes and ranks).
 launch() {
   local ranks=$1; shift
+  [[ $ranks =~ ^([1-9][0-9]*|auto|cpu|gpu)$ ]] || {
+    echo "error: the number of ranks per node must be 1 or more, not '$ranks'; it stands before all options" >&2
+    exit 2
+  }
   local nodes=${NNODES:-1} place
   if [ "$nodes" = 1 ] && [ -z "${PORT:-}" ]; then
     place=(--standalone)  # any free port: two runs on one machine do not collide

@@ -16,11 +16,21 @@ from ..utils.errors import ConfigError, nearest
 from ..utils.nested import walk
 from .classes import arguments_of, find_class
 
-_NUMBERS = [  # key, whether it is a whole number, the least one; torch refuses others by a traceback
+_NUMBERS = [  # key, whether it is a whole number, the least one; others end in a traceback, or train otherwise
     *((f'{part}_dataloader.batch_size', True, 1) for part in ('train', 'val', 'test')),
     *((f'{part}_dataloader.num_workers', True, 0) for part in ('train', 'val', 'test')),
     ('optim_wrapper.optimizer.lr', False, 0),
+    ('optim_wrapper.optimizer.weight_decay', False, 0),
+    ('optim_wrapper.accumulative_counts', True, 1),
+    ('optim_wrapper.clip_grad.max_norm', False, 0),
+    ('auto_scale_lr.base_batch_size', True, 1),
+    ('train_cfg.max_epochs', False, 0),
+    ('train_cfg.max_iters', False, 0),
+    ('default_hooks.logger.interval', True, 1),
+    ('default_hooks.checkpoint.count', True, 1),
+    ('randomness.seed', True, 0),
 ]
+_PATHS = {'ann_file', 'checkpoint', 'data_prefix', 'data_root', 'img', 'img_path', 'load_from', 'work_dir'}
 # what mmengine reads from a config beside the arguments of the Runner
 _OTHER_KEYS = {
     'activation_checkpointing',
@@ -165,8 +175,15 @@ def drop_variables(cfg: Config, options: Iterable[str] = ()) -> None:
 
 
 def _check_names(key: str, value: Any) -> None:
-    """Refuse one text where a list of class names belongs: mmdet would take it letter by letter."""
-    if key.rpartition('.')[2].lower() != 'classes' or not isinstance(value, str) or os.path.isfile(value):
+    """Refuse one text where a list of class names belongs, which mmdet would take letter by letter, and a number, such
+    as a folder named by its year, where a path does."""
+    last = key.rpartition('.')[2]
+    if last in _PATHS and isinstance(value, (int, float)) and not isinstance(value, bool):
+        raise ConfigError(
+            f'--cfg-options {key}: a path belongs there, and {value!r} was read as a number; write "{key}=\'NAME\'" '
+            '(with the quotes).'
+        )
+    if last.lower() != 'classes' or not isinstance(value, str) or os.path.isfile(value):
         return
     names = tuple(part.strip() for part in value.split(','))
     raise ConfigError(

@@ -34,15 +34,25 @@ def fit_schedule(cfg: Config) -> List[str]:
     except Exception:  # a file that has changed or cannot be read any more tells nothing
         return []
     written, before = _parts(file), file.get('train_cfg') or {}
-    unit = next((unit for unit in LENGTHS if length.get(unit) and before.get(unit)), None)
+    then = next((unit for unit in LENGTHS if before.get(unit)), None)
+    now = next((unit for unit in (then, *LENGTHS) if unit and length.get(unit)), None)
     if (
-        unit is None
-        or length[unit] == before[unit]
+        not then
+        or not now
+        or (now == then and length[now] == before[then])
         or [p.get('type') for p in parts] != [p.get('type') for p in written]
+        or (now != then and any(p.get(key) != was.get(key) for p, was in zip(parts, written) for key in POINTS))
     ):
         return []
-    factor, told, kept = length[unit] / before[unit], [], []
+    factor, told, kept = length[now] / before[then], [], []
     for index, (part, was) in enumerate(zip(parts, written)):
+        if now != then:  # what is in the unit of the file's length goes to the unit of this one
+            if was.get('by_epoch', True) != (then == 'max_epochs'):
+                continue
+            part['by_epoch'] = now == 'max_epochs'
+            part.pop('convert_to_iter_based', None)
+            if part['by_epoch']:
+                part['convert_to_iter_based'] = True
         for key in POINTS:
             if key not in was:
                 continue
@@ -58,10 +68,11 @@ def fit_schedule(cfg: Config) -> List[str]:
             if f'param_scheduler.{index}.begin' not in kept and 0 < was.get('begin', 0) == theirs.get('end'):
                 part['begin'] = other['end']
         if f'param_scheduler.{index}.T_max' not in kept and was.get('T_max') is not None:
-            if was['T_max'] == was.get('end', before[unit]) - was.get('begin', 0):
-                part['T_max'] = part.get('end', length[unit]) - part.get('begin', 0)
+            if was['T_max'] == was.get('end', before[then]) - was.get('begin', 0):
+                part['T_max'] = part.get('end', length[now]) - part.get('begin', 0)
     where = os.path.basename(cfg.filename)
-    lines = [f'train_cfg.{unit} is {before[unit]} in {where} and {length[unit]} here: the schedule is scaled with it']
+    here = length[now] if now == then else f'train_cfg.{now} {length[now]}'
+    lines = [f'train_cfg.{then} is {before[then]} in {where} and {here} here: the schedule is scaled with it']
     changed = [f'{name} {old} -> {parts[index][key]}' for name, old, index, key in told if parts[index][key] != old]
     if changed:
         lines[0] += f' ({", ".join(changed)})'

@@ -58,7 +58,7 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
             last epoch ends where they are done.
 
     Raises:
-        ConfigError: both lengths are given, or none, or a part of an epoch.
+        ConfigError: both lengths are given, or none, or a part of an epoch or iteration.
     """
 
     def __init__(self, runner, dataloader, max_epochs: Optional[int] = None, max_iters: Optional[int] = None, **kwargs):
@@ -72,10 +72,12 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
                 f'train_cfg.max_epochs={max_epochs} is no whole number: set train_cfg.max_iters to the length in '
                 'iterations, and max_epochs=None.'
             )
+        if max_iters is not None and max_iters != int(max_iters):
+            raise ConfigError(f'train_cfg.max_iters={max_iters} is no whole number of iterations.')
         super().__init__(runner, dataloader, max_epochs=1 if max_epochs is None else max_epochs, **kwargs)
-        self.last = max_iters  # iteration; None: that of the last epoch
-        if max_iters is not None:
-            self._max_epochs, self._max_iters = math.ceil(max_iters / max(1, len(self.dataloader))), max_iters
+        self.last = None if max_iters is None else int(max_iters)  # iteration; None: that of the last epoch
+        if self.last is not None:
+            self._max_epochs, self._max_iters = math.ceil(self.last / max(1, len(self.dataloader))), self.last
         self.images_done = 0  # of this epoch, by all ranks
         self.began = 0  # the iteration at which this epoch began: a former one may have been cut short by max_iters
         self.loaded: Optional[dict] = None
@@ -96,6 +98,8 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
 
     def run_epoch(self) -> None:
         self.runner.call_hook('before_train_epoch')
+        if hasattr(self.dataloader.sampler, 'set_epoch'):  # DistSamplerSeedHook may have been removed
+            self.dataloader.sampler.set_epoch(self._epoch)
         self.runner.model.train()
         first, loaded = 0, self.loaded
         self.loaded = None

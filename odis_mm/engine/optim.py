@@ -65,6 +65,8 @@ class _SafeStep:
     """
 
     def __init__(self, *args, clip_grad: Optional[dict] = None, **kwargs):
+        if clip_grad is not None and not isinstance(clip_grad, dict):
+            raise ConfigError(f'optim_wrapper.clip_grad is dict(max_norm=...) or None, got {clip_grad!r}.')
         clip_grad = dict(clip_grad or {})
         per_tensor = clip_grad.pop('per_tensor', False)
         if per_tensor and set(clip_grad) != {'max_norm'}:

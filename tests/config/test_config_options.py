@@ -59,10 +59,19 @@ def test_values_are_python_literals_or_text(text, value):
         ('optim_wrapper.optimizer.lr=-1', 'a number from 0, not -1'),
         ('optim_wrapper.optimizer.lr=nan', 'a number from 0, not nan'),
         ('optim_wrapper.optimizer.lr=1e-3x', "a number from 0, not '1e-3x'"),
+        ('optim_wrapper.optimizer.weight_decay=-1', 'a number from 0, not -1'),
+        ('optim_wrapper.accumulative_counts=0', 'a whole number from 1, not 0'),
+        ('optim_wrapper.accumulative_counts=1.5', 'a whole number from 1, not 1.5'),
+        ('optim_wrapper.clip_grad.max_norm=x', "a number from 0, not 'x'"),
+        ('auto_scale_lr.base_batch_size=0', 'a whole number from 1, not 0'),
+        ('train_cfg.max_epochs=-1', 'a number from 0, not -1'),
+        ('+train_cfg.max_iters=x', "a number from 0, not 'x'"),
+        ('default_hooks.logger.interval=0', 'a whole number from 1, not 0'),
+        ('randomness.seed=-1', 'a whole number from 0, not -1'),
     ],
 )
 def test_numbers_that_are_none_are_refused_by_key(option, told):
-    with pytest.raises(ConfigError, match=f'^{option.partition("=")[0]} must be {told}'):
+    with pytest.raises(ConfigError, match=f'^{option.partition("=")[0].lstrip("+")} must be {told}'):
         load_config('odis_demo', parse_options([option]))
 
 
@@ -112,3 +121,10 @@ def test_init_cfg_without_a_type_in_a_detector():
     cfg = Config(dict(model=dict(type='MaskRCNN', backbone=dict(init_cfg=dict(checkpoint='F')))))
     with pytest.raises(ConfigError, match="add model.backbone.init_cfg.type='VerifiedPretrained'"):
         check_init(cfg)
+
+
+def test_a_folder_named_by_a_number_is_put_in_quotes():
+    key = 'train_dataloader.dataset.data_prefix'
+    with pytest.raises(ConfigError, match=f'2017 was read as a number; write "{key}=\'NAME\'"'):
+        load_config('odis_demo', parse_options([f'{key}=2017']))
+    assert load_config('odis_demo', parse_options([f"{key}='2017'"])).train_dataloader.dataset.data_prefix == '2017'

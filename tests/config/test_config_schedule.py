@@ -111,6 +111,22 @@ def test_a_longer_run_is_scaled_too():
     assert cfg.param_scheduler[0].end == cfg.param_scheduler[1].begin == 20
 
 
+@pytest.mark.parametrize(
+    'name, options, told',
+    [
+        ('odis_demo', {'train_cfg.max_epochs': None, 'train_cfg.max_iters': 40}, 'max_iters 40 here'),  # 10 epochs
+        ('gtsa_small', {'train_cfg.max_epochs': 10, 'train_cfg.max_iters': None}, 'max_epochs 10 here'),
+    ],
+)
+def test_a_length_in_the_other_unit_is_followed(name, options, told):
+    """What the message for a part of an epoch advises: another unit must not leave the schedule in the former one."""
+    cfg = load_config(name, options)
+    (line,) = fit_schedule(cfg)
+    assert told in line
+    values = rates([dict(part) for part in cfg.param_scheduler], 40, epoch_length=4)
+    assert values[0] < 0.01 and values[-1] < 0.01 and values[3:5] == pytest.approx([1, 1])  # warm-up: a tenth
+
+
 def test_what_the_options_set_stays():
     options = {'train_cfg.max_epochs': 4, 'param_scheduler.0.end': 2}
     cfg = load_config('odis_vits_coco', options)

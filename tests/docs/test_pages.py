@@ -132,6 +132,8 @@ def refusal(line, monkeypatch, whole=True):
     names, config = {*shipped_configs()}, getattr(args, 'config', None)
     names |= {name.rpartition('/')[2] for name in names}
     options = parse_options(pair for pair in getattr(args, 'cfg_options', []) if re.match(r'\+?[a-z][\w.]*=', pair))
+    stand_ins = [key for key, value in options.items() if re.fullmatch(r'\$\w+|[A-Z]+', str(value))]
+    options.update(dict.fromkeys(stand_ins))  # EPOCHS or $S in place of a number
     name = str(config).removeprefix('configs/').removesuffix('.py')
     if options and (name in names or str(config).isupper()):
         load_config(name if name in names else 'odis_demo', options)

@@ -116,3 +116,9 @@ def test_a_largest_norm_that_leaves_nothing_is_refused(norm, per_tensor):
     optimizer = torch.optim.SGD(network().parameters(), lr=1.0)
     with pytest.raises(ConfigError, match='would leave nothing of any gradient: set optim_wrapper.clip_grad=None'):
         SafeOptimWrapper(optimizer, clip_grad=dict(max_norm=norm, per_tensor=per_tensor))
+
+
+def test_a_bare_number_for_clipping_is_told():
+    optimizer = torch.optim.SGD(network().parameters(), lr=1.0)
+    with pytest.raises(ConfigError, match=r'optim_wrapper.clip_grad is dict\(max_norm=...\) or None, got 3'):
+        SafeOptimWrapper(optimizer, clip_grad=3)

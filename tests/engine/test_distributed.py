@@ -414,3 +414,12 @@ def test_a_missing_node_is_named(lonely, tmp_path):
     assert last.startswith(f'error: not all 2 nodes joined the master 127.0.0.1:{lonely} within 1 s'), done.stderr[
         -2000:
     ]
+
+
+@pytest.mark.parametrize('ranks', ['0', '--work-dir', 'two'])
+def test_a_number_of_ranks_that_is_none_is_told(ranks, tmp_path):
+    done = subprocess.run(
+        ['bash', str(ROOT / 'tools/dist_train.sh'), 'odis_demo', ranks], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (2, '')
+    assert done.stderr.startswith('error: the number of ranks') and f"not '{ranks}'" in done.stderr

@@ -69,7 +69,19 @@ def first(items):
     return items[0]
 
 
-def train(work_dir, at=0, name='SIGTERM', accumulate=1, workers=0, awaits=0, custom=(), length=None, **kwargs):
+def train(
+    work_dir,
+    at=0,
+    name='SIGTERM',
+    accumulate=1,
+    workers=0,
+    awaits=0,
+    custom=(),
+    length=None,
+    checkpoint=None,
+    hooks=None,
+    **kwargs,
+):
     """Two epochs of eight iterations, with random numbers in the model."""
     init_default_scope('mmpretrain')
     torch.manual_seed(1)
@@ -101,7 +113,9 @@ def train(work_dir, at=0, name='SIGTERM', accumulate=1, workers=0, awaits=0, cus
             dict(type='CosineAnnealingLR', begin=1, convert_to_iter_based=True),
         ],
         default_hooks=dict(
-            checkpoint=dict(type='SafeCheckpointHook', interval=1), logger=dict(type='LoggerHook', interval=50)
+            checkpoint=dict(type='SafeCheckpointHook', **(checkpoint or dict(interval=1))),
+            logger=dict(type='LoggerHook', interval=50),
+            **(hooks or {}),
         ),
         custom_hooks=[
             dict(type='SelfSupScheduleHook', weight_decay_end=0.4, freeze_prototypes_epochs=1),
@@ -227,6 +241,8 @@ def test_one_length_is_asked_for(tmp_path, length):
 def test_a_part_of_an_epoch_is_told_in_iterations(tmp_path):
     with pytest.raises(ConfigError, match='max_epochs=0.5 is no whole number: set train_cfg.max_iters'):
         train(tmp_path, length=dict(max_epochs=0.5))
+    with pytest.raises(ConfigError, match='max_iters=2.5 is no whole number'):
+        train(tmp_path, length=dict(max_iters=2.5))
 
 
 def test_twice_with_workers(undisturbed, tmp_path):
@@ -279,6 +295,37 @@ def test_a_checkpoint_by_iterations_waits_for_the_end_of_a_step(tmp_path):
     by_iterations = dict(type='SafeCheckpointHook', interval=4, by_epoch=False)
     train(tmp_path, accumulate=3, custom=[by_iterations])
     assert {path.name for path in tmp_path.glob('iter_*.pth')} == {f'iter_{n}.pth' for n in (6, 8, 14, 16)}
+
+
+def test_preempted_at_the_end_of_an_epoch_with_checkpoints_by_iterations(undisturbed, tmp_path):
+    by_iterations = dict(checkpoint=dict(interval=1, by_epoch=False, max_keep_ckpts=9))
+    assert stopped(train, tmp_path, 8, **by_iterations) == 75
+    assert content(tmp_path, 'iter_1.pth')['iter'] == 1, 'not that of the end of epoch 1'
+    assert content(tmp_path, 'iter_8.pth')['epoch'] == 1
+    resumed(tmp_path, **by_iterations)
+    assert_same(content(tmp_path, 'iter_16.pth')['state_dict'], undisturbed['state_dict'])
+
+    seldom = dict(checkpoint=dict(interval=6, by_epoch=False))
+    assert stopped(train, tmp_path / 'seldom', 8, **seldom) == 75
+    assert apis.latest_checkpoint(str(tmp_path / 'seldom')) == str(tmp_path / 'seldom' / 'epoch_1_iter_8.pth')
+    resumed(tmp_path / 'seldom', **seldom)
+    assert_same(content(tmp_path / 'seldom', 'iter_16.pth')['state_dict'], undisturbed['state_dict'])
+    assert not list((tmp_path / 'seldom').glob('epoch_*_iter_*'))
+
+
+def test_exports_from_before_a_resume_go_with_their_checkpoints(tmp_path):
+    options = dict(checkpoint=dict(interval=1, max_keep_ckpts=1), custom=[dict(type='ExportTeacherHook')])
+    assert stopped(train, tmp_path, 10, **options) == 75
+    assert (tmp_path / 'epoch_1_backbone.pth').is_file()
+    (tmp_path / 'epoch_9_backbone.pth').write_bytes(b'without a checkpoint')
+    resumed(tmp_path, **options)
+    left = {path.name for path in tmp_path.iterdir() if path.suffix in ('.pth', '.md')}
+    assert left == {'epoch_2.pth', 'epoch_2_backbone.pth', 'epoch_2_backbone.md', 'epoch_9_backbone.pth'}
+
+
+def test_epochs_differ_whatever_hooks_there_are(undisturbed, tmp_path):
+    train(tmp_path, hooks=dict(sampler_seed=None))
+    assert_same(content(tmp_path)['state_dict'], undisturbed['state_dict'])
 
 
 def test_the_last_step_of_an_epoch_is_the_mean_of_what_is_left():

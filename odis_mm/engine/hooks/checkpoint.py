@@ -6,7 +6,7 @@ import os
 import os.path as osp
 import re
 from contextlib import suppress
-from typing import Any, List, Tuple
+from typing import Any, List, Optional, Tuple
 
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
@@ -150,22 +150,21 @@ class SafeCheckpointHook(CheckpointHook):
 
     def save_epoch(self, runner) -> None:
         """Write this epoch's checkpoint, if ``interval`` did not write it. Called in ``after_train_epoch``."""
-        name = self.filename_tmpl.format(runner.epoch + 1) if self.by_epoch else ''
-        if not name or self.last_ckpt is None or osp.basename(self.last_ckpt) != name:
-            self._save_checkpoint_with_step(runner, runner.epoch + 1, dict(epoch=runner.epoch + 1, iter=runner.iter))
+        done = runner.epoch + 1
+        if not self.by_epoch:  # one of the number of the epoch would stand for that of the iteration
+            self._guard(runner, self._save_now, runner, runner.iter, done)
+        elif self.last_ckpt is None or osp.basename(self.last_ckpt) != self.filename_tmpl.format(done):
+            self._save_checkpoint_with_step(runner, done, dict(epoch=done, iter=runner.iter))
 
-    def _save_now(self, runner, iteration: int) -> None:
-        name = self.filename_tmpl.format(runner.epoch if self.by_epoch else iteration)
+    def _save_now(self, runner, iteration: int, epoch: Optional[int] = None) -> None:
+        epoch = runner.epoch if epoch is None else epoch
+        name = self.filename_tmpl.format(epoch if self.by_epoch else iteration)
         if iteration > runner.iter or self.last_ckpt is None or osp.basename(self.last_ckpt) != name:
-            name = f'epoch_{runner.epoch}_iter_{iteration}.pth'
+            name = f'epoch_{epoch}_iter_{iteration}.pth'
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
         runner.save_checkpoint(
-            self.out_dir,
-            name,
-            meta=dict(epoch=runner.epoch, iter=iteration),
-            by_epoch=False,
-            backend_args=self.backend_args,
+            self.out_dir, name, meta=dict(epoch=epoch, iter=iteration), by_epoch=False, backend_args=self.backend_args
         )
         if is_main_process():
             with open(osp.join(runner.work_dir, 'last_checkpoint'), 'w') as f:

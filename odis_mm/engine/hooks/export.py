@@ -25,7 +25,7 @@ class ExportTeacherHook(Hook):
     command.
 
     It follows what the checkpoint hook reports as written. When that hook removes an old checkpoint of this run
-    (``max_keep_ckpts``), the export and the card beside it go too.
+    (``max_keep_ckpts``), also one from before the run was resumed, the export and the card beside it go too.
     """
 
     priority = 'LOWEST'  # after the checkpoint hook (VERY_LOW)
@@ -42,6 +42,12 @@ class ExportTeacherHook(Hook):
         broadcast_object_list(there)  # the first rank may write it before another looks
         if there[0]:
             self._exports[checkpoint], self._seen = path, checkpoint
+        folder = osp.dirname(checkpoint) if checkpoint else ''
+        if folder and osp.abspath(folder) == osp.abspath(runner.work_dir):  # another folder's files are not this run's
+            for name in os.listdir(folder):
+                own = osp.join(folder, name.removesuffix('_backbone.pth') + '.pth')
+                if name.endswith('_backbone.pth') and osp.isfile(own):
+                    self._exports[own] = osp.join(folder, name)
         self._export(runner)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:

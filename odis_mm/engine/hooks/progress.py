@@ -33,6 +33,8 @@ class ProgressHook(Hook):
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs: Optional[dict] = None) -> None:
         hub = runner.message_hub
+        if 'train/time' not in hub.log_scalars:  # no IterTimerHook
+            return
         seconds = hub.get_scalar('train/time').mean(self.window)
         if seconds > 0:
             hub.update_scalar('train/images/s', self.images / seconds)

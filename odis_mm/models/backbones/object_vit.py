@@ -98,8 +98,20 @@ class ObjectViT(VisionTransformer):
                 f'num_object_tokens must be at least 1 and num_registers at least 0, got {num_object_tokens} and '
                 f'{num_registers}.'
             )
+        if window_size < 0 or global_every < 1:
+            raise ConfigError(
+                f'window_size must be at least 0 and global_every at least 1, got {window_size} and {global_every}.'
+            )
+        arch = args[0] if args else kwargs.get('arch', 'base')
+        if isinstance(arch, str) and arch.lower() not in self.arch_zoo:
+            raise ConfigError(
+                f'model.backbone.arch={arch!r} is none of {", ".join(sorted(self.arch_zoo))}, nor a dict: embed_dims, '
+                'num_layers, num_heads, feedforward_channels.'
+            )
         super().__init__(*args, out_type=out_type, **kwargs)
         width, heads = self.embed_dims, self.arch_settings['num_heads']
+        if width % heads:
+            raise ConfigError(f'model.backbone.arch: {heads} heads do not divide the width of {width} channels.')
         self.with_cp = with_cp
         self.drop_path_subset, self.init_std = drop_path_subset, init_std
         self.antialias = antialias

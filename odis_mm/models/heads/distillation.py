@@ -35,16 +35,23 @@ def sinkhorn_knopp(logits: Tensor, temperature: float, iterations: int = 3, coun
     rows = logits.float().flatten(0, -2)
     if counted is not None:
         rows = rows.masked_fill(~counted.flatten()[:, None], -torch.inf)
-    top = rows.max() if rows.numel() else rows.new_full((), -torch.inf)
+    # learned norms bring rows, or prototypes, far below others: the largest logit of each prototype is taken off, which
+    # changes no balance, and the first one is made in logarithms, or all of a row could vanish
+    top = rows.amax(0) if len(rows) else rows.new_full(rows.shape[1:], -torch.inf)  # [K]
     all_reduce(top, 'max')
     # -inf where no row counts: exp(-inf) is 0
-    weight = torch.exp((rows - top.clamp(min=torch.finfo(top.dtype).min)) / temperature)
-    for _ in range(iterations):
-        used = weight.sum(0)  # [K]
+    rows = (rows - top.clamp(min=torch.finfo(top.dtype).min)) / temperature
+    used = rows.exp().sum(0)  # [K], at least 1
+    all_reduce(used)
+    least = torch.finfo(used.dtype).tiny  # for rows that do not count, and prototypes if none does
+    weight = (rows - used.clamp(min=least).log()).softmax(1)
+    if counted is not None:
+        weight = weight.masked_fill(~counted.flatten()[:, None], 0.0)
+    for _ in range(iterations - 1):
+        used = weight.sum(0)
         all_reduce(used)
-        # a prototype that underflowed for all rows is left unused rather than made NaN; so is a row, below
-        weight = weight / used.clamp(min=torch.finfo(used.dtype).tiny)
-        weight = weight / weight.sum(1, keepdim=True).clamp(min=torch.finfo(used.dtype).tiny)
+        weight = weight / used.clamp(min=least)
+        weight = weight / weight.sum(1, keepdim=True).clamp(min=least)
     return weight.view(logits.shape)
 
 
@@ -57,6 +64,8 @@ class Center(BaseModule):
 
     def __init__(self, num_prototypes: int, momentum: float):
         super().__init__()
+        if not 0 <= momentum <= 1:
+            raise ConfigError(f'model.head.center_momentum must lie within [0, 1], got {momentum}.')
         self.momentum = momentum
         self.register_buffer('value', torch.zeros(num_prototypes))
         # the last entry counts the rows; not part of a checkpoint: steps and checkpoints coincide
@@ -100,7 +109,7 @@ class SoftTargetHead(BaseModule):
             answer that small models drift to.
 
     Raises:
-        ConfigError: an unknown ``balance``.
+        ConfigError: an unknown ``balance``, or a temperature that is not positive.
     """
 
     def __init__(self, student_temp: float, teacher_temp: Union[float, dict], balance: str = 'center', init_cfg=None):
@@ -114,6 +123,11 @@ class SoftTargetHead(BaseModule):
             if isinstance(teacher_temp, dict)
             else dict(start=teacher_temp, end=teacher_temp, warmup_epochs=0)
         )
+        temps = dict(student_temp=student_temp)
+        temps.update({f'teacher_temp.{key}': self.teacher_temp_cfg.get(key) for key in ('start', 'end')})
+        for name, value in temps.items():
+            if not isinstance(value, (int, float)) or value <= 0:
+                raise ConfigError(f'model.head.{name} must be a positive number, got {value!r}.')
         self.teacher_temp = self.teacher_temp_cfg['start']
         self.watched: Optional[List[Tensor]] = None
 

@@ -70,12 +70,11 @@ class TeacherStudent(BaseSelfSupervisor):
         self.momentum = momentum['start']
         self.teacher = ModuleDict(dict(backbone=copy.deepcopy(self.backbone), neck=copy.deepcopy(self.neck)))
         self.teacher.requires_grad_(False)
+        known = isinstance(anchor, dict) and not set(anchor) - {'kind', 'weight'} and anchor.get('kind') in ANCHORS
+        if anchor is not None and not known:
+            raise ConfigError(f'model.anchor is dict(kind={" or ".join(map(repr, ANCHORS))}, weight), got {anchor}.')
         self.anchor_cfg = None if anchor is None else {'weight': 1.0, **anchor}
         if anchor is not None:
-            if set(anchor) - {'kind', 'weight'} or anchor.get('kind') not in ANCHORS:
-                raise ConfigError(
-                    f'model.anchor is dict(kind={" or ".join(map(repr, ANCHORS))}, weight), got {anchor}.'
-                )
             self.start = copy.deepcopy(self.backbone).requires_grad_(False)
         for backbone_of in (self.teacher['backbone'], getattr(self, 'start', None)):
             if backbone_of is not None and isinstance(backbone_of, BaseModule):
@@ -230,7 +229,8 @@ class TeacherStudent(BaseSelfSupervisor):
         """Return the method's losses for a collated batch (see ``collate_views``).
 
         Raises:
-            ConfigError: nothing drives the schedules and the teacher: it would never move.
+            ConfigError: nothing drives the schedules and the teacher: it would never move; or the views are no whole
+                patches of a ViT.
         """
         if not self._progress_known:
             raise ConfigError(
@@ -238,10 +238,23 @@ class TeacherStudent(BaseSelfSupervisor):
                 "schedule=dict(type='SelfSupScheduleHook') to default_hooks (or call set_progress and "
                 'after_optimizer_step yourself).'
             )
+        if isinstance(self.backbone, VisionTransformer):
+            self._check_views(inputs)
         losses = self.compute_losses(inputs, data_samples)
         if self.anchor_cfg is not None:
             losses['loss_anchor'] = self.anchor_cfg['weight'] * self._anchor(inputs[0], data_samples)
         return losses
+
+    def _check_views(self, inputs: List[Tensor]) -> None:
+        """Patches over the border would be padded, and what losses compare would lie elsewhere on the maps."""
+        sides = self.backbone.patch_embed.projection.stride
+        for height, width in (views.shape[-2:] for views in inputs):
+            if height % sides[0] or width % sides[1]:
+                raise ConfigError(
+                    f'views of {height} x {width} pixels are no whole patches of model.backbone.patch_size={sides[0]}: '
+                    'set size of the views, in the step of train_dataloader.dataset.pipeline that samples them, to '
+                    'multiples of it, and patch_size there to the same number.'
+                )
 
     def _anchor(self, views: Tensor, data_samples: dict) -> Tensor:
         """Of the first global view of each image, whole and unmasked; views are view-major."""

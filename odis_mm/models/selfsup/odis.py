@@ -96,7 +96,19 @@ class ODIS(TeacherStudent):
             inputs: Normalised views per resolution, [V_r*B, 3, H, W], global views first, view-major.
             data_samples: object_mask (list over resolutions), object_visible [B, V], mim_mask [G*B, N], mim_index [M],
                 mim_weight [M]; other_masks [G*B, n, N] if the pipeline draws further objects.
+
+        Raises:
+            ConfigError: the masks are of other patches than the backbone's.
         """
+        if self.masked_attention or self.lambda_patch:
+            drawn = data_samples['object_mask'][0] if self.masked_attention else data_samples['mim_mask']
+            side, pixels = self.backbone.patch_embed.projection.stride[0], inputs[0][0, 0].numel()
+            if drawn.shape[1] * side**2 != pixels:
+                raise ConfigError(
+                    f'SampleViews (train_dataloader.dataset.pipeline) divides a global view into {drawn.shape[1]} '
+                    f'patches, model.backbone.patch_size={side} into {pixels // side**2}: set patch_size of both to '
+                    'one number.'
+                )
         visible = data_samples['object_visible'] if self.masked_attention else None  # [B, V]
         masks = data_samples['object_mask'] if self.masked_attention else [None]
         batch = len(data_samples['object_visible'])

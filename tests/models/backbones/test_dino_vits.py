@@ -232,7 +232,28 @@ def test_tokens_bear_no_decay_and_stand_at_the_bottom_of_the_ladder():
     assert vit.get_layer_depth('backbone.layers.1.ln1.weight', 'backbone.') == (2, 5)
 
 
-@pytest.mark.parametrize('options', [dict(out_type='cls_token'), dict(with_cls_token=False), dict(num_registers=-1)])
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(out_type='cls_token'),
+        dict(with_cls_token=False),
+        dict(num_registers=-1),
+        dict(window_size=-1),
+        dict(window_size=2, global_every=0),
+    ],
+)
 def test_options_that_do_not_go_together_are_named(options):
     with pytest.raises(ConfigError):
         build(**options)
+
+
+@pytest.mark.parametrize(
+    'arch, told',
+    [
+        ('tiny', "arch='tiny' is none of .*deit-small"),
+        (dict(embed_dims=32, num_layers=2, num_heads=5, feedforward_channels=64), '5 heads do not divide the width'),
+    ],
+)
+def test_a_shape_that_is_none_is_told(arch, told):
+    with pytest.raises(ConfigError, match=told):
+        ObjectViT(arch=arch, img_size=32, patch_size=8)

@@ -8,6 +8,7 @@ import odis_mm  # noqa: F401
 from helpers import K, losses_of, make_batch, make_odis
 from odis_mm import apis
 from odis_mm.models.heads import Center, DistillationHead, sinkhorn_knopp
+from odis_mm.utils.errors import ConfigError
 
 
 def test_center_is_a_running_mean_and_moves_once_per_step():
@@ -54,11 +55,25 @@ def test_sinkhorn_equals_loops_and_converges_to_equal_use(shape):
     torch.testing.assert_close(even.sum(1), torch.ones(len(even)))
 
 
+@pytest.mark.parametrize('norms', ['of prototypes', 'of rows'])
+def test_sinkhorn_balances_logits_whose_exponentials_vanish(norms):
+    """Norms of prototypes, where they are learned, may grow: rows and prototypes far below the largest logit count as
+    all others do."""
+    logits = torch.randn(9, K, generator=torch.Generator().manual_seed(0))
+    scale = 10 * torch.arange(1.0, (K if norms == 'of prototypes' else 9) + 1)
+    logits = logits * scale if norms == 'of prototypes' else logits - scale[:, None]
+    rows = logits.double() / 0.04
+    for _ in range(3):
+        rows = (rows - rows.logsumexp(0)).log_softmax(1)
+    out = sinkhorn_knopp(logits, 0.04)
+    torch.testing.assert_close(out, rows.exp().float(), atol=1e-3, rtol=0)
+    torch.testing.assert_close(out.sum(1), torch.ones(9))
+
+
 def test_sinkhorn_survives_far_logits_and_no_rows():
     far = torch.zeros(3, K)
-    far[:, 0] = 1000.0  # all others underflow
-    out = sinkhorn_knopp(far, 0.04)
-    assert out.isfinite().all() and torch.equal(out.argmax(1), torch.zeros(3, dtype=torch.int64))
+    far[:, 0] = 1000.0  # alike in all rows: no reason to use it more than the others
+    torch.testing.assert_close(sinkhorn_knopp(far, 0.04), torch.full((3, K), 1 / K))
     assert sinkhorn_knopp(torch.zeros(0, K), 0.04).shape == (0, K)
 
 
@@ -108,3 +123,18 @@ def test_the_teacher_temperature_moves_per_iteration_over_thirty_epochs(recipe):
     # as the comment beside the number tells
     apart = max(abs(ours(iteration) - release(iteration)) for iteration in range(7000))
     assert apart == pytest.approx(0.001, abs=1e-9) and ours(6699) == pytest.approx(release(6699) - 0.001)
+
+
+@pytest.mark.parametrize(
+    'options, told',
+    [
+        (dict(student_temp=-0.1), 'model.head.student_temp must be a positive number, got -0.1'),
+        (dict(teacher_temp=0), 'model.head.teacher_temp.start must be a positive number, got 0'),
+        (dict(teacher_temp=dict(start=0.04, warmup_epochs=30)), 'model.head.teacher_temp.end .* got None'),
+        (dict(teacher_temp=[0.04, 0.07]), 'model.head.teacher_temp.start'),
+        (dict(center_momentum=2), r'model.head.center_momentum must lie within \[0, 1\], got 2'),
+    ],
+)
+def test_temperatures_and_momenta_that_are_none_are_told(options, told):
+    with pytest.raises(ConfigError, match=told):
+        DistillationHead(K, **options)

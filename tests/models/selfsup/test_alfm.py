@@ -390,7 +390,13 @@ def test_wrong_views_and_backbones_are_named():
         losses_of(make_alfm(backbone=dict(out_type='raw')), make_batch())
     data = make_batch()
     data['inputs'][0] = data['inputs'][0][..., :42]
+    with pytest.raises(ValueError, match='42 pixels are no whole patches of model.backbone.patch_size'):
+        losses_of(make_alfm(), data)
     with pytest.raises(ValueError, match='multiple of the backbone'):
+        losses_of(make_resnet(), data)
+    data = make_batch()
+    data['inputs'][0] = data['inputs'][0][..., :42, :42]  # a square one too
+    with pytest.raises(ValueError, match='no whole patches'):
         losses_of(make_alfm(), data)
     with pytest.raises(ValueError, match='model.head.eps2 must be positive'):
         make_alfm(head=dict(eps2=0))

@@ -55,3 +55,5 @@ def test_anchor_losses_are_of_float32_under_autocast(kind):
 def test_an_unknown_anchor_is_named():
     with pytest.raises(ConfigError, match="'feature' or 'gram'"):
         make_odis(anchor=dict(kind='weights'))
+    with pytest.raises(ConfigError, match="'feature' or 'gram'.*, got 1"):
+        make_odis(anchor=1)

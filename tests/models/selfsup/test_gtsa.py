@@ -378,6 +378,13 @@ def test_more_matches_than_cells_are_told():
         losses_of(model, make_batch())
 
 
+def test_views_that_are_no_whole_patches_are_told():
+    data = make_batch()
+    data['inputs'][1] = data['inputs'][1][..., :-1, :-1]
+    with pytest.raises(ValueError, match='no whole patches of model.backbone.patch_size'):
+        losses_of(make_gtsa(), data)
+
+
 def test_rotation_accuracy_counts_views():
     model, data = make_gtsa(), make_batch()
     with torch.no_grad():

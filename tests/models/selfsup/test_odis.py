@@ -99,6 +99,12 @@ def test_options():
     torch.testing.assert_close(plain['loss_obj'], losses_of(make_odis(), data)['loss_obj'])
 
 
+@pytest.mark.parametrize('masked_attention', [True, False])
+def test_masks_of_other_patches_are_told(masked_attention):
+    with pytest.raises(ConfigError, match='into 16 patches, model.backbone.patch_size=16 into 4: set patch'):
+        losses_of(make_odis(masked_attention=masked_attention, backbone=dict(patch_size=16)), make_batch())
+
+
 def test_a_model_without_its_schedule_says_so():
     model = make_odis()
     with pytest.raises(ConfigError, match='SelfSupScheduleHook'):
