@@ -88,7 +88,8 @@ def check_classifier(cfg: Config) -> List[str]:
 
     Raises:
         ConfigError: the training and the validation folder have different classes, which mmpretrain numbers in each by
-            itself, or more blocks are frozen than there are.
+            itself, there are more of them than the head has, fewer than the evaluation counts, or more blocks are
+            frozen than there are.
     """
     model = cfg.get('model') or {}
     if not str(model.get('type')).endswith('ImageClassifier'):
@@ -100,6 +101,14 @@ def check_classifier(cfg: Config) -> List[str]:
             f'the training and the validation folder have different classes ({", ".join(only[:4])} in one of them '
             'only), so that labels of one would be of other classes in the other: give both the same class folders.'
         )
+    classes = (model.get('head') or {}).get('num_classes')
+    if isinstance(classes, int) and classes < len(train or val):
+        count = len(train or val)
+        raise ConfigError(f'model.head.num_classes={classes}, and there are {count} class folders: set it to {count}.')
+    evaluator = cfg.get('val_evaluator')
+    top = evaluator.get('topk') if isinstance(evaluator, dict) else None
+    if isinstance(classes, int) and isinstance(top, (list, tuple)) and max(top, default=0) > classes:
+        raise ConfigError(f'val_evaluator.topk={tuple(top)}, and there are {classes} classes: set it to (1,).')
     backbone = model.get('backbone') or {}
     arch, frozen = backbone.get('arch', 'base'), backbone.get('frozen_stages', -1)
     arch = arch if isinstance(arch, dict) else VisionTransformer.arch_zoo.get(arch, {})

@@ -309,7 +309,8 @@ def neighbour_sheet(
             axes.imshow(
                 image[int(y1) : max(int(np.ceil(y2)), int(y1) + 1), int(x1) : max(int(np.ceil(x2)), int(x1) + 1)]
             )
-            axes.set_title(title if names is None else f'{names[index]} {title}', fontsize=7)
+            # in a name, $ begins no formula
+            axes.set_title(title if names is None else f'{names[index]} {title}', fontsize=7, parse_math=False)
             if names is not None and index != query:
                 axes.set_frame_on(True)
                 same = names[index] == names[query]

@@ -194,11 +194,12 @@ def _class_names(found: Any, file: Path) -> List[str]:
     )
     for key, name in entries:
         number = str(key).strip()  # quoted ones are meant, too
-        if not re.fullmatch('[0-9]{1,5}', number) or int(number) in names or not isinstance(name, (str, int, float)):
+        known = not isinstance(name, bool) and isinstance(name, (str, int, float))
+        if not re.fullmatch('[0-9]{1,5}', number) or int(number) in names or not known:
             where = f'names[{key!r}]' if isinstance(found, (dict, list)) else 'names'
             raise AnnotationError(
                 f'{file}: {where} is {name!r:.60}; names must be a list of the classes, or give each number, once, '
-                'a name (0: cat).'
+                'a name (0: cat); no, yes, on and off need quotes.'
             )
         names[int(number)] = str(name)
     return [names.get(i, str(i)) for i in range(max(names, default=-1) + 1)]

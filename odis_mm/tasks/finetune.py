@@ -293,8 +293,8 @@ def _without_twins(name: str, split: Split, folder: Path) -> Split:
     used = {identity(category['id']) for category in categories(content)}
     chosen: Dict[str, Any] = {}
     for category in sorted(listed, key=lambda category: identity(category['id']) not in used):
-        chosen.setdefault(str(category['name']), category)
-    kept = [c for c in listed if identity(c['id']) in used or chosen[str(c['name'])] is c]
+        chosen.setdefault(str(category.get('name')), category)
+    kept = [c for c in listed if identity(c['id']) in used or chosen[str(c.get('name'))] is c]
     if len(kept) == len(listed):
         return split
     folder.mkdir(parents=True, exist_ok=True)

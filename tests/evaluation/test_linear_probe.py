@@ -80,6 +80,25 @@ def test_folders_that_hold_other_classes_are_refused(tmp_path):
         apis.train(cfg, work_dir=str(tmp_path / 'probe'))
 
 
+@pytest.mark.parametrize(
+    'changed, wanted',
+    [
+        ({'model.head.num_classes': 2}, 'num_classes=2, and there are 3 class folders: set it to 3'),
+        ({'val_evaluator.topk': (1, 5)}, 'topk=.1, 5., and there are 3 classes: set it to .1,.'),
+    ],
+)
+def test_more_classes_than_the_head_has_and_more_counted_than_there_are(tmp_path, changed, wanted):
+    cfg = apis.load_config('linear_probe/vits_in1k', OPTIONS)
+    for part in ('train', 'val'):
+        cfg[f'{part}_dataloader'].dataset.data_root = str(tmp_path)
+        for name in 'abc':
+            (tmp_path / part / name).mkdir(parents=True)
+    check_classifier(cfg)
+    cfg.merge_from_dict(changed)
+    with pytest.raises(ConfigError, match=wanted):
+        apis.train(cfg, work_dir=str(tmp_path / 'probe'))
+
+
 @pytest.mark.parametrize('arch, depth', [('large', 24), (ARCH, 3)])
 def test_blocks_that_would_be_trained_are_told(arch, depth):
     cfg = apis.load_config('linear_probe/vits_in1k', {'model.backbone.frozen_stages': 2})

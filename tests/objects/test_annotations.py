@@ -265,6 +265,7 @@ def test_yolo_names_by_quoted_numbers(tmp_path, images, names, read):
         ('[[cat, dog]]', "names[0] is ['cat', 'dog']"),
         ('[{0: cat}]', "names[0] is {0: 'cat'}"),
         ('{0: null}', 'names[0] is None'),
+        ('[yes, no]', 'names[0] is True'),
         ('cat', "names is 'cat'"),
     ],
 )

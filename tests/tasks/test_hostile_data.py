@@ -247,6 +247,16 @@ def test_a_class_of_the_name_of_its_data_set(tmp_path):
         assert COCO(str(split.ann_file)).getCatIds(catNms=['box']) == [1]  # as mmdet asks
 
 
+def test_classes_without_a_name_are_told_before_a_detector_is_made(tmp_path):
+    root = write_noise_coco(tmp_path / 'data', (('train', 4), ('val', 2)))
+    for path in root.glob('annotations/*.json'):
+        content = json.loads(path.read_text())
+        content['categories'] = [dict(id=1), dict(id=2)]
+        path.write_text(json.dumps(content))
+    with pytest.raises(AnnotationError, match='name'):
+        detector_config(*detector_splits(root, annotated_splits(root, None, None, None), None, tmp_path / 'w', seed=0))
+
+
 def test_default_steps_are_ten_passes_with_any_detector():
     assert default_steps(1600) == 2000 and default_steps(1600, batch=4) == 4000
     assert default_steps(1600, detector='mask-rcnn_vits_fpn_1x_coco') == 8000  # of two images
