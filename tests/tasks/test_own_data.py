@@ -186,7 +186,7 @@ def test_a_detector_says_what_its_pretraining_has_seen(chain, coco_folder, tmp_p
 @pytest.mark.parametrize('method', METHODS)
 @pytest.mark.parametrize('width', [128, 384])
 def test_wide_weights_are_kept(method, width, coco_folder, tmp_path):
-    arch = dict(embed_dims=width, num_layers=1, num_heads=width // 64, feedforward_channels=width)
+    arch = dict(embed_dims=width, num_layers=4, num_heads=width // 64, feedforward_channels=width)
     vit = ObjectViT(arch=arch, patch_size=14, img_size=28)
     torch.save(
         dict(state_dict={f'backbone.{key}': value for key, value in vit.state_dict().items()}), tmp_path / 'a.pth'
