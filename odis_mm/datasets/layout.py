@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from ..utils.errors import AnnotationError, ConfigError, MissingFileError
 from ..utils.files import PathLike
-from ..utils.paths import IMAGE_SUFFIXES, PREDICTIONS, WORK_DIRS, check_folder, of_other_images, walk_files, walk_images
+from ..utils.paths import IMAGE_SUFFIXES, check_folder, of_other_images, walk_files, walk_images
 from .values import identity, is_crowd
 
 SPLITS = {
@@ -173,8 +173,7 @@ def held_out(root: PathLike) -> List[str]:
 
 def of_other_splits(root: PathLike) -> List[Path]:
     """Return the COCO-style jsons anywhere below a folder whose names are those of a validation or test split."""
-    found = [Path(name) for name in walk_files(root, []) if name.lower().endswith('.json')]
-    return [path for path in found if _split_of(path.relative_to(root)) != 'train' and _is_coco(path)]
+    return [path for path in _jsons(root, None) if _split_of(path.relative_to(root)) != 'train' and _is_coco(path)]
 
 
 def annotated_parent(folder: PathLike) -> Optional[Path]:
@@ -200,21 +199,11 @@ def _lists(path: Path, near: Path, root: Path) -> bool:
     return Path(os.path.normpath(place / name)).is_relative_to(root)
 
 
-def _jsons(root: Path) -> List[Path]:
-    found: List[Path] = []
-    visited = {os.path.realpath(root)}
-    for folder, folders, files in os.walk(root, followlinks=True):
-        depth = len(Path(folder).relative_to(root).parts)
-        kept = sorted(name for name in folders if not name.startswith('.') and name != WORK_DIRS) if depth < 2 else []
-        folders.clear()
-        for name in kept:
-            real = os.path.realpath(os.path.join(folder, name))
-            if real not in visited:
-                visited.add(real)
-                folders.append(name)
-        names = [name for name in sorted(files) if name.lower().endswith('.json') and name != PREDICTIONS]
-        found += [Path(folder, name) for name in names]
-    return found
+def _jsons(root: Path, deepest: Optional[int] = 2) -> List[Path]:
+    """The json files in and below a folder, by default down to ``deepest`` folders in it, where images are looked for,
+    too."""
+    found = [Path(name) for name in walk_files(root, []) if name.lower().endswith('.json')]
+    return [path for path in found if deepest is None or len(path.relative_to(root).parts) <= deepest + 1]
 
 
 def _is_coco(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Linear layers that, in float32 on CPUs, take the faster of torch's two libraries for products.
+"""Linear layers and products of matrices that, in float32 on CPUs, take the faster of torch's two libraries.
 
 torch gives float32 products on CPUs to MKL, which on processors that are not Intel's keeps to AVX2. oneDNN, which torch
 has for convolutions and bf16, uses AVX-512 wherever there is any (docs/benchmarks/odis_step.md).
@@ -53,8 +53,7 @@ def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """Return a @ b of pairs of matrices, [B, n, c] by [B, c, m] to [B, n, m], by the library that :func:`linear`
-    takes."""
+    """Return a @ b of pairs of matrices, [B, n, c] by [B, c, m] to [B, n, m], by the library as :func:`linear`."""
     if not (len(a) and _by_onednn(a[0], b[0])):
         return a @ b
     return torch.stack([linear(x, y.T) for x, y in zip(a.unbind(), b.unbind())])
@@ -128,16 +127,21 @@ class _OneDNN(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
-        grad, needs, product = grad.contiguous(), ctx.needs_input_grad, onednn_product()
+        grad, needs = grad.contiguous(), ctx.needs_input_grad
         return (
-            product(grad, weight.T, None, 'none', [], '') if needs[0] else None,
-            _in_layout_of(weight, grad, x) if needs[1] else None,
+            _times_transposed(grad, weight.T) if needs[0] else None,
+            _of_weight(weight, grad, x) if needs[1] else None,
             grad.sum(0) if ctx.has_bias and needs[2] else None,
         )
 
 
-def _in_layout_of(weight: Tensor, grad: Tensor, x: Tensor) -> Tensor:
-    """The gradient of a weight, which may be a transposed view; the operator takes such as they are."""
-    a, b = (grad.T, x.T) if weight.is_contiguous() else (x.T, grad.T)
-    out = onednn_product()(a, b, None, 'none', [], '')
-    return out if weight.is_contiguous() else out.T
+def _times_transposed(a: Tensor, b: Tensor) -> Tensor:
+    """a b^T of [n, c] and [m, c], which may be transposed views: the operator takes such as they are."""
+    return onednn_product()(a, b, None, 'none', [], '')
+
+
+def _of_weight(weight: Tensor, grad: Tensor, x: Tensor) -> Tensor:
+    """The gradient of a weight [m, n], in its layout: in :func:`product` it is a transposed view."""
+    if weight.is_contiguous():
+        return _times_transposed(grad.T, x.T)
+    return _times_transposed(x.T, grad.T).T

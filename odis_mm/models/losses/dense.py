@@ -67,7 +67,8 @@ def correspondence_similarity(
 
 
 def _matched_similarity(teacher: Tensor, student: Tensor, pairs: ViewPairs, keep: int) -> Tensor:
-    """Cells are divided by their lengths after the products: these are far fewer numbers than the cells have."""
+    """[P, b] of the cells [G, b, M, C] and [V, b, N, C], which are divided by their lengths after the products, as
+    these are far fewer numbers."""
     cells = [x.shape[2] for x in (student, teacher)]
     student, teacher = (
         x.transpose(0, 1).to(torch.float32, memory_format=torch.contiguous_format).flatten(1, 2)
