@@ -92,7 +92,7 @@ def finetune(
         train, val: COCO-style json files in place of those found in ``data``; absolute or below it.
         images: Image folder of both, if it is not found near them.
         steps: Length; None: ten passes over the training images, at least 300 and at most 20,000 steps.
-        size: Shortest side of the images in pixels; None: 128 or more, as the objects need; with ``detector``, its config's.
+        size: Shortest side of the images in pixels; None: 128 or more, as the objects need, or that of ``detector``.
         batch: Images per step.
         work_dir: Config, log, checkpoint, ``predictions/`` and ``metrics.json`` are written here; None:
             ``work_dirs/finetune/NAME``, by the name of ``data``.

@@ -252,6 +252,8 @@ def test_generated_parts_are_whole(monkeypatch):
     assert "| `mmdet ... refuses mmcv ...` | `pip install 'mmcv<2.2'` |" in docs_pages.doctor()
     assert '| `model.head.num_cells` | `7` | what two views share' in docs_pages.PARTS['knobs_alfm']()
     assert '| `SampleViews.min_cover` | `0.04` | a derivative' in docs_pages.PARTS['knobs_odis']()
+    html = docs_pages.on_page_content('see :func:<code>~odis_mm.objects.\nfind_objects</code>, :class:<code>a.B</code>')
+    assert html == 'see <code>find_objects</code>, <code>a.B</code>'
     text = docs_pages.help_of('pretrain')
     assert text.startswith('usage: odis-mm pretrain') and '--hours' in text and shlex.split('--data DIR')[0] in text
 

@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TUTORIALS = ROOT / 'docs' / 'tutorials'
 SHARED = ('data_preprocessor', 'backbone')  # keys of a model that all methods have alike
 MARK = re.compile(r'<!-- generated: (\w+) -->.*?<!-- end -->', re.DOTALL)
+ROLE = re.compile(r':(?:class|data|func|meth|mod):<code>(?:~[\w.\s]*\.\s*)?([\w.\s]+)</code>')
 
 
 def recipes() -> str:
@@ -222,6 +223,11 @@ def on_startup(**_: object) -> None:
 def on_page_markdown(markdown: str, **_: object) -> str:
     """Called by mkdocs for every page."""
     return MARK.sub(lambda found: PARTS[found[1]](), markdown)
+
+
+def on_page_content(html: str, **_: object) -> str:
+    """Called by mkdocs for every page: Sphinx's roles in docstrings, text to Markdown, become plain code."""
+    return ROLE.sub(r'<code>\1</code>', html)
 
 
 if __name__ == '__main__':
