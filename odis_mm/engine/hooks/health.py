@@ -144,7 +144,8 @@ class HealthHook(Hook):
         patience: A fault is told once so many measurements in a row show it, and again only after it has gone.
         grace: Share of the run at its start in which only the weights' growth and the waiting are judged: a fresh
             teacher may be nearly uniform, and a fresh student worse than one that guesses uniformly.
-        limits: Overrides of :class:`Limits`.
+        limits: Overrides of the fields of :class:`Limits`: entropy, loss, perplexity, rank, spread, diverged_loss,
+            growth, similarity, data_wait.
 
     Raises:
         ConfigError: numbers that cannot be used, or another kind of model.
