@@ -125,7 +125,7 @@ def write_report(
         seed: Of the random boxes that stand beside the comparison.
 
     Returns:
-        What :func:`summarise` gives, and the measures of :func:`recall_of` by row (None without ``truth``).
+        The numbers of :func:`summarise`, and the measures of :func:`recall_of` by row (None without ``truth``).
     """
     out = Path(out)
     numbers = summarise(content)

@@ -365,7 +365,7 @@ def teacher_student_pairs(views: ViewBatch, groups: Sequence[int]) -> List[ViewP
         groups: Number of views of each resolution, global ones first; they sum to V.
 
     Returns:
-        One :class:`ViewPairs` per group, q-major, with V_r * G pairs (the first: G * (G - 1)).
+        A list of one :class:`ViewPairs` per group, q-major, with V_r * G pairs (the first: G * (G - 1)).
     """
     teacher_box, student_box, area = pair_intersections(views)  # [B, V, V, ...]
     pairs: List[ViewPairs] = []
