@@ -64,7 +64,7 @@ class ALFMHead(SoftTargetHead):
         self.center.step()
 
     def gmsr(self, student: Tensor, teacher: Tensor) -> Dict[str, Tensor]:
-        """Return L_GMSR = - mean <z_1, z_2> - lambda/2 (h(Z_1) + h(Z_2))/min(n, d), n images over all ranks.
+        """Return L_GMSR ``= - mean <z_1, z_2> - lambda/2 (h(Z_1) + h(Z_2))/min(n, d)``, n images over all ranks.
 
         The similarity is that of a student's view and the teacher's other one, both ways; the entropies are the
         student's, as a teacher takes no gradient.

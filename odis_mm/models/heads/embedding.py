@@ -19,7 +19,7 @@ class EmbeddingHead(BaseModule):
 
     A prototype loss divides a batch into K balanced groups, which says little where all objects look alike and a batch
     is small. Here the unit vectors themselves are compared, as in SimDINO (arXiv 2502.10385): half their squared
-    distance, 1 - <t, s>, minus the coding rate of the student's vectors, which takes the place of centering,
+    distance, ``1 - <t, s>``, minus the coding rate of the student's vectors, which takes the place of centering,
     temperatures and prototypes. The neck has ``num_prototypes=0``.
 
     Args:
@@ -57,8 +57,8 @@ class EmbeddingHead(BaseModule):
         return embeddings.float()
 
     def token_loss(self, student: Tensor, targets: Tensor, visible: Optional[Tensor] = None) -> Tensor:
-        """Return the mean of 1 - <t(q), s(v)> over the pairs of a teacher view q and another view v, minus the coding
-        rate of the student's global views.
+        """Return the mean of ``1 - <t(q), s(v)>`` over the pairs of a teacher view q and another view v, minus the
+        coding rate of the student's global views.
 
         Args:
             student: Unit vectors [V, B, k, d].
@@ -89,7 +89,7 @@ class EmbeddingHead(BaseModule):
         return loss
 
     def patch_loss(self, student: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
-        """Return the sum of weight x (1 - <t, s>) over masked patches, minus their coding rate.
+        """Return the sum of ``weight x (1 - <t, s>)`` over masked patches, minus their coding rate.
 
         Args:
             student: Unit vectors [M, d].

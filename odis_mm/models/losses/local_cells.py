@@ -44,7 +44,7 @@ def aligned_cells(
 
 
 def with_context(cells: Tensor, temperature: float) -> Tensor:
-    """Return u_i = sum_j softmax_j(<t_i, t_j> / tau_c) t_j over the cells of one view: [..., N, C] unit vectors to
+    """Return ``u_i = sum_j softmax_j(<t_i, t_j> / tau_c) t_j`` over the cells of one view: [..., N, C] unit vectors to
     [..., N, C]."""
     with torch.autocast(cells.device.type, enabled=False):
         return F.scaled_dot_product_attention(cells, cells, cells, scale=1 / temperature)

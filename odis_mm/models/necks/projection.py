@@ -15,7 +15,7 @@ from ..weight_init import init_linears, trunc_normal
 
 
 class PrototypeLayer(nn.Module):
-    """Weight-normalised linear layer: logit_k = g_k <z, v_k/|v_k|>.
+    """Weight-normalised linear layer: ``logit_k = g_k <z, v_k/|v_k|>``.
 
     The two factors are plain parameters rather than torch's parametrisation, so that a deep-copied teacher has the same
     names as its student (an EMA by name is silently incomplete otherwise).
