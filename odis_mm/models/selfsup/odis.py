@@ -94,8 +94,8 @@ class ODIS(TeacherStudent):
 
         Args:
             inputs: Normalised views per resolution, [V_r*B, 3, H, W], global views first, view-major.
-            data_samples: object_mask (list over resolutions), object_visible [B, V], mim_mask [G*B, N], mim_index [M],
-                mim_weight [M]; other_masks [G*B, n, N] if the pipeline draws further objects.
+            data_samples: object_mask (list over resolutions), object_visible [B, V], mim_mask [G * B, N], mim_index
+                [M], mim_weight [M]; other_masks [G * B, n, N] if the pipeline draws further objects.
 
         Raises:
             ConfigError: the masks are of other patches than the backbone's.
