@@ -14,6 +14,7 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.dist import get_dist_info
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -85,8 +86,9 @@ def train(
             not what the resumed run started from.
     """
     cfg = config if isinstance(config, Config) else load_config(config, options)
-    if 'train_dataloader' not in cfg:
-        raise ConfigError(f'{cfg.filename} has no train_dataloader, so it cannot be trained.')
+    for key in ('train_dataloader', 'train_cfg', 'optim_wrapper'):
+        if not cfg.get(key):
+            raise ConfigError(f'{cfg.filename} has no {key}, so it cannot be trained.')
     _prepare(cfg, work_dir, launcher)
     scaled = fit_schedule(cfg)
     check_schedule(cfg)
@@ -94,6 +96,8 @@ def train(
     number_draws(cfg.train_dataloader, by_epoch=str((cfg.get('train_cfg') or {}).get('type')) != 'IterBasedTrainLoop')
     if amp:
         _use_amp(cfg, amp)
+    if str(cfg.optim_wrapper.get('type')).endswith('AmpOptimWrapper') and get_device() == 'cpu':
+        raise ConfigError(f'optim_wrapper.type={cfg.optim_wrapper.type} needs a GPU; use --amp bf16 here.')
     resuming = use_resume(cfg, resume)
     if init and cfg.get('resume'):
         resumed_start(Path(cfg.load_from).parent / Path(cfg.filename or '').name, init)

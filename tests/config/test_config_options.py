@@ -75,6 +75,19 @@ def test_numbers_that_are_none_are_refused_by_key(option, told):
         load_config('odis_demo', parse_options([option]))
 
 
+@pytest.mark.parametrize(
+    'option, told',
+    [
+        *((f'{key}=None', f'^{key} must be a dict, not None') for key in ('env_cfg', 'model', 'randomness')),
+        ('log_level=FOO', "^log_level must be .* not 'FOO'"),
+        ('launcher=pytorch', 'launcher would change nothing: say --launcher'),
+    ],
+)
+def test_top_level_values_that_are_none_are_refused_by_key(option, told):
+    with pytest.raises(ConfigError, match=told):
+        load_config('odis_demo', parse_options([option]))
+
+
 def test_infinity_is_a_number():
     assert parse_options(['a=inf', 'b=-inf', 'c=nan'])['b'] == -math.inf
 
