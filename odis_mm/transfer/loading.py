@@ -17,7 +17,7 @@ from .checkpoint import read_checkpoint, read_meta
 from .conversion import grouped
 from .layouts import recognise, some, unwrap
 from .positions import Grid, resize_positions, told_grid
-from .reading import check_values, read_vit
+from .reading import check_values, read_vit, refuse_deit3
 from .shape import VitShape
 
 # where a backbone stands in a file, best first: the teacher is what gets evaluated, so it is preferred to the student
@@ -127,7 +127,7 @@ def load_backbone(
         # as many patches may be another grid
         other = grid is not None and grid != tuple(getattr(module, 'patch_resolution', grid))
         if other or before != tuple(own['pos_embed'].shape):
-            found['pos_embed'] = _fit_positions(found['pos_embed'], module, name, grid)
+            found['pos_embed'] = _fit_positions(found, module, name, grid)
             resized['pos_embed'] = (before, tuple(found['pos_embed'].shape))
     wrong = [
         f'{k} {list(found[k].shape)} (the module has {list(own[k].shape)})'
@@ -224,8 +224,8 @@ def _check_architecture(found: Dict[str, Tensor], own: Dict[str, Tensor], module
         )
 
 
-def _fit_positions(pos_embed: Tensor, module: Any, name: str, source_grid: Optional[Grid]) -> Tensor:
-    grid = getattr(module, 'patch_resolution', None)
+def _fit_positions(found: Dict[str, Tensor], module: Any, name: str, source_grid: Optional[Grid]) -> Tensor:
+    pos_embed, grid = found['pos_embed'], getattr(module, 'patch_resolution', None)
     if grid is None or pos_embed.ndim != 3 or pos_embed.shape[2] != module.pos_embed.shape[2]:
         raise CheckpointError(
             f'{name}: its pos_embed {list(pos_embed.shape)} cannot be brought to '
@@ -233,6 +233,8 @@ def _fit_positions(pos_embed: Tensor, module: Any, name: str, source_grid: Optio
             f'of {type(module).__name__}.'
         )
     extra = module.pos_embed.shape[1] - grid[0] * grid[1]
+    if extra:
+        refuse_deit3(found, name, source_grid)
     try:
         mode, antialias = getattr(module, 'interpolate_mode', 'bicubic'), getattr(module, 'antialias', False)
         return resize_positions(pos_embed, tuple(grid), extra, mode, source_grid, antialias)

@@ -410,6 +410,27 @@ def test_hostile_and_truncated_files(name, write, tmp_path, monkeypatch):
     )
 
 
+def test_deit3_of_mmpretrain_is_no_plain_vit(tmp_path):
+    settings = dict(type='mmpretrain.DeiT3', arch=ARCH, patch_size=8, out_type='raw')
+    deit3 = MODELS.build(dict(settings, img_size=32))
+    deit3.eval()  # mmpretrain's returns nothing
+    with torch.no_grad():
+        for parameter in deit3.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    torch.save({f'backbone.{name}': tensor for name, tensor in deit3.state_dict().items()}, tmp_path / 'a.pth')
+    module = stock_vit(ARCH, layer_scale_init_value=1e-5)
+    for read in (build_backbone, lambda file: load_backbone(module, file)):
+        with pytest.raises(CheckpointError, match="a.pth is of mmpretrain's DeiT3 .* leave ln2"):
+            read(tmp_path / 'a.pth')
+    assert 'pos_embed' in load_backbone(MODELS.build(dict(settings, img_size=64)), tmp_path / 'a.pth').resized
+    images = random_images(2, 32)
+    with torch.no_grad():
+        state = {**deit3.state_dict(), 'pos_embed': F.pad(deit3.pos_embed, (0, 0, 1, 0))}
+        assert not torch.allclose(tokens(state, images), deit3(images)[-1], atol=1e-3)
+        state.update({name.replace('.ln1', '.ln2'): state[name] for name in state if '.ln1' in name})
+        torch.testing.assert_close(tokens(state, images), deit3(images)[-1])  # the one difference
+
+
 def test_requests_that_make_no_sense(export, tmp_path):
     for arguments, needle in (
         (dict(target='keras'), 'no layout'),
