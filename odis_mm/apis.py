@@ -38,7 +38,7 @@ from .engine.resume import damage, find_checkpoint
 from .recipes.starting import follow_named, named_start, start_from
 from .transfer.mmengine_loading import closed_to_code
 from .utils.environment import MACHINE, hardware
-from .utils.errors import ConfigError
+from .utils.errors import ConfigError, UserError
 from .utils.noise import import_quietly, quiet_prints, quiet_warnings
 from .utils.origin import resumed_start
 from .utils.paths import holds_run
@@ -393,8 +393,8 @@ def _epoch_line(runner: Runner) -> str:
 def _explained(cfg: Config) -> Iterator[None]:
     try:
         yield
-    except (TypeError, KeyError) as error:
-        sentence = explain_build_error(error, cfg)
+    except (TypeError, KeyError, ValueError) as error:
+        sentence = None if isinstance(error, UserError) else explain_build_error(error, cfg)
         if sentence is None:
             raise
         raise ConfigError(sentence) from error

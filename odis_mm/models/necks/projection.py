@@ -44,7 +44,7 @@ def _norm_of_rows(cfg: dict, width: int) -> nn.Module:
         norm.eval()(torch.zeros(1, width))
     except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"model.neck.norm_cfg={cfg} is no norm of rows [n, {width}]: use dict(type='BN1d'), for several ranks "
+            f"model.neck.norm_cfg={cfg} is no norm of rows [n, {width}]: use dict(type='BN1d'), for several GPUs "
             "dict(type='SyncBN'), or None."
         ) from error
     return norm.train()
@@ -61,7 +61,7 @@ class ProjectionNeck(BaseModule):
         bottleneck_channels: Width of the normalised vector (iBOT: 256).
         num_prototypes: K (iBOT: 8192); 0: none, the result is the unit vector, for an ``EmbeddingHead``.
         norm_trainable: See :class:`PrototypeLayer`.
-        norm_cfg: Norm after each linear, dict(type='BN1d') or, for several ranks, dict(type='SyncBN') (DINO's
+        norm_cfg: Norm after each linear, dict(type='BN1d') or, for several GPUs, dict(type='SyncBN') (DINO's
             ``use_bn_in_head``, MoCo v3); None: none (iBOT's recipes). Batch statistics keep the differences between
             images large however alike a fresh backbone's tokens are: a small model at a small batch learns from its
             first steps on instead of drifting to a uniform answer.
