@@ -641,6 +641,22 @@ def test_resnets_with_filters_are_refused_by_their_name(name, tmp_path):
         assert stop.type is SystemExit or f'{name}, which has filters before its strides' in str(stop.value)
 
 
+@pytest.mark.parametrize('told', ['config.json', 'arch', 'file'])
+def test_heads_of_a_model_that_has_other_ones_than_its_width_are_told_by_its_name(told, tmp_path):
+    name = 'vit_base_patch16_gap_224'
+    model = timm.create_model(name, img_size=32, depth=2, num_classes=0).eval()
+    for parameter in model.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.1)
+    file = tmp_path / {'config.json': 'pytorch_model.bin', 'arch': 'last.pth', 'file': f'{name}.pth'}[told]
+    torch.save(dict(state_dict=model.state_dict(), arch=name if told == 'arch' else 'x'), file)
+    if told == 'config.json':
+        (tmp_path / told).write_text(json.dumps(dict(architecture=name)))
+    images = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        found, wanted = build_backbone(file)(images)[-1], model.forward_features(images)
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+
+
 def test_plain_models_of_timm_are_not_refused_by_their_name(tmp_path):
     for name in (
         'resnet50',
