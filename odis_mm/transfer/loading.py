@@ -62,7 +62,8 @@ class Report:
             if names:
                 parts.append(f'{kind.replace("_", "-")}: {some(names)}')
         for name, (before, after) in self.resized.items():
-            parts.append(f'{name} resized {list(before)} -> {list(after)}')
+            coarser = ' for good: what is saved of it has the coarser grid' if before[1] > after[1] else ''
+            parts.append(f'{name} resized {list(before)} -> {list(after)}{coarser * (name == "pos_embed")}')
         if self.outside:
             parts.append(f'{self.outside} outside the backbone left out')
         parts += [f'{names}: {why}' for names, why in grouped(self.notes)]
