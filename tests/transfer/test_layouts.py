@@ -459,6 +459,19 @@ def test_what_does_not_prove_leaves_no_file(export, tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == [export.name]
 
 
+@pytest.mark.parametrize(
+    'options, told',
+    [
+        (dict(final_norm=False), 'has no final norm, and transformers ViTModel'),
+        (dict(img_size=(32, 72), layer_scale_init_value=1e-5), 'no square, and transformers Dinov2Model'),  # 36 patches
+    ],
+)
+def test_models_of_hugging_face_that_would_compute_something_else_are_refused(options, told):
+    vit = stock_vit(ARCH, **options)
+    with pytest.raises(CheckpointError, match=told):
+        convert(vit.state_dict(), 'huggingface', source_grid=tuple(vit.patch_resolution))
+
+
 def test_features_that_differ_are_refused():
     state = ours()
     conversion = convert(state, 'timm')
