@@ -15,7 +15,7 @@ from ..utils.errors import CheckpointError
 from ..utils.files import PathLike
 from .checkpoint import read_checkpoint, read_meta
 from .conversion import grouped
-from .layouts import recognise, some, unwrap
+from .layouts import BESIDE, recognise, some, unwrap
 from .positions import Grid, resize_positions, told_grid
 from .reading import check_values, read_vit, refuse_deit3
 from .shape import VitShape
@@ -107,6 +107,9 @@ def load_backbone(
     notes: Dict[str, str] = {}
     if layout is None or layout[0].name == 'odis_mm':
         prefix, found = _find_backbone(state, module, name)
+        for key in [key for key in found if layout and key.startswith('ln2.') and key not in own]:
+            notes[key] = dict(BESIDE)['ln2.']
+            del found[key]
     else:
         heads = getattr(module, 'arch_settings', {}).get('num_heads')
         vit = read_vit(state, name, source_grid=told_grid(meta), heads=heads, allow_unexpected=allow_unexpected)

@@ -263,6 +263,18 @@ def test_files_of_other_projects_are_recognised_and_arrive(kind, tmp_path):
             torch.testing.assert_close(target(images)[-1], model.forward_features(images), atol=2e-5, rtol=0)
 
 
+@pytest.mark.parametrize('final_norm', [True, False])
+def test_the_norm_of_a_classifier_of_mmpretrain_is_left_out(final_norm, tmp_path):
+    classifier = stock_vit(ARCH, final_norm=final_norm)
+    classifier.ln2 = nn.LayerNorm(32)  # of out_type='avg_featmap'
+    torch.save({f'backbone.{name}': tensor for name, tensor in classifier.state_dict().items()}, tmp_path / 'a.pth')
+    images, module = random_images(2, 32), stock_vit(ARCH, seed=1, final_norm=final_norm)
+    assert 'ln2.weight, ln2.bias: norm of a classifier' in str(load_backbone(module, tmp_path / 'a.pth'))
+    with torch.no_grad():
+        for vit in (module, build_backbone(tmp_path / 'a.pth', heads=2)):
+            torch.testing.assert_close(vit(images)[-1], classifier(images)[-1])
+
+
 def test_a_resnet_arrives(tmp_path):
     import timm
 
