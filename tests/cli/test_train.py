@@ -141,6 +141,13 @@ def test_bad_input_is_told_before_training(arguments, told, demo, tmp_path, monk
     assert stop.value.code == 2 and len(lines) == 1 and told in lines[0], lines
 
 
+def test_a_detector_in_half_precision_on_a_cpu_is_refused(demo, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('ODIS_DEMO_ROOT', demo)
+    with pytest.raises(SystemExit):
+        cli.train_main(['mask-rcnn_demo', '--amp', '--work-dir', str(tmp_path)])
+    assert 'a detector trains in float32 on a CPU' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     'name, content, told',
     [
