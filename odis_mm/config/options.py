@@ -29,6 +29,11 @@ _NUMBERS = [  # key, whether it is a whole number, the least one; others end in 
     ('train_cfg.max_iters', False, 0),
     ('default_hooks.logger.interval', True, 1),
     ('default_hooks.checkpoint.count', True, 1),
+    ('default_hooks.checkpoint.max_keep_ckpts', True, -1),
+    ('default_hooks.health.interval', True, 1),
+    ('default_hooks.schedule.weight_decay_end', False, 0),
+    ('default_hooks.schedule.freeze_prototypes_epochs', False, 0),
+    ('default_hooks.schedule.warm_heads', False, 0),
     ('randomness.seed', True, 0),
 ]
 _DICTS = ['env_cfg', 'model', 'model.backbone', 'optim_wrapper.optimizer', 'randomness', 'train_dataloader.dataset']

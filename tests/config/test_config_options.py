@@ -68,6 +68,8 @@ def test_values_are_python_literals_or_text(text, value):
         ('+train_cfg.max_iters=x', "a number from 0, not 'x'"),
         ('default_hooks.logger.interval=0', 'a whole number from 1, not 0'),
         ('randomness.seed=-1', 'a whole number from 0, not -1'),
+        ('default_hooks.schedule.weight_decay_end=-1', 'a number from 0, not -1'),
+        ('default_hooks.health.interval=x', "a whole number from 1, not 'x'"),
     ],
 )
 def test_numbers_that_are_none_are_refused_by_key(option, told):
