@@ -167,7 +167,8 @@ def apply_options(cfg: Config, options: Dict[str, Any]) -> None:
     level = cfg.get('log_level', 'INFO')
     if isinstance(level, str) and not isinstance(logging.getLevelName(level), int):
         raise ConfigError(f'log_level must be DEBUG, INFO, WARNING or ERROR, not {level!r}.')
-    for key, whole, least in _NUMBERS:
+    weights = [path for path, _ in walk(cfg._cfg_dict) if re.fullmatch(r'model\.([\w.]+\.)?lambda_\w+', path)]
+    for key, whole, least in (*_NUMBERS, *((path, False, 0) for path in weights)):
         value = _value(cfg, key)
         kinds = int if whole else (int, float)
         if value not in (None, ...) and (not isinstance(value, kinds) or isinstance(value, bool) or not value >= least):

@@ -69,6 +69,7 @@ def test_values_are_python_literals_or_text(text, value):
         ('default_hooks.logger.interval=0', 'a whole number from 1, not 0'),
         ('randomness.seed=-1', 'a whole number from 0, not -1'),
         ('default_hooks.schedule.weight_decay_end=-1', 'a number from 0, not -1'),
+        ('model.lambda_pool=-1', 'a number from 0, not -1'),
         ('default_hooks.health.interval=x', "a whole number from 1, not 'x'"),
     ],
 )
