@@ -2,6 +2,7 @@
 
 from typing import Sequence
 
+import numpy as np
 import torch
 from mmengine.model import BaseDataPreprocessor
 from mmpretrain.registry import MODELS
@@ -32,7 +33,7 @@ class ViewPreprocessor(BaseDataPreprocessor):
         super().__init__(non_blocking=non_blocking)
         self.register_buffer('mean', torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer('std', torch.tensor(std).view(-1, 1, 1), persistent=False)
-        if not (self.std > 0).all():
+        if np.min(std) <= 0:
             raise ConfigError(f'model.data_preprocessor.std must be above 0 in each channel, got {std}.')
 
     def forward(self, data: dict, training: bool = False) -> dict:
