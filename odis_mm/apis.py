@@ -14,6 +14,7 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.dist import get_dist_info
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -37,7 +38,7 @@ from .engine.resume import damage, find_checkpoint
 from .recipes.starting import follow_named, named_start, start_from
 from .transfer.mmengine_loading import closed_to_code
 from .utils.environment import MACHINE, hardware
-from .utils.errors import ConfigError
+from .utils.errors import ConfigError, UserError
 from .utils.noise import import_quietly, quiet_prints, quiet_warnings
 from .utils.origin import resumed_start
 from .utils.paths import holds_run
@@ -73,7 +74,7 @@ def train(
             'auto': that too, if there is one, else from the beginning.
         init: A file of any known layout that the backbone starts from (:func:`start_from`); None: what ``init_cfg`` of
             the config names.
-        amp: 'bf16' (any device) or 'fp16' (GPU): mixed precision in place of the config's choice.
+        amp: 'bf16' (any device; detectors: GPUs) or 'fp16' (GPU): mixed precision in place of the config's choice.
         options: See :func:`load_config`.
         launcher: 'none' (one process), 'pytorch' (torchrun), 'slurm' or 'mpi'.
 
@@ -85,8 +86,9 @@ def train(
             not what the resumed run started from.
     """
     cfg = config if isinstance(config, Config) else load_config(config, options)
-    if 'train_dataloader' not in cfg:
-        raise ConfigError(f'{cfg.filename} has no train_dataloader, so it cannot be trained.')
+    for key in ('train_dataloader', 'train_cfg', 'optim_wrapper'):
+        if not cfg.get(key):
+            raise ConfigError(f'{cfg.filename} has no {key}, so it cannot be trained.')
     _prepare(cfg, work_dir, launcher)
     scaled = fit_schedule(cfg)
     check_schedule(cfg)
@@ -94,6 +96,11 @@ def train(
     number_draws(cfg.train_dataloader, by_epoch=str((cfg.get('train_cfg') or {}).get('type')) != 'IterBasedTrainLoop')
     if amp:
         _use_amp(cfg, amp)
+    wrapper, detector = str(cfg.optim_wrapper.get('type')), 'roi_head' in (cfg.get('model') or {})
+    halves = ('AmpOptimWrapper', *['AutocastOptimWrapper'] * detector)
+    if wrapper.endswith(halves) and get_device() == 'cpu':
+        remedy = 'a detector trains in float32 on a CPU, where NMS takes nothing else' if detector else 'use --amp bf16'
+        raise ConfigError(f'optim_wrapper.type={wrapper} (mixed precision) needs a GPU; {remedy}.')
     resuming = use_resume(cfg, resume)
     if init and cfg.get('resume'):
         resumed_start(Path(cfg.load_from).parent / Path(cfg.filename or '').name, init)
@@ -237,8 +244,6 @@ def _check_detection(cfg: Config, parts: Sequence[str]) -> List[Tuple[int, str]]
 def _use_amp(cfg: Config, amp: str) -> None:
     if amp not in AMP_WRAPPERS:
         raise ConfigError(f'--amp {amp}: use one of {", ".join(AMP_WRAPPERS)}.')
-    if amp == 'fp16' and not torch.cuda.is_available():
-        raise ConfigError('--amp fp16 needs a GPU; use --amp bf16 here.')
     for key in ('dtype', 'loss_scale'):
         cfg.optim_wrapper.pop(key, None)
     cfg.optim_wrapper.update(AMP_WRAPPERS[amp])
@@ -389,8 +394,8 @@ def _epoch_line(runner: Runner) -> str:
 def _explained(cfg: Config) -> Iterator[None]:
     try:
         yield
-    except (TypeError, KeyError) as error:
-        sentence = explain_build_error(error, cfg)
+    except (TypeError, KeyError, ValueError) as error:
+        sentence = None if isinstance(error, UserError) else explain_build_error(error, cfg)
         if sentence is None:
             raise
         raise ConfigError(sentence) from error

@@ -132,9 +132,14 @@ def _class_folders(loader: Optional[dict]) -> List[str]:
 
 
 def explain_build_error(error: Exception, cfg: Config) -> Optional[str]:
-    """Return one sentence for a wrong or missing argument of a class, or an unregistered type; None for other
-    errors."""
+    """Return one sentence for a wrong or missing argument of a class, an unregistered type, or synced batch norms
+    without GPUs; None for other errors."""
     text = str(error.args[0]) if error.args else ''
+    if re.search('SyncBatchNorm .*GPU', text):  # torch's, from DDP or the first step
+        synced = (path for path, node in walk(cfg._cfg_dict) if isinstance(node, dict) and node.get('type') == 'SyncBN')
+        if path := next(synced, ''):
+            return f"{path}.type='SyncBN' needs a GPU for each rank: on CPUs set it to 'BN1d', in a detector to 'BN'"
+        return 'sync_bn needs a GPU for each rank: on CPUs set sync_bn=None'
     if found := re.search(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", text):
         name, key = found.groups()
         paths = [

@@ -5,6 +5,7 @@ A misspelt key ends in one sentence that names it, where it stands and what was 
 
 import ast
 import inspect
+import logging
 import os
 import re
 from typing import Any, Dict, Iterable, List
@@ -28,8 +29,14 @@ _NUMBERS = [  # key, whether it is a whole number, the least one; others end in 
     ('train_cfg.max_iters', False, 0),
     ('default_hooks.logger.interval', True, 1),
     ('default_hooks.checkpoint.count', True, 1),
+    ('default_hooks.checkpoint.max_keep_ckpts', True, -1),
+    ('default_hooks.health.interval', True, 1),
+    ('default_hooks.schedule.weight_decay_end', False, 0),
+    ('default_hooks.schedule.freeze_prototypes_epochs', False, 0),
+    ('default_hooks.schedule.warm_heads', False, 0),
     ('randomness.seed', True, 0),
 ]
+_DICTS = ['env_cfg', 'model', 'model.backbone', 'optim_wrapper.optimizer', 'randomness', 'train_dataloader.dataset']
 _PATHS = {'ann_file', 'checkpoint', 'data_prefix', 'data_root', 'img', 'img_path', 'load_from', 'work_dir'}
 # what mmengine reads from a config beside the arguments of the Runner
 _OTHER_KEYS = {
@@ -143,7 +150,7 @@ def apply_options(cfg: Config, options: Dict[str, Any]) -> None:
         options: {'train_dataloader.batch_size': 8, '+notes.by': 'me', ...}
 
     Raises:
-        ConfigError: for a key that nothing would read, and for sizes of batches and the like that are none.
+        ConfigError: for a key that nothing would read, and for parts, sizes of batches and the like that are none.
     """
     for key, value in options.items():
         if not key.startswith('+'):
@@ -153,13 +160,27 @@ def apply_options(cfg: Config, options: Dict[str, Any]) -> None:
             cfg.merge_from_dict({key.lstrip('+'): value})
         except (AttributeError, KeyError, TypeError) as error:
             raise ConfigError(f'--cfg-options {key} does not fit the config: {error}') from error
-    for key, whole, least in _NUMBERS:
-        value: Any = cfg._cfg_dict
-        for part in key.split('.'):
-            value = value.get(part) if isinstance(value, dict) else None
+    for key in _DICTS:
+        value = _value(cfg, key)
+        if value is not ... and not isinstance(value, dict):
+            raise ConfigError(f'{key} must be a dict, not {value!r}.')
+    level = cfg.get('log_level', 'INFO')
+    if isinstance(level, str) and not isinstance(logging.getLevelName(level), int):
+        raise ConfigError(f'log_level must be DEBUG, INFO, WARNING or ERROR, not {level!r}.')
+    weights = [path for path, _ in walk(cfg._cfg_dict) if re.fullmatch(r'model\.([\w.]+\.)?lambda_\w+', path)]
+    for key, whole, least in (*_NUMBERS, *((path, False, 0) for path in weights)):
+        value = _value(cfg, key)
         kinds = int if whole else (int, float)
-        if value is not None and (not isinstance(value, kinds) or isinstance(value, bool) or not value >= least):
+        if value not in (None, ...) and (not isinstance(value, kinds) or isinstance(value, bool) or not value >= least):
             raise ConfigError(f'{key} must be {"a whole number" if whole else "a number"} from {least}, not {value!r}.')
+
+
+def _value(cfg: Config, key: str) -> Any:
+    """What stands at a dotted key; ... if nothing does."""
+    value: Any = cfg._cfg_dict
+    for part in key.split('.'):
+        value = value.get(part, ...) if isinstance(value, dict) else ...
+    return value
 
 
 def drop_variables(cfg: Config, options: Iterable[str] = ()) -> None:
@@ -193,6 +214,8 @@ def _check_names(key: str, value: Any) -> None:
 
 
 def _check_option(cfg: Config, key: str) -> None:
+    if key == 'launcher':
+        raise ConfigError('--cfg-options launcher would change nothing: say --launcher, as tools/dist_train.sh does.')
     parts = key.split('.')
     if parts[0] in cfg and parts[0] not in RUNNER_KEYS:
         users = [path for path, value in walk(cfg._cfg_dict) if value == cfg[parts[0]] and path != parts[0]]

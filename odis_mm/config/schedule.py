@@ -140,13 +140,21 @@ def in_iterations(parts: List[dict], epoch_length: int) -> List[dict]:
 
 
 def check_schedule(cfg: Config) -> None:
-    """Refuse a schedule part that begins when training is over.
+    """Refuse a schedule that nothing moves, a part of it that begins when training is over, and a warm-up from 0.
 
     Raises:
         ConfigError: naming the part and the options that shorten the warm-up.
     """
     train_cfg = cfg.get('train_cfg') or {}
+    if _parts(cfg) and (cfg.get('default_hooks') or {}).get('param_scheduler', ...) is None:
+        raise ConfigError(
+            'default_hooks.param_scheduler=None would leave the learning rate at the first value of its schedule, that '
+            'of the warm-up: for a constant one set param_scheduler=None.'
+        )
     for i, part in enumerate(_parts(cfg)):
+        factor = part.get('start_factor', 1)
+        if not isinstance(factor, (int, float)) or factor <= 0:  # mmengine divides by it
+            raise ConfigError(f'param_scheduler.{i}.start_factor must be above 0, such as 1e-6, not {factor!r}.')
         unit = 'epoch' if part.get('by_epoch', True) else 'iteration'
         total = train_cfg.get('max_epochs' if unit == 'epoch' else 'max_iters')
         begin = part.get('begin', 0)

@@ -21,7 +21,7 @@ class Statistics:
         images: How many were read.
         bad: How many could not be.
         mean: Per channel, in 0..255.
-        std: Per channel, in 0..255.
+        std: Per channel, in 0..255; 255 where all values are equal.
         window: Values that were taken as black and white; None: 8 bits, as they are, or see ``percentiles``.
         percentiles: Of each image, that were taken so.
     """
@@ -72,8 +72,9 @@ def statistics(
     if not count:
         raise BadImageError(f'none of {len(paths)} images can be read; the last one: {fault}')
     mean = first / count
-    std = np.sqrt(np.maximum(second / count - mean**2, 0)).tolist()
-    return Statistics(count, bad, mean.tolist(), std, window, percentiles)
+    std = np.sqrt(np.maximum(second / count - mean**2, 0))
+    std[std < 1e-6] = 255.0  # a channel of one value, such as an empty band: divided by 0 it would be NaN
+    return Statistics(count, bad, mean.tolist(), std.tolist(), window, percentiles)
 
 
 def _range(

@@ -2,10 +2,12 @@
 
 from typing import Sequence
 
+import numpy as np
 import torch
 from mmengine.model import BaseDataPreprocessor
 from mmpretrain.registry import MODELS
 
+from ..utils.errors import ConfigError
 from .device_photometric import apply_photometrics
 
 
@@ -17,6 +19,9 @@ class ViewPreprocessor(BaseDataPreprocessor):
         mean: Per channel (RGB), in 0..255.
         std: Per channel, in 0..255.
         non_blocking: Copy without waiting (pinned memory).
+
+    Raises:
+        ConfigError: a ``std`` that is not positive.
     """
 
     def __init__(
@@ -28,6 +33,8 @@ class ViewPreprocessor(BaseDataPreprocessor):
         super().__init__(non_blocking=non_blocking)
         self.register_buffer('mean', torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer('std', torch.tensor(std).view(-1, 1, 1), persistent=False)
+        if np.min(std) <= 0:
+            raise ConfigError(f'model.data_preprocessor.std must be above 0 in each channel, got {std}.')
 
     def forward(self, data: dict, training: bool = False) -> dict:
         """Normalise ``inputs``: uint8 [n, 3, H, W] or a list of such, one per resolution, to float32; ``data_samples``

@@ -32,6 +32,8 @@ OTHER_MODELS = (
     ),
     (r'resnet(aa|blur)\d+', 'filters before its strides'),
 )
+# of timm's models of a usual width, where they have other heads than its other ones
+HEADS_OF_MODELS = {'vit_base_patch16_gap_224': 16}
 
 
 def read_checkpoint(path: PathLike) -> Dict[str, Tensor]:
@@ -65,21 +67,21 @@ def read_meta(path: PathLike) -> dict:
 
     Of a file that this package wrote: ``num_heads``, ``patch_size``, ``norm_eps``, ``mean`` and ``std`` (0..255, RGB),
     and where it comes from. Of a Hugging Face folder the same from ``config.json`` and ``preprocessor_config.json``
-    beside the file; of one of timm mean and std from ``config.json``.
+    beside the file; of one of timm mean and std from ``config.json``, and heads by its name where they differ.
 
     Raises:
         CheckpointError: the file is missing, empty or cannot be read, or its name, its ``arch`` or ``config.json`` tell
             that it is of a model that computes something else of its tensors than a plain ViT or ResNet.
     """
     path = check_checkpoint(path)
-    _refuse_others(path, path.stem)
+    named = _told_by_name(path, path.stem)
     if path.suffix != '.safetensors':
         content = _read_torch(path)
         meta = content.get('meta') if isinstance(content, Mapping) else None
-        _refuse_others(path, content.get('arch') if isinstance(content, Mapping) else None)
+        named.update(_told_by_name(path, content.get('arch') if isinstance(content, Mapping) else None))
         if path.name == 'pytorch_model.bin':
             return {**_huggingface_meta(path.parent), **_huggingface_normalisation(path.parent)}
-        return dict(meta) if isinstance(meta, Mapping) else {}
+        return {**named, **(meta if isinstance(meta, Mapping) else {})}
     from safetensors import safe_open
 
     try:
@@ -89,26 +91,30 @@ def read_meta(path: PathLike) -> dict:
         raise CheckpointError(f'checkpoint {path} is truncated or no checkpoint: {first_sentence(error)}.') from error
     if written:
         return json.loads(written)
-    return {**_huggingface_meta(path.parent), **_huggingface_normalisation(path.parent)}
+    return {**named, **_huggingface_meta(path.parent), **_huggingface_normalisation(path.parent)}
 
 
-def _refuse_others(path: Path, architecture: Any) -> None:
+def _told_by_name(path: Path, architecture: Any) -> dict:
+    if not isinstance(architecture, str):
+        return {}
     for pattern, trait in OTHER_MODELS:
-        found = re.match(pattern, architecture) if isinstance(architecture, str) else None
-        if found:
+        if found := re.match(pattern, architecture):
             raise CheckpointError(
                 f'{path} is of {found[0]}, which has {trait}, and these no backbone here has: take the file of another '
                 'model.'
             )
+    heads = HEADS_OF_MODELS.get(architecture.partition('.')[0])
+    return dict(num_heads=heads) if heads else {}
 
 
 def _huggingface_meta(folder: Path) -> dict:
     config, path = _read_json(folder / 'config.json'), folder / 'config.json'
-    _refuse_others(path, config.get('architecture'))
+    named = _told_by_name(path, config.get('architecture'))
     if 'num_attention_heads' in config:
         _refuse_activation(config, path)
     names = dict(num_heads='num_attention_heads', patch_size='patch_size', norm_eps='layer_norm_eps')
-    found = {ours: config[theirs] for ours, theirs in names.items() if isinstance(config.get(theirs), (int, float))}
+    told = {ours: config[theirs] for ours, theirs in names.items() if isinstance(config.get(theirs), (int, float))}
+    found = {**named, **told}
     size, patch = config.get('image_size'), found.get('patch_size')
     if isinstance(size, list) and len(size) == 2 and patch:
         found['patch_grid'] = [side // patch for side in size]

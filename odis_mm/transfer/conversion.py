@@ -75,6 +75,12 @@ def convert(
         source = read_vit(source, source_grid=source_grid)
     shape = VitShape.required(source.state)
     layout = layout_for(target, shape, source.name)
+    rows, columns = grid or source_grid or shape.square or (0, 1)
+    if layout.name == 'huggingface-dinov2' and rows != columns:
+        raise CheckpointError(
+            f'{source.name} has positions of a grid that is no square, and {layout.model} takes them for one: resample '
+            'them to one (grid=, --grid).'
+        )
     state = dict(source.state)
     dropped: Dict[str, str] = {}
     changed: Dict[str, str] = {}
@@ -134,6 +140,8 @@ def layout_for(target: str, shape: VitShape, name: str) -> Layout:
         raise CheckpointError(f'{name} has {kinds[0]} positions, and {layout.model} ({target}) has {kinds[1]} ones.')
     if not shape.cls_token and 'cls_token' in layout.top and target not in ('odis_mm', 'mmpretrain', 'timm'):
         raise CheckpointError(f'{name} has no [CLS] token, which {layout.model} ({target}) needs.')
+    if not shape.final_norm and layout.name.startswith(('huggingface', 'timm-dinov3', 'dinov3')):
+        raise CheckpointError(f'{name} has no final norm, and {layout.model} ({target}) norms its features.')
     if shape.gated and not layout.gated:
         raise CheckpointError(f'{name} has gated MLPs (SwiGLU), for which {layout.model} ({target}) has no place.')
     return layout

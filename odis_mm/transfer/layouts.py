@@ -282,6 +282,7 @@ BESIDE = (
     ('local_cls_norm', 'norm of the small views of pretraining'),
     ('head', 'head of a classifier or of a pretraining method'),
     ('fc_norm.', 'norm of a classifier that averages patches'),
+    ('ln2.', 'norm of a classifier that averages patches'),  # mmpretrain's out_type='avg_featmap'
     ('pooler.', "head of Hugging Face's classifiers"),
     ('classifier.', 'head of a classifier'),
 )

@@ -15,9 +15,9 @@ from ..utils.errors import CheckpointError
 from ..utils.files import PathLike
 from .checkpoint import read_checkpoint, read_meta
 from .conversion import grouped
-from .layouts import recognise, some, unwrap
+from .layouts import BESIDE, recognise, some, unwrap
 from .positions import Grid, resize_positions, told_grid
-from .reading import check_values, read_vit
+from .reading import check_values, read_vit, refuse_deit3
 from .shape import VitShape
 
 # where a backbone stands in a file, best first: the teacher is what gets evaluated, so it is preferred to the student
@@ -62,7 +62,8 @@ class Report:
             if names:
                 parts.append(f'{kind.replace("_", "-")}: {some(names)}')
         for name, (before, after) in self.resized.items():
-            parts.append(f'{name} resized {list(before)} -> {list(after)}')
+            coarser = ' for good: what is saved of it has the coarser grid' if before[1] > after[1] else ''
+            parts.append(f'{name} resized {list(before)} -> {list(after)}{coarser * (name == "pos_embed")}')
         if self.outside:
             parts.append(f'{self.outside} outside the backbone left out')
         parts += [f'{names}: {why}' for names, why in grouped(self.notes)]
@@ -106,6 +107,9 @@ def load_backbone(
     notes: Dict[str, str] = {}
     if layout is None or layout[0].name == 'odis_mm':
         prefix, found = _find_backbone(state, module, name)
+        for key in [key for key in found if layout and key.startswith('ln2.') and key not in own]:
+            notes[key] = dict(BESIDE)['ln2.']
+            del found[key]
     else:
         heads = getattr(module, 'arch_settings', {}).get('num_heads')
         vit = read_vit(state, name, source_grid=told_grid(meta), heads=heads, allow_unexpected=allow_unexpected)
@@ -127,7 +131,7 @@ def load_backbone(
         # as many patches may be another grid
         other = grid is not None and grid != tuple(getattr(module, 'patch_resolution', grid))
         if other or before != tuple(own['pos_embed'].shape):
-            found['pos_embed'] = _fit_positions(found['pos_embed'], module, name, grid)
+            found['pos_embed'] = _fit_positions(found, module, name, grid)
             resized['pos_embed'] = (before, tuple(found['pos_embed'].shape))
     wrong = [
         f'{k} {list(found[k].shape)} (the module has {list(own[k].shape)})'
@@ -224,8 +228,8 @@ def _check_architecture(found: Dict[str, Tensor], own: Dict[str, Tensor], module
         )
 
 
-def _fit_positions(pos_embed: Tensor, module: Any, name: str, source_grid: Optional[Grid]) -> Tensor:
-    grid = getattr(module, 'patch_resolution', None)
+def _fit_positions(found: Dict[str, Tensor], module: Any, name: str, source_grid: Optional[Grid]) -> Tensor:
+    pos_embed, grid = found['pos_embed'], getattr(module, 'patch_resolution', None)
     if grid is None or pos_embed.ndim != 3 or pos_embed.shape[2] != module.pos_embed.shape[2]:
         raise CheckpointError(
             f'{name}: its pos_embed {list(pos_embed.shape)} cannot be brought to '
@@ -233,6 +237,8 @@ def _fit_positions(pos_embed: Tensor, module: Any, name: str, source_grid: Optio
             f'of {type(module).__name__}.'
         )
     extra = module.pos_embed.shape[1] - grid[0] * grid[1]
+    if extra:
+        refuse_deit3(found, name, source_grid)
     try:
         mode, antialias = getattr(module, 'interpolate_mode', 'bicubic'), getattr(module, 'antialias', False)
         return resize_positions(pos_embed, tuple(grid), extra, mode, source_grid, antialias)

@@ -94,6 +94,8 @@ def read_vit(
         ours['patch_embed.projection.bias'] = weight.new_zeros(weight.shape[0])
         changed['patch_embed.projection.bias'] = 'zeros, as the file has none'
     check_vit(ours, name, layout)
+    if layout.name == 'odis_mm':
+        refuse_deit3(ours, name, source_grid)
     if layout.rotary and 'cls_token' not in ours:
         raise CheckpointError(
             f'{name} has rotary positions and no [CLS] token: it is no plain ViT (of rotary positions only those of '
@@ -256,6 +258,22 @@ def check_vit(state: State, name: str, layout: Optional[Layout] = None) -> None:
             'here).'
         )
     check_values(state, name)
+
+
+def refuse_deit3(state: State, name: str, grid: Optional[Grid]) -> None:
+    """Refuse mmpretrain's ``DeiT3``, which has the names of its ViT and, told by the positions, none for [CLS].
+
+    Raises:
+        CheckpointError: tensors under our names are of one.
+    """
+    patches = state['pos_embed'].shape[1] if 'pos_embed' in state else 0
+    rows, columns = grid or square_grid(patches) or (0, 0)
+    if patches and rows * columns == patches and {'cls_token', 'layers.0.attn.gamma1.weight'} <= set(state):
+        raise CheckpointError(
+            f"{name} is of mmpretrain's DeiT3 (layer scale, no position of [CLS]), whose MLPs take ln1 and leave ln2 "
+            'unused: its tensors compute something else in a plain ViT; of the published models take the file of timm '
+            '(deit3_*).'
+        )
 
 
 def check_values(state: State, name: str) -> None:

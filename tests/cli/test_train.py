@@ -122,6 +122,14 @@ def test_tool_says_one_sentence_and_exits_with_2(demo, tmp_path):
         (['--cfg-options', *TINY_RUN, 'train_dataloader.batch_size=400'], 'fewer than one batch of 400'),
         (['--cfg-options', 'train_dataloader.dataset.data_prefix=gone/'], 'gone'),
         (['--cfg-options', 'train_dataloader.dataset.serialise_data=1'], "'serialize_data'"),
+        (['--cfg-options', 'optim_wrapper=None'], 'has no optim_wrapper'),
+        (['--cfg-options', 'optim_wrapper.type=SafeAmpOptimWrapper'], 'needs a GPU; use --amp bf16'),
+        (['--cfg-options', 'model.backbone.out_indices=0'], 'model.backbone.out_indices=[0]'),
+        (['--cfg-options', 'model.backbone.init_std=0'], 'model.backbone.init_std must be a positive number'),
+        (['--cfg-options', 'model.backbone.drop_path_rate=1.5'], 'model.backbone.drop_path_rate must be a number'),
+        (['--cfg-options', 'model.momentum={"_delete_":True,"start":0.9}'], 'model.momentum is dict(start, end)'),
+        (['--cfg-options', 'model.neck.norm_cfg.type=BN'], "use dict(type='BN1d')"),
+        (['--cfg-options', 'model.neck=None'], 'model.neck must be a dict'),
     ],
 )
 def test_bad_input_is_told_before_training(arguments, told, demo, tmp_path, monkeypatch, capsys):
@@ -131,6 +139,13 @@ def test_bad_input_is_told_before_training(arguments, told, demo, tmp_path, monk
         cli.train_main(['odis_demo', '--work-dir', str(tmp_path), *arguments])
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error: ')]
     assert stop.value.code == 2 and len(lines) == 1 and told in lines[0], lines
+
+
+def test_a_detector_in_half_precision_on_a_cpu_is_refused(demo, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('ODIS_DEMO_ROOT', demo)
+    with pytest.raises(SystemExit):
+        cli.train_main(['mask-rcnn_demo', '--amp', '--work-dir', str(tmp_path)])
+    assert 'a detector trains in float32 on a CPU' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

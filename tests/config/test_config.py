@@ -210,6 +210,10 @@ def test_a_schedule_that_outlives_the_run():
     with pytest.raises(ConfigError, match='begins at epoch 10, but training ends at epoch 3'):
         check_schedule(apis.load_config('odis_vits_coco', {'train_cfg.max_epochs': 3}))
     check_schedule(apis.load_config('odis_vits_coco', {'train_cfg.max_epochs': 11}))
+    with pytest.raises(ConfigError, match='for a constant one set param_scheduler=None'):
+        check_schedule(apis.load_config('odis_vits_coco', {'default_hooks.param_scheduler': None}))
+    with pytest.raises(ConfigError, match='param_scheduler.0.start_factor must be above 0, such as 1e-6, not 0'):
+        check_schedule(apis.load_config('odis_vits_coco', {'param_scheduler.0.start_factor': 0}))
 
 
 def test_build_errors_become_one_sentence():

@@ -68,10 +68,26 @@ def test_values_are_python_literals_or_text(text, value):
         ('+train_cfg.max_iters=x', "a number from 0, not 'x'"),
         ('default_hooks.logger.interval=0', 'a whole number from 1, not 0'),
         ('randomness.seed=-1', 'a whole number from 0, not -1'),
+        ('default_hooks.schedule.weight_decay_end=-1', 'a number from 0, not -1'),
+        ('model.lambda_pool=-1', 'a number from 0, not -1'),
+        ('default_hooks.health.interval=x', "a whole number from 1, not 'x'"),
     ],
 )
 def test_numbers_that_are_none_are_refused_by_key(option, told):
     with pytest.raises(ConfigError, match=f'^{option.partition("=")[0].lstrip("+")} must be {told}'):
+        load_config('odis_demo', parse_options([option]))
+
+
+@pytest.mark.parametrize(
+    'option, told',
+    [
+        *((f'{key}=None', f'^{key} must be a dict, not None') for key in ('env_cfg', 'model', 'randomness')),
+        ('log_level=FOO', "^log_level must be .* not 'FOO'"),
+        ('launcher=pytorch', 'launcher would change nothing: say --launcher'),
+    ],
+)
+def test_top_level_values_that_are_none_are_refused_by_key(option, told):
+    with pytest.raises(ConfigError, match=told):
         load_config('odis_demo', parse_options([option]))
 
 

@@ -14,8 +14,10 @@ from odis_mm.cli.stats import stats_main
 from odis_mm.config import follow_channels, load_config
 from odis_mm.datasets import ObjectDataset
 from odis_mm.datasets.reading import find_reading
+from odis_mm.datasets.statistics import statistics
 from odis_mm.datasets.transforms import PhotometricViews, collate_views
 from odis_mm.datasets.transforms.photometric import COLUMNS, WIDTH
+from odis_mm.models.data_preprocessor import ViewPreprocessor
 from odis_mm.models.device_photometric import apply_photometrics
 from odis_mm.transfer import load_backbone
 from odis_mm.transfer.loading import inflate
@@ -85,6 +87,16 @@ def test_columns_are_declared_once():
     assert packed.shape == (3, WIDTH)
     for name, column in COLUMNS.items():
         np.testing.assert_allclose(packed[:, column], drawn[name], rtol=1e-6)
+
+
+def test_an_empty_channel_is_not_divided_by_nothing(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+    pixels[..., 0] = 7
+    cv2.imwrite(str(tmp_path / 'a.png'), pixels)
+    found = statistics([str(tmp_path / 'a.png')])
+    assert found.std[2] == 255 and max(found.std[:2]) < 100 and found.mean[2] == 7
+    with pytest.raises(ConfigError, match='std must be above 0'):
+        ViewPreprocessor(std=(58.0, 57.0, 0.0))
 
 
 def test_the_backbone_follows():

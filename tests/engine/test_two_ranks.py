@@ -8,12 +8,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from mmengine.config import Config
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
 
 import odis_mm  # noqa: F401
 from ddp_helpers import run_ranks
 from helpers import losses_of, make_batch, make_odis, with_nan
+from odis_mm.config import explain_build_error
 from odis_mm.datasets.transforms import mask_positions
 from odis_mm.engine.hooks import NonFiniteLossHook
 from odis_mm.engine.optim import SafeOptimWrapper
@@ -119,6 +121,13 @@ def norms_run(rank, world, masked):
     return rows
 
 
+def synced_without_gpus():
+    try:
+        MMDistributedDataParallel(torch.nn.SyncBatchNorm(4), broadcast_buffers=False)
+    except ValueError as error:
+        return error
+
+
 def rank_main(rank, world, folder):
     batches = [shard(make_batch(batch=4, seed=s), rank, world) for s in range(3)]
     losses, state = train_steps(batches, lambda m: MMDistributedDataParallel(m, broadcast_buffers=False))
@@ -128,6 +137,7 @@ def rank_main(rank, world, folder):
         state=state,
         entropy={channels: entropy(embeddings(channels)[share], world) for channels in CHANNELS},
         **skip_together(rank, world, folder),
+        synced=synced_without_gpus(),
         norms={masked: norms_run(rank, world, masked) for masked in range(world + 1)},
     )
 
@@ -174,3 +184,10 @@ def test_synced_norms_run_as_often_on_each_rank(ranks, masked):
     assert len(first) == len(second)
     assert len(first) == (6 if masked == 0 else 12)  # teacher and student, three norms, patches apart if there are any
     assert all(a + b > 0 for a, b in zip(first, second))
+
+
+def test_synced_norms_without_gpus_are_refused_by_their_key(ranks):
+    error = ranks[1][0]['synced']
+    cfg = Config(dict(model=dict(neck=dict(norm_cfg=dict(type='SyncBN')))))
+    assert "model.neck.norm_cfg.type='SyncBN' needs a GPU for each rank" in explain_build_error(error, cfg)
+    assert explain_build_error(error, Config(dict(sync_bn='torch'))).endswith('on CPUs set sync_bn=None')

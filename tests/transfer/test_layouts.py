@@ -263,6 +263,18 @@ def test_files_of_other_projects_are_recognised_and_arrive(kind, tmp_path):
             torch.testing.assert_close(target(images)[-1], model.forward_features(images), atol=2e-5, rtol=0)
 
 
+@pytest.mark.parametrize('final_norm', [True, False])
+def test_the_norm_of_a_classifier_of_mmpretrain_is_left_out(final_norm, tmp_path):
+    classifier = stock_vit(ARCH, final_norm=final_norm)
+    classifier.ln2 = nn.LayerNorm(32)  # of out_type='avg_featmap'
+    torch.save({f'backbone.{name}': tensor for name, tensor in classifier.state_dict().items()}, tmp_path / 'a.pth')
+    images, module = random_images(2, 32), stock_vit(ARCH, seed=1, final_norm=final_norm)
+    assert 'ln2.weight, ln2.bias: norm of a classifier' in str(load_backbone(module, tmp_path / 'a.pth'))
+    with torch.no_grad():
+        for vit in (module, build_backbone(tmp_path / 'a.pth', heads=2)):
+            torch.testing.assert_close(vit(images)[-1], classifier(images)[-1])
+
+
 def test_a_resnet_arrives(tmp_path):
     import timm
 
@@ -410,6 +422,27 @@ def test_hostile_and_truncated_files(name, write, tmp_path, monkeypatch):
     )
 
 
+def test_deit3_of_mmpretrain_is_no_plain_vit(tmp_path):
+    settings = dict(type='mmpretrain.DeiT3', arch=ARCH, patch_size=8, out_type='raw')
+    deit3 = MODELS.build(dict(settings, img_size=32))
+    deit3.eval()  # mmpretrain's returns nothing
+    with torch.no_grad():
+        for parameter in deit3.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    torch.save({f'backbone.{name}': tensor for name, tensor in deit3.state_dict().items()}, tmp_path / 'a.pth')
+    module = stock_vit(ARCH, layer_scale_init_value=1e-5)
+    for read in (build_backbone, lambda file: load_backbone(module, file)):
+        with pytest.raises(CheckpointError, match="a.pth is of mmpretrain's DeiT3 .* leave ln2"):
+            read(tmp_path / 'a.pth')
+    assert 'pos_embed' in load_backbone(MODELS.build(dict(settings, img_size=64)), tmp_path / 'a.pth').resized
+    images = random_images(2, 32)
+    with torch.no_grad():
+        state = {**deit3.state_dict(), 'pos_embed': F.pad(deit3.pos_embed, (0, 0, 1, 0))}
+        assert not torch.allclose(tokens(state, images), deit3(images)[-1], atol=1e-3)
+        state.update({name.replace('.ln1', '.ln2'): state[name] for name in state if '.ln1' in name})
+        torch.testing.assert_close(tokens(state, images), deit3(images)[-1])  # the one difference
+
+
 def test_requests_that_make_no_sense(export, tmp_path):
     for arguments, needle in (
         (dict(target='keras'), 'no layout'),
@@ -436,6 +469,19 @@ def test_what_does_not_prove_leaves_no_file(export, tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match='does not read back as it was written: layers.0.attn.qkv.bias'):
         transfer(export, tmp_path / 'b.pth', 'timm')
     assert [p.name for p in tmp_path.iterdir()] == [export.name]
+
+
+@pytest.mark.parametrize(
+    'options, told',
+    [
+        (dict(final_norm=False), 'has no final norm, and transformers ViTModel'),
+        (dict(img_size=(32, 72), layer_scale_init_value=1e-5), 'no square, and transformers Dinov2Model'),  # 36 patches
+    ],
+)
+def test_models_of_hugging_face_that_would_compute_something_else_are_refused(options, told):
+    vit = stock_vit(ARCH, **options)
+    with pytest.raises(CheckpointError, match=told):
+        convert(vit.state_dict(), 'huggingface', source_grid=tuple(vit.patch_resolution))
 
 
 def test_features_that_differ_are_refused():
@@ -618,6 +664,22 @@ def test_resnets_with_filters_are_refused_by_their_name(name, tmp_path):
         with pytest.raises((CheckpointError, SystemExit)) as stop:
             call(file)
         assert stop.type is SystemExit or f'{name}, which has filters before its strides' in str(stop.value)
+
+
+@pytest.mark.parametrize('told', ['config.json', 'arch', 'file'])
+def test_heads_of_a_model_that_has_other_ones_than_its_width_are_told_by_its_name(told, tmp_path):
+    name = 'vit_base_patch16_gap_224'
+    model = timm.create_model(name, img_size=32, depth=2, num_classes=0).eval()
+    for parameter in model.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.1)
+    file = tmp_path / {'config.json': 'pytorch_model.bin', 'arch': 'last.pth', 'file': f'{name}.pth'}[told]
+    torch.save(dict(state_dict=model.state_dict(), arch=name if told == 'arch' else 'x'), file)
+    if told == 'config.json':
+        (tmp_path / told).write_text(json.dumps(dict(architecture=name)))
+    images = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        found, wanted = build_backbone(file)(images)[-1], model.forward_features(images)
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
 
 
 def test_plain_models_of_timm_are_not_refused_by_their_name(tmp_path):

@@ -283,6 +283,7 @@ def test_positions_resized_with_explicit_size(exported, size):
     target = stock_vit(img_size=size, seed=1)
     report = load_backbone(target, path)
     assert report.resized['pos_embed'][0] == (1, 17, 24)
+    assert ('what is saved of it has the coarser grid' in str(report)) == (size == 24)
     h, w = (size, size) if isinstance(size, int) else size
     images = torch.randn(2, 3, h, w)
     torch.testing.assert_close(target(images)[0], source(images)[0], atol=1e-6, rtol=0)

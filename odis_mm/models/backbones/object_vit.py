@@ -64,7 +64,7 @@ class ObjectViT(VisionTransformer):
         **kwargs: Everything ``mmpretrain.VisionTransformer`` takes; ``arch`` 'deit-small' is the ViT-S of the papers.
 
     Raises:
-        ConfigError: options that exclude each other.
+        ConfigError: options that exclude each other, or numbers that are none.
     """
 
     def __init__(
@@ -102,6 +102,12 @@ class ObjectViT(VisionTransformer):
             raise ConfigError(
                 f'window_size must be at least 0 and global_every at least 1, got {window_size} and {global_every}.'
             )
+        for name in ('drop_rate', 'drop_path_rate'):
+            rate = kwargs.get(name, 0)
+            if not isinstance(rate, (int, float)) or not 0 <= rate < 1:
+                raise ConfigError(f'model.backbone.{name} must be a number from 0 to below 1, got {rate!r}.')
+        if init_std is not None and not (isinstance(init_std, (int, float)) and init_std > 0):
+            raise ConfigError(f'model.backbone.init_std must be a positive number or None, got {init_std!r}.')
         arch = args[0] if args else kwargs.get('arch', 'base')
         if isinstance(arch, str) and arch.lower() not in self.arch_zoo:
             raise ConfigError(

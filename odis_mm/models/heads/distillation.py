@@ -128,6 +128,9 @@ class SoftTargetHead(BaseModule):
         for name, value in temps.items():
             if not isinstance(value, (int, float)) or value <= 0:
                 raise ConfigError(f'model.head.{name} must be a positive number, got {value!r}.')
+        warmup = self.teacher_temp_cfg.get('warmup_epochs')
+        if not isinstance(warmup, (int, float)) or warmup < 0:
+            raise ConfigError(f'model.head.teacher_temp.warmup_epochs must be a number from 0, got {warmup!r}.')
         self.teacher_temp = self.teacher_temp_cfg['start']
         self.watched: Optional[List[Tensor]] = None
 

@@ -35,6 +35,7 @@ class ConvNeck(BaseModule):
         init_cfg: Optional[dict] = dict(type='Normal', layer='Conv2d', std=0.02, bias=0),
     ):
         super().__init__(init_cfg)
+        self.in_channels, self.out_channels = in_channels, out_channels
         widths = [in_channels] + [hidden_channels] * num_blocks
         self.blocks = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in zip(widths, widths[1:]))
         self.project = nn.Conv2d(widths[-1], out_channels, 1)

@@ -10,6 +10,7 @@ from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ...utils.errors import ConfigError
 from ..linear import linear, take_linears
 from ..weight_init import init_linears, trunc_normal
 
@@ -37,6 +38,18 @@ class PrototypeLayer(nn.Module):
         return linear(z, self.weight_g * F.normalize(self.weight_v, dim=-1))
 
 
+def _norm_of_rows(cfg: dict, width: int) -> nn.Module:
+    try:
+        norm = build_norm_layer(cfg, width)[1]
+        norm.eval()(torch.zeros(1, width))
+    except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"model.neck.norm_cfg={cfg} is no norm of rows [n, {width}]: use dict(type='BN1d'), for several GPUs "
+            "dict(type='SyncBN'), or None."
+        ) from error
+    return norm.train()
+
+
 @MODELS.register_module()
 class ProjectionNeck(BaseModule):
     """Linear-GELU-Linear-GELU-Linear, l2-normalisation, prototypes; shared by [OBJ]/[CLS] and patch tokens (iBOT,
@@ -48,10 +61,13 @@ class ProjectionNeck(BaseModule):
         bottleneck_channels: Width of the normalised vector (iBOT: 256).
         num_prototypes: K (iBOT: 8192); 0: none, the result is the unit vector, for an ``EmbeddingHead``.
         norm_trainable: See :class:`PrototypeLayer`.
-        norm_cfg: Norm after each linear, dict(type='BN1d') or, for several ranks, dict(type='SyncBN') (DINO's
+        norm_cfg: Norm after each linear, dict(type='BN1d') or, for several GPUs, dict(type='SyncBN') (DINO's
             ``use_bn_in_head``, MoCo v3); None: none (iBOT's recipes). Batch statistics keep the differences between
             images large however alike a fresh backbone's tokens are: a small model at a small batch learns from its
             first steps on instead of drifting to a uniform answer.
+
+    Raises:
+        ConfigError: a ``norm_cfg`` of no norm, or of one of maps, such as dict(type='BN').
     """
 
     def __init__(
@@ -73,7 +89,7 @@ class ProjectionNeck(BaseModule):
         ):
             layers.append(nn.Linear(width, out))
             if norm_cfg is not None:
-                layers.append(build_norm_layer(norm_cfg, out)[1])
+                layers.append(_norm_of_rows(norm_cfg, out))
             layers.append(nn.GELU())
         self.mlp = nn.Sequential(*layers[:-1])
         take_linears(self.mlp)

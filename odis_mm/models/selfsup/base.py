@@ -37,7 +37,8 @@ class TeacherStudent(BaseSelfSupervisor):
             each image, and a copy of the backbone. None: no anchor.
 
     Raises:
-        ConfigError: a momentum that falls or leaves [0, 1], or another kind of anchor.
+        ConfigError: a momentum that falls or leaves [0, 1], another kind of anchor, or a backbone whose last block is
+            not read.
     """
 
     # the term that compares distributions over prototypes: ln K is a uniform guess
@@ -61,7 +62,8 @@ class TeacherStudent(BaseSelfSupervisor):
             preprocessor = MODELS.build({'type': 'ViewPreprocessor', **preprocessor})
         super().__init__(backbone=backbone, neck=neck, head=head, data_preprocessor=preprocessor, init_cfg=init_cfg)
         self._check_parts(neck, head)
-        if not isinstance(momentum, dict) or not 0 <= momentum['start'] <= momentum['end'] <= 1:
+        ends = [momentum.get(key) for key in ('start', 'end')] if isinstance(momentum, dict) else [None]
+        if not all(isinstance(end, (int, float)) for end in ends) or not 0 <= ends[0] <= ends[1] <= 1:
             raise ConfigError(
                 'model.momentum is dict(start, end) and must rise from start to end within [0, 1] (the teacher keeps '
                 f'this share), got {momentum}.'
@@ -84,9 +86,17 @@ class TeacherStudent(BaseSelfSupervisor):
         self.train(self.training)
 
     def _check_parts(self, neck: dict, head: dict) -> None:
+        backbone = self.backbone
+        if isinstance(backbone, VisionTransformer) and backbone.num_layers - 1 not in backbone.out_indices:
+            raise ConfigError(
+                f'model.backbone.out_indices={backbone.out_indices}: a pretraining reads the last block, -1; '
+                'those behind the last that is read would not be trained.'
+            )
         for name, part in dict(neck=neck, head=head).items():
-            if isinstance(self.backbone, VisionTransformer):
-                width = self.backbone.embed_dims
+            if not isinstance(part, dict):
+                raise ConfigError(f'model.{name} must be a dict, not {part!r}.')
+            if isinstance(backbone, VisionTransformer):
+                width = backbone.embed_dims
                 if part.get('in_channels', width) != width:
                     raise ConfigError(
                         f'model.{name}.in_channels={part["in_channels"]}, but model.backbone is {width} wide: set '

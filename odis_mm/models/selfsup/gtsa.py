@@ -7,6 +7,7 @@ from mmpretrain.registry import MODELS
 from torch import Tensor
 
 from ...structures import ViewBatch
+from ...utils.errors import ConfigError
 from ...utils.schedules import cosine
 from .base import TeacherStudent
 
@@ -22,6 +23,9 @@ class GTSA(TeacherStudent):
     Args:
         **kwargs: See :class:`TeacherStudent`; the backbone an ``ObjectViT``, the neck a ``ConvNeck``, the head a
             ``GTSAHead``.
+
+    Raises:
+        ConfigError: a predictor of other widths than the neck's result.
     """
 
     def __init__(self, *args, **kwargs):
@@ -29,6 +33,14 @@ class GTSA(TeacherStudent):
         self.patch_size = self.backbone.patch_embed.projection.stride[0]
         if not self.head.compares_maps:  # rotation alone: nothing would train it, and DDP would wait for its gradients
             self.neck.requires_grad_(False)
+            return
+        made = getattr(self.neck, 'out_channels', None)  # a neck of one's own may not tell
+        for side in ('in_channels', 'out_channels'):
+            found = getattr(self.head.predictor, side, made)
+            if made not in (None, found):
+                raise ConfigError(
+                    f'model.neck.out_channels={made}, but model.head.predictor.{side}={found}: set both to one number.'
+                )
 
     def set_progress(self, iteration: int, max_iters: int, iters_per_epoch: int) -> None:
         """Do as the base, but for the teacher's momentum.

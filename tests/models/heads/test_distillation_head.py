@@ -131,6 +131,7 @@ def test_the_teacher_temperature_moves_per_iteration_over_thirty_epochs(recipe):
         (dict(student_temp=-0.1), 'model.head.student_temp must be a positive number, got -0.1'),
         (dict(teacher_temp=0), 'model.head.teacher_temp.start must be a positive number, got 0'),
         (dict(teacher_temp=dict(start=0.04, warmup_epochs=30)), 'model.head.teacher_temp.end .* got None'),
+        (dict(teacher_temp=dict(start=0.04, end=0.07)), 'model.head.teacher_temp.warmup_epochs .* got None'),
         (dict(teacher_temp=[0.04, 0.07]), 'model.head.teacher_temp.start'),
         (dict(center_momentum=2), r'model.head.center_momentum must lie within \[0, 1\], got 2'),
     ],

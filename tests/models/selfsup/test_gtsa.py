@@ -22,6 +22,7 @@ from odis_mm.models.heads import GTSAHead
 from odis_mm.models.losses import correspondence_similarity, dense
 from odis_mm.models.losses.dense import best_matches
 from odis_mm.structures import View, ViewBatch, boxes_to_view, orient, stack_views, teacher_student_pairs, turn_squares
+from odis_mm.utils.errors import ConfigError
 from odis_mm.utils.schedules import cosine
 
 MAP_LOSSES = ('loss_crop', 'loss_correspondence')
@@ -523,3 +524,16 @@ def test_entropy_of_the_cells_over_the_images():
     expected = -0.5 * torch.stack(rates).mean()
     torch.testing.assert_close(losses['loss_entropy'].double(), expected, atol=1e-5, rtol=0)
     assert 'loss_entropy' not in losses_of(make_gtsa(), data)
+
+
+def test_a_predictor_of_another_width_than_the_neck_is_told():
+    predictor = dict(type='ConvNeck', in_channels=20, out_channels=32)
+    with pytest.raises(ConfigError, match='model.neck.out_channels=32, but model.head.predictor.in_channels=20'):
+        MODELS.build(
+            dict(
+                type='GTSA',
+                backbone=dict(type='ObjectViT', arch='deit-tiny', img_size=32, patch_size=8),
+                neck=dict(type='ConvNeck', in_channels=192, out_channels=32),
+                head=dict(type='GTSAHead', in_channels=192, predictor=predictor),
+            )
+        )
