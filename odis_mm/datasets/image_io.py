@@ -511,7 +511,7 @@ class LoadObjectImage(BaseTransform):
             if not keep.all():
                 if results['masks'] is not None:
                     results['masks'] = [mask for mask, kept in zip(results['masks'], keep) if kept]
-                for name in ('labels', 'scores'):
+                for name in ('labels', 'scores', 'crowd'):
                     if name in results:
                         results[name] = results[name][keep]
             results['bboxes'] = boxes[keep]

@@ -152,8 +152,8 @@ class ObjectDataset(CountsBadImages, BaseDataset):
         self.start_counting()
 
     def get_data_info(self, idx: int) -> dict:
-        """Return what the annotations tell of an image: img_path, img_id, height, width, bboxes, labels, scores, masks,
-        sample_idx."""
+        """Return what the annotations tell of an image: img_path, img_id, height, width, bboxes, labels, scores, crowd,
+        masks, sample_idx."""
         self.full_init()
         place = idx + len(self.chosen) if idx < 0 else idx
         return {**self.columns.item(self.chosen[place].item(), self.folder), 'sample_idx': place}
