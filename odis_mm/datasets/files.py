@@ -3,7 +3,7 @@ mark."""
 
 import os
 from pathlib import Path
-from typing import List, Sequence
+from typing import Dict, List, Sequence
 
 from mmengine.logging import print_log
 
@@ -45,6 +45,21 @@ def list_images(folder: PathLike, tell: bool = True) -> List[str]:
             'that holds your images (in a config: data_root and data_prefix).'
         )
     return names
+
+
+def without_links(names: List[str], folder: PathLike) -> List[str]:
+    """Return paths without the links to images that are among them under another name; the log says how many."""
+    if not any(map(os.path.islink, names)):
+        return names
+    once: Dict[str, str] = {}
+    for name in names:
+        once.setdefault(os.path.realpath(name), name)
+    if len(once) < len(names):
+        print_log(
+            f'{shown(folder)}: {len(names) - len(once)} links to images that are there under another name left out',
+            logger='current',
+        )
+    return list(once.values())
 
 
 def first_present(names: Sequence[str], folder: PathLike, source: str) -> str:

@@ -17,7 +17,7 @@ from .annotations import read_annotations, told
 from .bad_images import CountsBadImages, check_share
 from .columns import Columns
 from .draws import seed_of
-from .files import first_present, list_images, read_list, shown
+from .files import first_present, list_images, read_list, shown, without_links
 from .image_io import LoadObjectImage, UnsuitedImageError, image_kind, read_image, read_raw
 from .segmentation import segmentation_to_mask
 
@@ -240,7 +240,7 @@ class ObjectDataset(CountsBadImages, BaseDataset):
                 f'annotation file {shown(self.ann_file)} does not exist; check data_root and ann_file ({roots}).'
             )
         if not self.ann_file:
-            names = list_images(self.folder)
+            names = without_links(list_images(self.folder), self.folder)
             columns = Columns.without_objects([os.path.relpath(name, self.folder) for name in names])
         elif self.ann_file.lower().endswith('.json'):
             columns = read_annotations(self.ann_file, self.with_masks, self.with_crowd, self.min_score)

@@ -387,7 +387,7 @@ def _image_files(folder: Path, notes: List[str]) -> List[Path]:
     if not found:
         raise ConfigError(f'{"".join(told) or f"data.unlabelled: no image in or below {folder}"}.')
     notes += told
-    return [path.resolve() for path in found]
+    return list(dict.fromkeys(path.resolve() for path in found))  # of links to one image, one
 
 
 def content_hash(content: Any) -> str:
