@@ -225,6 +225,11 @@ def coco_table(content: dict, path: PathLike) -> dict:
             else (f'annotations[{bad}] is not a dict with an image_id, a category_id and a bbox [x, y, width, height]')
         )
         raise AnnotationError(f'annotation file {path}: {what}; fix or remove it.') from None
+    if len(known) < len(content.get('categories') or ()):
+        twice = _first_twice([identity(category['id']) for category in content['categories']])
+        raise AnnotationError(
+            f'annotation file {path} has two categories of one id ({twice}); give each category its own.'
+        )
     boxes[:, 2:] += boxes[:, :2]
     return dict(
         names=names,
