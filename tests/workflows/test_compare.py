@@ -514,10 +514,15 @@ def test_a_mask_detector_that_finds_nothing_has_a_mask_ap(tmp_path):
     assert engine.ap_of(tmp_path)['mask AP'] == 0
 
 
-def test_every_amount_of_labels_gets_the_same_detector(tmp_path, training):
+@pytest.mark.parametrize('bare', [('train', []), ('train', [[9, 9, 20, 20]]), ('val', None), ('crowd', None)])
+def test_every_amount_of_labels_gets_the_same_detector(tmp_path, training, bare):
+    """Of a polygon of two points no mask is made; crowd regions need one, too."""
+
     def outline(part, number, annotation):
         x, y, w, h = annotation['bbox']
-        annotation['segmentation'] = [] if number == 0 else [[x, y, x + w, y, x + w, y + h]]
+        annotation['segmentation'] = [[x, y, x + w, y, x + w, y + h]]
+        if number == 0 and part == bare[0].replace('crowd', 'train'):
+            annotation.update(segmentation=bare[1], iscrowd=int(bare[0] == 'crowd'))
 
     annotate(write_noise_coco(tmp_path / 'data'), outline)
     plan = plan_file(tmp_path, starts={'random weights': {}}, measures=False, pictures=0)
