@@ -307,6 +307,7 @@ def test_report_agrees_with_independent_counts(tmp_path):
     content = _content(boxes, [rng.random(len(group_)).tolist() for group_ in boxes])
     (tmp_path / 'images').mkdir()
     content['images'][1]['file_name'] = '$^$.jpg'  # no formula
+    content['images'][2]['file_name'] = 'caf\udce9.jpg'  # of a byte that is no UTF-8
     for image, bits in zip(content['images'], (0x00FF, 0x00FE, 0xFFFFFFFFFFFFFFFF)):
         Image.fromarray(np.full((80, 100, 3), 99, np.uint8)).save(tmp_path / 'images' / image['file_name'])
         image['dhash'] = f'{bits:016x}'
