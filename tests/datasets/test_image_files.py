@@ -75,8 +75,8 @@ def test_links_to_one_image_are_one_image(folder, monkeypatch):
     said = []
     monkeypatch.setattr(files, 'print_log', lambda line, **_: said.append(line))
     (folder / 'train').mkdir()
-    for name in ('1.png', '2.png'):
-        (folder / 'train' / name).symlink_to(folder / 'a' / name)
+    for name, target in (('1.png', folder / 'a' / '1.png'), ('2.png', '../a/2.png')):
+        (folder / 'train' / name).symlink_to(target)
     (folder / 'elsewhere.png').symlink_to(folder / '.5.png')
     names = [os.path.relpath(info['img_path'], folder) for info in ObjectDataset(folder)]
     assert names == ['elsewhere.png', 'a/1.png', 'a/2.png', 'b/3.png', 'b/4.png']
