@@ -99,6 +99,8 @@ def _coco(path: Path, index: ImageIndex, faults: List[str]):
         if not isinstance(content, dict) or not {'images', 'annotations'} <= set(content):
             return
         kinds = {identity(category['id']): str(category['name']) for category in content.get('categories') or ()}
+        if len(kinds) < len(content.get('categories') or ()):
+            raise AnnotationError(f'{file} has two categories of one id: give each category its own')
         names.update((name, name) for name in kinds.values())
         objects: Dict[object, List[Annotated]] = {identity(image['id']): [] for image in content['images']}
         for i, annotation in enumerate(content['annotations']):

@@ -413,6 +413,15 @@ def test_turned_photographs_whose_sizes_do_not_tell_are_left_out(tmp_path, size,
     assert all('a.jpg is turned by its EXIF orientation: store it upright' in f for f in content['info']['skipped'])
 
 
+def test_two_categories_of_one_id_are_told(tmp_path, images):
+    file = _coco_file(tmp_path / 'a.json')
+    content = json.loads(file.read_text())
+    content['categories'].append(dict(content['categories'][0], name='other'))
+    file.write_text(json.dumps(content))
+    with pytest.raises(AnnotationError, match='a.json has two categories of one id: give each category its own'):
+        load_annotations(file, images)
+
+
 def test_boxes_of_coco_files_are_of_the_stored_pixels(tmp_path, images):
     exif = Image.Exif()
     exif[274] = 3
