@@ -20,7 +20,7 @@ from .files import read_json, shown
 from .image_io import clip_boxes, has_extent
 from .values import flag, identities, identity, number, numbers, side
 
-VERSION = 1  # of the cache; raise it with every change of what is kept
+VERSION = 2  # of the cache; raise it with every change of what is kept
 CACHE_FROM = 4 << 20  # bytes of an annotation file from which a cache is worth its place
 _MAGIC = b'odis_mm columns\n'
 _BAD = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
@@ -225,6 +225,11 @@ def coco_table(content: dict, path: PathLike) -> dict:
             else (f'annotations[{bad}] is not a dict with an image_id, a category_id and a bbox [x, y, width, height]')
         )
         raise AnnotationError(f'annotation file {path}: {what}; fix or remove it.') from None
+    if len(known) < len(content.get('categories') or ()):
+        twice = _first_twice([identity(category['id']) for category in content['categories']])
+        raise AnnotationError(
+            f'annotation file {path} has two categories of one id ({twice}); give each category its own.'
+        )
     boxes[:, 2:] += boxes[:, :2]
     return dict(
         names=names,
@@ -373,6 +378,7 @@ def _group(table: dict, path: PathLike, with_masks: bool, with_crowd: bool, min_
         boxes=clipped[keep].astype(np.float32),
         labels=table['labels'][keep].astype(np.int64),
         scores=table['scores'][keep],
+        crowd=table['crowd'][keep],
         masks=masks,
         classes=table['classes'],
         counts=counts,

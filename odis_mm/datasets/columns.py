@@ -13,6 +13,7 @@ import numpy as np
 from .segmentation import usable
 
 Arrays = Dict[str, np.ndarray]
+_PLAIN = ('ids', 'sizes', 'first', 'boxes', 'labels', 'scores', 'crowd')
 
 
 class Texts(Sequence):
@@ -116,6 +117,7 @@ class Columns:
         boxes: float32 [m, 4], x1, y1, x2, y2 in pixels.
         labels: int64 [m], -1: unknown.
         scores: float32 [m].
+        crowd: bool [m], regions of many objects.
         masks: None: not kept, or there are none.
         classes: Names of the labels.
         counts: What was found in the annotations, for the log.
@@ -128,6 +130,7 @@ class Columns:
     boxes: np.ndarray
     labels: np.ndarray
     scores: np.ndarray
+    crowd: np.ndarray
     masks: Optional[Masks] = None
     classes: Tuple[Any, ...] = ()
     counts: Dict[str, int] = field(default_factory=dict)
@@ -150,6 +153,7 @@ class Columns:
             np.zeros((0, 4), np.float32),
             np.zeros(0, np.int64),
             np.zeros(0, np.float32),
+            np.zeros(0, bool),
         )
 
     def __len__(self) -> int:
@@ -157,7 +161,7 @@ class Columns:
 
     def arrays(self) -> Arrays:
         """Return all arrays by name; :meth:`from_arrays` takes them back."""
-        plain = {name: getattr(self, name) for name in ('ids', 'sizes', 'first', 'boxes', 'labels', 'scores')}
+        plain = {name: getattr(self, name) for name in _PLAIN}
         masks = {} if self.masks is None else self.masks.arrays()
         return dict(names=self.names.text, first_name=self.names.first, **plain, **masks)
 
@@ -168,7 +172,7 @@ class Columns:
         if 'points' in arrays:
             others = Texts(arrays['other_masks'], arrays['first_other_mask'])
             masks = Masks(arrays['points'], arrays['polygons'], arrays['first_polygon'], others)
-        plain = {name: arrays[name] for name in ('ids', 'sizes', 'first', 'boxes', 'labels', 'scores')}
+        plain = {name: arrays[name] for name in _PLAIN}
         names = Texts(arrays['names'], arrays['first_name'])
         return cls(names, masks=masks, classes=tuple(classes), counts=dict(counts), **plain)
 
@@ -184,6 +188,7 @@ class Columns:
             bboxes=np.array(self.boxes[start:stop]),
             labels=np.array(self.labels[start:stop]),
             scores=np.array(self.scores[start:stop]),
+            crowd=np.array(self.crowd[start:stop]),
             masks=None if self.masks is None else ObjectMasks(self, range(start, stop)),
         )
 

@@ -2,8 +2,9 @@
 mark."""
 
 import os
+from functools import lru_cache
 from pathlib import Path
-from typing import List, Sequence
+from typing import Dict, List, Sequence, Tuple
 
 from mmengine.logging import print_log
 
@@ -45,6 +46,25 @@ def list_images(folder: PathLike, tell: bool = True) -> List[str]:
             'that holds your images (in a config: data_root and data_prefix).'
         )
     return names
+
+
+def without_links(names: List[str], folder: PathLike) -> List[str]:
+    """Return paths without the links to images that are among them under another name; the log says how many."""
+    places = {os.path.dirname(name) for name in names}
+    links = {entry.path for place in places for entry in os.scandir(place) if entry.is_symlink()}
+    if not links:
+        return names
+    real = lru_cache(maxsize=None)(os.path.realpath)  # of folders: that of a million images would take minutes
+    once: Dict[Tuple[str, str], str] = {}
+    for name in names:
+        path = os.path.join(os.path.dirname(name), os.readlink(name)) if name in links else name
+        once.setdefault((real(os.path.dirname(path)), os.path.basename(path)), name)
+    if len(once) < len(names):
+        print_log(
+            f'{shown(folder)}: {len(names) - len(once)} links to images that are there under another name left out',
+            logger='current',
+        )
+    return list(once.values())
 
 
 def first_present(names: Sequence[str], folder: PathLike, source: str) -> str:

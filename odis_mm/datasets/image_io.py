@@ -130,11 +130,11 @@ def _decode_tiff(path: PathLike, data: bytes, channels: int) -> Optional[np.ndar
     colours = fields.get(_COLOURS, (1, 0))[0]
     found = None
     if (
-        colours in (3, 5, 6)
+        colours in (3, 5, 6, 8)
         or (depth <= 8 and samples == 1 and colours != 1)
         or (colours == 2 and samples == 3 and depth == 8 and channels in (1, 3))
     ):
-        found = _opencv(data)  # a palette, CMYK, YCbCr, white as zero, RGB; alpha it would multiply with
+        found = _opencv(data)  # a palette, CMYK, YCbCr, Lab, white as zero, RGB; alpha it would multiply with
     elif depth <= 8 and samples == 1 and channels in (1, 3) and fields.get(_FORMAT, (1, 0))[0] == 1:
         found = _opencv(data, cv2.IMREAD_UNCHANGED if depth == 8 else _RGB)
     if found is not None:
@@ -148,6 +148,8 @@ def _decode_tiff(path: PathLike, data: bytes, channels: int) -> Optional[np.ndar
                 f'image {shown(path)} is a TIFF of {samples} channels, which is read by tifffile: pip install tifffile.'
             ) from None
     found = tifffile and _by_tifffile(tifffile, data, samples == 1 and channels not in (1, 3))
+    if found is None and samples in (2, 4) and depth == 8:
+        found = _with_alpha(data)
     if found is None and (
         samples in (1, 3) or (colours == 2 and channels in (1, 3))
     ):  # a codec that tifffile has no package for
@@ -158,6 +160,17 @@ def _decode_tiff(path: PathLike, data: bytes, channels: int) -> Optional[np.ndar
     if colours == 0 and found.dtype.kind == 'u':  # white is zero
         found = np.iinfo(found.dtype).max - found
     return found[..., :3] if colours == 2 and channels in (1, 3) and found.ndim == 3 else found  # without alpha
+
+
+def _with_alpha(data: bytes) -> Optional[np.ndarray]:
+    """Grey or colours and alpha by Pillow, which does not multiply with it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # of large images
+            with Image.open(io.BytesIO(data)) as image:
+                return np.asarray(image) if image.mode in ('LA', 'RGBA') else None
+    except Exception:  # of many classes, for what is damaged
+        return None
 
 
 def _by_tifffile(tifffile: Any, data: bytes, pages: bool) -> Optional[np.ndarray]:
@@ -511,7 +524,7 @@ class LoadObjectImage(BaseTransform):
             if not keep.all():
                 if results['masks'] is not None:
                     results['masks'] = [mask for mask, kept in zip(results['masks'], keep) if kept]
-                for name in ('labels', 'scores'):
+                for name in ('labels', 'scores', 'crowd'):
                     if name in results:
                         results[name] = results[name][keep]
             results['bboxes'] = boxes[keep]

@@ -17,7 +17,7 @@ from .annotations import read_annotations, told
 from .bad_images import CountsBadImages, check_share
 from .columns import Columns
 from .draws import seed_of
-from .files import first_present, list_images, read_list, shown
+from .files import first_present, list_images, read_list, shown, without_links
 from .image_io import LoadObjectImage, UnsuitedImageError, image_kind, read_image, read_raw
 from .segmentation import segmentation_to_mask
 
@@ -152,8 +152,8 @@ class ObjectDataset(CountsBadImages, BaseDataset):
         self.start_counting()
 
     def get_data_info(self, idx: int) -> dict:
-        """Return what the annotations tell of an image: img_path, img_id, height, width, bboxes, labels, scores, masks,
-        sample_idx."""
+        """Return what the annotations tell of an image: img_path, img_id, height, width, bboxes, labels, scores, crowd,
+        masks, sample_idx."""
         self.full_init()
         place = idx + len(self.chosen) if idx < 0 else idx
         return {**self.columns.item(self.chosen[place].item(), self.folder), 'sample_idx': place}
@@ -240,7 +240,7 @@ class ObjectDataset(CountsBadImages, BaseDataset):
                 f'annotation file {shown(self.ann_file)} does not exist; check data_root and ann_file ({roots}).'
             )
         if not self.ann_file:
-            names = list_images(self.folder)
+            names = without_links(list_images(self.folder), self.folder)
             columns = Columns.without_objects([os.path.relpath(name, self.folder) for name in names])
         elif self.ann_file.lower().endswith('.json'):
             columns = read_annotations(self.ann_file, self.with_masks, self.with_crowd, self.min_score)

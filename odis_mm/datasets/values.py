@@ -6,6 +6,7 @@ are one.
 """
 
 import re
+from itertools import chain
 from typing import Any, Dict, Hashable, Iterable, List, Optional, Sequence
 
 import numpy as np
@@ -28,7 +29,8 @@ def number(value: Any) -> float:
 def numbers(rows: Sequence[Sequence[Any]], width: int) -> np.ndarray:
     """Return float64 [n, width] of rows of numbers; ValueError if one is not a number, or a row has another length."""
     found = np.array(rows)  # refuses rows of different lengths
-    if found.dtype.kind not in 'iuf':  # text, or something else, among them
+    # text, or something else, among them; numpy takes true for 1
+    if found.dtype.kind not in 'iuf' or bool in set(map(type, chain.from_iterable(rows))):
         found = np.array([[number(value) for value in row] for row in rows], np.float64)
     if found.size == 0:
         return np.zeros((0, width))

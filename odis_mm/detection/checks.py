@@ -183,7 +183,7 @@ def look(path: str, folder: str, max_bad_share: float = 0) -> Look:
     if place is None or os.path.getsize(path) < CACHE_FROM:
         return complete(path, folder, max_bad_share)
     source = source_of(path)
-    note = place / f'{source["content"]}.looked4'  # the rules' version
+    note = place / f'{source["content"]}.looked5'  # the rules' version
     try:
         noted = json.loads(note.read_text('utf-8'))
         # images come and go without the file: where none may be missing, each is looked for

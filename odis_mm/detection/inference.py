@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
+import cv2
 import numpy as np
 from mmdet.apis import DetInferencer
 from mmdet.structures.mask import encode_mask_results
@@ -10,7 +11,8 @@ from mmengine.config import Config
 from mmengine.registry import TRANSFORMS
 from pycocotools import mask as coco_mask
 
-from ..datasets.image_io import as_colours
+from ..datasets.files import shown
+from ..datasets.image_io import as_colours, size_of
 from ..utils.errors import BadImageError
 from .data import LoadDetectionImage
 from .drawing import BoxVisualizer
@@ -59,6 +61,12 @@ class FileInferencer(DetInferencer):
                 item = self.pipeline(path)
             except BadImageError as error:
                 self.bad.append(str(error))
+                continue
+            except cv2.error:  # of mmcv's resizing: a side of no pixel
+                height, width = size_of(path)
+                self.bad.append(
+                    f'image {shown(path)} is {width} x {height} pixels, too thin to resize: cut it into pieces'
+                )
                 continue
             # a ViT sees what pads an image to the size of another one: what is found in it would depend on the others
             if chunk and (len(chunk) == chunk_size or item['inputs'].shape != chunk[0][1]['inputs'].shape):

@@ -8,6 +8,8 @@ to minutes, the same in every run and on any number of ranks:
 * **object or background**: a linear classifier between pooled objects and pooled background boxes of the same sizes,
   fitted in closed form on train images; its area under the ROC curve on val images;
 * **mask**: a linear classifier of patches, fitted the same way; the mean IoU of object and background on val patches.
+
+Crowd regions are neither objects nor background.
 """
 
 from dataclasses import dataclass
@@ -34,14 +36,15 @@ class RegionImages(Dataset):
 
     Args:
         images: Items with ``img`` uint8 [H, W, 3], ``bboxes`` [n, 4] in its pixels, ``labels`` and, if there are any,
-            ``masks``, such as ``ObjectDataset`` with ``LoadObjectImage``.
+            ``masks`` and ``crowd``, such as ``ObjectDataset`` with ``LoadObjectImage``.
         sizes: Sides of the squares, one per scale.
         patch: Side of a patch, for the masks of [OBJ]; None: no such masks.
         most: At most so many images, evenly spread; None: all.
         per_image: At most so many objects of an image, evenly spread.
 
     Items: ``pixels`` (one uint8 [3, s, s] a scale), ``boxes`` and ``background`` float [n, 4], [m, 4] as shares of the
-    image, ``labels``, ``masks`` (one bool [n, patches] a scale) and ``area`` bool [H, W], the pixels of all objects.
+    image, ``labels``, ``masks`` (one bool [n, patches] a scale), ``area`` bool [H, W], the pixels of all objects, and
+    ``taken`` bool [H, W], those and the pixels of crowd regions.
     """
 
     def __init__(
@@ -61,15 +64,16 @@ class RegionImages(Dataset):
     def labels(self) -> List[int]:
         """Return the classes of all objects of the items, without reading an image."""
         infos = (self.images.get_data_info(index) for index in self.index)
-        return [int(info['labels'][i]) for info in infos for i in subset(len(info['labels']), self.per_image)]
+        return [int(info['labels'][i]) for info in infos for i in self._kept(info)]
 
     def __getitem__(self, item: int) -> dict:
         sample = self.images[self.index[item]]
         height, width = sample['img'].shape[:2]
-        every = np.asarray(sample['bboxes'], np.float64).reshape(-1, 4)
-        keep = subset(len(every), self.per_image)
-        boxes = every[keep]
-        area = object_area({**sample, 'height': height, 'width': width})
+        keep = self._kept(sample)
+        boxes = np.asarray(sample['bboxes'], np.float64).reshape(-1, 4)[keep]
+        sized = {**sample, 'height': height, 'width': width}
+        area = object_area(sized)
+        taken = area | object_area(sized, crowd=True)
         pixels = torch.from_numpy(np.ascontiguousarray(sample['img'])).permute(2, 0, 1)
         masks = []
         for size in self.sizes if self.patch else ():
@@ -80,22 +84,32 @@ class RegionImages(Dataset):
             item=item,
             pixels=[resize(pixels, (size, size)) for size in self.sizes],
             boxes=torch.from_numpy(boxes_to_view(boxes, unit)).float(),
-            background=torch.from_numpy(boxes_to_view(background_boxes(boxes, area), unit)).float(),
+            background=torch.from_numpy(boxes_to_view(background_boxes(boxes, taken), unit)).float(),
             labels=torch.as_tensor(np.asarray(sample['labels'])[keep], dtype=torch.long),
             masks=masks,
             area=torch.from_numpy(area),
+            taken=torch.from_numpy(taken),
         )
 
+    def _kept(self, sample: dict) -> np.ndarray:
+        objects = _rows(sample, crowd=False)
+        return objects[subset(len(objects), self.per_image)]
 
-def object_area(sample: dict) -> np.ndarray:
-    """Return the pixels that belong to any object, bool [height, width]: of its mask if there is one, else of its
-    box."""
+
+def _rows(sample: dict, crowd: bool) -> np.ndarray:
+    return np.flatnonzero(np.asarray(sample.get('crowd', np.zeros(len(sample['bboxes']), bool))) == crowd)
+
+
+def object_area(sample: dict, crowd: bool = False) -> np.ndarray:
+    """Return the pixels that belong to any object (or to any ``crowd`` region), bool [height, width]: of its mask if
+    there is one, else of its box."""
     area = np.zeros((sample['height'], sample['width']), bool)
+    rows = _rows(sample, crowd)
     if sample.get('masks'):
-        for i in range(len(sample['masks'])):
+        for i in rows.tolist():
             area |= mask_of(sample, i)
     else:
-        for x1, y1, x2, y2 in np.rint(sample['bboxes']).astype(int).tolist():
+        for x1, y1, x2, y2 in np.rint(sample['bboxes'])[rows].astype(int).tolist():
             area[y1:y2, x1:x2] = True
     return area
 
@@ -106,7 +120,7 @@ def background_boxes(boxes: np.ndarray, area: np.ndarray, places: int = 7, most_
 
     Args:
         boxes: [n, 4], within the image.
-        area: bool [H, W], the objects' pixels.
+        area: bool [H, W], the pixels of objects and crowd regions.
         most_covered: A place that objects cover to a larger share is no background; the box is left out.
 
     Returns:
@@ -135,7 +149,7 @@ class Regions:
         pooled: The object's box from the dense map [n, D].
         labels: int64 [n].
         background: Background boxes from the dense map [m, D].
-        patches: Cells of the dense map [p, D].
+        patches: Cells of the dense map [p, D], those left out that only with crowd regions are covered by half.
         inside: bool [p], cells that objects cover by half or more.
     """
 
@@ -213,20 +227,26 @@ def _batch_records(frozen: FrozenBackbone, batch: Dict[str, list], patches_per_i
     tokens = _side_by_side(tokens).split(counts) if tokens else [None] * len(counts)
     cells = out.map.flatten(2).mT.cpu()  # [B, rows * columns, D]
     keep = torch.tensor(subset(cells.shape[1], max(patches_per_image, 1)))
-    inside = [F.adaptive_avg_pool2d(area[None].float(), out.map.shape[2:]).flatten() >= 0.5 for area in batch['area']]
-    return [
-        dict(
-            item=item,
-            token=tokens[i],
-            pooled=pooled[i],
-            labels=batch['labels'][i],
-            background=background[i],
-            # of each image others: the same ones might all lie in one column
-            patches=cells[i][(keep + item) % cells.shape[1]],
-            inside=inside[i][(keep + item) % cells.shape[1]],
+    inside, taken = (
+        [F.adaptive_avg_pool2d(area[None].float(), out.map.shape[2:]).flatten() >= 0.5 for area in batch[key]]
+        for key in ('area', 'taken')
+    )
+    records = []
+    for i, item in enumerate(batch['item']):
+        at = (keep + item) % cells.shape[1]  # of each image others: the same ones might all lie in one column
+        at = at[inside[i][at] | ~taken[i][at]]
+        records.append(
+            dict(
+                item=item,
+                token=tokens[i],
+                pooled=pooled[i],
+                labels=batch['labels'][i],
+                background=background[i],
+                patches=cells[i][at],
+                inside=inside[i][at],
+            )
         )
-        for i, item in enumerate(batch['item'])
-    ]
+    return records
 
 
 def _side_by_side(parts: List[Tensor]) -> Tensor:
@@ -317,23 +337,22 @@ def region_split(
     per_image: int = 10,
 ) -> List[RegionImages]:
     """Return train and val images below ``data_root``, each from a json and a folder of images."""
-    patch = frozen.patch if frozen.can_mask else None
-    return [
-        RegionImages(
-            ObjectDataset(
-                data_root=data_root,
-                ann_file=ann_file,
-                data_prefix=prefix,
-                keep_empty=False,
-                pipeline=[dict(type='LoadObjectImage', **frozen.reading)],
-            ),
-            scales,
-            patch,
-            count,
-            per_image,
+    patch, parts = frozen.patch if frozen.can_mask else None, []
+    for ann_file, prefix, count in zip(ann_files, images, most):
+        dataset = ObjectDataset(
+            data_root=data_root,
+            ann_file=ann_file,
+            data_prefix=prefix,
+            with_crowd=True,
+            keep_empty=False,
+            pipeline=[dict(type='LoadObjectImage', **frozen.reading)],
         )
-        for ann_file, prefix, count in zip(ann_files, images, most)
-    ]
+        chosen = [i for i in range(len(dataset)) if not dataset.get_data_info(i)['crowd'].all()]
+        if not chosen:
+            raise ConfigError(f'{ann_file} has crowd regions alone: region features need objects.')
+        dataset.get_subset_(chosen)
+        parts.append(RegionImages(dataset, scales, patch, count, per_image))
+    return parts
 
 
 def region_knn(

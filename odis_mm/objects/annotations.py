@@ -196,7 +196,9 @@ def imported_splits(data: PathLike, images: Optional[PathLike], folder: PathLike
 def _lists_of_voc(data: Path, root: Path, paths: Sequence[Path]) -> Dict[Path, str]:
     """The splits of images by the lists in ``ImageSets/Main`` of a folder or, as in VOCdevkit, of folders in it."""
     found: Dict[Path, str] = {}
-    for file in sorted(file for place in ('', '*/', '*/*/') for file in data.glob(f'{place}ImageSets/Main/*.txt')):
+    files = sorted(file for place in ('', '*/', '*/*/') for file in data.glob(f'{place}ImageSets/Main/*.txt'))
+    # an image that is also in a list of another split is not trained on
+    for file in sorted(files, key=lambda file: file.stem.lower() not in SPLITS['train']):
         split = next((name for name, words in SPLITS.items() if file.stem.lower() in words), None)
         near = [path for path in paths if file.parents[2] in (root / path).parents] or paths  # images elsewhere
         stems: Dict[str, List[Path]] = {}

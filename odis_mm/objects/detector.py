@@ -1,9 +1,11 @@
 """Objects from a detector of mmdet: what it calls them does not matter, only that it found them."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from typing import List, Optional, Sequence
 
+import cv2
 import numpy as np
 
 from ..utils.errors import CheckpointError, ConfigError
@@ -107,26 +109,22 @@ class Detector:
     def _detect(self, images: Sequence[np.ndarray]) -> List[Found]:
         import torch
 
-        items = []
+        items, places = [], []
         for i, image in enumerate(images):
             size = image.shape[:2]
-            items.append(
-                self._pipeline(
-                    dict(
-                        img=np.ascontiguousarray(image[..., ::-1] if image.shape[2] == 3 else image),
-                        img_id=i,
-                        img_path='',
-                        img_shape=size,
-                        ori_shape=size,
-                    )
-                )
-            )
+            pixels = np.ascontiguousarray(image[..., ::-1] if image.shape[2] == 3 else image)
+            with suppress(cv2.error):  # of mmcv's resizing: so thin that no pixel is left, and nothing is found
+                items.append(self._pipeline(dict(img=pixels, img_id=i, img_path='', img_shape=size, ori_shape=size)))
+                places.append(i)
         results = []
         with torch.no_grad():
             # a ViT sees what pads an image to the size of another one: what is found in it would depend on the others
             for _, alike in groupby(items, lambda item: item['inputs'].shape):
                 results += self._results(list(alike))
-        return [self._found(image, result.cpu()) for image, result in zip(images, results)]
+        found = [Found(np.zeros((0, 4)), np.zeros(0)) for _ in images]
+        for i, result in zip(places, results):
+            found[i] = self._found(images[i], result.cpu())
+        return found
 
     def _results(self, items: Sequence[dict]) -> list:
         """What mmdet finds in images of one size."""

@@ -99,6 +99,8 @@ def _coco(path: Path, index: ImageIndex, faults: List[str]):
         if not isinstance(content, dict) or not {'images', 'annotations'} <= set(content):
             return
         kinds = {identity(category['id']): str(category['name']) for category in content.get('categories') or ()}
+        if len(kinds) < len(content.get('categories') or ()):
+            raise AnnotationError(f'{file} has two categories of one id: give each category its own')
         names.update((name, name) for name in kinds.values())
         objects: Dict[object, List[Annotated]] = {identity(image['id']): [] for image in content['images']}
         for i, annotation in enumerate(content['annotations']):
@@ -170,6 +172,11 @@ def _both(first: Annotated, second: Annotated) -> Annotated:
     return Annotated(first.label, box, sum(masks, []) if all(masks) else None)
 
 
+def _alone(images: int) -> str:
+    """What is told of images with no other shapes than those that are not read: they are not known to show nothing."""
+    return f', the only ones of {int(images)} images, which are left out' if images else ''
+
+
 def _labelme(path: Path, index: ImageIndex, faults: List[str]):
     from globox import BoundingBox
 
@@ -200,9 +207,10 @@ def _labelme(path: Path, index: ImageIndex, faults: List[str]):
             key = i if group is None else (entry.label, group)
             objects[key] = _both(objects[key], entry) if key in objects else entry
         if skipped:
-            faults.append(f'{file}: {skipped} shapes that are no rectangle, polygon or circle')
+            faults.append(f'{file}: {skipped} shapes that are no rectangle, polygon or circle{_alone(not objects)}')
         size = _size(content, 'imageHeight', 'imageWidth')
-        yield Labelled(content.get('imagePath') or file.stem, list(objects.values()), size)
+        if objects or not skipped:
+            yield Labelled(content.get('imagePath') or file.stem, list(objects.values()), size)
 
     return read_each(files_below(path, '.json'), read, faults), []
 
@@ -217,10 +225,10 @@ def _cvat(path: Path, index: ImageIndex, faults: List[str]):
             return
         if root.find('track') is not None:
             faults.append(f'{file}: tracks of a video (export as "CVAT for images")')
-        skipped = 0
+        skipped = images = 0
         for image in root.iter('image'):
             height, width = side(image.get('height')), side(image.get('width'))
-            objects = []
+            objects, others = [], 0
             for node in image:
                 if node.tag == 'box':
                     box = BoundingBox.from_cvat(node)
@@ -249,10 +257,14 @@ def _cvat(path: Path, index: ImageIndex, faults: List[str]):
                     rle['counts'] = rle['counts'].decode()
                     objects.append(Annotated(node.get('label'), (left, top, left + w, top + h), rle))
                 elif node.tag != 'tag':  # of the whole image
-                    skipped += 1
-            yield Labelled(image.get('name'), objects, (height, width))
+                    others += 1
+            skipped += others
+            if objects or not others:
+                yield Labelled(image.get('name'), objects, (height, width))
+            else:
+                images += 1
         if skipped:
-            faults.append(f'{file}: {skipped} shapes that are no box, polygon or mask')
+            faults.append(f'{file}: {skipped} shapes that are no box, polygon or mask{_alone(images)}')
 
     return read_each(files_below(path, '.xml'), read, faults), []
 
@@ -332,7 +344,7 @@ def _labelstudio(path: Path, index: ImageIndex, faults: List[str]):
                 lists = [v for v in task.values() if isinstance(v, list)]  # one for each tool that drew
                 regions = [region for v in lists for region in v if isinstance(region, dict)]
                 image = _image_of(task['image'], index)
-            objects, size, skipped = [], None, 0
+            objects, size, skipped, others = [], None, 0, 0
             for region in _joined(regions):
                 original = _size(region, 'original_height', 'original_width')
                 label = _label_of(region) or 'object'
@@ -353,9 +365,12 @@ def _labelstudio(path: Path, index: ImageIndex, faults: List[str]):
                     objects.append(_turned(label, box, turned, corner=True) if turned else Annotated(label, box))
                 else:
                     skipped += 1
+                    others += bool(_label_of(region))  # else an answer to a question
+            left = bool(others and not objects)
             if skipped:
-                faults.append(f'{file}: {skipped} regions of {image} that are no rectangle or polygon')
-            yield Labelled(image, objects, size)
+                faults.append(f'{file}: {skipped} regions of {image} that are no rectangle or polygon{_alone(left)}')
+            if not left:
+                yield Labelled(image, objects, size)
         if unfinished:
             faults.append(f'{file}: {unfinished} tasks without an annotation, or with cancelled ones alone')
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..datasets.files import read_json
 from ..datasets.image_io import has_extent
-from ..datasets.values import identity, is_crowd, number
+from ..datasets.values import identity, is_crowd, number, numbering
 from ..utils.errors import AnnotationError
 from ..utils.files import PathLike
 
@@ -90,6 +90,7 @@ def read_truth(path: PathLike) -> dict:
             ) from None
     if len({image['id'] for image in images}) < len(images):
         raise AnnotationError(f'{path} has two images of one id; give each image its own.')
+    new = numbering(image['id'] for image in images)
     for i, entry in enumerate(content['annotations']):
         try:
             owner, (x, y, w, h) = identity(entry['image_id']), map(number, entry['bbox'])
@@ -102,10 +103,10 @@ def read_truth(path: PathLike) -> dict:
         box = np.array([[x, y, x + w, y + h]])
         if has_extent(box).all() and np.isfinite(box).all():
             area = area if math.isfinite(area) else 0.0
-            annotations.append(dict(image_id=owner, bbox=[x, y, w, h], area=area, iscrowd=int(crowd)))
+            annotations.append(dict(image_id=new.get(owner), bbox=[x, y, w, h], area=area, iscrowd=int(crowd)))
     if not annotations:
         raise AnnotationError(f'{path} has no box to compare with: name annotations that have, or leave them out.')
-    return dict(images=images, annotations=annotations)
+    return dict(images=[{**image, 'id': new[image['id']]} for image in images], annotations=annotations)
 
 
 def common_images(found: dict, truth: dict) -> Dict[object, object]:

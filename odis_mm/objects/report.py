@@ -15,7 +15,7 @@ from mmengine.logging import print_log
 
 from ..datasets import read_image
 from ..datasets.image_io import as_colours
-from ..utils.errors import BadImageError
+from ..utils.errors import BadImageError, printable
 from ..utils.files import PathLike, atomic_write, atomic_write_text
 from ..utils.paths import is_searched
 from .labelled import told_of_other_folders
@@ -216,8 +216,8 @@ def _sheet(content: dict, folder: Path) -> Figure:
             colour = '#ffd000' if rank < 3 else '#00d0a0' if rank < 8 else '#1e90ff'
             axes.add_patch(Rectangle((x - 0.5, y - 0.5), w, h, fill=False, ec=colour, lw=2 if rank < 3 else 1))
         shown = f', best {len(best)} drawn' if len(entries) > len(best) else ''
-        # in a name, $ begins no formula
-        axes.set_title(f'{Path(image["file_name"]).name[:20]}: {len(entries)}{shown}', fontsize=7, parse_math=False)
+        name = printable(Path(image['file_name']).name[:20])
+        axes.set_title(f'{name}: {len(entries)}{shown}', fontsize=7, parse_math=False)  # in a name, $ begins no formula
     return figure
 
 

@@ -215,8 +215,9 @@ def _listed(place: Path) -> List[str]:
 
 
 def splits_of_yolo(data: Path, root: Path, paths: Sequence[Path]) -> Dict[Path, str]:
-    """Return the splits of images by what the yaml of a data set names for each: folders, or lists of images."""
-    found: Dict[Path, str] = {}
+    """Return the splits of images by what the yaml of a data set names for each: folders, or lists of images. One that
+    is of several splits is not trained on, unless none would be."""
+    found: Dict[str, Dict[Path, str]] = {split: {} for split in SPLITS}
     file, told = next(iter(yolo_yamls(data, [root / path for path in paths])), (data / 'none', {}))
     base = file.parent
     real = {path: (root / path).resolve() for path in paths}
@@ -238,6 +239,16 @@ def splits_of_yolo(data: Path, root: Path, paths: Sequence[Path]) -> Dict[Path, 
                     logger='current',
                     level=30,
                 )
-            for path in inside:
-                found.setdefault(path, split)
-    return found
+            found[split].update(dict.fromkeys(inside, split))
+    train, held = found['train'], {**found['test'], **found['val']}
+    both = [path for path in train if path in held]
+    if len(both) == len(train):
+        return {**held, **train}
+    if both:
+        print_log(
+            f'{file}: {len(both)} images of its train split are of its val or test split, too, and are not trained on '
+            f'({both[0]}, ...)',
+            logger='current',
+            level=30,
+        )
+    return {**train, **held}

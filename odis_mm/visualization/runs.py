@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from ..datasets.image_io import as_colours
+from ..utils.errors import printable
 
 PANELS_PER_ROW = 3
 FEW = 25  # points at most that are marked, as a line alone would show a shape that was not measured
@@ -90,7 +91,7 @@ def draw_curves(records: Sequence[dict], out_png: str, title: str, good: Optiona
         ax.grid(alpha=0.3)
     for ax in list(panels):
         ax.set_axis_off()
-    figure.suptitle(title, fontsize=10, parse_math=False)  # of a folder, in whose name $ begins no formula
+    figure.suptitle(printable(title), fontsize=10, parse_math=False)  # of a folder, in whose name $ begins no formula
     return _written(figure, canvas, out_png)
 
 

@@ -25,6 +25,7 @@ from ..datasets.layout import (
     told_of_found,
     without_objects,
 )
+from ..datasets.segmentation import usable
 from ..datasets.survey import turned_of
 from ..datasets.values import identity, is_crowd, number, numbering
 from ..objects.annotations import imported_splits
@@ -48,7 +49,7 @@ class Prepared:
         images: Number of images by part.
         scenes: By part, the evaluated images whose scene is in the training as well, and one such training image.
         duplicates: Images that were found twice, and what was done with them.
-        mixed: Whether some training objects have a segmentation and some have none.
+        mixed: Whether some training objects have a mask and some objects, of any split, have none.
     """
 
     train: Path
@@ -158,15 +159,18 @@ def prepare(plan: Plan, folder: Path, work_dir: Path, say: Callable[[str], None]
                 f'({seen[0].evaluated.name} = {seen[0].trained.name}): where the test images are evaluated, the gains '
                 'are a little too high'
             )
-    usable = _learned(contents['train'])
-    if not usable:
+    if not _learned(contents['train']):
         raise ConfigError(
             f'{splits["train"].ann_file}: no training image with an object is left'
             + (' without those that are evaluated, too: name other images to evaluate.' if same else '.')
         )
-    mixed = len({bool(a.get('segmentation')) for a in usable}) == 2
+    masks = {
+        name: {bool(usable(a.get('segmentation'))) for a in content['annotations']}  # crowd regions, too: as detectors
+        for name, content in contents.items()
+    }
+    mixed = True in masks['train'] and any(False in found for found in masks.values())
     if mixed and plan.detector.config is None:
-        notes.append('some training objects have no segmentation, so the detector is one of boxes')
+        notes.append('some objects have no segmentation, so the detector is one of boxes')
     digest_of = {path: digest for found in prints.values() for path, digest in zip(found.paths, found.digests)}
     written, identity = {}, {}
     for name, content in contents.items():
@@ -387,7 +391,7 @@ def _image_files(folder: Path, notes: List[str]) -> List[Path]:
     if not found:
         raise ConfigError(f'{"".join(told) or f"data.unlabelled: no image in or below {folder}"}.')
     notes += told
-    return [path.resolve() for path in found]
+    return list(dict.fromkeys(path.resolve() for path in found))  # of links to one image, one
 
 
 def content_hash(content: Any) -> str:

@@ -206,7 +206,9 @@ def _curves(outcome: Outcome) -> Section:
     for i, start in enumerate(outcome.plan.starts):
         x = [table.images for table in outcome.tables]
         runs = [table.row(start.name).runs for table in outcome.tables]
-        axes.plot(x, [r.mean for r in runs], '-o', color=COLORS[i % len(COLORS)], label=start.name, markersize=4)
+        axes.plot(
+            x, [r.mean for r in runs], '-o', color=COLORS[i % len(COLORS)], label=_label(start.name), markersize=4
+        )
         for position, r in zip(x, runs):
             axes.plot([position] * r.value.size, r.value.ravel(), '.', color=COLORS[i % len(COLORS)], alpha=0.4)
     axes.set_xscale('log')
@@ -244,10 +246,10 @@ def _lengths(outcome: Outcome) -> Section:
     for start, points in outcome.lengths.items():
         color = COLORS[names.index(start) % len(COLORS)]
         _, x, mean, low, high = zip(*points)
-        axes.plot(x, mean, '-o', color=color, label=start, markersize=4)
+        axes.plot(x, mean, '-o', color=color, label=_label(start), markersize=4)
         axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
     table = next(t for t in outcome.tables if t.percent == outcome.lengths_percent)
-    axes.axhline(table.row(outcome.reference).runs.mean, color='#888', linestyle='--', label=outcome.reference)
+    axes.axhline(table.row(outcome.reference).runs.mean, color='#888', linestyle='--', label=_label(outcome.reference))
     axes.legend(frameon=False, fontsize=9)
     return Section(
         'AP against pretraining length',
@@ -487,7 +489,24 @@ def _svg(figure: Figure) -> str:
     return text[text.index('<svg') :]
 
 
-def _unmarked(text: object, marks: str = '<') -> str:
+def _label(start: str) -> str:
+    """The name of a start for a legend: matplotlib leaves out what begins with _."""
+    return f' {start}' if start.startswith('_') else start
+
+
+def _parts(text: str) -> Tuple[str, str, str]:
+    """A **bold** beginning, what stands as it is, and `code` at the end; names may hold such marks, too."""
+    bold, _, rest = text[2:].partition('**') if text.startswith('**') else ('', '', text)
+    plain, _, code = rest[:-1].partition('`') if rest.endswith('`') else (rest, '', '')
+    return bold, plain, code
+
+
+def _as_markdown(text: str) -> str:
+    bold, plain, code = _parts(text)
+    return (f'**{bold}**' if bold else '') + _unmarked(plain) + (f'`{code}`' if code else '')
+
+
+def _unmarked(text: object, marks: str = '<*`') -> str:
     """Text in which these characters are no marks of Markdown: a class named <none> would not be shown."""
     return ''.join(f'\\{c}' if c in marks else c for c in str(text))
 
@@ -497,11 +516,11 @@ def to_markdown(title: str, sections: Sequence[Section]) -> str:
     for section in sections:
         lines += [f'## {section.title}', '']
         for text in section.intro:
-            lines += [_unmarked(text), '']
-        lines += [f'- {_unmarked(item)}' for item in section.items]
+            lines += [_as_markdown(text), '']
+        lines += [f'- {_as_markdown(item)}' for item in section.items]
         lines += [''] * bool(section.items)
         if section.rows:
-            header, *rows = [[_unmarked(c, '|<*') for c in row] for row in (section.header, *section.rows)]
+            header, *rows = [[_unmarked(c, '|<*`') for c in row] for row in (section.header, *section.rows)]
             lines += ['| ' + ' | '.join(row) + ' |' for row in (header, ['---'] * len(header), *rows)]
             lines.append('')
         for name, (_, words) in section.figures.items():
@@ -587,9 +606,5 @@ def to_html(title: str, sections: Sequence[Section]) -> str:
 
 
 def _inline(text: str) -> str:
-    """Escaped; **bold** and `code` as in Markdown."""
-    pieces = []
-    for i, part in enumerate(html.escape(text).split('**')):
-        pieces.append(f'<b>{part}</b>' if i % 2 else part)
-    joined = ''.join(pieces)
-    return ''.join(f'<code>{part}</code>' if i % 2 else part for i, part in enumerate(joined.split('`')))
+    bold, plain, code = map(html.escape, _parts(text))
+    return (f'<b>{bold}</b>' if bold else '') + plain + (f'<code>{code}</code>' if code else '')

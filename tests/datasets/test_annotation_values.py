@@ -59,7 +59,7 @@ def test_what_is_no_value_is_refused(call, given):
 def test_rows_of_numbers():
     np.testing.assert_array_equal(values.numbers([['1', 2, 3.5, '4.0']], 4), [[1, 2, 3.5, 4]])
     assert values.numbers([], 4).shape == (0, 4)
-    for wrong in ([[1, 2, 3]], [[1, 2, 3, 'x']], [[1, 2, 3, None]], [[1, 2, 3, 4], [1]]):
+    for wrong in ([[1, 2, 3]], [[1, 2, 3, 'x']], [[1, 2, 3, None]], [[1, 2, 3, True]], [[1, 2, 3, 4], [1]]):
         with pytest.raises((ValueError, TypeError)):
             values.numbers(wrong, 4)
 

@@ -71,6 +71,18 @@ def test_a_link_to_another_place_is_followed(folder, tmp_path):
     assert len(files.list_images(tmp_path / 'view')) == 3 + 2, 'the files of b, its link to a, and a linked file'
 
 
+def test_links_to_one_image_are_one_image(folder, monkeypatch):
+    said = []
+    monkeypatch.setattr(files, 'print_log', lambda line, **_: said.append(line))
+    (folder / 'train').mkdir()
+    for name, target in (('1.png', folder / 'a' / '1.png'), ('2.png', '../a/2.png')):
+        (folder / 'train' / name).symlink_to(target)
+    (folder / 'elsewhere.png').symlink_to(folder / '.5.png')
+    names = [os.path.relpath(info['img_path'], folder) for info in ObjectDataset(folder)]
+    assert names == ['elsewhere.png', 'a/1.png', 'a/2.png', 'b/3.png', 'b/4.png']
+    assert said[-1].endswith(': 2 links to images that are there under another name left out')
+
+
 def test_hidden_folders_are_no_classes(folder):
     assert LabelledImages(str(folder), size=16).classes == ['a', 'b']
 

@@ -104,6 +104,13 @@ def test_forms_of_tiff(tmp_path):
         np.testing.assert_array_equal(read_image(path), RGB, err_msg=name)
     Image.fromarray(RGB).save(tmp_path / 'lzw.tif', compression='tiff_lzw')
     np.testing.assert_array_equal(read_image(tmp_path / 'lzw.tif'), RGB)
+    for right, data in ((RGB, np.dstack([RGB, GREY])), (repeat(GREY), np.dstack([GREY, RGB[..., 1]]))):  # with alpha
+        Image.fromarray(data).save(tmp_path / 'alpha.tif', compression='tiff_lzw')
+        np.testing.assert_array_equal(read_image(tmp_path / 'alpha.tif'), right)
+        np.testing.assert_array_equal(read_image(tmp_path / 'alpha.tif', data.shape[2]), data)
+    lab = np.broadcast_to(np.uint8([138, 0, 0]), (8, 8, 3))  # a grey: a colour, if the channels are taken for RGB
+    tifffile.imwrite(tmp_path / 'lab.tif', lab, photometric='cielab')
+    assert np.abs(read_image(tmp_path / 'lab.tif').astype(int) - 130).max() < 16
     Image.fromarray(GREY > 127).save(tmp_path / 'bits.tif')
     np.testing.assert_array_equal(read_image(tmp_path / 'bits.tif'), repeat((GREY > 127).astype(np.uint8) * 255))
     palette = Image.fromarray(RGB).quantize(16)

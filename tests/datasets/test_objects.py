@@ -426,6 +426,12 @@ _BAD_ANNOTATION = ' is not a dict with an image_id, a category_id and a bbox [x,
             ': categories is not a list of dicts with an id and a name; fix or remove it.',
         ),
         (
+            [_ann([1, 1, 5, 5])],
+            dict(categories=[dict(id=4, name='cat'), dict(id=5, name='dog'), dict(id='4', name='cow')]),
+            ' has two categories of one id (4); give each category its own.',
+        ),
+        ([_ann([1, 1, 5, 5]), _ann([True, 1, 5, 5])], {}, ': annotations[1]' + _BAD_ANNOTATION),
+        (
             [_ann([5, 5, -3, 6]), _ann([90, 5, 6, 6])],
             {},
             ' has no usable object (1 degenerate or inverted boxes dropped, 1 boxes outside their image dropped); '

@@ -124,7 +124,7 @@ def test_pictures_are_turned_as_the_detector_saw_them(loading, size, tmp_path):
 
 
 def test_what_is_found_in_an_image_does_not_depend_on_the_others(tmp_path):
-    """Images of one batch are padded to one size, and a ViT sees the padding."""
+    """Images of one batch are padded to one size, and a ViT sees the padding; one too thin to resize is left out."""
     import json
 
     from mmdet.registry import MODELS
@@ -141,8 +141,8 @@ def test_what_is_found_in_an_image_does_not_depend_on_the_others(tmp_path):
     meta = dict(dataset_meta=dict(classes=tuple(map(str, range(80)))))
     torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict(), meta=meta), tmp_path / 'iter_1.pth')
     generator = np.random.default_rng(0)
-    for name, size in (('0.png', (60, 90, 3)), ('1.png', (60, 90, 3)), ('2.png', (90, 60, 3))):
-        Image.fromarray(generator.integers(0, 255, size, dtype=np.uint8)).save(tmp_path / name)
+    for name, size in (('thin', (1, 900, 3)), ('0', (60, 90, 3)), ('1', (60, 90, 3)), ('2', (90, 60, 3))):
+        Image.fromarray(generator.integers(0, 255, size, dtype=np.uint8)).save(tmp_path / f'{name}.png')
 
     def found_in(names, **options):
         images = [tmp_path / name for name in names]
@@ -150,7 +150,7 @@ def test_what_is_found_in_an_image_does_not_depend_on_the_others(tmp_path):
         content = json.loads(predict(tmp_path / 'detector.py', tmp_path / 'iter_1.pth', images, **run).read_text())
         return [a['bbox'] for a in content['annotations'] if a['image_id'] == content['images'][-1]['id']]
 
-    among, alone = found_in(['0.png', '1.png', '2.png'], batch=8), found_in(['2.png'])
+    among, alone = found_in(['thin.png', '0.png', '1.png', '2.png'], batch=8), found_in(['2.png'])
     assert len(among) == len(alone) > 1
     np.testing.assert_allclose(among, alone, atol=0.05)
 

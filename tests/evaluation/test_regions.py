@@ -25,6 +25,7 @@ from odis_mm.evaluation.regions import (
     object_area,
     pool_boxes,
     region_metrics,
+    region_split,
 )
 from odis_mm.models import ViewPreprocessor
 from odis_mm.transfer import save_backbone
@@ -109,6 +110,33 @@ def test_a_mask_that_is_none_is_named_by_image_and_object():
             BadImageError, match=f'^image street.jpg, object {len(item["masks"]) - 1}: a polygon is not'
         ):
             measure[0]
+
+
+def test_a_crowd_is_neither_objects_nor_background(tmp_path):
+    """An object to the left, a crowd region to the right that overlaps it by four pixels; nothing else in the image."""
+    boxes, frozen = [[0, 0, 16, 32], [12, 0, 32, 32]], FrozenBackbone(make_vit())
+    item = sample(boxes, np.array([0, -1]), crowd=np.array([False, True]))
+    images = RegionImages([item], (32,), 8, per_image=1)
+    assert images[0]['boxes'].tolist() == [[0, 0, 0.5, 1]] and not len(images[0]['background'])
+    found = region_features(frozen, images)
+    assert found.labels.tolist() == [0] and found.inside.tolist() == [True] * 8, 'the cells of the object alone'
+
+    cv2.imwrite(str(tmp_path / 'a.png'), item['img'])
+    entries = [
+        dict(id=i, image_id=image, category_id=1, bbox=[x, y, r - x, b - y], iscrowd=crowd)
+        for i, (image, crowd, (x, y, r, b)) in enumerate([(1, 0, boxes[0]), (1, 1, boxes[1]), (2, 1, boxes[1])])
+    ]
+    content = dict(
+        images=[dict(id=i, file_name='a.png', height=32, width=32) for i in (1, 2)],
+        annotations=entries,
+        categories=[dict(id=1, name='bird')],
+    )
+    (tmp_path / 'a.json').write_text(json.dumps(content))
+    (part,) = region_split(frozen, str(tmp_path), ['a.json'], [''], (32,), [None])
+    assert part.labels() == [0] and region_features(frozen, part).inside.tolist() == [True] * 8
+    (tmp_path / 'a.json').write_text(json.dumps({**content, 'annotations': entries[1:]}))
+    with pytest.raises(ConfigError, match='^a.json has crowd regions alone'):
+        region_split(frozen, str(tmp_path), ['a.json'], [''], (32,), [None])
 
 
 @pytest.mark.parametrize('ridge', [1e-2, 1.0])

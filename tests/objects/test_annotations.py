@@ -413,6 +413,15 @@ def test_turned_photographs_whose_sizes_do_not_tell_are_left_out(tmp_path, size,
     assert all('a.jpg is turned by its EXIF orientation: store it upright' in f for f in content['info']['skipped'])
 
 
+def test_two_categories_of_one_id_are_told(tmp_path, images):
+    file = _coco_file(tmp_path / 'a.json')
+    content = json.loads(file.read_text())
+    content['categories'].append(dict(content['categories'][0], name='other'))
+    file.write_text(json.dumps(content))
+    with pytest.raises(AnnotationError, match='a.json has two categories of one id: give each category its own'):
+        load_annotations(file, images)
+
+
 def test_boxes_of_coco_files_are_of_the_stored_pixels(tmp_path, images):
     exif = Image.Exif()
     exif[274] = 3
@@ -461,6 +470,11 @@ def test_labelme(tmp_path, images):
     assert _told(content) == {'a.jpg': [('cat', (1, 1, 9, 12)), ('dog', (15, 15, 25, 25))]}
     assert content['annotations'][0]['segmentation'] == [[1, 1, 9, 2, 5, 12]]
     assert len(content['info']['skipped']) == 1 and '1 shapes' in content['info']['skipped'][0]
+    for name, left in (('b.png', shapes[2:]), ('c.jpg', [])):
+        (tmp_path / 'labelme' / f'{name[0]}.json').write_text(json.dumps(dict(imagePath=name, shapes=left)))
+    content = load_annotations(tmp_path / 'labelme', images)
+    assert [image['file_name'] for image in content['images']] == ['a.jpg', 'c.jpg'], 'b is not known to show nothing'
+    assert any(fault.endswith('the only ones of 1 images, which are left out') for fault in content['info']['skipped'])
 
 
 def test_parts_of_an_object_in_labelme_are_one(tmp_path, images):
@@ -517,8 +531,9 @@ def test_cvat_shapes_that_are_not_read_are_counted(tmp_path, images):
         '<image name="a.jpg" width="60" height="40"><ellipse cx="9" cy="9" rx="3" ry="4"/></image></annotations>'
     )
     content = load_annotations(tmp_path / 'a.xml', images)
-    assert _told(content) == {'b.png': [('cat', (1, 2, 11, 22))], 'a.jpg': []}
-    assert content['info']['skipped'] == [f'{tmp_path}/a.xml: 5 shapes that are no box, polygon or mask']
+    assert _told(content) == {'b.png': [('cat', (1, 2, 11, 22))]}, 'not a.jpg, which is not known to show nothing'
+    told = '5 shapes that are no box, polygon or mask, the only ones of 1 images, which are left out'
+    assert content['info']['skipped'] == [f'{tmp_path}/a.xml: {told}']
 
 
 def test_labelstudio(tmp_path, images):
@@ -605,6 +620,12 @@ def test_labelstudio_tasks_that_nobody_annotated_are_not_listed(tmp_path, images
     tasks[1]['annotations'] = [dict(result=[])]  # looked at: no object
     (tmp_path / 'export.json').write_text(json.dumps(tasks))
     assert len(load_annotations(tmp_path / 'export.json', images)['images']) == 2
+    answer = dict(original_width=30, original_height=50, value=dict(choices=['blurred']))
+    brush = dict(original_width=30, original_height=50, value=dict(format='rle', rle=[1, 2], brushlabels=['cat']))
+    for regions, count in (([answer], 2), ([answer, brush], 1)):  # what the brush has drawn is not read
+        tasks[1]['annotations'] = [dict(result=regions)]
+        (tmp_path / 'export.json').write_text(json.dumps(tasks))
+        assert len(load_annotations(tmp_path / 'export.json', images)['images']) == count
 
 
 def test_labelstudio_regions_of_several_results_and_tools(tmp_path, images):

@@ -175,3 +175,11 @@ def test_annotations_to_compare_with_follow_the_rule_of_all_readers(tmp_path):
     as_given = dict(truth, annotations=[dict(a, iscrowd=0, ignore=a['iscrowd']) for a in truth['annotations']])
     for same in (truth, as_given):
         assert recall_of(found, same)['precision@10'] == 100 and recall_of(found, same)['AR@10'] == 100
+
+
+def test_ids_of_images_to_compare_with_may_be_numbers_and_text(tmp_path):
+    images = [dict(id=key, file_name=f'{key}.png', width=64, height=64) for key in (7, 'x')]
+    content = coco([box(image_id=key) for key in (7, 'x', 1)], images=images)  # of the last one no image is listed
+    (tmp_path / 'truth.json').write_text(json.dumps(content))
+    found = coco([box(image_id=key) for key in (7, 'x')], images=images)
+    assert recall_of(found, read_truth(tmp_path / 'truth.json'))['AR@10'] == 100

@@ -307,6 +307,7 @@ def test_report_agrees_with_independent_counts(tmp_path):
     content = _content(boxes, [rng.random(len(group_)).tolist() for group_ in boxes])
     (tmp_path / 'images').mkdir()
     content['images'][1]['file_name'] = '$^$.jpg'  # no formula
+    content['images'][2]['file_name'] = 'caf\udce9.jpg'  # of a byte that is no UTF-8
     for image, bits in zip(content['images'], (0x00FF, 0x00FE, 0xFFFFFFFFFFFFFFFF)):
         Image.fromarray(np.full((80, 100, 3), 99, np.uint8)).save(tmp_path / 'images' / image['file_name'])
         image['dhash'] = f'{bits:016x}'
@@ -355,8 +356,10 @@ def test_detector_and_its_rpn(tmp_path, scene):
         assert isinstance(found, Found) and (np.diff(found.scores) <= 0).all()
         assert len(found.boxes) <= 7 and (found.boxes >= 0).all() and (found.boxes <= [128, 96, 128, 96]).all()
         upright = np.ascontiguousarray(np.rot90(image))  # padded to a common size, a ViT would see it
-        among, _ = Detector(rpn=rpn, **options)([image, upright])
+        thin = np.zeros((1, 900, 3), np.uint8)  # of which no pixel is left when it is resized
+        none, among, _ = Detector(rpn=rpn, **options)([thin, image, upright])
         np.testing.assert_allclose(among.boxes, found.boxes, atol=1e-3)
+        assert len(none.boxes) == len(none.scores) == 0
     assert len(found.boxes) == 7
     torch.save(dict(state_dict={'backbone.x': torch.zeros(1)}), tmp_path / 'detector.pth')
     with pytest.raises(CheckpointError, match='is no checkpoint of'):

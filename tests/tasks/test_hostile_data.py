@@ -368,12 +368,13 @@ def test_images_in_no_list_of_voc_are_in_no_split(tmp_path):
     root = voc(tmp_path / 'voc')
     lists = root / 'ImageSets' / 'Main'
     lists.mkdir(parents=True)
-    (lists / 'train.txt').write_text('0.jpg\n1 -1\n')
-    (lists / 'valid.txt').write_text('2\n')
+    (lists / 'train.txt').write_text('0.jpg\n1 -1\n2\n')
+    (lists / 'test.txt').write_text('2\n')
+    (lists / 'valid.txt').write_text('1\n')
     with logged() as said:
         splits = imported_splits(root, None, tmp_path / 'out')
     names = {name: [image['file_name'] for image in read_coco(s.ann_file)['images']] for name, s in splits.items()}
-    assert names == {'train': ['JPEGImages/0.jpg', 'JPEGImages/1.jpg'], 'val': ['JPEGImages/2.jpg']}
+    assert names == {name: [f'JPEGImages/{i}.jpg'] for i, name in enumerate(('train', 'val', 'test'))}
     told = '1 annotated images are in none of its lists of a split and are left out (JPEGImages/3.jpg, ...)'
     assert told in said.getvalue()
 
@@ -472,6 +473,20 @@ def test_splits_of_yolo_are_those_of_its_yaml(tmp_path, named, expected):
     assert found == expected
     listed = ' '.join(expected.values()).split()
     assert (f'{4 - len(listed)} annotated images are in none of its lists' in said.getvalue()) == (len(listed) < 4)
+
+
+@pytest.mark.parametrize(
+    'places, trained', [('train: images\nval: images/b', 'of_a'), ('train: images/b\nval: images', 'of_b')]
+)
+def test_validation_images_within_the_training_folder_of_yolo_are_not_trained_on(tmp_path, places, trained):
+    _yolo(tmp_path, ['a', 'b'])
+    (tmp_path / 'data.yaml').write_text(f'{places}\nnames: [x]\n')
+    with logged() as said:
+        splits = imported_splits(tmp_path, None, tmp_path / 'out')
+    names = {name: [Path(i['file_name']).stem for i in read_coco(s.ann_file)['images']] for name, s in splits.items()}
+    assert names == dict(train=[trained], val=['of_a' if trained == 'of_b' else 'of_b'])
+    line = '1 images of its train split are of its val or test split, too, and are not trained on (images/b/of_b.png'
+    assert (line in said.getvalue()) == (trained == 'of_a'), 'said where something was left out'
 
 
 def _yolo(root, folders):

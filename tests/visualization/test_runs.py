@@ -37,7 +37,7 @@ def test_units_good_ranges_and_reference_lines(tmp_path, monkeypatch):
         matplotlib.axes.Axes, 'axhline', lambda ax, y, **how: drawn.append((ax, y)) or real(ax, y, **how)
     )
     good = HealthHook(limits=dict(similarity=0.299)).good_ranges()
-    image = draw_curves(records(health=(10, 20, 30)), str(tmp_path / 'c.png'), 'a $^$ run', good)
+    image = draw_curves(records(health=(10, 20, 30)), str(tmp_path / 'c.png'), 'a $^$ caf\udce9 run', good)
     assert image.ndim == 3 and (tmp_path / 'c.png').stat().st_size
     panels = {ax.get_title(): ax for ax in drawn[0][0].figure.axes}
     assert panels['health/feature_rank (good > 1.5)'].get_ylabel() == "directions of the teacher's features"

@@ -29,7 +29,7 @@ from odis_mm.workflows import run as module
 from odis_mm.workflows.data import label_subsets, prepare
 from odis_mm.workflows.outcome import NOT_NOTED
 from odis_mm.workflows.plan import Data, Plan, Start, parse_plan
-from odis_mm.workflows.report import Section, to_markdown
+from odis_mm.workflows.report import Section, to_html, to_markdown
 from odis_mm.workflows.run import compare, compare_data
 from odis_mm.workflows.stages import Worker
 
@@ -514,10 +514,15 @@ def test_a_mask_detector_that_finds_nothing_has_a_mask_ap(tmp_path):
     assert engine.ap_of(tmp_path)['mask AP'] == 0
 
 
-def test_every_amount_of_labels_gets_the_same_detector(tmp_path, training):
+@pytest.mark.parametrize('bare', [('train', []), ('train', [[9, 9, 20, 20]]), ('val', None), ('crowd', None)])
+def test_every_amount_of_labels_gets_the_same_detector(tmp_path, training, bare):
+    """Of a polygon of two points no mask is made; crowd regions need one, too."""
+
     def outline(part, number, annotation):
         x, y, w, h = annotation['bbox']
-        annotation['segmentation'] = [] if number == 0 else [[x, y, x + w, y, x + w, y + h]]
+        annotation['segmentation'] = [[x, y, x + w, y, x + w, y + h]]
+        if number == 0 and part == bare[0].replace('crowd', 'train'):
+            annotation.update(segmentation=bare[1], iscrowd=int(bare[0] == 'crowd'))
 
     annotate(write_noise_coco(tmp_path / 'data'), outline)
     plan = plan_file(tmp_path, starts={'random weights': {}}, measures=False, pictures=0)
@@ -583,20 +588,28 @@ def test_a_name_with_a_bar_is_one_cell():
     assert [len(re.findall(r'(?<!\\)\|', row)) for row in rows] == [4, 4, 4]
 
 
-def test_names_are_no_marks_of_markdown():
-    section = Section('By class', ['<none> helps.'], ['<x>'], ['class'], [['<none>'], ['*any*']])
+def test_names_are_no_marks_of_markdown_or_html():
+    items = ['<x> and don`t', '**Recommendation.** Take **b** or `c` first.', 'Command: `a <b>`']
+    section = Section('By class', ['<none> helps.'], items, ['class'], [['<none>'], ['*any*'], ['o`c']])
     text = to_markdown('<cells>', [section])
-    assert text.startswith(r'# \<cells>') and r'| \<none> |' in text and r'| \*any\* |' in text
-    assert r'- \<x>' in text and not re.search(r'(?<!\\)[<*]', text)
+    assert text.startswith(r'# \<cells>') and r'| \<none> |' in text and r'| \*any\* |' in text and r'| o\`c |' in text
+    assert r'- \<x> and don\`t' in text and '- Command: `a <b>`' in text
+    assert r'- **Recommendation.** Take \*\*b\*\* or \`c\` first.' in text
+    page = to_html('title', [section])
+    for item in ('&lt;x&gt; and don`t', '<b>Recommendation.</b> Take **b** or `c` first.'):
+        assert f'<li>{item}</li>' in page
+    assert '<li>Command: <code>a &lt;b&gt;</code></li>' in page
 
 
-def test_a_dollar_in_a_name_begins_no_formula(tmp_path, training):
+@pytest.mark.parametrize('name', ['good $^$', '_good'])
+def test_any_name_of_a_start_is_in_the_figures(tmp_path, training, name):
+    """To matplotlib, $ begins a formula, and a label with _ before it is none."""
     write_noise_coco(tmp_path / 'data')
-    starts = {'random weights': {}, 'good $^$': dict(recipe='alfm_demo')}
+    starts = {'random weights': {}, name: dict(recipe='alfm_demo')}
     plan = plan_file(tmp_path, starts=starts, pretraining=dict(iterations=20, lengths=[0.5]))
     compare(plan, work_dir=tmp_path / 'w', jobs=2)
-    for name in ('labels', 'lengths', 'differences'):
-        assert 'good $^$' in (tmp_path / 'w' / 'figures' / f'{name}.svg').read_text()
+    for figure in ('labels', 'lengths', 'differences'):
+        assert name in (tmp_path / 'w' / 'figures' / f'{figure}.svg').read_text()
 
 
 def test_exports_of_one_name_are_starts_of_their_own():

@@ -241,6 +241,7 @@ def test_training_images_among_the_unlabelled_are_listed_once(tmp_path):
         (more / f'copy_{i}.png').write_bytes((root / 'images' / image['file_name']).read_bytes())
     (more / 'link.png').symlink_to((root / 'images' / train[0]['file_name']).resolve())
     Image.effect_noise((40, 30), 90).save(more / 'new.png')
+    (more / 'newer.png').symlink_to(more / 'new.png')
     found = prepared(tmp_path, unlabelled=str(more))
     assert found.images['unlabelled'] == 1
     assert any(note.startswith('7 unlabelled images are training images, too') for note in found.notes)
