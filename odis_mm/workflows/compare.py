@@ -78,7 +78,9 @@ class Comparison:
             for step in start.recipes:
                 if self._speed_key(step, start) not in self.probes:
                     self.probes[self._speed_key(step, start)] = self._probe(step, start)
-        self.detector_probe = self._detector_probe()
+        files = dict.fromkeys([None, *map(_first_file, plan.starts)])
+        self.detector_probes = {file: self._detector_probe(file, number) for number, file in enumerate(files, 1)}
+        self._detector_files: Dict[str, Optional[str]] = {}
         self.tuned = {start.name: self._tuned(start) for start in plan.starts} if plan.tuning.trials else {}
         self.pretrainings = {
             (start.name, seed): self._pretraining(start, seed)
@@ -95,7 +97,7 @@ class Comparison:
         }
 
     def all(self) -> List[Stage]:
-        return [*self.probes.values(), self.detector_probe, *self.runs.values(), *self.measures.values()]
+        return [*self.probes.values(), *self.detector_probes.values(), *self.runs.values(), *self.measures.values()]
 
     def told_boxes(self) -> List[str]:
         """Starts whose pretraining draws its views around annotated boxes."""
@@ -116,7 +118,7 @@ class Comparison:
 
     def timing(self) -> List[Stage]:
         """Stages by which the speed is known; the others can be estimated from them."""
-        return [*self.probes.values(), self.detector_probe]
+        return [*self.probes.values(), *self.detector_probes.values()]
 
     def measure_speed(self) -> None:
         """Run the stages by which the speed is known, after a line that tells of them."""
@@ -139,7 +141,7 @@ class Comparison:
         """Minutes of a stage on one worker, from the speeds that were measured; None before they were."""
         kind = stage.settings.get('kind')
         if kind == 'detector':
-            speed = self.stages.result(self.detector_probe)
+            speed = self.stages.result(self.detector_probes[self._detector_files[stage.name]])
             if speed is None:
                 return None
             images = self.data.images['val' if stage.settings.get('on') == 'val' else self.evaluated]
@@ -234,6 +236,10 @@ class Comparison:
         """The stage that measures the speed of a step."""
         return self.probes[self._speed_key(step, start)]
 
+    def detector_probe(self, start: Start) -> Stage:
+        """The stage that measures the speed of a start's detectors: their backbone is that of its first file."""
+        return self.detector_probes[_first_file(start)]
+
     def _speed_key(self, step: Step, start: Start) -> str:
         """Steps of one key share a probe: those of one recipe, where the speed serves for estimates alone; where it
         decides on the length, options and the file that the chain begins with count, as they may change what an
@@ -268,17 +274,20 @@ class Comparison:
 
         return Stage(name if number == 1 else f'{name}_{number}', settings, work)
 
-    def _detector_probe(self) -> Stage:
+    def _detector_probe(self, file: Optional[str], number: int) -> Stage:
         detector = self._detector_settings(None)
         del detector['iterations']  # another length is no other speed
         settings = dict(kind='probe', detector=detector, data=[self.data.identity['train'], self.data.identity['val']])
+        if file:
+            settings['file'] = _file_settings(file)
 
         def work(worker: Worker, folder: Path, _: dict) -> dict:
             content = json.loads(self.data.val.read_text())
             few = _first_images(content, PROBE_IMAGES)
             val = write_once(folder / 'val.json', few)
             options = {'default_hooks.logger.interval': 1}
-            cfg = self._detector_config(self.data.train, val, None, 0, PROBE_STEPS, options)
+            init = Path(file).resolve() if file else None
+            cfg = self._detector_config(self.data.train, val, init, 0, PROBE_STEPS, options)
             cfg.log_processor.window_size = 1
             usage, seconds = self._train(worker, folder, cfg)
             records = scalars(folder / 'run')
@@ -293,7 +302,7 @@ class Comparison:
                 **usage,
             )
 
-        return Stage('speed_detector', settings, work)
+        return Stage('speed_detector' if number == 1 else f'speed_detector_{number}', settings, work)
 
     def _pretraining(
         self, start: Start, seed: int, knobs: Optional[dict] = None, name: Optional[str] = None, share: float = 1.0
@@ -432,6 +441,7 @@ class Comparison:
             + ([f'at{100 * run.share:g}'.replace('.', 'p')] if run.share != 1 else [])
             + ([f'x{run.times}'] if run.times != 1 else [])
         )
+        self._detector_files[name] = _first_file(start)
         return Stage(name, settings, work, tuple(needs))
 
     def _tuned(self, start: Start) -> Stage:
@@ -615,6 +625,10 @@ def ap_of(folder: Path) -> Dict[str, float]:
 def _file_settings(file: Optional[str]) -> dict:
     path = Path(file)
     return dict(file=path.name, sha256=hashlib.sha256(path.read_bytes()).hexdigest()[:16])
+
+
+def _first_file(start: Start) -> Optional[str]:
+    return start.steps[0].file if start.steps else None
 
 
 def _named_files(options: Dict[str, Any]) -> dict:

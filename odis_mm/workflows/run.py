@@ -226,8 +226,12 @@ def fit(plan: Plan, comparison: Comparison, minutes: float) -> Tuple[Plan, List[
         ConfigError: not even the poorest fits.
     """
     workers, results = comparison.stages.jobs, comparison.stages.result
-    detector = results(comparison.detector_probe)
     images = comparison.data.images['val']
+
+    def seconds(start: Start, iterations: int) -> float:
+        speed = results(comparison.detector_probe(start))
+        return speed['startup'] + speed['iteration'] * iterations + speed['image'] * images
+
     fixed = [start for start in plan.starts if not start.recipes]
     pretrained = [start for start in plan.starts if start.recipes]
     budget = RESERVE * minutes * workers
@@ -236,12 +240,12 @@ def fit(plan: Plan, comparison: Comparison, minutes: float) -> Tuple[Plan, List[
             continue
         labels = plan.labels[-amounts:] if amounts > 1 else plan.labels[-2:-1] or plan.labels
         chosen = pretrained[:count]
-        outside = detector['startup'] + detector['image'] * images
-        detectors = (len(fixed) + len(chosen) * seeds_p) * seeds_d * len(labels)
-        seconds = (outside + detector['iteration'] * iterations) * detectors
+        backbones = [*fixed, *chosen * seeds_p]
+        detectors = len(backbones) * seeds_d * len(labels)
+        spent = sum(seconds(start, iterations) for start in backbones) * seeds_d * len(labels)
         if longer:
-            seconds += outside + detector['iteration'] * iterations * longer
-        overhead = MEASURES * (len(chosen) * seeds_p + len(fixed)) + seconds / 60  # and detectors
+            spent += seconds(plan.start(plan.reference), iterations * longer)
+        overhead = MEASURES * len(backbones) + spent / 60  # and detectors
         left = budget - overhead
         each = 0.0
         if chosen:
@@ -271,8 +275,8 @@ def fit(plan: Plan, comparison: Comparison, minutes: float) -> Tuple[Plan, List[
             f'at the measured speed this takes about {total / workers:.0f} minutes, {workers} stage(s) at a time',
         ]
         return new, lines
-    least = (detector['startup'] + detector['iteration'] * 120 + detector['image'] * images) / 60
-    need = (least * 2 * (len(fixed) + 1) + 2 * SHORTEST) / workers / RESERVE
+    least = sum(seconds(start, 120) for start in [*fixed, *pretrained[:1]]) / 60
+    need = (2 * least + 2 * SHORTEST) / workers / RESERVE
     raise ConfigError(
         f'{minutes:g} minutes are too short for any comparison on this machine: give it about {need:.0f} with '
         '--minutes.'

@@ -563,6 +563,31 @@ def test_the_speed_of_a_chain_is_that_of_its_files_backbone(tmp_path, training):
     assert widths['speed_alfm_demo_2'] == 32 != widths['speed_alfm_demo']
 
 
+def test_the_time_of_detectors_is_that_of_their_files_backbone(tmp_path, training, capsys, monkeypatch):
+    write_noise_coco(tmp_path / 'data')
+    usual = training.detector
+
+    def detector(cfg, run):
+        usual(cfg, run)
+        path = run / 'x' / 'vis_data' / 'scalars.json'
+        if (cfg.model.backbone.get('init_cfg') or {}).get('checkpoint'):
+            path.write_text(path.read_text().replace('"time": 0.01', '"time": 60.0'))
+
+    monkeypatch.setattr(training, 'detector', detector)
+    chain = dict(chain=[dict(file=str(training.export)), dict(recipe='alfm_demo')])
+    starts = {'random weights': {}, 'good': dict(recipe='alfm_demo'), 'mine': dict(file=str(training.export))}
+    for more, minutes in (({}, 4 * 20), (dict(chain=chain), (4 + 8) * 20)):  # detectors of 20 iterations
+        plan = plan_file(tmp_path, starts={**starts, **more}, measures=False)
+        compare(plan, work_dir=tmp_path / 'w', jobs=1, dry_run=True)
+        told = capsys.readouterr().out
+        assert minutes <= int(re.search(r'those that are left take about (\d+) minutes', told)[1]) < minutes + 10
+    assert sum(call.startswith('speed_detector') for call in training.calls) == 2, 'one for each file'
+    mine = dict(recipes=[], files=[training.export], work_dir=tmp_path / 'fit')
+    compare_data(tmp_path / 'data', 10000, **mine, jobs=1, dry_run=True)
+    both = int(re.search(r'measured speed this takes about (\d+) minutes', capsys.readouterr().out)[1])
+    assert 240 <= both < 250, 'two detectors of the file, of 120 iterations'
+
+
 def test_detectors_that_find_nothing_are_compared(tmp_path, training, monkeypatch):
     """As after the few steps that measure the speed, of many classes; mmdet logs the time of such an evaluation
     alone."""
