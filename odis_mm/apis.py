@@ -61,7 +61,7 @@ def train(
     work_dir: Optional[str] = None,
     resume: Optional[str] = None,
     init: Optional[str] = None,
-    amp: Optional[str] = None,
+    amp: Union[str, bool, None] = None,
     options: Optional[Dict[str, Any]] = None,
     launcher: str = 'none',
 ) -> Runner:
@@ -74,7 +74,8 @@ def train(
             'auto': that too, if there is one, else from the beginning.
         init: A file of any known layout that the backbone starts from (:func:`start_from`); None: what ``init_cfg`` of
             the config names.
-        amp: 'bf16' (any device; detectors: GPUs) or 'fp16' (GPU): mixed precision in place of the config's choice.
+        amp: 'bf16' (not for detectors, whose boxes it would round to eight bits), 'fp16' (GPU), or True, the first of
+            them that suits the model: mixed precision in place of the config's choice.
         options: See :func:`load_config`.
         launcher: 'none' (one process), 'pytorch' (torchrun), 'slurm' or 'mpi'.
 
@@ -94,13 +95,11 @@ def train(
     check_schedule(cfg)
     follow_channels(cfg)
     number_draws(cfg.train_dataloader, by_epoch=str((cfg.get('train_cfg') or {}).get('type')) != 'IterBasedTrainLoop')
+    detector = 'roi_head' in (cfg.get('model') or {})
     if amp:
+        amp = ('fp16' if detector else 'bf16') if amp is True else amp
         _use_amp(cfg, amp)
-    wrapper, detector = str(cfg.optim_wrapper.get('type')), 'roi_head' in (cfg.get('model') or {})
-    halves = ('AmpOptimWrapper', *['AutocastOptimWrapper'] * detector)
-    if wrapper.endswith(halves) and get_device() == 'cpu':
-        remedy = 'a detector trains in float32 on a CPU, where NMS takes nothing else' if detector else 'use --amp bf16'
-        raise ConfigError(f'optim_wrapper.type={wrapper} (mixed precision) needs a GPU; {remedy}.')
+    _check_amp(cfg.optim_wrapper, detector)
     resuming = use_resume(cfg, resume)
     if init and cfg.get('resume'):
         resumed_start(Path(cfg.load_from).parent / Path(cfg.filename or '').name, init)
@@ -247,6 +246,19 @@ def _use_amp(cfg: Config, amp: str) -> None:
     for key in ('dtype', 'loss_scale'):
         cfg.optim_wrapper.pop(key, None)
     cfg.optim_wrapper.update(AMP_WRAPPERS[amp])
+
+
+def _check_amp(wrapper: dict, detector: bool) -> None:
+    name = str(wrapper.get('type'))
+    bf16 = name.endswith('AutocastOptimWrapper') or str(wrapper.get('dtype')).endswith('bfloat16')
+    if get_device() == 'cpu' and (name.endswith('AmpOptimWrapper') or (detector and bf16)):
+        remedy = 'a detector trains in float32 on a CPU, where NMS takes nothing else' if detector else 'use --amp bf16'
+        raise ConfigError(f'optim_wrapper.type={name} (mixed precision) needs a GPU; {remedy}.')
+    if detector and bf16:
+        raise ConfigError(
+            f"optim_wrapper.type={name}: bf16 rounds a detector's boxes to eight bits, and mmcv's operators do not "
+            'take it; use --amp fp16.'
+        )
 
 
 def use_resume(cfg: Config, resume: Optional[str]) -> List[Tuple[int, str]]:

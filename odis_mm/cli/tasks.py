@@ -281,7 +281,9 @@ def _common(parser: argparse.ArgumentParser, command: str) -> None:
     )
     parser.add_argument('--resume', action='store_true', help='continue what is in the work dir')
     parser.add_argument('--seed', type=at_least(0), default=0)
-    parser.add_argument('--amp', nargs='?', const='bf16', choices=AMP, help='mixed precision')
+    parser.add_argument(
+        '--amp', nargs='?', const=True, choices=AMP, help='mixed precision (default: bf16; detectors: fp16, on GPUs)'
+    )
     parser.add_argument('--quiet', action='store_true', help='warnings only')
     parser.add_argument(
         '--cfg-options',

@@ -26,7 +26,7 @@ def train_main(argv: Optional[List[str]] = None) -> None:
         help='start the backbone, student and teacher alike, from a file of any layout that odis-mm transfer reads',
     )
     parser.add_argument(
-        '--amp', nargs='?', const='bf16', choices=AMP, help='mixed precision (default bf16; detectors: on GPUs)'
+        '--amp', nargs='?', const=True, choices=AMP, help='mixed precision (default: bf16; detectors: fp16, on GPUs)'
     )
     args = parser.parse_args(argv)
 

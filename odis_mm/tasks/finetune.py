@@ -5,7 +5,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple, Union
 
 from mmengine.config import Config
 from mmengine.logging import print_log
@@ -76,7 +76,7 @@ def finetune(
     work_dir: Optional[PathLike] = None,
     resume: bool = False,
     seed: int = 0,
-    amp: Optional[str] = None,
+    amp: Union[str, bool, None] = None,
     quiet: bool = False,
     options: Optional[Dict[str, Any]] = None,
 ) -> Finetuned:

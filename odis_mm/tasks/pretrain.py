@@ -4,7 +4,7 @@ import logging
 import re
 import tempfile
 from pathlib import Path
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple, Union
 
 from mmengine.config import Config
 from mmengine.logging import print_log
@@ -38,7 +38,7 @@ def pretrain(
     work_dir: Optional[PathLike] = None,
     resume: bool = False,
     seed: int = 0,
-    amp: Optional[str] = None,
+    amp: Union[str, bool, None] = None,
     quiet: bool = False,
     options: Optional[Dict[str, Any]] = None,
 ) -> Path:
@@ -54,7 +54,7 @@ def pretrain(
         hours: Length as time in place of ``steps``: the speed is measured over a few steps first.
         work_dir: Everything is written to this folder; None: ``work_dirs/pretrain/NAME``, by the name of ``data``.
         resume: Continue what is in ``work_dir``, from the weights that it holds: ``init`` is that of the run, or None.
-        amp: 'bf16' or 'fp16'.
+        amp: See :func:`~odis_mm.apis.train`.
         quiet: Log warnings only.
 
     Raises:
@@ -117,7 +117,7 @@ def imported_boxes(data: Path, images: Optional[PathLike], folder: Path) -> Opti
     return split.ann_file
 
 
-def steps_in(hours: float, data: PathLike, amp: Optional[str], known: Dict[str, Any]) -> Tuple[int, float]:
+def steps_in(hours: float, data: PathLike, amp: Union[str, bool, None], known: Dict[str, Any]) -> Tuple[int, float]:
     """Return how many steps fit, and the seconds of one, from a few steps on this machine."""
     cfg, _ = pretraining_config(data, **{**known, 'steps': PROBE_STEPS})
     cfg.default_hooks.checkpoint.update(interval=10**6, save_last=False)

@@ -12,7 +12,9 @@ import torch
 
 from ddp_helpers import free_port
 from helpers import ROOT, TINY_RUN, environment, forked, run_command_line
+from odis_mm import apis
 from odis_mm.cli import train as cli
+from odis_mm.utils.errors import ConfigError
 
 
 def run_tool(*words: str) -> None:
@@ -146,6 +148,22 @@ def test_a_detector_in_half_precision_on_a_cpu_is_refused(demo, tmp_path, monkey
     with pytest.raises(SystemExit):
         cli.train_main(['mask-rcnn_demo', '--amp', '--work-dir', str(tmp_path)])
     assert 'a detector trains in float32 on a CPU' in capsys.readouterr().err
+
+
+def test_a_detector_in_half_precision_on_a_gpu_is_one_of_fp16(monkeypatch):
+    monkeypatch.setattr(apis, 'get_device', lambda: 'cuda')
+    monkeypatch.setattr(apis, 'use_resume', lambda cfg, resume: chosen.append(dict(cfg.optim_wrapper)) or 1 / 0)
+    chosen = []
+    for name, amp in (('mask-rcnn_demo', True), ('odis_demo', True), ('odis_demo', 'fp16')):
+        with pytest.raises(ZeroDivisionError):
+            apis.train(name, amp=amp)
+    assert [wrapper['type'] for wrapper in chosen] == [
+        'mmpretrain.SafeAmpOptimWrapper',
+        'mmpretrain.AutocastOptimWrapper',
+        'mmpretrain.SafeAmpOptimWrapper',
+    ]
+    with pytest.raises(ConfigError, match="bf16 rounds a detector's boxes .* use --amp fp16"):
+        apis.train('mask-rcnn_demo', amp='bf16')
 
 
 @pytest.mark.parametrize(
