@@ -45,7 +45,9 @@ def main(argv: Optional[List[str]] = None) -> None:
         '--set', nargs='+', default=[], metavar='KEY=VALUE', action='extend', help='change the plan: seeds.detector=3'
     )
     parser.add_argument(
-        '--jobs', type=at_least(1), help='stages at a time (default: one per GPU, or per core without GPUs)'
+        '--jobs',
+        type=at_least(1),
+        help='stages at a time (default: one per GPU, or per core, at most eight, without GPUs)',
     )
     parser.add_argument(
         '--run-with',

@@ -122,7 +122,7 @@ def finetune_main(argv: Optional[List[str]] = None) -> None:
     parser.add_argument(
         '--detector',
         metavar='NAME',
-        help='mask-rcnn (default), faster-rcnn (default if there are boxes only), or the config of another detector',
+        help='mask-rcnn (default where each object has a mask), faster-rcnn (else), or the config of another detector',
     )
     for name in ('train', 'val'):
         parser.add_argument(f'--{name}', metavar='FILE', help=f'{name} annotations in place of those found in DIR')
@@ -131,7 +131,9 @@ def finetune_main(argv: Optional[List[str]] = None) -> None:
         '--steps', type=at_least(DETECTOR_STEPS), help='default: ten passes over the data, at least 300 steps'
     )
     parser.add_argument(
-        '--size', type=at_least(DETECTOR_SIZE), help="shortest side of the images in pixels (default: the detector's)"
+        '--size',
+        type=at_least(DETECTOR_SIZE),
+        help='shortest side of the images in pixels (default: as the objects need; of a config, its own)',
     )
     _common(parser, 'finetune')
     args = parser.parse_args(argv)

@@ -8,6 +8,7 @@ It types the commands ``odis-mm pretrain``, ``odis-mm find-objects --source atte
 
 import hashlib
 import os
+from argparse import RawDescriptionHelpFormatter
 from pathlib import Path
 from typing import Dict, List, Optional
 
@@ -18,7 +19,9 @@ from .stages import Stage, Stages, Worker, exports
 
 
 def main(argv: Optional[List[str]] = None) -> None:
-    parser = Parser(prog='python -m odis_mm.workflows.bootstrap', description=__doc__)
+    parser = Parser(
+        prog='python -m odis_mm.workflows.bootstrap', description=__doc__, formatter_class=RawDescriptionHelpFormatter
+    )
     parser.add_argument('images', metavar='DIR', help='folder of images')
     parser.add_argument('--work-dir', default='work_dirs/bootstrap')
     parser.add_argument(

@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 import os
+from argparse import RawDescriptionHelpFormatter
 from pathlib import Path
 from shlex import quote
 from typing import Dict, List, Optional, Sequence
@@ -70,7 +71,9 @@ IMAGES = (200, 200)  # of train and val, by which the frozen backbones are measu
 
 
 def main(argv: Optional[List[str]] = None) -> None:
-    parser = Parser(prog='python -m odis_mm.workflows.worth', description=__doc__)
+    parser = Parser(
+        prog='python -m odis_mm.workflows.worth', description=__doc__, formatter_class=RawDescriptionHelpFormatter
+    )
     parser.add_argument('--out', default='work_dirs/worth', help='boxes, runs, worth.md and plan.yaml go here')
     parser.add_argument('--data', metavar='DIR', help='own data, with annotations of COCO style')
     parser.add_argument('--data-root', default='data/odis_demo', help='without --data: of the demo set')
