@@ -95,7 +95,7 @@ def train(
     check_schedule(cfg)
     follow_channels(cfg)
     number_draws(cfg.train_dataloader, by_epoch=str((cfg.get('train_cfg') or {}).get('type')) != 'IterBasedTrainLoop')
-    detector = 'roi_head' in (cfg.get('model') or {})
+    detector = cfg.get('default_scope') == 'mmdet'
     if amp:
         amp = ('fp16' if detector else 'bf16') if amp is True else amp
         _use_amp(cfg, amp)

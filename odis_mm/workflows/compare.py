@@ -80,7 +80,7 @@ class Comparison:
                     self.probes[self._speed_key(step, start)] = self._probe(step, start)
         files = dict.fromkeys([None, *map(_first_file, plan.starts)])
         self.detector_probes = {file: self._detector_probe(file, number) for number, file in enumerate(files, 1)}
-        self._detector_files: Dict[str, Optional[str]] = {}
+        self._detector_files: Dict[str, Optional[str]] = {}  # of the stages of detectors, by name: see detector_probe
         self.tuned = {start.name: self._tuned(start) for start in plan.starts} if plan.tuning.trials else {}
         self.pretrainings = {
             (start.name, seed): self._pretraining(start, seed)
