@@ -10,6 +10,10 @@ from pathlib import Path
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 os.environ['ODIS_MM_CACHE'] = ''  # nothing is left in the user's cache
+# numbers are those of CPUs, on all machines: a GPU's last digits differ, and Adam's first steps make much of them. What
+# is tested on GPUs, test_gpu.py, is by itself
+if 'ODIS_MM_TEST_GPU' not in os.environ:
+    os.environ['CUDA_VISIBLE_DEVICES'] = ''
 
 import cv2
 import numpy as np

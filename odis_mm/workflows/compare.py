@@ -531,6 +531,9 @@ class Comparison:
                 seed=seed,
                 options=options,
             )
+        loader = cfg.train_dataloader
+        if 'train_dataloader.num_workers' not in options:  # cores are shared with the stages beside it
+            loader.num_workers = min(loader.num_workers, self.stages.threads)
         return cfg, found.images
 
     @functools.cached_property

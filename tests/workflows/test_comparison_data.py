@@ -8,10 +8,12 @@ from PIL import Image
 
 from helpers import write_noise_coco
 from odis_mm.detection.checks import look
+from odis_mm.recipes import pretraining
 from odis_mm.utils.errors import AnnotationError, BadImageError, ConfigError
-from odis_mm.workflows import stats
+from odis_mm.workflows import stages, stats
+from odis_mm.workflows.compare import Comparison
 from odis_mm.workflows.data import prepare
-from odis_mm.workflows.plan import Data, Plan, Start, Tuning
+from odis_mm.workflows.plan import Data, Plan, Start, Step, Tuning
 
 
 def prepared(tmp_path, changed=None, name='w', **data):
@@ -348,3 +350,14 @@ def test_a_work_dir_among_the_data_is_refused(tmp_path):
     named = dict(train='annotations/train.json', val='annotations/val.json')
     for _ in range(2):
         assert prepared(tmp_path, name='data/cmp', **named).images['train'] == 6
+
+
+@pytest.mark.parametrize('options, workers', [({}, 4), ({'train_dataloader.num_workers': 7}, 7)])
+def test_stages_beside_one_another_share_the_cores_that_prepare_images(tmp_path, monkeypatch, options, workers):
+    data = prepared(tmp_path)
+    monkeypatch.setattr(pretraining, '_workers', lambda: 8)  # with a GPU
+    monkeypatch.setattr(stages, 'cores', lambda: 16)
+    plan = Plan(Data(root=str(tmp_path / 'data')), (Start('random'),))
+    comparison = Comparison(plan, data, stages.Stages(tmp_path, jobs=4))
+    cfg, _ = comparison._pretraining_config(Step(recipe='odis_small', options=options), {}, 4, 0)
+    assert cfg.train_dataloader.num_workers == workers
