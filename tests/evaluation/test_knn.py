@@ -268,18 +268,32 @@ def test_the_hook_measures_the_teacher_and_changes_nothing(labelled_images, tmp_
         record['history'][-1]['token_5'] == direct['token'][5]
         and record['history'][-1]['patch_mean_1'] == direct['patch_mean'][1]
     )
-    torch.manual_seed(0)
-    twin = MODELS.build(BACKBONE)
-    twin.init_weights()
-    random = FrozenBackbone(twin)
-    assert (
-        record['random']['token_5']
-        == knn_images(random, *labelled_split(str(labelled_images), random, 32), ks=(5,))['token'][5]
-    )
+    assert record['random'] == {key: record['history'][0][key] for key in record['random']} and record['start'] is None
     assert (tmp_path / 'measured' / 'knn.png').stat().st_size > 5000
     assert runner.message_hub.get_info('frozen_metrics')['knn/token_5'] == direct['token'][5]
     scalars = next((tmp_path / 'measured').glob('*/vis_data/scalars.json')).read_text()
     assert '"knn/token_5"' in scalars
+
+
+@pytest.mark.parametrize('whole', [False, True])
+def test_weights_from_a_file_are_compared_with_themselves_and_with_random_ones(labelled_images, tmp_path, whole):
+    runner, _ = hooked(tmp_path / 'first', labelled_images)
+    runner.train()
+    runner, _ = hooked(tmp_path / 'second', labelled_images)
+    if whole:
+        runner._load_from = str(tmp_path / 'first' / 'epoch_2.pth')
+    else:
+        runner.model.backbone.init_cfg = dict(type='Pretrained', checkpoint='some.pth')
+        runner.model.init_weights = lambda: None
+    runner.train()
+    record = json.loads((tmp_path / 'second' / 'knn.json').read_text())
+    assert record['start'] == {key: record['history'][0][key] for key in record['start']}
+    torch.manual_seed(0)
+    twin = MODELS.build(BACKBONE)
+    twin.init_weights()
+    random = FrozenBackbone(twin)
+    found = knn_images(random, *labelled_split(str(labelled_images), random, 32), ks=(5,))['token'][5]
+    assert record['random']['token_5'] == found
 
 
 def test_a_resumed_run_goes_on_with_the_history(labelled_images, tmp_path):
@@ -291,6 +305,7 @@ def test_a_resumed_run_goes_on_with_the_history(labelled_images, tmp_path):
     runner.train()
     record = json.loads((tmp_path / 'knn.json').read_text())
     assert [point['epoch'] for point in record['history']] == [0, 1, 2, 3] and record['of'] == 'student'
+    assert record['random'] == {key: record['history'][0][key] for key in record['random']} and record['start'] is None
 
 
 def test_the_hook_refuses_what_it_cannot_measure(labelled_images, tmp_path):

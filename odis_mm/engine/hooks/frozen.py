@@ -23,7 +23,7 @@ Describe = Callable[[str], Tuple[str, str]]
 
 
 class FrozenMetricHook(Hook):
-    """Measures a frozen backbone every so often, beside the value of a randomly initialised one.
+    """Measures a frozen backbone every so often, beside what it was before training.
 
     The values go to the log, to the visualizer (TensorBoard, W&B), and with their whole history to ``<name>.json`` and
     ``<name>.png`` in the work dir. Weights, modes and the global random numbers of the training are as before. All
@@ -34,7 +34,8 @@ class FrozenMetricHook(Hook):
             training are measured, too.
         by_epoch: Count epochs.
         of: 'teacher' or 'student'.
-        random_baseline: Measure a backbone of the config's kind with random weights (seed 0) once, before training.
+        random_baseline: Where the backbone starts from a file, measure one of the config's kind with random weights
+            (seed 0), too. Else it is itself random at first: other random weights are points apart from it.
         keep_best: Write the measured backbone whose metrics are best on average as ``best_<name>_backbone.pth`` to the
             work dir.
 
@@ -104,7 +105,7 @@ class FrozenMetricHook(Hook):
             )
         elif runner.iter:  # resumed from another folder, or the record is gone
             self._take_start(runner)
-        if self.random_baseline and self._record['random'] is None:
+        if self.random_baseline and self._record['random'] is None and _loaded(runner):
             self._record['random'] = self.measure(self._frozen(runner, self._random_twin(runner, model)))
             runner.logger.info(f'{self.name} of random weights: {_words(self._record["random"])}')
         self._begin, self._spent = time.perf_counter(), 0.0
@@ -125,8 +126,6 @@ class FrozenMetricHook(Hook):
         # the counters of epochs and iterations move only after the hooks
         iteration = runner.iter + (trained and not self.by_epoch)
         epoch = runner.epoch + (trained and self.by_epoch)
-        if not iteration and _from_file(runner):
-            self._record['start'] = metrics
         seconds = time.perf_counter() - begin
         self._spent += seconds
         self._record['history'].append(dict(iteration=iteration, epoch=epoch, seconds=round(seconds, 3), **metrics))
@@ -139,11 +138,12 @@ class FrozenMetricHook(Hook):
         )
         runner.visualizer.add_scalars({f'{self.name}/{key}': value for key, value in metrics.items()}, step=iteration)
         share = self._spent / (time.perf_counter() - self._begin)
-        random = self._record['random']
-        start = self._record['start']
-        beside = {} if random is None else {key: f' (random {random[key]:.1f})' for key in metrics}
-        if start is not None:
-            beside = {key: f' (start {start[key]:.1f})' for key in metrics}
+        beside = {}
+        for name in ('random', 'start'):
+            if self._record[name] is not None:
+                beside = {key: f' ({name} {self._record[name][key]:.1f})' for key in metrics}
+        if not iteration:
+            self._record['start' if _loaded(runner) else 'random'] = metrics
         runner.logger.info(
             f'{self.name} of the {self.of}: {_words(metrics, beside)}; {seconds:.1f} s, '
             f'{100 * share:.0f} % of the run so far'
@@ -227,6 +227,11 @@ class FrozenMetricHook(Hook):
 def _from_file(runner) -> bool:
     """Whether the backbone started from a file."""
     return isinstance(getattr(unwrap(runner.model).backbone, 'init_cfg', None), dict)
+
+
+def _loaded(runner) -> bool:
+    """Whether training starts from a file, of the backbone or of all."""
+    return _from_file(runner) or (runner._load_from is not None and not runner._resume)
 
 
 def _mean(metrics: Dict[str, float]) -> float:
