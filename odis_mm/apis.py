@@ -37,7 +37,7 @@ from .engine.log import QuietRunner
 from .engine.resume import damage, find_checkpoint
 from .recipes.starting import follow_named, named_start, start_from
 from .transfer.mmengine_loading import closed_to_code
-from .utils.environment import MACHINE, hardware
+from .utils.environment import MACHINE, check_operators, hardware
 from .utils.errors import ConfigError, UserError
 from .utils.noise import import_quietly, quiet_prints, quiet_warnings
 from .utils.origin import resumed_start
@@ -237,6 +237,7 @@ def _check_detection(cfg: Config, parts: Sequence[str]) -> List[Tuple[int, str]]
         return []
     from .detection.checks import check_detection_data
 
+    check_operators()
     return [(logging.INFO, line) for line in check_detection_data(cfg, parts)]
 
 

@@ -347,6 +347,22 @@ def toy_runner(work_dir, **changes) -> Runner:
     )
 
 
+DEMO_RECIPES = ('odis_demo', 'ibot_demo', 'gtsa_demo', 'alfm_demo')
+FOUR_STEPS = [  # of any of them, on sixteen images
+    'train_dataloader.batch_size=4',
+    'train_dataloader.num_workers=0',
+    'train_cfg.max_epochs=1',
+    'param_scheduler=[]',
+    'model.backbone.arch.num_layers=2',
+    'default_hooks.logger.interval=1',
+    'default_hooks.checkpoint.interval=9',
+    'default_hooks.checkpoint.save_last=False',
+    'default_hooks.views=None',
+    'log_processor.window_size=1',
+    'log_level=WARNING',
+]
+
+
 TINY_RUN = [  # of odis_demo: a ViT of two blocks on 32 pixel views
     'train_dataloader.batch_size=4',
     'train_dataloader.num_workers=0',

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from mmengine.registry import init_default_scope
-from test_golden_losses import RECIPES, TINY
 
+from helpers import DEMO_RECIPES, FOUR_STEPS
 from odis_mm import apis
 from odis_mm.analysis.benchmark import build_model, noise_batch
 from odis_mm.analysis.cost import total_loss
@@ -46,7 +46,7 @@ def losses_and_gradients(cfg, raw, device, bf16=False):
 
 
 @pytest.mark.parametrize('on_device', [False, True])
-@pytest.mark.parametrize('name', RECIPES)
+@pytest.mark.parametrize('name', DEMO_RECIPES)
 def test_losses_and_gradients_are_those_of_the_cpu(name, on_device):
     init_default_scope('mmpretrain')
     cfg = load_config(name, {'model.backbone.drop_path_rate': 0.0})  # whose draws are the device's
@@ -64,7 +64,7 @@ def test_losses_and_gradients_are_those_of_the_cpu(name, on_device):
         assert error < (0.05 if on_device else 5e-3), key
 
 
-@pytest.mark.parametrize('name', RECIPES)
+@pytest.mark.parametrize('name', DEMO_RECIPES)
 def test_bf16_is_near_float32(name):
     init_default_scope('mmpretrain')
     cfg = load_config(name, {'model.backbone.drop_path_rate': 0.0})
@@ -74,10 +74,10 @@ def test_bf16_is_near_float32(name):
 
 
 @pytest.mark.parametrize('amp', [None, 'bf16', 'fp16'])
-@pytest.mark.parametrize('name', RECIPES)
+@pytest.mark.parametrize('name', DEMO_RECIPES)
 def test_trains_and_resumes(name, amp, demo, tmp_path):
     options = {
-        **parse_options(TINY),
+        **parse_options(FOUR_STEPS),
         'train_dataloader.dataset.data_root': demo,
         'default_hooks.checkpoint.interval': 1,
     }

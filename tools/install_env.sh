@@ -6,6 +6,7 @@
 #
 # PYTHON           interpreter that makes the environment (default: the first of python3.11/3.12/3.10/python3 that is >= 3.10)
 # ODIS_MM_FAMILY   onedl (default, the maintained forks) or openmmlab (upstream 2023-24 releases). Never both.
+# FORCE_CUDA=1     compile mmcv's operators for GPUs on a machine without one
 # MAX_JOBS         parallel compilers of the mmcv build (default: number of cores)
 # The last line printed is the path of the environment's python.
 set -euo pipefail
@@ -55,21 +56,62 @@ for spec in sys.argv[1:]:
 P
 }
 
-# mmcv can report a successful installation though mmcv._ext is missing, or was compiled for another torch: run an op.
-ops_work() { "$PY" - >>"$LOG" 2>&1 <<'P'
+# Whether mmcv's operators are compiled for GPUs: yes, no (no GPU is wanted), or why they cannot be. torch takes no nvcc of
+# another major version than its own CUDA's.
+gpu_build() {
+  if [ "${FORCE_CUDA:-0}" != 1 ] && ! nvidia-smi -L >/dev/null 2>&1; then echo no; return; fi
+  "$PY" - 2>>"$LOG" <<'P'
+import os, re, subprocess
 import torch
-from mmcv.ops import nms
-_, keep = nms(torch.tensor([[0., 0, 4, 4], [0, 0, 4, 4.1], [9, 9, 12, 12]]), torch.tensor([.9, .8, .7]), 0.5)
-assert keep.tolist() == [0, 2], keep
+from torch.utils.cpp_extension import CUDA_HOME
+cuda = torch.version.cuda
+if cuda is None or not (torch.cuda.is_available() or os.environ.get('FORCE_CUDA') == '1'):
+    print('no')
+else:
+    try:
+        said = subprocess.run([f'{CUDA_HOME}/bin/nvcc', '--version'], capture_output=True, text=True, check=True).stdout
+        have = re.search(r'release (\d+)\.(\d+)', said).groups()
+    except (OSError, subprocess.CalledProcessError, AttributeError):
+        have = None
+    if have is None:
+        print(f'there is no nvcc, CUDA\'s compiler, of CUDA {cuda}')
+    elif have[0] != cuda.split('.')[0]:
+        print(f'nvcc is of CUDA {".".join(have)}, and torch of CUDA {cuda}')
+    else:
+        print('yes')
+P
+}
+
+ask_for_nvcc() {
+  local remedy="Install the CUDA toolkit of torch's version, with nvcc on the PATH"
+  case $GPU in
+    yes|no) ;;
+    *) [ "${FORCE_CUDA:-0}" != 1 ] || die "mmcv's operators cannot be compiled for GPUs: $GPU. $remedy."
+       say "WARNING: mmcv's operators are compiled for CPUs alone: $GPU. Pretraining runs on the GPU, detectors on the CPU. $remedy, and call this script again to have detectors on the GPU." ;;
+  esac
+}
+
+# mmcv can report a successful installation though mmcv._ext is missing, or was compiled for another torch: run an op.
+ops_work() { "$PY" - "$GPU" >>"$LOG" 2>&1 <<'P'
+import sys
+import torch
+from mmcv.ops import get_compiling_cuda_version, nms
+on_gpu = sys.argv[1] == 'yes'
+assert not on_gpu or get_compiling_cuda_version() != 'not available', 'compiled for CPUs alone'
+for device in ['cpu'] + ['cuda'] * (on_gpu and torch.cuda.is_available()):
+    boxes = torch.tensor([[0., 0, 4, 4], [0, 0, 4, 4.1], [9, 9, 12, 12]], device=device)
+    _, keep = nms(boxes, torch.tensor([.9, .8, .7], device=device), 0.5)
+    assert keep.tolist() == [0, 2], (device, keep)
 P
 }
 
 pip_install() { "$PY" -m pip install --disable-pip-version-check "$@" >>"$LOG" 2>&1 || { tail -n 25 "$LOG" >&2; die "pip install $* failed (above: the end of $LOG)"; }; }
 
 build_ops() { # $*: more pip options. pip is silent while ninja compiles for minutes: show ninja's own [done/total].
-  local progress="$VENV/odis_mm_ops.log" pid; : >"$progress"
+  local progress="$VENV/odis_mm_ops.log" pid cpu=; : >"$progress"
+  [ "$GPU" = yes ] || cpu='CUDA_VISIBLE_DEVICES= FORCE_CUDA=0'  # mmcv's build asks torch whether there is a GPU
   # -g0: Python's own flags ask for debug symbols, which make each file several times slower to compile and the objects far larger
-  CFLAGS="${CFLAGS:-} -g0" CXXFLAGS="${CXXFLAGS:-} -g0" MMCV_WITH_OPS=1 "$PY" -m pip install --disable-pip-version-check --no-build-isolation -v "$@" "$MMCV" >"$progress" 2>&1 &
+  CFLAGS="${CFLAGS:-} -g0" CXXFLAGS="${CXXFLAGS:-} -g0" MMCV_WITH_OPS=1 env $cpu "$PY" -m pip install --disable-pip-version-check --no-build-isolation -v "$@" "$MMCV" >"$progress" 2>&1 &
   pid=$!
   while kill -0 $pid 2>/dev/null; do
     sleep 15
@@ -88,8 +130,11 @@ EXTRAS='timm pycocotools opencv-python-headless matplotlib tensorboard scipy sci
 LINT='ruff==0.17.6 mypy==2.4.1 import-linter==2.17'  # pinned: versions format and judge differently
 STAMP=$VENV/odis_mm_install.stamp
 KEY=$(cat "$0" setup.cfg pyproject.toml | cksum)-$FAMILY-$ROOT
+GPU=no
+if installed torch==$TORCH; then GPU=$(gpu_build); fi
 if [ "$(cat "$STAMP" 2>/dev/null)" = "$KEY" ] && installed "$MMCV" "$MMENGINE" "$MMPRETRAIN" "$MMDET" && ops_work; then
   say "environment $VENV is complete, nothing to do"
+  ask_for_nvcc
 else
   if [ -e "$STAMP" ] && installed torch==$TORCH "$MMCV" "$MMENGINE" "$MMPRETRAIN" "$MMDET"; then
     say "$VENV is complete but for this checkout (a minute): it was made by another one, or versions have changed since. Log: $LOG"
@@ -107,12 +152,14 @@ else
   # venv's own setuptools (65) cannot read mmcv's licence field, >= 80 breaks its build, >= 82 has no pkg_resources
   pip_install 'setuptools>=77,<80' wheel ninja psutil
   pip_install "$MMENGINE"
+  GPU=$(gpu_build)
+  ask_for_nvcc
   if ! { installed "$MMCV" && ops_work; }; then
     say "3/4 $MMCV with its compiled ops"
     build_ops
     if ! ops_work; then
       tail -n 1 "$LOG" >&2
-      say "  the cached build does not run on this torch: compiling afresh"
+      say "  the cached build does not run on this torch, or not on the GPU: compiling afresh"
       build_ops --no-cache-dir --force-reinstall --no-deps
       ops_work || { tail -n 5 "$LOG" >&2; die "mmcv is installed but its ops do not run (last lines of $LOG above)"; }
     fi

@@ -182,19 +182,34 @@ def operators() -> Iterator[Finding]:
             f'torchvision operators do not run ({type(error).__name__}: {error})',
             'pip install --force-reinstall --no-deps torchvision',
         )
+    detectors = any(installed(name) for name in FAMILIES['mmdet'])
+    name = 'onedl-mmcv' if installed('onedl-mmcv') else 'mmcv'
+    wanted = f'{name}=={installed(name)}' if installed(name) else name
+    again = f'pip install --no-cache-dir --force-reinstall --no-deps --no-build-isolation {wanted}'
     try:
         import_module('mmcv._ext')
-        yield Finding(True, 'mmcv operators are there')
     except ImportError as error:
-        detectors = any(installed(name) for name in FAMILIES['mmdet'])
-        name = 'onedl-mmcv' if installed('onedl-mmcv') else 'mmcv'
-        wanted = f'{name}=={installed(name)}' if installed(name) else name
         yield Finding(
             not detectors,
             f'mmcv has no compiled operators ({error}): pretraining needs none, detectors do',
-            ('pip uninstall -y mmcv-lite && ' if installed('mmcv-lite') else '')
-            + f'pip install --no-cache-dir --force-reinstall --no-deps --no-build-isolation {wanted}',
+            ('pip uninstall -y mmcv-lite && ' if installed('mmcv-lite') else '') + again,
         )
+        return
+    from ..utils.environment import detectors_lack_gpu  # needs torch
+
+    lacking = detectors_lack_gpu()
+    yield Finding(
+        not (detectors and lacking),
+        'mmcv operators are there'
+        + (', for CPUs alone: pretraining runs on the GPU, detectors do not' if lacking else ''),
+        f'FORCE_CUDA=1 {again}  # with nvcc of {_cuda_of_torch()} on the PATH',
+    )
+
+
+def _cuda_of_torch() -> str:
+    from torch.version import cuda
+
+    return f'CUDA {cuda}'
 
 
 def setup_tools(found: Callable[[str], Optional[str]] = installed) -> Finding:

@@ -8,6 +8,7 @@ from typing import List, Optional, Sequence
 import cv2
 import numpy as np
 
+from ..utils.environment import check_operators
 from ..utils.errors import CheckpointError, ConfigError
 from ..utils.noise import quiet_imports
 from .found import Found, encode, keep_best, useful
@@ -73,6 +74,7 @@ class Detector:
 
         from ..transfer import read_checkpoint
 
+        check_operators(self.device)
         with quiet_imports():
             cfg = Config.fromfile(self.config)  # it may import mmdet
             from mmdet.registry import MODELS

@@ -11,7 +11,7 @@ from mmengine.logging import print_log
 from ..config import load_config
 from ..engine.fit import load_fitting
 from ..transfer import load_local
-from ..utils.environment import check_device
+from ..utils.environment import check_device, check_operators
 from ..utils.errors import BadImageError, CheckpointError, ConfigError
 from ..utils.files import PathLike, atomic_write_text
 from ..utils.noise import quiet_imports
@@ -59,7 +59,7 @@ def predict(
 
     Raises:
         ConfigError: ``run`` is no detector's config, or holds none; ``out`` lies in a folder of ``images``; or
-            ``threshold`` or ``device`` is none.
+            ``threshold`` or ``device`` is none; or mmcv's operators do not run on it.
         FolderInUseError: ``out`` holds predictions.
         CheckpointError: the weights are those of another model.
         MissingFileError: no such file or folder, or no image in it.
@@ -73,6 +73,7 @@ def predict(
     check_threshold(threshold)
     if device is not None:
         check_device(device)
+    check_operators(device or 'cuda')
     cfg = load_config(config)
     if 'test_dataloader' not in cfg or cfg.get('default_scope') != 'mmdet':
         raise ConfigError(f'{config} is not the config of a detector: take the one in the work dir of its training.')

@@ -4,6 +4,7 @@ import os
 import platform
 import shlex
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from ..version import __version__
@@ -39,6 +40,31 @@ def check_device(name: str) -> None:
     except (RuntimeError, AssertionError) as error:  # the second one of a torch without CUDA
         here = ', '.join(['cpu', *(f'cuda:{i}' for i in range(torch.cuda.device_count()))])
         raise ConfigError(f'there is no device {name!r} here: take one of {here}.') from error
+
+
+def detectors_lack_gpu() -> bool:
+    """Return whether torch sees a GPU for which mmcv's operators, which detectors call, were not compiled."""
+    import torch
+
+    if not torch.cuda.is_available() or find_spec('mmcv._ext') is None:  # without any, detectors cannot be imported
+        return False
+    from mmcv.ops import get_compiling_cuda_version
+
+    return get_compiling_cuda_version() == 'not available'
+
+
+def check_operators(device: str = 'cuda') -> None:
+    """Refuse a device on which mmcv's operators do not run.
+
+    Raises:
+        ConfigError: a GPU, and they were compiled for CPUs alone.
+    """
+    if device.startswith('cuda') and detectors_lack_gpu():
+        raise ConfigError(
+            "mmcv's operators are compiled for CPUs alone, and a detector calls them on the GPU: compile them anew "
+            'with nvcc on the PATH (`odis-mm doctor` prints the command), or use the CPU by CUDA_VISIBLE_DEVICES= '
+            'before the command.'
+        )
 
 
 def hardware() -> str:

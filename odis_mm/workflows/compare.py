@@ -27,6 +27,7 @@ from ..recipes import (
 )
 from ..transfer import read_checkpoint, read_meta
 from ..transfer.resnet import find_resnet
+from ..utils.environment import detectors_lack_gpu
 from ..utils.errors import ConfigError, StageError
 from ..utils.paths import detector_name
 from .data import Prepared, content_hash, write_once
@@ -63,12 +64,22 @@ class Comparison:
         plan: What to compare.
         data: See :func:`prepare`.
         stages: Runs them.
+
+    Attributes:
+        detectors_on_cpu: There are GPUs, which detectors cannot use.
+        notes: What else there is to know, of the data and of this machine.
     """
 
     def __init__(self, plan: Plan, data: Prepared, stages: Stages):
         if data.mixed and plan.detector.config is None:  # else a subset of the labels would choose, each its own
             plan = dataclasses.replace(plan, detector=dataclasses.replace(plan.detector, config='faster-rcnn_small'))
         self.plan, self.data, self.stages = plan, data, stages
+        self.detectors_on_cpu, self.notes = bool(stages.gpus) and detectors_lack_gpu(), list(data.notes)
+        if self.detectors_on_cpu:
+            self.notes.append(
+                "mmcv's operators are compiled for CPUs alone here, so all detectors train on the CPU; `odis-mm "
+                'doctor` prints how to compile them for the GPU'
+            )
         self._contents: Dict[str, str] = {}
         self.evaluated = plan.evaluate or ('test' if data.test and plan.tuning.trials else 'val')
         if self.evaluated == 'test' and data.test is None:
@@ -560,7 +571,7 @@ class Comparison:
                 seed=seed,
                 options={**detector.options, **options},
             )
-        if self.stages.gpus == 0:
+        if self.stages.gpus == 0 or self.detectors_on_cpu:
             for key in ('train', 'val', 'test'):
                 cfg[f'{key}_dataloader'].num_workers = 0
                 cfg[f'{key}_dataloader'].persistent_workers = False
@@ -572,7 +583,11 @@ class Comparison:
         path = folder / 'config.py'
         with _configs:
             Config(cfg.to_dict(), format_python_code=False).dump(path)  # formatting takes longer than all else here
-        used = worker.command(['train', path, '--work-dir', folder / 'run', '--resume', 'auto'], folder)
+        used = worker.command(
+            ['train', path, '--work-dir', folder / 'run', '--resume', 'auto'],
+            folder,
+            cpu=self.detectors_on_cpu and cfg.get('default_scope') == 'mmdet',
+        )
         memory = [record['memory'] for record in scalars(folder / 'run') if 'memory' in record]
         return dict(memory_mb=round(max(memory) if memory else used['memory_mb'])), used['seconds']
 

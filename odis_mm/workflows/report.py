@@ -426,7 +426,7 @@ def _method(outcome: Outcome, comparison: Comparison, command: str) -> Section:
         'smaller ones within larger ones'
         + (f'; {data.images["unlabelled"]} further images without labels' if data.images['unlabelled'] else '')
         + f'. Evaluated: {outcome.images} images ({outcome.evaluated}).',
-        *data.notes,
+        *comparison.notes,
         'Detector: the same for all starts'
         + (", but for the backbone, which has the shape of a start's file" if any(s.file for s in steps) else '')
         + f', {plan.detector.iterations} iterations, {plan.seeds.detector} seed(s), all weights trained'

@@ -299,7 +299,7 @@ def _carry_out(
     out.mkdir(parents=True, exist_ok=True)
     stages = Stages(out, jobs, prefix)
     comparison = Comparison(plan, prepare(plan, folder, out, stages.say), stages)
-    for note in comparison.data.notes:  # of images that are not used, say: an hour later is too late
+    for note in comparison.notes:  # of images that are not used, say: an hour later is too late
         stages.say(note)
     comparison.measure_speed()
     left, total = comparison.minutes(), len(comparison.everything())

@@ -82,8 +82,8 @@ class Worker:
     processes: List[subprocess.Popen] = field(default_factory=list)
     log: Optional[Path] = None
 
-    def command(self, arguments: Sequence, folder: Path) -> Dict[str, float]:
-        """Run ``odis-mm ARGUMENTS``; what it prints goes to ``log.txt`` in the folder.
+    def command(self, arguments: Sequence, folder: Path, cpu: bool = False) -> Dict[str, float]:
+        """Run ``odis-mm ARGUMENTS``, without GPUs where ``cpu``; what it prints goes to ``log.txt`` in the folder.
 
         Returns:
             ``seconds``, and ``memory_mb``, the most memory that one of its processes had on the host.
@@ -100,7 +100,12 @@ class Worker:
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 pass_fds=() if self.lock < 0 else (self.lock,),
-                env={**os.environ, 'PYTHONUNBUFFERED': '1', **self.environment},
+                env={
+                    **os.environ,
+                    'PYTHONUNBUFFERED': '1',
+                    **self.environment,
+                    **({'CUDA_VISIBLE_DEVICES': ''} if cpu else {}),
+                },
             )
         self.processes.append(process)
         if self.stop.is_set():  # in the meantime: who set it may have looked at the processes before this one was there

@@ -16,6 +16,8 @@ from helpers import environment, forked
 from odis_mm import cli
 from odis_mm.cli import doctor
 from odis_mm.cli.doctor import Finding
+from odis_mm.utils.environment import check_operators, detectors_lack_gpu
+from odis_mm.utils.errors import ConfigError
 
 HEALTHY = dict(mmengine='0.10.7', mmcv='2.1.0', mmpretrain='1.2.0', mmdet='3.3.0')
 
@@ -191,6 +193,24 @@ def test_a_run_that_fails_is_told_with_a_command_that_shows_it(tmp_path, monkeyp
         done = forked(partial(cli.main, words[at + 3 :]), tmp_path, env=env)
     assert 'Traceback' in done.stderr and "has no key 'archh'" in done.stderr, done.stderr
     assert list(tmp_path.rglob('instances_train2017.json'))
+
+
+def test_operators_for_cpus_alone_are_a_problem_of_detectors_on_gpus(monkeypatch, tmp_path):
+    assert list(doctor.operators())[-1].what == 'mmcv operators are there' and not detectors_lack_gpu()
+    check_operators()
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr('mmcv.ops.get_compiling_cuda_version', lambda: 'not available')
+    found = list(doctor.operators())[-1]
+    assert not found.ok and 'for CPUs alone' in found.what
+    assert (
+        found.remedy.startswith('FORCE_CUDA=1 pip install --no-cache-dir --force-reinstall') and 'nvcc' in found.remedy
+    )
+    with pytest.raises(ConfigError, match='compiled for CPUs alone.*CUDA_VISIBLE_DEVICES='):
+        check_operators('cuda:1')
+    check_operators('cpu')
+    monkeypatch.setattr('mmcv.ops.get_compiling_cuda_version', lambda: '12.8')
+    assert list(doctor.operators())[-1].ok
+    check_operators()
 
 
 def test_report_and_exit_code(monkeypatch, capsys):

@@ -1,16 +1,19 @@
 """Annotations of odd habits in a comparison: numbers as text, ids of other splits, files that are no images."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
+import torch
+from mmengine.config import Config
 from PIL import Image
 
 from helpers import write_noise_coco
 from odis_mm.detection.checks import look
 from odis_mm.recipes import pretraining
 from odis_mm.utils.errors import AnnotationError, BadImageError, ConfigError
-from odis_mm.workflows import stages, stats
+from odis_mm.workflows import compare, stages, stats
 from odis_mm.workflows.compare import Comparison
 from odis_mm.workflows.data import prepare
 from odis_mm.workflows.plan import Data, Plan, Start, Step, Tuning
@@ -352,12 +355,52 @@ def test_a_work_dir_among_the_data_is_refused(tmp_path):
         assert prepared(tmp_path, name='data/cmp', **named).images['train'] == 6
 
 
+class Seen:
+    """In place of a worker: what the first command of a stage is."""
+
+    def command(self, arguments, folder, cpu=False):
+        self.cfg, self.cpu = Config.fromfile(arguments[1]), cpu
+        raise InterruptedError
+
+
+def first_command(stage, folder):
+    seen = Seen()
+    with pytest.raises(InterruptedError):
+        stage.work(seen, folder, {})
+    return seen
+
+
+def compared(tmp_path, jobs=1, **options):
+    plan = Plan(
+        Data(root=str(tmp_path / 'data')),
+        (Start('random'), Start('ours', (Step(recipe='odis_small', options=options),))),
+    )
+    return Comparison(plan, prepared(tmp_path), stages.Stages(tmp_path, jobs=jobs))
+
+
 @pytest.mark.parametrize('options, workers', [({}, 4), ({'train_dataloader.num_workers': 7}, 7)])
 def test_stages_beside_one_another_share_the_cores_that_prepare_images(tmp_path, monkeypatch, options, workers):
-    data = prepared(tmp_path)
-    monkeypatch.setattr(pretraining, '_workers', lambda: 8)  # with a GPU
-    monkeypatch.setattr(stages, 'cores', lambda: 16)
-    plan = Plan(Data(root=str(tmp_path / 'data')), (Start('random'),))
-    comparison = Comparison(plan, data, stages.Stages(tmp_path, jobs=4))
-    cfg, _ = comparison._pretraining_config(Step(recipe='odis_small', options=options), {}, 4, 0)
-    assert cfg.train_dataloader.num_workers == workers
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    for module in (pretraining, stages):
+        monkeypatch.setattr(module, 'cores', lambda: 16)
+    stage = next(iter(compared(tmp_path, jobs=4, **options).pretrainings.values()))
+    assert first_command(stage, tmp_path / 'stage').cfg.train_dataloader.num_workers == workers
+
+
+def test_detectors_without_operators_for_the_gpu_train_on_the_cpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, 'detectors_lack_gpu', lambda: True)
+    assert not compared(tmp_path).detectors_on_cpu and not compared(tmp_path).notes  # no GPU
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
+    comparison = compared(tmp_path)
+    assert any('all detectors train on the CPU' in note for note in comparison.notes)
+    for found, cpu in ((comparison.runs, True), (comparison.pretrainings, False)):
+        seen = first_command(next(iter(found.values())), tmp_path / 'stage')
+        assert seen.cpu == cpu and seen.cfg.train_dataloader.num_workers == 0
+
+
+def test_a_command_may_not_see_gpus(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, 'PROGRAM', [sys.executable, '-c'])
+    shown = "import os; print(repr(os.environ.get('CUDA_VISIBLE_DEVICES')))"
+    for cpu, expected in ((False, "'3'"), (True, "''")):
+        stages.Worker((), {'CUDA_VISIBLE_DEVICES': '3'}).command([shown], tmp_path, cpu=cpu)
+        assert (tmp_path / 'log.txt').read_text().splitlines()[-1] == expected
