@@ -17,7 +17,7 @@ from ..objects.formats import UnrecognisedError
 from ..recipes.pretraining import WITHOUT, pretraining_config
 from ..utils.errors import AnnotationError, ConfigError, StageError
 from ..utils.files import PathLike
-from ..utils.origin import CONFIGS, resumed_start
+from ..utils.origin import CONFIGS, check_method, resumed_start
 from ..utils.paths import check_checkpoint, check_data, check_resumable, check_unused, default_work_dir
 from .logs import logging_at, tell
 
@@ -86,6 +86,8 @@ def pretrain(
             steps, seconds = steps_in(hours, data, amp, known)
             tell([f'speed: {seconds:.2f} s per step on this machine, {steps} steps in {hours:g} hours'], quiet)
         cfg, _ = pretraining_config(data, steps=steps, **known)
+        if resume:
+            check_method(config, cfg.model.type)
         cfg = Config(cfg.to_dict(), cfg_text=MADE, filename=str(config))
         tell(cfg.notes, quiet)
         if quiet:

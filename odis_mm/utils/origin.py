@@ -17,6 +17,10 @@ def start_of(config: Path) -> Optional[str]:
     Raises:
         ConfigError: the file is no Python any more.
     """
+    return _text_in_model(config, 'backbone', 'init_cfg', 'checkpoint')
+
+
+def _text_in_model(config: Path, *keys: str) -> Optional[str]:
     try:
         tree = ast.parse(config.read_text('utf-8'))
     except (SyntaxError, ValueError) as error:
@@ -25,11 +29,29 @@ def start_of(config: Path) -> Optional[str]:
         ) from None
     body = (node for node in tree.body if isinstance(node, ast.Assign))
     node: Optional[ast.expr] = next((part.value for part in body if ast.unparse(part.targets[0]) == 'model'), None)
-    for key in ('backbone', 'init_cfg', 'checkpoint'):
+    for key in keys:
         parts = node.keywords if isinstance(node, ast.Call) else []
         node = next((part.value for part in parts if part.arg == key), None)
     value = node.value if isinstance(node, ast.Constant) else None
     return value if isinstance(value, str) else None
+
+
+def check_method(config: Path, method: str) -> None:
+    """Refuse to go on with a run as one of another method, before its config is written anew.
+
+    Args:
+        config: That the run wrote beside its checkpoints.
+        method: ``model.type`` of what would go on with it.
+
+    Raises:
+        ConfigError: the run is one of another method, or its config is no Python any more.
+    """
+    former = _text_in_model(config, 'type') if config.is_file() else None
+    if former is not None and former.rpartition('.')[2] != method.rpartition('.')[2]:
+        raise ConfigError(
+            f'the run in {config.parent} is one of {former}, and this command would go on with it as {method}: name its '
+            f'method, as in --method {former.lower()}, or begin another run with --work-dir.'
+        )
 
 
 def resumed_start(config: Path, init: Optional[PathLike], options: Iterable[str] = ()) -> Optional[PathLike]:

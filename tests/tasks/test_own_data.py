@@ -413,6 +413,16 @@ def test_the_command_explains_its_figures(steps, told, coco_folder, tmp_path, mo
     assert told in said[4] and said[5].startswith('detector: ')
 
 
+def test_a_run_is_not_resumed_by_another_method(chain, coco_folder):
+    work, _, _ = chain
+    config = work / 'pretrain' / 'pretrain.py'
+    before = config.read_text()
+    known = dict(steps=6, size=16, batch=5, work_dir=work / 'pretrain', resume=True)
+    with pytest.raises(ConfigError, match='is one of ODIS, and this command would go on with it as GTSA'):
+        pretrain(coco_folder, method='gtsa', **known)
+    assert config.read_text() == before
+
+
 def test_a_resumed_detector_keeps_the_record_of_its_start(chain, coco_folder, tmp_path):
     work, export, done = chain
     shutil.copytree(work / 'detector', tmp_path / 'run')

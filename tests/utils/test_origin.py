@@ -4,7 +4,7 @@ import pytest
 from mmengine.config import Config
 
 from odis_mm.utils.errors import CheckpointError, ConfigError
-from odis_mm.utils.origin import resumed_start, start_of
+from odis_mm.utils.origin import check_method, resumed_start, start_of
 
 
 def written(folder, checkpoint):
@@ -34,6 +34,13 @@ def test_another_start_is_refused(tmp_path):
             resumed_start(config, other)
     (tmp_path / 'random' / 'iter_3.pth').unlink()
     assert resumed_start(random, other) == other, 'nothing to continue'
+
+
+def test_another_method_is_refused(tmp_path):
+    run = written(tmp_path / 'run', None)
+    check_method(run, 'mmpretrain.A'), check_method(tmp_path / 'none.py', 'B')
+    with pytest.raises(ConfigError, match='the run in .*run is one of A, .* as mmpretrain.B: name its method'):
+        check_method(run, 'mmpretrain.B')
 
 
 def test_a_start_that_moved_is_named_again(tmp_path):
