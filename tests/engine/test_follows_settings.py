@@ -227,3 +227,21 @@ def test_an_epoch_under_way_goes_on_with_another_batch_size(first, demo, tmp_pat
     assert rows[0]['lr'] == pytest.approx(schedule(3, LR * 8 / 128, 2, 4), rel=1e-4)
     assert 'iteration 6 of the checkpoint counts as 3 of 4' in log
     assert 'epoch 2 goes on after 8 of 16 images: none is lost or drawn twice' in log
+
+
+@pytest.mark.parametrize(
+    'first, then, done',
+    [
+        (['train_cfg.max_epochs=1'], ['train_cfg.max_epochs=1'], '1 of 1 epoch'),
+        (['train_cfg.max_epochs=None', '+train_cfg.max_iters=2'], ['train_cfg.max_epochs=1'], '1 of 1 epoch'),
+        (['train_cfg.max_epochs=None', '+train_cfg.max_iters=2'],) * 2 + ('2 of 2 iterations',),
+    ],
+)
+def test_a_run_that_is_done_says_so(demo, tmp_path, trained, first, then, done):
+    iterations, _ = trained
+    known = [f'train_dataloader.dataset.data_root={demo}', 'param_scheduler=[]']
+    run(tmp_path, [*known, *first])
+    iterations.clear()
+    run(tmp_path, [*known, *then], resume='auto')
+    log = ''.join(path.read_text() for path in tmp_path.glob('*/*.log'))
+    assert not iterations and f'--resume: the checkpoint has done {done}: nothing is left to train' in log

@@ -11,6 +11,7 @@ from mmpretrain.registry import HOOKS
 
 from ...utils.distributed import unwrap
 from ...utils.errors import CheckpointError
+from ...utils.words import count
 from ..fit import check_fit, check_pretrained, kind_of, state_of
 from ..loops import PROGRESS
 from ..settings import Change, changes, fast_forward, same_schedule, settings
@@ -162,11 +163,13 @@ class LoadingHook(Hook):
                 f'--resume: an epoch has {length} iterations now{_was(meta, length)}: iteration {before} of the '
                 f'checkpoint counts as {meta["iter"]} of {runner.max_iters}'
             )
-        if meta['iter'] >= runner.max_iters:
-            runner.logger.warning(
-                f'--resume: the checkpoint has done {meta["iter"]} of {runner.max_iters} iterations: nothing is left '
-                'to train'
-            )
+        # an epoch that max_iters cut short is done
+        epochs_done = getattr(loop, 'last', loop) is None and meta['epoch'] >= runner.max_epochs
+        if epochs_done or meta['iter'] >= runner.max_iters:
+            done = f'{meta["iter"]} of {runner.max_iters} iterations'
+            if epochs_done:
+                done = f'{meta["epoch"]} of {count(runner.max_epochs, "epoch")}'
+            runner.logger.warning(f'--resume: the checkpoint has done {done}: nothing is left to train')
         return meta['iter'] != before
 
     def _follow_optimizer(self, runner, checkpoint: dict, keys: set, renumbered: bool) -> None:
