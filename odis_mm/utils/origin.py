@@ -49,8 +49,8 @@ def check_method(config: Path, method: str) -> None:
     former = _text_in_model(config, 'type') if config.is_file() else None
     if former is not None and former.rpartition('.')[2] != method.rpartition('.')[2]:
         raise ConfigError(
-            f'the run in {config.parent} is one of {former}, and this command would go on with it as {method}: name its '
-            f'method, as in --method {former.lower()}, or begin another run with --work-dir.'
+            f'the run in {config.parent} is one of {former}, and this command would go on with it as {method}: name '
+            f'its method, as in --method {former.lower()}, or begin another run with --work-dir.'
         )
 
 
