@@ -22,7 +22,7 @@ from odis_mm.config import load_config, parse_options
 from odis_mm.datasets.layout import find_splits
 from odis_mm.recipes import detector_config
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU, or ODIS_MM_TEST_GPU=1 is not set')
 
 
 @pytest.fixture(autouse=True)
