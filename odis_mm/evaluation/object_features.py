@@ -336,7 +336,8 @@ def extract_dataset(
     """Write the features of all objects of a data set as ``.npz`` without pickles, and draw a sheet of neighbours.
 
     The file holds ``token`` (if there is one), ``pooled``, ``boxes``, ``image`` (row of ``file_name`` and
-    ``image_id``), ``label`` (row of ``classes``; -1: unknown).
+    ``image_id``, its place in the annotations where those have ids that are no whole numbers), ``label`` (row of
+    ``classes``; -1: unknown).
 
     Raises:
         ConfigError: another ending than ``.npz``, and what :func:`extract_object_features` raises.
