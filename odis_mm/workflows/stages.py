@@ -125,6 +125,11 @@ class Worker:
             raise StageError(f'{sentences[-1]} (of: {shown})')
         if code in (INTERRUPTED, -signal.SIGTERM, -signal.SIGINT):
             raise StageError(f'{shown} was interrupted: start the same command again to go on.')
+        if code == -signal.SIGKILL:
+            raise StageError(
+                f'{shown} was killed, as the system does where memory runs out: lower --jobs or the batch; its output '
+                f'is in {self.log}.'
+            )
         end = ' | '.join(line for line in tail[-3:] if line.strip())
         raise StageError(f'{shown} ended with exit code {code}; its output is in {self.log}, which ends: {end}')
 

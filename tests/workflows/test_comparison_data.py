@@ -12,7 +12,7 @@ from PIL import Image
 from helpers import write_noise_coco
 from odis_mm.detection.checks import look
 from odis_mm.recipes import pretraining
-from odis_mm.utils.errors import AnnotationError, BadImageError, ConfigError
+from odis_mm.utils.errors import AnnotationError, BadImageError, ConfigError, StageError
 from odis_mm.workflows import compare, stages, stats
 from odis_mm.workflows.compare import Comparison
 from odis_mm.workflows.data import prepare
@@ -404,3 +404,9 @@ def test_a_command_may_not_see_gpus(tmp_path, monkeypatch):
     for cpu, expected in ((False, "'3'"), (True, "''")):
         stages.Worker((), {'CUDA_VISIBLE_DEVICES': '3'}).command([shown], tmp_path, cpu=cpu)
         assert (tmp_path / 'log.txt').read_text().splitlines()[-1] == expected
+
+
+def test_a_command_that_is_killed_is_told_as_lack_of_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, 'PROGRAM', [sys.executable, '-c'])
+    with pytest.raises(StageError, match='was killed, as the system does where memory runs out: lower --jobs'):
+        stages.Worker((), {}).command(['import os; os.kill(os.getpid(), 9)'], tmp_path)
