@@ -1,5 +1,6 @@
 """Configs made for a data set: what a person would write by hand after looking at the annotations."""
 
+import functools
 import math
 import os
 from dataclasses import dataclass
@@ -99,8 +100,13 @@ def read_content(split: Split) -> Content:
 
 
 def _paths(content: dict, split: Split) -> List[str]:
+    """Of the files themselves, which links of two splits may share."""
     names = [image.get('file_name') for image in content['images'] if isinstance(image, dict)]
-    return [os.path.abspath(Path(split.images, name)) for name in names if isinstance(name, str)]
+    folder_of, found = functools.lru_cache(None)(os.path.realpath), []
+    for path in (Path(split.images, name) for name in names if isinstance(name, str)):
+        place = os.path.join(folder_of(path.parent), path.name)
+        found.append(os.path.realpath(place) if os.path.islink(place) else place)
+    return found
 
 
 def _learned(content: Content, val: Split) -> List[str]:

@@ -103,6 +103,11 @@ def test_validation_on_training_images_is_told(tmp_path):
     assert any(note.startswith(told) for note in detector_config(train, val).notes)
     elsewhere = Split(val.ann_file, tmp_path / 'val')
     assert not any(note.startswith('mind') for note in detector_config(train, elsewhere).notes)
+    (tmp_path / 'val').mkdir()
+    for name in ('0.jpg', '1.jpg', '2.jpg'):
+        (tmp_path / name).touch()
+        (tmp_path / 'val' / name).symlink_to(tmp_path / name)
+    assert any(note.startswith(told) for note in detector_config(train, elsewhere).notes), 'links to one file'
 
 
 def test_the_config_of_a_pretraining_is_no_detector(tmp_path):
