@@ -35,6 +35,7 @@ from .datasets import EpochSampler, number_draws
 from .engine.hooks import BadImageHook, LoadingHook, PreemptionHook
 from .engine.log import QuietRunner
 from .engine.resume import damage, find_checkpoint
+from .models.linear import bf16_slowdown
 from .recipes.starting import follow_named, named_start, start_from
 from .transfer.mmengine_loading import closed_to_code
 from .utils.environment import MACHINE, check_operators, hardware
@@ -51,6 +52,7 @@ AMP_WRAPPERS = dict(
     bf16=dict(type='mmpretrain.AutocastOptimWrapper'),
     fp16=dict(type='mmpretrain.SafeAmpOptimWrapper', dtype='float16', loss_scale='dynamic'),
 )
+SLOW_BF16 = 1.2  # times as long as float32: below, its smaller memory may be worth it
 RUNNER_HOOKS = {'runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint'}  # mmengine's names
 _RUNS = itertools.count()
 
@@ -121,6 +123,12 @@ def train(
         runner.logger.info(scale_lr(runner))
         if amp:
             runner.logger.info(f'mixed precision: autocast in {amp}, {cfg.optim_wrapper.type}')
+        bf16 = get_device() == 'cpu' and str(cfg.optim_wrapper.type).endswith('AutocastOptimWrapper')
+        if bf16 and (slowdown := bf16_slowdown()) > SLOW_BF16:
+            runner.logger.warning(
+                f'mixed precision: bf16 products take {slowdown:.1f} times as long as float32 ones on this processor: '
+                'training is faster without --amp'
+            )
         with _explained(cfg):
             _check_length(runner)
             for line in beyond_the_end(cfg, runner.max_iters / len(runner.train_dataloader)):

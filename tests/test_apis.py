@@ -10,8 +10,10 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from helpers import toy_runner
+from helpers import FOUR_STEPS, toy_runner
 from odis_mm import apis
+from odis_mm.config import parse_options
+from odis_mm.models.linear import bf16_slowdown
 from odis_mm.utils.errors import ConfigError
 
 
@@ -80,3 +82,13 @@ def test_runs_of_one_process_within_a_second_keep_their_own_logs(tmp_path, monke
         assert runner.message_hub.get_info('who') == name
         (scalars,) = (tmp_path / name).glob('*/vis_data/*.json')
         assert json.loads(scalars.read_text())['mine'] == (name == 'second')
+
+
+@pytest.mark.parametrize('slowdown, told', [(2.0, True), (0.5, False)])
+def test_bf16_that_is_slower_than_float32_is_told(demo, tmp_path, monkeypatch, slowdown, told):
+    assert 0.01 < bf16_slowdown() < 1000
+    monkeypatch.setattr(apis, 'bf16_slowdown', lambda: slowdown)
+    options = {**parse_options(FOUR_STEPS), 'train_dataloader.dataset.data_root': demo}
+    apis.train('odis_demo', work_dir=str(tmp_path), options=options, amp='bf16')
+    (log,) = tmp_path.glob('*/*.log')
+    assert ('bf16 products take 2.0 times as long as float32 ones on this processor' in log.read_text()) == told

@@ -5,6 +5,7 @@ has for convolutions and bf16, uses AVX-512 wherever there is any (docs/benchmar
 """
 
 import contextlib
+import time
 from functools import cache
 from pathlib import Path
 from typing import Callable, Iterator, Optional
@@ -68,6 +69,21 @@ def plain_linears() -> Iterator[None]:
         yield
     finally:
         _plain_only = before
+
+
+@cache
+def bf16_slowdown() -> float:
+    """Return how many times as long as in float32 a product of matrices takes in bf16, on this CPU. Some have
+    instructions for it that are slower."""
+    times = []
+    for dtype in (torch.bfloat16, torch.float32):
+        x, spent = torch.ones(512, 512, dtype=dtype), []
+        for _ in range(5):  # the first one prepares
+            begin = time.perf_counter()
+            linear(x, x)
+            spent.append(time.perf_counter() - begin)
+        times.append(min(spent))
+    return times[0] / times[1]
 
 
 @cache
