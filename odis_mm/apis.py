@@ -123,7 +123,7 @@ def train(
         runner.logger.info(scale_lr(runner))
         if amp:
             runner.logger.info(f'mixed precision: autocast in {amp}, {cfg.optim_wrapper.type}')
-        bf16 = get_device() == 'cpu' and str(cfg.optim_wrapper.type).endswith('AutocastOptimWrapper')
+        bf16 = get_device() == 'cpu' and str(cfg.optim_wrapper.get('type')).endswith('AutocastOptimWrapper')
         if bf16 and (slowdown := bf16_slowdown()) > SLOW_BF16:
             runner.logger.warning(
                 f'mixed precision: bf16 products take {slowdown:.1f} times as long as float32 ones on this processor: '
