@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Optional, Sequence, Tuple, Union
+from typing import Optional, Sequence, Tuple
 
 from torch import nn
 
@@ -66,6 +66,7 @@ def transfer(
     if shape.patches is not None and (grid or source_grid):
         meta['patch_grid'] = list(shape.grid(grid or source_grid))
     folder = out.suffix not in ('.pth', '.safetensors')
+    config = huggingface_config(conversion, heads, grid or source_grid) if folder else {}
     file = out / 'model.safetensors' if folder else out
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f'.unproved_{file.name}')
@@ -76,7 +77,6 @@ def transfer(
     finally:
         partial.unlink(missing_ok=True)
     if folder:
-        config = huggingface_config(conversion, heads, grid or source_grid)
         atomic_write_text(out / 'config.json', json.dumps(config, indent=1) + '\n')
         if 'mean' in meta and 'std' in meta:
             scaled = {f'image_{key}': [value / 255 for value in meta[key]] for key in ('mean', 'std')}
@@ -114,7 +114,11 @@ def write_file(path: Path, conversion: Conversion, meta: dict) -> None:
 
 
 def huggingface_config(conversion: Conversion, heads: int, grid: Optional[Grid] = None) -> dict:
-    """Return ``config.json`` for what :func:`transfer` writes: ``ViTModel``, ``Dinov2Model`` or ``DINOv3ViTModel``."""
+    """Return ``config.json`` for what :func:`transfer` writes: ``ViTModel``, ``Dinov2Model`` or ``DINOv3ViTModel``.
+
+    Raises:
+        CheckpointError: the MLPs have a width that ``Dinov2Model`` cannot have.
+    """
     shape = VitShape.required(conversion.state)
     rows, columns = shape.grid(grid)
     size = [rows * shape.patch_size, columns * shape.patch_size]
@@ -159,13 +163,19 @@ def huggingface_config(conversion: Conversion, heads: int, grid: Optional[Grid] 
     )
 
 
-def _mlp_ratio(shape: VitShape) -> Union[int, float]:
+def _mlp_ratio(shape: VitShape) -> int:
     """Hugging Face's whole number; of gated MLPs it takes two thirds, rounded up to a multiple of 8."""
+    widths = {ratio: ratio * shape.width for ratio in range(1, 33)}
     if shape.gated:
-        fitting = (r for r in range(1, 33) if (int(r * shape.width * 2 / 3) + 7) // 8 * 8 == shape.mlp)
-        return next(fitting, shape.mlp * 3 / 2 / shape.width)
-    ratio = shape.mlp / shape.width
-    return int(ratio) if ratio == int(ratio) else ratio
+        widths = {ratio: (int(width * 2 / 3) + 7) // 8 * 8 for ratio, width in widths.items()}
+    for ratio, width in widths.items():
+        if width == shape.mlp:
+            return ratio
+    raise CheckpointError(
+        f"MLPs of {shape.mlp} channels in a ViT of {shape.width}: Hugging Face's DINOv2 has whole multiples"
+        + (', of which gated ones are two thirds' if shape.gated else '')
+        + '; take another layout, such as --to timm.'
+    )
 
 
 def build_backbone(

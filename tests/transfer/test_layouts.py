@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+from contextlib import nullcontext
 
 import pytest
 import timm
@@ -15,6 +16,7 @@ from torch import nn
 from helpers import Foreign, noisy_vit, random_images, stock_vit
 from odis_mm.cli import checkpoints as commands
 from odis_mm.config import load_config
+from odis_mm.models import ObjectViT
 from odis_mm.recipes import backbone_settings
 from odis_mm.recipes.starting import start_from
 from odis_mm.transfer import (
@@ -823,3 +825,14 @@ def test_a_name_to_leave_out_that_no_tensor_has_is_refused():
     for name, lacking in (('layers', 'no blocks'), ('patch_embed', 'no patch_embed.projection.weight')):
         with pytest.raises(CheckpointError, match=f'is incomplete: it has {lacking}'):
             read_vit(state, drop=[name])
+
+
+@pytest.mark.parametrize('target, told', [('huggingface', None), ('huggingface-dinov2', 'MLPs of 80 channels')])
+def test_mlps_that_hugging_faces_dinov2_cannot_have_are_refused(tmp_path, target, told):
+    arch = dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=80)
+    model = ObjectViT(arch, img_size=32, patch_size=8)
+    model.init_weights()
+    torch.save(dict(state_dict=model.state_dict(), meta=model.settings()), tmp_path / 'odd.pth')
+    with pytest.raises(CheckpointError, match=told) if told else nullcontext():
+        transfer(tmp_path / 'odd.pth', tmp_path / 'out', target)
+    assert (tmp_path / 'out').is_dir() == (told is None)
