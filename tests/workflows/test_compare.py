@@ -115,7 +115,7 @@ def training(tmp_path, monkeypatch):
     export = tmp_path / 'export.pth'
     save_backbone(export, vit.state_dict(), dict(num_heads=2))
     fake = FakeTraining(export, vit.state_dict())
-    monkeypatch.setattr(Worker, 'command', lambda worker, arguments, folder: fake(worker, arguments, folder))
+    monkeypatch.setattr(Worker, 'command', lambda worker, arguments, folder, cpu=False: fake(worker, arguments, folder))
     return fake
 
 
