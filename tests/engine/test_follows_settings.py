@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from helpers import TINY_RUN
 from odis_mm import apis
 from odis_mm.config import parse_options
+from odis_mm.engine.hooks import LoadingHook
 from odis_mm.models import ODIS
 
 LR = 1e-3  # of odis_demo, at a global batch of 128
@@ -245,3 +247,27 @@ def test_a_run_that_is_done_says_so(demo, tmp_path, trained, first, then, done):
     run(tmp_path, [*known, *then], resume='auto')
     log = ''.join(path.read_text() for path in tmp_path.glob('*/*.log'))
     assert not iterations and f'--resume: the checkpoint has done {done}: nothing is left to train' in log
+
+
+def test_counters_of_steps_are_read_in_host_memory(first, demo, tmp_path, monkeypatch):
+    """mmengine loads a checkpoint onto the GPU, and torch leaves the counters of an optimizer that is not fused there:
+    each parameter would wait for the device at every step."""
+    monkeypatch.setenv('ODIS_DEMO_ROOT', demo)
+    shutil.copytree(first, tmp_path / 'run')
+    seen = []
+
+    def onto_gpu(self, runner, checkpoint, check=LoadingHook._check_resumable):
+        check(self, runner, checkpoint)
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            seen.append({**checkpoint['optimizer']['state'][0], 'step': torch.zeros((), device='cuda')})
+        checkpoint['optimizer']['state'][0] = seen[0]
+
+    def follow(self, runner, checkpoint, follow=LoadingHook._follow):
+        seen.append(checkpoint['optimizer']['state'][0]['step'].device.type)
+        checkpoint['optimizer']['state'][0]['step'] = torch.tensor(4.0)
+        follow(self, runner, checkpoint)
+
+    monkeypatch.setattr(LoadingHook, '_check_resumable', onto_gpu)
+    monkeypatch.setattr(LoadingHook, '_follow', follow)
+    run(tmp_path / 'run', resume='latest')
+    assert seen[1:] == ['cpu']
