@@ -3,6 +3,7 @@
 import errno
 import json
 import logging
+import os
 import time
 from pathlib import Path
 
@@ -80,3 +81,17 @@ def test_runs_of_one_process_within_a_second_keep_their_own_logs(tmp_path, monke
         assert runner.message_hub.get_info('who') == name
         (scalars,) = (tmp_path / name).glob('*/vis_data/*.json')
         assert json.loads(scalars.read_text())['mine'] == (name == 'second')
+
+
+@pytest.mark.parametrize('launcher, name', [('slurm', 'SLURM_LOCALID'), ('mpi', 'OMPI_COMM_WORLD_LOCAL_RANK')])
+def test_each_launcher_tells_a_rank_its_gpu_in_its_own_way(launcher, name, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    monkeypatch.setenv('LOCAL_RANK', '7')  # of something else
+    monkeypatch.setenv(name, '1')
+    apis._init_distributed(Config(dict(launcher=launcher)))
+    # what mmengine's DDP reads; of slurm mmengine sets it itself
+    assert launcher == 'slurm' or os.environ['LOCAL_RANK'] == '1'
+    monkeypatch.setenv(name, '2')
+    with pytest.raises(ConfigError, match='local rank 2 has no GPU of its own: this machine shows 2'):
+        apis._init_distributed(Config(dict(launcher=launcher)))
