@@ -84,14 +84,16 @@ def test_runs_of_one_process_within_a_second_keep_their_own_logs(tmp_path, monke
 
 
 @pytest.mark.parametrize('launcher, name', [('slurm', 'SLURM_LOCALID'), ('mpi', 'OMPI_COMM_WORLD_LOCAL_RANK')])
-def test_each_launcher_tells_a_rank_its_gpu_in_its_own_way(launcher, name, monkeypatch):
+def test_each_launcher_tells_a_rank_its_gpu_in_its_own_way(launcher, name, monkeypatch, demo, tmp_path):
+    monkeypatch.setenv('ODIS_DEMO_ROOT', demo)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
-    monkeypatch.setenv('LOCAL_RANK', '7')  # of something else
-    monkeypatch.setenv(name, '1')
-    apis._init_distributed(Config(dict(launcher=launcher)))
-    # what mmengine's DDP reads; of slurm mmengine sets it itself
-    assert launcher == 'slurm' or os.environ['LOCAL_RANK'] == '1'
-    monkeypatch.setenv(name, '2')
-    with pytest.raises(ConfigError, match='local rank 2 has no GPU of its own: this machine shows 2'):
-        apis._init_distributed(Config(dict(launcher=launcher)))
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '0,1')
+    monkeypatch.setenv('LOCAL_RANK', '0')  # of something else
+    monkeypatch.setattr(apis, 'build_runner', lambda cfg: 1 / 0)
+    for rank, error, text in ((1, ZeroDivisionError, ''), (2, ConfigError, 'local rank 2 has no GPU of its own')):
+        monkeypatch.setenv(name, str(rank))
+        with pytest.raises(error, match=text):
+            apis.train('odis_demo', work_dir=str(tmp_path), launcher=launcher)
+        # what mmengine's DDP reads; of slurm mmengine sets it itself, after that
+        assert launcher == 'slurm' or rank == 2 or os.environ['LOCAL_RANK'] == '1'

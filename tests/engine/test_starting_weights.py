@@ -3,7 +3,6 @@ the best export."""
 
 import copy
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -186,15 +185,17 @@ def test_a_run_from_nothing_has_no_start_to_compare_with(tmp_path):
 
 def test_random_weights_leave_the_generators_of_gpus_alone(monkeypatch, tmp_path):
     """Which torch.manual_seed would seed, too; and to keep those of several GPUs, torch warns."""
-    model, touched, forked = make_odis(), [], torch.random.fork_rng
+    model, touched, forked = make_odis(momentum=dict(start=0.5, end=1.0)), [], torch.random.fork_rng
+    model.backbone.init_cfg = dict(type='Pretrained', checkpoint='some.pth')  # so that random weights are measured, too
+    model.init_weights = lambda: None
     resnet = MODELS.build(dict(type='mmpretrain.ResNet', depth=18)).state_dict()
+    runner = odis_runner(tmp_path, model=model, cfg=dict(model=dict(backbone=BACKBONE)))
+    runner.register_hook(Falling('', interval=1))
     monkeypatch.setattr(torch.cuda, 'manual_seed_all', touched.append)
     monkeypatch.setattr(torch.random, 'fork_rng', lambda devices=None: touched.append(devices) or forked(devices=[]))
+    runner.train()
     before = torch.get_rng_state()
-    runner = SimpleNamespace(cfg=dict(model=dict(backbone=BACKBONE)))
-    twins = [RegionProxyHook._random_twin(runner, model) for _ in range(2)]
-    assert torch.equal(twins[0].patch_embed.projection.weight, twins[1].patch_embed.projection.weight)
     for name, state, meta in (('vit', model.backbone.state_dict(), dict(num_heads=4)), ('resnet', resnet, {})):
         save_backbone(tmp_path / f'{name}.pth', state, meta)
         build_backbone(tmp_path / f'{name}.pth')
-    assert touched == [[]] * 4 and torch.equal(torch.get_rng_state(), before)
+    assert touched == [[]] * 3 and torch.equal(torch.get_rng_state(), before)
