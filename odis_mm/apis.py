@@ -54,6 +54,7 @@ AMP_WRAPPERS = dict(
 )
 SLOW_BF16 = 1.2  # times as long as float32: below, its smaller memory may be worth it
 RUNNER_HOOKS = {'runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint'}  # mmengine's names
+LOCAL_RANKS = dict(slurm='SLURM_LOCALID', mpi='OMPI_COMM_WORLD_LOCAL_RANK')  # torchrun's is LOCAL_RANK
 _RUNS = itertools.count()
 
 
@@ -322,12 +323,14 @@ def _init_distributed(cfg: Config) -> None:
             'or leave --launcher out.'
         )
     if torch.cuda.is_available():
-        local = int(os.environ.get('LOCAL_RANK', 0))
+        local = int(os.environ.get(LOCAL_RANKS.get(cfg.launcher, 'LOCAL_RANK'), 0))
         if local >= torch.cuda.device_count():
             raise ConfigError(
                 f'local rank {local} has no GPU of its own: this machine shows {torch.cuda.device_count()}; start '
                 'no more ranks than GPUs.'
             )
+        if cfg.launcher == 'mpi':
+            os.environ['LOCAL_RANK'] = str(local)  # mmengine's DDP reads it, and mpirun sets another
         if cfg.launcher == 'pytorch' and agent_keeps_store():
             await_peers()
         return  # the Runner starts env_cfg.dist_cfg.backend

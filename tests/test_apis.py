@@ -3,6 +3,7 @@
 import errno
 import json
 import logging
+import os
 import time
 from pathlib import Path
 
@@ -92,3 +93,19 @@ def test_bf16_that_is_slower_than_float32_is_told(demo, tmp_path, monkeypatch, s
     apis.train('odis_demo', work_dir=str(tmp_path), options=options, amp='bf16')
     (log,) = tmp_path.glob('*/*.log')
     assert ('bf16 products take 2.0 times as long as float32 ones on this processor' in log.read_text()) == told
+
+
+@pytest.mark.parametrize('launcher, name', [('slurm', 'SLURM_LOCALID'), ('mpi', 'OMPI_COMM_WORLD_LOCAL_RANK')])
+def test_each_launcher_tells_a_rank_its_gpu_in_its_own_way(launcher, name, monkeypatch, demo, tmp_path):
+    monkeypatch.setenv('ODIS_DEMO_ROOT', demo)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '0,1')
+    monkeypatch.setenv('LOCAL_RANK', '0')  # of something else
+    monkeypatch.setattr(apis, 'build_runner', lambda cfg: 1 / 0)
+    for rank, error, text in ((1, ZeroDivisionError, ''), (2, ConfigError, 'local rank 2 has no GPU of its own')):
+        monkeypatch.setenv(name, str(rank))
+        with pytest.raises(error, match=text):
+            apis.train('odis_demo', work_dir=str(tmp_path), launcher=launcher)
+        # what mmengine's DDP reads; of slurm mmengine sets it itself, after that
+        assert launcher == 'slurm' or rank == 2 or os.environ['LOCAL_RANK'] == '1'

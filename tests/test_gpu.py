@@ -14,13 +14,15 @@ import pytest
 import torch
 from mmengine.registry import init_default_scope
 
-from helpers import DEMO_RECIPES, FOUR_STEPS
+from helpers import DEMO_RECIPES, FOUR_STEPS, make_vit
 from odis_mm import apis
 from odis_mm.analysis.benchmark import build_model, noise_batch
 from odis_mm.analysis.cost import total_loss
 from odis_mm.config import load_config, parse_options
 from odis_mm.datasets.layout import find_splits
 from odis_mm.recipes import detector_config
+from odis_mm.transfer import load_backbone
+from odis_mm.transfer.build import build_vit
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU, or ODIS_MM_TEST_GPU=1 is not set')
 
@@ -118,7 +120,9 @@ def test_detectors_train_resume_and_are_tested(amp, coco_folder, tmp_path):
         return detector_config(splits['train'], splits['val'], size=64, iterations=iterations, batch=4, options=options)
 
     apis.train(config(2), work_dir=str(tmp_path), amp=amp)
-    apis.train(config(4), work_dir=str(tmp_path), amp=amp, resume='auto')
+    runner = apis.train(config(4), work_dir=str(tmp_path), amp=amp, resume='auto')
+    states = runner.optim_wrapper.optimizer.state.values()
+    assert {state['step'].device.type for state in states} == {'cpu'}, 'on the GPU each would be waited for'
     rows = [
         json.loads(line)
         for file in sorted(tmp_path.glob('*/vis_data/scalars.json'))
@@ -128,3 +132,13 @@ def test_detectors_train_resume_and_are_tested(amp, coco_folder, tmp_path):
     assert [row['step'] for row in losses] == [1, 2, 3, 4] and all(np.isfinite(row['loss']) for row in losses)
     found = apis.test(config(4), str(Path(tmp_path, 'iter_4.pth')), work_dir=str(tmp_path / 'test'))
     assert 0 <= found['coco/bbox_mAP'] <= 1
+
+
+def test_backbones_are_built_and_loaded_beside_a_gpu():
+    """Tensors may be on it, and its random numbers stay as they are."""
+    model, fresh = make_vit().cuda(), make_vit().cuda()
+    before = torch.cuda.get_rng_state()
+    load_backbone(fresh, {key: value + 1 for key, value in model.state_dict().items()})
+    assert torch.equal(fresh.cls_token, model.cls_token + 1)
+    built = build_vit({key: value.cpu() for key, value in model.state_dict().items()}, 4)
+    assert torch.equal(built.cls_token, model.cls_token.cpu()) and torch.equal(torch.cuda.get_rng_state(), before)

@@ -55,6 +55,10 @@ class FullyShardedStrategy(DDPStrategy):
         """Return the optimizer's as :meth:`model_state_dict` does, in the form of an unsharded run."""
         return gather(self.optim_wrapper.state_dict())
 
+    def load_checkpoint(self, filename: str, **kwargs) -> dict:
+        # on a GPU, as mmengine resumes, all ranks' parts of parameters and optimizer would not fit
+        return super().load_checkpoint(filename, **{**kwargs, 'map_location': 'cpu'})
+
     def load_model_state_dict(
         self, state_dict: dict, *, strict: bool = False, revise_keys: list = [(r'^module.', '')]
     ) -> None:

@@ -82,7 +82,7 @@ def build_vit(
     else:
         settings.update(type='mmpretrain.VisionTransformer', with_cls_token=shape.cls_token)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would seed the GPUs' generators, too
         model = MODELS.build(settings)
         if random:
             initialise(model)

@@ -157,7 +157,7 @@ def load_backbone(
     # what is missing or left over was judged above, by name; what arrives is compared below
     module.load_state_dict({k: found[k] for k in matched}, strict=False)
     now = module.state_dict()
-    lost = [k for k in matched if not torch.equal(now[k].cpu(), found[k].to(now[k].dtype))]
+    lost = [k for k in matched if not torch.equal(now[k], found[k].to(now[k]))]
     if lost:  # a state-dict hook of the module changed them on the way
         raise CheckpointError(
             f'{name} was loaded but {some(lost)} differ from the file afterwards: a hook of '

@@ -46,7 +46,7 @@ def closed_to_code() -> Iterator[None]:
             setattr(mmengine_checkpoint, name, value)
 
 
-def load_local(filename: str, map_location=None) -> dict:
+def load_local(filename: str, map_location='cpu') -> dict:
     """Load a local checkpoint for mmengine: tensors, plain values and mmengine's own log buffers, never code.
 
     Raises:

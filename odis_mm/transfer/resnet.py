@@ -70,7 +70,7 @@ def build_resnet(state: State, name: str = 'state dict', random: bool = False) -
             f'ResNet-{", -".join(map(str, _DEPTHS.values()))}.'
         )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would seed the GPUs' generators, too
         model = MODELS.build(dict(type='mmpretrain.ResNet', depth=depth, in_channels=state['conv1.weight'].shape[1]))
         if random:
             initialise(model)

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from helpers import TINY_RUN
 from odis_mm import apis
 from odis_mm.config import parse_options
+from odis_mm.engine.hooks import LoadingHook
 from odis_mm.models import ODIS
 
 LR = 1e-3  # of odis_demo, at a global batch of 128
@@ -245,3 +247,23 @@ def test_a_run_that_is_done_says_so(demo, tmp_path, trained, first, then, done):
     run(tmp_path, [*known, *then], resume='auto')
     log = ''.join(path.read_text() for path in tmp_path.glob('*/*.log'))
     assert not iterations and f'--resume: the checkpoint has done {done}: nothing is left to train' in log
+
+
+def test_counters_of_steps_are_read_in_host_memory(first, demo, tmp_path, monkeypatch):
+    """mmengine loads a checkpoint onto the GPU, and torch leaves the counters of an optimizer that is not fused there:
+    each parameter would wait for the device at every step."""
+    monkeypatch.setenv('ODIS_DEMO_ROOT', demo)
+    shutil.copytree(first, tmp_path / 'run')
+    seen = []
+
+    def with_counter_on_gpu(self, runner, checkpoint, after=LoadingHook.after_load_checkpoint):
+        state = checkpoint['optimizer']['state'][0]
+        with FakeTensorMode():
+            state['step'] = torch.zeros((), device='cuda')
+        after(self, runner, checkpoint)
+        seen.append(state['step'].device.type)
+        state['step'] = torch.tensor(4.0)
+
+    monkeypatch.setattr(LoadingHook, 'after_load_checkpoint', with_counter_on_gpu)
+    run(tmp_path / 'run', resume='latest')
+    assert seen == ['cpu']

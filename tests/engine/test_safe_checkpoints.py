@@ -82,6 +82,16 @@ def test_a_file_that_would_run_code_is_no_reason_to_take_another_one(tmp_path):
         load_local(str(tmp_path / 'epoch_2.pth'))
 
 
+def test_tensors_of_a_gpu_are_read_where_there_is_none(tmp_path, monkeypatch):
+    """Each file that a user names; one on the GPU that wrote it would be full of it, or is not here."""
+    seen, load = [], torch.load
+    monkeypatch.setattr(
+        torch, 'load', lambda *args, **kwargs: (seen.append(kwargs['map_location']), load(*args, **kwargs))[1]
+    )
+    torch.save(dict(x=torch.ones(1)), tmp_path / 'detector.pth')
+    assert load_local(str(tmp_path / 'detector.pth'))['x'] == 1 and seen == ['cpu']
+
+
 @pytest.fixture
 def run(tmp_path):
     """A folder with three checkpoints; the note names the newest."""

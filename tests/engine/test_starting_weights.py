@@ -7,11 +7,12 @@ import json
 import pytest
 import torch
 from mmengine.hooks import Hook
+from mmpretrain.registry import MODELS
 
 from helpers import BACKBONE, make_odis, odis_runner
 from odis_mm.engine.hooks import RegionProxyHook, SelfSupScheduleHook
 from odis_mm.engine.optim import SelfSupOptimWrapperConstructor
-from odis_mm.transfer import build_backbone, read_checkpoint, read_meta
+from odis_mm.transfer import build_backbone, read_checkpoint, read_meta, save_backbone
 from odis_mm.utils.errors import ConfigError
 
 ADAMW = dict(type='AdamW', lr=1.0, weight_decay=0.1)
@@ -180,3 +181,21 @@ def test_a_run_from_nothing_has_no_start_to_compare_with(tmp_path):
     runner.train()
     assert json.loads((tmp_path / 'regions.json').read_text())['start'] is None
     assert not (tmp_path / 'best_regions_backbone.pth').exists()
+
+
+def test_random_weights_leave_the_generators_of_gpus_alone(monkeypatch, tmp_path):
+    """Which torch.manual_seed would seed, too; and to keep those of several GPUs, torch warns."""
+    model, touched, forked = make_odis(momentum=dict(start=0.5, end=1.0)), [], torch.random.fork_rng
+    model.backbone.init_cfg = dict(type='Pretrained', checkpoint='some.pth')  # so that random weights are measured, too
+    model.init_weights = lambda: None
+    resnet = MODELS.build(dict(type='mmpretrain.ResNet', depth=18)).state_dict()
+    runner = odis_runner(tmp_path, model=model, cfg=dict(model=dict(backbone=BACKBONE)))
+    runner.register_hook(Falling('', interval=1))
+    monkeypatch.setattr(torch.cuda, 'manual_seed_all', touched.append)
+    monkeypatch.setattr(torch.random, 'fork_rng', lambda devices=None: touched.append(devices) or forked(devices=[]))
+    runner.train()
+    before = torch.get_rng_state()
+    for name, state, meta in (('vit', model.backbone.state_dict(), dict(num_heads=4)), ('resnet', resnet, {})):
+        save_backbone(tmp_path / f'{name}.pth', state, meta)
+        build_backbone(tmp_path / f'{name}.pth')
+    assert touched == [[]] * 3 and torch.equal(torch.get_rng_state(), before)

@@ -387,3 +387,23 @@ def test_files_that_are_not_there_are_told_apart(tmp_path, read, suffix):
     ):
         with pytest.raises(CheckpointError, match=words):
             read(tmp_path / f'{name}{suffix}')
+
+
+class OnGPU(torch.Tensor):
+    """Values of another device: not to be compared with others before they are moved to them."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is torch.equal and not all(isinstance(x, cls) for x in args):
+            raise RuntimeError('Expected all tensors to be on the same device')
+        moved = func is torch.Tensor.cpu or (func is torch.Tensor.to and isinstance(args[1], torch.Tensor))
+        out = super().__torch_function__(func, types, args, kwargs or {})
+        return out.as_subclass(torch.Tensor) if moved else out
+
+
+def test_tensors_of_a_gpu_are_loaded_and_compared(exported):
+    model, _ = exported
+    fresh = stock_vit(seed=1)
+    report = load_backbone(fresh, {key: value.as_subclass(OnGPU) for key, value in model.state_dict().items()})
+    assert len(report.matched) == len(model.state_dict())
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in fresh.state_dict().items())

@@ -217,8 +217,9 @@ class FrozenMetricHook(Hook):
                 'set random_baseline=False for a model built by hand.'
             )
         device = next(model.parameters()).device
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
+        # drawn in host memory; with the GPUs' generators torch warns where there are several
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
             twin = MODELS.build({key: value for key, value in config['backbone'].items() if key != 'init_cfg'})
             initialise(twin)
         return twin.to(device)

@@ -8,6 +8,7 @@ from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmpretrain.models import VisionTransformer
 from mmpretrain.registry import HOOKS
+from torch import Tensor
 
 from ...utils.distributed import unwrap
 from ...utils.errors import CheckpointError
@@ -64,6 +65,7 @@ class LoadingHook(Hook):
             meta.pop('config', None)  # a text that mmengine would execute, of versions before 0.2
         if runner._resume:
             self._check_resumable(runner, checkpoint)
+            _bring_steps_to_host(checkpoint['optimizer'])
             self._drop_resampled(runner, checkpoint)
             self._follow(runner, checkpoint)
             return
@@ -232,6 +234,14 @@ class LoadingHook(Hook):
                 info[key] = here
             else:
                 del info[key]
+
+
+def _bring_steps_to_host(optimizer: dict) -> None:
+    """Adam's counters of steps: mmengine loads all onto the GPU, where optimizers that are not fused would wait for the
+    counter of each parameter at every step. Fused ones take theirs there themselves."""
+    for state in optimizer.get('state', {}).values():
+        if isinstance(state.get('step'), Tensor):
+            state['step'] = state['step'].cpu()
 
 
 def _was(meta: dict, length: int) -> str:

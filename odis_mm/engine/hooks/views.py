@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 from ...datasets.image_io import PostponedJPEG
 from ...datasets.survey import FEW, spread, visibility
 from ...datasets.transforms import PackViews, SampleViews
+from ...evaluation.frozen import evaluating
 from ...utils.distributed import unwrap
 from ...utils.errors import BadImageError, ConfigError
 from ...utils.files import read_records
@@ -170,7 +171,8 @@ def relative(attention: np.ndarray, masks: np.ndarray) -> np.ndarray:
 @torch.no_grad()
 def _similarity(model, samples: Sequence[dict]) -> dict:
     """How much the teacher's patches are like the one in the middle, for ``draw_maps``."""
-    maps = model.extract_feat(_inputs(model, samples))
+    with evaluating(model.branch('teacher')):  # its batch norms train, and synced ones would wait for the other ranks
+        maps = model.extract_feat(_inputs(model, samples))
     middle = maps.shape[2] // 2, maps.shape[3] // 2
     values = similarity(maps, middle).cpu().numpy()
     return dict(values=values, meaning='like the green patch', unit='cosine', limits=(-1, 1), marked=middle)

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from mmpretrain.registry import MODELS
 
 import odis_mm  # noqa: F401
+from odis_mm.engine.hooks import ViewInspectionHook
 from odis_mm.models.heads import ALFMHead
 from odis_mm.models.losses import aligned_cells, coding_length, effective_rank, second_moment
 from odis_mm.structures import View, ViewBatch, pair_intersections, points_from_view, stack_views
@@ -484,3 +486,15 @@ def test_gmsr_of_what_both_views_show():
     for index in (1, batch + 1):
         torch.testing.assert_close(seen[0][index, :, 0, 0], cells[index].mean(0), atol=1e-5, rtol=0)
     torch.testing.assert_close(seen[0][0, :, 0, 0], maps[0].mean((1, 2)), atol=1e-5, rtol=0)
+
+
+def test_the_picture_after_a_run_waits_for_no_other_rank(tmp_path):
+    """The first rank draws it alone, and batch norms that train, which ``sync_bn`` syncs, wait for all ranks."""
+    model, training, hook = make_resnet().train(), [], ViewInspectionHook()
+    norm = model.teacher['backbone'].bn1
+    norm.register_forward_hook(lambda module, *_: training.append(module.training))
+    before = norm.running_mean.clone()
+    hook.samples = [dict(pixels=[np.zeros((64, 64, 3), np.uint8)])] * 2
+    visualizer = SimpleNamespace(add_image=lambda *args, **kwargs: None)
+    hook.after_train(SimpleNamespace(model=model, work_dir=str(tmp_path), iter=1, visualizer=visualizer))
+    assert training == [False] and norm.training and torch.equal(norm.running_mean, before)
