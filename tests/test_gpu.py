@@ -23,6 +23,7 @@ from odis_mm.datasets.layout import find_splits
 from odis_mm.recipes import detector_config
 from odis_mm.transfer import load_backbone
 from odis_mm.transfer.build import build_vit
+from odis_mm.utils.environment import detectors_lack_gpu
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU, or ODIS_MM_TEST_GPU=1 is not set')
 
@@ -95,20 +96,10 @@ def test_trains_and_resumes(name, amp, demo, tmp_path):
     assert all(np.isfinite(row['loss']) and row['memory'] > 0 for row in rows if 'loss' in row)
 
 
-def mmcv_ops_of_gpus() -> bool:
-    try:
-        from mmcv.ops import nms
-
-        nms(torch.rand(4, 4, device='cuda').cumsum(1), torch.rand(4, device='cuda'), 0.5)
-    except (ImportError, RuntimeError):
-        return False
-    return True
-
-
 @pytest.mark.parametrize('amp', [None, 'fp16'])
 def test_detectors_train_resume_and_are_tested(amp, coco_folder, tmp_path):
-    if not mmcv_ops_of_gpus():
-        pytest.skip('mmcv is without its operators for GPUs')
+    if detectors_lack_gpu():
+        pytest.skip("mmcv's operators are compiled for CPUs alone")
     splits = find_splits(str(coco_folder))
     options = {
         'model.backbone.arch.num_layers': 2,
