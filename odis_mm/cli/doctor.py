@@ -195,21 +195,17 @@ def operators() -> Iterator[Finding]:
             ('pip uninstall -y mmcv-lite && ' if installed('mmcv-lite') else '') + again,
         )
         return
-    from ..utils.environment import detectors_lack_gpu  # needs torch
+    import torch  # is there: the operators were loaded with it
+
+    from ..utils.environment import detectors_lack_gpu
 
     lacking = detectors_lack_gpu()
     yield Finding(
         not (detectors and lacking),
         'mmcv operators are there'
         + (', for CPUs alone: pretraining runs on the GPU, detectors do not' if lacking else ''),
-        f'FORCE_CUDA=1 {again}  # with nvcc of {_cuda_of_torch()} on the PATH',
+        f'FORCE_CUDA=1 {again}  # with nvcc of CUDA {torch.version.cuda} on the PATH',
     )
-
-
-def _cuda_of_torch() -> str:
-    from torch.version import cuda
-
-    return f'CUDA {cuda}'
 
 
 def setup_tools(found: Callable[[str], Optional[str]] = installed) -> Finding:

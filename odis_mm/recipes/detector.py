@@ -102,7 +102,7 @@ def read_content(split: Split) -> Content:
 def _paths(content: dict, split: Split) -> List[str]:
     """Of the files themselves, which links of two splits may share."""
     names = [image.get('file_name') for image in content['images'] if isinstance(image, dict)]
-    folder_of, found = functools.lru_cache(None)(os.path.realpath), []
+    folder_of, found = functools.cache(os.path.realpath), []
     for path in (Path(split.images, name) for name in names if isinstance(name, str)):
         place = os.path.join(folder_of(path.parent), path.name)
         found.append(os.path.realpath(place) if os.path.islink(place) else place)

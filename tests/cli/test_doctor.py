@@ -195,7 +195,7 @@ def test_a_run_that_fails_is_told_with_a_command_that_shows_it(tmp_path, monkeyp
     assert list(tmp_path.rglob('instances_train2017.json'))
 
 
-def test_operators_for_cpus_alone_are_a_problem_of_detectors_on_gpus(monkeypatch, tmp_path):
+def test_operators_for_cpus_alone_are_a_problem_of_detectors_on_gpus(monkeypatch):
     assert list(doctor.operators())[-1].what == 'mmcv operators are there' and not detectors_lack_gpu()
     check_operators()
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
